@@ -1,0 +1,1 @@
+"""xlpretrain: distributed pretraining for Transformer-XL, XLNet, ALBERT and BERT."""

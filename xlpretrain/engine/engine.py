@@ -1,0 +1,82 @@
+"""What steps a model: the interface of `zero` (DeepSpeed) and `plain` (torch alone, the oracle of the other)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
+
+
+@dataclass(frozen=True)
+class StateRange:
+    """A piece of training state that this rank owns: elements [start, stop) of a flattened parameter.
+
+    kind: `weight` (the fp32 master), or the name of an optimizer state (`exp_avg`, `exp_avg_sq`).
+    tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
+    """
+
+    kind: str
+    name: str
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+ReadRange = Callable[[str, str, int, int], Tensor]
+"""(kind, parameter name, start, stop) -> a 1-D fp32 tensor on the CPU."""
+
+
+class Engine(ABC):
+    """Every rank calls every method, in the same order."""
+
+    model: PretrainingModel
+    device: torch.device
+
+    @abstractmethod
+    def start_step(self, counts: Mapping[str, int]) -> None:
+        """Begin a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        """Forward in training mode."""
+
+    @abstractmethod
+    def backward(self, loss: Loss) -> None:
+        """Add the gradient of sum_k weight_k * sums_k / counts_k; a term with count 0 contributes nothing.
+
+        A loss that is not finite makes the whole step's gradient NaN on every rank.
+        """
+
+    @abstractmethod
+    def step(self, lr: float) -> float:
+        """Reduce, clip and update once. Returns the global gradient norm before clipping.
+
+        Where the norm is not finite, no weight and no optimizer state changes, on any rank.
+        """
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        """Forward in evaluation mode, without gradients."""
+
+    @abstractmethod
+    def state_ranges(self) -> list[StateRange]:
+        """What this rank must save for the run to go on. Call it only between steps."""
+
+    @property
+    @abstractmethod
+    def updates(self) -> int:
+        """How many updates the optimizer has made (skipped ones left out)."""
+
+    @abstractmethod
+    def load_state(self, read: ReadRange, updates: int) -> None:
+        """Take over a saved state, of any engine, stage and world size."""
+
+    @abstractmethod
+    def load_weights(self, read: ReadRange) -> None:
+        """Take over the weights alone (kind `weight`); the optimizer starts anew."""

@@ -1,0 +1,236 @@
+"""Configuration files: YAML and `key.sub=value` overrides into typed sections, every mistake in one report.
+
+A section is a frozen pydantic model that lives beside the code it configures; `xlpretrain.config` and
+`data_pipelines.config` compose them. Torch-free.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from xlpretrain.errors import ConfigError
+
+Problem = tuple[str, str]
+"""A dotted path and what is wrong there."""
+
+
+class Section(BaseModel):
+    """A part of a configuration. Unknown keys, wrong types, infinities and NaN are refused; values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between keys that are each right by themselves; paths are relative to this section."""
+        yield from ()
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Choice:
+    """Annotates a field as one of several sections, told apart by their key `type` (default: the first).
+
+    `Annotated[Base, Choice({"a": A, "b": B})]`: adding a variant is one line in the mapping.
+    """
+
+    def __init__(self, variants: Mapping[str, type[Section]]):
+        self.variants = variants
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        default = next(iter(self.variants))
+
+        def tag(value: Any) -> Any:
+            return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+
+        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in self.variants.items()}
+        return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-4 as a number, without dates, and with repeated keys refused."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML document. Raises `ConfigError` with line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{source}: not valid YAML{where}: {problem or error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError` if it cannot be read or holds something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a config is a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    data = parse_yaml(text, str(path))
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{path}: expected `key: value` lines, got {_show(data)}")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data` with each `key.sub=value` put in its place; values are read as YAML. Raises `ConfigError`."""
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    wrong = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            wrong.append((override, "expected key=value, for instance optimizer.lr=1e-3"))
+            continue
+        *parents, last = path.strip().split(".")
+        place = result
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
+            place = place[parent]
+        place[last] = parse_yaml(text, override)
+    if wrong:
+        raise ConfigError(report("command line", wrong))
+    return result
+
+
+def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
+    """`data` as a `section`. Raises `ConfigError` with every mistake in one report, headed by `source`."""
+    try:
+        # By way of JSON: strict types, with lists for tuples and strings for paths.
+        value = section.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        found = [_explain_error(section, data, dict(e)) for e in error.errors(include_url=False)]
+        raise ConfigError(report(source, found)) from None
+    found = list(_walk_problems(value))
+    if found:
+        raise ConfigError(report(source, found))
+    return value
+
+
+def load(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """A `section` from a YAML file and overrides. Raises `ConfigError`."""
+    return validate(section, apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def dump(value: Section) -> str:
+    """The whole section, defaults included, as YAML that `load` reads back."""
+    return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def report(source: str, found: Sequence[Problem]) -> str:
+    """`source: N problems`, then a line each."""
+    width = max(len(path) for path, _ in found)
+    head = f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}"
+    return "\n".join([head, *(f"  {path:<{width}}  {what}" for path, what in found)])
+
+
+def describe(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
+    """Every key of a section: dotted path, value, whether it is the default, and what it means."""
+    for name, field in type(value).model_fields.items():
+        item = getattr(value, name)
+        if isinstance(item, Section):
+            yield from describe(item, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield f"{prefix}{name}", item, item == default, " ".join((field.description or "").split())
+
+
+def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        for index, part in enumerate(item) if isinstance(item, tuple | list) else [(None, item)]:
+            if isinstance(part, Section):
+                yield from _walk_problems(part, f"{prefix}{name}." if index is None else f"{prefix}{name}.{index}.")
+    for path, what in value.problems():
+        yield f"{prefix}{path}", what
+
+
+def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> Problem:
+    path, known = _locate(section, data, error["loc"])
+    got, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            return path, f"unknown key; {hint}"
+        case "missing":
+            return path, "required, and not given"
+        case "union_tag_invalid":
+            tags = context["expected_tags"].replace("'", "")
+            return f"{path}.type", f"must be one of {tags}, got {_show(context['tag'])}"
+        case "json_invalid":
+            return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
+        case _:
+            message = re.sub(r"^(Input should be|Value error,|String should|List should|Tuple should) ?", "", error["msg"])
+            lead = "must be " if error["msg"].startswith("Input should be") else ""
+            return path, f"{lead}{message[:1].lower()}{message[1:]}, got {_show(got)}"
+
+
+def _locate(section: type[Section], data: Any, loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The dotted path of an error, without the tags that pydantic puts into it, and the keys known at that level."""
+    path: list[str] = []
+    here: type[Section] | None = section
+    variants: Mapping[str, type[Section]] | None = None
+    for part in loc:
+        if variants is not None and part in variants:
+            here, variants = variants[str(part)], None
+            continue
+        known = here.model_fields if here is not None else {}
+        path.append(str(part))
+        if isinstance(part, str) and part in known and part != str(loc[-1]):
+            choice = next((m for m in known[part].metadata if isinstance(m, Choice)), None)
+            variants = choice.variants if choice else None
+            inner = [t for t in (known[part].annotation, *get_args(known[part].annotation)) if _is_section(t)]
+            element = [m.variants for t in get_args(known[part].annotation) for m in getattr(t, "__metadata__", ()) if isinstance(m, Choice)]
+            variants = variants or (element[0] if element else None)
+            here = None if variants else (inner[0] if inner else None)
+    return ".".join(path), list(here.model_fields) if here is not None else []
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
