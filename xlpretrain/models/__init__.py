@@ -1,0 +1,12 @@
+"""The models. A new one is a file and a line here."""
+
+from typing import Annotated
+
+from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.schema import Choice
+
+MODELS: dict[str, type[BackboneConfig]] = {"transformer_xl": TransformerXLConfig}
+
+AnyModel = Annotated[BackboneConfig, Choice(MODELS)]
+"""The config of any model, told by its key `type`."""

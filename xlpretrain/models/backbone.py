@@ -34,6 +34,10 @@ class Hidden:
 class OutputLayer(nn.Module, ABC):
     """Hidden states onto the vocabulary: a full softmax or an adaptive one, tied or not."""
 
+    def forward(self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """`nll`, as a call that the hooks of ZeRO-3 see: what training uses."""
+        return self.nll(hidden, targets)
+
     @abstractmethod
     def nll(self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
         """-log p(target) in fp32 nats, in the order of the targets."""
@@ -55,6 +59,9 @@ class Backbone(nn.Module, ABC):
 
     d_model: int
 
+    activation_checkpointing: bool = False
+    """Whether backward recomputes each layer instead of keeping what it computed; set by the engine."""
+
     @abstractmethod
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of the new tokens, and the memory for the next row of the same streams.
@@ -69,7 +76,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def flops_per_token(self, seq_len: int, mem_len: int) -> float:
-        """Matrix-product FLOPs of forward and backward for one token, head excluded (PaLM, appendix B; attention included)."""
+        """Matrix-product FLOPs of forward and backward for one token, attention included, the head not."""
 
     @abstractmethod
     def output_layer(self) -> OutputLayer:

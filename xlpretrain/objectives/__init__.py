@@ -1,0 +1,12 @@
+"""The training objectives. A new one is a file and a line here."""
+
+from typing import Annotated
+
+from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.objective import Objective
+from xlpretrain.schema import Choice
+
+OBJECTIVES: dict[str, type[Objective]] = {"causal_lm": CausalLM}
+
+AnyObjective = Annotated[Objective, Choice(OBJECTIVES)]
+"""The config of any objective, told by its key `type`."""
