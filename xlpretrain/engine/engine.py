@@ -32,8 +32,30 @@ ReadRange = Callable[[str, str, int, int], Tensor]
 """(kind, parameter name, start, stop) -> a 1-D fp32 tensor on the CPU."""
 
 
+class TermScales:
+    """From sums to the step's loss: sum_k weight_k * sums_k / counts_k."""
+
+    def __init__(self, weights: Mapping[str, float]):
+        self._weights = weights
+        self._scales: dict[str, float] = {}
+
+    def start(self, counts: Mapping[str, int]) -> None:
+        """A step with these counts over all micro-batches and ranks; a term with none counts for nothing."""
+        self._scales = {term: w / counts[term] if counts[term] else 0.0 for term, w in self._weights.items()}
+
+    def total(self, loss: Loss) -> Float[Tensor, ""]:
+        """One micro-batch's part of the step's loss. Where it is not finite, so is every gradient of it."""
+        total = torch.stack([loss.sums[term] * scale for term, scale in self._scales.items()]).sum()
+        # On the device: no wait for the value. A loss of NaN or inf can have gradients that are finite.
+        return total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
+
+
 class Engine(ABC):
-    """Every rank calls every method, in the same order."""
+    """Every rank calls every method, in the same order.
+
+    Under ZeRO 2 and 3 gradients are reduced in the order in which they come about, so every parameter must take part
+    in every forward pass, also in that of a micro-batch without rows.
+    """
 
     model: PretrainingModel
     device: torch.device

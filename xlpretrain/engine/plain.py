@@ -1,0 +1,119 @@
+"""Torch alone, on any number of ranks: replicated state and one gradient all-reduce a step. The oracle of `zero`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from xlpretrain.engine.engine import Engine, ReadRange, StateRange, TermScales
+from xlpretrain.engine.replicated import Partition, Piece, clip, share
+from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
+from xlpretrain.optimizers import OptimizerConfig
+
+
+class PlainEngine(Engine):
+    """Weights in `precision`, masters and optimizer state in fp32, gradients added up and reduced in `grad_dtype`."""
+
+    def __init__(
+        self,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        precision: torch.dtype,
+        grad_dtype: torch.dtype,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ):
+        self.model = model.to(device).train()
+        self.device = device
+        self._scales = TermScales(weights)
+        self._max_norm = optimizer.grad_clip
+        named = dict(model.named_parameters())
+        self._parameters = list(named.values())
+        for parameter in self._parameters:
+            dist.broadcast(parameter.data, src=0)
+        if precision == torch.float32:
+            self._masters = list(self._parameters)
+        else:
+            self._masters = [torch.nn.Parameter(p.detach().clone()) for p in self._parameters]
+            for parameter in self._parameters:
+                parameter.data = parameter.data.to(precision)
+
+        self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=grad_dtype, device=device)
+        pieces = torch.split(self._flat, [p.numel() for p in self._parameters])
+        self._gradients = [g.view_as(p) for g, p in zip(pieces, self._parameters, strict=True)]
+        self._optimizer = optimizer.build(self._masters)
+        self._state = Partition(
+            [Piece(master, 0, name, 0, master.numel()) for name, master in zip(named, self._masters, strict=True)],
+            self._optimizer,
+            optimizer.state_kinds,
+            self._masters,
+        )
+
+    def start_step(self, counts: Mapping[str, int]) -> None:
+        self._scales.start(counts)
+        self._flat.zero_()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            # Of one type, autograd adds into the flat buffer itself.
+            parameter.grad = gradient if gradient.dtype == parameter.dtype else None
+
+    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        loss, mems = self.model(batch, mems)
+        return loss, mems
+
+    def backward(self, loss: Loss) -> None:
+        self._scales.total(loss).backward()  # type: ignore[no-untyped-call]
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if gradient.dtype != parameter.dtype and parameter.grad is not None:
+                gradient.add_(parameter.grad)
+                parameter.grad = None
+
+    def step(self, lr: float) -> float:
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self._flat)
+        gradients = [gradient.float() for gradient in self._gradients]
+        norm = clip(gradients, self._max_norm)
+        if norm < float("inf"):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            for master, gradient in zip(self._masters, gradients, strict=True):
+                master.grad = gradient
+            self._optimizer.step()
+            self._copy_to_model()
+        for master in self._masters:
+            master.grad = None
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        self.model.eval()
+        try:
+            loss, mems = self.model(batch, mems)
+        finally:
+            self.model.train()
+        return loss, mems
+
+    def state_ranges(self) -> list[StateRange]:
+        return self._state.ranges(share(self._state.pieces))
+
+    @property
+    def updates(self) -> int:
+        return self._state.updates
+
+    def load_state(self, read: ReadRange, updates: int) -> None:
+        self._state.load(read, updates)
+        self._copy_to_model()
+
+    def load_weights(self, read: ReadRange) -> None:
+        self._state.load(read, None)
+        self._copy_to_model()
+
+    @torch.no_grad()
+    def _copy_to_model(self) -> None:
+        for parameter, master in zip(self._parameters, self._masters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)

@@ -1,0 +1,108 @@
+"""Where training state lies in memory, and the exact global norm: what both engines share.
+
+A *master* is an fp32 tensor that the optimizer steps, and that its state is keyed by: a parameter of its own where
+state is replicated, a flat partition of many parameters under ZeRO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xlpretrain.engine.engine import ReadRange, StateRange
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, stop) of parameter `name` (flattened) lie in `master` (flattened) from `offset` on."""
+
+    master: Tensor
+    offset: int
+    name: str
+    start: int
+    stop: int
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """These elements of a tensor laid out as the master is: itself, or a state of the optimizer."""
+        return tensor.detach().view(-1)[self.offset : self.offset + self.stop - self.start]
+
+
+class Partition:
+    """The pieces of state that one rank holds, and the optimizer that steps them."""
+
+    def __init__(
+        self, pieces: Sequence[Piece], optimizer: torch.optim.Optimizer, kinds: Sequence[str], masters: Iterable[Tensor]
+    ):
+        self.pieces = pieces
+        self.optimizer = optimizer
+        self.kinds = kinds
+        self.masters = list(masters)
+        for master in self.masters:
+            # A step counter each: torch counts up in place, so a shared one would run away.
+            state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
+            state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
+            optimizer.state[master] = state
+
+    def ranges(self, pieces: Iterable[Piece]) -> list[StateRange]:
+        """Live views of the weights and the optimizer's state of `pieces`."""
+        return [
+            StateRange(kind, piece.name, piece.start, piece.stop, piece.view(self._tensor(piece.master, kind)))
+            for piece in pieces
+            for kind in ("weight", *self.kinds)
+        ]
+
+    @property
+    def updates(self) -> int:
+        """The optimizer's step count."""
+        return int(self.optimizer.state[self.masters[0]]["step"])
+
+    @torch.no_grad()
+    def load(self, read: ReadRange, updates: int | None) -> None:
+        """Fill masters, and the optimizer's state; it starts anew where `updates` is None. Padding becomes zero."""
+        for master in self.masters:
+            for kind in ("weight", *self.kinds):
+                self._tensor(master, kind).detach().zero_()
+            self.optimizer.state[master]["step"].fill_(updates or 0)
+        for piece in self.pieces:
+            for kind in ("weight", *self.kinds) if updates is not None else ("weight",):
+                values = read(kind, piece.name, piece.start, piece.stop)
+                piece.view(self._tensor(piece.master, kind)).copy_(values)
+
+    def _tensor(self, master: Tensor, kind: str) -> Tensor:
+        if kind == "weight":
+            return master
+        state: Tensor = self.optimizer.state[master][kind]
+        return state
+
+
+def share(pieces: Sequence[Piece]) -> list[Piece]:
+    """The part of replicated pieces that this rank saves: one of world-size equal cuts through all their elements."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    total = sum(piece.stop - piece.start for piece in pieces)
+    low, high = rank * total // world_size, (rank + 1) * total // world_size
+    mine: list[Piece] = []
+    before = 0
+    for piece in pieces:
+        size = piece.stop - piece.start
+        start, stop = max(low - before, 0), min(high - before, size)
+        if start < stop:
+            mine.append(Piece(piece.master, piece.offset + start, piece.name, piece.start + start, piece.start + stop))
+        before += size
+    return mine
+
+
+@torch.no_grad()
+def clip(gradients: Sequence[Tensor], max_norm: float) -> float:
+    """Scale gradients in place to a global L2 norm of at most `max_norm` (0: leave them). Returns the norm before.
+
+    The norm is accumulated in float64: torch's fp32 norm of 2M elements on CPU was measured to be off by 1e-3.
+    """
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+    if 0 < max_norm < norm < float("inf"):
+        torch._foreach_mul_(list(gradients), max_norm / norm)
+    return norm

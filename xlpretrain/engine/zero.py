@@ -1,0 +1,255 @@
+"""DeepSpeed's ZeRO behind the engine's interface: the only file that imports DeepSpeed or knows its private state.
+
+Written against DeepSpeed 0.19.8. Its own checkpoints, schedulers, data loading and optimizers are not used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xlpretrain.engine.engine import Engine, ReadRange, StateRange, TermScales
+from xlpretrain.engine.replicated import Partition, Piece, clip, share
+from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
+from xlpretrain.optimizers import OptimizerConfig
+
+if TYPE_CHECKING:
+    from xlpretrain.engine import EngineConfig
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, with a warning
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import deepspeed
+
+deepspeed.utils.logger.setLevel(logging.ERROR)
+# Every collective of DeepSpeed warns with torch 2.13, on every rank.
+warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*deprecated")
+# Else the first initialization on CPU compiles a C++ extension (50 s; an error without g++) that nothing here calls.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+OPTIMIZER_CLASS = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
+
+
+class _Module(nn.Module):
+    """The model with outputs that DeepSpeed can see: it looks for tensors in tuples, lists and dicts only."""
+
+    def __init__(self, model: PretrainingModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, mems: Tensor) -> tuple[dict[str, Tensor], Loss, Tensor]:
+        loss, mems = self.model(batch, mems)
+        return dict(loss.sums), loss, mems
+
+
+class ZeroEngine(Engine):
+    """ZeRO 0 to 3 in fp32, 1 to 3 in bf16."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        num_micro_batches: int,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ):
+        self.model = model
+        self.device = device
+        self._scales = TermScales(weights)
+        self._num_micro_batches = num_micro_batches
+        self._backwards = 0
+        self._max_norm = optimizer.grad_clip
+        self._stage = _actual_stage(config)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        options = _options(config, optimizer, num_micro_batches)
+        client = optimizer.build(names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, _, _, _ = deepspeed.initialize(
+                model=_Module(model), optimizer=client, config=options, dist_init_required=False
+            )
+        self._zero: Any = self._engine.optimizer
+        if self._stage == 0:
+            layout = _layout_0(names)
+            masters: list[Tensor] = list(names)
+        else:
+            got, expected = type(self._zero).__name__, OPTIMIZER_CLASS[self._stage]
+            assert got == expected, f"DeepSpeed built {got}, not {expected}: its partitions are unknown here"
+            layout = _layout_3(self._zero, names) if self._stage == 3 else _layout_1_2(self._zero, names)
+            masters = list(
+                self._zero.fp32_partitioned_groups_flat
+                if self._stage == 3
+                else self._zero.single_partition_of_fp32_groups
+            )
+        if self._stage == 3:
+            for module in model.modules():
+                module.register_forward_hook(_reach_into_dataclasses)
+        self._state = Partition(list(layout), self._engine.basic_optimizer, optimizer.state_kinds, masters)
+        self._engine.train()
+
+    def start_step(self, counts: Mapping[str, int]) -> None:
+        self._scales.start(counts)
+        self._backwards = 0
+
+    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        sums, loss, mems = self._engine(batch, mems)
+        return dataclasses.replace(loss, sums=sums), mems
+
+    def backward(self, loss: Loss) -> None:
+        self._backwards += 1
+        assert self._backwards <= self._num_micro_batches, (
+            f"more than {self._num_micro_batches} micro-batches in a step"
+        )
+        self._engine.set_gradient_accumulation_boundary(self._backwards == self._num_micro_batches)
+        # DeepSpeed averages over ranks; told so, it does not divide by the accumulation.
+        self._engine.backward(self._scales.total(loss) * dist.get_world_size(), scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        assert self._backwards == self._num_micro_batches, (
+            f"{self._backwards} of {self._num_micro_batches} micro-batches"
+        )
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            return self._step_0()
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def _step_0(self) -> float:
+        """Clipping and the check for NaN are ours: DeepSpeed has no check here, and clips by an fp32 norm."""
+        norm = clip([master.grad for master in self._state.masters if master.grad is not None], self._max_norm)
+        if norm < float("inf"):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        self._engine.eval()
+        try:
+            sums, loss, mems = self._engine(batch, mems)
+        finally:
+            self._engine.train()
+        return dataclasses.replace(loss, sums=sums), mems
+
+    def state_ranges(self) -> list[StateRange]:
+        return self._state.ranges(self._state.pieces if self._stage else share(self._state.pieces))
+
+    @property
+    def updates(self) -> int:
+        return self._state.updates
+
+    def load_state(self, read: ReadRange, updates: int) -> None:
+        self._state.load(read, updates)
+        self._copy_to_model()
+
+    def load_weights(self, read: ReadRange) -> None:
+        self._state.load(read, None)
+        self._copy_to_model()
+
+    @torch.no_grad()
+    def _copy_to_model(self) -> None:
+        """The masters into the weights that the model computes with, on every rank."""
+        zero = self._zero
+        if self._stage in (1, 2):
+            zero.update_lp_params()
+        elif self._stage == 3:
+            for index, master in enumerate(zero.fp32_partitioned_groups_flat):
+                zero.fp16_partitioned_groups_flat[index].data.copy_(master.data)
+                zero._unflatten_partitioned_parameters(index)
+            # Small parameters stay gathered between steps: without this they would keep their old values.
+            for parameter in zero.persistent_parameters:
+                parameter.partition()
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _actual_stage(config: EngineConfig) -> int:
+    """bf16 with fp32 gradients turns DeepSpeed's stage 1 into another class with another layout: stage 2 stands in."""
+    other = config.zero_stage == 1 and config.precision == "bf16" and config.grad_dtype == "fp32"
+    return 2 if other else config.zero_stage
+
+
+def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches: int) -> dict[str, Any]:
+    given = dict(config.deepspeed)
+    stage = _actual_stage(config)
+    options: dict[str, Any] = {
+        **given,
+        "train_micro_batch_size_per_gpu": 1,  # it only multiplies this out; rows are counted by us
+        "gradient_accumulation_steps": num_micro_batches,
+        "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
+        "communication_data_type": config.grad_dtype,
+        "data_types": {"grad_accum_dtype": config.grad_dtype},
+    }
+    if stage > 0:
+        options["gradient_clipping"] = optimizer.grad_clip
+    if config.precision == "bf16":
+        options["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    return options
+
+
+def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+    for parameter, name in names.items():
+        yield Piece(parameter, 0, name, 0, parameter.numel())
+
+
+def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+    """A group's parameters lie end to end (round-robin, if asked for), padded at the end, cut in equal parts."""
+    for group, parameters in enumerate(zero.round_robin_bit16_groups):
+        size = zero.partition_size[group]
+        low = dist.get_rank(zero.real_dp_process_group[group]) * size
+        for parameter, begin in zip(parameters, zero.round_robin_bit16_offsets[group], strict=True):
+            start, stop = max(begin, low), min(begin + parameter.numel(), low + size)
+            if start < stop:
+                master = zero.single_partition_of_fp32_groups[group]
+                yield Piece(master, start - low, names[parameter], start - begin, stop - begin)
+
+
+def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+    """Every parameter is cut in equal parts by itself, the last one padded (with uninitialised memory, once built)."""
+    for master, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+        offset = 0
+        for parameter in parameters:
+            size = parameter.partition_numel()
+            low = dist.get_rank(parameter.ds_process_group) * size
+            start, stop = low, min(low + size, parameter.ds_numel)
+            if start < stop:
+                yield Piece(master, offset, names[parameter], start, stop)
+            offset += size
+
+
+def _reach_into_dataclasses(module: Any, inputs: Any, output: Any) -> Any:
+    """A forward hook for stage 3, which gathers a module's weights for its backward pass when that reaches its outputs.
+
+    It looks for them in tuples and dicts only; without this, weights that a module with a dataclass for output uses
+    directly (a tied embedding in the head) would be gone by then.
+    """
+
+    def apply(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return module.pre_bwd_fn.apply(value) if value.requires_grad else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(
+                value, **{f.name: apply(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            )
+        if isinstance(value, Mapping):
+            return {key: apply(item) for key, item in value.items()}
+        return value
+
+    def visit(value: Any) -> Any:
+        return apply(value) if dataclasses.is_dataclass(value) else value
+
+    return tuple(visit(item) for item in output) if type(output) is tuple else visit(output)
