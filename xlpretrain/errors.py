@@ -25,3 +25,7 @@ class CheckpointError(XLPretrainError):
 
 class LaunchError(XLPretrainError):
     """A run that cannot be started where it was asked for."""
+
+
+class TrainingError(XLPretrainError):
+    """A recipe that does not train: losses or gradients that are not finite, step after step."""

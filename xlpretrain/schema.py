@@ -27,7 +27,12 @@ class Section(BaseModel):
     """A part of a configuration. Unknown keys, wrong types, infinities and NaN are refused; values never change."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -62,12 +67,18 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE),
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE
+    ),
     list("-+0123456789."),
 )
 
@@ -87,7 +98,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 def parse_yaml(text: str, source: str) -> Any:
     """The value of a YAML document. Raises `ConfigError` with line and column."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -201,7 +212,9 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         case "json_invalid":
             return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
         case _:
-            message = re.sub(r"^(Input should be|Value error,|String should|List should|Tuple should) ?", "", error["msg"])
+            message = re.sub(
+                r"^(Input should be|Value error,|String should|List should|Tuple should) ?", "", error["msg"]
+            )
             lead = "must be " if error["msg"].startswith("Input should be") else ""
             return path, f"{lead}{message[:1].lower()}{message[1:]}, got {_show(got)}"
 
@@ -221,7 +234,12 @@ def _locate(section: type[Section], data: Any, loc: tuple[int | str, ...]) -> tu
             choice = next((m for m in known[part].metadata if isinstance(m, Choice)), None)
             variants = choice.variants if choice else None
             inner = [t for t in (known[part].annotation, *get_args(known[part].annotation)) if _is_section(t)]
-            element = [m.variants for t in get_args(known[part].annotation) for m in getattr(t, "__metadata__", ()) if isinstance(m, Choice)]
+            element = [
+                m.variants
+                for t in get_args(known[part].annotation)
+                for m in getattr(t, "__metadata__", ())
+                if isinstance(m, Choice)
+            ]
             variants = variants or (element[0] if element else None)
             here = None if variants else (inner[0] if inner else None)
     return ".".join(path), list(here.model_fields) if here is not None else []

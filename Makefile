@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. `make help` lists all.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup quickstart test test-slurm test-full check bench clean
+
+help:           ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## make .venv and install xlpretrain into it
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("xlpretrain needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup  ## build a dataset, train a small Transformer-XL on it, and sum up
+	$(BIN)/xlpretrain data build configs/quickstart_data.yaml
+	$(BIN)/xlpretrain train configs/quickstart.yaml
+	$(BIN)/xlpretrain report runs/quickstart
+
+test: $(VENV)/.installed-dev  ## the tests that need nothing but Python (under 5 minutes)
+	$(PYTEST)
+
+test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster
+	$(PYTEST) -m slurm || [ $$? -eq 5 ]  # 5: no such test was collected
+
+test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (under 60 minutes)
+	$(PYTEST) -m "not slurm" --timeout 3000
+
+check: $(VENV)/.installed-dev  ## style, types, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## the share of a training step that is not the model
+	$(BIN)/python benchmarks/loop.py
+
+clean:          ## remove what was built, but neither data/ nor runs/
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

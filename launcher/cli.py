@@ -1,0 +1,203 @@
+"""The command `xlpretrain`. Each sub-command imports what it needs when it runs: `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xlpretrain.errors import USER_ERROR, ConfigError, XLPretrainError
+from xlpretrain.run_folder import RunFolder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pretrain Transformer-XL, XLNet, ALBERT and BERT models: exact data order, exact resume.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
+app.add_typer(data_app, name="data")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False
+    ),
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
+]
+Dataset = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of a split (it holds index.json).", show_default=False)
+]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes (default: one per GPU; without GPUs, two).", show_default=False),
+]
+AllowRecipeChange = Annotated[
+    bool, typer.Option("--allow-recipe-change", help="Let a run that was begun change its optimizer and schedule.")
+]
+
+
+def main() -> None:
+    """Run the command; the user's mistakes are one message and exit code 2."""
+    try:
+        app()
+    except XLPretrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = None,
+    allow_recipe_change: AllowRecipeChange = False,
+) -> None:
+    """Train on this machine, or go on if the run was begun. Exit code 0: done; 75: stopped early, run it again."""
+    raise typer.Exit(_train(config, overrides or [], num_processes, allow_recipe_change=allow_recipe_change))
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = None,
+    allow_recipe_change: AllowRecipeChange = False,
+) -> None:
+    """Go on with a run, also after `xlpretrain stop`."""
+    folder = RunFolder(run).require()
+    folder.stop_file.unlink(missing_ok=True)
+    place = run.absolute()
+    # Where the folder lies now, should it have been moved.
+    overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
+    raise typer.Exit(_train(folder.config, overrides, num_processes, allow_recipe_change=allow_recipe_change))
+
+
+def _train(config: Path, overrides: list[str], num_processes: int | None, *, allow_recipe_change: bool) -> int:
+    from launcher import torchrun
+    from xlpretrain import config as configuration
+    from xlpretrain.build import prepare
+
+    settings = configuration.load(config, overrides)
+    num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
+    settings, _, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    folder = settings.folder
+    if folder.stop_file.exists():
+        raise ConfigError(
+            f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
+        )
+    status = folder.read_status()
+    if status is not None and status.state == "finished" and status.step == settings.max_steps:
+        print(f"already finished: {status.step} steps in {folder.path}; raise max_steps to go on")
+        return 0
+    return torchrun.run(
+        config,
+        overrides,
+        folder=folder,
+        num_processes=num_processes,
+        grace_s=settings.stop.grace_s,
+        options=["--allow-recipe-change"] if allow_recipe_change else [],
+    )
+
+
+@app.command()
+def stop(run: RunPath) -> None:
+    """Ask a run to save and end, and to stay so until `xlpretrain resume`."""
+    folder = RunFolder(run).require()
+    folder.stop_file.touch()
+    status = folder.read_status()
+    running = status is not None and status.state in ("starting", "running")
+    print(
+        f"{run}: it will save and end at its next step"
+        if running
+        else f"{run}: not running; it will not start again until resumed"
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of a split (default: the run's held-out one).")
+    ] = None,
+    mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
+    num_processes: NumProcesses = None,
+) -> None:
+    """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
+    from launcher import torchrun
+    from xlpretrain import config as configuration
+
+    folder = RunFolder(run).require()
+    num_streams = configuration.load(folder.config).eval.num_streams
+    options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    num_processes = num_processes or torchrun.default_num_processes(num_streams)
+    raise typer.Exit(torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes))
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what to try next."""
+    from xlpretrain.report import print_report
+
+    print_report(RunFolder(run).require())
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
+    list_shipped: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
+    copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
+) -> None:
+    """Show a config whole, defaults included; or list and copy those that come with xlpretrain."""
+    from launcher import configs
+
+    if list_shipped:
+        configs.list_shipped()
+    elif copy is not None:
+        configs.copy_shipped(copy)
+    elif config is not None:
+        configs.show(config, overrides or [], explain=explain)
+    else:
+        raise ConfigError("name a CONFIG, or use --list or --copy NAME")
+
+
+@data_app.command("build")
+def data_build(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Build anew over an existing dataset.")] = False,
+) -> None:
+    """Text into a tokenizer, shards and an index."""
+    from data_pipelines.build import build
+
+    from data_pipelines.config import DataConfig
+    from xlpretrain import schema
+
+    build(schema.load(DataConfig, config, overrides or []), force=force)
+
+
+@data_app.command("verify")
+def data_verify(directory: Dataset) -> None:
+    """Read a dataset whole and check every byte against its index."""
+    from data_pipelines.verify import verify
+
+    if verify(directory):
+        raise typer.Exit(USER_ERROR)
+
+
+@data_app.command("stats")
+def data_stats(directory: Dataset) -> None:
+    """What a dataset holds."""
+    from data_pipelines.stats import stats
+
+    stats(directory)

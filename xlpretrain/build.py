@@ -1,0 +1,200 @@
+"""Puts a `Run` together on each rank: data, folder, model, engine, and the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from xlpretrain import checkpoint, distributed
+from xlpretrain import config as configuration
+from xlpretrain.config import RunConfig
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.stream import TrainingRows
+from xlpretrain.engine import build_engine
+from xlpretrain.errors import ConfigError, DataError, XLPretrainError
+from xlpretrain.evaluate import Evaluation, evaluate
+from xlpretrain.metrics import peak_flops
+from xlpretrain.objectives.objective import PretrainingModel
+from xlpretrain.recorder import Recorder
+from xlpretrain.run_folder import RunFolder, Status
+from xlpretrain.state import TrainState
+from xlpretrain.stopping import StopRequest
+from xlpretrain.trainer import Run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The splits of a run, of one tokenizer."""
+
+    train: Manifest
+    valid: Manifest | None
+
+
+def open_data(config: RunConfig) -> Datasets:
+    """Open and check the datasets that a config names. Raises `DataError`."""
+    train = Manifest.open(config.data.train)
+    valid = Manifest.open(config.data.valid) if config.data.valid is not None else None
+    if valid is not None and valid.tokenizer_sha256 != train.tokenizer_sha256:
+        raise DataError(
+            f"{config.data.valid}: its tokenizer ({valid.tokenizer_sha256[:12]}) is not that of {config.data.train}"
+            f" ({train.tokenizer_sha256[:12]}); name splits of one `xlpretrain data build`"
+        )
+    return Datasets(train, valid)
+
+
+def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) -> tuple[RunConfig, Datasets, list[str]]:
+    """Check everything that can be checked before work starts; nothing is written.
+
+    Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
+    """
+    data = open_data(config)
+    folder = config.folder
+    begun = configuration.load(folder.config) if folder.exists() else None
+    config = configuration.resolve(config, data.train, begun=begun)
+    configuration.check_data(config, data.train, world_size)
+    changes: list[str] = []
+    if begun is not None:
+        changes = configuration.check_resume(begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change)
+        fingerprint = folder.read_provenance()["data_sha256"]
+        if fingerprint != data.train.fingerprint:
+            raise ConfigError(
+                f"{folder.path}: began on other data: {config.data.train} was {fingerprint[:12]} then and is"
+                f" {data.train.fingerprint[:12]} now; use another name for another run"
+            )
+    return config, data, changes
+
+
+def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool, launch_id: str) -> Run:
+    """A run ready to train, begun or gone on with. Every rank calls it. Raises `XLPretrainError` on every rank."""
+    world_size = distributed.world_size()
+    config, data, changes = prepare(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
+    folder = config.folder
+    previous = _on_rank_0(folder.read_status)
+    wandb_id = _on_rank_0(partial(_begin, config, folder, data))
+    max_steps = config.max_steps or 0
+    status = Status("starting", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
+    recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status)
+    for change in changes:
+        recorder.say(f"changed since the run began: {change}")
+
+    torch.manual_seed(config.seed)
+    backbone = config.model.build(data.train.vocab_size)
+    model = PretrainingModel(backbone, config.objective.head(backbone))
+    flops_per_token = (
+        backbone.flops_per_token(config.objective.seq_len, config.model.mem_len) + model.head.flops_per_token()
+    )
+    micro_batches = distributed.micro_batches(
+        distributed.rank(),
+        world_size,
+        num_streams=config.global_batch_size,
+        micro_batch_size=config.micro_batch_size,
+    )
+    engine = build_engine(
+        config.engine,
+        model,
+        config.optimizer,
+        num_micro_batches=len(micro_batches),
+        weights=config.objective.weights,
+        device=device,
+    )
+    rows = TrainingRows.of(
+        data.train,
+        window=config.objective.window,
+        stride=config.objective.stride,
+        mem_len=config.model.mem_len,
+        num_streams=config.global_batch_size,
+        seed=config.seed,
+    )
+    streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
+    state = TrainState(wandb_id=wandb_id)
+    memory = backbone.empty_memory(len(streams), config.model.mem_len).to(device)
+    restored = checkpoint.restore(folder.checkpoints, engine, streams=streams)
+    if restored is not None:
+        state, memory = restored.state, restored.memory.to(device)
+        recorder.say(f"going on from step {state.step} of {max_steps}")
+        for difference in restored.differences:
+            recorder.say(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
+    elif config.init_from is not None:
+        checkpoint.load_weights(config.init_from, engine)
+        recorder.say(f"weights from {config.init_from}")
+    recorder.go_on_from(state.step, orderly=previous is None or previous.state in ("finished", "stopped"))
+    recorder.tell("running", step=state.step)
+
+    return Run(
+        config=config,
+        folder=folder,
+        engine=engine,
+        loader=Loader(rows, config.objective.collator(data.train.vocabulary), micro_batches),
+        order=rows.order,
+        streams=streams,
+        state=state,
+        mems=list(memory.split([len(m) for m in micro_batches], dim=1)),
+        evaluate=_evaluator(config, data, engine) if data.valid is not None else None,
+        stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
+        recorder=recorder,
+        peak_flops=distributed.all_reduce_sum([peak_flops(device, next(model.parameters()).dtype)])[0],
+        flops_per_token=flops_per_token,
+        saved_at=state.step if restored is not None else None,
+    )
+
+
+def _evaluator(config: RunConfig, data: Datasets, engine: Any) -> Callable[[], Evaluation]:
+    return partial(
+        evaluate,
+        engine.evaluate,
+        engine.model.backbone,
+        manifest=data.valid,
+        vocabulary=data.train.vocabulary,
+        objective=config.objective,
+        mem_len=config.model.mem_len,
+        config=config.eval,
+        device=engine.device,
+    )
+
+
+def _begin(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
+    """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
+    from xlpretrain.schema import dump
+
+    if folder.exists():
+        provenance = folder.read_provenance()
+    else:
+        provenance = {
+            "wandb_id": secrets.token_hex(4),
+            "data_sha256": data.train.fingerprint,
+            "tokenizer_sha256": data.train.tokenizer_sha256,
+            "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": platform.node(),
+            "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        }
+    folder.create(config=dump(config), provenance=provenance)
+    return str(provenance["wandb_id"])
+
+
+def _on_rank_0(call: Callable[[], T]) -> T:
+    """What `call` gives on rank 0, on every rank; what the user did wrong is raised on every rank."""
+    result: T | None = None
+    error: XLPretrainError | None = None
+    if distributed.rank() == 0:
+        try:
+            result = call()
+        except XLPretrainError as caught:
+            error = caught
+    result, error = distributed.broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]

@@ -1,0 +1,194 @@
+"""The configuration of a run: every section together, what must hold between them, and what a resume may change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from xlpretrain import schema
+from xlpretrain.checkpoint import CheckpointConfig
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.engine import EngineConfig
+from xlpretrain.errors import ConfigError
+from xlpretrain.evaluate import EvalConfig
+from xlpretrain.models import AnyModel
+from xlpretrain.objectives import AnyObjective
+from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.schedules import AnySchedule, Cosine
+from xlpretrain.schema import Problem, Section
+from xlpretrain.stopping import StopConfig
+from xlpretrain.trackers import LogConfig, WandbConfig
+
+_SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
+_MAY_CHANGE = ("max_steps", "engine", "micro_batch_size", "checkpoint", "eval", "log", "wandb", "stop")
+_RECIPE = ("optimizer", "schedule")
+
+
+class DataPaths(Section):
+    """Datasets made by `xlpretrain data build`."""
+
+    train: Path
+    """Folder of the training split (it holds an index.json)."""
+    valid: Path | None = None
+    """Folder of the held-out split (default: no evaluation)."""
+
+
+class RunConfig(Section):
+    """A run, whole. Everything has a default but the data, the model, the objective and the length."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder in runs_dir, and its name in Weights & Biases."""
+    runs_dir: Path = Path("runs")
+    """Where run folders lie."""
+    seed: int = Field(1, ge=0, lt=2**63)
+    """The seed of the weights, the data order and dropout."""
+    data: DataPaths
+    model: AnyModel
+    objective: AnyObjective
+    optimizer: AnyOptimizer = AdamWConfig()
+    schedule: AnySchedule = Cosine()
+    engine: EngineConfig = EngineConfig()
+    init_from: Path | None = None
+    """A run folder or a checkpoint whose weights to begin with; optimizer and step start anew."""
+    global_batch_size: int = Field(16, gt=0)
+    """Rows in one step, which is the number of streams: fixed for the life of a run."""
+    micro_batch_size: int = Field(8, gt=0)
+    """The most rows that one rank puts through the model at once; accumulation follows from it."""
+    max_steps: int | None = Field(None, gt=0)
+    """Steps to train for. Give this, or max_tokens, or max_epochs."""
+    max_tokens: int | None = Field(None, gt=0)
+    """Tokens to train on."""
+    max_epochs: float | None = Field(None, gt=0)
+    """Passes over the training split."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    wandb: WandbConfig = WandbConfig()
+    stop: StopConfig = StopConfig()
+
+    def problems(self) -> Iterator[Problem]:
+        """What does not fit together, before any data is looked at."""
+        lengths = [name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            yield (
+                "max_steps",
+                f"give exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
+            )
+        lacking = sorted(self.objective.needs - self.model.provides)
+        if lacking:
+            yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run lies."""
+        return RunFolder(self.runs_dir / self.name)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """New tokens in one step, over all ranks."""
+        return self.global_batch_size * self.objective.stride
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run's configuration from YAML and `key=value` overrides. Raises `ConfigError` with every mistake."""
+    data = schema.apply_overrides(schema.read_yaml(path), overrides)
+    refuse_secrets(data, str(path))
+    return schema.validate(RunConfig, data, str(path))
+
+
+def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = None) -> RunConfig:
+    """The same run with its length in steps, its schedule's end fixed, and absolute data paths.
+
+    begun: the run as it was when it began, if it did: an end of the schedule that is not given stays what it was.
+    """
+    steps = config.max_steps
+    if config.max_tokens is not None:
+        steps = -(-config.max_tokens // config.tokens_per_step)
+    elif config.max_epochs is not None:
+        steps = max(1, round(config.max_epochs * train.num_blocks * train.block_tokens / config.tokens_per_step))
+    assert steps is not None, "RunConfig.problems() asks for a length"
+    total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
+    resolved = config.model_copy(
+        update={
+            "max_steps": steps,
+            "max_tokens": None,
+            "max_epochs": None,
+            "schedule": config.schedule.model_copy(update={"total_steps": total}),
+            "data": DataPaths(
+                train=config.data.train.absolute(), valid=config.data.valid.absolute() if config.data.valid else None
+            ),
+        }
+    )
+    # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.
+    return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
+
+
+def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
+    """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
+    found: list[Problem] = []
+    if config.objective.window > train.block_tokens:
+        found.append(
+            (
+                "objective.seq_len",
+                f"a row of {config.objective.window} tokens does not fit a block of {train.block_tokens}",
+            )
+        )
+    if train.num_blocks * train.block_tokens < config.tokens_per_step:
+        found.append(
+            (
+                "data.train",
+                f"too small for one step: {config.tokens_per_step:,} tokens are needed, and it has {train.num_blocks} whole"
+                f" blocks of {train.block_tokens:,}; build it from more text, or with a smaller block_tokens",
+            )
+        )
+    if config.global_batch_size < world_size:
+        found.append(
+            (
+                "global_batch_size",
+                f"{config.global_batch_size} streams cannot feed {world_size} ranks; use at least {world_size}",
+            )
+        )
+    if found:
+        raise ConfigError(schema.report(config.name, found))
+
+
+def check_resume(old: RunConfig, new: RunConfig, *, folder: Path, allow_recipe_change: bool) -> list[str]:
+    """Whether a begun run may go on as `new`. Returns what changes; raises `ConfigError` with both values of what may not."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    # Where a run folder lies is not what the run is: it may be moved.
+    changed = [key for key in changed if key not in ("runs_dir", "name")]
+    allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
+    refused = [key for key in changed if key.split(".")[0] not in allowed]
+    if refused:
+        hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""
+        lines = [(key, f"was {before.get(key)!r} when the run began, now {after.get(key)!r}") for key in refused]
+        advice = f"use another name for another run{'; optimizer and schedule may change ' + hint if hint else ''}"
+        raise ConfigError(f"{schema.report(str(folder), lines)}\n  {advice}")
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
+
+
+def refuse_secrets(data: dict[str, Any], source: str) -> None:
+    """Raise `ConfigError` if a key looks like a credential: configs are copied into runs, logs and W&B."""
+    found = [
+        (key, "looks like a secret; give it by the environment (WANDB_API_KEY)")
+        for key in _flatten(data)
+        if _SECRET.search(key)
+    ]
+    if found:
+        raise ConfigError(schema.report(source, found))
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,118 @@
+"""Metrics: the file that is the truth, and the meters that fill it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+Metrics = dict[str, float | int]
+# Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
+_GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per line, steps ascending, numbers in full precision."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: TextIO | None = None
+
+    def append(self, metrics: Mapping[str, float | int]) -> None:
+        """Add one line, handed to the operating system at once. Infinities and NaN are written as null."""
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until what was appended is on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def cut_back(self, step: int) -> list[dict[str, Any]]:
+        """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were."""
+        self.close()
+        rows = list(read_metrics(self.path))
+        kept = [row for row in rows if row["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+        return rows
+
+    def close(self) -> None:
+        """Close the file; the next `append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+@dataclass
+class Stopwatch:
+    """Wall time since the last `lap`, and how much of it was spent waiting for data."""
+
+    started_at: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    data_wait_s: float = 0.0
+
+    def lap(self, *, tokens_per_step: int, flops_per_token: float, peak_flops: float) -> Metrics:
+        """Rates per step since the last lap, which begins anew. `peak_flops`: of all ranks together."""
+        elapsed = max(time.perf_counter() - self.started_at, 1e-9)
+        steps = max(self.steps, 1)
+        tokens_per_second = self.steps * tokens_per_step / elapsed
+        lap: Metrics = {
+            "time/step_s": elapsed / steps,
+            "time/data_wait_s": self.data_wait_s / steps,
+            "time/tokens_per_second": tokens_per_second,
+            "time/mfu": tokens_per_second * flops_per_token / peak_flops,
+        }
+        self.started_at, self.steps, self.data_wait_s = time.perf_counter(), 0, 0.0
+        return lap
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held: on the GPU if there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s this rank could reach in matrix products: the data sheet's for a known GPU (bf16), else measured once."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for model, peak in _GPU_PEAKS.items():
+            if model in name:
+                return peak
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,44 @@
+"""What people would rather see than read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from xlpretrain.metrics import read_metrics
+
+
+def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
+    """The loss curve of a run: training loss as logged and smoothed, held-out loss, and the learning rate below."""
+    from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
+
+    rows = list(read_metrics(metrics))
+    trained = np.array([(r["step"], r["train/loss"], r["train/lr"]) for r in rows if r.get("train/loss") is not None])
+    held_out = np.array([(r["step"], r["valid/loss"]) for r in rows if r.get("valid/loss") is not None])
+    if not len(trained):
+        return
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    above.plot(trained[:, 0], trained[:, 1], color="tab:blue", alpha=0.35, linewidth=1, label="training, as logged")
+    above.plot(trained[:, 0], _smooth(trained[:, 1]), color="tab:blue", linewidth=2, label="training, smoothed")
+    if len(held_out):
+        above.plot(held_out[:, 0], held_out[:, 1], "o-", color="tab:orange", label="held out")
+    above.set(ylabel="loss (nats per token)", title=title)
+    above.grid(alpha=0.3)
+    above.legend()
+    below.plot(trained[:, 0], trained[:, 2], color="tab:gray")
+    below.set(xlabel="step", ylabel="learning rate")
+    below.grid(alpha=0.3)
+    temporary = picture.with_name(f".{picture.name}.tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(picture)
+
+
+def _smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    """Exponential moving average, corrected for its start."""
+    averages, average = np.empty(len(values)), 0.0
+    for i, value in enumerate(values):
+        average = weight * average + (1 - weight) * value
+        averages[i] = average / (1 - weight ** (i + 1))
+    return averages

@@ -1,0 +1,96 @@
+"""What a run came to: held-out figures beside a unigram model's, a sample of text, and where to look."""
+
+from __future__ import annotations
+
+import textwrap
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.evaluate import Evaluation, evaluate_unigram
+from xlpretrain.generate import sample_text
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.trained import TrainedRun
+
+_PROMPT = "Return the"
+
+
+def print_report(folder: RunFolder) -> None:
+    """Print the summary of a run with memory. Takes three passes over the held-out split, on one device."""
+    console = Console(highlight=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = TrainedRun.load(folder, device=device)
+    found = _score(run, console)
+    console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
+    console.print(_table(found))
+    names = list(found)
+    if len(names) > 2:
+        gain, error = found[names[2]].gain_over(found[names[1]])
+        console.print(
+            f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per token (standard error over documents)"
+        )
+    console.print("\n[bold]A sample[/bold] (temperature 0.8, top 40):")
+    console.print(textwrap.indent(textwrap.fill(_sample(run), width=100), "  "), markup=False)
+    console.print("\n[bold]Where things lie[/bold]")
+    for what, path in [
+        ("loss curve", folder.plot),
+        ("metrics", folder.metrics),
+        ("Weights & Biases", f"{folder.path / 'wandb'}   (to upload: wandb sync {folder.path / 'wandb'}/*run-*)"),
+        ("checkpoints", folder.checkpoints),
+    ]:
+        console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
+    console.print("\n[bold]What to try next[/bold]")
+    for line in [
+        f"xlpretrain resume {folder.path} max_steps={2 * run.step}      train for longer",
+        f"xlpretrain eval {folder.path} --mem-len {8 * run.config.model.mem_len}      an even longer memory",
+        "xlpretrain config --copy quickstart_data      then name your own text in it (docs/data.md)",
+    ]:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _score(run: TrainedRun, console: Console) -> dict[str, Evaluation]:
+    mem_len, everything = run.config.model.mem_len, run.config.eval.model_copy(update={"max_tokens": None})
+    assert run.data.valid is not None
+    found = {}
+    with console.status("scoring the held-out split") as status:
+        found["unigram model"] = evaluate_unigram(
+            run.data.train, run.data.valid, vocab_size=run.data.train.vocab_size, max_tokens=None
+        )
+        for name, length in [
+            ("memory off", 0),
+            (f"memory {mem_len}, as trained", mem_len),
+            (f"memory {4 * mem_len}", 4 * mem_len),
+        ]:
+            status.update(f"scoring the held-out split: {name}")
+            found[name] = run.score(config=everything.model_copy(update={"mem_len": length}))
+    return found
+
+
+def _table(found: dict[str, Evaluation]) -> Table:
+    table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
+    for column in ("perplexity", "bits per byte", "nats per token"):
+        table.add_column(column, justify="right")
+    for name, result in found.items():
+        table.add_row(name, f"{result.perplexity:.2f}", f"{result.bits_per_byte:.3f}", f"{result.loss:.4f}")
+    return table
+
+
+def _sample(run: TrainedRun) -> str:
+    tokenizer = Tokenizer.load(run.data.train.tokenizer_path)
+    prompt = [run.data.train.eod, *tokenizer.encode(_PROMPT)]
+    tokens = sample_text(
+        run.model,
+        prompt,
+        num_tokens=120,
+        mem_len=run.config.model.mem_len,
+        temperature=0.8,
+        top_k=40,
+        seed=run.config.seed,
+    )
+    return tokenizer.decode([token for token in tokens if token != run.data.train.eod])
+
+
+def _tokens(run: TrainedRun) -> int:
+    return run.step * run.config.tokens_per_step

@@ -1,0 +1,89 @@
+"""Learning-rate schedules: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from xlpretrain.schema import Choice, Problem, Section
+
+
+class Schedule(Section, ABC):
+    """A linear warm-up, then a decay to `min_lr_ratio`."""
+
+    type: str
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises linearly from 0."""
+    total_steps: int | None = Field(None, gt=0)
+    """The step at which the decay ends (default: max_steps, as it was when the run began)."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """The rate at the end, as a share of the highest."""
+
+    def problems(self) -> Iterator[Problem]:
+        """A warm-up must end before the schedule does."""
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
+            yield "warmup_steps", f"must be below total_steps ({self.total_steps}), got {self.warmup_steps}"
+
+    def ratio(self, step: int) -> float:
+        """The rate of the update that follows `step` completed ones, as a share of the highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.total_steps is None:
+            raise ValueError("the schedule has no total_steps yet; resolve the config first")
+        decay_steps = max(1, self.total_steps - self.warmup_steps)
+        return self.decay(min(1.0, (step - self.warmup_steps) / decay_steps), step)
+
+    @abstractmethod
+    def decay(self, progress: float, step: int) -> float:
+        """The ratio after the warm-up; `progress` rises from 0 to 1 at total_steps."""
+
+
+class Linear(Schedule):
+    """A straight line down."""
+
+    type: Literal["linear"] = "linear"
+
+    def decay(self, progress: float, step: int) -> float:
+        """1 to `min_lr_ratio`, linear."""
+        return 1 - progress * (1 - self.min_lr_ratio)
+
+
+class Cosine(Schedule):
+    """Half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
+
+    type: Literal["cosine"] = "cosine"
+
+    def decay(self, progress: float, step: int) -> float:
+        """1 to `min_lr_ratio`, cosine."""
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class InverseSqrt(Schedule):
+    """sqrt(warmup_steps / step), without an end (Vaswani et al., "Attention is all you need", 2017, equation 3)."""
+
+    type: Literal["inverse_sqrt"] = "inverse_sqrt"
+
+    def decay(self, progress: float, step: int) -> float:
+        """Falls with the root of the step, never below `min_lr_ratio`."""
+        return max(self.min_lr_ratio, math.sqrt(max(1, self.warmup_steps) / (step + 1)))
+
+
+class WSD(Schedule):
+    """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` of the run (Hu et al., "MiniCPM", 2024)."""
+
+    type: Literal["wsd"] = "wsd"
+    decay_ratio: float = Field(0.1, gt=0, le=1)
+    """The share of the steps after the warm-up over which the rate falls."""
+
+    def decay(self, progress: float, step: int) -> float:
+        """1, then linear to `min_lr_ratio`."""
+        fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
+        return 1 - fallen * (1 - self.min_lr_ratio)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
+AnySchedule = Annotated[Schedule, Choice(SCHEDULES)]

@@ -1,0 +1,63 @@
+"""What each rank of `xlpretrain eval` runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from xlpretrain import distributed
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.errors import USER_ERROR, XLPretrainError
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.trained import TrainedRun
+
+
+def main() -> int:
+    """Score, and print the figures on rank 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m xlpretrain.score_held_out", description="One rank of `xlpretrain eval`."
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--mem-len", type=int)
+    parser.add_argument("--seq-len", type=int)
+    parser.add_argument("--max-tokens", type=int)
+    options = parser.parse_args()
+    try:
+        _score(options)
+    except XLPretrainError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2.0)  # the first rank to leave makes torchrun end the others
+        return USER_ERROR
+    return 0
+
+
+def _score(options: argparse.Namespace) -> None:
+    device = distributed.start()
+    try:
+        run = TrainedRun.load(RunFolder(options.run), device=device)
+        changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
+        started = time.perf_counter()
+        found = run.score(
+            Manifest.open(options.data) if options.data else None, config=run.config.eval.model_copy(update=changes)
+        )
+        elapsed = time.perf_counter() - started
+        if distributed.rank() == 0:
+            mem_len = run.config.model.mem_len if options.mem_len is None else options.mem_len
+            print(f"step {run.step}, memory {mem_len}: {found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text")
+            print(f"  nats per token  {found.loss:.9f}")
+            print(f"  perplexity      {found.perplexity:.6f}")
+            print(f"  bits per byte   {found.bits_per_byte:.9f}")
+            print(f"  ({found.num_tokens / elapsed:,.0f} tokens per second)")
+        distributed.barrier()
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Why a run should save and leave before its end: a signal, a STOP file, or its time being up."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from pydantic import Field
+
+from xlpretrain.schema import Section
+
+StopReason = Literal["signal", "time", "user"]
+STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_LOOK_EVERY_S = 0.5
+
+
+class StopConfig(Section):
+    """When a run ends before its last step."""
+
+    time_budget_s: float | None = Field(None, gt=0)
+    """Seconds after its start at which a run saves and leaves with exit code 75 (default: never)."""
+    grace_s: int = Field(600, gt=0)
+    """Seconds that the launcher gives the ranks to save after a signal, before it kills them."""
+    max_nonfinite_steps: int = Field(5, gt=0)
+    """Steps in a row whose loss or gradient is not finite after which the run fails."""
+
+
+class StopRequest:
+    """This rank's view: has something asked the run to stop? Ranks agree on it at a step boundary, elsewhere."""
+
+    def __init__(self, *, stop_file: Path, time_budget_s: float | None):
+        self._stop_file = stop_file
+        self._deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
+        self._signalled = False
+        self._looked_at = float("-inf")
+        self._file_seen = False
+
+    def reason(self) -> StopReason | None:
+        """The reason, if any. Cheap: the file is looked for at most twice a second."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at, self._file_seen = now, self._stop_file.exists()
+        if self._file_seen:
+            return "user"
+        if self._signalled:
+            return "signal"
+        return "time" if self._deadline is not None and now >= self._deadline else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Turn SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a request for as long as the context lasts."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signalled = True
+
+        previous = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,225 @@
+"""Where metrics are shown while a run goes on: Weights & Biases, and the console. Rank 0 only."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from xlpretrain.schema import Section
+
+_CALL_TIMEOUT_S = 20.0  # longer than the worst log() seen (2 ms usual, 94 ms worst), shorter than anyone's patience
+_INIT_TIMEOUT_S = 30.0
+logger = logging.getLogger(__name__)
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where there is an API key, offline otherwise. A failure never stops or slows the run."""
+    project: str = Field("xlpretrain", min_length=1)
+    """The project to log to."""
+    entity: str | None = None
+    """The user or team (default: the key's own)."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run."""
+
+
+class LogConfig(Section):
+    """Metrics."""
+
+    every_steps: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
+
+
+class Tracker(Protocol):
+    """Something that shows metrics."""
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Show the metrics of one step (key `step`)."""
+
+    def close(self) -> None:
+        """Finish; nothing is logged afterwards."""
+
+
+class WandbTracker:
+    """W&B, made harmless: each call is bounded in time and its first failure ends W&B for this start of the run.
+
+    Steps are logged as `train/step` and not as W&B's own step, which drops what a resumed run logs again.
+    """
+
+    def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
+        self._run: Any = None
+        mode = config.mode
+        if mode == "disabled":
+            return
+        if mode == "auto":
+            mode = "online" if _has_key() else "offline"
+        for attempt in dict.fromkeys([mode, "offline"]):
+            if attempt != mode:
+                logger.warning("W&B: online logging is not possible; going on offline")
+            self._guard(lambda m=attempt: self._start(config, m, folder, run_id, name, run_config), _INIT_TIMEOUT_S)
+            if self._run is not None:
+                return
+
+    def _start(
+        self, config: WandbConfig, mode: str, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]
+    ) -> None:
+        import wandb  # here, since it costs a second and is not needed by other ranks
+
+        settings = wandb.Settings(
+            init_timeout=15, finish_timeout=15, console="off", disable_git=True, save_code=False, silent=True
+        )
+        self._run = wandb.init(
+            id=run_id,
+            name=name,
+            project=config.project,
+            entity=config.entity,
+            tags=list(config.tags),
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow",
+            config=dict(run_config),
+            settings=settings,
+        )
+        self._run.define_metric("train/step")
+        self._run.define_metric("*", step_metric="train/step")
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Log one step."""
+        if self._run is not None:
+            values = {key: value for key, value in metrics.items() if key != "step"}
+            self._guard(lambda: self._run.log({"train/step": metrics["step"], **values}), _CALL_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Upload what is left, within seconds."""
+        if self._run is not None:
+            self._guard(lambda: self._run.finish(), _CALL_TIMEOUT_S)
+            self._run = None
+
+    def _guard(self, call: Callable[[], Any], timeout_s: float) -> None:
+        """Run a call on a thread of its own: W&B may raise anything, print tracebacks, or wait for ever."""
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:  # W&B's service dying raises OSError, its client SystemExit
+                failure.append(error)
+
+        thread = threading.Thread(target=run, daemon=True, name="wandb-call")
+        thread.start()
+        thread.join(timeout_s)
+        if failure or thread.is_alive():
+            reason = f"{type(failure[0]).__name__}: {failure[0]}" if failure else f"no answer in {timeout_s:.0f} s"
+            logger.warning("W&B failed and is off for the rest of this start: %s", reason.splitlines()[0][:200])
+            self._run = None
+
+
+def _has_key() -> bool:
+    """Whether W&B would find an API key, without asking it: it may prompt, or wait for a network."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class ConsoleTracker:
+    """One live line on a terminal, a plain line per logged step in a log."""
+
+    def __init__(self, *, max_steps: int):
+        self._max_steps = max_steps
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._rate: float | None = None
+        self._last: tuple[int, float] | None = None
+        if self._live:
+            self._live.start()
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        self._console.print(message, markup=False)
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Show one step."""
+        if "valid/loss" in metrics:
+            self.say(self._describe_evaluation(metrics))
+        if "train/loss" not in metrics:
+            return
+        line = self._describe_step(metrics)
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            self.say(line)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._live:
+            self._live.stop()
+
+    def _describe_step(self, metrics: Mapping[str, float | int]) -> str:
+        step, now = int(metrics["step"]), time.monotonic()
+        if self._last is not None and step > self._last[0]:
+            rate = (now - self._last[1]) / (step - self._last[0])
+            self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        self._last = (step, now)
+        left = "" if self._rate is None else f"  {_duration((self._max_steps - step) * self._rate)} left"
+        return (
+            f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%"
+            f"  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2e}  grad {metrics['train/grad_norm']:.2f}"
+            f"  {metrics['time/tokens_per_second']:,.0f} tok/s  mfu {100 * metrics['time/mfu']:.0f}%"
+            f"  wait {100 * metrics['time/data_wait_s'] / metrics['time/step_s']:.1f}%{left}"
+        )
+
+    @staticmethod
+    def _describe_evaluation(metrics: Mapping[str, float | int]) -> str:
+        return (
+            f"step {metrics['step']}: held-out loss {metrics['valid/loss']:.4f},"
+            f" perplexity {metrics['valid/perplexity']:.2f}, {metrics['valid/bits_per_byte']:.3f} bits per byte"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+class Trackers:
+    """Several trackers as one, closed when the context ends."""
+
+    def __init__(self, *trackers: Tracker):
+        self._trackers = trackers
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Show one step everywhere."""
+        for tracker in self._trackers:
+            tracker.log(metrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for tracker in self._trackers:
+            tracker.close()

@@ -1,0 +1,227 @@
+"""The training loop.
+
+    for each step: agree with the other ranks (counts, stop, trouble), put the micro-batches through the engine,
+    update once, then log, evaluate and save if due.
+
+Everything else has a home elsewhere: `build.py` puts a `Run` together, `__main__.py` starts it on each rank.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xlpretrain import checkpoint, distributed
+from xlpretrain.config import RunConfig
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.order import Contiguous, mix
+from xlpretrain.engine.engine import Engine
+from xlpretrain.errors import TrainingError, XLPretrainError
+from xlpretrain.evaluate import Evaluation
+from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
+from xlpretrain.objectives.objective import Batch
+from xlpretrain.recorder import Recorder
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.state import TrainState
+from xlpretrain.stopping import STOP_REASONS, StopReason, StopRequest
+
+
+@dataclass
+class Run:
+    """One rank's part in a run, ready to go on from `state.step`.
+
+    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams.
+    peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    engine: Engine
+    loader: Loader[Batch]
+    order: Contiguous
+    streams: range
+    state: TrainState
+    mems: list[Tensor]
+    evaluate: Callable[[], Evaluation] | None
+    stop: StopRequest
+    recorder: Recorder
+    peak_flops: float
+    flops_per_token: float
+    saved_at: int | None = None
+    trouble: XLPretrainError | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def max_steps(self) -> int:
+        """The step at which the run is finished."""
+        assert self.config.max_steps is not None, "the config was resolved"
+        return self.config.max_steps
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks hold to be true at a step boundary."""
+
+    counts: dict[str, int]
+    stop: StopReason | None
+
+
+def train(run: Run) -> StopReason | None:
+    """Train until `max_steps`, or until something asks to stop; a checkpoint of the last step is then on the disk.
+
+    Every rank calls it. Returns why it stopped early, if it did. Raises `XLPretrainError` on every rank where one of
+    them met the user's mistake (a damaged shard, a full disk), with its message.
+    """
+    stopped: StopReason | None = None
+    with run.stop.listening(), closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
+        while run.state.step < run.max_steps:
+            batches = _fetch(run, batches_of_steps)
+            agreed = _agree(run, batches)
+            if agreed.stop:
+                stopped = agreed.stop
+                break
+            sums, grad_norm = _step(run, batches, agreed.counts)
+            run.state.step += 1
+            run.state.tokens += run.config.tokens_per_step
+            _mind_bad_numbers(run, grad_norm)
+            _record(run, sums, agreed.counts, grad_norm)
+            if _due(run, run.config.checkpoint.every_steps):
+                save(run)
+    if run.saved_at != run.state.step:
+        save(run)
+    _share_trouble(run)
+    return stopped
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of this step. Raises `CheckpointError`, on every rank, if any rank could not."""
+    run.recorder.sync()
+    checkpoint.save(
+        run.folder.checkpoints,
+        run.state,
+        run.engine,
+        streams=run.streams,
+        memory=torch.cat(run.mems, dim=1),
+        keep=run.config.checkpoint.keep,
+    )
+    run.saved_at = run.state.step
+    run.watch = Stopwatch()
+
+
+def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
+    """The next step's micro-batches; none if this rank's data is damaged, which it then keeps as its trouble."""
+    started = time.perf_counter()
+    try:
+        return next(batches_of_steps)
+    except XLPretrainError as error:
+        run.trouble = error
+        return []
+    finally:
+        run.watch.data_wait_s += time.perf_counter() - started
+
+
+def _agree(run: Run, batches: list[Batch]) -> Agreement:
+    """One small all-reduce: the step's counts per loss term, whether to stop, and whether a rank is in trouble."""
+    terms = run.config.objective.terms
+    reason = run.stop.reason()
+    values = [
+        *(sum(batch.counts[term] for batch in batches) for term in terms),
+        *(reason == known for known in STOP_REASONS),
+        run.trouble is not None,
+    ]
+    *numbers, in_trouble = distributed.all_reduce_sum(values)
+    if in_trouble:
+        _share_trouble(run)
+    asked = numbers[len(terms) :]
+    stop = next((known for known, votes in zip(STOP_REASONS, asked, strict=True) if votes), None)
+    return Agreement({term: int(n) for term, n in zip(terms, numbers, strict=False)}, stop)
+
+
+def _share_trouble(run: Run) -> None:
+    """Raise the first rank's trouble on every rank, if there is any."""
+    for error in distributed.gather_objects(run.trouble):
+        if error is not None:
+            raise error
+
+
+def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
+    """One update. Returns this rank's sum of each loss term and the global gradient norm before clipping."""
+    config, engine = run.config, run.engine
+    # Dropout depends on nothing but (seed, step, rank): nothing to save, and evaluation cannot disturb it.
+    torch.manual_seed(mix(config.seed, run.state.step, distributed.rank()))
+    engine.start_step(counts)
+    sums = {term: torch.zeros((), device=engine.device) for term in counts}
+    mems: list[Tensor] = []
+    for batch, remembered in zip(batches, run.mems, strict=True):
+        loss, memory = engine(batch.to(engine.device), remembered)
+        engine.backward(loss)
+        mems.append(memory)
+        sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
+    grad_norm = engine.step(config.optimizer.lr * config.schedule.ratio(run.state.step))
+    if math.isfinite(grad_norm):
+        run.mems = mems  # else they may hold NaN, which would never leave them: keep the ones before
+    run.watch.steps += 1
+    return sums, grad_norm
+
+
+def _mind_bad_numbers(run: Run, grad_norm: float) -> None:
+    """Count a step whose update was skipped; several in a row end the run."""
+    state, limit = run.state, run.config.stop.max_nonfinite_steps
+    if math.isfinite(grad_norm):
+        state.nonfinite_in_a_row = 0
+        return
+    state.skipped_updates += 1
+    state.nonfinite_in_a_row += 1
+    run.recorder.say(f"step {state.step}: loss or gradient is not finite; no update was made")
+    if state.nonfinite_in_a_row >= limit:
+        raise TrainingError(
+            f"{limit} steps in a row, the last of them step {state.step}, had a loss or gradient that is not finite;"
+            " lower optimizer.lr or optimizer.grad_clip, lengthen schedule.warmup_steps, or use engine.precision=fp32,"
+            f" and resume from the last checkpoint in {run.folder.checkpoints}"
+        )
+
+
+def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm: float) -> None:
+    """Log and evaluate, if due."""
+    config, state = run.config, run.state
+    last = state.step == run.max_steps
+    metrics: Metrics = {}
+    if last or _due(run, config.log.every_steps):
+        losses = dict(zip(sums, distributed.all_reduce_sum([float(s) for s in sums.values()]), strict=True))
+        means = {term: losses[term] / counts[term] if counts[term] else 0.0 for term in losses}
+        weights = config.objective.weights
+        metrics |= {
+            "tokens": state.tokens,
+            "train/loss": sum(weights[term] * means[term] for term in means),
+            "train/lr": config.optimizer.lr * config.schedule.ratio(state.step - 1),
+            "train/grad_norm": grad_norm,
+            **{f"train/loss/{term}": mean for term, mean in means.items()},
+            "data/epoch": state.step / run.order.steps_per_epoch,
+            "events/skipped_updates": state.skipped_updates,
+            "memory/peak_bytes": peak_memory_bytes(run.engine.device),
+            **run.watch.lap(
+                tokens_per_step=config.tokens_per_step,
+                flops_per_token=run.flops_per_token,
+                peak_flops=run.peak_flops,
+            ),
+        }
+    if run.evaluate is not None and (last or _due(run, config.eval.every_steps)):
+        metrics |= {"tokens": state.tokens, **run.evaluate().metrics()}
+        run.watch = Stopwatch()
+    if metrics:
+        try:
+            run.recorder.record(state.step, metrics)
+        except XLPretrainError as error:
+            run.trouble = error
+    if "valid/loss" in metrics:
+        run.recorder.plot()
+
+
+def _due(run: Run, every_steps: int) -> bool:
+    return run.state.step % every_steps == 0
