@@ -144,6 +144,12 @@ def build_engine(
         engine = ZeroEngine(
             config, model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device
         )
+    engine.layout = {
+        "engine": config.type,
+        **({"zero_stage": config.zero_stage} if config.type == "deepspeed" else {}),
+        **config.model_dump(include={"precision", "grad_dtype", "activation_checkpointing", "compile"}),
+        "micro_batches": num_micro_batches,
+    }
     if config.compile:
         # In place, so names stay; the backbone alone, since a batch carries counts that would compile anew for each.
         model.backbone.compile()

@@ -59,6 +59,12 @@ class Engine(ABC):
 
     model: PretrainingModel
     device: torch.device
+    shapes: Mapping[str, torch.Size]
+    """Of every parameter by name, tied ones once. (Under ZeRO-3 the model's own are those of empty tensors.)"""
+    kinds: tuple[str, ...]
+    """Of the state kept per parameter: `weight`, and the optimizer's."""
+    layout: Mapping[str, str | int]
+    """What must be as it was for going on to be bit-identical: engine, stage, precision and so on."""
 
     @abstractmethod
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -89,6 +95,10 @@ class Engine(ABC):
     @abstractmethod
     def state_ranges(self) -> list[StateRange]:
         """What this rank must save for the run to go on. Call it only between steps."""
+
+    @abstractmethod
+    def loads(self) -> list[tuple[str, int, int]]:
+        """(name, start, stop) of what loading will read on this rank, for every kind that it loads."""
 
     @property
     @abstractmethod

@@ -33,6 +33,8 @@ class PlainEngine(Engine):
         self._scales = TermScales(weights)
         self._max_norm = optimizer.grad_clip
         named = dict(model.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in named.items()}
+        self.kinds = ("weight", *optimizer.state_kinds)
         self._parameters = list(named.values())
         for parameter in self._parameters:
             dist.broadcast(parameter.data, src=0)
@@ -99,6 +101,9 @@ class PlainEngine(Engine):
 
     def state_ranges(self) -> list[StateRange]:
         return self._state.ranges(share(self._state.pieces))
+
+    def loads(self) -> list[tuple[str, int, int]]:
+        return self._state.loads()
 
     @property
     def updates(self) -> int:

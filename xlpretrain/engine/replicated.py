@@ -55,6 +55,10 @@ class Partition:
             for kind in ("weight", *self.kinds)
         ]
 
+    def loads(self) -> list[tuple[str, int, int]]:
+        """What `load` reads, for each kind."""
+        return [(piece.name, piece.start, piece.stop) for piece in self.pieces]
+
     @property
     def updates(self) -> int:
         """The optimizer's step count."""

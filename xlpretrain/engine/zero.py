@@ -72,6 +72,8 @@ class ZeroEngine(Engine):
         self._backwards = 0
         self._max_norm = optimizer.grad_clip
         self._stage = _actual_stage(config)
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.kinds = ("weight", *optimizer.state_kinds)
         names = {parameter: name for name, parameter in model.named_parameters()}
         options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build(names)
@@ -147,6 +149,9 @@ class ZeroEngine(Engine):
 
     def state_ranges(self) -> list[StateRange]:
         return self._state.ranges(self._state.pieces if self._stage else share(self._state.pieces))
+
+    def loads(self) -> list[tuple[str, int, int]]:
+        return self._state.loads()
 
     @property
     def updates(self) -> int:

@@ -1,0 +1,25 @@
+"""What a run remembers beside weights, optimizer and memories. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TrainState:
+    """Plain numbers, equal on every rank, in every checkpoint.
+
+    step: completed steps, which is the position in the data. tokens: trained on so far.
+    skipped_windows: [first, last) steps whose data was left out after a loss spike.
+    skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    wandb_id: str = ""
+    skipped_windows: list[tuple[int, int]] = field(default_factory=list)
+    skipped_updates: int = 0
+    nonfinite_in_a_row: int = 0
+
+    def __post_init__(self) -> None:
+        self.skipped_windows = [(first, last) for first, last in self.skipped_windows]  # JSON gives lists
