@@ -1,0 +1,78 @@
+"""SentencePiece tokenizers with the special symbols that every model needs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import sentencepiece
+
+from data_pipelines.config import SentenceConfig, TokenizerConfig
+from data_pipelines.sentences import split_sentences
+from xlpretrain.data.tokenizer import SPECIAL_PIECES
+from xlpretrain.errors import DataError
+
+NUM_THREADS = 4
+"""Fixed: another number gives another vocabulary."""
+
+LONGEST_SENTENCE_BYTES = 1 << 16
+"""SentencePiece leaves out longer ones, at 4,192 bytes by default."""
+
+
+def sample_sentences(documents: Iterable[str], config: SentenceConfig, *, limit: int) -> list[str]:
+    """The first `limit` sentences of documents that are already in random order."""
+    sentences = (sentence for document in documents for sentence in _clean_sentences(document, config))
+    return list(islice(sentences, limit))
+
+
+def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
+    """A SentencePiece model: the same one for the same sentences, in the same order. Raises `DataError`."""
+    pieces = {role: spellings[0] for role, spellings in SPECIAL_PIECES.items()}
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            model_type=config.model_type,
+            normalization_rule_name=config.normalization,
+            character_coverage=config.character_coverage,
+            max_sentence_length=LONGEST_SENTENCE_BYTES,
+            num_threads=NUM_THREADS,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece=pieces["pad"],
+            unk_piece=pieces["unk"],
+            # Not user-defined symbols: those are also recognised where a text merely contains them.
+            control_symbols=[pieces["cls"], pieces["sep"], pieces["mask"], pieces["eod"]],
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(_explain(str(error), config)) from None
+    return model.getvalue()
+
+
+def _clean_sentences(document: str, config: SentenceConfig) -> Iterator[str]:
+    for sentence in split_sentences(document, config):
+        if words := sentence.replace("\0", " ").split():
+            yield " ".join(words)
+
+
+def _explain(error: str, config: TokenizerConfig) -> str:
+    if too_high := re.search(r"too high \(\d+\).*<= (\d+)", error):
+        return (
+            f"tokenizer.vocab_size: {config.vocab_size} pieces are too many for this corpus, which gives at most "
+            f"{too_high[1]}; lower it or add text"
+        )
+    if too_low := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"tokenizer.vocab_size: {config.vocab_size} pieces are too few, the characters of this corpus alone need "
+            f"{too_low[1]}; raise it or lower tokenizer.character_coverage"
+        )
+    if "all_chars_count" in error or "sentences_.empty()" in error:
+        return "the training documents hold no text that a tokenizer could be trained on; add text"
+    return f"SentencePiece cannot train a tokenizer on this corpus: {error}"
