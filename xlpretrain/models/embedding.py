@@ -84,8 +84,9 @@ class VocabularySoftmax(OutputLayer):
     """Hidden states onto the vocabulary: a full softmax, or with cutoffs an adaptive one.
 
     The adaptive softmax gives p(token) = p(cluster) p(token | cluster); the first cluster's tokens stand in one
-    softmax with the other clusters, numbered upwards (transformers and the PyTorch original number them downwards,
-    the TensorFlow one upwards). Losses come in the order of the targets (the originals group them by cluster).
+    softmax with the other clusters, numbered upwards (as in the TensorFlow original and transformers 4.x; the
+    PyTorch original numbers them downwards). Losses come in the order of the targets (the originals' PyTorch code
+    groups them by cluster).
 
     Where tied, it reads the embedding's own tables and projections, which stay registered with the embedding alone.
     Projections are tied cluster by cluster; with `div_val` 1 all clusters that are tied share the one there is.
