@@ -9,6 +9,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ def write_dataset(
         "tail_tokens": num_tokens % block_tokens,
         "dtype": encoded.tokens.dtype.name,
         "num_unknown": int((encoded.tokens == tokenizer.vocabulary.unk).sum()),
-        "eod": tokenizer.vocabulary.eod,
-        "vocab_size": tokenizer.vocabulary.size,
+        "vocabulary": asdict(tokenizer.vocabulary),
         "tokenizer_sha256": tokenizer.sha256,
         "built_from": built_from,
         "shards": shards,

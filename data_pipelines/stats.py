@@ -50,7 +50,7 @@ def summary_table(title: str, manifests: Mapping[str, Manifest]) -> Table:
         "bytes of text": lambda m: f"{m.num_bytes:,}",
         "bytes per token": lambda m: f"{m.num_bytes / m.num_tokens:.2f}",
         "unknown tokens": lambda m: f"{m.num_unknown / m.num_tokens:.3%}",
-        "vocabulary": lambda m: f"{m.vocab_size:,}",
+        "vocabulary": lambda m: f"{m.vocabulary.size:,}",
         "tokens in a block": lambda m: f"{m.block_tokens:,}",
         "blocks": lambda m: f"{m.num_blocks:,}" + (f" and {m.tail_tokens:,} tokens" if m.tail_tokens else ""),
         "shards": lambda m: f"{len(m.shards):,}",

@@ -82,13 +82,13 @@ def _check_block(manifest: Manifest, number: int) -> Iterator[str]:
     except DataError as error:
         yield str(error)
         return
-    if block.tokens.max() >= manifest.vocab_size:
-        yield f"{where}: has the token {block.tokens.max()}, beyond the vocabulary of {manifest.vocab_size}"
+    if block.tokens.max() >= manifest.vocabulary.size:
+        yield f"{where}: has the token {block.tokens.max()}, beyond the vocabulary of {manifest.vocabulary.size}"
     for name, ends in {"document": block.document_ends, "sentence": block.sentence_ends}.items():
         if np.any(np.diff(ends.astype(np.int64)) <= 0) or np.any(ends >= len(block.tokens)):
             yield f"{where}: its {name} ends are not increasing positions"
             return
-    if not np.array_equal(np.flatnonzero(block.tokens == manifest.eod), block.document_ends):
+    if not np.array_equal(np.flatnonzero(block.tokens == manifest.vocabulary.eod), block.document_ends):
         yield f"{where}: its documents do not end where its end-of-document symbols are"
 
 

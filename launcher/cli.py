@@ -144,7 +144,7 @@ def evaluate(
 
 @app.command()
 def report(run: RunPath) -> None:
-    """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what to try next."""
+    """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
     from xlpretrain.report import print_report
 
     print_report(RunFolder(run).require())
@@ -179,7 +179,6 @@ def data_build(
 ) -> None:
     """Text into a tokenizer, shards and an index."""
     from data_pipelines.build import build
-
     from data_pipelines.config import DataConfig
     from xlpretrain import schema
 

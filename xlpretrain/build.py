@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -21,7 +21,8 @@ from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import TrainingRows
-from xlpretrain.engine import build_engine
+from xlpretrain.data.tokenizer import Vocabulary
+from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError, DataError, XLPretrainError
 from xlpretrain.evaluate import Evaluation, evaluate
 from xlpretrain.metrics import peak_flops
@@ -91,7 +92,7 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         recorder.say(f"changed since the run began: {change}")
 
     torch.manual_seed(config.seed)
-    backbone = config.model.build(data.train.vocab_size)
+    backbone = config.model.build(data.train.vocabulary.size)
     model = PretrainingModel(backbone, config.objective.head(backbone))
     flops_per_token = (
         backbone.flops_per_token(config.objective.seq_len, config.model.mem_len) + model.head.flops_per_token()
@@ -141,8 +142,8 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         order=rows.order,
         streams=streams,
         state=state,
-        mems=list(memory.split([len(m) for m in micro_batches], dim=1)),
-        evaluate=_evaluator(config, data, engine) if data.valid is not None else None,
+        mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
+        evaluate=_evaluator(config, data.valid, data.train.vocabulary, engine),
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, next(model.parameters()).dtype)])[0],
@@ -151,13 +152,17 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     )
 
 
-def _evaluator(config: RunConfig, data: Datasets, engine: Any) -> Callable[[], Evaluation]:
+def _evaluator(
+    config: RunConfig, valid: Manifest | None, vocabulary: Vocabulary, engine: Engine
+) -> Callable[[], Evaluation] | None:
+    if valid is None:
+        return None
     return partial(
         evaluate,
         engine.evaluate,
         engine.model.backbone,
-        manifest=data.valid,
-        vocabulary=data.train.vocabulary,
+        manifest=valid,
+        vocabulary=vocabulary,
         objective=config.objective,
         mem_len=config.model.mem_len,
         config=config.eval,
@@ -197,4 +202,4 @@ def _on_rank_0(call: Callable[[], T]) -> T:
     result, error = distributed.broadcast_object((result, error))
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]
+    return result

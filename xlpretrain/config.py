@@ -142,8 +142,8 @@ def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
         found.append(
             (
                 "data.train",
-                f"too small for one step: {config.tokens_per_step:,} tokens are needed, and it has {train.num_blocks} whole"
-                f" blocks of {train.block_tokens:,}; build it from more text, or with a smaller block_tokens",
+                f"too small for one step: {config.tokens_per_step:,} tokens are needed, and it has"
+                f" {train.num_blocks} whole blocks of {train.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
         )
     if config.global_batch_size < world_size:
@@ -158,7 +158,7 @@ def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
 
 
 def check_resume(old: RunConfig, new: RunConfig, *, folder: Path, allow_recipe_change: bool) -> list[str]:
-    """Whether a begun run may go on as `new`. Returns what changes; raises `ConfigError` with both values of what may not."""
+    """Whether a run may go on as `new`. Returns what changes; raises `ConfigError` with both values of what may not."""
     before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     # Where a run folder lies is not what the run is: it may be moved.

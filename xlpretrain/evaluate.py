@@ -147,8 +147,9 @@ def _add_by_document(totals: np.ndarray, documents: np.ndarray, targets: range, 
         np.add.at(totals, of_target, nll[: len(targets)].double().cpu().numpy())
 
 
-def evaluate_unigram(train: Manifest, valid: Manifest, *, vocab_size: int, max_tokens: int | None) -> Evaluation:
+def evaluate_unigram(train: Manifest, valid: Manifest, *, max_tokens: int | None) -> Evaluation:
     """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline."""
+    vocab_size = train.vocabulary.size
     counts = np.ones(vocab_size)
     for i in range(train.num_blocks + bool(train.tail_tokens)):
         counts += np.bincount(train.block(i).tokens, minlength=vocab_size)

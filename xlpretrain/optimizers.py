@@ -40,6 +40,7 @@ class AdamWConfig(OptimizerConfig):
     """AdamW (Loshchilov and Hutter 2019), torch's fused implementation."""
 
     type: Literal["adamw"] = "adamw"
+    """Which optimizer this is."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8

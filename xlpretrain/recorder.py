@@ -38,7 +38,7 @@ class Recorder:
             self._trackers = [self._console, wandb]
 
     def go_on_from(self, step: int, *, orderly: bool) -> None:
-        """Forget what was recorded after `step`. Unless the last start ended orderly, tell W&B again what it may have lost."""
+        """Forget what was recorded after `step`. After a crash, tell W&B again what it may have lost."""
         if self._file is None:
             return
         rows = self._file.cut_back(step)

@@ -55,9 +55,7 @@ def _score(run: TrainedRun, console: Console) -> dict[str, Evaluation]:
     assert run.data.valid is not None
     found = {}
     with console.status("scoring the held-out split") as status:
-        found["unigram model"] = evaluate_unigram(
-            run.data.train, run.data.valid, vocab_size=run.data.train.vocab_size, max_tokens=None
-        )
+        found["unigram model"] = evaluate_unigram(run.data.train, run.data.valid, max_tokens=None)
         for name, length in [
             ("memory off", 0),
             (f"memory {mem_len}, as trained", mem_len),
@@ -79,7 +77,8 @@ def _table(found: dict[str, Evaluation]) -> Table:
 
 def _sample(run: TrainedRun) -> str:
     tokenizer = Tokenizer.load(run.data.train.tokenizer_path)
-    prompt = [run.data.train.eod, *tokenizer.encode(_PROMPT)]
+    eod = run.data.train.vocabulary.eod
+    prompt = [eod, *tokenizer.encode(_PROMPT)]
     tokens = sample_text(
         run.model,
         prompt,
@@ -89,7 +88,7 @@ def _sample(run: TrainedRun) -> str:
         top_k=40,
         seed=run.config.seed,
     )
-    return tokenizer.decode([token for token in tokens if token != run.data.train.eod])
+    return tokenizer.decode([token for token in tokens if token != eod])
 
 
 def _tokens(run: TrainedRun) -> int:

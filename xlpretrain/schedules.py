@@ -46,6 +46,7 @@ class Linear(Schedule):
     """A straight line down."""
 
     type: Literal["linear"] = "linear"
+    """Which schedule this is."""
 
     def decay(self, progress: float, step: int) -> float:
         """1 to `min_lr_ratio`, linear."""
@@ -56,6 +57,7 @@ class Cosine(Schedule):
     """Half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
 
     type: Literal["cosine"] = "cosine"
+    """Which schedule this is."""
 
     def decay(self, progress: float, step: int) -> float:
         """1 to `min_lr_ratio`, cosine."""
@@ -66,6 +68,7 @@ class InverseSqrt(Schedule):
     """sqrt(warmup_steps / step), without an end (Vaswani et al., "Attention is all you need", 2017, equation 3)."""
 
     type: Literal["inverse_sqrt"] = "inverse_sqrt"
+    """Which schedule this is."""
 
     def decay(self, progress: float, step: int) -> float:
         """Falls with the root of the step, never below `min_lr_ratio`."""
@@ -73,9 +76,10 @@ class InverseSqrt(Schedule):
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` of the run (Hu et al., "MiniCPM", 2024)."""
+    """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` (Hu et al., "MiniCPM", 2024)."""
 
     type: Literal["wsd"] = "wsd"
+    """Which schedule this is."""
     decay_ratio: float = Field(0.1, gt=0, le=1)
     """The share of the steps after the warm-up over which the rate falls."""
 

@@ -7,6 +7,7 @@ A section is a frozen pydantic model that lives beside the code it configures; `
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,6 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
-        validate_default=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
@@ -201,8 +201,8 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
     got, context = error["input"], error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            close = _closest(path.rsplit(".", 1)[-1], known)
+            hint = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
             return path, f"unknown key; {hint}"
         case "missing":
             return path, "required, and not given"
@@ -243,6 +243,15 @@ def _locate(section: type[Section], data: Any, loc: tuple[int | str, ...]) -> tu
             variants = variants or (element[0] if element else None)
             here = None if variants else (inner[0] if inner else None)
     return ".".join(path), list(here.model_fields) if here is not None else []
+
+
+def _closest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that was likely meant: of those that resemble it, the one that begins most alike."""
+
+    def shared_start(other: str) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(key, other, strict=False)))
+
+    return max(difflib.get_close_matches(key, known, n=3), key=shared_start, default=None)
 
 
 def _is_section(kind: Any) -> bool:

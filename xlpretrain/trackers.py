@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -72,7 +73,8 @@ class WandbTracker:
         for attempt in dict.fromkeys([mode, "offline"]):
             if attempt != mode:
                 logger.warning("W&B: online logging is not possible; going on offline")
-            self._guard(lambda m=attempt: self._start(config, m, folder, run_id, name, run_config), _INIT_TIMEOUT_S)
+            start = partial(self._start, config, attempt, folder, run_id, name, run_config)
+            self._guard(start, _INIT_TIMEOUT_S)
             if self._run is not None:
                 return
 

@@ -33,7 +33,7 @@ class TrainedRun:
         """The newest whole checkpoint of a run. Raises `CheckpointError` if it has none."""
         config = configuration.load(folder.config)
         data = open_data(config)
-        backbone = config.model.build(data.train.vocab_size)
+        backbone = config.model.build(data.train.vocabulary.size)
         model = PretrainingModel(backbone, config.objective.head(backbone))
         step = checkpoint.load_weights_into(model, folder.checkpoints)
         return cls(config, data, model.to(device, DTYPES[config.engine.precision]).eval(), step, device)
@@ -44,7 +44,7 @@ class TrainedRun:
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
         if valid.tokenizer_sha256 != self.data.train.tokenizer_sha256:
-            raise DataError(f"{valid.path}: not of the tokenizer that the run was trained with")
+            raise DataError(f"{valid.folder}: not of the tokenizer that the run was trained with")
         return evaluate(
             self._forward,
             self.model.backbone,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -36,7 +36,7 @@ class Loader(Generic[B_co]):
         """The micro-batches of one step. Raises `DataError` if a shard is damaged."""
         return [self.collate([self.rows.row(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
 
-    def steps(self, *, start: int, stop: int | None = None) -> Iterator[list[B_co]]:
+    def steps(self, *, start: int, stop: int | None = None) -> Generator[list[B_co]]:
         """The micro-batches of steps start, start + 1, ..., read ahead by a thread.
 
         A thread and not processes: a batch from a worker process costs 35 times as much as one read in place.

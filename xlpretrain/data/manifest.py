@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlpretrain.data.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
+from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -43,7 +45,7 @@ class Manifest:
         self.folder = folder
         self.block_tokens, self.tail_tokens = int(index["block_tokens"]), int(index["tail_tokens"])
         self.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[index["dtype"]])
-        self.eod, self.vocab_size = int(index["eod"]), int(index["vocab_size"])
+        self.vocabulary = Vocabulary(**index["vocabulary"])
         self.tokenizer_sha256 = str(index["tokenizer_sha256"])
         self.num_unknown = int(index["num_unknown"])
         self.built_from: Mapping[str, Any] = index["built_from"]
@@ -93,6 +95,17 @@ class Manifest:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{folder / 'index.json'}: damaged ({reason}); build the dataset again") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of every token in their order: two datasets that have it in common train the same."""
+        parts = [self.tokenizer_sha256, *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where a build leaves the tokenizer: beside its splits."""
+        return self.folder.parent / "tokenizer" / "spiece.model"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest.open, (self.folder,)

@@ -119,7 +119,7 @@ def _read(manifest: Manifest, start: int, stop: int, *, stream: int, epoch: int,
     first = max(start, 0)
     tokens = manifest.tokens(first, stop)
     if start < 0:
-        tokens = np.concatenate([np.asarray([manifest.eod], tokens.dtype), tokens])
+        tokens = np.concatenate([np.asarray([manifest.vocabulary.eod], tokens.dtype), tokens])
     return Row(
         tokens=tokens,
         document_ends=manifest.document_ends(first, stop) - start,

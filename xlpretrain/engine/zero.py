@@ -196,11 +196,11 @@ def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches
         "train_micro_batch_size_per_gpu": 1,  # it only multiplies this out; rows are counted by us
         "gradient_accumulation_steps": num_micro_batches,
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
+        # At stage 0 we clip. Unless told otherwise, DeepSpeed clips at 1.0.
+        "gradient_clipping": optimizer.grad_clip if stage > 0 else 0.0,
         "communication_data_type": config.grad_dtype,
         "data_types": {"grad_accum_dtype": config.grad_dtype},
     }
-    if stage > 0:
-        options["gradient_clipping"] = optimizer.grad_clip
     if config.precision == "bf16":
         options["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return options

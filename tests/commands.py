@@ -1,0 +1,114 @@
+"""Starts the real command line, as a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+BIN = Path(sys.executable).parent
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would make a run another one."""
+    unwanted = ("WANDB_", "OMP_", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "XLPRETRAIN_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+
+
+def start(*arguments: object, program: str = "xlpretrain") -> subprocess.Popen[str]:
+    """A command in a process group of its own, so that all of it can be killed."""
+    return subprocess.Popen(
+        [str(BIN / program), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, expect: int, timeout_s: float = 200) -> tuple[str, str]:
+    """Wait for its end, check its exit code, and return what it printed."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise
+    assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
+    return out, err
+
+
+def run(*arguments: object, expect: int = 0, program: str = "xlpretrain") -> tuple[str, str]:
+    """A command to its end."""
+    return finish(start(*arguments, program=program), expect=expect)
+
+
+def refused(*arguments: object) -> str:
+    """The message of a command that must fail by the user's mistake: exit code 2, said once, without a traceback."""
+    out, err = run(*arguments, expect=2)
+    assert "Traceback" not in out + err, err
+    assert err.count("error: ") == 1, err
+    return err
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the launcher and its ranks at once (ranks have sessions of their own)."""
+    import psutil
+
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGSTOP)  # nobody shall notice another's death and tidy up
+    for member in family:
+        member.kill()
+    process.communicate()
+
+
+def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    """Until the run has logged `step`."""
+    deadline = time.monotonic() + timeout_s
+    while not any(row["step"] >= step for row in read_metrics(run_folder)):
+        assert process.poll() is None, f"the run ended before step {step}: {process.communicate()}"
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.01)
+
+
+def read_metrics(run_folder: Path) -> list[dict]:
+    """The whole lines of metrics.jsonl."""
+    path = run_folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(run_folder: Path) -> dict[int, tuple]:
+    """Per step what must be equal in every bit."""
+    keys = ("train/loss", "train/grad_norm", "train/lr", "valid/loss", "tokens")
+    rows = read_metrics(run_folder)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), "metrics.jsonl must have each step once, in order"
+    return {row["step"]: tuple(row.get(key) for key in keys) for row in rows}
+
+
+def write_config(path: Path, dataset: Path, **changes) -> Path:
+    """A run of 60 steps that takes seconds: two layers, memory, dropout, accumulation, two parameter groups, ties."""
+    config = {
+        "runs_dir": str(path.parent / "runs"),
+        "data": {"train": str(dataset / "train"), "valid": str(dataset / "valid")},
+        "model": {"type": "transformer_xl", "num_layers": 2, "d_model": 32, "num_heads": 2, "d_ff": 64, "mem_len": 24},
+        "objective": {"type": "causal_lm", "seq_len": 16},
+        "optimizer": {"lr": 3e-3, "grad_clip": 0.5},
+        "schedule": {"type": "cosine", "warmup_steps": 5},
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "max_steps": 60,
+        "checkpoint": {"every_steps": 20, "keep": 2},
+        "eval": {"every_steps": 30, "max_tokens": 2000},
+        "log": {"every_steps": 1},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from xlpretrain import config as configuration
+from xlpretrain import schema
+from xlpretrain.config import RunConfig
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.errors import ConfigError
+
+SHIPPED = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
+MINIMAL = {
+    "data": {"train": "data/train"},
+    "model": {"type": "transformer_xl", "num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "mem_len": 16},
+    "objective": {"type": "causal_lm", "seq_len": 16},
+    "max_steps": 10,
+}
+
+
+def run_config(**changes) -> RunConfig:
+    return schema.validate(RunConfig, {**MINIMAL, **changes}, "test.yaml")
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if not p.stem.endswith("data")], ids=lambda p: p.stem)
+def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path):
+    config = configuration.load(path)
+    (tmp_path / "dumped.yaml").write_text(schema.dump(config))
+    assert configuration.load(tmp_path / "dumped.yaml") == config
+
+
+def test_every_key_is_explained():
+    silent = [path for path, _, _, meaning in schema.describe(run_config()) if not meaning]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "lengths", [{"max_steps": None}, {"max_tokens": 100}, {"max_steps": None, "max_tokens": 1, "max_epochs": 1.0}]
+)
+def test_exactly_one_length_is_asked_for(lengths):
+    assert "give exactly one of max_steps, max_tokens, max_epochs" in refusal(run_config, **lengths)
+
+
+def test_mistakes_of_all_sections_come_in_one_report():
+    report = refusal(
+        run_config,
+        optimizer={"lr": -1},
+        engine={"type": "deepspeed", "precison": "fp32"},
+        model={**MINIMAL["model"], "mem_length": 3},
+        global_batch_size="many",
+    )
+    for line in (
+        "test.yaml: 4 problems",
+        "model.mem_length   unknown key; did you mean mem_len?",
+        "optimizer.lr       must be greater than 0, got -1",
+        "engine.precison    unknown key; did you mean precision?",
+        'global_batch_size  must be a valid integer, got "many"',
+    ):
+        assert line in report
+
+
+def test_bf16_at_stage_0_and_owned_deepspeed_options_are_refused_by_name():
+    report = refusal(run_config, engine={"zero_stage": 0, "deepspeed": {"train_batch_size": 3}})
+    assert "engine.zero_stage" in report and "bf16" in report
+    assert "engine.deepspeed.train_batch_size" in report
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
+def test_a_name_stays_within_its_folder(name: str):
+    assert "name" in refusal(run_config, name=name)
+
+
+def test_tokens_and_epochs_become_steps(tiny_dataset: Path):
+    train = Manifest.open(tiny_dataset / "train")
+    by_tokens = configuration.resolve(run_config(max_steps=None, max_tokens=1000), train)
+    assert by_tokens.max_steps == 4  # 16 streams of 16 tokens
+    by_epochs = configuration.resolve(run_config(max_steps=None, max_epochs=2.0), train)
+    assert by_epochs.max_steps == round(2 * train.num_blocks * train.block_tokens / 256)
+    assert by_epochs.schedule.total_steps == by_epochs.max_steps
+
+
+def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
+    train = Manifest.open(tiny_dataset / "train")
+    begun = configuration.resolve(run_config(), train)
+    longer = configuration.resolve(run_config(max_steps=50), train, begun=begun)
+    assert (longer.max_steps, longer.schedule.total_steps) == (50, 10)
+    assert configuration.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False) == [
+        "max_steps: 10 -> 50"
+    ]
+
+
+def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
+    train = Manifest.open(tiny_dataset / "train")
+    few = run_config(global_batch_size=2)
+    assert "2 streams cannot feed 4 ranks; use at least 4" in refusal(configuration.check_data, few, train, 4)
+    large = run_config(global_batch_size=train.num_tokens)
+    assert "too small for one step" in refusal(configuration.check_data, large, train, 1)
+    long = run_config(objective={"type": "causal_lm", "seq_len": train.block_tokens})
+    assert "does not fit a block" in refusal(configuration.check_data, long, train, 1)
+
+
+def test_what_a_resume_may_change():
+    old = run_config()
+    free = run_config(
+        max_steps=20, micro_batch_size=2, engine={"zero_stage": 3}, checkpoint={"keep": 1}, log={"every_steps": 1}
+    )
+    assert len(configuration.check_resume(old, free, folder=Path("r"), allow_recipe_change=False)) == 5
+    recipe = run_config(optimizer={"lr": 5e-4})
+    report = refusal(configuration.check_resume, old, recipe, folder=Path("runs/r"), allow_recipe_change=False)
+    assert "optimizer.lr  was 0.001 when the run began, now 0.0005" in report and "--allow-recipe-change" in report
+    configuration.check_resume(old, recipe, folder=Path("r"), allow_recipe_change=True)
+    for change in ({"seed": 2}, {"global_batch_size": 8}, {"model": {**MINIMAL["model"], "d_ff": 64}}):
+        assert "another name" in refusal(
+            configuration.check_resume, old, run_config(**change), folder=Path("r"), allow_recipe_change=True
+        )
+
+
+def test_what_looks_like_a_secret_is_refused_without_being_repeated(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "engine": {"deepspeed": {"hub_token": "hunter2"}}}))
+    report = refusal(configuration.load, path)
+    assert "engine.deepspeed.hub_token" in report and "hunter2" not in report

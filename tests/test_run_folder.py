@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from xlpretrain.errors import LaunchError
+from xlpretrain.run_folder import RunFolder, Status, replace_file
+
+
+def test_a_folder_without_a_config_was_never_begun(tmp_path: Path):
+    with pytest.raises(LaunchError, match="not a run folder"):
+        RunFolder(tmp_path).require()
+
+
+def test_what_was_created_is_read_back(tmp_path: Path):
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.create(config="name: mine\n", provenance={"wandb_id": "abc"})
+    assert folder.require().config.read_text() == "name: mine\n"
+    assert folder.read_provenance() == {"wandb_id": "abc"}
+    assert folder.read_status() is None
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(LaunchError, match="cannot be made"):
+        RunFolder(tmp_path / "runs" / "mine").create(config="", provenance={})
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (Status("finished", "finished"), 0),
+        (Status("stopped", "signal"), 75),
+        (Status("stopped", "user"), 75),
+        (Status("failed", "error"), 2),
+        (Status("failed", "crash"), 1),
+        (Status("running"), 1),
+    ],
+)
+def test_status_survives_the_disk_and_gives_the_exit_code(tmp_path: Path, status: Status, code: int):
+    folder = RunFolder(tmp_path)
+    folder.write_status(status)
+    read = folder.read_status()
+    assert read is not None
+    assert (read.state, read.reason, read.exit_code) == (status.state, status.reason, code)
+    assert read.pid > 0
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "status.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        replace_file(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,41 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from xlpretrain.stopping import SIGNALS, StopRequest
+
+
+def request(tmp_path: Path, time_budget_s: float | None = None) -> StopRequest:
+    return StopRequest(stop_file=tmp_path / "STOP", time_budget_s=time_budget_s)
+
+
+def test_nothing_asks_at_first(tmp_path: Path):
+    assert request(tmp_path).reason() is None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_is_a_request_and_the_old_handlers_come_back(tmp_path: Path, number: signal.Signals):
+    before = signal.getsignal(number)
+    stop = request(tmp_path)
+    with stop.listening():
+        os.kill(os.getpid(), number)
+        assert stop.reason() == "signal"
+    assert signal.getsignal(number) == before
+
+
+def test_a_stop_file_is_seen_within_a_second(tmp_path: Path):
+    stop = request(tmp_path)
+    assert stop.reason() is None
+    (tmp_path / "STOP").touch()
+    time.sleep(0.6)
+    assert stop.reason() == "user"
+
+
+def test_the_time_budget_runs_from_the_start(tmp_path: Path):
+    stop = request(tmp_path, time_budget_s=0.05)
+    assert stop.reason() is None
+    time.sleep(0.06)
+    assert stop.reason() == "time"

@@ -1,0 +1,106 @@
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wandb_file import read_run_history
+
+from xlpretrain.trackers import ConsoleTracker, WandbConfig, WandbTracker
+
+STEP = {
+    "step": 20,
+    "train/loss": 2.5,
+    "train/lr": 1e-3,
+    "train/grad_norm": 0.7,
+    "time/tokens_per_second": 1234.5,
+    "time/mfu": 0.31,
+    "time/step_s": 0.5,
+    "time/data_wait_s": 0.01,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+def tracker(tmp_path: Path, **config) -> WandbTracker:
+    return WandbTracker(WandbConfig(**config), folder=tmp_path, run_id="abc123", name="mine", run_config={"seed": 1})
+
+
+def test_without_a_key_every_step_is_in_the_offline_files_under_its_own_step(tmp_path: Path):
+    for steps in (range(1, 6), range(4, 9)):  # a second start logs some steps again
+        wandb = tracker(tmp_path)
+        for step in steps:
+            wandb.log({"step": step, "train/loss": step / 3})
+        wandb.close()
+    rows = read_run_history(tmp_path)
+    assert [row["train/step"] for row in rows] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    assert all(row["train/loss"] == row["train/step"] / 3 for row in rows)
+    assert {path.stem for path in tmp_path.glob("wandb/*/*.wandb")} == {"run-abc123"}
+
+
+def test_disabled_writes_nothing(tmp_path: Path):
+    wandb = tracker(tmp_path, mode="disabled")
+    wandb.log(STEP)
+    wandb.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_key_ends_in_offline_logging_within_seconds(tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    started = time.monotonic()
+    wandb = tracker(tmp_path)
+    wandb.log(STEP)
+    wandb.close()
+    assert time.monotonic() - started < 60
+    assert "online logging is not possible" in caplog.text
+    assert "short" not in caplog.text
+    assert [row["train/step"] for row in read_run_history(tmp_path)] == [20]
+
+
+KILLED_SERVICE = """
+import sys, time
+from pathlib import Path
+import psutil
+from xlpretrain.trackers import WandbConfig, WandbTracker
+wandb = WandbTracker(WandbConfig(), folder=Path(sys.argv[1]), run_id="abc", name="mine", run_config={})
+wandb.log({"step": 1, "train/loss": 1.0})
+children = [child for child in psutil.Process().children(recursive=True)]
+assert children, "no W&B service to kill"
+for child in children:
+    child.kill()
+started = time.monotonic()
+for step in range(2, 30):
+    wandb.log({"step": step, "train/loss": 1.0})
+wandb.close()
+print(f"went on in {time.monotonic() - started:.1f} s")
+"""
+
+
+def test_a_killed_wandb_service_is_survived(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_SERVICE, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "went on in" in done.stdout
+    assert "W&B failed and is off" in done.stderr
+
+
+def test_the_console_prints_a_plain_line_per_step_in_a_log(capsys):
+    console = ConsoleTracker(max_steps=100)
+    console.log(STEP)
+    console.log({**STEP, "step": 30, "valid/loss": 2.0, "valid/perplexity": 7.39, "valid/bits_per_byte": 1.2})
+    console.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(
+        r"step  20/100  20%  loss 2\.5000  lr 1\.00e-03  grad 0\.70  1,234 tok/s  mfu 31%  wait 2\.0%", lines[0]
+    )
+    assert lines[1] == "step 30: held-out loss 2.0000, perplexity 7.39, 1.200 bits per byte"
+    assert lines[2].endswith("left")
+    assert all("\x1b" not in line for line in lines)

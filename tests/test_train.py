@@ -1,0 +1,181 @@
+"""Whole runs through the real command line."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import commands
+import pytest
+from wandb_file import read_run_history
+
+BF16_ZERO_1 = {"type": "deepspeed", "zero_stage": 1, "precision": "bf16"}
+LAYOUTS = [
+    {"type": "deepspeed", "zero_stage": stage, "precision": precision}
+    for stage in (1, 2, 3)
+    for precision in ("fp32", "bf16")
+]
+
+
+def name_of(engine: dict) -> str:
+    return f"zero-{engine['zero_stage']}-{engine['precision']}"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return commands.write_config(tmp_path_factory.mktemp("train") / "tiny.yaml", tiny_dataset, engine=BF16_ZERO_1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    """A run of 60 steps that nothing interrupted."""
+    commands.run("train", config, "name=undisturbed", "--nproc", 2)
+    return config.parent / "runs" / "undisturbed"
+
+
+def disturb(config: Path, name: str, *overrides: str) -> Path:
+    """The same run stopped by SIGTERM in mid-run, then killed with SIGKILL, resumed after each."""
+    folder = config.parent / "runs" / name
+    arguments = ("train", config, f"name={name}", *overrides, "--nproc", 2)
+    process = commands.start(*arguments)
+    commands.wait_for_step(folder, 10, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = commands.finish(process, expect=75)
+    assert "Traceback" not in out + err
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "signal")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{status['step']:08d}"]
+
+    process = commands.start(*arguments)
+    commands.wait_for_step(folder, 45, process)
+    commands.kill_all(process)
+    assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "it was too fast to be killed"
+    out, _ = commands.run("resume", folder, "--nproc", 2)
+    assert "going on from step" in out
+    return folder
+
+
+def test_a_run_learns_and_leaves_what_it_promises(undisturbed: Path):
+    rows = commands.read_metrics(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"] - 0.3
+    assert [row["step"] for row in rows if "valid/loss" in row] == [30, 60]
+    assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == ["step-00000040", "step-00000060"]
+    assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
+    assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["train/step"] for row in read_run_history(undisturbed)] == list(range(1, 61))
+
+
+def test_stopped_and_killed_it_resumes_in_every_bit(config: Path, undisturbed: Path):
+    folder = disturb(config, "disturbed")
+    assert commands.curve(folder) == commands.curve(undisturbed)
+    logged = {row["train/step"]: row["train/loss"] for row in read_run_history(folder)}
+    assert logged == {row["step"]: row["train/loss"] for row in commands.read_metrics(folder)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engine", [e for e in LAYOUTS if e != BF16_ZERO_1], ids=name_of)
+def test_every_stage_and_precision_resumes_in_every_bit(tiny_dataset: Path, tmp_path: Path, engine: dict):
+    config = commands.write_config(tmp_path / "tiny.yaml", tiny_dataset, engine=engine)
+    commands.run("train", config, "name=undisturbed", "--nproc", 2)
+    assert commands.curve(disturb(config, "disturbed")) == commands.curve(tmp_path / "runs" / "undisturbed")
+
+
+def test_bare_torchrun_is_the_same_run_and_obeys_a_stop_file(config: Path, undisturbed: Path):
+    folder = config.parent / "runs" / "bare"
+    process = commands.start("--nproc-per-node", 2, "-m", "xlpretrain", config, "name=bare", program="torchrun")
+    commands.wait_for_step(folder, 5, process)
+    commands.run("stop", folder)
+    _, err = commands.finish(process, expect=0)
+    assert "Traceback" not in err
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "user")
+    bare = commands.curve(folder)
+    assert len(bare) == status["step"] >= 5
+    assert bare == {step: row for step, row in commands.curve(undisturbed).items() if step in bare}
+    assert "xlpretrain resume" in commands.refused("train", config, "name=bare", "--nproc", 2)
+
+
+def test_a_finished_run_is_left_as_it_is_and_goes_on_when_it_gets_longer(undisturbed: Path, config: Path):
+    before = sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*"))
+    out, _ = commands.run("train", config, "name=undisturbed", "--nproc", 2)
+    assert "already finished" in out
+    assert sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*")) == before
+
+
+def test_eval_is_the_same_on_1_2_and_4_processes(undisturbed: Path, tmp_path: Path):
+    losses = []
+    for processes in (1, 2, 4):
+        out, _ = commands.run("eval", undisturbed, "--max-tokens", 2000, "--nproc", processes)
+        losses.append(float(out.split("nats per token")[1].split()[0]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_report_sums_the_run_up(undisturbed: Path):
+    out, _ = commands.run("report", undisturbed)
+    for expected in ("unigram model", "memory off", "memory 24, as trained", "memory 96", "loss.png", "standard error"):
+        assert expected in out
+
+
+def test_a_run_folder_of_another_config_is_refused_and_unharmed(undisturbed: Path, config: Path):
+    before = commands.curve(undisturbed)
+    message = commands.refused("train", config, "name=undisturbed", "seed=5", "model.d_ff=128")
+    assert "seed         was 1 when the run began, now 5" in message
+    assert "model.d_ff   was 64 when the run began, now 128" in message
+    assert commands.curve(undisturbed) == before
+
+
+def test_a_damaged_block_ends_the_run_with_one_message(tiny_dataset: Path, tmp_path: Path):
+    import shutil
+
+    dataset = tmp_path / "data"
+    shutil.copytree(tiny_dataset, dataset)
+    shard = next((dataset / "train").glob("*.tar"))
+    shard.chmod(0o644)
+    with shard.open("r+b") as file:  # every block: whichever is read first
+        index = json.loads((dataset / "train" / "index.json").read_text())
+        for offset in index["shards"][0]["offset"]:
+            file.seek(offset + 3000)
+            byte = file.read(1)
+            file.seek(offset + 3000)
+            file.write(bytes([byte[0] ^ 1]))
+    config = commands.write_config(tmp_path / "tiny.yaml", dataset, engine={"type": "plain", "precision": "fp32"})
+    message = commands.refused("train", config, "--nproc", 2)
+    assert shard.name in message and "damaged" in message
+    assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
+
+
+def test_a_full_disk_while_saving_ends_the_run_with_one_message(tiny_dataset: Path, tmp_path: Path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", small], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {mount.stderr.strip()}")
+    try:
+        config = commands.write_config(
+            tmp_path / "tiny.yaml",
+            tiny_dataset,
+            runs_dir=str(small),
+            engine={"type": "plain", "precision": "fp32"},
+            wandb={"mode": "disabled"},
+        )
+        message = commands.refused("train", config, "--nproc", 2)
+        assert "No space left" in message
+        assert not [p for p in (small / "run/checkpoints").iterdir() if not p.name.startswith("step-")]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_losses_that_are_not_finite_end_the_run_with_advice(tiny_dataset: Path, tmp_path: Path):
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        tiny_dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        optimizer={"lr": 1e30, "grad_clip": 0.0},
+        stop={"max_nonfinite_steps": 3},
+    )
+    message = commands.refused("train", config, "--nproc", 2)
+    assert "3 steps in a row" in message and "lower optimizer.lr" in message
+    rows = commands.read_metrics(tmp_path / "runs/run")
+    assert rows[-1]["events/skipped_updates"] == 3
