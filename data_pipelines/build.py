@@ -52,6 +52,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
         raise DataError(f"{config.out}: holds no dataset; --force replaces nothing else, choose another `out`")
     stages = Stages(console)
     _remove_stale(config.out)
+    brought = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path is not None else None
     files = [source_files(source) for source in config.sources]
     built_from["num_files"] = sum(map(len, files))
     built_from["fingerprint"] = fingerprint([file for group in files for file in group])
@@ -59,7 +60,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
     folder = _temporary(config.out, "building")
     try:
         folder.mkdir(parents=True)
-        _make(config, splits, folder, built_from, stages)
+        _make(config, splits, folder, stages, tokenizer=brought, built_from=built_from)
         _put_in_place(folder, config.out)
     except OSError as error:
         raise DataError(f"{config.out}: cannot be written: {error.strerror or error}; nothing was left there") from None
@@ -114,11 +115,17 @@ def _read(config: DataConfig, files: Sequence[Sequence[Path]], stages: Stages) -
 
 
 def _make(
-    config: DataConfig, splits: Mapping[str, list[str]], folder: Path, built_from: Mapping[str, Any], stages: Stages
+    config: DataConfig,
+    splits: Mapping[str, list[str]],
+    folder: Path,
+    stages: Stages,
+    *,
+    tokenizer: Tokenizer | None,
+    built_from: Mapping[str, Any],
 ) -> None:
     tokenizer_path = folder / TOKENIZER_FILE
     tokenizer_path.parent.mkdir()
-    tokenizer = _make_tokenizer(config, splits["train"], stages)
+    tokenizer = tokenizer or _make_tokenizer(config, splits["train"], stages)
     write_file(tokenizer_path, tokenizer.model)
     encoded = {}
     for name, documents in splits.items():
@@ -145,8 +152,6 @@ def _make(
 
 
 def _make_tokenizer(config: DataConfig, documents: Sequence[str], stages: Stages) -> Tokenizer:
-    if config.tokenizer.path is not None:
-        return Tokenizer.load(config.tokenizer.path)
     with stages.stage("Training the tokenizer", "sentences") as advance:
         sentences = sample_sentences(documents, config.sentences, limit=config.tokenizer.input_sentence_size)
         model = train_tokenizer(sentences, config.tokenizer)
@@ -161,14 +166,19 @@ def _temporary(out: Path, purpose: str) -> Path:
 
 def _remove_stale(out: Path) -> None:
     """Remove what builds left that were killed on this machine."""
-    prefix = _temporary(out, "*").name.rpartition("-")[0]
-    for folder in out.absolute().parent.glob(f"{prefix}-*"):
+    parent = out.absolute().parent
+    prefixes = tuple(
+        _temporary(out, purpose).name.removesuffix(str(os.getpid())) for purpose in ("building", "replaced")
+    )
+    for folder in parent.iterdir() if parent.is_dir() else ():
         pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+        if folder.name.startswith(prefixes) and pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # another process had this number: this one has begun nothing yet
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -184,7 +194,12 @@ def _put_in_place(folder: Path, out: Path) -> None:
     replaced = _temporary(out, "replaced")
     if out.is_dir() and any(out.iterdir()):
         out.rename(replaced)
-    folder.rename(out)
+    try:
+        folder.rename(out)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
     _sync_folder(out.absolute().parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -111,7 +111,7 @@ class DataConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     splits: SplitConfig = SplitConfig()
     sentences: SentenceConfig = SentenceConfig()
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=1 << 64)
     """Orders the documents."""
     workers: int = Field(default_factory=_usable_cores, ge=1)
     """Processes that read and encode; the dataset does not depend on it."""

@@ -1,0 +1,73 @@
+"""What many tests stand on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data_pipelines.build import build
+from data_pipelines.config import DataConfig
+from tests.corpus import make_documents
+from xlpretrain.schema import validate
+
+VOCAB_SIZE = 300
+
+BuildSmall = Callable[..., Path]
+
+
+def write_jsonl(path: Path, documents: list[str]) -> Path:
+    """A file of one {"text": ...} a line."""
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    return path
+
+
+def build_dataset(out: Path, *, force: bool = False, **settings: Any) -> Path:
+    """A dataset under `out`, built quietly in this process unless `settings` say otherwise."""
+    config = validate(DataConfig, {"workers": 1, **settings, "out": str(out)}, "test")
+    return build(config, force=force, console=Console(file=io.StringIO())).out
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with train/, valid/ and tokenizer/ (300 pieces): more than 40 training blocks of 16,384 tokens.
+
+    Shared by all tests: never change what is in it.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    corpus = write_jsonl(folder / "corpus.jsonl", make_documents(4800))
+    return build_dataset(
+        folder / "data",
+        sources=[{"type": "jsonl", "path": str(corpus)}],
+        tokenizer={"vocab_size": VOCAB_SIZE, "input_sentence_size": 5000, "character_coverage": 1.0},
+        splits={"valid": 0.05},
+        shard_bytes=1 << 20,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_dataset: Path) -> Path:
+    """The tokenizer of `tiny_dataset`."""
+    return tiny_dataset / "tokenizer" / "spiece.model"
+
+
+@pytest.fixture
+def build_small(tmp_path: Path, tiny_tokenizer: Path) -> BuildSmall:
+    """Builds a dataset of given documents under tmp_path/data, in blocks of 256 tokens, with the tiny tokenizer."""
+
+    def build_small(documents: list[str], *, out: str = "data", force: bool = False, **settings: Any) -> Path:
+        corpus = write_jsonl(tmp_path / "corpus.jsonl", documents)
+        defaults = {
+            "sources": [{"type": "jsonl", "path": str(corpus)}],
+            "tokenizer": {"path": str(tiny_tokenizer)},
+            "splits": {"valid": 0.0},
+            "block_tokens": 256,
+        }
+        return build_dataset(tmp_path / out, force=force, **{**defaults, **settings})
+
+    return build_small

@@ -1,0 +1,223 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipelines.build import build
+from data_pipelines.config import DataConfig
+from tests.corpus import make_documents
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.schema import load, validate
+
+BuildSmall = Callable[..., Path]
+DOCUMENTS = make_documents(200, seed=11)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, with its bytes."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def documents_of(folder: Path) -> list[str]:
+    """The documents of a split, decoded, in its order."""
+    manifest = Manifest.open(folder)
+    tokenizer = Tokenizer.load(folder.parent / "tokenizer" / "spiece.model")
+    ends = manifest.document_ends(0, manifest.num_tokens)
+    starts = [0, *(ends + 1)]
+    return [tokenizer.decode(manifest.tokens(s, e)) for s, e in zip(starts, ends, strict=False)]
+
+
+def test_every_document_is_in_the_dataset_once(build_small: BuildSmall):
+    out = build_small(DOCUMENTS, splits={"valid": 0.1, "test": 0.1})
+    splits = {name: documents_of(out / name) for name in ("train", "valid", "test")}
+    found = [document for documents in splits.values() for document in documents]
+    assert sorted(found) == sorted(" ".join(document.split()) for document in DOCUMENTS)
+    assert found != sorted(found)
+
+
+def test_a_documents_split_does_not_depend_on_the_others(build_small: BuildSmall):
+    settings = {"splits": {"valid": 0.2}}
+    first = set(documents_of(build_small(DOCUMENTS, out="a", **settings) / "valid"))
+    more = set(documents_of(build_small(DOCUMENTS[50:] + make_documents(90, seed=12), out="b", **settings) / "valid"))
+    kept = {" ".join(document.split()) for document in DOCUMENTS[50:]}
+    assert first & kept == more & kept
+
+
+def test_the_seed_alone_orders_the_documents(build_small: BuildSmall):
+    first = documents_of(build_small(DOCUMENTS, out="a", seed=1) / "train")
+    other_seed = documents_of(build_small(DOCUMENTS, out="b", seed=2) / "train")
+    other_order = documents_of(build_small(DOCUMENTS[::-1], out="c", seed=1) / "train")
+    assert first != other_seed
+    assert sorted(first) == sorted(other_seed)
+    assert first == other_order
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(build_small: BuildSmall):
+    settings = {"tokenizer": {"vocab_size": 200}, "splits": {"valid": 0.1}, "shard_bytes": 20_000}
+    documents = make_documents(1500, seed=1)  # several tasks for each worker
+    first = build_small(documents, out="a", workers=1, **settings)
+    second = build_small(documents, out="b", workers=2, **settings)
+    assert len(Manifest.open(first / "train").shards) > 2
+    assert tree(first) == tree(second)
+
+
+@pytest.mark.filterwarnings("ignore")  # webdataset leaves files open
+def test_plain_webdataset_streams_the_shards(build_small: BuildSmall):
+    import webdataset
+
+    folder = build_small(DOCUMENTS, shard_bytes=20_000) / "train"
+    manifest = Manifest.open(folder)
+    urls = [str(shard.path) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [f"{n:08d}" for n in range(manifest.num_blocks + 1)]
+    tokens = np.concatenate([sample["tok.npy"] for sample in samples])
+    np.testing.assert_array_equal(tokens, manifest.tokens(0, manifest.num_tokens))
+    np.testing.assert_array_equal(samples[1]["sent.npy"], manifest.block(1).sentence_ends)
+
+
+def test_a_finished_build_is_kept_and_other_settings_need_force(build_small: BuildSmall):
+    out = build_small(DOCUMENTS)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    build_small(DOCUMENTS, workers=2)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    with pytest.raises(DataError, match="built with other settings; choose another `out`, or --force"):
+        build_small(DOCUMENTS, seed=2)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    build_small(DOCUMENTS, seed=2, force=True)
+    assert Manifest.open(out / "train").built_from["settings"]["seed"] == 2
+    assert [entry.name for entry in out.parent.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(build_small: BuildSmall, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("dear")
+    for force in (False, True):
+        with pytest.raises(DataError, match="holds no dataset"):
+            build_small(DOCUMENTS, force=force)
+    assert (tmp_path / "data" / "thesis.tex").read_text() == "dear"
+
+
+def test_the_index_tells_what_it_was_built_from(build_small: BuildSmall, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret-key")
+    out = build_small(DOCUMENTS)
+    built_from = json.loads((out / "train" / "index.json").read_text())["built_from"]
+    assert built_from["settings"]["sources"][0]["type"] == "jsonl"
+    assert not any(b"very-secret-key" in data for data in tree(out).values())
+
+
+@pytest.mark.parametrize(
+    ("documents", "settings", "message"),
+    [
+        ([], {}, "the corpus is empty"),
+        ([" ", "\n"], {}, "the corpus is empty"),
+        (["One document."], {"splits": {"valid": 0.01}}, "none of the 1 documents falls into valid"),
+        (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which gives at most"),
+        (DOCUMENTS, {"tokenizer": {"path": "none.model"}}, "none.model: no such tokenizer"),
+        (DOCUMENTS, {"sources": [{"type": "text", "path": "none.txt"}]}, "none.txt: no such file"),
+    ],
+)
+def test_a_build_that_fails_leaves_nothing(
+    documents: list[str], settings: dict, message: str, build_small: BuildSmall, tmp_path: Path
+):
+    with pytest.raises(DataError, match=message):
+        build_small(documents, **settings)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+def test_a_killed_build_leaves_nothing_and_the_next_one_cleans_up(build_small: BuildSmall, tmp_path: Path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": d}) + "\n" for d in make_documents(3000)))
+    config = tmp_path / "data.yaml"
+    config.write_text(f"out: {tmp_path / 'data'}\nsources: [{{type: jsonl, path: {corpus}}}]\nworkers: 2\n")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from data_pipelines.build import build\nfrom data_pipelines.config import DataConfig\n"
+        "from xlpretrain.schema import load\n"
+        "if __name__ == '__main__':\n    build(load(DataConfig, Path(sys.argv[1])))\n"
+    )
+    process = subprocess.Popen([sys.executable, script, config], stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(tmp_path.glob(".data.building-*/tokenizer")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "data").exists()
+    assert any(tmp_path.glob(".data.building-*"))
+    build_small(DOCUMENTS)
+    assert not any(tmp_path.glob(".data.*"))
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 200 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small tmpfs here (needs root and the right to mount)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(build_small: BuildSmall, small_disk: Path):
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        build_small(make_documents(1500), out=str(small_disk / "data"), tokenizer={"vocab_size": 200})
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_build_tells_what_it_does(tmp_path: Path, tiny_tokenizer: Path):
+    (tmp_path / "text.txt").write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    source = {"type": "text", "path": str(tmp_path / "text.txt"), "split": "blank_lines"}
+    data = {"out": str(tmp_path / "data"), "sources": [source], "tokenizer": {"path": str(tiny_tokenizer)}}
+    config = validate(DataConfig, data, "test")
+    for terminal in (False, True):
+        said = io.StringIO()
+        report = build(config, force=True, console=Console(file=said, force_terminal=terminal, width=100))
+        assert all(stage in said.getvalue() for stage in ("Reading", "Encoding train", "Writing", "bytes per token"))
+    assert set(report.seconds) == {"Reading", "Encoding train", "Encoding valid", "Writing"}
+
+
+def test_building_needs_no_torch(tmp_path: Path):
+    script = (
+        "import sys, data_pipelines.build, data_pipelines.verify, data_pipelines.stats;"
+        "assert not {'torch', 'webdataset', 'deepspeed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_quickstart_configuration_is_valid():
+    assert load(DataConfig, Path(__file__).parents[1] / "configs" / "quickstart_data.yaml").splits.valid == 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_tokens": 300}, "power of two"),
+        ({"splits": {"valid": 0.5, "test": 0.5}}, "leave nothing to train on"),
+        ({"tokenizer": {"path": "a.model", "vocab_size": 5000}}, "remove vocab_size"),
+        ({"sources": []}, "sources"),
+        ({"sources": [{"type": "txt", "path": "a"}]}, "must be one of"),
+        ({"sourcse": []}, "did you mean sources"),
+    ],
+)
+def test_mistakes_in_the_configuration_are_told(changes: dict, message: str):
+    data = {"out": "data", "sources": [{"type": "text", "path": "a.txt"}]}
+    with pytest.raises(ConfigError, match=message):
+        validate(DataConfig, {**data, **changes}, "data.yaml")

@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.config import SentenceConfig
+from data_pipelines.sentences import split_sentences
+
+TEXT_WITH_ENDS = st.text(alphabet=st.sampled_from("aB. !?\n\r\t。é\u2028"))
+
+
+@pytest.mark.parametrize("splitter", ["sentencex", "lines"])
+@given(text=st.one_of(st.text(), TEXT_WITH_ENDS))
+def test_sentences_joined_are_the_document(splitter: str, text: str):
+    assert "".join(split_sentences(text, SentenceConfig(splitter=splitter))) == text
+
+
+@given(st.lists(st.text(alphabet="ab. \n", min_size=1).map(lambda text: f"x{text.strip()}"), min_size=1))
+def test_a_paragraph_break_ends_a_sentence(paragraphs: list[str]):
+    sentences = split_sentences("\n \n".join(paragraphs), SentenceConfig())
+    assert all("\n \n" not in sentence.rstrip() for sentence in sentences)
+    assert len(sentences) >= len(paragraphs)
+
+
+def test_abbreviations_and_numbers_end_no_sentence():
+    text = "Dr. Smith paid $3.50 in Washington D.C. on Jan. 5th. Was it good? See Fig. 3."
+    assert split_sentences(text, SentenceConfig()) == [
+        "Dr. Smith paid $3.50 in Washington D.C. on Jan. 5th. ",
+        "Was it good? ",
+        "See Fig. 3.",
+    ]
+
+
+def test_breaks_between_many_paragraphs_are_kept():
+    text = "\n\n".join(f"Paragraph {n} has a sentence. And another" for n in range(2000))
+    sentences = split_sentences(text, SentenceConfig())
+    assert len(sentences) == 4000
+    assert "".join(sentences) == text
+
+
+def test_lines_can_be_sentences():
+    assert split_sentences("one. two\nthree\n", SentenceConfig(splitter="lines")) == ["one. two\n", "three\n"]
+
+
+def test_no_text_is_one_empty_sentence():
+    assert split_sentences("", SentenceConfig()) == [""]

@@ -1,0 +1,100 @@
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.config import TokenizerConfig
+from data_pipelines.train_tokenizer import train_tokenizer
+from tests.corpus import make_documents
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.errors import DataError
+
+SENTENCES = [line for document in make_documents(300, seed=5) for line in document.splitlines() if line]
+
+
+def train_elsewhere(**settings: object) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=300, minloglevel=2, **settings
+    )
+    return model.getvalue()
+
+
+def test_every_special_symbol_is_found_and_distinct(tiny_tokenizer: Path):
+    vocabulary = Tokenizer.load(tiny_tokenizer).vocabulary
+    special = [vocabulary.pad, vocabulary.unk, vocabulary.cls, vocabulary.sep, vocabulary.mask, vocabulary.eod]
+    assert vocabulary.size == 300
+    assert len(set(special)) == 6
+
+
+def test_symbols_are_found_by_role_however_they_are_spelt():
+    model = train_elsewhere(
+        pad_id=7, pad_piece="[PAD]", unk_id=3, unk_piece="[UNK]", control_symbols=["[MASK]", "[EOD]", "[SEP]", "[CLS]"]
+    )
+    tokenizer = Tokenizer(model, name="other")
+    vocabulary = tokenizer.vocabulary
+    assert (vocabulary.pad, vocabulary.unk) == (7, 3)
+    assert tokenizer.piece(vocabulary.cls) == "[CLS]"
+    assert tokenizer.piece(vocabulary.eod) == "[EOD]"
+
+
+def test_a_missing_symbol_is_named():
+    model = train_elsewhere(control_symbols=["<cls>", "<sep>", "<pad>", "<eod>"])
+    with pytest.raises(DataError, match=r"my\.model: the vocabulary has no symbol for mask"):
+        Tokenizer(model, name="my.model")
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path):
+    path = tmp_path / "spiece.model"
+    path.write_bytes(b"not a model")
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        Tokenizer.load(path)
+    with pytest.raises(DataError, match="no such tokenizer"):
+        Tokenizer.load(tmp_path / "none.model")
+
+
+def test_text_never_makes_special_symbols(tiny_tokenizer: Path):
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    ids = tokenizer.encode("a <sep> b <eod> <mask> <pad>")
+    vocabulary = tokenizer.vocabulary
+    assert not {vocabulary.sep, vocabulary.eod, vocabulary.mask, vocabulary.pad} & set(ids)
+
+
+def test_a_batch_is_encoded_as_its_sentences_are(tiny_tokenizer: Path):
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+
+    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
+    def check(sentences: list[str]) -> None:
+        assert tokenizer.encode_batch(sentences) == [tokenizer.encode(sentence) for sentence in sentences]
+
+    check()
+
+
+def test_plain_text_survives(tiny_tokenizer: Path):
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    assert tokenizer.decode(tokenizer.encode(SENTENCES[0])) == SENTENCES[0]
+
+
+def test_training_is_deterministic():
+    config = TokenizerConfig(vocab_size=250)
+    assert train_tokenizer(SENTENCES, config) == train_tokenizer(SENTENCES, config)
+
+
+def test_a_vocabulary_that_is_too_large_names_the_largest():
+    with pytest.raises(DataError, match="too many for this corpus") as error:
+        train_tokenizer(SENTENCES[:50], TokenizerConfig(vocab_size=30000))
+    largest = int(str(error.value).split("at most ")[1].split(";")[0])
+    train_tokenizer(SENTENCES[:50], TokenizerConfig(vocab_size=largest))
+
+
+def test_a_vocabulary_that_is_too_small_names_the_smallest():
+    with pytest.raises(DataError, match="too few"):
+        train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=16))
+
+
+def test_training_on_no_text_is_refused():
+    with pytest.raises(DataError, match="no text"):
+        train_tokenizer([], TokenizerConfig(vocab_size=300))

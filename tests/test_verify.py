@@ -1,0 +1,154 @@
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipelines.stats import stats
+from data_pipelines.verify import verify
+from tests.corpus import make_documents
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.errors import DataError
+
+BuildSmall = Callable[..., Path]
+
+
+def find_problems(folder: Path) -> list[str]:
+    return verify(folder, console=Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def dataset(build_small: BuildSmall) -> Path:
+    return build_small(make_documents(60, seed=8))
+
+
+def replace_members(folder: Path, change: Callable[[str, bytes], tuple[str, bytes]]) -> None:
+    """Rewrite the first shard with other members, the index agreeing in size and checksums."""
+    path, index_path = folder / "shard-00000.tar", folder / "index.json"
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    changed = [change(name, data) for name, data in members]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        offsets = []
+        for name, data in changed:
+            offsets.append(tar.offset)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index = json.loads(index_path.read_text())
+    datas = [data for _, data in changed]
+    columns = {
+        "offset": offsets[::3],
+        "crc32": [zlib.crc32(b"".join(datas[i : i + 3])) for i in range(0, len(datas), 3)],
+    }
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    index["shards"][0].update(columns, num_bytes=path.stat().st_size, sha256=sha256)
+    index_path.write_text(json.dumps(index))
+
+
+def test_a_whole_dataset_has_no_problems(tiny_dataset: Path):
+    assert find_problems(tiny_dataset) == []
+    assert find_problems(tiny_dataset / "valid") == []
+
+
+@pytest.mark.parametrize("part", ["token", "tar header", "padding", "end"])
+def test_any_flipped_bit_is_found(part: str, dataset: Path):
+    manifest = Manifest.open(dataset / "train")
+    path, second = manifest.shards[0].path, int(manifest.offsets[1])
+    position = {"token": second - 700, "tar header": second + 3, "padding": second - 1, "end": -1}[part]
+    data = bytearray(path.read_bytes())
+    data[position] ^= 4
+    path.write_bytes(data)
+    problems = find_problems(dataset)
+    assert any("shard-00000.tar: other bytes than were written" in problem for problem in problems)
+    assert any("block 0 is damaged" in problem for problem in problems) == (part == "token")
+    assert any("block 1 is damaged" in problem for problem in problems) == (part == "tar header")
+
+
+def test_missing_and_truncated_shards_are_found(build_small: BuildSmall):
+    folder = build_small(make_documents(60, seed=8), shard_bytes=5000) / "train"
+    shards = Manifest.open(folder).shards
+    shards[0].path.unlink()
+    shards[1].path.write_bytes(shards[1].path.read_bytes()[:1000])
+    problems = find_problems(folder)
+    assert len(problems) == 2
+    assert "missing" in problems[0]
+    assert "1000 bytes, expected" in problems[1]
+
+
+@pytest.mark.parametrize("name", ["../../00000000.tok.npy", "/tmp/00000000.tok.npy"])
+def test_a_member_that_points_elsewhere_is_refused(name: str, dataset: Path):
+    replace_members(dataset / "train", lambda old, data: (name if old == "00000000.tok.npy" else old, data))
+    problems = find_problems(dataset)
+    assert any("a member must not point elsewhere" in problem for problem in problems)
+    with pytest.raises(DataError, match=r"expected the member 00000000\.tok\.npy, got"):
+        Manifest.open(dataset / "train").tokens(0, 10)
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def test_a_pickle_is_refused_and_never_loaded(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = io.BytesIO()
+    np.save(pickled, np.asarray([Bomb()] * 256, dtype=object), allow_pickle=True)
+    replace_members(
+        dataset / "train", lambda old, data: (old, pickled.getvalue() if old == "00000000.tok.npy" else data)
+    )
+    assert any("its tok array should be uint16[256], got object[256]" in problem for problem in find_problems(dataset))
+    with pytest.raises(DataError, match="got object"):
+        Manifest.open(dataset / "train").tokens(0, 10)
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "position", "value", "message"),
+    [
+        ("tok", 7, 60_000, "beyond the vocabulary"),
+        ("sent", 0, 9_999, "sentence ends are not increasing"),
+        ("tok", 7, None, "do not end where"),
+    ],
+)
+def test_tokens_that_make_no_sense_are_found(
+    member: str, position: int, value: int | None, message: str, dataset: Path
+):
+    eod = Manifest.open(dataset / "train").vocabulary.eod
+
+    def change(name: str, data: bytes) -> tuple[str, bytes]:
+        if name == f"00000000.{member}.npy":
+            array = np.load(io.BytesIO(data)).copy()
+            array[position] = eod if value is None else value
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, array, version=(1, 0))
+            data = stream.getvalue()
+        return name, data
+
+    replace_members(dataset / "train", change)
+    assert any(message in problem for problem in find_problems(dataset))
+
+
+def test_another_tokenizer_beside_the_dataset_is_found(dataset: Path):
+    (dataset / "tokenizer" / "spiece.model").unlink()
+    assert any("no such tokenizer" in problem for problem in find_problems(dataset))
+
+
+def test_where_there_is_no_dataset_it_says_so(tmp_path: Path):
+    with pytest.raises(DataError, match="no dataset here"):
+        find_problems(tmp_path)
+
+
+def test_stats_tell_what_a_dataset_holds(tiny_dataset: Path):
+    said = io.StringIO()
+    stats(tiny_dataset, console=Console(file=said, width=120))
+    manifest = Manifest.open(tiny_dataset / "train")
+    for number in (manifest.num_tokens, manifest.num_documents, manifest.num_sentences, manifest.num_bytes):
+        assert f"{number:,}" in said.getvalue()
+    assert "median" in said.getvalue()
