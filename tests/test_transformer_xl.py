@@ -59,6 +59,7 @@ def test_two_segments_with_memory_have_the_loss_of_one_pass(keys, mem_len):
     tokens, nothing = torch.randint(20, (3, 9)), model.backbone.empty_memory(3, mem_len)
     once, _ = model(_batch(tokens, [0, 0, 0]), nothing)
     first, mems = model(_batch(tokens[:, :5], [0, 0, 0]), nothing)
+    assert not mems.requires_grad
     second, _ = model(_batch(tokens[:, 4:], [4, 4, 4]), mems)
     torch.testing.assert_close(torch.cat([first.nll, second.nll], dim=1), once.nll)
 

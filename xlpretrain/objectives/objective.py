@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,7 @@ class Loss:
     """Detached loss of each target in the order of positions, 0 where there is none: for evaluation by document."""
 
 
+@runtime_checkable
 class Collator(Protocol):
     """Rows into a micro-batch: pure, picklable, on the CPU."""
 
