@@ -24,7 +24,7 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.",
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False
+        metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False
     ),
 ]
 RunPath = Annotated[

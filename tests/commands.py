@@ -52,7 +52,7 @@ def refused(*arguments: object) -> str:
     """The message of a command that must fail by the user's mistake: exit code 2, said once, without a traceback."""
     out, err = run(*arguments, expect=2)
     assert "Traceback" not in out + err, err
-    assert err.count("error: ") == 1, err
+    assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, err
     return err
 
 

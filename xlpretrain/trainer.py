@@ -89,8 +89,9 @@ def train(run: Run) -> StopReason | None:
             sums, grad_norm = _step(run, batches, agreed.counts)
             run.state.step += 1
             run.state.tokens += run.config.tokens_per_step
-            _mind_bad_numbers(run, grad_norm)
+            _count_bad_numbers(run, grad_norm)
             _record(run, sums, agreed.counts, grad_norm)
+            _refuse_bad_numbers(run)
             if _due(run, run.config.checkpoint.every_steps):
                 save(run)
     if run.saved_at != run.state.step:
@@ -170,18 +171,22 @@ def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[
     return sums, grad_norm
 
 
-def _mind_bad_numbers(run: Run, grad_norm: float) -> None:
-    """Count a step whose update was skipped; several in a row end the run."""
-    state, limit = run.state, run.config.stop.max_nonfinite_steps
+def _count_bad_numbers(run: Run, grad_norm: float) -> None:
+    """Count a step whose update was skipped."""
     if math.isfinite(grad_norm):
-        state.nonfinite_in_a_row = 0
+        run.state.nonfinite_in_a_row = 0
         return
-    state.skipped_updates += 1
-    state.nonfinite_in_a_row += 1
-    run.recorder.say(f"step {state.step}: loss or gradient is not finite; no update was made")
-    if state.nonfinite_in_a_row >= limit:
+    run.state.skipped_updates += 1
+    run.state.nonfinite_in_a_row += 1
+    run.recorder.say(f"step {run.state.step}: loss or gradient is not finite; no update was made")
+
+
+def _refuse_bad_numbers(run: Run) -> None:
+    """Raise `TrainingError` after several such steps in a row."""
+    limit = run.config.stop.max_nonfinite_steps
+    if run.state.nonfinite_in_a_row >= limit:
         raise TrainingError(
-            f"{limit} steps in a row, the last of them step {state.step}, had a loss or gradient that is not finite;"
+            f"{limit} steps in a row, the last of them step {run.state.step}, had a loss or gradient that is not finite;"
             " lower optimizer.lr or optimizer.grad_clip, lengthen schedule.warmup_steps, or use engine.precision=fp32,"
             f" and resume from the last checkpoint in {run.folder.checkpoints}"
         )
