@@ -3,15 +3,19 @@ method, parameters owned by the backbone itself, a layer applied twice, odd size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlpretrain.distributed import all_reduce_sum, gather_objects, micro_batches, rank, world_size
+from xlpretrain.engine import Engine, EngineConfig, build_engine
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.objectives.objective import Batch, Head, Loss, PretrainingModel
+from xlpretrain.optimizers import AdamWConfig
 
 VOCAB, WIDTH, SEQ, MEMORY, LAYERS = 101, 17, 9, 5, 2
 
@@ -122,34 +126,68 @@ def _generator(step: int, stream: int) -> torch.Generator:
 
 @dataclass
 class Training:
-    """The loop in small: `steps` trains and gives (loss, gradient norm) of each."""
+    """The loop in small: `steps` trains and gives the loss and the gradient norm of each step."""
 
-    engine: object
+    engine: Engine
     micro_batches: list[range]
-    num_streams: int
 
     def __post_init__(self) -> None:
-        backbone = self.engine.model.backbone
-        self.mems = [backbone.empty_memory(len(streams), MEMORY) for streams in self.micro_batches]
+        empty = self.engine.model.backbone.empty_memory
+        self.mems = [empty(len(streams), MEMORY) for streams in self.micro_batches]
 
-    def steps(
-        self, start: int, stop: int, *, poison: frozenset[int] = frozenset(), lr: float = 3e-3
-    ) -> Iterator[tuple[float, float]]:
-        from xlpretrain.distributed import all_reduce_sum, rank
+    def steps(self, start: int, stop: int, *, poisoned: int | None = None) -> list[tuple[float, float]]:
+        """Step `poisoned` has a loss of NaN in one micro-batch of rank 0."""
+        return [self._step(step, poison=step == poisoned and rank() == 0) for step in range(start, stop)]
 
-        for step in range(start, stop):
-            batches = [tiny_batch(step, streams) for streams in self.micro_batches]
-            counts = all_reduce_sum([sum(b.counts[term] for b in batches) for term in WEIGHTS])
-            totals = dict(zip(WEIGHTS, map(int, counts), strict=True))
-            self.engine.start_step(totals)
-            sums = dict.fromkeys(WEIGHTS, 0.0)
-            for i, batch in enumerate(batches):
-                loss, self.mems[i] = self.engine(batch, self.mems[i])
-                for term in WEIGHTS:
-                    sums[term] += float(loss.sums[term].detach())
-                if step in poison and rank() == 0 and i == 0:
-                    loss = Loss({term: value * float("nan") for term, value in loss.sums.items()})
-                self.engine.backward(loss)
-            norm = self.engine.step(lr * min(1.0, (step + 1) / 5))
-            sums = dict(zip(WEIGHTS, all_reduce_sum(list(sums.values())), strict=True))
-            yield sum(WEIGHTS[t] * sums[t] / totals[t] for t in WEIGHTS), norm
+    def _step(self, step: int, *, poison: bool) -> tuple[float, float]:
+        batches = [tiny_batch(step, streams) for streams in self.micro_batches]
+        totals = all_reduce_sum([sum(batch.counts[term] for batch in batches) for term in WEIGHTS])
+        self.engine.start_step({term: int(total) for term, total in zip(WEIGHTS, totals, strict=True)})
+        sums, mems = dict.fromkeys(WEIGHTS, 0.0), []
+        for batch, remembered in zip(batches, self.mems, strict=True):
+            loss, memory = self.engine(batch, remembered)
+            sums = {term: sums[term] + float(loss.sums[term].detach()) for term in WEIGHTS}
+            if poison and not mems:
+                loss = Loss({term: value * math.nan for term, value in loss.sums.items()})
+            self.engine.backward(loss)
+            mems.append(memory)
+        norm = self.engine.step(3e-3 * min(1.0, (step + 1) / 5))
+        if math.isfinite(norm):
+            self.mems = mems
+        reduced = all_reduce_sum(list(sums.values()))
+        parts = zip(WEIGHTS.values(), reduced, totals, strict=True)
+        return sum(weight * value / total for weight, value, total in parts), norm
+
+
+def training(
+    config: EngineConfig, *, num_streams: int, num_micro_batches: int, grad_clip: float = 0.5, seed: int = 0
+) -> Training:
+    """A freshly built engine for the tiny model, over `num_streams` shared out to the ranks."""
+    largest_share = -(-num_streams // world_size())
+    cuts = micro_batches(
+        rank(), world_size(), num_streams=num_streams, micro_batch_size=-(-largest_share // num_micro_batches)
+    )
+    assert len(cuts) == num_micro_batches
+    engine = build_engine(
+        config,
+        tiny_model(seed=seed),
+        AdamWConfig(grad_clip=grad_clip),
+        num_micro_batches=num_micro_batches,
+        weights=WEIGHTS,
+        device=torch.device("cpu"),
+    )
+    return Training(engine, cuts)
+
+
+def whole_state(engine: Engine) -> dict[tuple[str, str], Tensor]:
+    """Every parameter's master weight and optimizer state, put together from all ranks, by (kind, name)."""
+    pieces = [(r.kind, r.name, r.start, r.stop, r.tensor.clone()) for r in engine.state_ranges()]
+    state = {
+        (kind, name): torch.full((shape.numel(),), math.nan)
+        for name, shape in engine.shapes.items()
+        for kind in engine.kinds
+    }
+    for kind, name, start, stop, values in itertools.chain(*gather_objects(pieces)):
+        assert state[kind, name][start:stop].isnan().all(), f"{kind} of {name}[{start}:{stop}] is held twice"
+        state[kind, name][start:stop] = values
+    return state

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torchrun import torchrun
+
+from xlpretrain import distributed
+
+
+@given(world_size=st.integers(1, 64), num_streams=st.integers(1, 300), micro_batch_size=st.integers(1, 70))
+def test_micro_batches_cover_every_stream_once_in_order_evenly(
+    world_size: int, num_streams: int, micro_batch_size: int
+) -> None:
+    cuts = [
+        distributed.micro_batches(rank, world_size, num_streams=num_streams, micro_batch_size=micro_batch_size)
+        for rank in range(world_size)
+    ]
+    assert [s for of_rank in cuts for streams in of_rank for s in streams] == list(range(num_streams))
+    largest_share = -(-num_streams // world_size)
+    assert {len(of_rank) for of_rank in cuts} == {-(-largest_share // micro_batch_size)}
+    for rank, of_rank in enumerate(cuts):
+        sizes = [len(streams) for streams in of_rank]
+        assert max(sizes) <= micro_batch_size
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) == len(distributed.streams_of(rank, world_size, num_streams))
+
+
+def test_without_an_environment_the_group_is_a_real_one_of_one() -> None:
+    device = distributed.start()
+    try:
+        assert dist.is_initialized() and (distributed.rank(), distributed.world_size()) == (0, 1)
+        assert device == torch.device("cpu") or device.type == "cuda"
+        assert distributed.all_reduce_sum([1.5, 2.0]) == [1.5, 2.0]
+        assert distributed.gather_objects("a") == ["a"] and distributed.broadcast_object("b") == "b"
+    finally:
+        distributed.stop()
+    assert not dist.is_initialized() and distributed.world_size() == 1
+
+
+def test_two_ranks_see_the_same(tmp_path: Path) -> None:
+    torchrun("distributed_cases.py", tmp_path, nproc=2)
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for rank, of_rank in enumerate(seen):
+        assert of_rank["world_size"] == 2 and of_rank["local_rank"] == rank
+        assert of_rank["sum"] == [2.0**53, 0.1]
+        assert of_rank["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert of_rank["broadcast"] == "from 0"
+        # Not 1, which torchrun asks for by OMP_NUM_THREADS: ranks share the machine's cores whoever starts them.
+        assert of_rank["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
