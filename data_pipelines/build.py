@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from data_pipelines.config import DataConfig
+from data_pipelines.in_place import put_in_place, remove_stale, temporary_folder
 from data_pipelines.pack import choose_block_tokens, encode_documents, join
 from data_pipelines.progress import Stages
 from data_pipelines.shards import write_dataset, write_file
@@ -51,17 +50,17 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
     if force and config.out.exists() and not (config.out / "train" / "index.json").is_file():
         raise DataError(f"{config.out}: holds no dataset; --force replaces nothing else, choose another `out`")
     stages = Stages(console)
-    _remove_stale(config.out)
+    remove_stale(config.out)
     brought = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path is not None else None
     files = [source_files(source) for source in config.sources]
     built_from["num_files"] = sum(map(len, files))
     built_from["fingerprint"] = fingerprint([file for group in files for file in group])
     splits = split_documents(_read(config, files, stages), config.splits, seed=config.seed)
-    folder = _temporary(config.out, "building")
+    folder = temporary_folder(config.out, "building")
     try:
         folder.mkdir(parents=True)
         _make(config, splits, folder, stages, tokenizer=brought, built_from=built_from)
-        _put_in_place(folder, config.out)
+        put_in_place(folder, config.out, replace=force)
     except OSError as error:
         raise DataError(f"{config.out}: cannot be written: {error.strerror or error}; nothing was left there") from None
     finally:
@@ -157,56 +156,3 @@ def _make_tokenizer(config: DataConfig, documents: Sequence[str], stages: Stages
         model = train_tokenizer(sentences, config.tokenizer)
         advance(len(sentences))
     return Tokenizer(model, name="the tokenizer just trained")
-
-
-def _temporary(out: Path, purpose: str) -> Path:
-    out = out.absolute()
-    return out.parent / f".{out.name}.{purpose}-{socket.gethostname()}-{os.getpid()}"
-
-
-def _remove_stale(out: Path) -> None:
-    """Remove what builds left that were killed on this machine."""
-    parent = out.absolute().parent
-    prefixes = tuple(
-        _temporary(out, purpose).name.removesuffix(str(os.getpid())) for purpose in ("building", "replaced")
-    )
-    for folder in parent.iterdir() if parent.is_dir() else ():
-        pid = folder.name.rpartition("-")[2]
-        if folder.name.startswith(prefixes) and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # another process had this number: this one has begun nothing yet
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    for directory in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _sync_folder(directory)
-    replaced = _temporary(out, "replaced")
-    if out.is_dir() and any(out.iterdir()):
-        out.rename(replaced)
-    try:
-        folder.rename(out)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(out)
-        raise
-    _sync_folder(out.absolute().parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
