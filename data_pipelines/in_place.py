@@ -39,7 +39,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def put_in_place(folder: Path, out: Path, *, replace: bool) -> None:
-    """Make `folder` be `out`, down to the disk; what is there may be in the way. Raises OSError, `out` then unchanged."""
+    """Make `folder` be `out`, down to the disk. Raises OSError, `out` then being as it was."""
     for directory in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _sync_folder(directory)
     replaced = temporary_folder(out, "replaced")

@@ -11,6 +11,9 @@ from data_pipelines.config import SentenceConfig
 
 PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 
+PLAIN_SPACES = str.maketrans(dict.fromkeys((chr(code) for code in range(0x80, 0x3001) if chr(code).isspace()), " "))
+"""sentencex 1.0 panics at a no-break or other space of several bytes that stands before a full stop."""
+
 
 def split_sentences(text: str, config: SentenceConfig) -> list[str]:
     """The sentences of a document, each with the white space after it; joined, they are `text`.
@@ -18,10 +21,11 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
     A paragraph break always ends a sentence.
     """
     # sentencex drops the breaks between some paragraphs, so its sentences are only looked up in the text.
+    plain = text.translate(PLAIN_SPACES)  # as many characters
     starts, position = [], 0
-    for part in _parts(text, config):
+    for part in _parts(plain, config):
         if sentence := part.strip():
-            found = text.find(sentence, position)
+            found = plain.find(sentence, position)
             if found >= 0:
                 starts.append(found)
                 position = found + len(sentence)

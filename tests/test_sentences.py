@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from data_pipelines.config import SentenceConfig
 from data_pipelines.sentences import split_sentences
 
-TEXT_WITH_ENDS = st.text(alphabet=st.sampled_from("aB. !?\n\r\t。é\u2028"))
+TEXT_WITH_ENDS = st.text(alphabet=st.sampled_from("aB. !?\n\r\t。é\u2028\xa0\u3000"))
 
 
 @pytest.mark.parametrize("splitter", ["sentencex", "lines"])
@@ -35,6 +35,14 @@ def test_breaks_between_many_paragraphs_are_kept():
     sentences = split_sentences(text, SentenceConfig())
     assert len(sentences) == 4000
     assert "".join(sentences) == text
+
+
+def test_spaces_of_several_bytes_do_no_harm():
+    # sentencex by itself panics at this
+    assert split_sentences("Vitamin B\u3000. It is\xa0good.", SentenceConfig()) == [
+        "Vitamin B\u3000. ",
+        "It is\xa0good.",
+    ]
 
 
 def test_lines_can_be_sentences():
