@@ -11,7 +11,7 @@ from data_pipelines.config import SentenceConfig
 
 PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 
-PLAIN_SPACES = str.maketrans(dict.fromkeys((chr(code) for code in range(0x80, 0x3001) if chr(code).isspace()), " "))
+LONG_SPACE = re.compile(r"[^\S\x00-\x7f]")
 """sentencex 1.0 panics at a no-break or other space of several bytes that stands before a full stop."""
 
 
@@ -21,7 +21,7 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
     A paragraph break always ends a sentence.
     """
     # sentencex drops the breaks between some paragraphs, so its sentences are only looked up in the text.
-    plain = text.translate(PLAIN_SPACES)  # as many characters
+    plain = LONG_SPACE.sub(" ", text)  # as many characters
     starts, position = [], 0
     for part in _parts(plain, config):
         if sentence := part.strip():
