@@ -186,7 +186,7 @@ def _refuse_bad_numbers(run: Run) -> None:
     limit = run.config.stop.max_nonfinite_steps
     if run.state.nonfinite_in_a_row >= limit:
         raise TrainingError(
-            f"{limit} steps in a row, the last of them step {run.state.step}, had a loss or gradient that is not finite;"
+            f"{limit} steps in a row, up to step {run.state.step}, had a loss or gradient that is not finite;"
             " lower optimizer.lr or optimizer.grad_clip, lengthen schedule.warmup_steps, or use engine.precision=fp32,"
             f" and resume from the last checkpoint in {run.folder.checkpoints}"
         )

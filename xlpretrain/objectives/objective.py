@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -40,8 +40,6 @@ class Loss:
 
     sums: Mapping[str, Float[Tensor, ""]]
     """Per term, fp32, nats."""
-    metrics: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
-    """Per name, a sum and the weight to divide it by, both to be added up over micro-batches and ranks."""
     nll: Float[Tensor, "B P"] | None = None
     """Detached loss of each target in the order of positions, 0 where there is none: for evaluation by document."""
 
