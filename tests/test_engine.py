@@ -96,8 +96,9 @@ def test_nothing_is_compiled_and_nothing_is_printed(measured: Numbers) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) -> None:
-    torchrun("engine_cases.py", tmp_path / "measured.json", "compiled", nproc=2)
+    torchrun("engine_cases.py", tmp_path / "measured.json", "compiled", nproc=2, timeout_s=800)
     for name, found in json.loads((tmp_path / "measured.json").read_text())["compiled"].items():
         assert _largest_difference(found["with"], found["without"]) < (1e-5 if "fp32" in name else 1e-2), name
         assert not any("_orig_mod" in parameter for parameter in found["names"])

@@ -43,7 +43,7 @@ class TinyBackbone(Backbone):
     def __init__(self, dropout: float = 0.0):
         super().__init__()
         self.embedding = nn.Embedding(VOCAB, WIDTH)
-        self.shift = nn.Parameter(torch.randn(3 * WIDTH) * 0.1)
+        self.scale = nn.Parameter(1 + torch.randn(3 * WIDTH) * 0.1)
         self.mix = nn.Linear(3 * WIDTH, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
         self.dropout = nn.Dropout(dropout)
@@ -54,7 +54,7 @@ class TinyBackbone(Backbone):
         length = x.shape[1]
         previous = F.pad(before, (0, 0, 1, 0))[:, -length - 1 : -1]
         summary = before.mean(dim=1, keepdim=True).expand(-1, length, -1) if memory.shape[1] else torch.zeros_like(x)
-        wide = torch.cat([x, previous, summary.detach()], dim=-1) + self.shift
+        wide = torch.cat([x, previous, summary.detach()], dim=-1) * self.scale
         return self.norm(x + self.dropout(torch.tanh(self.mix(wide))))
 
     def forward(self, inputs: BackboneInput, mems: Tensor) -> tuple[Hidden, Tensor]:
@@ -91,9 +91,7 @@ class TinyHead(Head):
         even = F.cross_entropy(
             self.even(hidden.tokens[:, 0]).float(), batch.targets["even"], reduction="sum", ignore_index=-1
         )
-        return Loss(
-            {"lm": lm.sum(), "even": even}, {"lm": (lm.sum().detach(), batch.counts["lm"])}, lm.detach().view(-1, SEQ)
-        )
+        return Loss({"lm": lm.sum(), "even": even}, nll=lm.detach().view(-1, SEQ))
 
     def flops_per_token(self) -> float:
         return 0.0

@@ -102,14 +102,16 @@ DEFAULT = {
     "losses": (losses, FP32),
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, STAGES),
-    "gradient": (gradient, STAGES),
+    "gradient": (gradient, _pick("zero 0 fp32", "plain bf16", "zero 1 bf16", "zero 2 bf16", "zero 3 bf16")),
     "evaluation": (evaluation, _pick("zero 1 bf16", "zero 3 fp32, all sharded")),
     "activation_checkpointing": (activation_checkpointing, _pick("zero 3 fp32, all sharded")),
 }
 TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {
     "default": DEFAULT,
     "full": {**{case: (measure, ALL) for case, (measure, _) in DEFAULT.items()}, "losses": (losses, FP32)},
-    "compiled": {"compiled": (compiled, STAGES)},
+    "compiled": {
+        "compiled": (compiled, _pick("plain fp32", "zero 1 bf16", "zero 2 fp32", "zero 3 fp32", "zero 3 bf16"))
+    },
 }
 
 
