@@ -13,16 +13,18 @@ WORKERS = Path(__file__).parent / "workers"
 def torchrun(
     script: str,
     *args: object,
-    nproc: int,
+    nproc: int | None,
     timeout_s: float = 280,
     env: dict[str, str] | None = None,
     may_fail: bool = False,
 ) -> str:
-    """Run `tests/workers/<script>` on `nproc` ranks and return all that they print.
+    """Run `tests/workers/<script>` on `nproc` ranks (None: by itself, without torchrun) and return all that is printed.
 
     Unless it may fail, a failure fails the test, with what was printed.
     """
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    launch = [sys.executable]
+    if nproc is not None:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     done = subprocess.run(
         [*launch, str(WORKERS / script), *map(str, args)],
         stdout=subprocess.PIPE,

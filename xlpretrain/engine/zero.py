@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, with a warning
+os.environ.setdefault("LOCAL_RANK", "0")  # it insists on one, also for a process that nothing launched
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
