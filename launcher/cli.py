@@ -23,9 +23,7 @@ app.add_typer(data_app, name="data")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
 ]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)

@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def shipped() -> dict[str, Path]:
-    """The configs that come with xlpretrain, by name: beside this file in a wheel, beside the packages in a checkout."""
+    """The configs that come with xlpretrain, by name: beside this file in a wheel, else beside the packages."""
     folder = _HERE / "configs"
     return {
         path.stem: path for path in sorted((folder if folder.is_dir() else _HERE.parent / "configs").glob("*.yaml"))

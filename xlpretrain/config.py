@@ -143,7 +143,8 @@ def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
             (
                 "data.train",
                 f"too small for one step: {config.tokens_per_step:,} tokens are needed, and it has"
-                f" {train.num_blocks} whole blocks of {train.block_tokens:,}; build it from more text, or with a smaller block_tokens",
+                f" {train.num_blocks} whole blocks of {train.block_tokens:,}; build it from more text, or with a"
+                " smaller block_tokens",
             )
         )
     if config.global_batch_size < world_size:

@@ -18,7 +18,7 @@ _PROMPT = "Return the"
 
 
 def print_report(folder: RunFolder) -> None:
-    """Print the summary of a run with memory. Takes three passes over the held-out split, on one device."""
+    """Print the summary of a run with memory. Scores `eval.max_tokens` held-out tokens three times, on one device."""
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = TrainedRun.load(folder, device=device)
@@ -51,18 +51,16 @@ def print_report(folder: RunFolder) -> None:
 
 
 def _score(run: TrainedRun, console: Console) -> dict[str, Evaluation]:
-    mem_len, everything = run.config.model.mem_len, run.config.eval.model_copy(update={"max_tokens": None})
+    mem_len, settings = run.config.model.mem_len, run.config.eval
     assert run.data.valid is not None
-    found = {}
-    with console.status("scoring the held-out split") as status:
-        found["unigram model"] = evaluate_unigram(run.data.train, run.data.valid, max_tokens=None)
-        for name, length in [
-            ("memory off", 0),
-            (f"memory {mem_len}, as trained", mem_len),
-            (f"memory {4 * mem_len}", 4 * mem_len),
-        ]:
-            status.update(f"scoring the held-out split: {name}")
-            found[name] = run.score(config=everything.model_copy(update={"mem_len": length}))
+    found = {"unigram model": evaluate_unigram(run.data.train, run.data.valid, max_tokens=settings.max_tokens)}
+    for name, length in [
+        ("memory off", 0),
+        (f"memory {mem_len}, as trained", mem_len),
+        (f"memory {4 * mem_len}", 4 * mem_len),
+    ]:
+        console.print(f"scoring {found['unigram model'].num_tokens:,} held-out tokens: {name}")
+        found[name] = run.score(config=settings.model_copy(update={"mem_len": length}))
     return found
 
 
