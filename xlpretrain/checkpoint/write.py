@@ -86,9 +86,12 @@ def save(
                 _remove(old)
         except (OSError, CheckpointError) as caught:
             error = f"the checkpoint of step {state.step} could not be written to {checkpoints}: {caught}"
-            shutil.rmtree(temporary, ignore_errors=True)
     error = distributed.broadcast_object(error)
     if error is not None:
+        distributed.barrier()  # else another rank may still be writing to what is removed
+        if distributed.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        distributed.barrier()
         raise CheckpointError(error)
     return checkpoints / checkpoint_name(state.step)
 
