@@ -11,12 +11,14 @@ from pathlib import Path
 import yaml
 
 BIN = Path(sys.executable).parent
+EXTRA: dict[str, str] = {}
+"""Environment variables that a test adds."""
 
 
 def environment() -> dict[str, str]:
     """This process's environment without what would make a run another one."""
     unwanted = ("WANDB_", "OMP_", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "XLPRETRAIN_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | EXTRA
 
 
 def start(*arguments: object, program: str = "xlpretrain") -> subprocess.Popen[str]:
@@ -66,6 +68,16 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     for member in family:
         member.kill()
     process.communicate()
+
+
+def kill_wandb(process: subprocess.Popen[str]) -> int:
+    """SIGKILL to the W&B services of a run. Returns how many there were."""
+    import psutil
+
+    services = [p for p in psutil.Process(process.pid).children(recursive=True) if "wandb-core" in p.name()]
+    for service in services:
+        service.kill()
+    return len(services)
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:

@@ -82,17 +82,20 @@ def test_every_stage_and_precision_resumes_in_every_bit(tiny_dataset: Path, tmp_
     assert commands.curve(disturb(config, "disturbed")) == commands.curve(tmp_path / "runs" / "undisturbed")
 
 
-def test_bare_torchrun_is_the_same_run_and_obeys_a_stop_file(config: Path, undisturbed: Path):
+def test_bare_torchrun_is_the_same_run_survives_its_wandb_and_obeys_a_stop_file(config: Path, undisturbed: Path):
     folder = config.parent / "runs" / "bare"
     process = commands.start("--nproc-per-node", 2, "-m", "xlpretrain", config, "name=bare", program="torchrun")
-    commands.wait_for_step(folder, 5, process)
+    commands.wait_for_step(folder, 3, process)
+    assert commands.kill_wandb(process) > 0
+    commands.wait_for_step(folder, 10, process)
     commands.run("stop", folder)
     _, err = commands.finish(process, expect=0)
     assert "Traceback" not in err
+    assert "W&B failed and is off" in err
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("stopped", "user")
     bare = commands.curve(folder)
-    assert len(bare) == status["step"] >= 5
+    assert len(bare) == status["step"] >= 10
     assert bare == {step: row for step, row in commands.curve(undisturbed).items() if step in bare}
     assert "xlpretrain resume" in commands.refused("train", config, "name=bare", "--nproc", 2)
 
@@ -111,6 +114,17 @@ def test_eval_is_the_same_on_1_2_and_4_processes(undisturbed: Path, tmp_path: Pa
         losses.append(float(out.split("nats per token")[1].split()[0]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_no_secret_reaches_the_run_folder(config: Path, monkeypatch: pytest.MonkeyPatch):
+    key = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2"
+    monkeypatch.setattr(commands, "EXTRA", {"WANDB_API_KEY": key, "WANDB_MODE": "offline", "HF_TOKEN": key})
+    out, err = commands.run(
+        "train", config, "name=secret", "max_steps=2", "schedule.warmup_steps=1", "engine.type=plain", "--nproc", 1
+    )
+    assert key not in out + err
+    for path in (config.parent / "runs" / "secret").rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
 def test_report_sums_the_run_up(undisturbed: Path):

@@ -35,8 +35,9 @@ def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
     temporary.replace(picture)
 
 
-def _smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
-    """Exponential moving average, corrected for its start."""
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a twentieth of the values, corrected for its start."""
+    weight = 1 - 1 / max(2.0, len(values) / 20)
     averages, average = np.empty(len(values)), 0.0
     for i, value in enumerate(values):
         average = weight * average + (1 - weight) * value

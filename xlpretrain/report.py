@@ -14,7 +14,7 @@ from xlpretrain.generate import sample_text
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
-_PROMPT = "Return the"
+_PROMPT_TOKENS = 48
 
 
 def print_report(folder: RunFolder) -> None:
@@ -31,8 +31,10 @@ def print_report(folder: RunFolder) -> None:
         console.print(
             f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per token (standard error over documents)"
         )
-    console.print("\n[bold]A sample[/bold] (temperature 0.8, top 40):")
-    console.print(textwrap.indent(textwrap.fill(_sample(run), width=100), "  "), markup=False)
+    prompt, written = _sample(run)
+    console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
+    for mark, text in (("-", prompt), ("+", written)):
+        console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
     console.print("\n[bold]Where things lie[/bold]")
     for what, path in [
         ("loss curve", folder.plot),
@@ -73,20 +75,23 @@ def _table(found: dict[str, Evaluation]) -> Table:
     return table
 
 
-def _sample(run: TrainedRun) -> str:
+def _sample(run: TrainedRun) -> tuple[str, str]:
+    """The beginning of a held-out document, and how the model would go on."""
+    assert run.data.valid is not None
     tokenizer = Tokenizer.load(run.data.train.tokenizer_path)
     eod = run.data.train.vocabulary.eod
-    prompt = [eod, *tokenizer.encode(_PROMPT)]
+    prompt = run.data.valid.tokens(0, _PROMPT_TOKENS).tolist()
     tokens = sample_text(
         run.model,
-        prompt,
+        [eod, *prompt],
         num_tokens=120,
         mem_len=run.config.model.mem_len,
-        temperature=0.8,
+        temperature=1.0,
         top_k=40,
         seed=run.config.seed,
     )
-    return tokenizer.decode([token for token in tokens if token != eod])
+    written = tokens[: tokens.index(eod)] if eod in tokens else tokens
+    return tokenizer.decode(prompt), tokenizer.decode(written)
 
 
 def _tokens(run: TrainedRun) -> int:

@@ -114,22 +114,37 @@ class WandbTracker:
             self._run = None
 
     def _guard(self, call: Callable[[], Any], timeout_s: float) -> None:
-        """Run a call on a thread of its own: W&B may raise anything, print tracebacks, or wait for ever."""
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                call()
-            except BaseException as error:  # W&B's service dying raises OSError, its client SystemExit
-                failure.append(error)
-
-        thread = threading.Thread(target=run, daemon=True, name="wandb-call")
-        thread.start()
-        thread.join(timeout_s)
-        if failure or thread.is_alive():
-            reason = f"{type(failure[0]).__name__}: {failure[0]}" if failure else f"no answer in {timeout_s:.0f} s"
-            logger.warning("W&B failed and is off for the rest of this start: %s", reason.splitlines()[0][:200])
+        """Make a call; if it fails, W&B is off from now on."""
+        reason = _attempt(call, timeout_s)
+        if reason is not None:
+            logger.warning("W&B failed and is off for the rest of this start: %s", reason)
             self._run = None
+            # Else W&B would try again when the process ends, and print a traceback or wait for ever.
+            _attempt(_teardown, _CALL_TIMEOUT_S)
+
+
+def _attempt(call: Callable[[], Any], timeout_s: float) -> str | None:
+    """Make a call on a thread of its own, since W&B may raise anything, or never return. Returns what went wrong."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # W&B's service dying raises OSError, its client SystemExit
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="wandb-call")
+    thread.start()
+    thread.join(timeout_s)
+    if failure:
+        return f"{type(failure[0]).__name__}: {failure[0]}".splitlines()[0][:200]
+    return f"no answer in {timeout_s:.0f} s" if thread.is_alive() else None
+
+
+def _teardown() -> None:
+    import wandb
+
+    wandb.teardown()
 
 
 def _has_key() -> bool:
