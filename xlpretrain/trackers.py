@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -201,10 +200,10 @@ class ConsoleTracker:
         self._last = (step, now)
         left = "" if self._rate is None else f"  {_duration((self._max_steps - step) * self._rate)} left"
         return (
-            f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%"
-            f"  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2e}  grad {metrics['train/grad_norm']:.2f}"
-            f"  {metrics['time/tokens_per_second']:,.0f} tok/s  mfu {100 * metrics['time/mfu']:.0f}%"
-            f"  wait {100 * metrics['time/data_wait_s'] / metrics['time/step_s']:.1f}%{left}"
+            f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%{left}"
+            f"  loss {metrics['train/loss']:.4f}  {metrics['time/tokens_per_second']:,.0f} tok/s"
+            f"  grad {metrics['train/grad_norm']:.2f}  lr {metrics['train/lr']:.2e}"
+            f"  mfu {100 * metrics['time/mfu']:.0f}%  wait {100 * metrics['time/data_wait_s'] / metrics['time/step_s']:.1f}%"
         )
 
     @staticmethod
@@ -219,24 +218,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
-
-
-class Trackers:
-    """Several trackers as one, closed when the context ends."""
-
-    def __init__(self, *trackers: Tracker):
-        self._trackers = trackers
-
-    def log(self, metrics: Mapping[str, float | int]) -> None:
-        """Show one step everywhere."""
-        for tracker in self._trackers:
-            tracker.log(metrics)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for tracker in self._trackers:
-            tracker.close()
