@@ -89,6 +89,7 @@ def _train(config: Path, overrides: list[str], num_processes: int | None, *, all
         raise ConfigError(
             f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
         )
+    folder.require_idle()
     status = folder.read_status()
     if status is not None and status.state == "finished" and status.step == settings.max_steps:
         print(f"already finished: {status.step} steps in {folder.path}; raise max_steps to go on")
@@ -109,7 +110,7 @@ def stop(run: RunPath) -> None:
     folder = RunFolder(run).require()
     folder.stop_file.touch()
     status = folder.read_status()
-    running = status is not None and status.state in ("starting", "running")
+    running = status is not None and status.state == "running"
     print(
         f"{run}: it will save and end at its next step"
         if running

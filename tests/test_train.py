@@ -127,6 +127,17 @@ def test_no_secret_reaches_the_run_folder(config: Path, monkeypatch: pytest.Monk
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
+def test_weights_of_another_run_are_a_start_and_a_time_budget_is_an_end(config: Path, undisturbed: Path):
+    overrides = [f"init_from={undisturbed}", "engine.type=plain", "engine.precision=fp32", "eval.every_steps=1"]
+    arguments = ("train", config, "name=second", *overrides, "--nproc", 1)
+    commands.run(*arguments, "max_steps=1", "schedule.total_steps=60")
+    first, last = (commands.curve(config.parent / "runs" / name) for name in ("second", "undisturbed"))
+    assert abs(first[1][3] - last[60][3]) < 0.1 < last[1][0] - last[60][3]  # held-out loss, begun where the other ended
+    commands.run(*arguments, "max_steps=60", "schedule.total_steps=60", "stop.time_budget_s=0.001", expect=75)
+    status = json.loads((config.parent / "runs" / "second" / "status.json").read_text())
+    assert (status["state"], status["reason"], status["step"]) == ("stopped", "time", 1)
+
+
 def test_report_sums_the_run_up(undisturbed: Path):
     out, _ = commands.run("report", undisturbed)
     for expected in ("unigram model", "memory off", "memory 24, as trained", "memory 96", "loss.png", "standard error"):

@@ -86,7 +86,7 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     previous = _on_rank_0(folder.read_status)
     wandb_id = _on_rank_0(partial(_begin, config, folder, data))
     max_steps = config.max_steps or 0
-    status = Status("starting", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
+    status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status)
     for change in changes:
         recorder.say(f"changed since the run began: {change}")

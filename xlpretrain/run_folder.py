@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
 
-State = Literal["starting", "running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
 
 
@@ -123,6 +123,17 @@ class RunFolder:
             return Status(**json.loads(self.status.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
+
+    def require_idle(self) -> None:
+        """Raise `LaunchError` if a process of this machine is working on the run: two would ruin each other's files."""
+        status = self.read_status()
+        if status is not None and status.state == "running" and status.host == os.uname().nodename:
+            command = Path(f"/proc/{status.pid}/cmdline")
+            if command.exists() and b"xlpretrain" in command.read_bytes():
+                raise LaunchError(
+                    f"{self.path}: is running here already (process {status.pid}, step {status.step});"
+                    f" `xlpretrain stop {self.path}` ends it"
+                )
 
     def write_status(self, status: Status) -> None:
         """Replace the status."""

@@ -199,11 +199,12 @@ class ConsoleTracker:
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         self._last = (step, now)
         left = "" if self._rate is None else f"  {_duration((self._max_steps - step) * self._rate)} left"
+        waiting = metrics["time/data_wait_s"] / metrics["time/step_s"]
         return (
             f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%{left}"
             f"  loss {metrics['train/loss']:.4f}  {metrics['time/tokens_per_second']:,.0f} tok/s"
             f"  grad {metrics['train/grad_norm']:.2f}  lr {metrics['train/lr']:.2e}"
-            f"  mfu {100 * metrics['time/mfu']:.0f}%  wait {100 * metrics['time/data_wait_s'] / metrics['time/step_s']:.1f}%"
+            f"  mfu {100 * metrics['time/mfu']:.0f}%  wait {100 * waiting:.1f}%"
         )
 
     @staticmethod
