@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from xlpretrain.engine.engine import Engine, ReadRange, StateRange
+from xlpretrain.engine.engine import Engine
+from xlpretrain.engine.partition import ReadRange, StateRange
 from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
 from xlpretrain.schema import Problem, Section

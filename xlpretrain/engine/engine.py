@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xlpretrain.engine.partition import Partition, ReadRange, StateRange
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
-
-
-@dataclass(frozen=True)
-class StateRange:
-    """A piece of training state that this rank owns: elements [start, stop) of a flattened parameter.
-
-    kind: `weight` (the fp32 master), or the name of an optimizer state (`exp_avg`, `exp_avg_sq`).
-    tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
-    """
-
-    kind: str
-    name: str
-    start: int
-    stop: int
-    tensor: Tensor
-
-
-ReadRange = Callable[[str, str, int, int], Tensor]
-"""(kind, parameter name, start, stop) -> a 1-D fp32 tensor on the CPU."""
 
 
 class TermScales:
@@ -65,6 +46,7 @@ class Engine(ABC):
     """Of the state kept per parameter: `weight`, and the optimizer's."""
     layout: Mapping[str, str | int]
     """What must be as it was for going on to be bit-identical: engine, stage, precision and so on."""
+    _state: Partition
 
     @abstractmethod
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -92,23 +74,29 @@ class Engine(ABC):
     def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """Forward in evaluation mode, without gradients."""
 
-    @abstractmethod
     def state_ranges(self) -> list[StateRange]:
         """What this rank must save for the run to go on. Call it only between steps."""
+        return self._state.ranges()
 
-    @abstractmethod
     def loads(self) -> list[tuple[str, int, int]]:
         """(name, start, stop) of what loading will read on this rank, for every kind that it loads."""
+        return self._state.loads()
 
     @property
-    @abstractmethod
     def updates(self) -> int:
         """How many updates the optimizer has made (skipped ones left out)."""
+        return self._state.updates
 
-    @abstractmethod
     def load_state(self, read: ReadRange, updates: int) -> None:
         """Take over a saved state, of any engine, stage and world size."""
+        self._state.load(read, updates)
+        self._copy_to_model()
 
-    @abstractmethod
     def load_weights(self, read: ReadRange) -> None:
         """Take over the weights alone (kind `weight`); the optimizer starts anew."""
+        self._state.load(read, None)
+        self._copy_to_model()
+
+    @abstractmethod
+    def _copy_to_model(self) -> None:
+        """The masters into the weights that the model computes with, on every rank."""

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from xlpretrain.engine.engine import Engine, ReadRange, StateRange, TermScales
-from xlpretrain.engine.replicated import Partition, Piece, clip, share
+from xlpretrain.engine.engine import Engine, TermScales
+from xlpretrain.engine.partition import Partition, Piece, clip
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
 
@@ -54,6 +54,7 @@ class PlainEngine(Engine):
             self._optimizer,
             optimizer.state_kinds,
             self._masters,
+            replicated=True,
         )
 
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -98,24 +99,6 @@ class PlainEngine(Engine):
         finally:
             self.model.train()
         return loss, mems
-
-    def state_ranges(self) -> list[StateRange]:
-        return self._state.ranges(share(self._state.pieces))
-
-    def loads(self) -> list[tuple[str, int, int]]:
-        return self._state.loads()
-
-    @property
-    def updates(self) -> int:
-        return self._state.updates
-
-    def load_state(self, read: ReadRange, updates: int) -> None:
-        self._state.load(read, updates)
-        self._copy_to_model()
-
-    def load_weights(self, read: ReadRange) -> None:
-        self._state.load(read, None)
-        self._copy_to_model()
 
     @torch.no_grad()
     def _copy_to_model(self) -> None:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlpretrain.engine.engine import Engine, ReadRange, StateRange, TermScales
-from xlpretrain.engine.replicated import Partition, Piece, clip, share
+from xlpretrain.engine.engine import Engine, TermScales
+from xlpretrain.engine.partition import Partition, Piece, clip
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
 
@@ -99,7 +99,13 @@ class ZeroEngine(Engine):
         if self._stage == 3:
             for module in model.modules():
                 module.register_forward_hook(_reach_into_dataclasses)
-        self._state = Partition(list(layout), self._engine.basic_optimizer, optimizer.state_kinds, masters)
+        self._state = Partition(
+            list(layout),
+            self._engine.basic_optimizer,
+            optimizer.state_kinds,
+            masters,
+            replicated=self._stage == 0,
+        )
         self._engine.train()
 
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -148,27 +154,8 @@ class ZeroEngine(Engine):
             self._engine.train()
         return dataclasses.replace(loss, sums=sums), mems
 
-    def state_ranges(self) -> list[StateRange]:
-        return self._state.ranges(self._state.pieces if self._stage else share(self._state.pieces))
-
-    def loads(self) -> list[tuple[str, int, int]]:
-        return self._state.loads()
-
-    @property
-    def updates(self) -> int:
-        return self._state.updates
-
-    def load_state(self, read: ReadRange, updates: int) -> None:
-        self._state.load(read, updates)
-        self._copy_to_model()
-
-    def load_weights(self, read: ReadRange) -> None:
-        self._state.load(read, None)
-        self._copy_to_model()
-
     @torch.no_grad()
     def _copy_to_model(self) -> None:
-        """The masters into the weights that the model computes with, on every rank."""
         zero = self._zero
         if self._stage in (1, 2):
             zero.update_lp_params()

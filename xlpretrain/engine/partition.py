@@ -6,14 +6,31 @@ state is replicated, a flat partition of many parameters under ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xlpretrain.engine.engine import ReadRange, StateRange
+
+@dataclass(frozen=True)
+class StateRange:
+    """A piece of training state that this rank owns: elements [start, stop) of a flattened parameter.
+
+    kind: `weight` (the fp32 master), or the name of an optimizer state (`exp_avg`, `exp_avg_sq`).
+    tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
+    """
+
+    kind: str
+    name: str
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+ReadRange = Callable[[str, str, int, int], Tensor]
+"""(kind, parameter name, start, stop) -> a 1-D fp32 tensor on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +49,22 @@ class Piece:
 
 
 class Partition:
-    """The pieces of state that one rank holds, and the optimizer that steps them."""
+    """The pieces of state that one rank holds, and the optimizer that steps them.
+
+    replicated: every rank holds all of it, and saves a share.
+    """
 
     def __init__(
-        self, pieces: Sequence[Piece], optimizer: torch.optim.Optimizer, kinds: Sequence[str], masters: Iterable[Tensor]
+        self,
+        pieces: Sequence[Piece],
+        optimizer: torch.optim.Optimizer,
+        kinds: Sequence[str],
+        masters: Iterable[Tensor],
+        *,
+        replicated: bool,
     ):
         self.pieces = pieces
+        self.replicated = replicated
         self.optimizer = optimizer
         self.kinds = kinds
         self.masters = list(masters)
@@ -47,11 +74,11 @@ class Partition:
             state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
             optimizer.state[master] = state
 
-    def ranges(self, pieces: Iterable[Piece]) -> list[StateRange]:
-        """Live views of the weights and the optimizer's state of `pieces`."""
+    def ranges(self) -> list[StateRange]:
+        """Live views of the weights and the optimizer's state that this rank saves."""
         return [
             StateRange(kind, piece.name, piece.start, piece.stop, piece.view(self._tensor(piece.master, kind)))
-            for piece in pieces
+            for piece in (_share(self.pieces) if self.replicated else self.pieces)
             for kind in ("weight", *self.kinds)
         ]
 
@@ -83,7 +110,7 @@ class Partition:
         return state
 
 
-def share(pieces: Sequence[Piece]) -> list[Piece]:
+def _share(pieces: Sequence[Piece]) -> list[Piece]:
     """The part of replicated pieces that this rank saves: one of world-size equal cuts through all their elements."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     total = sum(piece.stop - piece.start for piece in pieces)
