@@ -96,6 +96,25 @@ def test_overrides_reach_into_sections_and_are_read_as_yaml(tmp_path: Path):
     assert drawing.offsets == (1.0, 2.5)
 
 
+def test_overrides_reach_into_lists():
+    data = {"shapes": [{"type": "circle"}, {"radius": 2.0}]}
+    assert schema.apply_overrides(data, ["shapes.1.radius=5"])["shapes"][1] == {"radius": 5}
+    for path in ("shapes.2.radius", "shapes.x.radius", "shapes.7"):
+        with pytest.raises(ConfigError, match="no such item in this list"):
+            schema.apply_overrides(data, [f"{path}=5"])
+
+
+def test_a_list_of_wrong_items_is_not_called_empty_as_well():
+    class Gallery(Section):
+        shapes: tuple[Shape, ...] = Field(min_length=1)
+
+    with pytest.raises(ConfigError, match="1 problem\n") as caught:
+        schema.validate(Gallery, {"shapes": [{"type": "hexagon"}]}, "x")
+    assert "must be one of circle, square" in str(caught.value)
+    with pytest.raises(ConfigError, match="shapes"):
+        schema.validate(Gallery, {"shapes": []}, "x")
+
+
 def test_a_malformed_override_is_named():
     with pytest.raises(ConfigError, match="expected key=value"):
         schema.apply_overrides({}, ["radius"])

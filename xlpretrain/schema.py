@@ -133,15 +133,25 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             wrong.append((override, "expected key=value, for instance optimizer.lr=1e-3"))
             continue
         *parents, last = path.strip().split(".")
-        place = result
-        for parent in parents:
-            if not isinstance(place.get(parent), dict):
-                place[parent] = {}
-            place = place[parent]
-        place[last] = parse_yaml(text, override)
+        place: Any = result
+        try:
+            for parent in parents:
+                place = _step_into(place, parent)
+            place[int(last) if isinstance(place, list) else last] = parse_yaml(text, override)
+        except (ValueError, IndexError):
+            wrong.append((path, "there is no such item in this list; items are numbered from 0"))
     if wrong:
         raise ConfigError(report("command line", wrong))
     return result
+
+
+def _step_into(place: Any, key: str) -> Any:
+    """The section or list at `key`, made if it is not there. Raises ValueError or IndexError for no item of a list."""
+    if isinstance(place, list):
+        return place[int(key)]
+    if not isinstance(place.get(key), dict | list):
+        place[key] = {}
+    return place[key]
 
 
 def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
@@ -150,7 +160,8 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
         # By way of JSON: strict types, with lists for tuples and strings for paths.
         value = section.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        found = [_explain_error(section, data, dict(e)) for e in error.errors(include_url=False)]
+        errors = [dict(e) for e in error.errors(include_url=False) if not _is_echo(dict(e))]
+        found = [_explain_error(section, data, e) for e in errors]
         raise ConfigError(report(source, found)) from None
     found = list(_walk_problems(value))
     if found:
@@ -194,6 +205,11 @@ def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
                 yield from _walk_problems(part, f"{prefix}{name}." if index is None else f"{prefix}{name}.{index}.")
     for path, what in value.problems():
         yield f"{prefix}{path}", what
+
+
+def _is_echo(error: dict[str, Any]) -> bool:
+    """Whether an error only says that a list lost its wrong items, each of which has an error of its own."""
+    return bool(error["type"] == "too_short" and len(error["input"]) > error["ctx"]["actual_length"])
 
 
 def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> Problem:
