@@ -53,14 +53,16 @@ def test_mistakes_of_all_sections_come_in_one_report():
         optimizer={"lr": -1},
         engine={"type": "deepspeed", "precison": "fp32"},
         model={**MINIMAL["model"], "mem_length": 3},
+        schedule={"type": "linear", "warmup_steps": 9, "total_steps": 9},
         global_batch_size="many",
     )
     for line in (
-        "test.yaml: 4 problems",
-        "model.mem_length   unknown key; did you mean mem_len?",
-        "optimizer.lr       must be greater than 0, got -1",
-        "engine.precison    unknown key; did you mean precision?",
-        'global_batch_size  must be a valid integer, got "many"',
+        "test.yaml: 5 problems",
+        "schedule.warmup_steps  must be below total_steps (9), got 9",
+        "model.mem_length       unknown key; did you mean mem_len?",
+        "optimizer.lr           must be greater than 0, got -1",
+        "engine.precison        unknown key; did you mean precision?",
+        'global_batch_size      must be a valid integer, got "many"',
     ):
         assert line in report
 

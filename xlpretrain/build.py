@@ -88,6 +88,11 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status)
+    if config.schedule.ratio(max_steps - 1) == 0:
+        recorder.say(
+            f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
+            " schedule.total_steps may be changed with --allow-recipe-change"
+        )
     for change in changes:
         recorder.say(f"changed since the run began: {change}")
 

@@ -44,10 +44,11 @@ def print_report(folder: RunFolder) -> None:
     ]:
         console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
     console.print("\n[bold]What to try next[/bold]")
+    longer = 4 * run.step
     for line in [
-        f"xlpretrain resume {folder.path} max_steps={2 * run.step}      train for longer",
-        f"xlpretrain eval {folder.path} --mem-len {8 * run.config.model.mem_len}      an even longer memory",
-        "xlpretrain config --copy quickstart_data      then name your own text in it (docs/data.md)",
+        f"xlpretrain train {folder.config} name=longer max_steps={longer} schedule.total_steps={longer}",
+        f"xlpretrain eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # an even longer memory",
+        "xlpretrain config --copy quickstart_data     # then name your own text in it (docs/data.md)",
     ]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
 

@@ -12,10 +12,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from xlpretrain.errors import ConfigError
@@ -160,8 +160,10 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
         # By way of JSON: strict types, with lists for tuples and strings for paths.
         value = section.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        errors = [dict(e) for e in error.errors(include_url=False) if not _is_echo(dict(e))]
+        raised: list[dict[str, Any]] = [dict(e) for e in error.errors(include_url=False)]
+        errors = [e for e in raised if not _is_echo(e)]
         found = [_explain_error(section, data, e) for e in errors]
+        found += _problems_of_sound_parts(section, data, unsound={e["loc"][0] for e in errors if e["loc"]})
         raise ConfigError(report(source, found)) from None
     found = list(_walk_problems(value))
     if found:
@@ -205,6 +207,18 @@ def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
                 yield from _walk_problems(part, f"{prefix}{name}." if index is None else f"{prefix}{name}.{index}.")
     for path, what in value.problems():
         yield f"{prefix}{path}", what
+
+
+def _problems_of_sound_parts(
+    section: type[Section], data: Mapping[str, Any], *, unsound: set[int | str]
+) -> Iterator[Problem]:
+    """What is wrong between the keys of those parts that are right by themselves: the whole was never made."""
+    for name, field in section.model_fields.items():
+        if name in data and name not in unsound:
+            kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            part = TypeAdapter(kind).validate_json(json.dumps(data[name]), strict=True)
+            if isinstance(part, Section):
+                yield from _walk_problems(part, f"{name}.")
 
 
 def _is_echo(error: dict[str, Any]) -> bool:
