@@ -9,14 +9,17 @@ writes one checkpoint per repeat. Quote the ratio: times alone mean little on a 
 
 from __future__ import annotations
 
+import io
 import statistics
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from xlpretrain import config as configuration
 from xlpretrain import distributed
 from xlpretrain.build import build
+from xlpretrain.metrics import Stopwatch
 from xlpretrain.trainer import Run, train
 
 STEPS, REPEATS = 20, 5
@@ -25,7 +28,7 @@ STEPS, REPEATS = 20, 5
 def main() -> None:
     """Print the median ratio and its range."""
     device = distributed.start()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         overrides = [f"runs_dir={folder}", "engine.type=plain", f"max_steps={STEPS * (REPEATS + 1)}"]
         overrides += ["eval.every_steps=1000000", f"checkpoint.every_steps={STEPS}", "data.valid=null"]
         config = configuration.load(Path("configs/quickstart.yaml"), overrides)
@@ -55,6 +58,7 @@ def _bare(run: Run) -> float:
 
 def _loop(run: Run) -> float:
     run.config = run.config.model_copy(update={"max_steps": run.state.step + STEPS})
+    run.watch = Stopwatch()
     started = time.perf_counter()
     train(run)
     return time.perf_counter() - started

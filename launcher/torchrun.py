@@ -89,7 +89,9 @@ def run(
 def _quiet_agent() -> Iterator[None]:
     """Keep torchrun's own warnings and tracebacks off the terminal; the ranks write to it directly."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # only silences a warning: each rank sets its own threads
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
-    with redirect_stderr(StringIO()):
-        yield
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

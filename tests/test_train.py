@@ -42,7 +42,7 @@ def disturb(config: Path, name: str, *overrides: str) -> Path:
     commands.wait_for_step(folder, 10, process)
     process.send_signal(signal.SIGTERM)
     out, err = commands.finish(process, expect=75)
-    assert "Traceback" not in out + err
+    assert err == ""
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("stopped", "signal")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{status['step']:08d}"]
@@ -84,7 +84,9 @@ def test_every_stage_and_precision_resumes_in_every_bit(tiny_dataset: Path, tmp_
 
 def test_bare_torchrun_is_the_same_run_survives_its_wandb_and_obeys_a_stop_file(config: Path, undisturbed: Path):
     folder = config.parent / "runs" / "bare"
-    process = commands.start("--nproc-per-node", 2, "-m", "xlpretrain", config, "name=bare", program="torchrun")
+    process = commands.start(
+        "--nproc-per-node", 2, "-m", "xlpretrain", config, "name=bare", "eval.every_steps=7", program="torchrun"
+    )
     commands.wait_for_step(folder, 3, process)
     assert commands.kill_wandb(process) > 0
     commands.wait_for_step(folder, 10, process)
@@ -96,7 +98,11 @@ def test_bare_torchrun_is_the_same_run_survives_its_wandb_and_obeys_a_stop_file(
     assert (status["state"], status["reason"]) == ("stopped", "user")
     bare = commands.curve(folder)
     assert len(bare) == status["step"] >= 10
-    assert bare == {step: row for step, row in commands.curve(undisturbed).items() if step in bare}
+    # Evaluating more often does not disturb training.
+    assert any(row[3] is not None for row in bare.values())
+    assert {step: row[:3] for step, row in bare.items()} == {
+        step: row[:3] for step, row in commands.curve(undisturbed).items() if step in bare
+    }
     assert "xlpretrain resume" in commands.refused("train", config, "name=bare", "--nproc", 2)
 
 

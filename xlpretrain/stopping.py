@@ -16,7 +16,7 @@ from xlpretrain.schema import Section
 
 StopReason = Literal["signal", "time", "user"]
 STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LOOK_EVERY_S = 0.5
 
 
@@ -54,7 +54,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a request for as long as the context lasts."""
+        """Turn `SIGNALS` into a request for as long as the context lasts."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signalled = True
