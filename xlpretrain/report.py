@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 
 import torch
@@ -45,10 +47,11 @@ def print_report(folder: RunFolder) -> None:
         console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
     console.print("\n[bold]What to try next[/bold]")
     longer = 4 * run.step
+    program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]
     for line in [
-        f"xlpretrain train {folder.config} name=longer max_steps={longer} schedule.total_steps={longer}",
-        f"xlpretrain eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # an even longer memory",
-        "xlpretrain config --copy quickstart_data     # then name your own text in it (docs/data.md)",
+        f"{program} train {folder.config} name=longer max_steps={longer} schedule.total_steps={longer}",
+        f"{program} eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # an even longer memory",
+        f"{program} config --copy quickstart_data     # then name your own text in it (docs/data.md)",
     ]:
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
