@@ -69,14 +69,22 @@ def resume(
 ) -> None:
     """Go on with a run, also after `xlpretrain stop`."""
     folder = RunFolder(run).require()
-    folder.stop_file.unlink(missing_ok=True)
     place = run.absolute()
     # Where the folder lies now, should it have been moved.
     overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
-    raise typer.Exit(_train(folder.config, overrides, num_processes, allow_recipe_change=allow_recipe_change))
+    code = _train(folder.config, overrides, num_processes, allow_recipe_change=allow_recipe_change, stopped_before=True)
+    raise typer.Exit(code)
 
 
-def _train(config: Path, overrides: list[str], num_processes: int | None, *, allow_recipe_change: bool) -> int:
+def _train(
+    config: Path,
+    overrides: list[str],
+    num_processes: int | None,
+    *,
+    allow_recipe_change: bool,
+    stopped_before: bool = False,
+) -> int:
+    """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
     from launcher import torchrun
     from xlpretrain import config as configuration
     from xlpretrain.build import prepare
@@ -85,7 +93,9 @@ def _train(config: Path, overrides: list[str], num_processes: int | None, *, all
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
     settings, _, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
     folder = settings.folder
-    if folder.stop_file.exists():
+    if stopped_before:
+        folder.stop_file.unlink(missing_ok=True)
+    elif folder.stop_file.exists():
         raise ConfigError(
             f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
         )

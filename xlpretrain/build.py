@@ -23,7 +23,7 @@ from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import TrainingRows
 from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.errors import ConfigError, DataError, XLPretrainError
+from xlpretrain.errors import ConfigError, DataError, LaunchError, XLPretrainError
 from xlpretrain.evaluate import Evaluation, evaluate
 from xlpretrain.metrics import peak_flops
 from xlpretrain.objectives.objective import PretrainingModel
@@ -136,8 +136,8 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     elif config.init_from is not None:
         checkpoint.load_weights(config.init_from, engine)
         recorder.say(f"weights from {config.init_from}")
-    recorder.go_on_from(state.step, orderly=previous is None or previous.state in ("finished", "stopped"))
-    recorder.tell("running", step=state.step)
+    orderly = previous is None or previous.state in ("finished", "stopped")
+    _on_rank_0(partial(recorder.go_on_from, state.step, orderly=orderly))
 
     return Run(
         config=config,
@@ -204,6 +204,8 @@ def _on_rank_0(call: Callable[[], T]) -> T:
             result = call()
         except XLPretrainError as caught:
             error = caught
+        except OSError as caught:
+            error = LaunchError(f"{caught.filename}: {caught.strerror}")
     result, error = distributed.broadcast_object((result, error))
     if error is not None:
         raise error

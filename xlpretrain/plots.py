@@ -31,8 +31,11 @@ def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
     temporary = picture.with_name(f".{picture.name}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(picture)
+    try:
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(picture)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -38,10 +38,14 @@ class Recorder:
             self._trackers = [self._console, wandb]
 
     def go_on_from(self, step: int, *, orderly: bool) -> None:
-        """Forget what was recorded after `step`. After a crash, tell W&B again what it may have lost."""
+        """Forget what was recorded after `step`. After a crash, tell W&B again what it may have lost.
+
+        Raises OSError if the metrics cannot be cut back.
+        """
         if self._file is None:
             return
         rows = self._file.cut_back(step)
+        self.tell("running", step=step)
         if orderly or not rows:
             return
         since = rows[-1].get("time/logged_at_s", 0.0) - _WANDB_BUFFER_S
@@ -56,17 +60,20 @@ class Recorder:
         row: Metrics = {"step": step, **metrics, "time/logged_at_s": time.time()}
         try:
             self._file.append(row)
-            self.tell("running", step=step)
         except OSError as error:
             raise LaunchError(f"{self._file.path}: cannot be written: {error.strerror}") from None
+        self.tell("running", step=step)
         for tracker in self._trackers:
             tracker.log(row)
 
     def tell(self, state: Any, *, step: int, **more: Any) -> None:
-        """Replace status.json."""
+        """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
         if self._file is not None:
-            self._folder.write_status(self.status)
+            try:
+                self._folder.write_status(self.status)
+            except OSError as error:
+                self.say(f"{self._folder.status}: cannot be written: {error.strerror}")
 
     def say(self, message: str) -> None:
         """A line on the console."""
@@ -79,9 +86,12 @@ class Recorder:
             self._file.sync()
 
     def plot(self) -> None:
-        """Draw the loss curve anew."""
+        """Draw the loss curve anew, if there is room for it."""
         if self._file is not None:
-            plot_losses(self._file.path, self._folder.plot, title=self._name)
+            try:
+                plot_losses(self._file.path, self._folder.plot, title=self._name)
+            except OSError as error:
+                self.say(f"{self._folder.plot}: cannot be written: {error.strerror}")
 
     def __enter__(self) -> Self:
         return self
