@@ -7,6 +7,8 @@ import shutil
 import socket
 from pathlib import Path
 
+from xlpretrain.durable import sync
+
 
 def temporary_folder(out: Path, purpose: str) -> Path:
     """A name beside `out` that is this process's own."""
@@ -41,7 +43,7 @@ def _is_alive(pid: int) -> bool:
 def put_in_place(folder: Path, out: Path, *, replace: bool) -> None:
     """Make `folder` be `out`, down to the disk. Raises OSError, `out` then being as it was."""
     for directory in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _sync_folder(directory)
+        sync(directory)
     replaced = temporary_folder(out, "replaced")
     if replace and out.exists():
         out.rename(replaced)
@@ -51,13 +53,5 @@ def put_in_place(folder: Path, out: Path, *, replace: bool) -> None:
         if replaced.exists():
             replaced.rename(out)
         raise
-    _sync_folder(out.absolute().parent)
+    sync(out.absolute().parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

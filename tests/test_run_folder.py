@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from xlpretrain.durable import replace_file
 from xlpretrain.errors import LaunchError
-from xlpretrain.run_folder import RunFolder, Status, replace_file
+from xlpretrain.run_folder import RunFolder, Status
 
 
 def test_a_folder_without_a_config_was_never_begun(tmp_path: Path):

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import torch
 
+from xlpretrain.durable import replace_file
+
 Metrics = dict[str, float | int]
 # Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
 _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
@@ -43,12 +45,7 @@ class MetricsFile:
         self.close()
         rows = list(read_metrics(self.path))
         kept = [row for row in rows if row["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        replace_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         return rows
 
     def close(self) -> None:

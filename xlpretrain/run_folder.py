@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xlpretrain.durable import replace_file
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -139,16 +140,3 @@ class RunFolder:
         """Replace the status."""
         stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
         replace_file(self.status, json.dumps(stamped, indent=2) + "\n")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` under a temporary name and rename it into place: readers see the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -120,15 +119,6 @@ def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[
         for index in range(-(-size // CHUNK)) if which is None else which:
             file.seek(index * CHUNK)
             yield hashlib.sha256(file.read(CHUNK)).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _children(folder: Path) -> list[Path]:

@@ -32,12 +32,11 @@ from xlpretrain.checkpoint.format import (
     list_checkpoints,
     memory_key,
     rank_file,
-    sync,
     tensor_key,
 )
+from xlpretrain.durable import replace_file, sync
 from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import CheckpointError
-from xlpretrain.run_folder import replace_file
 from xlpretrain.schema import Section
 from xlpretrain.state import TrainState
 
