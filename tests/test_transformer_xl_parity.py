@@ -114,7 +114,7 @@ def peer_python(tmp_path_factory) -> Path:
     python = folder / "venv" / "bin" / "python"
     # The transformers release is old; torch and the small libraries are those of the tests' own environment.
     here = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
-    wanted = ["transformers==4.35.2", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19"]
+    wanted = ["transformers==4.35.2", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19", "regex"]
     steps = [
         [sys.executable, "-m", "venv", folder / "venv"],
         [python, "-m", "pip", "install", "--quiet", "--no-deps", *wanted],
