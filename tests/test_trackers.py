@@ -57,11 +57,12 @@ def test_a_bad_key_ends_in_offline_logging_within_seconds(tmp_path: Path, monkey
     started = time.monotonic()
     wandb = tracker(tmp_path)
     wandb.log(STEP)
+    wandb.log({**STEP, "step": 30})
     wandb.close()
     assert time.monotonic() - started < 60
     assert "online logging is not possible" in caplog.text
     assert "short" not in caplog.text
-    assert [row["train/step"] for row in read_run_history(tmp_path)] == [20]
+    assert [row["train/step"] for row in read_run_history(tmp_path)] == [20, 30]
 
 
 KILLED_SERVICE = """
