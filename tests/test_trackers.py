@@ -34,7 +34,7 @@ def tracker(tmp_path: Path, **config) -> WandbTracker:
 
 
 def logged_steps(folder: Path, number: int) -> list[int]:
-    """The steps in W&B's files once there are `number` of them: its service may write on after `finish` has returned."""
+    """The steps in W&B's files once there are `number`: its service may write on after `finish` has returned."""
     deadline = time.monotonic() + 20
     while len(rows := read_run_history(folder)) < number and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -35,7 +35,7 @@ def _records(data: bytes) -> Iterator[bytes]:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if kind == 0:  # never written: preallocated
+        if kind == 0 or position + 7 + length > len(data):  # preallocated, or not yet written whole
             return
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length
