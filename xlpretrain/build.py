@@ -88,34 +88,14 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status)
-    if config.schedule.ratio(max_steps - 1) == 0:
-        recorder.say(
-            f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
-            " schedule.total_steps may be changed with --allow-recipe-change"
-        )
-    for change in changes:
-        recorder.say(f"changed since the run began: {change}")
-
-    torch.manual_seed(config.seed)
-    backbone = config.model.build(data.train.vocabulary.size)
-    model = PretrainingModel(backbone, config.objective.head(backbone))
-    flops_per_token = (
-        backbone.flops_per_token(config.objective.seq_len, config.model.mem_len) + model.head.flops_per_token()
-    )
+    _say_what_changes(recorder, config, changes)
     micro_batches = distributed.micro_batches(
         distributed.rank(),
         world_size,
         num_streams=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,
     )
-    engine = build_engine(
-        config.engine,
-        model,
-        config.optimizer,
-        num_micro_batches=len(micro_batches),
-        weights=config.objective.weights,
-        device=device,
-    )
+    engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     rows = TrainingRows.of(
         data.train,
         window=config.objective.window,
@@ -126,7 +106,7 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     )
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state = TrainState(wandb_id=wandb_id)
-    memory = backbone.empty_memory(len(streams), config.model.mem_len).to(device)
+    memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = checkpoint.restore(folder.checkpoints, engine, streams=streams)
     if restored is not None:
         state, memory = restored.state, restored.memory.to(device)
@@ -151,10 +131,39 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         evaluate=_evaluator(config, data.valid, data.train.vocabulary, engine),
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
-        peak_flops=distributed.all_reduce_sum([peak_flops(device, next(model.parameters()).dtype)])[0],
+        peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
         flops_per_token=flops_per_token,
         saved_at=state.step if restored is not None else None,
     )
+
+
+def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str]) -> None:
+    if config.schedule.ratio((config.max_steps or 0) - 1) == 0:
+        recorder.say(
+            f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
+            " schedule.total_steps may be changed with --allow-recipe-change"
+        )
+    for change in changes:
+        recorder.say(f"changed since the run began: {change}")
+
+
+def _build_engine(
+    config: RunConfig, data: Datasets, *, num_micro_batches: int, device: torch.device
+) -> tuple[Engine, float]:
+    """The model with fresh weights in its engine; and its FLOPs per token, counted before ZeRO-3 cuts weights up."""
+    torch.manual_seed(config.seed)
+    backbone = config.model.build(data.train.vocabulary.size)
+    model = PretrainingModel(backbone, config.objective.head(backbone))
+    flops = backbone.flops_per_token(config.objective.seq_len, config.model.mem_len) + model.head.flops_per_token()
+    engine = build_engine(
+        config.engine,
+        model,
+        config.optimizer,
+        num_micro_batches=num_micro_batches,
+        weights=config.objective.weights,
+        device=device,
+    )
+    return engine, flops
 
 
 def _evaluator(
