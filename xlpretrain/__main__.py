@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, XLPretrainError
+from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, tell_once
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,13 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options.config, options.overrides, allow_recipe_change=options.allow_recipe_change)
     except XLPretrainError as error:
-        # Every rank meets the same mistake; one message is enough. The others linger, since the first rank to leave
-        # makes torchrun end the rest, maybe before rank 0 has spoken.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2.0)
-        return USER_ERROR
+        return tell_once(error)
 
 
 def run(path: Path, overrides: list[str], *, allow_recipe_change: bool) -> int:

@@ -23,12 +23,12 @@ from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import TrainingRows
 from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.errors import ConfigError, DataError, LaunchError, XLPretrainError
+from xlpretrain.errors import ConfigError, LaunchError, XLPretrainError
 from xlpretrain.evaluate import Evaluation, evaluate
 from xlpretrain.metrics import peak_flops
-from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.recorder import Recorder
 from xlpretrain.run_folder import RunFolder, Status
+from xlpretrain.schema import dump
 from xlpretrain.state import TrainState
 from xlpretrain.stopping import StopRequest
 from xlpretrain.trainer import Run
@@ -47,13 +47,9 @@ class Datasets:
 def open_data(config: RunConfig) -> Datasets:
     """Open and check the datasets that a config names. Raises `DataError`."""
     train = Manifest.open(config.data.train)
-    valid = Manifest.open(config.data.valid) if config.data.valid is not None else None
-    if valid is not None and valid.tokenizer_sha256 != train.tokenizer_sha256:
-        raise DataError(
-            f"{config.data.valid}: its tokenizer ({valid.tokenizer_sha256[:12]}) is not that of {config.data.train}"
-            f" ({train.tokenizer_sha256[:12]}); name splits of one `xlpretrain data build`"
-        )
-    return Datasets(train, valid)
+    if config.data.valid is None:
+        return Datasets(train, None)
+    return Datasets(train, Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256))
 
 
 def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) -> tuple[RunConfig, Datasets, list[str]]:
@@ -152,9 +148,8 @@ def _build_engine(
 ) -> tuple[Engine, float]:
     """The model with fresh weights in its engine; and its FLOPs per token, counted before ZeRO-3 cuts weights up."""
     torch.manual_seed(config.seed)
-    backbone = config.model.build(data.train.vocabulary.size)
-    model = PretrainingModel(backbone, config.objective.head(backbone))
-    flops = backbone.flops_per_token(config.objective.seq_len, config.model.mem_len) + model.head.flops_per_token()
+    model = config.build_model(data.train.vocabulary.size)
+    flops = model.flops_per_token(config.objective.seq_len, config.model.mem_len)
     engine = build_engine(
         config.engine,
         model,
@@ -186,8 +181,6 @@ def _evaluator(
 
 def _begin(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
     """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
-    from xlpretrain.schema import dump
-
     if folder.exists():
         provenance = folder.read_provenance()
     else:

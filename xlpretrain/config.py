@@ -17,6 +17,7 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import EvalConfig
 from xlpretrain.models import AnyModel
 from xlpretrain.objectives import AnyObjective
+from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.schedules import AnySchedule, Cosine
@@ -87,6 +88,11 @@ class RunConfig(Section):
     def folder(self) -> RunFolder:
         """Where the run lies."""
         return RunFolder(self.runs_dir / self.name)
+
+    def build_model(self, vocab_size: int) -> PretrainingModel:
+        """Backbone and head with freshly drawn weights, from torch's global generator, in fp32."""
+        backbone = self.model.build(vocab_size)
+        return PretrainingModel(backbone, self.objective.head(backbone))
 
     @property
     def tokens_per_step(self) -> int:

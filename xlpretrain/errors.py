@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+
 FINISHED = 0
 USER_ERROR = 2
 STOPPED_EARLY = 75
@@ -29,3 +33,15 @@ class LaunchError(XLPretrainError):
 
 class TrainingError(XLPretrainError):
     """A recipe that does not train: losses or gradients that are not finite, step after step."""
+
+
+def tell_once(error: XLPretrainError) -> int:
+    """Print an error that every rank has met, on rank 0; returns the exit code of every rank.
+
+    The others linger: the first rank to leave makes torchrun end the rest, maybe before rank 0 has spoken.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2.0)
+    return USER_ERROR

@@ -85,9 +85,7 @@ class Evaluation:
 
 def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
     """How many tokens an evaluation scores, and the bytes of text they stand for."""
-    if max_tokens is None or max_tokens >= manifest.num_tokens:
-        return manifest.num_tokens, manifest.num_bytes
-    if manifest.num_blocks == 0:
+    if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
         return manifest.num_tokens, manifest.num_bytes
     blocks = max(1, max_tokens // manifest.block_tokens)
     return blocks * manifest.block_tokens, sum(manifest.block_bytes(i) for i in range(blocks))
@@ -117,9 +115,7 @@ def evaluate(
     rows = EvaluationRows(manifest, num_tokens, config.num_streams, objective.stride, mem_len)
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
     loader = Loader(rows, objective.collator(vocabulary), [streams])
-    ends = manifest.document_ends(0, num_tokens)
-    starts = np.concatenate([[0], ends + 1])
-    documents = starts[starts < num_tokens]
+    documents = _document_starts(manifest, num_tokens)
 
     nll = np.zeros((len(streams), len(documents)))
     mems = backbone.empty_memory(len(streams), mem_len).to(device)
@@ -140,6 +136,12 @@ def evaluate(
     )
 
 
+def _document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
+    """Where the documents among the first `num_tokens` tokens begin."""
+    starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
+    return starts[starts < num_tokens]
+
+
 def _add_by_document(totals: np.ndarray, documents: np.ndarray, targets: range, nll: Float[Tensor, " T"]) -> None:
     """Add the losses of consecutive targets to the totals of the documents they lie in (which begin at `documents`)."""
     if targets:
@@ -155,8 +157,7 @@ def evaluate_unigram(train: Manifest, valid: Manifest, *, max_tokens: int | None
         counts += np.bincount(train.block(i).tokens, minlength=vocab_size)
     nll_of = -np.log(counts / counts.sum())
     num_tokens, num_bytes = covered(valid, max_tokens)
-    starts = np.concatenate([[0], valid.document_ends(0, num_tokens) + 1])
-    documents = starts[starts < num_tokens]
+    documents = _document_starts(valid, num_tokens)
     nll = nll_of[valid.tokens(0, num_tokens)]
     return Evaluation(
         nll=float(nll.sum()),

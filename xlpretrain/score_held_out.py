@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 from xlpretrain import distributed
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.errors import USER_ERROR, XLPretrainError
+from xlpretrain.errors import XLPretrainError, tell_once
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
@@ -29,11 +27,7 @@ def main() -> int:
     try:
         _score(options)
     except XLPretrainError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2.0)  # the first rank to leave makes torchrun end the others
-        return USER_ERROR
+        return tell_once(error)
     return 0
 
 
@@ -43,9 +37,7 @@ def _score(options: argparse.Namespace) -> None:
         run = TrainedRun.load(RunFolder(options.run), device=device)
         changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
         started = time.perf_counter()
-        found = run.score(
-            Manifest.open(options.data) if options.data else None, config=run.config.eval.model_copy(update=changes)
-        )
+        found = run.score(options.data, config=run.config.eval.model_copy(update=changes))
         elapsed = time.perf_counter() - started
         if distributed.rank() == 0:
             mem_len = run.config.model.mem_len if options.mem_len is None else options.mem_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -33,18 +34,17 @@ class TrainedRun:
         """The newest whole checkpoint of a run. Raises `CheckpointError` if it has none."""
         config = configuration.load(folder.config)
         data = open_data(config)
-        backbone = config.model.build(data.train.vocabulary.size)
-        model = PretrainingModel(backbone, config.objective.head(backbone))
+        model = config.build_model(data.train.vocabulary.size)
         step = checkpoint.load_weights_into(model, folder.checkpoints)
         return cls(config, data, model.to(device, DTYPES[config.engine.precision]).eval(), step, device)
 
-    def score(self, valid: Manifest | None = None, *, config: EvalConfig) -> Evaluation:
-        """Evaluate on a split (default: the run's held-out one). Every rank calls it."""
-        valid = valid or self.data.valid
+    def score(self, split: Path | None = None, *, config: EvalConfig) -> Evaluation:
+        """Evaluate on the split in a folder (default: the run's held-out one). Every rank calls it."""
+        valid = self.data.valid
+        if split is not None:
+            valid = Manifest.open(split, tokenizer_sha256=self.data.train.tokenizer_sha256)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
-        if valid.tokenizer_sha256 != self.data.train.tokenizer_sha256:
-            raise DataError(f"{valid.folder}: not of the tokenizer that the run was trained with")
         return evaluate(
             self._forward,
             self.model.backbone,

@@ -110,3 +110,7 @@ class PretrainingModel(nn.Module):
         """The loss of one micro-batch and its streams' next memory."""
         hidden, mems = self.backbone(batch.inputs, mems)
         return self.head(hidden, batch), mems
+
+    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
+        """Matrix-product FLOPs of forward and backward for one token."""
+        return self.backbone.flops_per_token(seq_len, mem_len) + self.head.flops_per_token()
