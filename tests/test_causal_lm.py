@@ -10,12 +10,11 @@ import torch
 
 from xlpretrain import schema
 from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.models import AnyModel, TransformerXLConfig
 from xlpretrain.objectives import AnyObjective, CausalLM
+from xlpretrain.objectives.causal_lm import CausalLMCollator
 from xlpretrain.objectives.objective import PretrainingModel
 
-VOCABULARY = Vocabulary(size=30, pad=0, unk=1, cls=2, sep=3, mask=4, eod=5)
 NONE = np.array([], dtype=np.int64)
 
 
@@ -60,17 +59,17 @@ def test_window_is_one_token_longer_than_the_stride():
 
 
 def test_collator_pads_short_and_empty_rows_without_counting_them():
-    collator = CausalLM(seq_len=4).collator(VOCABULARY)
+    collator = CausalLMCollator(seq_len=4, pad=0)
     batch = collator([_row([10, 11, 12, 13, 14], 3), _row([20, 21, 22], 1), _row([23]), _row([])])
     assert batch.inputs.tokens.tolist() == [[10, 11, 12, 13], [20, 21, 22, 0], [23, 0, 0, 0], [0, 0, 0, 0]]
     assert batch.inputs.remembered.tolist() == [3, 1, 0, 0]
-    assert batch.targets["lm"].tolist() == [[11, 12, 13, 14], [21, 22, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert batch.targets["lm_valid"].tolist() == [[True] * 4, [True, True, False, False], [False] * 4, [False] * 4]
+    assert batch.targets["lm"].tolist() == [11, 12, 13, 14, 21, 22]
+    assert batch.targets["lm_at"].tolist() == [0, 1, 2, 3, 4, 5]
     assert batch.counts == {"lm": 6}
 
 
 def test_collator_is_pure_and_picklable():
-    collator = CausalLM(seq_len=4).collator(VOCABULARY)
+    collator = CausalLMCollator(seq_len=4, pad=0)
     rows = [_row([10, 11, 12])]
     first, again = collator(rows), pickle.loads(pickle.dumps(collator))(rows)
     assert torch.equal(first.inputs.tokens, again.inputs.tokens)
@@ -81,15 +80,16 @@ def test_collator_is_pure_and_picklable():
 @pytest.mark.parametrize("adaptive", [{}, {"adaptive_cutoffs": (10, 20), "div_val": 2}], ids=["full", "adaptive"])
 def test_padded_targets_have_no_loss_and_no_gradient(adaptive):
     model = _model(**adaptive)
-    collator = CausalLM(seq_len=4).collator(VOCABULARY)
+    collator = CausalLMCollator(seq_len=4, pad=0)
     mems = model.backbone.empty_memory(2, 3)
     loss, _ = model(collator([_row([10, 11, 12, 13, 14]), _row([20, 21, 22])]), mems)
-    assert loss.nll.shape == (2, 4)
-    assert loss.nll[1].tolist()[2:] == [0.0, 0.0]
-    assert (loss.nll[1, :2] > 0).all()
-    torch.testing.assert_close(loss.sums["lm"].detach(), loss.nll.sum())
+    scores = loss.scores["lm"]
+    assert scores.rows.tolist() == [0, 0, 0, 0, 1, 1]
+    assert (scores.nll > 0).all()
+    assert scores.correct is None
+    torch.testing.assert_close(loss.sums["lm"].detach(), scores.nll.sum())
     # The short row by itself, without any padding, costs the same and pulls the same way.
-    short = CausalLM(seq_len=2).collator(VOCABULARY)([_row([20, 21, 22])])
+    short = CausalLMCollator(seq_len=2, pad=0)([_row([20, 21, 22])])
     whole = collator([_row([20, 21, 22])])
     gradients = []
     for batch in (short, whole):
@@ -103,7 +103,7 @@ def test_padded_targets_have_no_loss_and_no_gradient(adaptive):
 @pytest.mark.parametrize("rows", [[], [_row([])]], ids=["no rows", "an idle row"])
 def test_a_batch_without_targets_costs_nothing_and_has_a_gradient(rows, adaptive):
     model = _model(**adaptive)
-    batch = CausalLM(seq_len=4).collator(VOCABULARY)(rows)
+    batch = CausalLMCollator(seq_len=4, pad=0)(rows)
     assert batch.inputs.tokens.shape == (len(rows), 4)
     assert batch.counts == {"lm": 0}
     loss, mems = model(batch, model.backbone.empty_memory(len(rows), 3))
@@ -115,7 +115,7 @@ def test_a_batch_without_targets_costs_nothing_and_has_a_gradient(rows, adaptive
 
 def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch():
     model = _model(init_std=0.1)
-    batch = CausalLM(seq_len=4).collator(VOCABULARY)([_row([10, 11, 12, 13, 14]), _row([20, 21, 22, 23, 24])])
+    batch = CausalLMCollator(seq_len=4, pad=0)([_row([10, 11, 12, 13, 14]), _row([20, 21, 22, 23, 24])])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     losses = []
     for _ in range(60):

@@ -34,7 +34,8 @@ def test_losses_are_those_of_a_distribution_in_the_order_of_positions(keys, tied
     hidden, targets = torch.randn(40, 8), torch.randint(17, (40,))
     log_probs = output.log_probs(hidden)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(40))
-    torch.testing.assert_close(output(hidden, targets), -log_probs.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(output(hidden, targets)[0], -log_probs.gather(1, targets[:, None])[:, 0])
+    assert torch.equal(output.eval()(hidden, targets)[1], log_probs.argmax(dim=-1) == targets)
 
 
 def test_narrowing_vectors_are_projected_table_by_table():
@@ -68,7 +69,7 @@ def test_tied_parameters_are_registered_once(keys):
 def test_every_parameter_gets_a_gradient_whatever_the_targets(targets):
     embedding, output = _build(tied=False, cutoffs=(5, 9), div_val=2)
     vectors = embedding(torch.tensor([targets], dtype=torch.int64))[0]
-    output(vectors, torch.tensor(targets, dtype=torch.int64)).sum().backward()
+    output(vectors, torch.tensor(targets, dtype=torch.int64))[0].sum().backward()
     parameters = {**dict(embedding.named_parameters()), **dict(output.named_parameters())}
     assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
 
@@ -77,7 +78,7 @@ def test_losses_are_fp32_where_the_weights_are_bf16():
     _, output = _build(cutoffs=(5, 9), div_val=2)
     output, hidden = output.to(torch.bfloat16), torch.randn(3, 8, dtype=torch.bfloat16)
     output._embedding[0].to(torch.bfloat16)
-    assert output(hidden, torch.tensor([0, 6, 16])).dtype == torch.float32
+    assert output(hidden, torch.tensor([0, 6, 16]))[0].dtype == torch.float32
 
 
 def test_flops_count_the_head_and_the_dearest_tail():

@@ -33,7 +33,7 @@ def score(model: PretrainingModel, valid: Manifest, mem_len: int = 16, **config)
             model,
             model.backbone,
             manifest=valid,
-            vocabulary=valid.vocabulary,
+            tokenizer=valid.open_tokenizer(),
             objective=CausalLM(seq_len=16),
             mem_len=mem_len,
             config=EvalConfig(**config),
@@ -50,20 +50,21 @@ def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: P
     mems = model.backbone.empty_memory(len(rows), 0)
     with torch.no_grad():
         hidden, _ = model.backbone(BackboneInput(rows[:, :-1], torch.zeros(len(rows), dtype=torch.long)), mems)
-        nll = model.head.output.nll(hidden.tokens.flatten(0, 1), rows[:, 1:].flatten())
+        nll, correct = model.head.output(hidden.tokens.flatten(0, 1), rows[:, 1:].flatten())
     assert found.num_tokens == num_tokens
-    assert found.nll == pytest.approx(float(nll.double().sum()), rel=1e-6)
-    assert found.bits_per_byte == pytest.approx(found.nll / math.log(2) / valid.block_bytes(0))
+    assert found.main.nll == pytest.approx(float(nll.double().sum()), rel=1e-6)
+    assert found.main.correct == int(correct.sum())
+    assert found.bits_per_byte == pytest.approx(found.main.nll / math.log(2) / valid.block_bytes(0))
 
 
 @pytest.mark.parametrize("num_streams", [7, 16])
 def test_documents_share_out_every_token_and_its_loss(model: PretrainingModel, valid: Manifest, num_streams: int):
     found = score(model, valid, max_tokens=None, num_streams=num_streams, seq_len=128)
-    assert found.num_tokens == valid.num_tokens == found.document_tokens.sum()
-    assert len(found.document_tokens) == valid.num_documents
+    assert found.num_tokens == valid.num_tokens == found.cluster_counts.sum()
+    assert len(found.cluster_counts) == valid.num_documents
     assert found.num_bytes == valid.num_bytes
-    assert found.document_nll.sum() == pytest.approx(found.nll)
-    assert found.document_nll / found.document_tokens == pytest.approx(found.loss, rel=0.5)
+    assert found.cluster_nll.sum() == pytest.approx(found.main.nll)
+    assert found.cluster_nll / found.cluster_counts == pytest.approx(found.loss, rel=0.5)
 
 
 def test_another_row_length_scores_the_same_tokens(model: PretrainingModel, valid: Manifest):
@@ -84,9 +85,9 @@ def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, va
     found = evaluate_unigram(train, valid, max_tokens=None)
     counts = np.bincount(train.tokens(0, train.num_tokens), minlength=train.vocabulary.size) + 1
     by_hand = -np.log(counts / counts.sum())[valid.tokens(0, valid.num_tokens)].sum()
-    assert found.nll == pytest.approx(by_hand)
-    assert found.document_nll.sum() == pytest.approx(by_hand)
-    assert found.document_tokens.sum() == valid.num_tokens
+    assert found.main.nll == pytest.approx(by_hand)
+    assert found.cluster_nll.sum() == pytest.approx(by_hand)
+    assert found.cluster_counts.sum() == valid.num_tokens
 
 
 def test_gain_is_paired_and_its_error_is_that_of_documents():
@@ -98,7 +99,8 @@ def test_gain_is_paired_and_its_error_is_that_of_documents():
         worse = tokens * hard
         better = worse - tokens * rng.normal(0.1, 0.05, size=100)
         evaluations = [
-            Evaluation(n.sum(), int(tokens.sum()), 1, document_nll=n, document_tokens=tokens) for n in (better, worse)
+            Evaluation({}, {}, int(tokens.sum()), 1, every_token=True, cluster_nll=n, cluster_counts=tokens)
+            for n in (better, worse)
         ]
         gain, error = evaluations[0].gain_over(evaluations[1])
         gains.append(gain)

@@ -6,7 +6,7 @@ import pytest
 from xlpretrain import distributed
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import EvaluationRows, Row, TrainingRows
+from xlpretrain.data.stream import NextTokenRows, Row, StreamRows
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,22 @@ def valid(tiny_dataset: Path) -> Manifest:
 
 def rows_of(
     train: Manifest, *, seq_len: int = 32, mem_len: int = 48, num_streams: int = 6, seed: int = 0
-) -> TrainingRows:
-    return TrainingRows.of(
-        train, window=seq_len + 1, stride=seq_len, mem_len=mem_len, num_streams=num_streams, seed=seed
+) -> StreamRows:
+    return StreamRows.of(
+        train,
+        window=seq_len + 1,
+        stride=seq_len,
+        mem_len=mem_len,
+        num_streams=num_streams,
+        seed=seed,
+        shuffle_blocks=4,
     )
 
 
 def test_the_last_target_of_a_row_is_the_first_input_of_the_next(train: Manifest):
     rows = rows_of(train)
     for stream in range(6):
-        for step in range(3 * rows.order.rows_per_block):
+        for step in range(3 * rows.rows_per_block):
             here, after = (rows.row(step=s, stream=stream) for s in (step, step + 1))
             if after.remembered:
                 assert here.tokens[-1] == after.tokens[0]
@@ -39,7 +45,7 @@ def test_the_last_target_of_a_row_is_the_first_input_of_the_next(train: Manifest
 def test_a_stream_reads_whole_blocks_and_each_token_of_them_once(train: Manifest):
     seq_len = 48  # does not divide a block: the last row of a block is short
     rows = rows_of(train, seq_len=seq_len, num_streams=1)
-    per_block = rows.order.rows_per_block
+    per_block = rows.rows_per_block
     for visit in range(3):
         place = rows.order.place(step=visit * per_block, stream=0)
         read = np.concatenate(
@@ -51,9 +57,9 @@ def test_a_stream_reads_whole_blocks_and_each_token_of_them_once(train: Manifest
 
 def test_remembered_is_zero_in_a_blocks_first_row_and_grows_by_the_stride_to_mem_len(train: Manifest):
     rows = rows_of(train, seq_len=32, mem_len=80, num_streams=1)
-    remembered = [rows.row(step=s, stream=0).remembered for s in range(2 * rows.order.rows_per_block)]
-    assert remembered[: rows.order.rows_per_block] == [min(80, 32 * r) for r in range(rows.order.rows_per_block)]
-    assert remembered[rows.order.rows_per_block] == 0
+    remembered = [rows.row(step=s, stream=0).remembered for s in range(2 * rows.rows_per_block)]
+    assert remembered[: rows.rows_per_block] == [min(80, 32 * r) for r in range(rows.rows_per_block)]
+    assert remembered[rows.rows_per_block] == 0
 
 
 def test_a_stream_that_starts_in_mid_block_remembers_nothing_at_first(train: Manifest):
@@ -104,7 +110,7 @@ def test_a_loader_that_starts_later_gives_what_it_would_have_given(train: Manife
 @pytest.mark.parametrize("max_tokens", [1000, None])
 def test_evaluation_scores_every_token_exactly_once(valid: Manifest, num_streams: int, max_tokens: int | None):
     num_tokens = max_tokens or valid.num_tokens
-    rows = EvaluationRows(valid, num_tokens, num_streams, stride=50, mem_len=100)
+    rows = NextTokenRows(valid, num_tokens, num_streams, stride=50, mem_len=100)
     targets, tokens = [], []
     for stream in range(num_streams):
         for step in range(rows.num_steps):
@@ -119,6 +125,6 @@ def test_evaluation_scores_every_token_exactly_once(valid: Manifest, num_streams
 
 
 def test_the_first_token_is_predicted_from_an_end_of_document(valid: Manifest):
-    row: Row = EvaluationRows(valid, 1000, 4, stride=50, mem_len=0).row(step=0, stream=0)
+    row: Row = NextTokenRows(valid, 1000, 4, stride=50, mem_len=0).row(step=0, stream=0)
     assert row.tokens[0] == valid.vocabulary.eod
     assert row.tokens[1] == valid.tokens(0, 1)[0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.train_tokenizer import train_tokenizer
 from tests.corpus import make_documents
-from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.data.tokenizer import Tokenizer, _begins_word
 from xlpretrain.errors import DataError
 
 SENTENCES = [line for document in make_documents(300, seed=5) for line in document.splitlines() if line]
@@ -98,3 +98,25 @@ def test_a_vocabulary_that_is_too_small_names_the_smallest():
 def test_training_on_no_text_is_refused():
     with pytest.raises(DataError, match="no text"):
         train_tokenizer([], TokenizerConfig(vocab_size=300))
+
+
+@pytest.mark.parametrize(
+    ("piece", "begins"),
+    [
+        ("▁the", True),
+        ("▁", True),
+        ("ing", False),
+        ("é", False),
+        ("e\u0301", False),
+        ("Orch", False),
+        ("<mask>", True),
+        ("[SEP]", True),
+        (",", True),
+        ("'s", True),
+        ("42", True),
+        ("語", True),
+        ("ไทย", True),
+    ],
+)
+def test_which_pieces_begin_a_word(piece: str, begins: bool):
+    assert _begins_word(piece) == begins

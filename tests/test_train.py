@@ -117,7 +117,7 @@ def test_eval_is_the_same_on_1_2_and_4_processes(undisturbed: Path, tmp_path: Pa
     losses = []
     for processes in (1, 2, 4):
         out, _ = commands.run("eval", undisturbed, "--max-tokens", 2000, "--nproc", processes)
-        losses.append(float(out.split("nats per token")[1].split()[0]))
+        losses.append(float(out.split("nats each")[1].split()[0]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 

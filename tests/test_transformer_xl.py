@@ -38,12 +38,15 @@ def _model(**keys) -> PretrainingModel:
 
 def _batch(tokens, remembered) -> Batch:
     targets = tokens[:, 1:]
-    valid = torch.ones_like(targets, dtype=torch.bool)
     return Batch(
         BackboneInput(tokens[:, :-1], torch.tensor(remembered)),
-        {"lm": targets, "lm_valid": valid},
+        {"lm": targets.flatten(), "lm_at": torch.arange(targets.numel())},
         {"lm": targets.numel()},
     )
+
+
+def _nll(loss, num_rows) -> torch.Tensor:
+    return loss.scores["lm"].nll.view(num_rows, -1)
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -61,7 +64,7 @@ def test_two_segments_with_memory_have_the_loss_of_one_pass(keys, mem_len):
     first, mems = model(_batch(tokens[:, :5], [0, 0, 0]), nothing)
     assert not mems.requires_grad
     second, _ = model(_batch(tokens[:, 4:], [4, 4, 4]), mems)
-    torch.testing.assert_close(torch.cat([first.nll, second.nll], dim=1), once.nll)
+    torch.testing.assert_close(torch.cat([_nll(first, 3), _nll(second, 3)], dim=1), _nll(once, 3))
 
 
 def test_memory_is_the_last_inputs_of_every_layer_without_their_graph():
@@ -86,10 +89,11 @@ def test_a_row_depends_on_nothing_that_it_does_not_remember(keys):
     others[:, 0] = torch.nan  # the first row remembers nothing, the second one its newest two
     others[:, 1, :4] = 1e4
     losses = [model(_batch(tokens, [0, 2]), memory)[0] for memory in (mems, others)]
-    assert torch.equal(losses[0].nll, losses[1].nll)
+    assert torch.equal(_nll(losses[0], 2), _nll(losses[1], 2))
     changed = mems.clone()
     changed[:, 1, 4] += 1.0
-    assert not torch.equal(model(_batch(tokens, [0, 2]), changed)[0].nll[1], losses[0].nll[1])
+    loss, _ = model(_batch(tokens, [0, 2]), changed)
+    assert not torch.equal(_nll(loss, 2)[1], _nll(losses[0], 2)[1])
 
 
 def test_no_output_depends_on_a_later_token(keys):
@@ -113,7 +117,8 @@ def test_zeros_are_attended_where_asked():
     losses = []
     for initial in ("none", "zeros"):
         model = _model(initial_memory=initial).eval()
-        losses.append(model(_batch(torch.arange(5)[None], [0]), model.backbone.empty_memory(1, 6))[0].nll)
+        loss, _ = model(_batch(torch.arange(5)[None], [0]), model.backbone.empty_memory(1, 6))
+        losses.append(_nll(loss, 1))
     assert (losses[0] - losses[1]).abs().min() > 1e-4
 
 

@@ -15,7 +15,7 @@ from xlpretrain.distributed import all_reduce_sum, gather_objects, micro_batches
 from xlpretrain.engine import Engine, EngineConfig, build_engine
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.objectives.objective import Batch, Head, Loss, PretrainingModel
-from xlpretrain.optimizers import AdamWConfig
+from xlpretrain.optimizers import AdamWConfig, OptimizerConfig
 
 VOCAB, WIDTH, SEQ, MEMORY, LAYERS = 101, 17, 9, 5, 2
 
@@ -29,8 +29,10 @@ class TinyOutput(OutputLayer):
     def log_probs(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias).float().log_softmax(-1)
 
-    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.nll_loss(self.log_probs(hidden), targets, reduction="none")
+    def score(self, hidden: Tensor, targets: Tensor, *, accuracy: bool) -> tuple[Tensor, Tensor | None]:
+        log_probs = self.log_probs(hidden)
+        correct = log_probs.argmax(dim=-1) == targets if accuracy else None
+        return F.nll_loss(log_probs, targets, reduction="none"), correct
 
     def flops_per_token(self) -> float:
         return 0.0
@@ -71,7 +73,7 @@ class TinyBackbone(Backbone):
         weight = self.norm.weight
         return torch.zeros(LAYERS, num_rows, mem_len, WIDTH, dtype=weight.dtype, device=weight.device)
 
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         return 0.0
 
     def output_layer(self) -> OutputLayer:
@@ -87,11 +89,11 @@ class TinyHead(Head):
         self.even = nn.Linear(WIDTH, 2)
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        lm = self.output.nll(hidden.tokens.flatten(0, 1), batch.targets["lm"].flatten())
+        lm, _ = self.output(hidden.tokens.flatten(0, 1), batch.targets["lm"].flatten())
         even = F.cross_entropy(
             self.even(hidden.tokens[:, 0]).float(), batch.targets["even"], reduction="sum", ignore_index=-1
         )
-        return Loss({"lm": lm.sum(), "even": even}, nll=lm.detach().view(-1, SEQ))
+        return Loss({"lm": lm.sum(), "even": even})
 
     def flops_per_token(self) -> float:
         return 0.0
@@ -116,6 +118,11 @@ def tiny_batch(step: int, streams: range) -> Batch:
     inputs = BackboneInput(tokens[:, :-1], torch.full((len(streams),), MEMORY))
     counts = {"lm": len(streams) * SEQ, "even": sum(stream % 3 == 0 for stream in streams)}
     return Batch(inputs, {"lm": tokens[:, 1:], "even": even.long()}, counts)
+
+
+def rate(step: int) -> float:
+    """The learning rate of `Training`."""
+    return 3e-3 * min(1.0, (step + 1) / 5)
 
 
 def _generator(step: int, stream: int) -> torch.Generator:
@@ -149,7 +156,7 @@ class Training:
                 loss = Loss({term: value * math.nan for term, value in loss.sums.items()})
             self.engine.backward(loss)
             mems.append(memory)
-        norm = self.engine.step(3e-3 * min(1.0, (step + 1) / 5))
+        norm = self.engine.step(rate(step))
         if math.isfinite(norm):
             self.mems = mems
         reduced = all_reduce_sum(list(sums.values()))
@@ -158,9 +165,15 @@ class Training:
 
 
 def training(
-    config: EngineConfig, *, num_streams: int, num_micro_batches: int, grad_clip: float = 0.5, seed: int = 0
+    config: EngineConfig,
+    *,
+    num_streams: int,
+    num_micro_batches: int,
+    optimizer: OptimizerConfig | None = None,
+    model: PretrainingModel | None = None,
+    seed: int = 0,
 ) -> Training:
-    """A freshly built engine for the tiny model, over `num_streams` shared out to the ranks."""
+    """A freshly built engine for the tiny model (or `model`), over `num_streams` shared out to the ranks."""
     largest_share = -(-num_streams // world_size())
     cuts = micro_batches(
         rank(), world_size(), num_streams=num_streams, micro_batch_size=-(-largest_share // num_micro_batches)
@@ -168,8 +181,8 @@ def training(
     assert len(cuts) == num_micro_batches
     engine = build_engine(
         config,
-        tiny_model(seed=seed),
-        AdamWConfig(grad_clip=grad_clip),
+        model or tiny_model(seed=seed),
+        optimizer or AdamWConfig(grad_clip=0.5),
         num_micro_batches=num_micro_batches,
         weights=WEIGHTS,
         device=torch.device("cpu"),

@@ -20,8 +20,7 @@ from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import TrainingRows
-from xlpretrain.data.tokenizer import Vocabulary
+from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError, LaunchError, XLPretrainError
 from xlpretrain.evaluate import Evaluation, evaluate
@@ -38,18 +37,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of a run, of one tokenizer."""
+    """The splits of a run, and the tokenizer of both."""
 
     train: Manifest
     valid: Manifest | None
+    tokenizer: Tokenizer
 
 
 def open_data(config: RunConfig) -> Datasets:
     """Open and check the datasets that a config names. Raises `DataError`."""
-    train = Manifest.open(config.data.train)
-    if config.data.valid is None:
-        return Datasets(train, None)
-    return Datasets(train, Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256))
+    train, valid = Manifest.open(config.data.train), None
+    if config.data.valid is not None:
+        valid = Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256)
+    return Datasets(train, valid, train.open_tokenizer())
 
 
 def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) -> tuple[RunConfig, Datasets, list[str]]:
@@ -92,13 +92,12 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
-    rows = TrainingRows.of(
+    rows = config.objective.training_rows(
         data.train,
-        window=config.objective.window,
-        stride=config.objective.stride,
         mem_len=config.model.mem_len,
         num_streams=config.global_batch_size,
         seed=config.seed,
+        shuffle_blocks=config.data.shuffle_blocks,
     )
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state = TrainState(wandb_id=wandb_id)
@@ -119,12 +118,12 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         config=config,
         folder=folder,
         engine=engine,
-        loader=Loader(rows, config.objective.collator(data.train.vocabulary), micro_batches),
-        order=rows.order,
+        loader=Loader(rows, config.objective.collator(data.tokenizer, seed=config.seed), micro_batches),
+        rows=rows,
         streams=streams,
         state=state,
         mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
-        evaluate=_evaluator(config, data.valid, data.train.vocabulary, engine),
+        evaluate=_evaluator(config, data, engine),
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
@@ -146,10 +145,12 @@ def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str])
 def _build_engine(
     config: RunConfig, data: Datasets, *, num_micro_batches: int, device: torch.device
 ) -> tuple[Engine, float]:
-    """The model with fresh weights in its engine; and its FLOPs per token, counted before ZeRO-3 cuts weights up."""
+    """The fresh model in its engine; and its FLOPs per new token, counted before ZeRO-3 cuts weights up."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
-    flops = model.flops_per_token(config.objective.seq_len, config.model.mem_len)
+    objective = config.objective
+    flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
+    flops *= objective.seq_len / objective.stride
     engine = build_engine(
         config.engine,
         model,
@@ -161,17 +162,15 @@ def _build_engine(
     return engine, flops
 
 
-def _evaluator(
-    config: RunConfig, valid: Manifest | None, vocabulary: Vocabulary, engine: Engine
-) -> Callable[[], Evaluation] | None:
-    if valid is None:
+def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[], Evaluation] | None:
+    if data.valid is None:
         return None
     return partial(
         evaluate,
         engine.evaluate,
         engine.model.backbone,
-        manifest=valid,
-        vocabulary=vocabulary,
+        manifest=data.valid,
+        tokenizer=data.tokenizer,
         objective=config.objective,
         mem_len=config.model.mem_len,
         config=config.eval,

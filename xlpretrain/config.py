@@ -37,6 +37,8 @@ class DataPaths(Section):
     """Folder of the training split (it holds an index.json)."""
     valid: Path | None = None
     """Folder of the held-out split (default: no evaluation)."""
+    shuffle_blocks: int = Field(64, gt=0)
+    """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
 
 
 class RunConfig(Section):
@@ -83,6 +85,7 @@ class RunConfig(Section):
         lacking = sorted(self.objective.needs - self.model.provides)
         if lacking:
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
+        yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
 
     @property
     def folder(self) -> RunFolder:
@@ -125,8 +128,11 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
             "max_tokens": None,
             "max_epochs": None,
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
-            "data": DataPaths(
-                train=config.data.train.absolute(), valid=config.data.valid.absolute() if config.data.valid else None
+            "data": config.data.model_copy(
+                update={
+                    "train": config.data.train.absolute(),
+                    "valid": config.data.valid.absolute() if config.data.valid else None,
+                }
             ),
         }
     )
@@ -136,14 +142,7 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
 
 def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
-    found: list[Problem] = []
-    if config.objective.window > train.block_tokens:
-        found.append(
-            (
-                "objective.seq_len",
-                f"a row of {config.objective.window} tokens does not fit a block of {train.block_tokens}",
-            )
-        )
+    found: list[Problem] = list(config.objective.data_problems(train))
     if train.num_blocks * train.block_tokens < config.tokens_per_step:
         found.append(
             (

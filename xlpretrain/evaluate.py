@@ -1,22 +1,21 @@
-"""Held-out loss: every token scored exactly once, the same on any number of ranks."""
+"""Held-out scores: the same on any number of ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from xlpretrain import distributed
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import EvaluationRows
-from xlpretrain.data.tokenizer import Vocabulary
+from xlpretrain.data.stream import document_starts
+from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.metrics import Metrics
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.objectives.objective import Batch, Loss, Objective
@@ -24,6 +23,8 @@ from xlpretrain.schema import Section
 
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
 """A forward pass in evaluation mode, such as `Engine.evaluate`."""
+
+_SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same predictions
 
 
 class EvalConfig(Section):
@@ -42,19 +43,20 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found. `document_nll` and `document_tokens` are per document, in the order of the corpus."""
+class Score:
+    """What the predictions of one loss term came to: the summed loss in nats, how many they are, how many were right.
+
+    A prediction is right if no other answer was likelier.
+    """
 
     nll: float
-    num_tokens: int
-    num_bytes: int
-    document_nll: np.ndarray
-    document_tokens: np.ndarray
+    count: int
+    correct: int
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
-        return self.nll / self.num_tokens
+        """Nats per prediction."""
+        return self.nll / max(self.count, 1)
 
     @property
     def perplexity(self) -> float:
@@ -62,29 +64,74 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
     @property
+    def accuracy(self) -> float:
+        """The share of predictions that were right."""
+        return self.correct / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
+    num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
+    cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or rows).
+    """
+
+    scores: Mapping[str, Score]
+    weights: Mapping[str, float]
+    num_tokens: int
+    num_bytes: int
+    every_token: bool
+    cluster_nll: np.ndarray
+    cluster_counts: np.ndarray
+
+    @property
+    def main(self) -> Score:
+        """The score of the first term."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum of the terms' losses, as in training."""
+        return sum(self.weights[term] * score.loss for term, score in self.scores.items())
+
+    @property
+    def perplexity(self) -> float:
+        """e to the first term's loss."""
+        return self.main.perplexity
+
+    @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of the source text as it was read: comparable over tokenizers."""
-        return self.nll / math.log(2) / self.num_bytes
+        """Bits per byte of the source text as it was read: comparable over tokenizers. NaN unless `every_token`."""
+        return self.main.nll / math.log(2) / self.num_bytes if self.every_token else math.nan
 
     def metrics(self) -> Metrics:
         """The figures under their names in `metrics.jsonl`."""
-        return {"valid/loss": self.loss, "valid/perplexity": self.perplexity, "valid/bits_per_byte": self.bits_per_byte}
+        metrics: Metrics = {"valid/loss": self.loss, "valid/perplexity": self.perplexity}
+        if self.every_token:
+            metrics["valid/bits_per_byte"] = self.bits_per_byte
+        for term, score in self.scores.items():
+            if len(self.scores) > 1:
+                metrics[f"valid/loss/{term}"] = score.loss
+            metrics[f"valid/{term}_accuracy"] = score.accuracy
+        return metrics
 
     def gain_over(self, other: Evaluation) -> tuple[float, float]:
-        """By how many nats per token this is better than `other`, and the standard error of that over documents.
+        """By how many nats per prediction this is better than `other`, and the standard error of that over texts.
 
-        A ratio estimator over documents as clusters: tokens of one document are not independent.
+        A ratio estimator over texts as clusters: predictions in one document are not independent.
         """
-        difference = other.document_nll - self.document_nll
-        gain = float(difference.sum() / self.document_tokens.sum())
-        residual = difference - gain * self.document_tokens
+        difference = other.cluster_nll - self.cluster_nll
+        total = float(self.cluster_counts.sum())
+        gain = float(difference.sum()) / total
+        residual = difference - gain * self.cluster_counts
         n = len(difference)
-        error = math.sqrt(float((residual**2).sum()) * n / max(n - 1, 1)) / float(self.document_tokens.sum())
-        return gain, error
+        return gain, math.sqrt(float((residual**2).sum()) * n / max(n - 1, 1)) / total
 
 
 def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
-    """How many tokens an evaluation scores, and the bytes of text they stand for."""
+    """How many tokens an evaluation reads, and the bytes of text they stand for."""
     if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
         return manifest.num_tokens, manifest.num_bytes
     blocks = max(1, max_tokens // manifest.block_tokens)
@@ -96,57 +143,59 @@ def evaluate(
     backbone: Backbone,
     *,
     manifest: Manifest,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
     objective: Objective,
     mem_len: int,
     config: EvalConfig,
     device: torch.device,
 ) -> Evaluation:
-    """Score the held-out tokens. Every rank calls it; every rank gets the result.
+    """Score the held-out text. Every rank calls it; every rank gets the result.
 
-    The tokens are cut into `config.num_streams` contiguous slices, which ranks share out. Each slice carries its own
-    memory, apart from the memories of training. A rank without a slice runs empty batches (ZeRO-3 gathers weights in
-    the forward pass). Sums are kept per slice and added in the order of slices, so that ranks do not change them.
+    It is read in `config.num_streams` streams, which ranks share out. Each carries its own memory, apart from the
+    memories of training. A rank without a stream runs empty batches (ZeRO-3 gathers weights in the forward pass). Sums
+    are kept per stream and added in the order of streams, so that ranks do not change them.
     """
     num_tokens, num_bytes = covered(manifest, config.max_tokens)
     mem_len = mem_len if config.mem_len is None else config.mem_len
     if config.seq_len is not None:
         objective = objective.model_copy(update={"seq_len": config.seq_len})
-    rows = EvaluationRows(manifest, num_tokens, config.num_streams, objective.stride, mem_len)
+    rows = objective.evaluation_rows(manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len)
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
-    loader = Loader(rows, objective.collator(vocabulary), [streams])
-    documents = _document_starts(manifest, num_tokens)
+    loader = Loader(rows, objective.collator(tokenizer, seed=_SEED), [streams])
 
-    nll = np.zeros((len(streams), len(documents)))
+    # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
+    totals = np.zeros((len(streams), len(objective.terms), 3))
+    clusters = np.zeros((len(streams), 2, rows.num_clusters))
     mems = backbone.empty_memory(len(streams), mem_len).to(device)
     for step, (batch,) in enumerate(loader.steps(start=0, stop=rows.num_steps)):
         loss, mems = forward(batch.to(device), mems)
-        if loss.nll is None:
-            raise TypeError(f"{objective.type} gives no loss per target, which an evaluation needs")
-        for i, stream in enumerate(streams):
-            _add_by_document(nll[i], documents, rows.targets(step=step, stream=stream), loss.nll[i])
-    by_stream = np.concatenate(distributed.gather_objects(nll))
-    document_nll = by_stream.sum(axis=0)
+        for number, term in enumerate(objective.terms):
+            scores = loss.scores[term]
+            if scores.correct is None:
+                raise TypeError(f"{objective.type} scores no {term} in evaluation mode")
+            of_row = scores.rows.cpu().numpy()
+            nll, correct = scores.nll.double().cpu().numpy(), scores.correct.cpu().numpy()
+            for i, stream in enumerate(streams):
+                low, high = np.searchsorted(of_row, [i, i + 1])
+                totals[i, number] += nll[low:high].sum(), high - low, correct[low:high].sum()
+                if number == 0 and low < high:
+                    texts = np.broadcast_to(rows.clusters(step=step, stream=stream), high - low)
+                    np.add.at(clusters[i, 0], texts, nll[low:high])
+                    np.add.at(clusters[i, 1], texts, 1)
+    by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
+    cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
     return Evaluation(
-        nll=float(document_nll.sum()),
+        scores={
+            term: Score(float(nll), int(count), int(correct))
+            for term, (nll, count, correct) in zip(objective.terms, by_term, strict=True)
+        },
+        weights=objective.weights,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
-        document_nll=document_nll,
-        document_tokens=np.diff(np.append(documents, num_tokens)),
+        every_token=rows.every_token,
+        cluster_nll=cluster_nll,
+        cluster_counts=cluster_counts,
     )
-
-
-def _document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
-    """Where the documents among the first `num_tokens` tokens begin."""
-    starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
-    return starts[starts < num_tokens]
-
-
-def _add_by_document(totals: np.ndarray, documents: np.ndarray, targets: range, nll: Float[Tensor, " T"]) -> None:
-    """Add the losses of consecutive targets to the totals of the documents they lie in (which begin at `documents`)."""
-    if targets:
-        of_target = np.searchsorted(documents, np.arange(targets.start, targets.stop), side="right") - 1
-        np.add.at(totals, of_target, nll[: len(targets)].double().cpu().numpy())
 
 
 def evaluate_unigram(train: Manifest, valid: Manifest, *, max_tokens: int | None) -> Evaluation:
@@ -157,12 +206,15 @@ def evaluate_unigram(train: Manifest, valid: Manifest, *, max_tokens: int | None
         counts += np.bincount(train.block(i).tokens, minlength=vocab_size)
     nll_of = -np.log(counts / counts.sum())
     num_tokens, num_bytes = covered(valid, max_tokens)
-    documents = _document_starts(valid, num_tokens)
-    nll = nll_of[valid.tokens(0, num_tokens)]
+    documents = document_starts(valid, num_tokens)
+    tokens = valid.tokens(0, num_tokens)
+    nll = nll_of[tokens]
     return Evaluation(
-        nll=float(nll.sum()),
+        scores={"unigram": Score(float(nll.sum()), num_tokens, int((tokens == counts.argmax()).sum()))},
+        weights={"unigram": 1.0},
         num_tokens=num_tokens,
         num_bytes=num_bytes,
-        document_nll=np.add.reduceat(nll, documents),
-        document_tokens=np.diff(np.append(documents, num_tokens)),
+        every_token=True,
+        cluster_nll=np.add.reduceat(nll, documents),
+        cluster_counts=np.diff(np.append(documents, num_tokens)),
     )

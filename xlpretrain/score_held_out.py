@@ -9,6 +9,7 @@ from pathlib import Path
 
 from xlpretrain import distributed
 from xlpretrain.errors import XLPretrainError, tell_once
+from xlpretrain.evaluate import Evaluation
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
@@ -42,13 +43,24 @@ def _score(options: argparse.Namespace) -> None:
         if distributed.rank() == 0:
             mem_len = run.config.model.mem_len if options.mem_len is None else options.mem_len
             print(f"step {run.step}, memory {mem_len}: {found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text")
-            print(f"  nats per token  {found.loss:.9f}")
-            print(f"  perplexity      {found.perplexity:.6f}")
-            print(f"  bits per byte   {found.bits_per_byte:.9f}")
-            print(f"  ({found.num_tokens / elapsed:,.0f} tokens per second)")
+            print(describe(found))
+            print(f"({found.num_tokens / elapsed:,.0f} tokens per second)")
         distributed.barrier()
     finally:
         distributed.stop()
+
+
+def describe(found: Evaluation) -> str:
+    """The figures of an evaluation, a block of lines for each loss term."""
+    lines = []
+    for number, (term, score) in enumerate(found.scores.items()):
+        lines += [f"{term}: {score.count:,} predictions", f"  nats each       {score.loss:.9f}"]
+        if number == 0:
+            lines.append(f"  perplexity      {score.perplexity:.6f}")
+        if number == 0 and found.every_token:
+            lines.append(f"  bits per byte   {found.bits_per_byte:.9f}")
+        lines.append(f"  accuracy        {score.accuracy:.6f}   ({score.correct:,} of {score.count:,})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class TrainedRun:
             self._forward,
             self.model.backbone,
             manifest=valid,
-            vocabulary=self.data.train.vocabulary,
+            tokenizer=self.data.tokenizer,
             objective=self.config.objective,
             mem_len=self.config.model.mem_len,
             config=config,

@@ -20,7 +20,8 @@ from torch import Tensor
 from xlpretrain import checkpoint, distributed
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.order import Contiguous, mix
+from xlpretrain.data.order import mix
+from xlpretrain.data.stream import Rows
 from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import TrainingError, XLPretrainError
 from xlpretrain.evaluate import Evaluation
@@ -44,7 +45,7 @@ class Run:
     folder: RunFolder
     engine: Engine
     loader: Loader[Batch]
-    order: Contiguous
+    rows: Rows
     streams: range
     state: TrainState
     mems: list[Tensor]
@@ -207,7 +208,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
             "train/lr": config.optimizer.lr * config.schedule.ratio(state.step - 1),
             "train/grad_norm": grad_norm,
             **{f"train/loss/{term}": mean for term, mean in means.items()},
-            "data/epoch": state.step / run.order.steps_per_epoch,
+            "data/epoch": state.step / run.rows.steps_per_epoch,
             "events/skipped_updates": state.skipped_updates,
             "memory/peak_bytes": peak_memory_bytes(run.engine.device),
             **run.watch.lap(

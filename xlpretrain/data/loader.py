@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from xlpretrain.data.stream import Row, Rows
+from xlpretrain.data.stream import Row, RowSource
 
 B_co = TypeVar("B_co", covariant=True)
 _AHEAD = 2  # steps; reading and collating a step costs far less than training on it
@@ -28,7 +28,7 @@ class Loader(Generic[B_co]):
     micro_batches: the streams of each micro-batch of this rank.
     """
 
-    rows: Rows
+    rows: RowSource
     collate: Collate[B_co]
     micro_batches: Sequence[range]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlpretrain.data.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
-from xlpretrain.data.tokenizer import Vocabulary
+from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 from xlpretrain.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -106,6 +106,16 @@ class Manifest:
     def tokenizer_path(self) -> Path:
         """Where a build leaves the tokenizer: beside its splits."""
         return self.folder.parent / "tokenizer" / "spiece.model"
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer that lies beside the splits. Raises `DataError` if it is not the one they were encoded by."""
+        tokenizer = Tokenizer.load(self.tokenizer_path)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise DataError(
+                f"{self.tokenizer_path}: not the tokenizer of {self.folder} (sha256 {tokenizer.sha256[:12]}, expected"
+                f" {self.tokenizer_sha256[:12]}); copy the one that was built with it"
+            )
+        return tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest.open, (self.folder,)

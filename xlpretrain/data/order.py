@@ -1,12 +1,16 @@
 """The order in which a corpus is read: arithmetic without state, so that any position costs the same to find.
 
 A run has `num_streams` streams for its whole life, and one step takes one row of each. What stream `s` reads at step
-`t` follows from (index, seed, t, s) alone. Torch-free; no table grows with the number of blocks.
+`t` follows from (index, seed, t, s) alone. Torch-free.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
 
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 4
@@ -51,9 +55,25 @@ class Place:
     row: int
 
 
+class Order(Protocol):
+    """What each stream reads at each step."""
+
+    def place(self, *, step: int, stream: int) -> Place:
+        """What `stream` reads at `step`."""
+
+    def rows_behind(self, *, step: int, stream: int) -> int:
+        """How many rows before this one the stream has read of the same block: what its memory may hold."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as the corpus has."""
+
+
 @dataclass(frozen=True)
 class Contiguous:
     """Each stream reads one whole block row after row, then its next: the order for objectives with memory.
+
+    No table grows with the number of blocks.
 
     Streams start staggered over a block, so that they do not change block together. Visit k = u * num_streams + s
     (the u-th block of stream s) is block permutation(epoch)[k % num_blocks] of epoch k // num_blocks: every block is
@@ -82,3 +102,53 @@ class Contiguous:
 
     def _stagger(self, stream: int) -> int:
         return stream * self.rows_per_block // self.num_streams
+
+
+class Shuffled:
+    """Rows in random order, for objectives without memory: step t and stream s take sample k = t * num_streams + s.
+
+    Blocks are permuted anew for each epoch, and rows within each window of `window_blocks` consecutive blocks of that
+    order: a run touches few blocks at a time, which it knows ahead. An epoch costs one table of a number per block.
+    """
+
+    def __init__(self, rows_of_block: np.ndarray, *, num_streams: int, seed: int, window_blocks: int):
+        """`rows_of_block`: how many rows each block has."""
+        self.num_rows = int(rows_of_block.sum())
+        self.num_streams = num_streams
+        self._rows_of_block, self._seed, self._window_blocks = rows_of_block, seed, window_blocks
+        self._cached_epoch = lru_cache(2)(self._permute_blocks)  # an epoch's last step reads two
+
+    def place(self, *, step: int, stream: int) -> Place:
+        """What `stream` reads at `step`."""
+        epoch, index = divmod(step * self.num_streams + stream, self.num_rows)
+        blocks, starts = self._cached_epoch(epoch)
+        window = (int(starts.searchsorted(index, side="right")) - 1) // self._window_blocks
+        first = window * self._window_blocks
+        last = min(first + self._window_blocks, len(blocks))
+        low, high = int(starts[first]), int(starts[last])
+        index = low + permute(index - low, size=high - low, key=mix(self._seed, epoch, window))
+        at = int(starts.searchsorted(index, side="right")) - 1
+        return Place(epoch, int(blocks[at]), index - int(starts[at]))
+
+    def rows_behind(self, *, step: int, stream: int) -> int:
+        """None: what was read before is of no use."""
+        return 0
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as the corpus has."""
+        return self.num_rows / self.num_streams
+
+    def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
+        blocks = np.argsort(_mix_each(np.arange(len(self._rows_of_block)), mix(self._seed, epoch)), kind="stable")
+        return blocks, np.concatenate([[0], np.cumsum(self._rows_of_block[blocks])])
+
+
+def _mix_each(values: np.ndarray, key: int) -> np.ndarray:
+    """A 64-bit hash of each value under a key (the finalizer of SplitMix64)."""
+    with np.errstate(over="ignore"):
+        state = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))

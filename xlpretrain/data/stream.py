@@ -1,87 +1,210 @@
-"""Streams: the tokens that a stream reads at a step, in training and in evaluation. Torch-free."""
+"""Streams: the tokens that a stream reads at a step, in training and in evaluation. Torch-free.
+
+Objectives whose rows are consecutive tokens use what is here; those that pair sentences use `pairs`.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.order import Contiguous
+from xlpretrain.data.order import Contiguous, Order, Shuffled, mix
+
+_ELSEWHERE = 1  # sets its draw apart from the others of the same row
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of one stream: a window of tokens and where it stands.
+class Text:
+    """Consecutive tokens, in the direction in which they are read.
 
-    tokens: at most the objective's window; shorter only where a block or the corpus ends (the collator pads), empty
-        for a stream that has nothing left to read.
-    document_ends, sentence_ends: positions in the window whose token is the last of a document or a sentence.
-    epoch, sample: with the run's seed, the key of every random choice made about this row.
-    remembered: how many memory positions are this row's own past; the model masks the others.
+    document_ends, sentence_ends: positions whose token is the last, as read, of a document or a sentence.
     """
 
     tokens: np.ndarray
     document_ends: np.ndarray
     sentence_ends: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How the tokens of a row fall into two parts.
+
+    split: where the second begins; the number of tokens if there is none.
+    label: what a sentence task asks for: 0 the second part follows the first, 1 it does not; -1 nothing.
+    """
+
+    split: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Row(Text):
+    """One row of one stream: a window of tokens and where it stands.
+
+    tokens: at most the objective's window; shorter only where a block or the corpus ends (the collator pads), empty
+        for a stream that has nothing left to read.
+    epoch, sample: with the run's seed, the key of every random choice made about this row.
+    remembered: how many memory positions are this row's own past; the model masks the others.
+    reverse: whether the text is read from its end.
+    elsewhere: text from a random place of the same block, beginning with a sentence, for objectives that ask for it.
+    pair: for objectives that pair sentences.
+    """
+
     stream: int
     epoch: int
     sample: int
-    remembered: int
+    remembered: int = 0
+    reverse: bool = False
+    elsewhere: Text | None = None
+    pair: Pair | None = None
 
 
-class Rows(Protocol):
+class RowSource(ABC):
     """Where rows come from: a pure function of step and stream."""
 
+    @abstractmethod
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
 
+class Rows(RowSource):
+    """Rows without end."""
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as the corpus has."""
+
+
+class EvaluationRows(RowSource):
+    """Rows that come to an end. Streams past theirs give empty rows."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Rows in the longest stream."""
+
+    @abstractmethod
+    def clusters(self, *, step: int, stream: int) -> np.ndarray:
+        """For each prediction of the row, or for all of them at once, the number of the text that it belongs to.
+
+        Predictions of one text are not independent of each other: standard errors are computed over texts.
+        """
+
+    @property
+    @abstractmethod
+    def num_clusters(self) -> int:
+        """How many texts there are."""
+
+    every_token: ClassVar[bool]
+    """Whether each token is predicted exactly once, so that bits per byte mean something."""
+
+
 @dataclass(frozen=True)
-class TrainingRows:
-    """Rows of whole blocks in the order of `Contiguous`; a last short block is never read.
+class StreamRows(Rows):
+    """Rows of whole blocks; a last short block is never read.
 
     A row has `stride` new tokens (fewer at a block's end, if the stride does not divide it) and the `window - stride`
     tokens after them, which may belong to the block that follows in the corpus.
+
+    With `both_ways`, streams 2k and 2k + 1 read the same rows, the second from the other end: each its block
+    backwards, from its last token to its first (XLNet's `bi_data`).
     """
 
     manifest: Manifest
-    order: Contiguous
+    order: Order
     window: int
     stride: int
     mem_len: int
+    seed: int
+    both_ways: bool = False
+    elsewhere: int = 0
 
     @classmethod
     def of(
-        cls, manifest: Manifest, *, window: int, stride: int, mem_len: int, num_streams: int, seed: int
-    ) -> TrainingRows:
-        """The rows of a run."""
+        cls,
+        manifest: Manifest,
+        *,
+        window: int,
+        stride: int,
+        mem_len: int,
+        num_streams: int,
+        seed: int,
+        shuffle_blocks: int,
+        both_ways: bool = False,
+        elsewhere: int = 0,
+    ) -> StreamRows:
+        """The rows of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
+
+        elsewhere: how many tokens of text from elsewhere each row needs.
+        """
         rows_per_block = math.ceil(manifest.block_tokens / stride)
-        order = Contiguous(manifest.num_blocks, rows_per_block, num_streams, seed)
-        return cls(manifest, order, window, stride, mem_len)
+        num_orders = num_streams // 2 if both_ways else num_streams
+        order: Order
+        if mem_len:
+            order = Contiguous(manifest.num_blocks, rows_per_block, num_orders, seed)
+        else:
+            rows_of_block = np.full(manifest.num_blocks, rows_per_block)
+            order = Shuffled(rows_of_block, num_streams=num_orders, seed=seed, window_blocks=shuffle_blocks)
+        return cls(manifest, order, window, stride, mem_len, seed, both_ways, elsewhere)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as the corpus has."""
+        return self.order.steps_per_epoch
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows in a block."""
+        return math.ceil(self.manifest.block_tokens / self.stride)
 
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at `step`."""
-        place = self.order.place(step=step, stream=stream)
+        order_stream, reverse = (stream // 2, stream % 2 == 1) if self.both_ways else (stream, False)
+        place = self.order.place(step=step, stream=order_stream)
+        behind = self.order.rows_behind(step=step, stream=order_stream)
+        sample = place.block * self.rows_per_block + place.row
+        sample = 2 * sample + reverse if self.both_ways else sample
+
+        block_tokens = self.manifest.block_tokens
         offset = place.row * self.stride
-        length = min(self.stride, self.manifest.block_tokens - offset) + self.window - self.stride
-        start = place.block * self.manifest.block_tokens + offset
-        behind = self.order.rows_behind(step=step, stream=stream)
-        return _read(
-            self.manifest,
-            start,
-            start + length,
+        length = min(self.stride, block_tokens - offset) + self.window - self.stride
+        begin, end = place.block * block_tokens, (place.block + 1) * block_tokens
+        start, stop = (end - offset - length, end - offset) if reverse else (begin + offset, begin + offset + length)
+        return Row(
+            **vars(_read(self.manifest, start, stop, reverse=reverse)),
             stream=stream,
             epoch=place.epoch,
-            sample=place.block * self.order.rows_per_block + place.row,
+            sample=sample,
             remembered=min(self.mem_len, behind * self.stride),
+            reverse=reverse,
+            elsewhere=self._read_elsewhere(
+                begin, end, key=mix(self.seed, place.epoch, sample, _ELSEWHERE), reverse=reverse
+            ),
         )
+
+    def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> Text | None:
+        """Up to `elsewhere` tokens of [begin, end), from the beginning of a random token's sentence on."""
+        if not self.elsewhere:
+            return None
+        at = begin + key % (end - begin)
+        if reverse:
+            ends = self.manifest.sentence_ends(at, end)
+            stop = int(ends[0]) + 1 if len(ends) else end
+            return _read(self.manifest, max(stop - self.elsewhere, begin), stop, reverse=True)
+        ends = self.manifest.sentence_ends(begin, at)
+        start = int(ends[-1]) + 1 if len(ends) else begin
+        return _read(self.manifest, start, min(start + self.elsewhere, end), reverse=False)
 
 
 @dataclass(frozen=True)
-class EvaluationRows:
+class NextTokenRows(EvaluationRows):
     """The first `num_tokens` tokens, cut into `num_streams` slices of even length, each token a target exactly once.
 
     The corpus is preceded by an end-of-document symbol, so that its first token is predicted too. Only for objectives
@@ -94,38 +217,122 @@ class EvaluationRows:
     stride: int
     mem_len: int
 
+    every_token: ClassVar[bool] = True
+
     @property
     def num_steps(self) -> int:
         """Rows in the longest slice."""
         return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.stride)
 
+    @property
+    def num_clusters(self) -> int:
+        """Documents, the last one as far as it goes."""
+        return len(self._document_starts)
+
     def targets(self, *, step: int, stream: int) -> range:
         """The positions in the corpus that the row predicts."""
-        first = stream * self.num_tokens // self.num_streams
-        last = (stream + 1) * self.num_tokens // self.num_streams
+        first, last = _slice(self.num_tokens, self.num_streams, stream)
         start = min(first + step * self.stride, last)
         return range(start, min(start + self.stride, last))
+
+    def clusters(self, *, step: int, stream: int) -> np.ndarray:
+        """The document of each target."""
+        targets = self.targets(step=step, stream=stream)
+        return np.searchsorted(self._document_starts, np.arange(targets.start, targets.stop), side="right") - 1
 
     def row(self, *, step: int, stream: int) -> Row:
         """The row whose targets are `targets(step, stream)`; empty past the end of the slice."""
         targets = self.targets(step=step, stream=stream)
         start, stop = (targets.start - 1, targets.stop) if targets else (0, 0)
         remembered = min(self.mem_len, step * self.stride)
-        return _read(self.manifest, start, stop, stream=stream, epoch=0, sample=targets.start, remembered=remembered)
+        text = _read(self.manifest, start, stop)
+        return Row(**vars(text), stream=stream, epoch=0, sample=targets.start, remembered=remembered)
+
+    @cached_property
+    def _document_starts(self) -> np.ndarray:
+        return document_starts(self.manifest, self.num_tokens)
 
 
-def _read(manifest: Manifest, start: int, stop: int, *, stream: int, epoch: int, sample: int, remembered: int) -> Row:
+@dataclass(frozen=True)
+class SliceRows(EvaluationRows):
+    """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
+
+    Rows advance by `stride`; a slice ends with the last row that is a whole window (or with its only one).
+    """
+
+    manifest: Manifest
+    num_tokens: int
+    num_streams: int
+    window: int
+    stride: int
+    mem_len: int
+    seed: int = 0
+    elsewhere: int = 0
+
+    every_token: ClassVar[bool] = False
+
+    @property
+    def num_steps(self) -> int:
+        """Rows in the longest slice."""
+        longest = math.ceil(self.num_tokens / self.num_streams)
+        return max(0, longest - self.window) // self.stride + 1
+
+    @property
+    def num_clusters(self) -> int:
+        """Every row is a text of its own."""
+        return self.num_steps * self.num_streams
+
+    def clusters(self, *, step: int, stream: int) -> np.ndarray:
+        """The number of the row."""
+        return np.asarray([step * self.num_streams + stream])
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """Row `step` of slice `stream`; empty past its end."""
+        first, last = _slice(self.num_tokens, self.num_streams, stream)
+        start = first + step * self.stride
+        stop = min(start + self.window, last)
+        if step and stop - start < self.window:
+            start = stop = first
+        text = _read(self.manifest, start, stop)
+        elsewhere = None
+        if self.elsewhere:
+            at = mix(self.seed, start, _ELSEWHERE) % self.num_tokens
+            ends = self.manifest.sentence_ends(max(0, at - self.manifest.block_tokens), at)
+            at = int(ends[-1]) + 1 if len(ends) else at
+            elsewhere = _read(self.manifest, at, min(at + self.elsewhere, self.num_tokens))
+        return Row(
+            **vars(text),
+            stream=stream,
+            epoch=0,
+            sample=start,
+            remembered=min(self.mem_len, step * self.stride),
+            elsewhere=elsewhere,
+        )
+
+
+def document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
+    """Where the documents among the first `num_tokens` tokens begin."""
+    starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
+    return starts[starts < num_tokens]
+
+
+def _slice(num_tokens: int, num_streams: int, stream: int) -> tuple[int, int]:
+    return stream * num_tokens // num_streams, (stream + 1) * num_tokens // num_streams
+
+
+def _read(manifest: Manifest, start: int, stop: int, *, reverse: bool = False) -> Text:
+    """The tokens at [start, stop), as far as there are any; an end-of-document symbol stands before the first.
+
+    A sentence read backwards ends with what is its first token.
+    """
     stop = min(stop, manifest.num_tokens)
     first = max(start, 0)
     tokens = manifest.tokens(first, stop)
+    if reverse:
+        before, last = max(first - 1, 0), max(stop - 1, first - 1, 0)
+        ends = manifest.document_ends(before, last), manifest.sentence_ends(before, last)
+        documents, sentences = (stop - 2 - e[::-1] for e in ends)
+        return Text(tokens[::-1], documents, sentences)
     if start < 0:
         tokens = np.concatenate([np.asarray([manifest.vocabulary.eod], tokens.dtype), tokens])
-    return Row(
-        tokens=tokens,
-        document_ends=manifest.document_ends(first, stop) - start,
-        sentence_ends=manifest.sentence_ends(first, stop) - start,
-        stream=stream,
-        epoch=epoch,
-        sample=sample,
-        remembered=remembered,
-    )
+    return Text(tokens, manifest.document_ends(first, stop) - start, manifest.sentence_ends(first, stop) - start)

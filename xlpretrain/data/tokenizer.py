@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xlpretrain.errors import DataError
 
@@ -19,6 +23,14 @@ SPECIAL_PIECES = {
     "eod": ("<eod>", "[EOD]"),
 }
 """How the special symbols are spelt, by role; the first is what we train."""
+
+
+_ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_PIECES.values() for spelling in spellings)
+
+WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What SentencePiece writes for the space before a word."""
+
+_UNSPACED = re.compile("CJK|HIRAGANA|KATAKANA|THAI|LAO|KHMER|MYANMAR|TIBETAN")
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,25 @@ class Tokenizer:
         text: str = self._processor.decode([int(i) for i in ids])
         return text
 
+    def word_starts(self) -> np.ndarray:
+        """Which tokens begin a word, by id: special symbols, pieces with a word boundary before them, and all that is
+        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs).
+
+        XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
+        or capital letter for a word of its own, which is not what its paper means.
+        """
+        return np.array([_begins_word(self.piece(i)) for i in range(self.vocabulary.size)])
+
     def piece(self, token: int) -> str:
         """How a token is spelt, special symbols too."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
+
+
+def _begins_word(piece: str) -> bool:
+    if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
+        return True
+    return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
 
 def _find_vocabulary(processor: Any, name: str) -> Vocabulary:

@@ -1,6 +1,6 @@
 """What every model is to the rest of the project: tokens and memory in, hidden states and the next memory out.
 
-Shapes: B rows, T new tokens, M remembered positions, D d_model, L layers with a memory.
+Shapes: B rows, T new tokens, P predictions, M remembered positions, D d_model, L layers with a memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.schema import Section
@@ -17,11 +18,29 @@ from xlpretrain.schema import Section
 
 @dataclass(frozen=True)
 class BackboneInput:
-    """What a backbone reads for one micro-batch, on the device."""
+    """What a backbone reads for one micro-batch, on the device. What is None does not concern the objective."""
 
     tokens: Int[Tensor, "B T"]
     remembered: Int[Tensor, " B"]
     """How many of the M memory positions, counted from the newest, are the row's own; the model masks the rest."""
+    valid: Bool[Tensor, "B T"] | None = None
+    """Which tokens are there; the others are padding, which no token may attend. None: all."""
+    segments: Int[Tensor, "B T"] | None = None
+    """The segment of each token, 0 being that of the memory too. None: all 0."""
+    order: Int[Tensor, "B T"] | None = None
+    """The rank of each token in the factorization: a token attends those of its own rank or lower, a prediction those
+    of lower rank than the token it stands at. Tokens of one rank see each other. None: whatever the model does."""
+    predict: Int[Tensor, "B P"] | None = None
+    """The positions whose tokens are predicted without being seen (a second stream, XLNet). None: no second stream."""
+    reverse: Bool[Tensor, " B"] | None = None
+    """Which rows are read from right to left: their relative positions change sign. None: no row."""
+    keep: int | None = None
+    """How many leading positions of the row enter the memory. None: all."""
+
+    def to(self, device: torch.device) -> BackboneInput:
+        """The same input on a device."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return BackboneInput(**{**vars(self), **moved})
 
 
 @dataclass(frozen=True)
@@ -29,18 +48,24 @@ class Hidden:
     """What a backbone computes of it."""
 
     tokens: Float[Tensor, "B T D"]
+    predictions: Float[Tensor, "B P D"] | None = None
+    """The second stream, at the positions `predict`."""
 
 
 class OutputLayer(nn.Module, ABC):
     """Hidden states onto the vocabulary: a full softmax or an adaptive one, tied or not."""
 
-    def forward(self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """`nll`, as a call that the hooks of ZeRO-3 see: what training uses."""
-        return self.nll(hidden, targets)
+    def forward(
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
+        """`score`, as a call that the hooks of ZeRO-3 see, with accuracy in evaluation mode only."""
+        return self.score(hidden, targets, accuracy=not self.training)
 
     @abstractmethod
-    def nll(self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """-log p(target) in fp32 nats, in the order of the targets."""
+    def score(
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
+        """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""
 
     @abstractmethod
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
@@ -75,8 +100,11 @@ class Backbone(nn.Module, ABC):
         """A memory of zeros for `num_rows` streams, in the dtype and on the device of the weights."""
 
     @abstractmethod
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
-        """Matrix-product FLOPs of forward and backward for one token, attention included, the head not."""
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Matrix-product FLOPs of forward and backward for one token, attention included, the head not.
+
+        `num_predictions`: of a second stream, in a row of `seq_len` tokens, which share their cost.
+        """
 
     @abstractmethod
     def output_layer(self) -> OutputLayer:

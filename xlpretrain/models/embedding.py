@@ -13,10 +13,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import OutputLayer
+
+_ROWS_OF_LOG_PROBS = 256
 
 
 class TokenEmbedding(nn.Module):
@@ -124,21 +126,28 @@ class VocabularySoftmax(OutputLayer):
         _draw(self.tables, init_std)
         _draw(self.projections, proj_init_std)
 
-    def nll(self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """-log p(target) in fp32 nats, in the order of the targets."""
+    def score(
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
+        """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""
         head_size = self.edges[1]
         inside = [(targets >= start) & (targets < end) for start, end in pairwise(self.edges)][1:]
         head_targets = targets
         for tail, member in enumerate(inside):
             head_targets = head_targets.masked_fill(member, head_size + tail)
-        nll = F.cross_entropy(self._logits(0, hidden), head_targets, reduction="none")
+        logits = self._logits(0, hidden)
+        nll = F.cross_entropy(logits, head_targets, reduction="none")
+        correct = logits.argmax(dim=-1) == targets if accuracy and not inside else None
         # Every tail is computed, for no rows if need be: under ZeRO-3 all ranks must use the same parameters.
         for tail, member in enumerate(inside):
             (where,) = torch.nonzero(member, as_tuple=True)
             logits = self._logits(tail + 1, hidden[where])
             within = targets[where] - self.edges[tail + 1]
             nll = nll.index_add(0, where, F.cross_entropy(logits, within, reduction="none"))
-        return nll
+        if accuracy and inside:  # every tail of every position: some at a time
+            likeliest = [self.log_probs(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
+            correct = torch.cat(likeliest) == targets
+        return nll, correct
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""

@@ -187,7 +187,7 @@ class TransformerXL(Backbone):
         """Zeros, in the dtype and on the device of the weights."""
         return self.content_bias.new_zeros(len(self.layers), num_rows, mem_len, self.d_model, requires_grad=False)
 
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """6 per weight of a matrix product, and attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
         layer = cast(DecoderLayer, self.layers[0])
         return self.embedding.flops_per_token() + len(self.layers) * layer.flops_per_token(seq_len, mem_len)

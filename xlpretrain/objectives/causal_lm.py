@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
 
-from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Vocabulary
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.stream import NextTokenRows, Row
+from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.objectives.objective import Batch, Head, Loss, Objective
+from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens
 
 
 class CausalLM(Objective):
@@ -38,9 +38,13 @@ class CausalLM(Objective):
         """A row's last target is the next row's first input."""
         return self.seq_len
 
-    def collator(self, vocabulary: Vocabulary) -> CausalLMCollator:
-        """The CPU half."""
-        return CausalLMCollator(seq_len=self.seq_len, pad=vocabulary.pad)
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> CausalLMCollator:
+        """The CPU half, which draws nothing."""
+        return CausalLMCollator(seq_len=self.seq_len, pad=tokenizer.vocabulary.pad)
+
+    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> NextTokenRows:
+        """Each token a target exactly once."""
+        return NextTokenRows(manifest, num_tokens, num_streams, self.stride, mem_len)
 
     def head(self, backbone: Backbone) -> CausalLMHead:
         """The device half."""
@@ -69,11 +73,9 @@ class CausalLMCollator:
             tokens=torch.from_numpy(windows[:, :-1].copy()),
             remembered=torch.tensor([row.remembered for row in rows], dtype=torch.int64),
         )
-        targets = {
-            "lm": torch.from_numpy(windows[:, 1:].copy()),
-            "lm_valid": torch.from_numpy(np.arange(self.seq_len) < lengths),
-        }
-        return Batch(inputs, targets, {"lm": int(lengths.sum())})
+        at = np.flatnonzero(np.arange(self.seq_len) < lengths)
+        targets = {"lm": torch.from_numpy(windows[:, 1:].flatten()[at]), "lm_at": torch.from_numpy(at)}
+        return Batch(inputs, targets, {"lm": len(at)})
 
 
 class CausalLMHead(Head):
@@ -84,11 +86,11 @@ class CausalLMHead(Head):
         self.output = output
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The sum over valid targets, and each one's loss."""
-        targets, valid = batch.targets["lm"], batch.targets["lm_valid"]
-        nll: Tensor = self.output(hidden.tokens.flatten(0, 1), targets.flatten())
-        nll = nll.view(targets.shape).masked_fill(~valid, 0.0)
-        return Loss(sums={"lm": nll.sum()}, nll=nll.detach())
+        """The sum over the targets that are there, and each one's loss."""
+        total, scores = predict_tokens(
+            self.output, hidden.tokens, at=batch.targets["lm_at"], targets=batch.targets["lm"]
+        )
+        return Loss({"lm": total}, {"lm": scores})
 
     def flops_per_token(self) -> float:
         """Forward and backward of the output layer."""

@@ -1,23 +1,26 @@
-"""What every training objective is: a window of the data, a collator (CPU, pure) and a head (device) that gives sums.
+"""What every training objective is: rows of the data, a collator (CPU, pure) and a head (device) that gives sums.
 
-Shapes: B rows, T new tokens, V vocabulary, D d_model.
+Shapes: B rows, T new tokens, N predictions of a micro-batch, V vocabulary, D d_model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Vocabulary
-from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
-from xlpretrain.schema import Section
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.order import mix
+from xlpretrain.data.stream import EvaluationRows, Row, Rows, SliceRows, StreamRows
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.schema import Problem, Section
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        inputs = BackboneInput(**{name: t.to(device, non_blocking=True) for name, t in vars(self.inputs).items()})
-        return Batch(inputs, {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}, self.counts)
+        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
+        return Batch(self.inputs.to(device), targets, self.counts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How the predictions of one term fared, one by one; those of a row stand together, in the order of positions."""
+
+    rows: Int[Tensor, " N"]
+    """The row of each, ascending."""
+    nll: Float[Tensor, " N"]
+    """Detached, in nats."""
+    correct: Bool[Tensor, " N"] | None
+    """Whether no other answer was likelier; only in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,8 @@ class Loss:
 
     sums: Mapping[str, Float[Tensor, ""]]
     """Per term, fp32, nats."""
-    nll: Float[Tensor, "B P"] | None = None
-    """Detached loss of each target in the order of positions, 0 where there is none: for evaluation by document."""
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    """Per term: for evaluation."""
 
 
 @runtime_checkable
@@ -60,7 +75,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def flops_per_token(self) -> float:
-        """Matrix-product FLOPs of forward and backward for one token."""
+        """Matrix-product FLOPs of forward and backward, divided by the tokens of a row."""
 
 
 class Objective(Section, ABC):
@@ -72,12 +87,12 @@ class Objective(Section, ABC):
     needs: ClassVar[frozenset[str]]
     """Of memory, causal, two_stream, bidirectional: what a backbone must provide."""
     terms: ClassVar[tuple[str, ...]]
-    """The names of the loss terms."""
+    """The names of the loss terms. The first is the one whose perplexity is reported, and must predict tokens."""
 
     @property
     @abstractmethod
     def window(self) -> int:
-        """Tokens in a row, from its first input to its last target."""
+        """Tokens that a row takes from the data, from its first input to its last target."""
 
     @property
     @abstractmethod
@@ -89,13 +104,69 @@ class Objective(Section, ABC):
         """The weight of each loss term in the step's loss."""
         return dict.fromkeys(self.terms, 1.0)
 
+    @property
+    def num_predictions(self) -> int:
+        """The most positions of a row that a second stream predicts; 0 without one."""
+        return 0
+
     @abstractmethod
-    def collator(self, vocabulary: Vocabulary) -> Collator:
-        """The CPU half."""
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
+        """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`row_generator`)."""
 
     @abstractmethod
     def head(self, backbone: Backbone) -> Head:
         """The device half, for a freshly built backbone."""
+
+    def training_rows(
+        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
+    ) -> Rows:
+        """What the streams of a run read: with a memory, block after block, else shuffled rows."""
+        return StreamRows.of(
+            manifest,
+            window=self.window,
+            stride=self.stride,
+            mem_len=mem_len,
+            num_streams=num_streams,
+            seed=seed,
+            shuffle_blocks=shuffle_blocks,
+        )
+
+    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:
+        """What an evaluation reads of the first `num_tokens` tokens, in `num_streams` streams."""
+        return SliceRows(manifest, num_tokens, num_streams, window=self.window, stride=self.stride, mem_len=mem_len)
+
+    def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
+        """What does not fit the rest of the config; keys are those of the whole config."""
+        yield from ()
+
+    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+        """What does not fit the data; keys are those of the whole config."""
+        if self.window > manifest.block_tokens:
+            yield (
+                "objective.seq_len",
+                f"a row of {self.window} tokens does not fit a block of {manifest.block_tokens}",
+            )
+
+
+def row_generator(seed: int, row: Row) -> np.random.Generator:
+    """The source of every random choice about a row: the same in any process, and anew in each epoch."""
+    return np.random.Generator(np.random.Philox(key=mix(seed, row.epoch, row.sample)))
+
+
+def predict_tokens(
+    output: OutputLayer,
+    hidden: Float[Tensor, "B T D"],
+    *,
+    at: Int[Tensor, " N"],
+    targets: Int[Tensor, " N"],
+) -> tuple[Float[Tensor, ""], Scores]:
+    """The summed loss of the predictions at the flat positions `at` (row * T + position), ascending; and each one's.
+
+    Only these positions meet the vocabulary.
+    """
+    flat = hidden.flatten(0, 1)
+    nll, correct = output(flat if len(at) == len(flat) else flat[at], targets)
+    return nll.sum(), Scores(rows=at // hidden.shape[1], nll=nll.detach(), correct=correct)
 
 
 class PretrainingModel(nn.Module):
@@ -111,6 +182,6 @@ class PretrainingModel(nn.Module):
         hidden, mems = self.backbone(batch.inputs, mems)
         return self.head(hidden, batch), mems
 
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
-        """Matrix-product FLOPs of forward and backward for one token."""
-        return self.backbone.flops_per_token(seq_len, mem_len) + self.head.flops_per_token()
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Matrix-product FLOPs of forward and backward for one token of a row of `seq_len`."""
+        return self.backbone.flops_per_token(seq_len, mem_len, num_predictions) + self.head.flops_per_token()
