@@ -10,9 +10,10 @@ from pydantic import Field
 
 from xlpretrain.engine.engine import Engine
 from xlpretrain.engine.partition import ReadRange, StateRange
+from xlpretrain.errors import ConfigError
 from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
-from xlpretrain.schema import Problem, Section
+from xlpretrain.schema import Problem, Section, report
 
 __all__ = ["Engine", "EngineConfig", "ReadRange", "StateRange", "build_engine"]
 
@@ -128,7 +129,16 @@ def build_engine(
     Args:
         num_micro_batches: how many `backward` calls make up a step.
         weights: the weight of each loss term.
+
+    Raises:
+        ConfigError: the optimizer is not right on the pieces of parameters that ZeRO would hand it.
     """
+    if config.type == "deepspeed" and config.zero_stage > 0 and optimizer.sees == "parameters":
+        problem = (
+            f"{optimizer.type} needs whole parameters, and engine.zero_stage {config.zero_stage} has only pieces of"
+            " them; use adamw or lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
+        )
+        raise ConfigError(report("engine", [("optimizer.type", problem)]))
     if config.activation_checkpointing:
         model.backbone.activation_checkpointing = True
     precision, grad_dtype = DTYPES[config.precision], DTYPES[config.grad_dtype]

@@ -6,12 +6,14 @@ state is replicated, a flat partition of many parameters under ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from xlpretrain.optimizers.optimizer import LayerWise, Segment
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,30 @@ class Piece:
         return tensor.detach().view(-1)[self.offset : self.offset + self.stop - self.start]
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A parameter is tensors number `first` to `first + count - 1` of the model, of `size` elements each."""
+
+    first: int
+    count: int
+    size: int
+
+
+def stacks(model: nn.Module) -> dict[str, Stack]:
+    """By parameter name, tied ones once. A parameter with the attribute `num_fused` is so many tensors, others are one.
+
+    To be called before ZeRO takes the model over.
+    """
+    found: dict[str, Stack] = {}
+    first = 0
+    for name, parameter in model.named_parameters():
+        count = getattr(parameter, "num_fused", 1)
+        assert parameter.shape[:1].numel() % count == 0, f"{name} of shape {parameter.shape} is not {count} tensors"
+        found[name] = Stack(first, count, parameter.numel() // count)
+        first += count
+    return found
+
+
 class Partition:
     """The pieces of state that one rank holds, and the optimizer that steps them.
 
@@ -61,6 +87,7 @@ class Partition:
         kinds: Sequence[str],
         masters: Iterable[Tensor],
         *,
+        stacks: Mapping[str, Stack],
         replicated: bool,
     ):
         self.pieces = pieces
@@ -73,6 +100,12 @@ class Partition:
             state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
             state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
             optimizer.state[master] = state
+        if isinstance(optimizer, LayerWise):
+            segments: dict[Tensor, list[Segment]] = {master: [] for master in self.masters}
+            for piece in pieces:
+                segments[piece.master] += _segments(piece, stacks[piece.name])
+            num_tensors = sum(stack.count for stack in stacks.values())
+            optimizer.attach(segments, num_tensors=num_tensors, group=None if replicated else dist.group.WORLD)
 
     def ranges(self) -> list[StateRange]:
         """Live views of the weights and the optimizer's state that this rank saves."""
@@ -108,6 +141,15 @@ class Partition:
             return master
         state: Tensor = self.optimizer.state[master][kind]
         return state
+
+
+def _segments(piece: Piece, stack: Stack) -> list[Segment]:
+    """A piece, cut where one tensor of the stack ends and the next begins."""
+    found = []
+    for index in range(piece.start // stack.size, -(-piece.stop // stack.size)):
+        start, stop = max(piece.start, index * stack.size), min(piece.stop, (index + 1) * stack.size)
+        found.append(Segment(stack.first + index, piece.offset + start - piece.start, stop - start))
+    return found
 
 
 def _share(pieces: Sequence[Piece]) -> list[Piece]:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.engine.engine import Engine, TermScales
-from xlpretrain.engine.partition import Partition, Piece, clip
+from xlpretrain.engine.partition import Partition, Piece, clip, stacks
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
 
@@ -76,6 +76,7 @@ class ZeroEngine(Engine):
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.kinds = ("weight", *optimizer.state_kinds)
         names = {parameter: name for name, parameter in model.named_parameters()}
+        tensors = stacks(model)
         options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build(names)
         with warnings.catch_warnings():
@@ -104,6 +105,7 @@ class ZeroEngine(Engine):
             self._engine.basic_optimizer,
             optimizer.state_kinds,
             masters,
+            stacks=tensors,
             replicated=self._stage == 0,
         )
         self._engine.train()
@@ -186,6 +188,7 @@ def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
         # At stage 0 we clip. Unless told otherwise, DeepSpeed clips at 1.0.
         "gradient_clipping": optimizer.grad_clip if stage > 0 else 0.0,
+        "zero_allow_untested_optimizer": True,  # which are right is known by `OptimizerConfig.sees`
         "communication_data_type": config.grad_dtype,
         "data_types": {"grad_accum_dtype": config.grad_dtype},
     }
