@@ -19,6 +19,14 @@ def test_linear_and_cosine_end_at_the_minimum():
         assert schedule.ratio(110) == schedule.ratio(10_000) == pytest.approx(0.1)
 
 
+def test_linear_from_the_start_jumps_where_the_warm_up_ends():
+    schedule = Linear(warmup_steps=10, total_steps=100, decay_from="start", min_lr_ratio=0.5)
+    assert schedule.ratio(9) == 1.0
+    assert schedule.ratio(10) == pytest.approx(1 - 0.1 * 0.5)
+    assert schedule.ratio(50) == pytest.approx(0.75)
+    assert schedule.ratio(100) == schedule.ratio(1000) == pytest.approx(0.5)
+
+
 def test_inverse_sqrt_halves_when_steps_quadruple():
     schedule = InverseSqrt(warmup_steps=100, total_steps=10_000)
     assert schedule.ratio(399) == pytest.approx(0.5)

@@ -43,13 +43,18 @@ class Schedule(Section, ABC):
 
 
 class Linear(Schedule):
-    """A straight line down."""
+    """A straight line down. With `decay_from: start` BERT's and ALBERT's polynomial decay of power 1."""
 
     type: Literal["linear"] = "linear"
     """Which schedule this is."""
+    decay_from: Literal["warmup", "start"] = "warmup"
+    """Where the line begins: at the end of the warm-up, or at step 0. From there on it lies under the warm-up, at the
+    end of which the rate drops onto it (to 1 - warmup_steps / total_steps of the highest, where min_lr_ratio is 0)."""
 
     def decay(self, progress: float, step: int) -> float:
         """1 to `min_lr_ratio`, linear."""
+        if self.decay_from == "start" and self.total_steps is not None:
+            progress = min(1.0, step / self.total_steps)
         return 1 - progress * (1 - self.min_lr_ratio)
 
 

@@ -147,6 +147,8 @@ DEFAULT = {
     "losses": (losses, {name: FP32[name] for name in FP32 if name in ONE_OF_EACH}),
     "lamb": (lamb, _pick("zero 1 fp32", "zero 2 fp32", "zero 3 fp32") | MANY_SUB_GROUPS),
     "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32")),
+    "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, _pick("zero 2 fp32")),
+    "uncorrected_adamw": (uncorrected_adamw, _pick("zero 2 fp32")),
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
     "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
