@@ -4,9 +4,10 @@ from typing import Annotated
 
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.objective import Objective
+from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.schema import Choice
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal_lm": CausalLM}
+OBJECTIVES: dict[str, type[Objective]] = {"causal_lm": CausalLM, "permutation_lm": PermutationLM}
 
 AnyObjective = Annotated[Objective, Choice(OBJECTIVES)]
 """The config of any objective, told by its key `type`."""

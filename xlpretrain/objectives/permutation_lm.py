@@ -1,0 +1,307 @@
+"""Permutation language modelling (XLNet, Yang et al. 2019, arXiv:1906.08237).
+
+A row is `reuse_len` tokens that go on where the memory ends, then a pair: A, SEP, B, SEP, CLS. Each half has spans of
+tokens to predict, and an order in which they are predicted: a token is predicted from the context (all that is not to
+be predicted), from what comes before it in the order, and, in the second half, from the whole first half. The content
+stream reads the real tokens: what may not be seen is hidden by the attention mask, never by a mask symbol.
+
+Deviations from the authors' code: spans and orders are drawn anew in each epoch (theirs lie on the disk); a second
+part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.stream import EvaluationRows, Row, Rows, SliceRows, StreamRows
+from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens, row_generator
+from xlpretrain.objectives.spans import SpanSampler
+from xlpretrain.schema import Problem
+
+NUM_SYMBOLS = 3
+"""SEP, SEP, CLS."""
+
+
+class PermutationLM(Objective):
+    """-log p(token | the tokens before it in a random order), for about one token in six."""
+
+    type: Literal["permutation_lm"] = "permutation_lm"
+    """Which objective this is."""
+    seq_len: PositiveInt = 512
+    """Tokens in a row, SEP, SEP and CLS among them."""
+    reuse_len: NonNegativeInt = 256
+    """Tokens at the head of a row that go on with the stream and enter the memory; rows advance by as many. 0: rows are
+    pairs only, one after the other, for models without memory."""
+    perm_size: PositiveInt = 256
+    """Tokens that are permuted together; it divides both parts of a row."""
+    num_predict: PositiveInt = 85
+    """The most tokens to predict in a row; those that fall on SEP or CLS are left out."""
+    max_ngram: PositiveInt = 5
+    """The longest span to predict; a span of n has probability 1/n, scaled."""
+    span_alpha: PositiveInt = 6
+    """A span of n has a context of n * span_alpha / span_beta tokens around it."""
+    span_beta: PositiveInt = 1
+    """See span_alpha."""
+    span_unit: Literal["token", "word"] = "token"
+    """What n counts: tokens from a word's beginning on (the authors' code) or whole words (their paper)."""
+    bi_data: bool = True
+    """Streams 2k and 2k + 1 read the same blocks, one forwards, one backwards; needs an even global_batch_size."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"two_stream"})
+    terms: ClassVar[tuple[str, ...]] = ("plm",)
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between keys."""
+        pair = self.seq_len - self.reuse_len
+        if pair < NUM_SYMBOLS + 2:
+            yield (
+                "reuse_len",
+                f"leaves {pair} of {self.seq_len} tokens for A SEP B SEP CLS, which need {NUM_SYMBOLS + 2};"
+                " lower it or raise seq_len",
+            )
+        elif self.reuse_len % self.perm_size or pair % self.perm_size:
+            parts = f"{self.reuse_len} and {pair}" if self.reuse_len else f"{pair}"
+            yield "perm_size", f"must divide the parts of a row ({parts} tokens), got {self.perm_size}"
+        if self.num_predict > self.seq_len - NUM_SYMBOLS:
+            yield "num_predict", f"must be at most seq_len - {NUM_SYMBOLS}, got {self.num_predict}"
+
+    def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
+        """What does not fit the rest of the config."""
+        if self.bi_data and global_batch_size % 2:
+            yield (
+                "global_batch_size",
+                f"must be even with objective.bi_data (streams come in pairs, one forwards, one backwards), got"
+                f" {global_batch_size}; or set objective.bi_data=false",
+            )
+        if mem_len and not self.reuse_len:
+            yield (
+                "objective.reuse_len",
+                f"is 0, so nothing would enter the memory of {mem_len}; set it, or model.mem_len=0",
+            )
+
+    @property
+    def pair_len(self) -> int:
+        """Tokens of A and B together."""
+        return self.seq_len - self.reuse_len - NUM_SYMBOLS
+
+    @property
+    def window(self) -> int:
+        """The reused part, A and B (where B goes on after A)."""
+        return self.reuse_len + self.pair_len
+
+    @property
+    def stride(self) -> int:
+        """The reused part; A and B are read again by the next row."""
+        return self.reuse_len or self.pair_len
+
+    @property
+    def num_predictions(self) -> int:
+        """Length of the query stream."""
+        return self.num_predict
+
+    def training_rows(
+        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
+    ) -> Rows:
+        """What the streams of a run read, each with text from elsewhere in its block for half of the pairs."""
+        return StreamRows.of(
+            manifest,
+            window=self.window,
+            stride=self.stride,
+            mem_len=mem_len,
+            num_streams=num_streams,
+            seed=seed,
+            shuffle_blocks=shuffle_blocks,
+            both_ways=self.bi_data,
+            elsewhere=self.pair_len,
+        )
+
+    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:
+        """Rows of the text read forwards, with the pairs and predictions of a fixed seed."""
+        return SliceRows(
+            manifest,
+            num_tokens,
+            num_streams,
+            window=self.window,
+            stride=self.stride,
+            mem_len=mem_len,
+            elsewhere=self.pair_len,
+        )
+
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> PermutationLMCollator:
+        """The CPU half."""
+        return PermutationLMCollator(
+            self,
+            tokenizer.vocabulary,
+            SpanSampler(
+                tokenizer.word_starts(),
+                max_ngram=self.max_ngram,
+                alpha=self.span_alpha,
+                beta=self.span_beta,
+                whole_words=self.span_unit == "word",
+            ),
+            seed,
+        )
+
+    def head(self, backbone: Backbone) -> PermutationLMHead:
+        """The device half."""
+        return PermutationLMHead(backbone.output_layer(), share=self.num_predict / self.seq_len)
+
+
+@dataclass(frozen=True, eq=False)
+class PermutationLMCollator:
+    """Rows into token ids, segments, a factorization order and the positions to predict.
+
+    Shapes: T is seq_len, P num_predict. Rows that are shorter than the window, empty ones too, are padded within both
+    parts and have fewer predictions.
+    """
+
+    objective: PermutationLM
+    vocabulary: Vocabulary
+    spans: SpanSampler
+    seed: int
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """A batch of as many rows, which may be none."""
+        num_rows, seq_len, num_predict = len(rows), self.objective.seq_len, self.objective.num_predict
+        tokens = np.full((num_rows, seq_len), self.vocabulary.pad, dtype=np.int64)
+        segments, order = np.zeros_like(tokens), np.zeros_like(tokens)
+        valid, chosen = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+        predict = np.zeros((num_rows, num_predict), dtype=np.int64)
+        there = np.zeros((num_rows, num_predict), bool)
+        for i, row in enumerate(rows):
+            rng = row_generator(self.seed, row)
+            self._lay_out(row, rng, tokens[i], segments[i], valid[i])
+            symbols = (tokens[i] == self.vocabulary.sep) | (tokens[i] == self.vocabulary.cls)
+            chosen[i] = self._choose(tokens[i], valid[i], rng, reverse=row.reverse) & ~symbols
+            order[i] = self._factorize(chosen[i] | symbols, rng)
+            (positions,) = np.nonzero(chosen[i])
+            predict[i, : len(positions)] = positions
+            there[i, : len(positions)] = True
+        inputs = BackboneInput(
+            tokens=torch.from_numpy(tokens),
+            remembered=torch.tensor([row.remembered for row in rows], dtype=torch.int64),
+            valid=torch.from_numpy(valid),
+            segments=torch.from_numpy(segments),
+            order=torch.from_numpy(order),
+            predict=torch.from_numpy(predict),
+            reverse=torch.tensor([row.reverse for row in rows], dtype=torch.bool),
+            keep=self.objective.reuse_len,
+        )
+        # Predictions stand in the order of positions in both, so the masked tokens are the targets as they come.
+        targets = {"plm": torch.from_numpy(tokens[chosen]), "plm_at": torch.from_numpy(np.flatnonzero(there))}
+        return Batch(inputs, targets, {"plm": int(chosen.sum())})
+
+    def _lay_out(
+        self, row: Row, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
+    ) -> None:
+        """Write one row's tokens, segments (reused, A, SEP: 0; B, SEP: 1; CLS: 2) and what of it is there."""
+        reuse_len = self.objective.reuse_len
+        reused, rest = row.tokens[:reuse_len], row.tokens[reuse_len : self.objective.window]
+        tokens[: len(reused)] = reused
+        valid[: len(reused)] = True
+        if len(rest) < 2:
+            return
+        first, second = self._split(row, rest, rng)
+        sep, cls = [self.vocabulary.sep], [self.vocabulary.cls]
+        pair = np.concatenate([first, sep, second, sep, cls])
+        end = reuse_len + len(pair)
+        tokens[reuse_len:end] = pair
+        segments[reuse_len + len(first) + 1 : end] = 1
+        segments[end - 1] = 2
+        valid[reuse_len:end] = True
+
+    def _split(self, row: Row, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A and B: cut at a random sentence's end, B going on or (in half of the rows) coming from elsewhere.
+
+        The longer one loses tokens on its right until both fit.
+        """
+        total, start = len(rest), self.objective.reuse_len
+        ends = np.union1d(row.sentence_ends[~np.isin(row.sentence_ends + 1, row.document_ends)], row.document_ends)
+        cuts = ends + 1 - start
+        cuts = cuts[(cuts > 0) & (cuts < total)]
+        goes_on = len(cuts) > 0 and rng.random() < 0.5
+        cut = int(rng.choice(cuts)) if len(cuts) else total
+        if goes_on:
+            return rest[:cut], rest[cut:]
+        second = rest[:0] if row.elsewhere is None else row.elsewhere.tokens
+        if row.elsewhere is not None:
+            ends = row.elsewhere.sentence_ends + 1
+            enough = ends[ends >= max(1, total - cut)]
+            second = second[: enough[0]] if len(enough) else second
+        if not len(second):
+            return rest[: total - 1], rest[total - 1 :]
+        len_first, len_second = _trim(cut, len(second), total)
+        return rest[:len_first], second[:len_second]
+
+    def _choose(self, tokens: np.ndarray, valid: np.ndarray, rng: np.random.Generator, *, reverse: bool) -> np.ndarray:
+        """The positions to predict: half in each part, and in proportion to what is there of it."""
+        objective = self.objective
+        chosen = np.zeros(len(tokens), bool)
+        second = objective.num_predict // 2 if objective.reuse_len else objective.num_predict
+        for start, stop, goal in (
+            (0, objective.reuse_len, objective.num_predict - second),
+            (objective.reuse_len, objective.seq_len, second),
+        ):
+            length = int(valid[start:stop].sum())
+            if length:
+                part = tokens[start : start + length]
+                mask = self.spans.sample(part[::-1] if reverse else part, goal * length // (stop - start), rng)
+                chosen[start : start + length] = mask[::-1] if reverse else mask
+        return chosen
+
+    def _factorize(self, ordered: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Ranks: of each part the context first, all alike, then what is `ordered` (predictions, symbols) one by one.
+
+        The second part's come after the first's. Within a part, the same permutation orders each `perm_size` tokens.
+        """
+        objective = self.objective
+        ranks, base = np.zeros(len(ordered), dtype=np.int64), 0
+        for start, stop in ((0, objective.reuse_len), (objective.reuse_len, objective.seq_len)):
+            permutation = rng.permutation(objective.perm_size) if stop > start else np.zeros(0, np.int64)
+            blocks = np.arange(0, stop - start, objective.perm_size)
+            drawn = (blocks[:, None] + permutation).ravel()
+            ranks[start:stop] = base + np.where(ordered[start:stop], 1 + drawn, 0)
+            base += stop - start + 1
+        return ranks
+
+
+class PermutationLMHead(Head):
+    """The vocabulary projection of the query stream, and the summed loss."""
+
+    def __init__(self, output: OutputLayer, *, share: float):
+        super().__init__()
+        self.output = output
+        self.share = share
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        """The sum over the tokens to predict, and each one's loss."""
+        assert hidden.predictions is not None, "a backbone with two streams, and positions to predict"
+        total, scores = predict_tokens(
+            self.output, hidden.predictions, at=batch.targets["plm_at"], targets=batch.targets["plm"]
+        )
+        return Loss({"plm": total}, {"plm": scores})
+
+    def flops_per_token(self) -> float:
+        """Forward and backward of the output layer."""
+        return self.output.flops_per_token() * self.share
+
+
+def _trim(first: int, second: int, total: int) -> tuple[int, int]:
+    """Lengths that sum to `total` at most, taken from the longer one, the second where they are alike."""
+    excess = max(first + second - total, 0)
+    from_longer = min(excess, abs(first - second))
+    if first > second:
+        first -= from_longer
+    else:
+        second -= from_longer
+    excess -= from_longer
+    return first - excess // 2, second - (excess + 1) // 2
