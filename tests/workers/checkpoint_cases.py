@@ -17,13 +17,17 @@ from workers.engine_cases import ALL
 from xlpretrain import checkpoint, distributed
 from xlpretrain.engine import EngineConfig
 from xlpretrain.errors import CheckpointError
+from xlpretrain.optimizers import AdamWConfig, LambConfig, OptimizerConfig
 from xlpretrain.state import TrainState
 
 STREAMS = 7
 
 
-def begin(config: EngineConfig, *, seed: int = 0) -> Training:
-    return training(config, num_streams=STREAMS, num_micro_batches=2, seed=seed)
+OPTIMIZERS: dict[str, OptimizerConfig] = {"adamw": AdamWConfig(grad_clip=0.5), "lamb": LambConfig(grad_clip=0.5)}
+
+
+def begin(config: EngineConfig, *, optimizer: str = "adamw", seed: int = 0) -> Training:
+    return training(config, num_streams=STREAMS, num_micro_batches=2, optimizer=OPTIMIZERS[optimizer], seed=seed)
 
 
 def save(folder: Path, run: Training, step: int, *, keep: int = 3) -> Path:
@@ -81,17 +85,24 @@ def same_layout_full(folder: Path) -> Any:
 
 def elastic_save(folder: Path) -> Any:
     """For another number of ranks to go on from."""
-    run = begin(ALL["zero 1 fp32"])
-    run.steps(0, 4)
-    save(folder / "elastic", run, 4)
-    return run.steps(4, 8)
+    found = {}
+    for name in OPTIMIZERS:
+        run = begin(ALL["zero 1 fp32"], optimizer=name)
+        run.steps(0, 4)
+        save(folder / "elastic" / name, run, 4)
+        found[name] = run.steps(4, 8)
+    return found
 
 
 def elastic_load(folder: Path) -> Any:
-    run = begin(ALL["zero 3 fp32"], seed=1)
-    restored = restore(folder / "elastic", run)
-    assert restored is not None
-    return {"losses": run.steps(4, 8), "differences": restored.differences, "updates": run.engine.updates}
+    found = {}
+    for name in OPTIMIZERS:
+        run = begin(ALL["zero 3 fp32"], optimizer=name, seed=1)
+        restored = restore(folder / "elastic" / name, run)
+        assert restored is not None
+        losses = run.steps(4, 8)
+        found[name] = {"losses": losses, "differences": restored.differences, "updates": run.engine.updates}
+    return found
 
 
 def damaged_on_one_rank(folder: Path) -> Any:
