@@ -27,14 +27,14 @@ def model(valid: Manifest) -> PretrainingModel:
     return PretrainingModel(backbone, CausalLM(seq_len=16).head(backbone)).eval()
 
 
-def score(model: PretrainingModel, valid: Manifest, mem_len: int = 16, **config) -> Evaluation:
+def score(model: PretrainingModel, valid: Manifest, mem_len: int = 16, seq_len: int = 16, **config) -> Evaluation:
     with torch.no_grad():
         return evaluate(
             model,
-            model.backbone,
+            model.backbone.empty_memory,
             manifest=valid,
             tokenizer=valid.open_tokenizer(),
-            objective=CausalLM(seq_len=16),
+            objective=CausalLM(seq_len=seq_len),
             mem_len=mem_len,
             config=EvalConfig(**config),
             device=torch.device("cpu"),
@@ -82,7 +82,13 @@ def test_covered_is_whole_blocks_one_at_least(valid: Manifest):
 
 def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, valid: Manifest):
     train = Manifest.open(tiny_dataset / "train")
-    found = evaluate_unigram(train, valid, max_tokens=None)
+    found = evaluate_unigram(
+        train,
+        valid,
+        tokenizer=valid.open_tokenizer(),
+        objective=CausalLM(seq_len=64),
+        config=EvalConfig(max_tokens=None),
+    )
     counts = np.bincount(train.tokens(0, train.num_tokens), minlength=train.vocabulary.size) + 1
     by_hand = -np.log(counts / counts.sum())[valid.tokens(0, valid.num_tokens)].sum()
     assert found.main.nll == pytest.approx(by_hand)

@@ -168,11 +168,11 @@ def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[]
     return partial(
         evaluate,
         engine.evaluate,
-        engine.model.backbone,
+        engine.model.backbone.empty_memory,
         manifest=data.valid,
         tokenizer=data.tokenizer,
-        objective=config.objective,
-        mem_len=config.model.mem_len,
+        objective=config.evaluated_objective(config.eval),
+        mem_len=config.evaluated_mem_len(config.eval),
         config=config.eval,
         device=engine.device,
     )

@@ -17,7 +17,7 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import EvalConfig
 from xlpretrain.models import AnyModel
 from xlpretrain.objectives import AnyObjective
-from xlpretrain.objectives.objective import PretrainingModel
+from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.schedules import AnySchedule, Cosine
@@ -87,6 +87,25 @@ class RunConfig(Section):
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
         yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
 
+    def evaluated_mem_len(self, settings: EvalConfig) -> int:
+        """Positions remembered in an evaluation."""
+        return self.model.mem_len if settings.mem_len is None else settings.mem_len
+
+    def evaluated_objective(self, settings: EvalConfig) -> Objective:
+        """The objective with the row length of an evaluation. Raises `ConfigError` if its settings do not fit."""
+        objective, source = self.objective, f"{self.name}, its evaluation"
+        if settings.seq_len is not None:
+            data = self.model_dump(mode="json")
+            data["objective"]["seq_len"] = settings.seq_len
+            objective = schema.validate(RunConfig, data, source).objective
+        mem_len = self.evaluated_mem_len(settings)
+        found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
+        if mem_len and "memory" not in self.model.provides:
+            found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
+        if found:
+            raise ConfigError(schema.report(source, found))
+        return objective
+
     @property
     def folder(self) -> RunFolder:
         """Where the run lies."""
@@ -142,6 +161,7 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
 
 def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
+    config.evaluated_objective(config.eval)
     found: list[Problem] = list(config.objective.data_problems(train))
     if train.num_blocks * train.block_tokens < config.tokens_per_step:
         found.append(

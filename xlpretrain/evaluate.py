@@ -14,11 +14,9 @@ from torch import Tensor
 from xlpretrain import distributed
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import document_starts
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.metrics import Metrics
-from xlpretrain.models.backbone import Backbone
-from xlpretrain.objectives.objective import Batch, Loss, Objective
+from xlpretrain.objectives.objective import Batch, Loss, Objective, Scores
 from xlpretrain.schema import Section
 
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
@@ -39,7 +37,7 @@ class EvalConfig(Section):
     mem_len: int | None = Field(None, ge=0)
     """Positions remembered (default: as trained)."""
     seq_len: int | None = Field(None, gt=0)
-    """New tokens in a row (default: as trained)."""
+    """Tokens in a row (default: as trained)."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
 
 def evaluate(
     forward: Forward,
-    backbone: Backbone,
+    empty_memory: Callable[[int, int], Tensor],
     *,
     manifest: Manifest,
     tokenizer: Tokenizer,
@@ -148,28 +146,34 @@ def evaluate(
     mem_len: int,
     config: EvalConfig,
     device: torch.device,
+    terms: tuple[str, ...] = (),
 ) -> Evaluation:
     """Score the held-out text. Every rank calls it; every rank gets the result.
 
     It is read in `config.num_streams` streams, which ranks share out. Each carries its own memory, apart from the
     memories of training. A rank without a stream runs empty batches (ZeRO-3 gathers weights in the forward pass). Sums
     are kept per stream and added in the order of streams, so that ranks do not change them.
+
+    Args:
+        forward: scores every term of `terms`.
+        empty_memory: of so many rows and positions.
+        objective: with the row length that is wanted.
+        mem_len: positions remembered.
+        terms: loss terms to score, the one that predicts tokens first (default: the objective's).
     """
     num_tokens, num_bytes = covered(manifest, config.max_tokens)
-    mem_len = mem_len if config.mem_len is None else config.mem_len
-    if config.seq_len is not None:
-        objective = objective.model_copy(update={"seq_len": config.seq_len})
+    terms = terms or objective.terms
     rows = objective.evaluation_rows(manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len)
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
     loader = Loader(rows, objective.collator(tokenizer, seed=_SEED), [streams])
 
     # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
-    totals = np.zeros((len(streams), len(objective.terms), 3))
+    totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, rows.num_clusters))
-    mems = backbone.empty_memory(len(streams), mem_len).to(device)
+    mems = empty_memory(len(streams), mem_len).to(device)
     for step, (batch,) in enumerate(loader.steps(start=0, stop=rows.num_steps)):
         loss, mems = forward(batch.to(device), mems)
-        for number, term in enumerate(objective.terms):
+        for number, term in enumerate(terms):
             scores = loss.scores[term]
             if scores.correct is None:
                 raise TypeError(f"{objective.type} scores no {term} in evaluation mode")
@@ -187,7 +191,7 @@ def evaluate(
     return Evaluation(
         scores={
             term: Score(float(nll), int(count), int(correct))
-            for term, (nll, count, correct) in zip(objective.terms, by_term, strict=True)
+            for term, (nll, count, correct) in zip(terms, by_term, strict=True)
         },
         weights=objective.weights,
         num_tokens=num_tokens,
@@ -198,23 +202,33 @@ def evaluate(
     )
 
 
-def evaluate_unigram(train: Manifest, valid: Manifest, *, max_tokens: int | None) -> Evaluation:
-    """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline."""
+def evaluate_unigram(
+    train: Manifest, valid: Manifest, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
+) -> Evaluation:
+    """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
+
+    It answers the same questions as `evaluate` asks a model, those of the first loss term.
+    """
     vocab_size = train.vocabulary.size
     counts = np.ones(vocab_size)
     for i in range(train.num_blocks + bool(train.tail_tokens)):
         counts += np.bincount(train.block(i).tokens, minlength=vocab_size)
-    nll_of = -np.log(counts / counts.sum())
-    num_tokens, num_bytes = covered(valid, max_tokens)
-    documents = document_starts(valid, num_tokens)
-    tokens = valid.tokens(0, num_tokens)
-    nll = nll_of[tokens]
-    return Evaluation(
-        scores={"unigram": Score(float(nll.sum()), num_tokens, int((tokens == counts.argmax()).sum()))},
-        weights={"unigram": 1.0},
-        num_tokens=num_tokens,
-        num_bytes=num_bytes,
-        every_token=True,
-        cluster_nll=np.add.reduceat(nll, documents),
-        cluster_counts=np.diff(np.append(documents, num_tokens)),
+    nll_of, likeliest = torch.from_numpy(-np.log(counts / counts.sum())), int(counts.argmax())
+    term = objective.terms[0]
+
+    def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
+        targets = batch.targets[term]
+        nll = nll_of[targets]
+        return Loss({term: nll.sum()}, {term: Scores(batch.rows_of(term), nll, targets == likeliest)}), mems
+
+    return evaluate(
+        forward,
+        lambda num_rows, mem_len: torch.zeros(0, num_rows, mem_len, 0),
+        manifest=valid,
+        tokenizer=tokenizer,
+        objective=objective,
+        mem_len=0,
+        config=config,
+        device=torch.device("cpu"),
+        terms=(term,),
     )

@@ -10,7 +10,7 @@ from xlpretrain.metrics import read_metrics
 
 
 def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
-    """The loss curve of a run: training loss as logged and smoothed, held-out loss, and the learning rate below."""
+    """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate."""
     from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
 
     rows = list(read_metrics(metrics))
@@ -18,15 +18,25 @@ def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
     held_out = np.array([(r["step"], r["valid/loss"]) for r in rows if r.get("valid/loss") is not None])
     if not len(trained):
         return
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    accuracies = sorted({name for row in rows for name in row if name.endswith("_accuracy")})
+    figure = Figure(figsize=(8, 7.5 if accuracies else 5.5), layout="constrained")
+    above, *middle, below = figure.subplots(
+        2 + bool(accuracies), 1, sharex=True, height_ratios=[4, 2, 1] if accuracies else [4, 1]
+    )
     above.plot(trained[:, 0], trained[:, 1], color="tab:blue", alpha=0.35, linewidth=1, label="training, as logged")
     above.plot(trained[:, 0], _smooth(trained[:, 1]), color="tab:blue", linewidth=2, label="training, smoothed")
     if len(held_out):
         above.plot(held_out[:, 0], held_out[:, 1], "o-", color="tab:orange", label="held out")
-    above.set(ylabel="loss (nats per token)", title=title)
+    above.set(ylabel="loss (nats per prediction)", title=title)
     above.grid(alpha=0.3)
     above.legend()
+    for axis in middle:
+        for name in accuracies:
+            known = np.array([(r["step"], r[name]) for r in rows if r.get(name) is not None])
+            axis.plot(known[:, 0], known[:, 1], "o-", label=name.removeprefix("valid/").removesuffix("_accuracy"))
+        axis.set(ylabel="held-out accuracy")
+        axis.grid(alpha=0.3)
+        axis.legend()
     below.plot(trained[:, 0], trained[:, 2], color="tab:gray")
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)

@@ -10,33 +10,35 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.evaluate import Evaluation, evaluate_unigram
 from xlpretrain.generate import sample_text
+from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
 _PROMPT_TOKENS = 48
+_WITHOUT_MEMORY = "memory off"
 
 
 def print_report(folder: RunFolder) -> None:
-    """Print the summary of a run with memory. Scores `eval.max_tokens` held-out tokens three times, on one device."""
+    """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device."""
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = TrainedRun.load(folder, device=device)
     found = _score(run, console)
     console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
     console.print(_table(found))
-    names = list(found)
-    if len(names) > 2:
-        gain, error = found[names[2]].gain_over(found[names[1]])
+    if _WITHOUT_MEMORY in found:
+        gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
+        texts = "documents" if found[_WITHOUT_MEMORY].every_token else "rows"
         console.print(
-            f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per token (standard error over documents)"
+            f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
         )
-    prompt, written = _sample(run)
-    console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
-    for mark, text in (("-", prompt), ("+", written)):
-        console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
+    if isinstance(run.model.head, CausalLMHead):
+        prompt, written = _sample(run)
+        console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
+        for mark, text in (("-", prompt), ("+", written)):
+            console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
     console.print("\n[bold]Where things lie[/bold]")
     for what, path in [
         ("loss curve", folder.plot),
@@ -48,41 +50,63 @@ def print_report(folder: RunFolder) -> None:
     console.print("\n[bold]What to try next[/bold]")
     longer = 4 * run.step
     program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]
-    for line in [
+    lines = [
         f"{program} train {folder.config} name=longer max_steps={longer} schedule.total_steps={longer}",
-        f"{program} eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # an even longer memory",
         f"{program} config --copy quickstart_data     # then name your own text in it (docs/data.md)",
-    ]:
+    ]
+    if run.config.model.mem_len:
+        lines.insert(1, f"{program} eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # a longer memory")
+    for line in lines:
         console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _as_trained(run: TrainedRun) -> str:
+    return f"memory {run.config.model.mem_len}, as trained" if run.config.model.mem_len else "as trained"
 
 
 def _score(run: TrainedRun, console: Console) -> dict[str, Evaluation]:
     mem_len, settings = run.config.model.mem_len, run.config.eval
     assert run.data.valid is not None
-    found = {"unigram model": evaluate_unigram(run.data.train, run.data.valid, max_tokens=settings.max_tokens)}
-    for name, length in [
-        ("memory off", 0),
-        (f"memory {mem_len}, as trained", mem_len),
-        (f"memory {4 * mem_len}", 4 * mem_len),
-    ]:
+    found = {
+        "unigram model": evaluate_unigram(
+            run.data.train,
+            run.data.valid,
+            tokenizer=run.data.tokenizer,
+            objective=run.config.evaluated_objective(settings),
+            config=settings,
+        )
+    }
+    lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
+    for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
         console.print(f"scoring {found['unigram model'].num_tokens:,} held-out tokens: {name}")
         found[name] = run.score(config=settings.model_copy(update={"mem_len": length}))
     return found
 
 
 def _table(found: dict[str, Evaluation]) -> Table:
-    table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
-    for column in ("perplexity", "bits per byte", "nats per token"):
+    """A row per model; of further loss terms, which have no perplexity, loss and accuracy."""
+    last = list(found.values())[-1]
+    others = list(last.scores)[1:]
+    table = Table(f"held-out text, {last.main.count:,} predictions", box=None, header_style="bold", pad_edge=False)
+    columns = ["perplexity", *(["bits per byte"] if last.every_token else []), "nats each", "accuracy"]
+    columns += [f"{term} {what}" for term in others for what in ("nats", "accuracy")]
+    for column in columns:
         table.add_column(column, justify="right")
     for name, result in found.items():
-        table.add_row(name, f"{result.perplexity:.2f}", f"{result.bits_per_byte:.3f}", f"{result.loss:.4f}")
+        cells = [f"{result.perplexity:.2f}"]
+        cells += [f"{result.bits_per_byte:.3f}"] if last.every_token else []
+        cells += [f"{result.main.loss:.4f}", f"{result.main.accuracy:.3f}"]
+        for term in others:
+            score = result.scores.get(term)
+            cells += ["", ""] if score is None else [f"{score.loss:.4f}", f"{score.accuracy:.3f}"]
+        table.add_row(name, *cells)
     return table
 
 
 def _sample(run: TrainedRun) -> tuple[str, str]:
     """The beginning of a held-out document, and how the model would go on."""
     assert run.data.valid is not None
-    tokenizer = Tokenizer.load(run.data.train.tokenizer_path)
+    tokenizer = run.data.tokenizer
     eod = run.data.train.vocabulary.eod
     prompt = run.data.valid.tokens(0, _PROMPT_TOKENS).tolist()
     tokens = sample_text(

@@ -209,10 +209,16 @@ class ConsoleTracker:
 
     @staticmethod
     def _describe_evaluation(metrics: Mapping[str, float | int]) -> str:
-        return (
-            f"step {metrics['step']}: held-out loss {metrics['valid/loss']:.4f},"
-            f" perplexity {metrics['valid/perplexity']:.2f}, {metrics['valid/bits_per_byte']:.3f} bits per byte"
-        )
+        parts = [
+            f"step {metrics['step']}: held-out loss {metrics['valid/loss']:.4f}",
+            f"perplexity {metrics['valid/perplexity']:.2f}",
+        ]
+        if "valid/bits_per_byte" in metrics:
+            parts.append(f"{metrics['valid/bits_per_byte']:.3f} bits per byte")
+        for name, value in metrics.items():
+            if name.startswith("valid/") and name.endswith("_accuracy"):
+                parts.append(f"{name.removeprefix('valid/').replace('_', ' ')} {value:.3f}")
+        return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -47,11 +47,11 @@ class TrainedRun:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
         return evaluate(
             self._forward,
-            self.model.backbone,
+            self.model.backbone.empty_memory,
             manifest=valid,
             tokenizer=self.data.tokenizer,
-            objective=self.config.objective,
-            mem_len=self.config.model.mem_len,
+            objective=self.config.evaluated_objective(config),
+            mem_len=self.config.evaluated_mem_len(config),
             config=config,
             device=self.device,
         )

@@ -25,11 +25,20 @@ from xlpretrain.schema import Problem, Section
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `counts` is how many predictions each loss term has in it, known before the forward pass."""
+    """One micro-batch. `counts` is how many predictions each loss term has in it, known before the forward pass.
+
+    targets: the right answers of a term that predicts tokens under its name, and under `<term>_at` where they are
+    asked for, ascending: row * width + position, of the query stream if there is one, else of the tokens.
+    """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
     counts: Mapping[str, int]
+
+    def rows_of(self, term: str) -> Int[Tensor, " N"]:
+        """The row of each prediction of a term that predicts tokens."""
+        places = self.inputs.tokens if self.inputs.predict is None else self.inputs.predict
+        return self.targets[f"{term}_at"] // max(places.shape[1], 1)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
