@@ -9,7 +9,7 @@ from reference_lamb import Gate, ReferenceLamb
 from torch import nn
 
 from xlpretrain import schema
-from xlpretrain.engine.partition import stacks
+from xlpretrain.engine.partition import stacks_of
 from xlpretrain.errors import ConfigError
 from xlpretrain.optimizers import AdamWConfig, AnyOptimizer, LambConfig
 from xlpretrain.optimizers.optimizer import LayerWise, Segment, decay_groups
@@ -100,7 +100,7 @@ def test_lamb_sees_three_tensors_in_a_fused_weight() -> None:
         optimizer = LambConfig(lr=0.1).build(parameters)
         segments = {
             p: [Segment(s.first + i, i * s.size, s.size) for i in range(s.count)]
-            for p, s in zip(parameters, stacks(gate).values(), strict=True)
+            for p, s in zip(parameters, stacks_of(gate).values(), strict=True)
         }
         optimizer.attach(segments, num_tensors=4, group=None)
         gate(torch.randn(5, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()

@@ -59,7 +59,7 @@ class Stack:
     size: int
 
 
-def stacks(model: nn.Module) -> dict[str, Stack]:
+def stacks_of(model: nn.Module) -> dict[str, Stack]:
     """By parameter name, tied ones once. A parameter with the attribute `num_fused` is so many tensors, others are one.
 
     To be called before ZeRO takes the model over.

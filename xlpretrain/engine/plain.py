@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlpretrain.engine.engine import Engine, TermScales
-from xlpretrain.engine.partition import Partition, Piece, clip, stacks
+from xlpretrain.engine.partition import Partition, Piece, clip, stacks_of
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
 
@@ -54,7 +54,7 @@ class PlainEngine(Engine):
             self._optimizer,
             optimizer.state_kinds,
             self._masters,
-            stacks=stacks(model),
+            stacks=stacks_of(model),
             replicated=True,
         )
 

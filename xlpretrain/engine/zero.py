@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.engine.engine import Engine, TermScales
-from xlpretrain.engine.partition import Partition, Piece, clip, stacks
+from xlpretrain.engine.partition import Partition, Piece, clip, stacks_of
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.optimizers import OptimizerConfig
+from xlpretrain.optimizers.optimizer import LayerWise
 
 if TYPE_CHECKING:
     from xlpretrain.engine import EngineConfig
@@ -76,9 +77,12 @@ class ZeroEngine(Engine):
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self.kinds = ("weight", *optimizer.state_kinds)
         names = {parameter: name for name, parameter in model.named_parameters()}
-        tensors = stacks(model)
+        tensors = stacks_of(model)
         options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build(names)
+        assert isinstance(client, LayerWise) == (optimizer.sees == "segments"), (
+            f"{optimizer.type} does not say the truth"
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from xlpretrain.optimizers.optimizer import OptimizerConfig, decay_groups
+from xlpretrain.optimizers.optimizer import OptimizerConfig, Sees, decay_groups
 
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
@@ -33,7 +33,7 @@ class AdamWConfig(OptimizerConfig):
     """Divide the moments, which begin at 0, by the share of them that has been filled."""
 
     state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    sees: ClassVar[Literal["elements", "segments", "parameters"]] = "elements"
+    sees: ClassVar[Sees] = "elements"
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         groups = decay_groups(parameters, self.weight_decay)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlpretrain.optimizers.adamw import Betas, move
-from xlpretrain.optimizers.optimizer import LayerWise, OptimizerConfig, Segment, decay_groups
+from xlpretrain.optimizers.optimizer import LayerWise, OptimizerConfig, Sees, Segment, decay_groups
 from xlpretrain.schema import Problem
 
 
@@ -39,7 +39,7 @@ class LambConfig(OptimizerConfig):
     """The most that a step is multiplied by (null: no bound); 10 is usual elsewhere."""
 
     state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    sees: ClassVar[Literal["elements", "segments", "parameters"]] = "segments"
+    sees: ClassVar[Sees] = "segments"
 
     def problems(self) -> Iterator[Problem]:
         """The bounds must not cross."""

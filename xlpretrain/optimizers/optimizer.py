@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from xlpretrain.schema import Section
 
+Sees = Literal["elements", "segments", "parameters"]
+
 
 class OptimizerConfig(Section, ABC):
     """The keys every optimizer has."""
@@ -39,7 +41,7 @@ class OptimizerConfig(Section, ABC):
 
     state_kinds: ClassVar[tuple[str, ...]]
     """Names of the fp32 tensors kept per parameter, beside the scalar `step`."""
-    sees: ClassVar[Literal["elements", "segments", "parameters"]]
+    sees: ClassVar[Sees]
     """What an update needs: elements alone; segments that `LayerWise.attach` tells of; or whole parameters, which no
     ZeRO stage above 0 has, so that the engine refuses it there."""
 
