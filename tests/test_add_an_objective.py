@@ -1,0 +1,59 @@
+"""docs/add-an-objective.md, done as written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+
+ROOT = Path(__file__).parent.parent
+
+
+def _block(page: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def test_the_worked_example_trains_and_passes_what_every_objective_must(tiny_dataset: Path, tmp_path: Path):
+    page = (ROOT / "docs" / "add-an-objective.md").read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "xlpretrain", tmp_path / "xlpretrain", ignore=shutil.ignore_patterns("__pycache__"))
+    objectives = tmp_path / "xlpretrain" / "objectives"
+    (objectives / "lookahead_lm.py").write_text(_block(page, "python"), encoding="utf-8")
+    registry = (objectives / "__init__.py").read_text(encoding="utf-8")
+    registry = "from xlpretrain.objectives.lookahead_lm import LookaheadLM\n" + registry
+    before, after = registry.split("OBJECTIVES: dict[str, type[Objective]] = {")
+    registry = f"{before}OBJECTIVES: dict[str, type[Objective]] = {{\n{_block(page, 'registry')}{after}"
+    (objectives / "__init__.py").write_text(registry, encoding="utf-8")
+    (tmp_path / "lookahead.yaml").write_text(_block(page, "yaml"), encoding="utf-8")
+    environment = commands.environment() | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: object) -> str:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    data = [f"data.train={tiny_dataset / 'train'}", f"data.valid={tiny_dataset / 'valid'}", "eval.max_tokens=2000"]
+    run("-m", "xlpretrain", "lookahead.yaml", *data, "wandb.mode=disabled")
+    out = run("-m", "xlpretrain.score_held_out", "runs/lookahead", "--max-tokens=1000")
+    assert re.search(r"ahead: [\d,]+ predictions", out)
+    environment["PYTHONPATH"] += os.pathsep + str(ROOT)
+    tests = ROOT / "tests" / "test_objectives.py"
+    out = run(
+        "-m",
+        "pytest",
+        "--rootdir",
+        ROOT,
+        "-c",
+        ROOT / "pyproject.toml",
+        tests,
+        "-k",
+        "lookahead",
+        "-p",
+        "no:cacheprovider",
+    )
+    assert re.search(r"\b4 passed", out)
