@@ -5,20 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlpretrain.models.attention import RelativeAttention, relative_shift, visible_keys
-from xlpretrain.models.layers import encode_distances
+from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.masks import additive, visible_keys
+from xlpretrain.models.positions import Positions, encode_distances, gather_distances, relative_shift
 
 
 def _attention() -> RelativeAttention:
     torch.manual_seed(0)
-    return RelativeAttention(d_model=8, num_heads=2, d_head=3, dropout=0.0)
+    return RelativeAttention(d_model=8, num_heads=2, d_head=3, dropout=0.0, bidirectional=False)
+
+
+def _causal(remembered, *, num_queries, mem_len, same_length=False) -> torch.Tensor:
+    inputs = BackboneInput(torch.zeros(len(remembered), num_queries, dtype=torch.int64), torch.tensor(remembered))
+    return visible_keys(inputs, mem_len=mem_len, causal=True, same_length=same_length)
+
+
+def _encode(first, last, *, clamp_len=None) -> torch.Tensor:
+    return encode_distances(first, last, 8, clamp_len=clamp_len, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("num_queries", "mem_len"), [(1, 0), (1, 5), (4, 0), (4, 1), (4, 3), (3, 9)])
 def test_shift_equals_a_gather_by_distance(num_queries, mem_len):
     num_keys = mem_len + num_queries
     by_distance = torch.randn(2, 3, num_queries, num_keys + 1, requires_grad=True)
-    shifted = relative_shift(by_distance)
+    shifted = relative_shift(by_distance, num_keys)
     assert shifted.shape == (2, 3, num_queries, num_keys)
     weights = torch.randn(2, 3, num_queries, num_keys).tril(mem_len)
     (gradient,) = torch.autograd.grad((shifted * weights).sum(), by_distance)
@@ -33,7 +44,7 @@ def test_shift_equals_a_gather_by_distance(num_queries, mem_len):
 
 def test_shift_copies_nothing():
     by_distance = torch.randn(2, 3, 4, 8)
-    assert relative_shift(by_distance).untyped_storage().data_ptr() == by_distance.untyped_storage().data_ptr()
+    assert relative_shift(by_distance, 7).untyped_storage().data_ptr() == by_distance.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("clamp_len", [None, 3])
@@ -42,12 +53,11 @@ def test_shift_copies_nothing():
 def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp_len, same_length):
     attention, num_keys = _attention(), mem_len + num_queries
     context = torch.randn(2, num_keys, 8)
-    remembered = torch.tensor([mem_len, mem_len // 2])
+    remembered = [mem_len, mem_len // 2]
     content, position = torch.randn(2, 3), torch.randn(2, 3)
-    visible = visible_keys(remembered, num_queries=num_queries, mem_len=mem_len, same_length=same_length)
-    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    distances = encode_distances(num_keys, 8, clamp_len=clamp_len, device=torch.device("cpu"), dtype=torch.float32)
-    ours = attention(context[:, mem_len:], context, distances, mask, content_bias_NH=content, position_bias_NH=position)
+    visible = _causal(remembered, num_queries=num_queries, mem_len=mem_len, same_length=same_length)
+    positions = Positions(_encode(num_keys, 0, clamp_len=clamp_len)[None])
+    ours = attention(context[:, mem_len:], context, additive(visible, torch.float32), positions, content, position)
 
     for row in range(2):
         for query in range(num_queries):
@@ -58,7 +68,7 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
                 scores, values = [], []
                 for key in range(num_keys):
                     distance = mem_len + query - key
-                    is_own = key >= mem_len - int(remembered[row])
+                    is_own = key >= mem_len - remembered[row]
                     is_near = not (same_length and mem_len) or distance < mem_len
                     if distance < 0 or not is_own or not is_near:
                         continue
@@ -73,29 +83,79 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
 
 
 def test_same_length_lets_every_query_see_equally_many_keys():
-    full = visible_keys(torch.tensor([6]), num_queries=4, mem_len=6, same_length=True)
-    assert full.sum(-1).tolist() == [[6, 6, 6, 6]]
-    assert visible_keys(torch.tensor([6]), num_queries=4, mem_len=6, same_length=False).sum(-1).tolist() == [
-        [7, 8, 9, 10]
-    ]
+    assert _causal([6], num_queries=4, mem_len=6, same_length=True).sum(-1).tolist() == [[6, 6, 6, 6]]
+    assert _causal([6], num_queries=4, mem_len=6).sum(-1).tolist() == [[7, 8, 9, 10]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_query_that_may_see_nothing_gives_no_nan(dtype):
     attention = _attention().to(dtype)
     context = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
-    distances = encode_distances(5, 8, clamp_len=None, device=torch.device("cpu"), dtype=dtype)
-    mask = torch.full((1, 3, 5), torch.finfo(dtype).min, dtype=dtype)
+    mask = additive(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
     bias = torch.randn(2, 3, dtype=dtype)
-    output = attention(context[:, 2:], context, distances, mask, content_bias_NH=bias, position_bias_NH=bias)
+    output = attention(context[:, 2:], context, mask, Positions(_encode(5, 0)[None].to(dtype)), bias, bias)
     output.sum().backward()
     assert output.isfinite().all()
     assert context.grad.isfinite().all()
 
 
 def test_positions_are_exact_before_they_are_rounded_to_bf16():
-    exact = encode_distances(700, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.float32)
-    rounded = encode_distances(700, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.bfloat16)
+    exact = _encode(700, 0)
+    rounded = encode_distances(700, 0, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.bfloat16)
     assert torch.equal(rounded, exact.to(torch.bfloat16))
     angle = torch.tensor(699.0)
     torch.testing.assert_close(exact[1, [0, 4]], torch.stack([angle.sin(), angle.cos()]))
+
+
+@pytest.mark.parametrize(("num_tokens", "mem_len"), [(1, 0), (1, 5), (4, 0), (4, 3), (3, 9)])
+def test_both_streams_equal_a_gather_by_distance_of_either_sign(num_tokens, mem_len):
+    num_keys = mem_len + num_tokens
+    distances = list(range(num_keys, -num_tokens, -1))
+    predict = torch.randint(num_tokens, (2, 5))
+    for_tokens, for_predictions = (torch.randn(2, 3, n, len(distances)) for n in (num_tokens, 5))
+    shifted = relative_shift(for_tokens, num_keys)
+    gathered = gather_distances(for_predictions, predict, num_tokens=num_tokens, num_keys=num_keys)
+    assert (shifted.shape, gathered.shape) == ((2, 3, num_tokens, num_keys), (2, 3, 5, num_keys))
+    for key in range(num_keys):
+        for query in range(num_tokens):
+            column = distances.index(mem_len + query - key)
+            assert torch.equal(shifted[..., query, key], for_tokens[..., query, column])
+        for row in range(2):
+            for i, at in enumerate(predict[row].tolist()):
+                column = distances.index(mem_len + at - key)
+                assert torch.equal(gathered[row, :, i, key], for_predictions[row, :, i, column])
+
+
+def test_distances_go_both_ways_and_are_clamped_both_ways():
+    forth, back = _encode(5, -3), _encode(-5, 3)
+    assert torch.equal(back, _encode(3, -5).flip(0))
+    torch.testing.assert_close(back, torch.cat([-forth[:, :4], forth[:, 4:]], dim=1))  # sin(-x) = -sin x
+    clamped = _encode(5, -3, clamp_len=2)
+    assert torch.equal(clamped, torch.cat([forth[3:4].expand(4, -1), forth[4:7], forth[7:8].expand(2, -1)]))
+
+
+def test_the_order_says_who_sees_whom():
+    """Rank -1 for the context; a token sees its own rank, a prediction only lower ones, and nobody sees padding."""
+    inputs = BackboneInput(
+        tokens=torch.zeros(1, 5, dtype=torch.int64),
+        remembered=torch.tensor([1]),
+        valid=torch.tensor([[True, True, True, True, False]]),
+        order=torch.tensor([[-1, 2, -1, 1, -1]]),
+        predict=torch.tensor([[1, 3]]),
+    )
+    visible = visible_keys(inputs, mem_len=2, causal=False)
+    assert visible.int().tolist() == [
+        [
+            [0, 1, 1, 0, 1, 0, 0],
+            [0, 1, 1, 1, 1, 1, 0],
+            [0, 1, 1, 0, 1, 0, 0],
+            [0, 1, 1, 0, 1, 1, 0],
+            [0, 1, 1, 0, 1, 0, 0],
+            [0, 1, 1, 0, 1, 1, 0],
+            [0, 1, 1, 0, 1, 0, 0],
+        ]
+    ]
+    without = BackboneInput(inputs.tokens, inputs.remembered, predict=inputs.predict)
+    visible = visible_keys(without, mem_len=2, causal=False, initial_zeros=True)
+    assert visible.sum(-1).tolist() == [[7, 7, 7, 7, 7, 6, 6]]
+    assert not visible[0, 5, 2 + 1] and not visible[0, 6, 2 + 3]

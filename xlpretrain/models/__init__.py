@@ -3,10 +3,17 @@
 from typing import Annotated
 
 from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.models.encoder import AlbertConfig, BertConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.schema import Choice
 
-MODELS: dict[str, type[BackboneConfig]] = {"transformer_xl": TransformerXLConfig}
+MODELS: dict[str, type[BackboneConfig]] = {
+    "transformer_xl": TransformerXLConfig,
+    "xlnet": XLNetConfig,
+    "albert": AlbertConfig,
+    "bert": BertConfig,
+}
 
 AnyModel = Annotated[BackboneConfig, Choice(MODELS)]
 """The config of any model, told by its key `type`."""

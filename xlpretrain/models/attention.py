@@ -1,103 +1,131 @@
-"""Multi-head attention over relative positions and a memory (Transformer-XL, arXiv:1901.02860, section 3.3).
+"""Multi-head attention: by content (arXiv:1706.03762, 3.2.2), and by content, relative position and segment.
 
-Legend: B rows, T new tokens (the queries), M remembered positions, K = M + T keys, N heads, H width of a head,
-D d_model, R = K + 1 distances: K, K-1, .., 1, 0.
+Shapes as in `positions.py`, and H width of a head.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-
-def relative_shift(scores: Float[Tensor, "B N T R"]) -> Float[Tensor, "B N T K"]:
-    """Scores by distance into scores by key, without a copy: out[.., t, k] = scores[.., t, T - t + k].
-
-    Row t of the input holds the distances K, .., 0 and query t stands at M + t, so key k <= M + t is at distance
-    M + t - k, which is column T - t + k. In a row-major matrix of K + 1 columns that element has the flat index
-    t*(K+1) + T - t + k = T + t*K + k: dropping the first T elements and reading rows of K is the whole shift.
-    Keys after the query (k > M + t) get elements of the next row, finite and without meaning: mask them.
-
-    The distance K, which no query has, is what makes the rows come out whole; computing it (one more column of
-    the product) spares the padding copy of the original.
-    """
-    *leading, num_queries, num_distances = scores.shape
-    return scores.flatten(-2)[..., num_queries:].view(*leading, num_queries, num_distances - 1)
+from xlpretrain.models.positions import Positions, gather_distances, relative_shift
 
 
-def visible_keys(
-    remembered: Int[Tensor, " B"], *, num_queries: int, mem_len: int, same_length: bool
-) -> Bool[Tensor, "B T K"]:
-    """Which keys a query may attend: those not after it, and of the memory the newest `remembered`.
+class Attention(nn.Module):
+    """score = q k / sqrt(H), softmax over the keys in fp32, dropout of the weights, values, projection."""
 
-    With `same_length`, and a memory, only the newest `mem_len` keys up to the query itself: as many for the first
-    query of a row as for the last.
-    """
-    keys = torch.arange(mem_len + num_queries, device=remembered.device)
-    queries = keys[mem_len:, None]
-    visible = keys <= queries
-    if same_length and mem_len > 0:
-        visible = visible & (keys > queries - mem_len)
-    return visible & (keys >= mem_len - remembered[:, None, None])
-
-
-class RelativeAttention(nn.Module):
-    """Equation (3) of the paper: score = ((q + u) k + (q + v) W_r R[distance]) / sqrt(H), softmax over the keys.
-
-    No projection has a bias. u is `content_bias` (the originals' r_w_bias), v is `position_bias` (r_r_bias).
-    """
-
-    def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float):
+    def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float, bias: bool):
         super().__init__()
         self.num_heads, self.d_head = num_heads, d_head
-        self.query = nn.Linear(d_model, num_heads * d_head, bias=False)
-        self.key = nn.Linear(d_model, num_heads * d_head, bias=False)
-        self.value = nn.Linear(d_model, num_heads * d_head, bias=False)
-        self.distance = nn.Linear(d_model, num_heads * d_head, bias=False)
-        self.output = nn.Linear(num_heads * d_head, d_model, bias=False)
+        self.query = nn.Linear(d_model, num_heads * d_head, bias=bias)
+        self.key = nn.Linear(d_model, num_heads * d_head, bias=bias)
+        self.value = nn.Linear(d_model, num_heads * d_head, bias=bias)
+        self.output = nn.Linear(num_heads * d_head, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
-        queries_BTD: Float[Tensor, "B T D"],
+        queries_BQD: Float[Tensor, "B Q D"],
         context_BKD: Float[Tensor, "B K D"],
-        distances_RD: Float[Tensor, "R D"],
-        mask_BTK: Float[Tensor, "B T K"],
-        *,
-        content_bias_NH: Float[Tensor, "N H"],
-        position_bias_NH: Float[Tensor, "N H"],
-    ) -> Float[Tensor, "B T D"]:
-        """The attended values of the context, projected back to D.
-
-        `mask_BTK` is added to the scores: 0 where a key may be seen, the lowest finite number where not, so that
-        even a query which may see nothing gets an average and no NaN. The softmax is in fp32.
-        """
-        query_BTNH = self._split(self.query(queries_BTD))
+        mask_BQK: Float[Tensor, "B Q K"],
+    ) -> Float[Tensor, "B Q D"]:
+        """The attended values of the context, projected back to D. The mask is added to the scores."""
+        query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
         key_BKNH = self._split(self.key(context_BKD))
-        value_BKNH = self._split(self.value(context_BKD))
-        distance_RNH = self._split(self.distance(distances_RD))
+        return self._attend(torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH), context_BKD, mask_BQK)
 
-        # Scaling the queries is scaling the sum of both scores, on a tensor K/H times smaller.
-        scale = self.d_head**-0.5
-        content_BNTK = torch.einsum("btnh,bknh->bntk", (query_BTNH + content_bias_NH) * scale, key_BKNH)
-        position_BNTR = torch.einsum("btnh,rnh->bntr", (query_BTNH + position_bias_NH) * scale, distance_RNH)
-        scores_BNTK = content_BNTK + relative_shift(position_BNTR) + mask_BTK[:, None]
-        weights_BNTK = torch.softmax(scores_BNTK, dim=-1, dtype=torch.float32).to(value_BKNH.dtype)
-        attended_BTNH = torch.einsum("bntk,bknh->btnh", self.dropout(weights_BNTK), value_BKNH)
-        output_BTD: Tensor = self.output(attended_BTNH.flatten(-2))
-        return output_BTD
-
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """Forward and backward, per new token; the projection of the distances, shared by all rows, is left out.
 
         A memory position is projected to a key and a value like a new token, but no gradient goes on from there:
-        4 FLOPs per weight, not 6. Scores by content, by position, and the weighted sum: 6 FLOPs per key forward.
+        4 FLOPs per weight, not 6. Predictions are queries only, beside the one that each token is.
         """
-        projection = self.query.weight.numel()
-        attention = 18.0 * self.num_heads * self.d_head * (seq_len + mem_len)
-        return 6.0 * 4 * projection + 4.0 * 2 * projection * mem_len / seq_len + attention
+        projection, queries = self.query.weight.numel(), 1 + num_predictions / seq_len
+        projections = 6.0 * 2 * projection * (1 + queries) + 4.0 * 2 * projection * mem_len / seq_len
+        return projections + 6.0 * self.num_heads * self.d_head * self._columns(seq_len, mem_len) * queries
+
+    def _columns(self, seq_len: int, mem_len: int) -> int:
+        """Columns of all matrix products with a query: scores by content, and the weighted sum of the values."""
+        return 2 * (seq_len + mem_len)
+
+    def _attend(self, scores_BNQK: Tensor, context_BKD: Tensor, mask_BQK: Tensor) -> Tensor:
+        value_BKNH = self._split(self.value(context_BKD))
+        weights_BNQK = torch.softmax(scores_BNQK + mask_BQK[:, None], dim=-1, dtype=torch.float32)
+        weights_BNQK = self.dropout(weights_BNQK.to(value_BKNH.dtype))
+        attended_BQNH = torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH)
+        output_BQD: Tensor = self.output(attended_BQNH.flatten(-2))
+        return output_BQD
 
     def _split(self, projected: Tensor) -> Tensor:
         """The heads of a projection as a dimension of their own."""
         return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
+
+
+class RelativeAttention(Attention):
+    """score = ((q + u) k + (q + v) W_r R[distance] + (q + s) e[segment]) / sqrt(H); no projection has a bias.
+
+    The first two terms are equation (3) of Transformer-XL (arXiv:1901.02860), u being `content_bias` (the originals'
+    r_w_bias) and v `position_bias` (r_r_bias). The third is XLNet's (arXiv:1906.08237, section 2.5): s is
+    `segment_bias` (r_s_bias), and e one of two vectors of the layer, for keys of the query's segment and for others.
+    Queries of a second stream (XLNet, section 2.3) come after the tokens and attend the same keys.
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float, bidirectional: bool):
+        """bidirectional: distances of either sign, and segments."""
+        super().__init__(d_model=d_model, num_heads=num_heads, d_head=d_head, dropout=dropout, bias=False)
+        output = self._modules.pop("output")
+        self.distance = nn.Linear(d_model, num_heads * d_head, bias=False)
+        self.add_module("output", output)  # last again: fresh weights are drawn in this order
+        self.bidirectional = bidirectional
+        self.segment_embedding = nn.Parameter(torch.zeros(2, num_heads, d_head)) if bidirectional else None
+
+    def forward(  # type: ignore[override]
+        self,
+        queries_BQD: Float[Tensor, "B Q D"],
+        context_BKD: Float[Tensor, "B K D"],
+        mask_BQK: Float[Tensor, "B Q K"],
+        positions: Positions,
+        content_bias_NH: Float[Tensor, "N H"],
+        position_bias_NH: Float[Tensor, "N H"],
+        segment_bias_NH: Float[Tensor, "N H"] | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """The attended values of the context, projected back to D. The mask is added to the scores."""
+        query_BQNH = self._split(self.query(queries_BQD))
+        key_BKNH = self._split(self.key(context_BKD))
+        # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
+        scale = self.d_head**-0.5
+        scores_BNQK = torch.einsum("bqnh,bknh->bnqk", (query_BQNH + content_bias_NH) * scale, key_BKNH)
+        by_position_BQNH = (query_BQNH + position_bias_NH) * scale
+        scores_BNQK = scores_BNQK + self._position_scores(by_position_BQNH, positions, num_keys=key_BKNH.shape[1])
+        if segment_bias_NH is not None:
+            scores_BNQK = scores_BNQK + self._segment_scores((query_BQNH + segment_bias_NH) * scale, positions)
+        return self._attend(scores_BNQK, context_BKD, mask_BQK)
+
+    def _position_scores(self, query_BQNH: Tensor, positions: Positions, *, num_keys: int) -> Tensor:
+        distance_GRNH = self._split(self.distance(positions.distances))
+        if positions.reverse is None:
+            scores_BNQR = torch.einsum("bqnh,rnh->bnqr", query_BQNH, distance_GRNH[0])
+        else:
+            scores_BNQR = torch.einsum("bqnh,brnh->bnqr", query_BQNH, distance_GRNH[positions.reverse.long()])
+        predict = positions.predict
+        if predict is None:
+            return relative_shift(scores_BNQR, num_keys)
+        num_tokens = query_BQNH.shape[1] - predict.shape[1]
+        shifted_BNTK: Tensor = relative_shift(scores_BNQR[:, :, :num_tokens], num_keys)
+        scores_BNPR = scores_BNQR[:, :, num_tokens:]
+        gathered_BNPK = gather_distances(scores_BNPR, predict, num_tokens=num_tokens, num_keys=num_keys)
+        return torch.cat([shifted_BNTK, gathered_BNPK], dim=2)
+
+    def _segment_scores(self, query_BQNH: Tensor, positions: Positions) -> Tensor:
+        assert self.segment_embedding is not None
+        scores_SBNQ: Tensor = torch.einsum("bqnh,snh->sbnq", query_BQNH, self.segment_embedding)
+        same_BNQ1, other_BNQ1 = scores_SBNQ[..., None].unbind()
+        if positions.same_segment is None:
+            return same_BNQ1
+        return torch.where(positions.same_segment[:, None], same_BNQ1, other_BNQ1)
+
+    def _columns(self, seq_len: int, mem_len: int) -> int:
+        """Those of any attention, and the scores by distance; the two by segment are left out."""
+        num_keys = seq_len + mem_len
+        return super()._columns(seq_len, mem_len) + num_keys + (seq_len if self.bidirectional else 0)

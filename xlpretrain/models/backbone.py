@@ -6,6 +6,7 @@ Shapes: B rows, T new tokens, P predictions, M remembered positions, D d_model, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlpretrain.schema import Section
+from xlpretrain.schema import Problem, Section
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class BackboneConfig(Section, ABC):
     dropout: float
 
     provides: ClassVar[frozenset[str]]
+
+    def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
+        """What does not fit the rest of the config; keys are those of the whole config."""
+        yield from ()
 
     @abstractmethod
     def build(self, vocab_size: int) -> Backbone:

@@ -1,41 +1,42 @@
-"""The parts a Transformer-XL is made of, beside its attention. Shapes as in `attention.py`; F is d_ff."""
+"""The layer that all models are made of, and what stands on top of one. Shapes as in `positions.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.attention import Attention
 
+Activation = Literal["relu", "gelu", "gelu_tanh"]
 
-def encode_distances(
-    num_keys: int, d_model: int, *, clamp_len: int | None, device: torch.device, dtype: torch.dtype
-) -> Float[Tensor, "R D"]:
-    """The sinusoids of the distances num_keys, .., 1, 0: all sines, then all cosines (not interleaved).
-
-    Distances beyond `clamp_len` count as `clamp_len`. Computed in fp32: bf16 cannot tell 256 from 257.
-    """
-    distances = torch.arange(num_keys, -1, -1, device=device, dtype=torch.float32)
-    if clamp_len is not None:
-        distances = distances.clamp(max=clamp_len)
-    frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, device=device, dtype=torch.float32) / d_model)
-    angles = torch.outer(distances, frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, linear, dropout."""
+    """Linear, activation, inner dropout, linear, dropout."""
 
-    def __init__(self, *, d_model: int, d_ff: int, dropout: float):
+    def __init__(self, *, d_model: int, d_ff: int, activation: Activation, dropout: float, inner_dropout: float):
         super().__init__()
         self.inner = nn.Linear(d_model, d_ff)
         self.outer = nn.Linear(d_ff, d_model)
+        self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
+        self.inner_dropout = nn.Dropout(inner_dropout)
 
-    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
         """The new contents of the residual."""
-        output: Tensor = self.dropout(self.outer(self.dropout(torch.relu(self.inner(hidden)))))
+        inner = self.inner_dropout(self.activation(self.inner(hidden)))
+        output: Tensor = self.dropout(self.outer(inner))
         return output
 
     def flops_per_token(self) -> float:
@@ -43,7 +44,7 @@ class FeedForward(nn.Module):
         return 6.0 * (self.inner.weight.numel() + self.outer.weight.numel())
 
 
-class DecoderLayer(nn.Module):
+class Layer(nn.Module):
     """Attention over memory and new tokens, then a feed-forward, each with its residual and layer norm.
 
     Post-norm: norm(x + f(x)). Pre-norm: x + f(norm(x)), the memory normed like the new tokens; as in the originals,
@@ -52,7 +53,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(
         self,
-        attention: RelativeAttention,
+        attention: Attention,
         feed_forward: FeedForward,
         *,
         d_model: int,
@@ -70,21 +71,22 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "B T D"],
+        hidden: Float[Tensor, "B Q D"],
         memory: Float[Tensor, "B M D"],
-        distances: Float[Tensor, "R D"],
-        mask: Float[Tensor, "B T K"],
-        content_bias: Float[Tensor, "N H"],
-        position_bias: Float[Tensor, "N H"],
-    ) -> Float[Tensor, "B T D"]:
-        """The hidden states after this layer; `memory` holds earlier inputs of this same layer."""
-        context = torch.cat([memory, hidden], dim=1)
+        mask: Float[Tensor, "B Q K"],
+        *places: Any,
+    ) -> Float[Tensor, "B Q D"]:
+        """The hidden states after this layer: of the T tokens, then of the predictions, which no query attends.
+
+        Args:
+            memory: earlier inputs of this same layer.
+            places: what this kind of attention takes beside the mask.
+        """
+        mem_len, num_keys = memory.shape[1], mask.shape[2]
+        states = torch.cat([memory, hidden], dim=1)
         if self.pre_norm:
-            context = self.attention_norm(context)
-        queries = context[:, memory.shape[1] :]
-        attended = self.attention(
-            queries, context, distances, mask, content_bias_NH=content_bias, position_bias_NH=position_bias
-        )
+            states = self.attention_norm(states)
+        attended = self.attention(states[:, mem_len:], states[:, :num_keys], mask, *places)
         hidden = hidden + self.dropout(attended)
         if self.pre_norm:
             hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
@@ -93,6 +95,34 @@ class DecoderLayer(nn.Module):
             hidden = self.feed_forward_norm(hidden + self.feed_forward(hidden))
         return hidden
 
-    def flops_per_token(self, seq_len: int, mem_len: int) -> float:
-        """Forward and backward."""
-        return self.attention.flops_per_token(seq_len, mem_len) + self.feed_forward.flops_per_token()
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Forward and backward, predictions shared out to the tokens."""
+        feed_forward = self.feed_forward.flops_per_token() * (1 + num_predictions / seq_len)
+        return self.attention.flops_per_token(seq_len, mem_len, num_predictions) + feed_forward
+
+
+class Pooler(nn.Module):
+    """What stands for a whole row: tanh of a linear map of its first token's hidden state (BERT, arXiv:1810.04805)."""
+
+    def __init__(self, d_model: int, *, init_std: float = 0.02):
+        super().__init__()
+        self.linear = nn.Linear(d_model, d_model)
+        draw(self.linear, init_std, truncated=True)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """One vector a row."""
+        return torch.tanh(self.linear(hidden[:, 0]))
+
+
+def draw(module: nn.Module, std: float, *, truncated: bool = False) -> None:
+    """Weights of linear maps and embeddings from N(0, std), biases 0; norms keep their 1 and 0. For `Module.apply`.
+
+    truncated: at two standard deviations, as TensorFlow's truncated_normal.
+    """
+    if isinstance(module, nn.Linear | nn.Embedding):
+        if truncated:
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        else:
+            nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,172 @@
+"""ALBERT (Lan et al. 2019, arXiv:1909.11942) and BERT (Devlin et al. 2018, arXiv:1810.04805): one encoder.
+
+BERT is ALBERT without its two savings: token vectors narrower than the hidden states (section 3.1 there, "factorized
+embedding parameterization"), and one set of weights for all layers ("cross-layer parameter sharing"). As in the
+originals, post-norm with biases everywhere, the tanh approximation of gelu, weights drawn from a normal distribution
+truncated at two standard deviations (transformers: a plain one). The projection of the embedding is there only where
+it changes the width (transformers: always). The poolers and the classifiers over rows belong to objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from xlpretrain.errors import ConfigError
+from xlpretrain.models.attention import Attention
+from xlpretrain.models.backbone import BackboneInput, Hidden
+from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
+from xlpretrain.models.layers import ACTIVATIONS, draw
+from xlpretrain.models.masks import additive, visible_keys
+from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone
+from xlpretrain.schema import Problem
+
+
+class EncoderConfig(StackConfig):
+    """The keys that ALBERT and BERT share."""
+
+    mem_len: Literal[0] = 0
+    """It has no memory."""
+    max_positions: PositiveInt = 512
+    """Positions that have a vector: the longest row."""
+    num_segments: PositiveInt = 2
+    """Segments that have a vector."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+
+    def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
+        """Rows longer than there are positions."""
+        if seq_len > self.max_positions:
+            yield "objective.seq_len", f"must be at most model.max_positions ({self.max_positions}), got {seq_len}"
+
+    def build(self, vocab_size: int) -> Encoder:
+        """The model with freshly drawn weights."""
+        return Encoder(self, vocab_size)
+
+
+class AlbertConfig(EncoderConfig):
+    """The keys of an ALBERT; the defaults are the authors' base model, version 2."""
+
+    type: Literal["albert"] = "albert"
+    """Which model this is."""
+    num_layer_groups: PositiveInt | None = 1
+    """Groups of consecutive layers that share their weights (1: all do); null: each layer has its own."""
+    d_embed: PositiveInt | None = 128
+    """Width of the token, position and segment vectors, projected to d_model where it differs; null: d_model."""
+    dropout: Rate = 0.0
+    """Dropout of embeddings and of the outputs of attention and feed-forward (0.1 in version 1 but for xxlarge)."""
+    attention_dropout: Rate = 0.0
+    """Dropout of attention weights (0.1 in version 1 but for xxlarge)."""
+
+
+class BertConfig(EncoderConfig):
+    """The keys of a BERT; the defaults are the authors' base model."""
+
+    type: Literal["bert"] = "bert"
+    """Which model this is."""
+
+
+class EncoderEmbedding(nn.Module):
+    """The sum of token, position and segment vectors of width E; norm, dropout, and a projection to D if E differs."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int):
+        super().__init__()
+        width, std = config.embed_size, config.init_std
+        self.tokens = TokenEmbedding(vocab_size, d_model=width, d_embed=width, init_std=std, proj_init_std=std)
+        self.positions = nn.Embedding(config.max_positions, width)
+        self.segments = nn.Embedding(config.num_segments, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
+
+    def forward(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The first layer's input. Raises `ConfigError` if the rows are longer than there are positions."""
+        num_tokens, limit = tokens.shape[1], self.positions.num_embeddings
+        if num_tokens > limit:
+            raise ConfigError(f"rows of {num_tokens} tokens: this model has model.max_positions {limit}")
+        positions = torch.arange(num_tokens, device=tokens.device)
+        summed = self.tokens(tokens) + self.segments(segments) + self.positions(positions)
+        hidden: Tensor = self.dropout(self.norm(summed))
+        return hidden if self.projection is None else self.projection(hidden)
+
+    def flops_per_token(self) -> float:
+        """Forward and backward of the projection."""
+        return 0.0 if self.projection is None else 6.0 * self.projection.weight.numel()
+
+
+class Encoder(StackedBackbone):
+    """Layers in which every token sees every other that is valid. Its memory has no positions."""
+
+    provides = EncoderConfig.provides
+
+    embedding: EncoderEmbedding
+
+    def __init__(self, config: EncoderConfig, vocab_size: int):
+        attention = partial(
+            Attention,
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            d_head=config.head_size,
+            dropout=config.attention_dropout,
+            bias=True,
+        )
+        super().__init__(config, EncoderEmbedding(config, vocab_size), attention, inner_dropout=0.0)
+        self.config = config
+        self.apply(partial(draw, std=config.init_std, truncated=True))
+
+    def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
+        """Hidden states of the tokens, and no memory."""
+        assert mems.shape[2] == 0 and inputs.predict is None, "an encoder has neither memory nor a second stream"
+        segments = torch.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
+        hidden = self.embedding(inputs.tokens, segments)
+        mask = additive(visible_keys(inputs, mem_len=0, causal=False), hidden.dtype)
+        hidden, mems = self.apply_layers(hidden, mems, inputs, mask)
+        return Hidden(hidden), mems
+
+    def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
+        """Of length 0, whatever is asked for."""
+        return super().empty_memory(num_rows, 0)
+
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Of the embedding's projection and all layers."""
+        return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, 0, 0)
+
+    def output_layer(self) -> TransformedSoftmax:
+        """The head of masked language models, tied to the token vectors."""
+        return TransformedSoftmax(self.embedding.tokens, self.config)
+
+
+class TransformedSoftmax(VocabularySoftmax):
+    """softmax(E norm(activation(W h + b)) + c) over the tied token vectors E."""
+
+    def __init__(self, embedding: TokenEmbedding, config: EncoderConfig):
+        std, width = config.init_std, embedding.d_embed
+        super().__init__(embedding, tied_projections=(), init_std=std, proj_init_std=std)
+        self.transform = nn.Linear(config.d_model, width)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        draw(self.transform, std, truncated=True)
+
+    def score(
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
+        """-log p(target) in fp32 nats; and whether no token is likelier, if asked."""
+        return super().score(self._transform(hidden), targets, accuracy=accuracy)
+
+    def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """log p of every token, fp32."""
+        return super().log_probs(self._transform(hidden))
+
+    def flops_per_token(self) -> float:
+        """Forward and backward of the transform and the projection onto the vocabulary."""
+        return 6.0 * self.transform.weight.numel() + super().flops_per_token()
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        transformed: Tensor = self.norm(self.activation(self.transform(hidden)))
+        return transformed

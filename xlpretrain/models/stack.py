@@ -1,0 +1,176 @@
+"""What all backbones here have in common: a stack of layers with memories, whose weights may be shared.
+
+Shapes as in `positions.py`; L is the number of layers applied, each of which has a memory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xlpretrain.models.attention import Attention
+from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
+from xlpretrain.models.layers import Activation, FeedForward, Layer
+from xlpretrain.schema import Problem
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StackConfig(BackboneConfig):
+    """The keys that every model of layers has."""
+
+    num_layers: PositiveInt = 12
+    """Layers, each with its own memory, and with its own weights unless num_layer_groups is smaller."""
+    num_layer_groups: PositiveInt | None = None
+    """Groups of consecutive layers that share their weights (ALBERT has 1); null: each layer has its own."""
+    layers_per_group: PositiveInt = 1
+    """What a group repeats is this many layers with weights of their own: ALBERT's inner groups."""
+    num_heads: PositiveInt = 12
+    """Attention heads of a layer."""
+    d_model: PositiveInt = 768
+    """Width of the hidden states."""
+    d_head: PositiveInt | None = None
+    """Width of a head; d_model / num_heads unless set."""
+    d_ff: PositiveInt = 3072
+    """Inner width of the feed-forward layers."""
+    d_embed: PositiveInt | None = None
+    """Width of the token vectors, projected to d_model where it differs; d_model unless set."""
+    dropout: Rate = 0.1
+    """Dropout of embeddings and of the outputs of attention and feed-forward."""
+    attention_dropout: Rate = 0.1
+    """Dropout of attention weights."""
+    activation: Activation = "gelu_tanh"
+    """Of the feed-forward layers: relu, gelu (exact), or gelu_tanh (the approximation of the original code)."""
+    pre_norm: bool = False
+    """Whether the norm comes before attention and feed-forward (x + f(norm(x))) instead of after (norm(x + f(x)))."""
+    layer_norm_eps: PositiveFloat = 1e-12
+    """Added to the variance in a layer norm."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of fresh weights."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between keys."""
+        if self.d_head is None and self.d_model % self.num_heads:
+            yield "num_heads", f"must divide d_model ({self.d_model}) unless d_head is set, got {self.num_heads}"
+        if (self.num_layer_groups or 0) > self.num_layers:
+            yield "num_layer_groups", f"must be at most num_layers ({self.num_layers}), got {self.num_layer_groups}"
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.d_head or self.d_model // self.num_heads
+
+    @property
+    def embed_size(self) -> int:
+        """Width of the token vectors."""
+        return self.d_embed or self.d_model
+
+    @property
+    def weights_of_layers(self) -> list[int]:
+        """For each layer applied, whose weights it has: layer l is group l * groups // layers."""
+        groups = self.num_layer_groups or self.num_layers
+        first = [layer * groups // self.num_layers * self.layers_per_group for layer in range(self.num_layers)]
+        return [index + inner for index in first for inner in range(self.layers_per_group)]
+
+    @property
+    def num_own_layers(self) -> int:
+        """Layers with weights of their own."""
+        return self.weights_of_layers[-1] + 1
+
+
+class StackedBackbone(Backbone):
+    """A backbone with `layers`, those with weights of their own; a shared one is applied more than once."""
+
+    def __init__(
+        self, config: StackConfig, embedding: nn.Module, attention: Callable[[], Attention], *, inner_dropout: float
+    ):
+        super().__init__()
+        self.embedding = embedding
+        self.d_model = config.d_model
+        self.weights_of_layers = config.weights_of_layers
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            Layer(
+                attention(),
+                FeedForward(
+                    d_model=config.d_model,
+                    d_ff=config.d_ff,
+                    activation=config.activation,
+                    dropout=config.dropout,
+                    inner_dropout=inner_dropout,
+                ),
+                d_model=config.d_model,
+                eps=config.layer_norm_eps,
+                dropout=config.dropout,
+                pre_norm=config.pre_norm,
+            )
+            for _ in range(config.num_own_layers)
+        )
+
+    def apply_layers(
+        self,
+        hidden: Float[Tensor, "B Q D"],
+        mems: Float[Tensor, "L B M D"],
+        inputs: BackboneInput,
+        mask: Float[Tensor, "B Q K"],
+        *places: object,
+        biases: Sequence[Float[Tensor, "_ N H"]] = (),
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "L B M D"]]:
+        """The hidden states after all layers, and each one's next memory: its last M inputs, detached.
+
+        Args:
+            hidden: of the tokens, then of a second stream's predictions, which are not remembered.
+            places: what every layer's attention takes beside the mask.
+            biases: what it takes after that, for all layers or for each with weights of its own.
+        """
+        num_tokens = inputs.tokens.shape[1]
+        mems = _forget(mems, inputs.remembered)
+        next_mems = []
+        for memory, index in zip(mems, self.weights_of_layers, strict=True):
+            next_mems.append(_remember(memory, hidden[:, :num_tokens][:, : inputs.keep]))
+            layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in biases)
+            arguments = (hidden, memory, mask, *places, *own)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden = layer(*arguments)
+        return hidden, torch.stack(next_mems)
+
+    def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
+        """Zeros, in the dtype and on the device of the weights."""
+        weight = next(self.layers.parameters()).detach()
+        return weight.new_zeros(len(self.weights_of_layers), num_rows, mem_len, self.d_model)
+
+    def layer_flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int) -> float:
+        """6 per weight of a matrix product, and attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
+        layer = cast(Layer, self.layers[0])
+        return len(self.weights_of_layers) * layer.flops_per_token(seq_len, mem_len, num_predictions)
+
+
+def attention_biases(config: StackConfig, *, untied: bool) -> nn.Parameter:
+    """A bias of attention: [1, N, H] for all layers, or, untied, one for each layer with weights of its own."""
+    shape = (config.num_own_layers if untied else 1, config.num_heads, config.head_size)
+    bias = nn.Parameter(torch.randn(shape) * config.init_std)
+    bias.num_fused = shape[0]  # type: ignore[attr-defined]  # to an optimizer each layer's is a tensor of its own
+    return bias
+
+
+def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor, "L B M D"]:
+    """Zeros where a memory is not the row's own, whether they will be seen (initial_memory zeros) or not."""
+    mem_len = mems.shape[2]
+    strange = torch.arange(mem_len, device=mems.device) < mem_len - remembered[:, None]
+    return mems.masked_fill(strange[..., None], 0)
+
+
+def _remember(memory: Float[Tensor, "B M D"], hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B M D"]:
+    """The last M positions of memory and hidden states, detached."""
+    mem_len, num_tokens = memory.shape[1], hidden.shape[1]
+    if num_tokens >= mem_len:
+        return hidden.detach()[:, num_tokens - mem_len :]
+    return torch.cat([memory[:, num_tokens:], hidden.detach()], dim=1)

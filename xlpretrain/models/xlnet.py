@@ -1,0 +1,158 @@
+"""XLNet (Yang et al. 2019, arXiv:1906.08237): Transformer-XL's layers read in both directions, with a second stream.
+
+The content stream h encodes each token; the query stream g, at the positions to be predicted, starts from a learnt
+vector and attends what comes before in the factorization order, never the token it stands at (section 2.3). Both go
+through the same layers as rows of one tensor, so they share all weights, and g is as long as the predictions only.
+
+Deviations from the authors' TensorFlow code, none of which changes the function it computes: batch first; the memory
+has a count of positions that are the row's own; all rows share the dropout of the distances' encodings; the vector
+`mask_embedding` is drawn like other weights, where theirs falls to TensorFlow's default (glorot_uniform).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.backbone import BackboneInput, Hidden
+from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
+from xlpretrain.models.layers import draw
+from xlpretrain.models.masks import additive, visible_keys
+from xlpretrain.models.positions import Positions, encode_distances
+from xlpretrain.models.stack import StackConfig, StackedBackbone, attention_biases
+from xlpretrain.schema import Problem
+
+
+class XLNetConfig(StackConfig):
+    """The keys of an XLNet; the defaults are the authors' base model."""
+
+    type: Literal["xlnet"] = "xlnet"
+    """Which model this is."""
+    mem_len: NonNegativeInt = 384
+    """Positions of the past that every layer attends beside its row; 0: none. Evaluation may use another length."""
+    clamp_len: Annotated[int, Field(ge=-1)] | None = None
+    """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
+    untie_r: bool = True
+    """Whether each layer that has weights of its own has its own three attention biases; else all layers share them."""
+    initial_memory: Literal["none", "zeros"] = "none"
+    """What a stream without a past attends: nothing (as transformers) or zeros (the original)."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional"})
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between keys."""
+        yield from super().problems()
+        if self.d_model % 2:
+            yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
+        if self.clamp_len == 0:
+            yield "clamp_len", "must be positive, or null for no limit, got 0"
+
+    def build(self, vocab_size: int) -> XLNet:
+        """The model with freshly drawn weights."""
+        return XLNet(self, vocab_size)
+
+
+class XLNet(StackedBackbone):
+    """The encoder. Without an order, a token sees all that is valid, and a prediction all but its own token."""
+
+    provides = XLNetConfig.provides
+
+    embedding: TokenEmbedding
+
+    def __init__(self, config: XLNetConfig, vocab_size: int):
+        attention = partial(
+            RelativeAttention,
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            d_head=config.head_size,
+            dropout=config.attention_dropout,
+            bidirectional=True,
+        )
+        std = config.init_std
+        embedding = TokenEmbedding(
+            vocab_size, d_model=config.d_model, d_embed=config.embed_size, init_std=std, proj_init_std=std
+        )
+        super().__init__(config, embedding, attention, inner_dropout=config.dropout)
+        self.config = config
+        self.clamp_len = config.clamp_len if config.clamp_len != -1 else None
+        self.mask_embedding = nn.Parameter(torch.randn(1, config.d_model) * std)
+        self.content_bias = attention_biases(config, untied=config.untie_r)
+        self.position_bias = attention_biases(config, untied=config.untie_r)
+        self.segment_bias = attention_biases(config, untied=config.untie_r)
+        self.layers.apply(self._draw)
+
+    def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
+        """Hidden states of both streams, and each layer's next memory, detached."""
+        num_rows, num_tokens = inputs.tokens.shape
+        mem_len = mems.shape[2]
+        num_predictions = 0 if inputs.predict is None else inputs.predict.shape[1]
+        # No predictions are a stream of length 0: under ZeRO every pass must use every parameter.
+        stream = self.mask_embedding.expand(num_rows, num_predictions, -1)
+        hidden = self.dropout(torch.cat([self.embedding(inputs.tokens), stream], dim=1))
+        visible = visible_keys(
+            inputs, mem_len=mem_len, causal=False, initial_zeros=self.config.initial_memory == "zeros"
+        )
+        hidden, mems = self.apply_layers(
+            hidden,
+            mems,
+            inputs,
+            additive(visible, hidden.dtype),
+            Positions(
+                self._distances(inputs, mem_len=mem_len, dtype=hidden.dtype),
+                inputs.reverse,
+                inputs.predict,
+                _same_segment(inputs, mem_len=mem_len),
+            ),
+            biases=(self.content_bias, self.position_bias, self.segment_bias),
+        )
+        hidden = self.dropout(hidden)
+        return Hidden(hidden[:, :num_tokens], None if inputs.predict is None else hidden[:, num_tokens:]), mems
+
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Of all layers, for both streams, and of the embedding's projection."""
+        return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, mem_len, num_predictions)
+
+    def output_layer(self) -> VocabularySoftmax:
+        """A softmax over the tied embedding, with a bias and no transform before it."""
+        std = self.config.init_std
+        return VocabularySoftmax(self.embedding, tied_projections=(False,), init_std=std, proj_init_std=std)
+
+    def _distances(self, inputs: BackboneInput, *, mem_len: int, dtype: torch.dtype) -> Tensor:
+        """Encodings of the distances from M + T to -(T - 1); with `reverse`, those of the opposite sign too."""
+        first, last = mem_len + inputs.tokens.shape[1], 1 - inputs.tokens.shape[1]
+        signs = (1,) if inputs.reverse is None else (1, -1)
+        encodings = [
+            encode_distances(
+                sign * first,
+                sign * last,
+                self.d_model,
+                clamp_len=self.clamp_len,
+                device=inputs.tokens.device,
+                dtype=dtype,
+            )
+            for sign in signs
+        ]
+        encoded: Tensor = self.dropout(torch.stack(encodings))
+        return encoded
+
+    def _draw(self, module: nn.Module) -> None:
+        draw(module, self.config.init_std)
+        if isinstance(module, RelativeAttention) and module.segment_embedding is not None:
+            nn.init.normal_(module.segment_embedding, std=self.config.init_std)
+
+
+def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
+    """Whether query and key (memory, then tokens) are of one segment; None: all are, whatever they are called."""
+    segments = inputs.segments
+    if segments is None:
+        return None
+    queries = segments if inputs.predict is None else torch.cat([segments, segments.gather(1, inputs.predict)], dim=1)
+    return queries[..., None] == F.pad(segments, (mem_len, 0))[:, None]
