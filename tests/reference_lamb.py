@@ -1,4 +1,4 @@
-"""LAMB straight from its formula, a parameter at a time in float64, and a model to try it on. Shares no code with ours.
+"""LAMB straight from its formula, a parameter at a time in float64, and models to try it on. Shares no code with ours.
 
 You et al. 2020, algorithm 2; what ALBERT does differently is in the defaults.
 """
@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from tiny_model import MEMORY, WEIGHTS, WIDTH, rate, tiny_batch, tiny_model
+from tiny_model import MEMORY, SEQ, VOCAB, WEIGHTS, WIDTH, TinyHead, rate, tiny_batch, tiny_model
 from torch import Tensor, nn
 
+from xlpretrain.models.encoder import AlbertConfig
 from xlpretrain.objectives.objective import PretrainingModel
 
 
@@ -78,9 +79,18 @@ def gated_model(*, fused: bool) -> PretrainingModel:
     return model
 
 
-def train_by_formula(*, num_streams: int, steps: int, grad_clip: float) -> list[tuple[float, float]]:
-    """The loss and gradient norm of each step: one process, one batch a step, and three weights in the gate."""
-    model = gated_model(fused=False)
+def albert_model() -> PretrainingModel:
+    """A small ALBERT of odd sizes: one layer applied three times, and factorized vectors tied to the head."""
+    torch.manual_seed(0)
+    config = AlbertConfig(num_layers=3, num_heads=3, d_model=33, d_ff=55, d_embed=13, max_positions=SEQ)
+    backbone = config.build(VOCAB)
+    return PretrainingModel(backbone, TinyHead(backbone))
+
+
+def train_by_formula(
+    model: PretrainingModel, *, num_streams: int, steps: int, grad_clip: float
+) -> list[tuple[float, float]]:
+    """The loss and gradient norm of each step: one process and one batch a step."""
     parameters = list(model.parameters())
     optimizer = ReferenceLamb(parameters)
     mems, found = model.backbone.empty_memory(num_streams, MEMORY), []

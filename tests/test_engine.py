@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from reference_lamb import train_by_formula
+from reference_lamb import albert_model, gated_model, train_by_formula
 from tiny_model import training
 from torch import nn
 from torchrun import torchrun
@@ -59,22 +59,38 @@ def test_every_stage_on_two_ranks_gives_the_losses_of_plain_on_one(measured: Num
         assert _largest_difference(found, alone["losses"]) < 1e-5, name
 
 
-def test_lamb_on_any_partition_is_its_formula_on_one_process(measured: Numbers, alone: Numbers) -> None:
-    # Uneven counts, accumulation 2, clipping, activation checkpointing, three projections in one weight, padding.
-    expected = train_by_formula(num_streams=7, steps=20, grad_clip=0.5)
+@pytest.fixture(scope="module")
+def lamb_by_formula() -> list[tuple[float, float]]:
+    """On the gated model with three weights in its gate."""
+    expected = train_by_formula(gated_model(fused=False), num_streams=7, steps=20, grad_clip=0.5)
     assert min(norm for _, norm in expected) > 0.5
-    assert _largest_difference(lamb(FP32["plain fp32"]), expected) < 1e-5
-    assert len(measured["lamb"]) >= 4
+    return expected
+
+
+def test_lamb_on_any_partition_is_its_formula_on_one_process(
+    measured: Numbers, alone: Numbers, lamb_by_formula: list[tuple[float, float]]
+) -> None:
+    # Uneven counts, accumulation 2, clipping, activation checkpointing, three projections in one weight, padding.
+    assert _largest_difference(lamb(FP32["plain fp32"]), lamb_by_formula) < 1e-5
     for name, found in measured["lamb"].items():
         assert len(found) == 20
-        assert _largest_difference(found, expected) < (1e-5 if "fp32" in name else 2e-2), name
+        assert _largest_difference(found, lamb_by_formula) < (1e-5 if "fp32" in name else 2e-2), name
 
 
-def test_lamb_on_slices_taken_for_tensors_is_something_else(measured: Numbers) -> None:
-    expected = train_by_formula(num_streams=7, steps=20, grad_clip=0.5)
+def test_lamb_trains_albert_by_its_formula_on_any_partition(measured: Numbers) -> None:
+    expected = train_by_formula(albert_model(), num_streams=7, steps=20, grad_clip=0.5)
+    assert len(measured["lamb_on_albert"]) >= 3
+    for name, found in measured["lamb_on_albert"].items():
+        assert len(found) == 20
+        assert _largest_difference(found, expected) < 1e-5, name
+
+
+def test_lamb_on_slices_taken_for_tensors_is_something_else(
+    measured: Numbers, lamb_by_formula: list[tuple[float, float]]
+) -> None:
     for case in ("lamb_on_flat_slices", "lamb_that_takes_three_tensors_for_one"):
         for name, found in measured[case].items():
-            assert _largest_difference(found, expected) > 1e-3, f"{case}, {name}"
+            assert _largest_difference(found, lamb_by_formula) > 1e-3, f"{case}, {name}"
 
 
 def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Numbers, alone: Numbers) -> None:

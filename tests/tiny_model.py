@@ -83,10 +83,10 @@ class TinyBackbone(Backbone):
 class TinyHead(Head):
     """Two terms: the next token, and (on some rows only) whether it is even."""
 
-    def __init__(self, backbone: TinyBackbone):
+    def __init__(self, backbone: Backbone):
         super().__init__()
         self.output = backbone.output_layer()
-        self.even = nn.Linear(WIDTH, 2)
+        self.even = nn.Linear(backbone.d_model, 2)
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         lm, _ = self.output(hidden.tokens.flatten(0, 1), batch.targets["lm"].flatten())
