@@ -141,11 +141,11 @@ class Shuffled:
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
-        blocks = np.argsort(_mix_each(np.arange(len(self._rows_of_block)), mix(self._seed, epoch)), kind="stable")
+        blocks = np.argsort(mix_each(np.arange(len(self._rows_of_block)), mix(self._seed, epoch)), kind="stable")
         return blocks, np.concatenate([[0], np.cumsum(self._rows_of_block[blocks])])
 
 
-def _mix_each(values: np.ndarray, key: int) -> np.ndarray:
+def mix_each(values: np.ndarray, key: int) -> np.ndarray:
     """A 64-bit hash of each value under a key (the finalizer of SplitMix64)."""
     with np.errstate(over="ignore"):
         state = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key)
