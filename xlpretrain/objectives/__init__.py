@@ -3,11 +3,16 @@
 from typing import Annotated
 
 from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.objective import Objective
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.schema import Choice
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal_lm": CausalLM, "permutation_lm": PermutationLM}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal_lm": CausalLM,
+    "permutation_lm": PermutationLM,
+    "masked_lm": MaskedLM,
+}
 
 AnyObjective = Annotated[Objective, Choice(OBJECTIVES)]
 """The config of any objective, told by its key `type`."""

@@ -95,8 +95,11 @@ class Objective(Section, ABC):
 
     needs: ClassVar[frozenset[str]]
     """Of memory, causal, two_stream, bidirectional: what a backbone must provide."""
-    terms: ClassVar[tuple[str, ...]]
-    """The names of the loss terms. The first is the one whose perplexity is reported, and must predict tokens."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[str, ...]:
+        """The names of the loss terms. The first is the one whose perplexity is reported, and must predict tokens."""
 
     @property
     @abstractmethod

@@ -1,0 +1,262 @@
+"""Masked language modelling with a question about the order of sentences.
+
+BERT (Devlin et al. 2018, arXiv:1810.04805) with next sentence prediction, ALBERT (Lan et al. 2019, arXiv:1909.11942)
+with sentence order prediction and n-grams. A row is [CLS] A [SEP] B [SEP]. What is masked is drawn anew in each epoch;
+the originals kept 10 to 40 fixed copies of the corpus on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.pairing import PairRules
+from xlpretrain.data.pairs import PairEvaluationRows, PairRows
+from xlpretrain.data.stream import Row
+from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.models.layers import Pooler, draw
+from xlpretrain.objectives.masking import Masking
+from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, Scores, predict_tokens, row_generator
+from xlpretrain.schema import Problem
+
+
+class MaskedLM(Objective):
+    """-log p(token | the row with some tokens masked), and whether the two parts of the row are in order."""
+
+    type: Literal["masked_lm"] = "masked_lm"
+    """Which objective this is."""
+    seq_len: int = Field(512, ge=8)
+    """Tokens in a row, CLS, SEP and SEP among them."""
+    mask_rate: float = Field(0.15, gt=0, lt=1)
+    """The share of a row's tokens to predict, one at least."""
+    max_predictions: PositiveInt | None = None
+    """The most tokens to predict in a row (default: as mask_rate says). The published BERT and ALBERT recipes have 20,
+    which at seq_len 512 is 4 %."""
+    max_ngram: PositiveInt = 3
+    """The longest run of words to mask together; a run of n has probability 1/n, scaled. 1: single words."""
+    whole_words: bool = True
+    """Mask all tokens of a word, or (false) tokens each for itself."""
+    sentence_task: Literal["sop", "nsp", "none"] = "sop"
+    """sop: are the two parts swapped (ALBERT); nsp: is the second from elsewhere (BERT); none: a row is one part."""
+    sop_single_sentence: Literal["original", "skip", "split"] = "split"
+    """What sop makes of a run of one sentence. original: as ALBERT's code, the second part comes from another document
+    and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
+    short_seq_prob: float = Field(0.1, ge=0, le=1)
+    """How often a row is wanted shorter, of 2 to seq_len - 3 tokens."""
+    sentence_weight: NonNegativeFloat = 1.0
+    """The weight of the sentence task in the loss."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Of the tokens, and of the sentence task."""
+        return ("mlm",) if self.sentence_task == "none" else ("mlm", self.sentence_task)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each loss term."""
+        return {term: 1.0 if term == "mlm" else self.sentence_weight for term in self.terms}
+
+    @property
+    def window(self) -> int:
+        """A whole row."""
+        return self.seq_len
+
+    @property
+    def stride(self) -> int:
+        """As many tokens as a row has; shorter rows are padded."""
+        return self.seq_len
+
+    @property
+    def rules(self) -> PairRules:
+        """How documents are cut."""
+        return PairRules(
+            longest=self.seq_len - (2 if self.sentence_task == "none" else 3),
+            task=self.sentence_task,
+            single_sentence=self.sop_single_sentence,
+            short_seq_prob=self.short_seq_prob,
+        )
+
+    def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
+        """Rows do not go on where others end."""
+        if mem_len:
+            yield "model.mem_len", f"must be 0 with {self.type}, whose rows do not follow each other, got {mem_len}"
+
+    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+        """Documents must have sentences to ask about."""
+        yield from super().data_problems(manifest)
+        if self.sentence_task != "none" and manifest.num_sentences <= manifest.num_documents:
+            yield (
+                "objective.sentence_task",
+                f"{self.sentence_task} needs documents of two sentences or more, and the {manifest.num_documents:,}"
+                f" documents of {manifest.folder} have {manifest.num_sentences:,} sentences in all; use"
+                " objective.sentence_task=none, or build the data with another sentences.splitter or with longer"
+                " documents",
+            )
+
+    def training_rows(
+        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
+    ) -> PairRows:
+        """Shuffled pairs."""
+        return PairRows(manifest, self.rules, num_streams=num_streams, seed=seed, shuffle_blocks=shuffle_blocks)
+
+    def evaluation_rows(
+        self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> PairEvaluationRows:
+        """Each run of sentences once."""
+        return PairEvaluationRows(manifest, self.rules, num_tokens=num_tokens, num_streams=num_streams)
+
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> MaskedLMCollator:
+        """The CPU half."""
+        starts = tokenizer.word_starts()
+        masking = Masking(
+            starts if self.whole_words else np.ones_like(starts),
+            tokenizer.vocabulary.mask,
+            self.mask_rate,
+            self.max_predictions,
+            self.max_ngram,
+        )
+        task = None if self.sentence_task == "none" else self.sentence_task
+        return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, masking, task, seed)
+
+    def head(self, backbone: Backbone) -> MaskedLMHead:
+        """The device half."""
+        predictions = min(self.max_predictions or self.seq_len, max(1, round(self.seq_len * self.mask_rate)))
+        return MaskedLMHead(
+            backbone.output_layer(),
+            sentence=None if self.sentence_task == "none" else SentenceHead(backbone.d_model),
+            task=self.sentence_task,
+            predictions_per_token=predictions / self.seq_len,
+            seq_len=self.seq_len,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedLMCollator:
+    """Rows into masked tokens, padded to seq_len, and what was there.
+
+    Segments are 0 for CLS, A and the SEP after it, 1 for B and the last SEP; padding is 0. A row without tokens is a
+    CLS alone, so that there is something to attend to, and predicts nothing.
+    """
+
+    seq_len: int
+    vocabulary: Vocabulary
+    masking: Masking
+    task: str | None
+    seed: int
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """A batch of as many rows, which may be none."""
+        tokens = np.full((len(rows), self.seq_len), self.vocabulary.pad, dtype=np.int64)
+        segments, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+        answers, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        labels = np.full(len(rows), -1)
+        for number, row in enumerate(rows):
+            assert row.pair is not None, "rows of `PairRows`"
+            length, parts = self._lay_out(row, row.pair.split, tokens[number])
+            valid[number, :length] = True
+            if parts[-1][0] > parts[0][1]:
+                segments[number, parts[-1][0] : length] = 1
+            if not len(row.tokens):
+                continue
+            generator = row_generator(self.seed, row)
+            chosen = self.masking.choose(tokens[number, :length], parts, generator)
+            answers.append(tokens[number, chosen])
+            places.append(chosen + number * self.seq_len)
+            tokens[number, chosen] = self.masking.replace(answers[-1], generator)
+            labels[number] = row.pair.label
+        inputs = BackboneInput(
+            tokens=torch.from_numpy(tokens),
+            remembered=torch.zeros(len(rows), dtype=torch.int64),
+            valid=torch.from_numpy(valid),
+            segments=torch.from_numpy(segments),
+        )
+        targets = {"mlm": np.concatenate(answers), "mlm_at": np.concatenate(places)}
+        counts = {"mlm": len(targets["mlm"])}
+        if self.task is not None:
+            asked = np.flatnonzero(labels >= 0)
+            targets |= {self.task: labels[asked], f"{self.task}_at": asked}
+            counts[self.task] = len(asked)
+        return Batch(inputs, {name: torch.from_numpy(values) for name, values in targets.items()}, counts)
+
+    def _lay_out(self, row: Row, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
+        """Write one row; returns its length, and where its parts start and stop."""
+        tokens[0] = self.vocabulary.cls
+        if not len(row.tokens):
+            return 1, [(1, 1)]
+        first_stop = 1 + split
+        tokens[1:first_stop] = row.tokens[:split]
+        tokens[first_stop] = self.vocabulary.sep
+        if split == len(row.tokens):
+            return first_stop + 1, [(1, first_stop)]
+        stop = 2 + len(row.tokens)
+        tokens[first_stop + 1 : stop] = row.tokens[split:]
+        tokens[stop] = self.vocabulary.sep
+        return stop + 1, [(1, first_stop), (first_stop + 1, stop)]
+
+
+class SentenceHead(nn.Module):
+    """A row's first token onto two answers."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.pooler = Pooler(d_model)
+        self.classifier = nn.Linear(d_model, 2)
+        draw(self.classifier, 0.02, truncated=True)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
+        """The logits of each row."""
+        logits: Tensor = self.classifier(self.pooler(hidden))
+        return logits
+
+    def flops_per_row(self) -> float:
+        """Forward and backward."""
+        return 6.0 * (self.pooler.linear.weight.numel() + self.classifier.weight.numel())
+
+
+class MaskedLMHead(Head):
+    """The vocabulary projection of the masked tokens alone, and the sentence task of each row that asks it."""
+
+    def __init__(
+        self,
+        output: OutputLayer,
+        *,
+        sentence: SentenceHead | None,
+        task: str,
+        predictions_per_token: float,
+        seq_len: int,
+    ):
+        super().__init__()
+        self.output = output
+        self.sentence = sentence
+        self.task, self.predictions_per_token, self.seq_len = task, predictions_per_token, seq_len
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        """The sums over tokens and rows, and each one's loss."""
+        total, scores = predict_tokens(
+            self.output, hidden.tokens, at=batch.targets["mlm_at"], targets=batch.targets["mlm"]
+        )
+        if self.sentence is None:
+            return Loss({"mlm": total}, {"mlm": scores})
+        at, labels = batch.targets[f"{self.task}_at"], batch.targets[self.task]
+        logits = self.sentence(hidden.tokens)[at].float()
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        correct = None if self.training else logits.argmax(dim=-1) == labels
+        asked = Scores(rows=at, nll=nll.detach(), correct=correct)
+        return Loss({"mlm": total, self.task: nll.sum()}, {"mlm": scores, self.task: asked})
+
+    def flops_per_token(self) -> float:
+        """Forward and backward of the output layer, for the share of tokens that it sees, and of the sentence task."""
+        row = self.sentence.flops_per_row() if self.sentence is not None else 0.0
+        return self.output.flops_per_token() * self.predictions_per_token + row / self.seq_len
