@@ -88,15 +88,15 @@ def test_same_length_lets_every_query_see_equally_many_keys():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_query_that_may_see_nothing_gives_no_nan(dtype):
+def test_a_query_that_may_see_nothing_gets_nothing(dtype):
     attention = _attention().to(dtype)
     context = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
     mask = additive(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
     bias = torch.randn(2, 3, dtype=dtype)
     output = attention(context[:, 2:], context, mask, Positions(_encode(5, 0)[None].to(dtype)), bias, bias)
     output.sum().backward()
-    assert output.isfinite().all()
-    assert context.grad.isfinite().all()
+    assert not output.any()
+    assert not context.grad.any()
 
 
 def test_positions_are_exact_before_they_are_rounded_to_bf16():

@@ -54,6 +54,8 @@ class Attention(nn.Module):
         weights_BNQK = torch.softmax(scores_BNQK + mask_BQK[:, None], dim=-1, dtype=torch.float32)
         weights_BNQK = self.dropout(weights_BNQK.to(value_BKNH.dtype))
         attended_BQNH = torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH)
+        # A query that may see nothing has an average of all that is hidden from it (so in the originals): nothing.
+        attended_BQNH = attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]
         output_BQD: Tensor = self.output(attended_BQNH.flatten(-2))
         return output_BQD
 

@@ -34,7 +34,7 @@ def visible_keys(
 def additive(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B Q K"]:
     """What is added to scores: 0 where a key may be seen, the lowest finite number where not.
 
-    Finite, so that even a query that may see nothing gets an average and no NaN.
+    Finite, so that the softmax of a query that may see nothing is no NaN; attention then takes nothing.
     """
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 

@@ -1,0 +1,136 @@
+"""Weights of this project's models under the names and in the shapes of transformers, and the other way round.
+
+Every one of our tensors is made of one or more of theirs. Gradients translate by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlpretrain.models.encoder import AlbertConfig, BertConfig
+from xlpretrain.models.stack import StackConfig
+from xlpretrain.models.xlnet import XLNetConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of our tensors, theirs that it is made of, and the two ways between them."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    read: Callable[[Sequence[Tensor]], Tensor] = lambda theirs: theirs[0]
+    write: Callable[[Tensor], Sequence[Tensor]] = lambda ours: [ours]
+
+
+def read(rules: Iterator[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors as ours."""
+    return {rule.ours: rule.read([theirs[name] for name in rule.theirs]).clone() for rule in rules}
+
+
+def write(rules: Iterator[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors as theirs; those of shared layers once for each layer that has a name there."""
+    found = {}
+    for rule in rules:
+        found.update(zip(rule.theirs, (t.clone() for t in rule.write(ours[rule.ours])), strict=True))
+    return found
+
+
+def rules_of(config: StackConfig) -> Iterator[Rule]:
+    """Of a pretraining model: `backbone`, and a `head` with `output` (and `pooler`, `classifier`)."""
+    match config:
+        case XLNetConfig():
+            yield from _xlnet(config)
+        case AlbertConfig():
+            yield from _albert(config)
+        case BertConfig():
+            yield from _bert(config)
+        case _:
+            raise ValueError(f"transformers 5 has no {config.type}")
+
+
+def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
+    layers = [f"transformer.layer.{i}." for i in range(config.num_layers)]
+    for i, theirs in enumerate(layers):
+        ours = f"backbone.layers.{i}."
+        for part, name in (("query", "q"), ("key", "k"), ("value", "v"), ("distance", "r")):
+            yield Rule(  # D x N x H there, (N H) x D here
+                f"{ours}attention.{part}.weight",
+                (f"{theirs}rel_attn.{name}",),
+                lambda theirs: theirs[0].flatten(1).T,
+                lambda ours: [ours.T.reshape(config.d_model, config.num_heads, config.head_size)],
+            )
+        yield Rule(
+            f"{ours}attention.output.weight",
+            (f"{theirs}rel_attn.o",),
+            lambda theirs: theirs[0].flatten(1),
+            lambda ours: [ours.view(config.d_model, config.num_heads, config.head_size)],
+        )
+        yield Rule(f"{ours}attention.segment_embedding", (f"{theirs}rel_attn.seg_embed",))
+        yield from _pairs(f"{ours}attention_norm", f"{theirs}rel_attn.layer_norm")
+        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}ff.layer_1")
+        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ff.layer_2")
+        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}ff.layer_norm")
+    for part, name in (("content", "r_w_bias"), ("position", "r_r_bias"), ("segment", "r_s_bias")):
+        names = tuple(f"{layer}rel_attn.{name}" for layer in layers)
+        yield Rule(f"backbone.{part}_bias", names, torch.stack, lambda ours: ours.expand(len(layers), -1, -1).unbind())
+    yield Rule(
+        "backbone.mask_embedding", ("transformer.mask_emb",), lambda theirs: theirs[0][0], lambda ours: [ours[None]]
+    )
+    yield Rule("backbone.embedding.tables.0.weight", ("transformer.word_embedding.weight",))
+    yield Rule("head.output.bias", ("lm_loss.bias",))
+
+
+def _albert(config: AlbertConfig) -> Iterator[Rule]:
+    for i in range(config.num_own_layers):
+        group, inner = divmod(i, config.layers_per_group)
+        theirs = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}."
+        ours = f"backbone.layers.{i}."
+        for part in ("query", "key", "value"):
+            yield from _pairs(f"{ours}attention.{part}", f"{theirs}attention.{part}")
+        yield from _pairs(f"{ours}attention.output", f"{theirs}attention.dense")
+        yield from _pairs(f"{ours}attention_norm", f"{theirs}attention.LayerNorm")
+        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}ffn")
+        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
+        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
+    yield from _embeddings("albert.embeddings.")
+    yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
+    yield from _pairs("head.output.transform", "predictions.dense")
+    yield from _pairs("head.output.norm", "predictions.LayerNorm")
+    yield Rule("head.output.bias", ("predictions.bias",))
+    yield from _pairs("head.pooler.linear", "albert.pooler")
+    yield from _pairs("head.classifier", "sop_classifier.classifier")
+
+
+def _bert(config: BertConfig) -> Iterator[Rule]:
+    for i in range(config.num_layers):
+        theirs, ours = f"bert.encoder.layer.{i}.", f"backbone.layers.{i}."
+        for part in ("query", "key", "value"):
+            yield from _pairs(f"{ours}attention.{part}", f"{theirs}attention.self.{part}")
+        yield from _pairs(f"{ours}attention.output", f"{theirs}attention.output.dense")
+        yield from _pairs(f"{ours}attention_norm", f"{theirs}attention.output.LayerNorm")
+        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}intermediate.dense")
+        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}output.dense")
+        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}output.LayerNorm")
+    yield from _embeddings("bert.embeddings.")
+    yield from _pairs("head.output.transform", "cls.predictions.transform.dense")
+    yield from _pairs("head.output.norm", "cls.predictions.transform.LayerNorm")
+    yield Rule("head.output.bias", ("cls.predictions.bias",))
+    yield from _pairs("head.pooler.linear", "bert.pooler.dense")
+    yield from _pairs("head.classifier", "cls.seq_relationship")
+
+
+def _embeddings(theirs: str) -> Iterator[Rule]:
+    yield Rule("backbone.embedding.tokens.tables.0.weight", (f"{theirs}word_embeddings.weight",))
+    yield Rule("backbone.embedding.positions.weight", (f"{theirs}position_embeddings.weight",))
+    yield Rule("backbone.embedding.segments.weight", (f"{theirs}token_type_embeddings.weight",))
+    yield from _pairs("backbone.embedding.norm", f"{theirs}LayerNorm")
+
+
+def _pairs(ours: str, theirs: str) -> Iterator[Rule]:
+    """A weight and a bias."""
+    for kind in ("weight", "bias"):
+        yield Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",))

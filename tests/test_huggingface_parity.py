@@ -1,0 +1,330 @@
+"""XLNet, ALBERT and BERT give the logits, losses, gradients and loss curves of transformers 5 from the same weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface import read, rules_of, write
+from torch import Tensor, nn
+
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.encoder import AlbertConfig, BertConfig
+from xlpretrain.models.layers import Pooler
+from xlpretrain.models.xlnet import XLNetConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors of a few hundred elements: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+VOCAB, ROWS, TOKENS, PREDICTIONS = 31, 4, 9, 3
+SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+
+
+class _Head(nn.Module):
+    def __init__(self, backbone, *, rows: bool):
+        super().__init__()
+        self.output = backbone.output_layer()
+        if rows:
+            self.pooler = Pooler(backbone.d_model)
+            self.classifier = nn.Linear(backbone.d_model, 2)
+
+
+class _Model(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.backbone = config.build(VOCAB)
+        self.head = _Head(self.backbone, rows=not isinstance(config, XLNetConfig))
+
+
+def _pair(config, theirs, scale=0.4) -> tuple[_Model, nn.Module]:
+    """The same weights, large enough for every one of them to matter, in both."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter) * scale)
+    model = _Model(config)
+    model.load_state_dict(read(rules_of(config), theirs.state_dict()))
+    return model, theirs
+
+
+def _xlnet(keep=None, bi_data=False, **keys) -> tuple[_Model, nn.Module]:
+    config = XLNetConfig(**{**SIZES, "mem_len": 6, **keys})
+    theirs = transformers.XLNetConfig(
+        vocab_size=VOCAB,
+        d_model=config.d_model,
+        n_layer=config.num_layers,
+        n_head=config.num_heads,
+        d_inner=config.d_ff,
+        ff_activation=ACTIVATIONS[config.activation],
+        dropout=0.0,
+        mem_len=config.mem_len,
+        reuse_len=keep,
+        bi_data=bi_data,
+        clamp_len=config.clamp_len or -1,
+        use_mems_train=config.mem_len > 0,
+    )
+    return _pair(config, transformers.XLNetLMHeadModel(theirs))
+
+
+def _encoder_keys(config) -> dict:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.d_ff,
+        "hidden_act": ACTIVATIONS[config.activation],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.num_segments,
+    }
+
+
+def _albert(**keys) -> tuple[_Model, nn.Module]:
+    config = AlbertConfig(**{**SIZES, "d_embed": 6, "max_positions": 12, **keys})
+    theirs = transformers.AlbertConfig(
+        **_encoder_keys(config),
+        embedding_size=config.embed_size,
+        num_hidden_groups=config.num_layer_groups,
+        inner_group_num=config.layers_per_group,
+        classifier_dropout_prob=0.0,
+    )
+    return _pair(config, transformers.AlbertForPreTraining(theirs))
+
+
+def _bert(**keys) -> tuple[_Model, nn.Module]:
+    config = BertConfig(**{**SIZES, "max_positions": 12, **keys})
+    return _pair(config, transformers.BertForPreTraining(transformers.BertConfig(**_encoder_keys(config))))
+
+
+def _assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Relative to the largest of theirs."""
+    difference = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3)
+    assert float(difference.detach()) < tolerance
+
+
+def _assert_same_gradients(model: _Model, theirs: nn.Module) -> None:
+    unused = {name: torch.zeros_like(p) for name, p in theirs.named_parameters() if p.grad is None}
+    gradients = read(rules_of(model.config), {n: p.grad for n, p in theirs.named_parameters()} | unused)
+    largest = max(float(g.abs().max()) for g in gradients.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        difference = (parameter.grad - gradients[name]).abs().max() / gradients[name].abs().max().clamp(
+            min=largest / 100
+        )
+        assert float(difference) < 1e-4, name
+
+
+def _permuted(*, remembered: int, keep=None, bi_data=False, padded=False) -> BackboneInput:
+    """Two halves; five tokens, of which three are predicted, come in a random order, the others before them."""
+    order = torch.zeros(ROWS, TOKENS, dtype=torch.int64)
+    predict = torch.empty(ROWS, PREDICTIONS, dtype=torch.int64)
+    for row in range(ROWS):
+        ordered = 1 + torch.randperm(TOKENS - 1 - 2 * padded)[: PREDICTIONS + 2]  # each sees the first token at least
+        order[row, ordered] = torch.arange(1, len(ordered) + 1)
+        predict[row] = ordered[torch.randperm(len(ordered))[:PREDICTIONS]]
+    order[:, TOKENS // 2 :] += 100
+    valid = torch.ones(ROWS, TOKENS, dtype=torch.bool)
+    valid[::2, TOKENS - 2 :] = not padded
+    return BackboneInput(
+        tokens=1 + (torch.rand(ROWS, TOKENS) ** 4 * (VOCAB - 1)).long(),  # some are frequent, as in text
+        remembered=torch.full((ROWS,), remembered),
+        valid=valid,
+        segments=(torch.arange(TOKENS) > torch.randint(2, TOKENS, (ROWS, 1))).long(),
+        order=order,
+        predict=predict,
+        reverse=torch.arange(ROWS) >= ROWS // 2 if bi_data else None,
+        keep=keep,
+    )
+
+
+def _theirs_of(inputs: BackboneInput) -> dict[str, Tensor | None]:
+    arguments: dict[str, Tensor | None] = {"input_ids": inputs.tokens, "token_type_ids": inputs.segments}
+    if inputs.valid is not None:
+        arguments["attention_mask"] = inputs.valid.float()
+    if inputs.order is not None:
+        same = torch.eye(TOKENS, dtype=torch.bool)
+        arguments["perm_mask"] = ((inputs.order[:, None] > inputs.order[..., None]) | same).float()
+    if inputs.predict is not None:
+        arguments["target_mapping"] = F.one_hot(inputs.predict, TOKENS).float()
+    return arguments
+
+
+XLNETS = {
+    "two streams": {"keep": 5},
+    "longer memory, all kept": {"mem_len": 23, "activation": "gelu"},
+    "clamped": {"keep": 4, "clamp_len": 3},
+    "both directions": {"keep": 4, "bi_data": True},
+    "both directions, clamped": {"keep": 6, "bi_data": True, "clamp_len": 4, "activation": "gelu"},
+    "no memory": {"mem_len": 0},
+}
+
+
+@pytest.mark.parametrize("with_segments", [True, False], ids=["segments", "no segments"])
+@pytest.mark.parametrize("streams", ["predictions", "tokens"])
+@pytest.mark.parametrize("keys", XLNETS.values(), ids=XLNETS.keys())
+def test_xlnet_has_their_logits_losses_and_gradients_row_after_row(keys, streams, with_segments):
+    model, theirs = _xlnet(**keys)
+    mem_len, keep = model.config.mem_len, keys.get("keep")
+    mems, their_mems = model.backbone.empty_memory(ROWS, mem_len), None
+    for segment in range(4):
+        inputs = _permuted(
+            remembered=min(segment * (keep or TOKENS), mem_len),
+            keep=keep,
+            bi_data=keys.get("bi_data", False),
+            padded=segment == 3,
+        )
+        if not with_segments:
+            inputs = replace(inputs, segments=None)
+        if streams == "tokens":
+            inputs = replace(inputs, predict=None, order=None)
+        hidden, mems = model.backbone(inputs, mems)
+        answer = theirs(**_theirs_of(inputs), mems=their_mems)
+        their_mems = answer.mems
+        states, logits = hidden.predictions, answer.logits
+        if states is None:
+            states, logits = hidden.tokens[inputs.valid], logits[inputs.valid]
+        targets = torch.randint(VOCAB, states.shape[:-1]).flatten()
+        states, logits = states.flatten(0, -2), logits.flatten(0, -2)
+        ours = model.head.output.log_probs(states)
+        assert float(((ours - logits.log_softmax(-1)).abs().max() / logits.abs().max()).detach()) < 1e-5
+        loss = model.head.output(states, targets)[0].mean()
+        expected = F.cross_entropy(logits, targets)
+        _assert_close(loss, expected, 1e-5)
+        for ours_of_layer, theirs_of_layer in zip(mems, their_mems or [], strict=False):
+            if keep or segment < 3:  # of padding they remember other things
+                known = theirs_of_layer.transpose(0, 1)
+                _assert_close(ours_of_layer[:, mem_len - known.shape[1] :], known, 1e-5)
+    loss.backward()
+    expected.backward()
+    _assert_same_gradients(model, theirs)
+
+
+ENCODERS = {
+    "albert": (_albert, {}),
+    "albert, 2 groups of 3 layers": (_albert, {"num_layer_groups": 2, "activation": "gelu"}),
+    "albert, inner groups": (_albert, {"num_layers": 4, "num_layer_groups": 2, "layers_per_group": 2}),
+    "albert, 3 segments": (_albert, {"num_segments": 3, "activation": "relu"}),
+    "bert": (_bert, {"activation": "gelu"}),
+    "bert, tanh": (_bert, {}),
+}
+
+
+def _masked() -> tuple[BackboneInput, Tensor, Tensor]:
+    """Rows, the labels of their tokens (-100: none), and those of the rows."""
+    inputs = _permuted(remembered=0, padded=True)
+    tokens = inputs.tokens
+    labels = torch.where(inputs.valid & (torch.rand(tokens.shape) < 0.3), tokens * 7 % VOCAB, -100)
+    labels[0, 0] = 7
+    inputs = BackboneInput(tokens, inputs.remembered, valid=inputs.valid, segments=inputs.segments)
+    return inputs, labels, torch.randint(2, (ROWS,))
+
+
+@pytest.mark.parametrize(("build", "keys"), ENCODERS.values(), ids=ENCODERS.keys())
+def test_encoders_have_their_logits_losses_and_gradients(build, keys):
+    model, theirs = build(**keys)
+    inputs, labels, row_labels = _masked()
+    hidden, _ = model.backbone(inputs, model.backbone.empty_memory(ROWS, 0))
+    rows = model.head.classifier(model.head.pooler(hidden.tokens))
+    names = {True: "sentence_order_label", False: "next_sentence_label"}
+    answer = theirs(**_theirs_of(inputs), labels=labels, **{names[isinstance(model.config, AlbertConfig)]: row_labels})
+    row_logits = answer.sop_logits if isinstance(model.config, AlbertConfig) else answer.seq_relationship_logits
+    states, logits = hidden.tokens[inputs.valid], answer.prediction_logits[inputs.valid]
+    ours = model.head.output.log_probs(states)
+    assert float(((ours - logits.log_softmax(-1)).abs().max() / logits.abs().max()).detach()) < 1e-5
+    _assert_close(rows, row_logits, 1e-5)
+    nll, _ = model.head.output(hidden.tokens[labels >= 0], labels[labels >= 0])
+    loss = nll.mean() + F.cross_entropy(rows, row_labels)
+    _assert_close(loss, answer.loss, 1e-5)
+    loss.backward()
+    answer.loss.backward()
+    _assert_same_gradients(model, theirs)
+
+
+@pytest.mark.parametrize("build", [_xlnet, _albert, _bert], ids=["xlnet", "albert", "bert"])
+def test_our_weights_are_theirs_again(build):
+    model, theirs = build()
+    names = dict(theirs.named_parameters())
+    written = write(rules_of(model.config), model.state_dict())
+    assert written.keys() == names.keys()
+    assert all(torch.equal(written[name], names[name]) for name in names)
+
+
+def _train(model: nn.Module, loss_of, num_steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
+    losses = []
+    for step in range(num_steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss = loss_of(step)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("build", [_albert, _bert], ids=["albert", "bert"])
+def test_encoders_train_along_their_loss_curve(build):
+    model, theirs = build()
+    label = "sentence_order_label" if build is _albert else "next_sentence_label"
+    empty = model.backbone.empty_memory(ROWS, 0)
+
+    def of_ours(_step) -> Tensor:
+        inputs, labels, row_labels = _masked()
+        hidden, _ = model.backbone(inputs, empty)
+        nll, _ = model.head.output(hidden.tokens[labels >= 0], labels[labels >= 0])
+        return nll.mean() + F.cross_entropy(model.head.classifier(model.head.pooler(hidden.tokens)), row_labels)
+
+    def of_theirs(_step) -> Tensor:
+        inputs, labels, row_labels = _masked()
+        return theirs(**_theirs_of(inputs), labels=labels, **{label: row_labels}).loss
+
+    _assert_same_curves(_train(model, of_ours, 50), _train(theirs, of_theirs, 50))
+
+
+def test_xlnet_trains_along_their_loss_curve_with_memory():
+    model, theirs = _xlnet(keep=4, bi_data=True)
+    mems, their_mems = model.backbone.empty_memory(ROWS, 6), None
+
+    def batch(step) -> tuple[BackboneInput, Tensor]:
+        inputs = _permuted(remembered=min(4 * step, 6), keep=4, bi_data=True)
+        return inputs, inputs.tokens.gather(1, inputs.predict)
+
+    def of_ours(step) -> Tensor:
+        nonlocal mems
+        inputs, targets = batch(step)
+        hidden, mems = model.backbone(inputs, mems)
+        return model.head.output(hidden.predictions.flatten(0, 1), targets.flatten())[0].mean()
+
+    def of_theirs(step) -> Tensor:
+        nonlocal their_mems
+        inputs, targets = batch(step)
+        answer = theirs(**_theirs_of(inputs), mems=their_mems, labels=targets)
+        their_mems = answer.mems
+        return answer.loss
+
+    _assert_same_curves(_train(model, of_ours, 50), _train(theirs, of_theirs, 50))
+
+
+def _assert_same_curves(ours: list[float], theirs: list[float]) -> None:
+    assert sum(ours[-5:]) < 0.9 * sum(ours[:5])
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    print(f"largest difference of a loss in {len(ours)} steps: {difference:.1e}")
+    assert difference < 1e-3
