@@ -40,7 +40,7 @@ def write(rules: Iterator[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def rules_of(config: StackConfig) -> Iterator[Rule]:
-    """Of a pretraining model: `backbone`, and a `head` with `output` (and `pooler`, `classifier`)."""
+    """Of a `PretrainingModel`: with the head of masked LM and a sentence task, or of permutation LM."""
     match config:
         case XLNetConfig():
             yield from _xlnet(config)
@@ -101,8 +101,8 @@ def _albert(config: AlbertConfig) -> Iterator[Rule]:
     yield from _pairs("head.output.transform", "predictions.dense")
     yield from _pairs("head.output.norm", "predictions.LayerNorm")
     yield Rule("head.output.bias", ("predictions.bias",))
-    yield from _pairs("head.pooler.linear", "albert.pooler")
-    yield from _pairs("head.classifier", "sop_classifier.classifier")
+    yield from _pairs("head.sentence.pooler.linear", "albert.pooler")
+    yield from _pairs("head.sentence.classifier", "sop_classifier.classifier")
 
 
 def _bert(config: BertConfig) -> Iterator[Rule]:
@@ -119,8 +119,8 @@ def _bert(config: BertConfig) -> Iterator[Rule]:
     yield from _pairs("head.output.transform", "cls.predictions.transform.dense")
     yield from _pairs("head.output.norm", "cls.predictions.transform.LayerNorm")
     yield Rule("head.output.bias", ("cls.predictions.bias",))
-    yield from _pairs("head.pooler.linear", "bert.pooler.dense")
-    yield from _pairs("head.classifier", "cls.seq_relationship")
+    yield from _pairs("head.sentence.pooler.linear", "bert.pooler.dense")
+    yield from _pairs("head.sentence.classifier", "cls.seq_relationship")
 
 
 def _embeddings(theirs: str) -> Iterator[Rule]:

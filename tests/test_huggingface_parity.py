@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.encoder import AlbertConfig, BertConfig
-from xlpretrain.models.layers import Pooler
 from xlpretrain.models.xlnet import XLNetConfig
+from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.objective import Batch, PretrainingModel
+from xlpretrain.objectives.permutation_lm import PermutationLM
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -35,35 +38,19 @@ SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 
 
-class _Head(nn.Module):
-    def __init__(self, backbone, *, rows: bool):
-        super().__init__()
-        self.output = backbone.output_layer()
-        if rows:
-            self.pooler = Pooler(backbone.d_model)
-            self.classifier = nn.Linear(backbone.d_model, 2)
-
-
-class _Model(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.backbone = config.build(VOCAB)
-        self.head = _Head(self.backbone, rows=not isinstance(config, XLNetConfig))
-
-
-def _pair(config, theirs, scale=0.4) -> tuple[_Model, nn.Module]:
+def _pair(config, theirs, objective) -> tuple[PretrainingModel, nn.Module]:
     """The same weights, large enough for every one of them to matter, in both."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in theirs.parameters():
-            parameter.copy_(torch.randn_like(parameter) * scale)
-    model = _Model(config)
+            parameter.copy_(torch.randn_like(parameter) * 0.4)
+    backbone = config.build(VOCAB)
+    model = PretrainingModel(backbone, objective.head(backbone))
     model.load_state_dict(read(rules_of(config), theirs.state_dict()))
     return model, theirs
 
 
-def _xlnet(keep=None, bi_data=False, **keys) -> tuple[_Model, nn.Module]:
+def _xlnet(keep=None, bi_data=False, **keys) -> tuple[PretrainingModel, nn.Module]:
     config = XLNetConfig(**{**SIZES, "mem_len": 6, **keys})
     theirs = transformers.XLNetConfig(
         vocab_size=VOCAB,
@@ -79,7 +66,7 @@ def _xlnet(keep=None, bi_data=False, **keys) -> tuple[_Model, nn.Module]:
         clamp_len=config.clamp_len or -1,
         use_mems_train=config.mem_len > 0,
     )
-    return _pair(config, transformers.XLNetLMHeadModel(theirs))
+    return _pair(config, transformers.XLNetLMHeadModel(theirs), PermutationLM())
 
 
 def _encoder_keys(config) -> dict:
@@ -97,7 +84,7 @@ def _encoder_keys(config) -> dict:
     }
 
 
-def _albert(**keys) -> tuple[_Model, nn.Module]:
+def _albert(**keys) -> tuple[PretrainingModel, nn.Module]:
     config = AlbertConfig(**{**SIZES, "d_embed": 6, "max_positions": 12, **keys})
     theirs = transformers.AlbertConfig(
         **_encoder_keys(config),
@@ -106,12 +93,16 @@ def _albert(**keys) -> tuple[_Model, nn.Module]:
         inner_group_num=config.layers_per_group,
         classifier_dropout_prob=0.0,
     )
-    return _pair(config, transformers.AlbertForPreTraining(theirs))
+    return _pair(config, transformers.AlbertForPreTraining(theirs), MaskedLM(sentence_task="sop"))
 
 
-def _bert(**keys) -> tuple[_Model, nn.Module]:
+def _bert(**keys) -> tuple[PretrainingModel, nn.Module]:
     config = BertConfig(**{**SIZES, "max_positions": 12, **keys})
-    return _pair(config, transformers.BertForPreTraining(transformers.BertConfig(**_encoder_keys(config))))
+    return _pair(
+        config,
+        transformers.BertForPreTraining(transformers.BertConfig(**_encoder_keys(config))),
+        MaskedLM(sentence_task="nsp"),
+    )
 
 
 def _assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -120,9 +111,9 @@ def _assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert float(difference.detach()) < tolerance
 
 
-def _assert_same_gradients(model: _Model, theirs: nn.Module) -> None:
+def _assert_same_gradients(model: PretrainingModel, theirs: nn.Module) -> None:
     unused = {name: torch.zeros_like(p) for name, p in theirs.named_parameters() if p.grad is None}
-    gradients = read(rules_of(model.config), {n: p.grad for n, p in theirs.named_parameters()} | unused)
+    gradients = read(rules_of(model.backbone.config), {n: p.grad for n, p in theirs.named_parameters()} | unused)
     largest = max(float(g.abs().max()) for g in gradients.values())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -182,7 +173,7 @@ XLNETS = {
 @pytest.mark.parametrize("keys", XLNETS.values(), ids=XLNETS.keys())
 def test_xlnet_has_their_logits_losses_and_gradients_row_after_row(keys, streams, with_segments):
     model, theirs = _xlnet(**keys)
-    mem_len, keep = model.config.mem_len, keys.get("keep")
+    mem_len, keep = model.backbone.config.mem_len, keys.get("keep")
     mems, their_mems = model.backbone.empty_memory(ROWS, mem_len), None
     for segment in range(4):
         inputs = _permuted(
@@ -227,31 +218,48 @@ ENCODERS = {
 }
 
 
-def _masked() -> tuple[BackboneInput, Tensor, Tensor]:
-    """Rows, the labels of their tokens (-100: none), and those of the rows."""
+def _masked(task: str) -> Batch:
     inputs = _permuted(remembered=0, padded=True)
     tokens = inputs.tokens
-    labels = torch.where(inputs.valid & (torch.rand(tokens.shape) < 0.3), tokens * 7 % VOCAB, -100)
-    labels[0, 0] = 7
+    chosen = inputs.valid & (torch.rand(tokens.shape) < 0.3)
+    chosen[0, 0] = True
+    (at,) = torch.nonzero(chosen.flatten(), as_tuple=True)
+    targets = {"mlm": tokens[chosen] * 7 % VOCAB, "mlm_at": at}
+    targets |= {
+        task: torch.randint(2, (ROWS - 1,)),
+        f"{task}_at": torch.tensor([0, 1, 3]),
+    }  # the third row is not asked
     inputs = BackboneInput(tokens, inputs.remembered, valid=inputs.valid, segments=inputs.segments)
-    return inputs, labels, torch.randint(2, (ROWS,))
+    return Batch(inputs, targets, {"mlm": len(at), task: ROWS - 1})
+
+
+def _answer_of(theirs: nn.Module, batch: Batch, task: str):
+    """Theirs takes a label for every token and row; -100: none."""
+    labels = torch.full((ROWS * TOKENS,), -100).index_copy(0, batch.targets["mlm_at"], batch.targets["mlm"])
+    rows = torch.full((ROWS,), -100).index_copy(0, batch.targets[f"{task}_at"], batch.targets[task])
+    name = {"sop": "sentence_order_label", "nsp": "next_sentence_label"}[task]
+    return theirs(**_theirs_of(batch.inputs), labels=labels.view(ROWS, TOKENS), **{name: rows})
+
+
+def _loss_of(model: PretrainingModel, batch: Batch, mems: Tensor) -> tuple[Tensor, Tensor]:
+    loss, mems = model(batch, mems)
+    return sum(total / batch.counts[term] for term, total in loss.sums.items()), mems
 
 
 @pytest.mark.parametrize(("build", "keys"), ENCODERS.values(), ids=ENCODERS.keys())
 def test_encoders_have_their_logits_losses_and_gradients(build, keys):
     model, theirs = build(**keys)
-    inputs, labels, row_labels = _masked()
-    hidden, _ = model.backbone(inputs, model.backbone.empty_memory(ROWS, 0))
-    rows = model.head.classifier(model.head.pooler(hidden.tokens))
-    names = {True: "sentence_order_label", False: "next_sentence_label"}
-    answer = theirs(**_theirs_of(inputs), labels=labels, **{names[isinstance(model.config, AlbertConfig)]: row_labels})
-    row_logits = answer.sop_logits if isinstance(model.config, AlbertConfig) else answer.seq_relationship_logits
-    states, logits = hidden.tokens[inputs.valid], answer.prediction_logits[inputs.valid]
-    ours = model.head.output.log_probs(states)
+    batch = _masked(model.head.task)
+    valid = batch.inputs.valid
+    mems = model.backbone.empty_memory(ROWS, 0)
+    hidden, _ = model.backbone(batch.inputs, mems)
+    answer = _answer_of(theirs, batch, model.head.task)
+    logits = answer.prediction_logits[valid]
+    ours = model.head.output.log_probs(hidden.tokens[valid])
     assert float(((ours - logits.log_softmax(-1)).abs().max() / logits.abs().max()).detach()) < 1e-5
-    _assert_close(rows, row_logits, 1e-5)
-    nll, _ = model.head.output(hidden.tokens[labels >= 0], labels[labels >= 0])
-    loss = nll.mean() + F.cross_entropy(rows, row_labels)
+    row_logits = answer.sop_logits if model.head.task == "sop" else answer.seq_relationship_logits
+    _assert_close(model.head.sentence(hidden.tokens), row_logits, 1e-5)
+    loss, _ = _loss_of(model, batch, mems)
     _assert_close(loss, answer.loss, 1e-5)
     loss.backward()
     answer.loss.backward()
@@ -262,12 +270,12 @@ def test_encoders_have_their_logits_losses_and_gradients(build, keys):
 def test_our_weights_are_theirs_again(build):
     model, theirs = build()
     names = dict(theirs.named_parameters())
-    written = write(rules_of(model.config), model.state_dict())
+    written = write(rules_of(model.backbone.config), model.state_dict())
     assert written.keys() == names.keys()
     assert all(torch.equal(written[name], names[name]) for name in names)
 
 
-def _train(model: nn.Module, loss_of, num_steps: int) -> list[float]:
+def _train(model: nn.Module, loss_of: Callable[[int], Tensor], *, num_steps: int = 50) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
     losses = []
     for step in range(num_steps):
@@ -283,44 +291,37 @@ def _train(model: nn.Module, loss_of, num_steps: int) -> list[float]:
 @pytest.mark.parametrize("build", [_albert, _bert], ids=["albert", "bert"])
 def test_encoders_train_along_their_loss_curve(build):
     model, theirs = build()
-    label = "sentence_order_label" if build is _albert else "next_sentence_label"
-    empty = model.backbone.empty_memory(ROWS, 0)
-
-    def of_ours(_step) -> Tensor:
-        inputs, labels, row_labels = _masked()
-        hidden, _ = model.backbone(inputs, empty)
-        nll, _ = model.head.output(hidden.tokens[labels >= 0], labels[labels >= 0])
-        return nll.mean() + F.cross_entropy(model.head.classifier(model.head.pooler(hidden.tokens)), row_labels)
-
-    def of_theirs(_step) -> Tensor:
-        inputs, labels, row_labels = _masked()
-        return theirs(**_theirs_of(inputs), labels=labels, **{label: row_labels}).loss
-
-    _assert_same_curves(_train(model, of_ours, 50), _train(theirs, of_theirs, 50))
+    task, empty = model.head.task, model.backbone.empty_memory(ROWS, 0)
+    ours = _train(model, lambda _: _loss_of(model, _masked(task), empty)[0])
+    _assert_same_curves(ours, _train(theirs, lambda _: _answer_of(theirs, _masked(task), task).loss))
 
 
 def test_xlnet_trains_along_their_loss_curve_with_memory():
     model, theirs = _xlnet(keep=4, bi_data=True)
     mems, their_mems = model.backbone.empty_memory(ROWS, 6), None
 
-    def batch(step) -> tuple[BackboneInput, Tensor]:
-        inputs = _permuted(remembered=min(4 * step, 6), keep=4, bi_data=True)
-        return inputs, inputs.tokens.gather(1, inputs.predict)
-
-    def of_ours(step) -> Tensor:
+    def of_ours(step: int) -> Tensor:
         nonlocal mems
-        inputs, targets = batch(step)
-        hidden, mems = model.backbone(inputs, mems)
-        return model.head.output(hidden.predictions.flatten(0, 1), targets.flatten())[0].mean()
+        inputs, targets = _predicted(step)
+        batch = Batch(
+            inputs, {"plm": targets.flatten(), "plm_at": torch.arange(targets.numel())}, {"plm": targets.numel()}
+        )
+        loss, mems = _loss_of(model, batch, mems)
+        return loss
 
-    def of_theirs(step) -> Tensor:
+    def of_theirs(step: int) -> Tensor:
         nonlocal their_mems
-        inputs, targets = batch(step)
+        inputs, targets = _predicted(step)
         answer = theirs(**_theirs_of(inputs), mems=their_mems, labels=targets)
         their_mems = answer.mems
         return answer.loss
 
-    _assert_same_curves(_train(model, of_ours, 50), _train(theirs, of_theirs, 50))
+    _assert_same_curves(_train(model, of_ours), _train(theirs, of_theirs))
+
+
+def _predicted(step: int) -> tuple[BackboneInput, Tensor]:
+    inputs = _permuted(remembered=min(4 * step, 6), keep=4, bi_data=True)
+    return inputs, inputs.tokens.gather(1, inputs.predict)
 
 
 def _assert_same_curves(ours: list[float], theirs: list[float]) -> None:
