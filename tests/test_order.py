@@ -2,11 +2,12 @@ import time
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlpretrain.data.order import Contiguous, mix, permute
+from xlpretrain.data.order import Contiguous, Place, Shuffled, mix, permute
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
@@ -89,3 +90,71 @@ def test_a_far_seek_needs_no_table():
     seconds = time.perf_counter() - started
     assert len({p.block for p in places}) == 512
     print(f"seek of 512 streams: {seconds * 1e3:.2f} ms")
+
+
+shuffles = st.builds(
+    Shuffled,
+    st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(any).map(np.array),
+    num_streams=st.integers(1, 7),
+    seed=st.integers(0, 2**63),
+    window_blocks=st.integers(1, 40),
+)
+
+
+def take(order: Shuffled, samples: range) -> list[Place]:
+    """Samples by their number over all steps and streams."""
+    return [order.place(step=k // order.num_streams, stream=k % order.num_streams) for k in samples]
+
+
+@given(shuffles)
+@settings(max_examples=60, deadline=None)
+def test_shuffled_rows_come_exactly_once_an_epoch(order: Shuffled):
+    rows = [(block, row) for block, num_rows in enumerate(order.rows_of_block.tolist()) for row in range(num_rows)]
+    for epoch in range(3):
+        places = take(order, range(epoch * order.num_rows, (epoch + 1) * order.num_rows))
+        assert {place.epoch for place in places} == {epoch}
+        assert sorted((place.block, place.row) for place in places) == rows
+
+
+@given(shuffles)
+@settings(max_examples=60, deadline=None)
+def test_shuffled_rows_touch_one_window_of_blocks_after_the_other(order: Shuffled):
+    blocks = [place.block for place in take(order, range(order.num_rows))]
+    first_seen = list(dict.fromkeys(blocks))
+    last_seen = {block: k for k, block in enumerate(blocks)}
+    # As many blocks are in use at a time as a window has, blocks without rows counted in.
+    for k in range(len(blocks)):
+        in_use = [block for block in first_seen if blocks.index(block) <= k <= last_seen[block]]
+        assert len(in_use) <= order.window_blocks
+
+
+def test_shuffled_rows_are_the_same_for_any_number_of_streams():
+    orders = [Shuffled(np.full(20, 8), num_streams=n, seed=3, window_blocks=4) for n in (1, 3, 16)]
+    assert take(orders[0], range(400)) == take(orders[1], range(400)) == take(orders[2], range(400))
+    assert [order.steps_per_epoch for order in orders] == [160, 160 / 3, 10]
+    assert orders[2].rows_behind(step=9, stream=2) == 0
+
+
+def test_epochs_seeds_and_windows_are_shuffled_differently():
+    order = Shuffled(np.full(50, 20), num_streams=1, seed=0, window_blocks=10)
+    other = Shuffled(np.full(50, 20), num_streams=1, seed=1, window_blocks=10)
+    passes = [take(order, range(1000)), take(order, range(1000, 2000)), take(other, range(1000))]
+    passes = [[(place.block, place.row) for place in places] for places in passes]
+    for i in range(3):
+        assert sum(a == b for a, b in zip(passes[i], passes[i - 1], strict=True)) < 10
+    rows = [[row for _, row in passes[0][start : start + 200]] for start in (0, 200)]
+    assert sum(a == b for a, b in zip(*rows, strict=True)) < 40
+    assert sum(a[0] == b[0] for a, b in pairwise(passes[0])) < 200
+
+
+def test_a_far_seek_in_shuffled_rows_costs_one_table_of_blocks():
+    order = Shuffled(np.full(1_000_000, 2000), num_streams=512, seed=3, window_blocks=64)
+    started = time.perf_counter()
+    first = order.place(step=10**9, stream=0)
+    ready = time.perf_counter()
+    places = [order.place(step=10**9, stream=s) for s in range(512)]
+    seconds = time.perf_counter() - ready
+    assert places[0] == first
+    print(f"table of a million blocks: {ready - started:.2f} s; seek of 512 streams: {seconds * 1e3:.1f} ms")
+    assert ready - started < 3
+    assert seconds < 0.5

@@ -115,16 +115,16 @@ class Shuffled:
         """`rows_of_block`: how many rows each block has."""
         self.num_rows = int(rows_of_block.sum())
         self.num_streams = num_streams
-        self._rows_of_block, self._seed, self._window_blocks = rows_of_block, seed, window_blocks
+        self.rows_of_block, self.window_blocks, self._seed = rows_of_block, window_blocks, seed
         self._cached_epoch = lru_cache(2)(self._permute_blocks)  # an epoch's last step reads two
 
     def place(self, *, step: int, stream: int) -> Place:
         """What `stream` reads at `step`."""
         epoch, index = divmod(step * self.num_streams + stream, self.num_rows)
         blocks, starts = self._cached_epoch(epoch)
-        window = (int(starts.searchsorted(index, side="right")) - 1) // self._window_blocks
-        first = window * self._window_blocks
-        last = min(first + self._window_blocks, len(blocks))
+        window = (int(starts.searchsorted(index, side="right")) - 1) // self.window_blocks
+        first = window * self.window_blocks
+        last = min(first + self.window_blocks, len(blocks))
         low, high = int(starts[first]), int(starts[last])
         index = low + permute(index - low, size=high - low, key=mix(self._seed, epoch, window))
         at = int(starts.searchsorted(index, side="right")) - 1
@@ -141,8 +141,8 @@ class Shuffled:
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
-        blocks = np.argsort(mix_each(np.arange(len(self._rows_of_block)), mix(self._seed, epoch)), kind="stable")
-        return blocks, np.concatenate([[0], np.cumsum(self._rows_of_block[blocks])])
+        blocks = np.argsort(mix_each(np.arange(len(self.rows_of_block)), mix(self._seed, epoch)), kind="stable")
+        return blocks, np.concatenate([[0], np.cumsum(self.rows_of_block[blocks])])
 
 
 def mix_each(values: np.ndarray, key: int) -> np.ndarray:

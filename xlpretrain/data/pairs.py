@@ -7,7 +7,6 @@ block's edge counts as a document's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import ClassVar
 
@@ -37,7 +36,7 @@ class PairRows(Rows):
         self.order = Shuffled(self.slots, num_streams=num_streams, seed=seed, window_blocks=shuffle_blocks)
         self._first_slots = np.cumsum(self.slots) - self.slots
         # Two windows: the streams of a step may stand on either side of where one ends.
-        self._samples: Callable[[int, int], Samples] = lru_cache(2 * shuffle_blocks)(self._make_samples)
+        self._cached_samples = lru_cache(2 * shuffle_blocks)(self._make_samples)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -47,9 +46,13 @@ class PairRows(Rows):
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at `step`; without tokens where a block has less than half as many runs as slots."""
         place = self.order.place(step=step, stream=stream)
-        samples = self._samples(place.epoch, place.block)
+        samples = self.samples(epoch=place.epoch, block=place.block)
         sample = int(self._first_slots[place.block]) + place.row
         return _row(self.manifest, place.block, samples, place.row, epoch=place.epoch, sample=sample, stream=stream)
+
+    def samples(self, *, epoch: int, block: int) -> Samples:
+        """What the slots of a block read in an epoch; the last slots may read nothing."""
+        return self._cached_samples(epoch, block)
 
     def _make_samples(self, epoch: int, block: int) -> Samples:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=self.seed, epoch=epoch)
@@ -82,7 +85,7 @@ class PairEvaluationRows(EvaluationRows):
     def __init__(self, manifest: Manifest, rules: PairRules, *, num_tokens: int, num_streams: int):
         self.manifest, self.rules = manifest, rules
         self.num_tokens, self.num_streams = num_tokens, num_streams
-        self._samples: Callable[[int], Samples] = lru_cache(2 * num_streams)(self._make_samples)
+        self._cached_samples = lru_cache(2 * num_streams)(self._make_samples)
 
     @property
     def num_steps(self) -> int:
@@ -107,7 +110,7 @@ class PairEvaluationRows(EvaluationRows):
             return _empty_row(self.manifest, epoch=0, sample=number, stream=stream)
         block = int(self._first_runs.searchsorted(number, side="right")) - 1
         index = number - int(self._first_runs[block])
-        return _row(self.manifest, block, self._samples(block), index, epoch=0, sample=number, stream=stream)
+        return _row(self.manifest, block, self.samples(block), index, epoch=0, sample=number, stream=stream)
 
     @cached_property
     def _first_runs(self) -> np.ndarray:
@@ -115,6 +118,10 @@ class PairEvaluationRows(EvaluationRows):
         blocks = range(-(-self.num_tokens // self.manifest.block_tokens))
         counts = [len(_cut(self.manifest, block, self.rules, seed=0, epoch=0)[1]) for block in blocks]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def samples(self, block: int) -> Samples:
+        """A sample of each run of a block."""
+        return self._cached_samples(block)
 
     def _make_samples(self, block: int) -> Samples:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=0, epoch=0)
