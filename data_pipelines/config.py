@@ -67,7 +67,12 @@ class TokenizerConfig(Section):
     model_type: Literal["unigram"] = "unigram"
     """The kind of SentencePiece model."""
     normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"] = "nmt_nfkc"
-    """SentencePiece's normalization of the text; the _cf ones also fold case (uncased models)."""
+    """SentencePiece's normalization of the text; the _cf ones also fold case."""
+    lowercase: bool = False
+    """Fold case, as the uncased models do."""
+    strip_accents: bool = False
+    """Drop accents and all other combining marks, as the uncased BERT and ALBERT do; for languages where these are but
+    accents."""
     character_coverage: float = Field(0.9995, gt=0.9, le=1)
     """The share of the characters that get a piece of their own; the rest are unknown."""
     input_sentence_size: int = Field(500_000, ge=1)

@@ -10,6 +10,7 @@ from itertools import islice
 import sentencepiece
 
 from data_pipelines.config import SentenceConfig, TokenizerConfig
+from data_pipelines.normalization import forget_rules_path, normalization_arguments
 from data_pipelines.sentences import split_sentences
 from xlpretrain.data.tokenizer import SPECIAL_PIECES
 from xlpretrain.errors import DataError
@@ -32,28 +33,29 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     pieces = {role: spellings[0] for role, spellings in SPECIAL_PIECES.items()}
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            vocab_size=config.vocab_size,
-            model_type=config.model_type,
-            normalization_rule_name=config.normalization,
-            character_coverage=config.character_coverage,
-            max_sentence_length=LONGEST_SENTENCE_BYTES,
-            num_threads=NUM_THREADS,
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_piece=pieces["pad"],
-            unk_piece=pieces["unk"],
-            # Not user-defined symbols: those are also recognised where a text merely contains them.
-            control_symbols=[pieces["cls"], pieces["sep"], pieces["mask"], pieces["eod"]],
-            minloglevel=2,
-        )
+        with normalization_arguments(config) as normalization:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                vocab_size=config.vocab_size,
+                model_type=config.model_type,
+                **normalization,
+                character_coverage=config.character_coverage,
+                max_sentence_length=LONGEST_SENTENCE_BYTES,
+                num_threads=NUM_THREADS,
+                pad_id=0,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                pad_piece=pieces["pad"],
+                unk_piece=pieces["unk"],
+                # Not user-defined symbols: those are also recognised where a text merely contains them.
+                control_symbols=[pieces["cls"], pieces["sep"], pieces["mask"], pieces["eod"]],
+                minloglevel=2,
+            )
     except RuntimeError as error:
         raise DataError(_explain(str(error), config)) from None
-    return model.getvalue()
+    return forget_rules_path(model.getvalue())
 
 
 def _clean_sentences(document: str, config: SentenceConfig) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import io
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,57 @@ def test_training_on_no_text_is_refused():
 )
 def test_which_pieces_begin_a_word(piece: str, begins: bool):
     assert _begins_word(piece) == begins
+
+
+@pytest.fixture(scope="module")
+def uncased() -> Tokenizer:
+    config = TokenizerConfig(vocab_size=250, lowercase=True, strip_accents=True)
+    return Tokenizer(train_tokenizer([*SENTENCES, "naïve Café, ÉCOLE"], config), name="uncased")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Héllo ÉCOLE", "hello ecole"),
+        ("He\u0301llo", "hello"),
+        ("Ångström Ελλάδα", "angstrom ελλαδα"),
+        ("İstanbul", "istanbul"),
+        ("ﬁ \uff26\uff55ll ①", "fi full 1"),
+        ("한국어", "한국어"),
+        ("\u1112\u1161\u11ab\u1100\u116e\u11a8", "한국"),
+        ("a\u200bb\tc   d", "a b c d"),
+    ],
+)
+def test_case_and_accents_are_dropped_by_the_model_itself(uncased: Tokenizer, text: str, plain: str):
+    assert uncased.encode(text) == uncased.encode(plain)
+    assert uncased._processor.normalize(text) == uncased._processor.normalize(plain) == "▁" + plain.replace(" ", "▁")
+
+
+@pytest.mark.parametrize(
+    ("keys", "normal"),
+    [
+        ({}, "Café"),
+        ({"lowercase": True}, "café"),
+        ({"strip_accents": True}, "Cafe"),
+        ({"normalization": "identity", "lowercase": True}, "café"),
+        ({"normalization": "nmt_nfkc_cf", "strip_accents": True}, "cafe"),
+    ],
+    ids=str,
+)
+def test_case_and_accents_are_options_apart(keys: dict, normal: str):
+    config = TokenizerConfig(vocab_size=250, **keys)
+    model = train_tokenizer(SENTENCES, config)
+    assert Tokenizer(model, name="x")._processor.normalize("Café") == "▁" + normal
+    assert model == train_tokenizer(SENTENCES, config)
+
+
+def test_dropping_accents_agrees_with_the_definition(uncased: Tokenizer):
+    @given(
+        st.text(st.characters(categories=["Lu", "Ll", "Mn"], max_codepoint=0x24F, include_characters="\u0301\u0308"))
+    )
+    def check(text: str) -> None:
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+        expected = "".join(c for c in folded if not unicodedata.combining(c))
+        assert uncased._processor.normalize(text).removeprefix("▁") == expected
+
+    check()
