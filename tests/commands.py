@@ -45,6 +45,17 @@ def finish(process: subprocess.Popen[str], *, expect: int, timeout_s: float = 20
     return out, err
 
 
+def read_until(process: subprocess.Popen[str], *expected: str) -> str:
+    """What it prints on its standard output until each of the expected texts has come."""
+    assert process.stdout is not None
+    printed = ""
+    while not all(text in printed for text in expected):
+        line = process.stdout.readline()
+        assert line, f"it ended before it said {expected}:\n{printed}\n{process.communicate()}"
+        printed += line
+    return printed
+
+
 def run(*arguments: object, expect: int = 0, program: str = "xlpretrain") -> tuple[str, str]:
     """A command to its end."""
     return finish(start(*arguments, program=program), expect=expect)

@@ -1,14 +1,19 @@
 """Whole runs through the real command line."""
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import commands
 import pytest
 from wandb_file import read_run_history
+
+from xlpretrain.checkpoint.folders import list_checkpoints
+from xlpretrain.checkpoint.format import verify_whole
 
 BF16_ZERO_1 = {"type": "deepspeed", "zero_stage": 1, "precision": "bf16"}
 LAYOUTS = [
@@ -173,10 +178,10 @@ def test_a_damaged_block_ends_the_run_with_one_message(tiny_dataset: Path, tmp_p
     assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
 
 
-def test_a_full_disk_while_saving_ends_the_run_with_one_message(tiny_dataset: Path, tmp_path: Path):
+def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dataset: Path, tmp_path: Path):
     small = tmp_path / "small"
     small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", small], capture_output=True, text=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"no tmpfs can be mounted: {mount.stderr.strip()}")
     try:
@@ -186,12 +191,52 @@ def test_a_full_disk_while_saving_ends_the_run_with_one_message(tiny_dataset: Pa
             runs_dir=str(small),
             engine={"type": "plain", "precision": "fp32"},
             wandb={"mode": "disabled"},
+            max_steps=100_000,
+            checkpoint={"every_steps": 10, "keep": 2},
         )
-        message = commands.refused("train", config, "--nproc", 2)
-        assert "No space left" in message
-        assert not [p for p in (small / "run/checkpoints").iterdir() if not p.name.startswith("step-")]
+        run, ballast = small / "run", small / "ballast"
+        process = commands.start("train", config, "--nproc", 2)
+        commands.wait_for_step(run, 15, process)
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        out = commands.read_until(
+            process, "saves again later", "metrics.jsonl: cannot be written", "status.json: cannot"
+        )
+        assert "No space left on device" in out
+        kept = list_checkpoints(run / "checkpoints")
+        assert kept
+        verify_whole(kept[0])
+        ballast.unlink()
+        commands.read_until(process, "metrics.jsonl: can be written again")
+        while list_checkpoints(run / "checkpoints")[0] <= kept[0]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        commands.finish(process, expect=75)
+        rows = commands.read_metrics(run)
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        assert rows[-1]["events/failed_saves"] >= 1
+        assert verify_whole(list_checkpoints(run / "checkpoints")[0]).step == len(rows)
+        assert not list((run / "checkpoints").glob(".tmp-*"))
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_a_last_save_that_fails_ends_the_run_with_one_message(tiny_dataset: Path, tmp_path: Path):
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        tiny_dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        wandb={"mode": "disabled"},
+        max_steps=3,
+        schedule={"type": "cosine", "warmup_steps": 1},
+    )
+    (tmp_path / "runs/run").mkdir(parents=True)
+    (tmp_path / "runs/run/checkpoints").symlink_to("/proc/self")  # where nobody can make a folder, not even root
+    message = commands.refused("train", config, "--nproc", 2)
+    assert "the checkpoint of step 3 could not be written" in message
+    assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
 
 
 def test_losses_that_are_not_finite_end_the_run_with_advice(tiny_dataset: Path, tmp_path: Path):

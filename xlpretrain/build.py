@@ -111,6 +111,14 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     elif config.init_from is not None:
         checkpoint.load_weights(config.init_from, engine)
         recorder.say(f"weights from {config.init_from}")
+    saver = checkpoint.Saver(
+        folder.checkpoints,
+        config.checkpoint,
+        step=state.step,
+        saved_at=state.step if restored is not None else None,
+        before_commit=recorder.sync,
+    )
+    saver.reserve(engine, streams=streams, memory=memory)
     orderly = previous is None or previous.state in ("finished", "stopped")
     _on_rank_0(partial(recorder.go_on_from, state.step, orderly=orderly))
 
@@ -128,7 +136,7 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
         flops_per_token=flops_per_token,
-        saved_at=state.step if restored is not None else None,
+        saver=saver,
     )
 
 

@@ -7,14 +7,17 @@ import math
 import os
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from threading import Lock
+from typing import Any
 
 import torch
 
-from xlpretrain.durable import replace_file
+from xlpretrain.durable import replace_file, sync
 
 Metrics = dict[str, float | int]
 # Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
@@ -22,23 +25,47 @@ _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, steps ascending, numbers in full precision."""
+    """`metrics.jsonl`: one JSON object per line, steps ascending, numbers in full precision.
+
+    Lines that cannot be written (a full disk) are kept, and written in their order as soon as they can be.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._pending: deque[bytes] = deque()
+        self._lock = Lock()  # a save's thread waits for the disk here, while the loop may append
 
     def append(self, metrics: Mapping[str, float | int]) -> None:
-        """Add one line, handed to the operating system at once. Infinities and NaN are written as null."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n")
-        self._file.flush()
+        """Add one line, handed to the operating system at once. Infinities and NaN are written as null.
+
+        Raises OSError; the line is then kept.
+        """
+        line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
+        with self._lock:
+            self._pending.append(line.encode())
+            self._flush()
 
     def sync(self) -> None:
-        """Wait until what was appended is on the disk."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+        """Wait until what was appended is on the disk. Raises OSError."""
+        with self._lock:
+            self._flush()
+        if self.path.exists():
+            sync(self.path)
+
+    def _flush(self) -> None:
+        while self._pending:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            end = os.fstat(self._file.fileno()).st_size
+            rest = self._pending[0]
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(end)  # never half a line
+                raise
+            self._pending.popleft()
 
     def cut_back(self, step: int) -> list[dict[str, Any]]:
         """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were."""
@@ -49,7 +76,7 @@ class MetricsFile:
         return rows
 
     def close(self) -> None:
-        """Close the file; the next `append` opens it again."""
+        """Close the file; the next `append` opens it again. What could not be written is lost."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from xlpretrain.config import RunConfig
-from xlpretrain.errors import LaunchError
 from xlpretrain.metrics import Metrics, MetricsFile
 from xlpretrain.plots import plot_losses
 from xlpretrain.run_folder import RunFolder, Status
@@ -26,6 +28,7 @@ class Recorder:
         self._file = MetricsFile(folder.metrics) if rank == 0 else None
         self._console: ConsoleTracker | None = None
         self._trackers: list[Tracker] = []
+        self._unwritable: set[Path] = set()
         if rank == 0:
             self._console = ConsoleTracker(max_steps=status.max_steps)
             wandb = WandbTracker(
@@ -54,14 +57,11 @@ class Recorder:
                 self._trackers[-1].log({key: value for key, value in row.items() if value is not None})
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Write and show the metrics of one step. Raises `LaunchError` if they cannot be written."""
+        """Write and show the metrics of one step. What finds no room is written as soon as there is some."""
         if self._file is None:
             return
         row: Metrics = {"step": step, **metrics, "time/logged_at_s": time.time()}
-        try:
-            self._file.append(row)
-        except OSError as error:
-            raise LaunchError(f"{self._file.path}: cannot be written: {error.strerror}") from None
+        self._try(self._file.path, partial(self._file.append, row))
         self.tell("running", step=step)
         for tracker in self._trackers:
             tracker.log(row)
@@ -70,10 +70,20 @@ class Recorder:
         """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
         if self._file is not None:
-            try:
-                self._folder.write_status(self.status)
-            except OSError as error:
-                self.say(f"{self._folder.status}: cannot be written: {error.strerror}")
+            self._try(self._folder.status, lambda: self._folder.write_status(self.status))
+
+    def _try(self, path: Path, write: Callable[[], object]) -> None:
+        """Write a file that training can do without; say so once where it cannot be, and once where it can again."""
+        try:
+            write()
+        except OSError as error:
+            if path not in self._unwritable:
+                self.say(f"{path}: cannot be written: {error.strerror}; training goes on")
+            self._unwritable.add(path)
+        else:
+            if path in self._unwritable:
+                self.say(f"{path}: can be written again")
+            self._unwritable.discard(path)
 
     def say(self, message: str) -> None:
         """A line on the console."""
@@ -81,17 +91,19 @@ class Recorder:
             self._console.say(message)
 
     def sync(self) -> None:
-        """Wait until the metrics are on the disk: before a checkpoint that stands on them."""
+        """Wait until the metrics are on the disk, if they can be written: before a checkpoint that stands on them.
+
+        Any thread may call it.
+        """
         if self._file is not None:
-            self._file.sync()
+            with suppress(OSError):  # said by `record`; a checkpoint is worth having without
+                self._file.sync()
 
     def plot(self) -> None:
         """Draw the loss curve anew, if there is room for it."""
         if self._file is not None:
-            try:
-                plot_losses(self._file.path, self._folder.plot, title=self._name)
-            except OSError as error:
-                self.say(f"{self._folder.plot}: cannot be written: {error.strerror}")
+            path = self._file.path
+            self._try(self._folder.plot, lambda: plot_losses(path, self._folder.plot, title=self._name))
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +111,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._file is not None:
+            self._try(self._file.path, self._file.sync)
         for tracker in self._trackers:
             tracker.close()
         if self._file is not None:

@@ -12,6 +12,7 @@ class TrainState:
     step: completed steps, which is the position in the data. tokens: trained on so far.
     skipped_windows: [first, last) steps whose data was left out after a loss spike.
     skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
+    failed_saves: checkpoints that could not be written.
     """
 
     step: int = 0
@@ -20,6 +21,7 @@ class TrainState:
     skipped_windows: list[tuple[int, int]] = field(default_factory=list)
     skipped_updates: int = 0
     nonfinite_in_a_row: int = 0
+    failed_saves: int = 0
 
     def __post_init__(self) -> None:
         self.skipped_windows = [(first, last) for first, last in self.skipped_windows]  # JSON gives lists

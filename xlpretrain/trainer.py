@@ -1,7 +1,7 @@
 """The training loop.
 
-    for each step: agree with the other ranks (counts, stop, trouble), put the micro-batches through the engine,
-    update once, then log, evaluate and save if due.
+    for each step: agree with the other ranks (counts, stop, trouble, saves), begin to save if due, put the
+    micro-batches through the engine, update once, then log and evaluate if due.
 
 Everything else has a home elsewhere: `build.py` puts a `Run` together, `__main__.py` starts it on each rank.
 """
@@ -23,7 +23,7 @@ from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import mix
 from xlpretrain.data.stream import Rows
 from xlpretrain.engine.engine import Engine
-from xlpretrain.errors import TrainingError, XLPretrainError
+from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
 from xlpretrain.evaluate import Evaluation
 from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
 from xlpretrain.objectives.objective import Batch
@@ -37,7 +37,7 @@ from xlpretrain.stopping import STOP_REASONS, StopReason, StopRequest
 class Run:
     """One rank's part in a run, ready to go on from `state.step`.
 
-    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams.
+    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
     peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
     """
 
@@ -54,7 +54,7 @@ class Run:
     recorder: Recorder
     peak_flops: float
     flops_per_token: float
-    saved_at: int | None = None
+    saver: checkpoint.Saver
     trouble: XLPretrainError | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -71,49 +71,67 @@ class Agreement:
 
     counts: dict[str, int]
     stop: StopReason | None
+    saves: checkpoint.Votes
 
 
 def train(run: Run) -> StopReason | None:
     """Train until `max_steps`, or until something asks to stop; a checkpoint of the last step is then on the disk.
 
     Every rank calls it. Returns why it stopped early, if it did. Raises `XLPretrainError` on every rank where one of
-    them met the user's mistake (a damaged shard, a full disk), with its message.
+    them met the user's mistake (a damaged shard, a disk too full for the last checkpoint), with its message.
     """
+    with run.stop.listening(), closing(run.saver):
+        try:
+            stopped = _steps(run)
+            _save_the_last(run)
+        except XLPretrainError:
+            _tell_of_failed_save(run, run.saver.wait())  # all ranks are here, and what is being written is worth having
+            raise
+    return stopped
+
+
+def _steps(run: Run) -> StopReason | None:
+    """Train until `max_steps`, or until the ranks agree to stop: returns why."""
     stopped: StopReason | None = None
-    with run.stop.listening(), closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
+    with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps:
             batches = _fetch(run, batches_of_steps)
             agreed = _agree(run, batches)
+            _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
             if agreed.stop:
                 stopped = agreed.stop
                 break
+            if agreed.saves.due and not agreed.saves.writing:
+                _begin_to_save(run)
             sums, grad_norm = _step(run, batches, agreed.counts)
             run.state.step += 1
             run.state.tokens += run.config.tokens_per_step
             _count_bad_numbers(run, grad_norm)
             _record(run, sums, agreed.counts, grad_norm)
             _refuse_bad_numbers(run)
-            if _due(run, run.config.checkpoint.every_steps):
-                save(run)
-    if run.saved_at != run.state.step:
-        save(run)
-    _share_trouble(run)
     return stopped
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of this step. Raises `CheckpointError`, on every rank, if any rank could not."""
-    run.recorder.sync()
-    checkpoint.save(
-        run.folder.checkpoints,
-        run.state,
-        run.engine,
-        streams=run.streams,
-        memory=torch.cat(run.mems, dim=1),
-        keep=run.config.checkpoint.keep,
-    )
-    run.saved_at = run.state.step
-    run.watch = Stopwatch()
+def _begin_to_save(run: Run, *, behind: bool = True) -> None:
+    """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing."""
+    memory = torch.cat(run.mems, dim=1)
+    run.saver.start(run.state, run.engine, streams=run.streams, memory=memory, behind=behind)
+
+
+def _save_the_last(run: Run) -> None:
+    """See this step on the disk. Raises `CheckpointError`, on every rank, if that fails."""
+    _tell_of_failed_save(run, run.saver.wait())
+    if run.saver.saved_at != run.state.step:
+        _begin_to_save(run, behind=False)
+        if failure := run.saver.wait():
+            raise CheckpointError(failure)
+
+
+def _tell_of_failed_save(run: Run, failure: str | None) -> None:
+    """Training goes on without it: the last good checkpoint stays, and there will be another."""
+    if failure is not None:
+        run.state.failed_saves += 1
+        run.recorder.say(f"{failure}; training goes on, and saves again later")
 
 
 def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
@@ -129,20 +147,21 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
 
 
 def _agree(run: Run, batches: list[Batch]) -> Agreement:
-    """One small all-reduce: the step's counts per loss term, whether to stop, and whether a rank is in trouble."""
+    """One small all-reduce: the step's counts per loss term, whether to stop, trouble on a rank, and its saves."""
     terms = run.config.objective.terms
     reason = run.stop.reason()
     values = [
         *(sum(batch.counts[term] for batch in batches) for term in terms),
         *(reason == known for known in STOP_REASONS),
         run.trouble is not None,
+        *run.saver.votes(run.state.step),
     ]
-    *numbers, in_trouble = distributed.all_reduce_sum(values)
-    if in_trouble:
+    numbers = iter(distributed.all_reduce_sum(values))
+    counts = {term: int(next(numbers)) for term in terms}
+    asked = [known for known in STOP_REASONS if next(numbers)]
+    if next(numbers):
         _share_trouble(run)
-    asked = numbers[len(terms) :]
-    stop = next((known for known, votes in zip(STOP_REASONS, asked, strict=True) if votes), None)
-    return Agreement({term: int(n) for term, n in zip(terms, numbers, strict=False)}, stop)
+    return Agreement(counts, asked[0] if asked else None, checkpoint.Votes(*numbers))
 
 
 def _share_trouble(run: Run) -> None:
@@ -210,6 +229,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
             **{f"train/loss/{term}": mean for term, mean in means.items()},
             "data/epoch": state.step / run.rows.steps_per_epoch,
             "events/skipped_updates": state.skipped_updates,
+            "events/failed_saves": state.failed_saves,
             "memory/peak_bytes": peak_memory_bytes(run.engine.device),
             **run.watch.lap(
                 tokens_per_step=config.tokens_per_step,
@@ -221,10 +241,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
         metrics |= {"tokens": state.tokens, **run.evaluate().metrics()}
         run.watch = Stopwatch()
     if metrics:
-        try:
-            run.recorder.record(state.step, metrics)
-        except XLPretrainError as error:
-            run.trouble = error
+        run.recorder.record(state.step, metrics)
     if "valid/loss" in metrics:
         run.recorder.plot()
 

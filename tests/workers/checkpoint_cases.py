@@ -30,11 +30,15 @@ def begin(config: EngineConfig, *, optimizer: str = "adamw", seed: int = 0) -> T
     return training(config, num_streams=STREAMS, num_micro_batches=2, optimizer=OPTIMIZERS[optimizer], seed=seed)
 
 
-def save(folder: Path, run: Training, step: int, *, keep: int = 3) -> Path:
+def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
+    """A save that is waited for. Raises `CheckpointError` if it fails."""
+    saver = checkpoint.Saver(folder, checkpoint.CheckpointConfig(**config))
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     state = TrainState(step=step, tokens=step * 63, wandb_id="abc", skipped_windows=[(3, 5)])
-    memory = torch.cat(run.mems, dim=1)
-    return checkpoint.save(folder, state, run.engine, streams=streams, memory=memory, keep=keep, wait_s=20)
+    saver.start(state, run.engine, streams=streams, memory=torch.cat(run.mems, dim=1))
+    if failure := saver.wait():
+        raise CheckpointError(failure)
+    return folder / f"step-{step:08d}"
 
 
 def restore(folder: Path, run: Training) -> checkpoint.Restored | None:

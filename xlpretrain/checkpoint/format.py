@@ -1,22 +1,19 @@
-"""The format on disk: names, the manifest, and checksums over chunks of 16 MiB."""
+"""The format on disk: files and their keys, the manifest, and checksums over chunks of 16 MiB. Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from xlpretrain.checkpoint.folders import step_of
 
 CHUNK = 16 * 2**20
 SCHEMA = 1
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
-DAMAGED = "damaged"
-
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 class DamagedError(Exception):
@@ -58,9 +55,15 @@ class Manifest:
     files: dict[str, File]
 
     def to_json(self) -> str:
-        """The manifest with a checksum over itself."""
-        content = {"schema": SCHEMA, **asdict(self)}
-        return json.dumps({**content, "sha256": _checksum(content)}, indent=1)
+        """The manifest with a checksum over itself, a line per field.
+
+        Not `asdict`, nor an indent: both are slow, and what they hold up is the training loop.
+        """
+        content = {"schema": SCHEMA, **vars(self)}
+        content["parameters"] = {name: vars(parameter) for name, parameter in self.parameters.items()}
+        content["files"] = {name: vars(file) for name, file in self.files.items()}
+        content["sha256"] = _checksum(content)
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}\n"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -76,6 +79,8 @@ class Manifest:
             raise DamagedError("manifest checksum")
         if (schema := content.pop("schema")) != SCHEMA:
             raise DamagedError(f"manifest of schema {schema}, not {SCHEMA}")
+        if step_of(folder) not in (None, content["step"]):
+            raise DamagedError(f"manifest of step {content['step']}")
         parameters = {name: Parameter(**p) for name, p in content.pop("parameters").items()}
         files = {name: File(**f) for name, f in content.pop("files").items()}
         return cls(**content, parameters=parameters, files=files)
@@ -96,22 +101,6 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}"
 
 
-def checkpoint_name(step: int) -> str:
-    """The name of the folder of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
-    found = [(int(match[1]), path) for path in _children(checkpoints) if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def list_temporary(checkpoints: Path) -> list[Path]:
-    """What was being written or removed when something ended."""
-    return [path for path in _children(checkpoints) if path.name.startswith(TEMPORARY)]
-
-
 def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[str]:
     """SHA-256 of the chunks of a file, of all of them or of `which`."""
     size = path.stat().st_size
@@ -121,8 +110,36 @@ def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[
             yield hashlib.sha256(file.read(CHUNK)).hexdigest()
 
 
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def open_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once its files are there and as long as it says. Raises `DamagedError`, OSError."""
+    manifest = Manifest.read(folder)
+    for name, file in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{name} missing")
+        if path.stat().st_size != file.size:
+            raise DamagedError(f"{name} has {path.stat().st_size} bytes, not {file.size}")
+    return manifest
+
+
+def verify_whole(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once every byte was read and is as it was written. Raises `DamagedError`."""
+    try:
+        manifest = open_manifest(folder)
+        for name in manifest.files:
+            verify_chunks(folder, name, manifest)
+    except OSError as error:
+        raise DamagedError(str(error)) from None
+    return manifest
+
+
+def verify_chunks(folder: Path, name: str, manifest: Manifest, which: Iterable[int] | None = None) -> None:
+    """Compare chunks of a file, all of them or `which`, with its manifest. Raises `DamagedError`, OSError."""
+    expected = manifest.files[name].chunks
+    which = range(len(expected)) if which is None else list(which)
+    for index, found in zip(which, chunk_checksums(folder / name, which), strict=True):
+        if found != expected[index]:
+            raise DamagedError(f"{name} checksum of chunk {index}")
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,19 +15,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xlpretrain import distributed
+from xlpretrain.checkpoint.folders import DAMAGED, clear_temporary, list_checkpoints, put_away
 from xlpretrain.checkpoint.format import (
     CHUNK,
-    DAMAGED,
     MANIFEST,
     DamagedError,
-    Manifest,
-    chunk_checksums,
-    list_checkpoints,
-    list_temporary,
     memory_key,
+    open_manifest,
     tensor_key,
+    verify_chunks,
 )
-from xlpretrain.checkpoint.write import layout
+from xlpretrain.checkpoint.layout import layout
 from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import CheckpointError
 from xlpretrain.objectives.objective import PretrainingModel
@@ -60,16 +55,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.manifest = Manifest.read(folder)
+        self.manifest = open_manifest(folder)
         self._open = ExitStack()
         self._files: dict[str, Any] = {}
         self._offsets: dict[str, dict[str, tuple[int, int, int]]] = {}
-        for name, file in self.manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise DamagedError(f"{name} missing")
-            if path.stat().st_size != file.size:
-                raise DamagedError(f"{name} has {path.stat().st_size} bytes, not {file.size}")
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -90,7 +79,7 @@ class Checkpoint:
                 begin, end = begin + start * size, begin + stop * size
             wanted.setdefault(file, set()).update(range(begin // CHUNK, -(-end // CHUNK)))
         for file, chunks in wanted.items():
-            self._verify_chunks(file, sorted(chunks))
+            verify_chunks(self.folder, file, self.manifest, sorted(chunks))
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Float[Tensor, " N"]:
         """Elements [start, stop) of a flattened parameter or of its optimizer state: fp32, on the CPU."""
@@ -119,7 +108,8 @@ class Checkpoint:
         """Per key: first byte and end in the file, and the length of its first dimension. Its chunks are verified."""
         with (self.folder / file).open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            self._verify_chunks(file, range(min(-(-(8 + length) // CHUNK), len(self.manifest.files[file].chunks))))
+            chunks = range(min(-(-(8 + length) // CHUNK), len(self.manifest.files[file].chunks)))
+            verify_chunks(self.folder, file, self.manifest, chunks)
             opened.seek(8)
             header = json.loads(opened.read(length))
         base = 8 + length
@@ -129,31 +119,27 @@ class Checkpoint:
             if key != "__metadata__"
         }
 
-    def _verify_chunks(self, file: str, which: Iterable[int]) -> None:
-        which = list(which)
-        expected = self.manifest.files[file].chunks
-        for index, found in zip(which, chunk_checksums(self.folder / file, which), strict=True):
-            if found != expected[index]:
-                raise DamagedError(f"{file} checksum of chunk {index}")
-
     def _file(self, name: str) -> Any:
         if name not in self._files:
             self._files[name] = self._open.enter_context(safe_open(self.folder / name, framework="pt"))
         return self._files[name]
 
 
-def restore(checkpoints: Path, engine: Engine, *, streams: range) -> Restored | None:
+def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> Restored | None:
     """Go on from the newest whole checkpoint; None where there has been none. Every rank must call it.
 
     Ranks verify what they need, and agree before any of them changes its engine. What is passed over moves to
-    `damaged/`. Whatever an earlier process left half-written is removed: only one run may use the folder.
+    `damaged/`.
+
+    Args:
+        streams: those this rank works on.
+        owner: the number of this start of the run: what it and earlier ones left half-written is removed first.
 
     Raises:
         CheckpointError: on every rank; there are checkpoints, but none is whole, or they are of another model.
     """
     if distributed.rank() == 0:
-        for leftover in list_temporary(checkpoints):
-            shutil.rmtree(leftover)
+        clear_temporary(checkpoints, owner=owner)
     reads = [(kind, *piece) for piece in engine.loads() for kind in engine.kinds]
     found = _newest_whole(checkpoints, engine.shapes, reads, streams)
     if found is None:
@@ -166,7 +152,7 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range) -> Restored | 
         memory = checkpoint.read_memory(streams).to(dtype)
     if distributed.rank() == 0:
         for folder, reason in passed_over:
-            _put_away(folder, reason)
+            put_away(folder, reason)
     distributed.barrier()
     now = layout(engine)
     differences = [f"{key}: {then} -> {now.get(key)}" for key, then in manifest.layout.items() if then != now.get(key)]
@@ -260,12 +246,3 @@ def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size]) -> No
                 f"{checkpoint.folder}: is of another model: {name} has shape {got} there and {expected} in this one"
                 " (None: not there); use the model section of the config that it was made with"
             )
-
-
-def _put_away(folder: Path, reason: str) -> None:
-    """Move a damaged checkpoint to `damaged/`, under its name and what is wrong with it."""
-    damaged = folder.parent / DAMAGED
-    damaged.mkdir(exist_ok=True)
-    base = f"{folder.name}-{re.sub(r'[^a-zA-Z0-9.]+', '-', reason)[:80].strip('-')}"
-    number = next(n for n in itertools.count(1) if not (damaged / (base if n == 1 else f"{base}-{n}")).exists())
-    folder.rename(damaged / (base if number == 1 else f"{base}-{number}"))

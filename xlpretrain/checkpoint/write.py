@@ -1,172 +1,171 @@
-"""Writing a checkpoint: every rank its own file, rank 0 the manifest and the rename that makes it one."""
+"""Putting a copied state on the disk: every rank its own file, rank 0 the manifest and the rename that counts.
+
+Nothing here calls a collective or touches a live tensor: it runs on a thread behind the loop. Rank 0 learns from files
+(`rank-R.done`) that the others are done, and all of them from an event that another one failed.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
-import platform
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Event
+from typing import Any
 
-import torch
-from jaxtyping import Shaped
-from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
-from xlpretrain import distributed
+from xlpretrain.checkpoint.folders import checkpoint_name, clear_temporary, prune, put_away, remove, temporary_name
 from xlpretrain.checkpoint.format import (
+    CHUNK,
     MANIFEST,
-    TEMPORARY,
+    DamagedError,
     File,
     Manifest,
     Parameter,
-    checkpoint_name,
     chunk_checksums,
-    list_checkpoints,
-    memory_key,
     rank_file,
-    tensor_key,
+    verify_whole,
 )
 from xlpretrain.durable import replace_file, sync
-from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import CheckpointError
-from xlpretrain.schema import Section
-from xlpretrain.state import TrainState
 
 POLL_S = 0.02
 
 
-class CheckpointConfig(Section):
-    """When checkpoints are written, and how many stay."""
-
-    every_steps: Annotated[int, Field(ge=1)] = 100
-    """Steps between checkpoints."""
-    keep: Annotated[int, Field(ge=1)] = 3
-    """How many of the newest stay on the disk."""
+class FolderGoneError(CheckpointError):
+    """The folder was taken away: another rank's failure, or another start of the run, is the reason."""
 
 
-def save(
-    checkpoints: Path,
-    state: TrainState,
-    engine: Engine,
-    *,
-    streams: range,
-    memory: Shaped[Tensor, "L S M D"],
-    keep: int,
-    wait_s: float = 1500.0,
-) -> Path:
-    """Write a checkpoint of `state.step`, and remove what is then more than `keep`. Every rank must call it.
+@dataclass(frozen=True)
+class Place:
+    """Where checkpoints are written, by whom, and which stay.
 
-    Nothing counts until rank 0 renames the finished folder; it learns from files that the others are done, so that the
-    commit needs no collective. Only the outcome is told by one.
+    owner: the number of this start of the run; a later one has a higher number, and removes what an earlier one was
+        writing. fence: raises if there is one; rank 0 calls it. before_commit: what must be on the disk first.
+    """
 
-    Args:
-        streams: those this rank works on, and `memory` theirs.
-        wait_s: how long rank 0 waits for the others' files; less than the process group's own limit.
+    checkpoints: Path
+    rank: int
+    world_size: int
+    owner: int
+    fence: Callable[[], None]
+    before_commit: Callable[[], None]
+    keep: int
+    keep_every: int | None
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A state, copied from the loop.
+
+    attempt: the number of this save in this start of the run. content: this rank's file. ranges: (kind, name, start,
+    stop) of what it holds; streams: [first, stop), whose memories it holds. The rest is for the manifest, and the same
+    on every rank.
+    """
+
+    step: int
+    attempt: int
+    content: memoryview
+    ranges: list[tuple[str, str, int, int]]
+    streams: tuple[int, int]
+    state: dict[str, Any]
+    layout: dict[str, Any]
+    updates: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def write(place: Place, copied: Copied, gave_up: Event) -> None:
+    """This rank's part in a save. Every rank must call it.
 
     Raises:
-        CheckpointError: on every rank, if any of them could not write; older checkpoints are as they were.
+        OSError, CheckpointError: this rank's part failed; its folder is removed, older checkpoints are as they were.
+        XLPretrainError: by the fence; this start of the run is over.
     """
-    temporary = checkpoints / f"{TEMPORARY}{checkpoint_name(state.step)}"
-    _write_own(temporary, engine, streams, memory)
-    error: str | None = None
-    if distributed.rank() == 0:
+    folder = place.checkpoints / temporary_name(place.owner, copied.step, copied.attempt)
+    if place.rank != 0:
+        _wait_until(folder.is_dir, gave_up)
         try:
-            _wait_for_all(temporary, wait_s)
-            _commit(temporary, checkpoints / checkpoint_name(state.step), state, engine)
-            for old in list_checkpoints(checkpoints)[keep:]:
-                _remove(old)
-        except (OSError, CheckpointError) as caught:
-            error = f"the checkpoint of step {state.step} could not be written to {checkpoints}: {caught}"
-    error = distributed.broadcast_object(error)
-    if error is not None:
-        distributed.barrier()  # else another rank may still be writing to what is removed
-        if distributed.rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        distributed.barrier()
-        raise CheckpointError(error)
-    return checkpoints / checkpoint_name(state.step)
-
-
-def _write_own(folder: Path, engine: Engine, streams: range, memory: Tensor) -> None:
-    """This rank's file, and beside it a `.done` that describes it or a `.failed` that says why not."""
-    name = rank_file(distributed.rank())
-    path = folder / f"{name}.safetensors"
-    ranges = engine.state_ranges()
-    tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
-    if streams:
-        tensors[memory_key(streams.start)] = memory.contiguous()
+            _write_own(folder, place, copied)
+        except OSError as error:
+            raise (error if folder.is_dir() else FolderGoneError(f"{folder} is gone")) from None
+        return
+    with suppress(OSError):
+        clear_temporary(place.checkpoints, owner=place.owner)  # where a failed save could not even be removed
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
-        sync(path)
-        done = {
-            "file": asdict(File(path.stat().st_size, list(chunk_checksums(path)))),
-            "ranges": [(r.kind, r.name, r.start, r.stop) for r in ranges],
-            "streams": (streams.start, streams.stop),
-        }
-        replace_file(folder / f"{name}.done", json.dumps(done))
-    except (OSError, SafetensorError) as error:
-        try:
-            path.unlink(missing_ok=True)  # on a full disk, makes room to say so
-            replace_file(folder / f"{name}.failed", f"rank {distributed.rank()}: {error}")
-        except OSError:
-            pass  # rank 0 stops waiting by itself
+        folder.mkdir(parents=True)
+        place.fence()
+        _write_own(folder, place, copied)
+        done = {rank_file(rank): folder / f"{rank_file(rank)}.done" for rank in range(place.world_size)}
+        _wait_until(lambda: all(path.exists() for path in done.values()), gave_up)
+        place.fence()
+        _write_manifest(folder, copied, {name: json.loads(path.read_text()) for name, path in done.items()})
+        for path in done.values():
+            path.unlink()
+        sync(folder)
+        place.before_commit()
+        _commit(folder, place, copied.step)
+    except BaseException:
+        with suppress(OSError):
+            remove(folder, owner=place.owner)
+        place.fence()  # if the folder is gone because another start took over, say that
+        raise
 
 
-def _wait_for_all(folder: Path, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
-    missing = {rank_file(rank) for rank in range(distributed.world_size())}
-    while missing:
-        for path in folder.glob("*.failed") if folder.is_dir() else ():
-            raise CheckpointError(path.read_text(encoding="utf-8"))
-        missing -= {name for name in missing if (folder / f"{name}.done").exists()}
-        if missing and time.monotonic() > deadline:
-            raise CheckpointError(f"no sign of {', '.join(sorted(missing))} within {wait_s:g} s")
-        if missing:
-            time.sleep(POLL_S)
+def _wait_until(ready: Callable[[], bool], gave_up: Event) -> None:
+    while not ready():
+        if gave_up.wait(POLL_S):
+            raise FolderGoneError("another rank failed")
 
 
-def _commit(temporary: Path, final: Path, state: TrainState, engine: Engine) -> None:
-    """Describe all ranks' files in a manifest, then make the folder a checkpoint by its name. Rank 0 alone."""
-    done = [_take_done(temporary, rank) for rank in range(distributed.world_size())]
-    files = {f"{rank_file(rank)}.safetensors": File(**d["file"]) for rank, d in enumerate(done)}
-    owned = [(*r, name) for name, d in zip(files, done, strict=True) for r in d["ranges"]]
+def _write_own(folder: Path, place: Place, copied: Copied) -> None:
+    name = rank_file(place.rank)
+    file = _write_file(folder / f"{name}.safetensors", copied.content)
+    done = {"file": vars(file), "ranges": copied.ranges, "streams": copied.streams}
+    replace_file(folder / f"{name}.done", json.dumps(done))
+
+
+def _write_file(path: Path, content: memoryview) -> File:
+    """Write in chunks, wait for the disk, and read back what it has. Raises OSError.
+
+    The heavy parts (hashing, writing, reading) release the interpreter lock.
+    """
+    checksums = []
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(content), CHUNK):
+            chunk = content[start : start + CHUNK]
+            checksums.append(hashlib.sha256(chunk).hexdigest())
+            while len(chunk):
+                chunk = chunk[file.write(chunk) :]
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # drops the pages, so that the disk is read, and not the memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if list(chunk_checksums(path)) != checksums:
+        raise OSError(errno.EIO, "reads back otherwise than it was written", str(path))
+    return File(len(content), checksums)
+
+
+def _write_manifest(folder: Path, copied: Copied, done: Mapping[str, dict[str, Any]]) -> None:
+    files = {f"{name}.safetensors": entry for name, entry in done.items()}
+    owned = [(*r, name) for name, entry in files.items() for r in entry["ranges"]]
     kinds = sorted({kind for kind, *_ in owned})
     manifest = Manifest(
-        step=state.step,
-        state=asdict(state),
-        layout=layout(engine),
-        updates=engine.updates,
+        step=copied.step,
+        state=copied.state,
+        layout=copied.layout,
+        updates=copied.updates,
         kinds=kinds,
-        parameters=dict(_parameters(engine.shapes, kinds, owned)),
-        memory=sorted((*d["streams"], name) for name, d in zip(files, done, strict=True) if len(range(*d["streams"]))),
-        files=files,
+        parameters=dict(_parameters(copied.shapes, kinds, owned)),
+        memory=sorted((*e["streams"], name) for name, e in files.items() if len(range(*e["streams"]))),
+        files={name: File(**entry["file"]) for name, entry in files.items()},
     )
-    replace_file(temporary / MANIFEST, manifest.to_json())
-    sync(temporary)
-    if final.exists():
-        _remove(final)  # the same step of the same run, saved again
-    temporary.rename(final)
-    sync(final.parent)
-
-
-def _take_done(folder: Path, rank: int) -> dict[str, Any]:
-    path = folder / f"{rank_file(rank)}.done"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
-    return content
+    replace_file(folder / MANIFEST, manifest.to_json())
 
 
 def _parameters(
-    shapes: Mapping[str, torch.Size], kinds: list[str], owned: list[tuple[str, str, int, int, str]]
+    shapes: Mapping[str, tuple[int, ...]], kinds: list[str], owned: list[tuple[str, str, int, int, str]]
 ) -> Iterator[tuple[str, Parameter]]:
     """Each parameter's ranges; they must tile it, and be the same for all kinds, or nothing is committed."""
     by_name: dict[str, dict[str, list[tuple[int, int, str]]]] = {name: {kind: [] for kind in kinds} for name in shapes}
@@ -175,37 +174,30 @@ def _parameters(
     for name, by_kind in by_name.items():
         ranges = sorted(by_kind[kinds[0]])
         bounds = [0, *(stop for _, stop, _ in ranges)]
+        size = 1
+        for length in shapes[name]:
+            size *= length
         assert [start for start, _, _ in ranges] == bounds[:-1], f"{name}: ranges with gaps or overlaps: {ranges}"
-        assert bounds[-1] == shapes[name].numel(), f"{name}: ranges end at {bounds[-1]}, not at {shapes[name].numel()}"
+        assert bounds[-1] == size, f"{name}: ranges end at {bounds[-1]}, not at {size}"
         assert all(sorted(other) == ranges for other in by_kind.values()), f"{name}: ranges differ between kinds"
         yield name, Parameter(list(shapes[name]), ranges)
 
 
-def layout(engine: Engine) -> dict[str, Any]:
-    """What going on must share with what was saved to be bit-identical."""
-    return {
-        "world_size": distributed.world_size(),
-        **engine.layout,
-        "threads": torch.get_num_threads(),
-        "device": _device_name(engine.device),
-        "torch": torch.__version__,
-        "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
-        "xlpretrain": version("xlpretrain"),
-    }
+def _commit(folder: Path, place: Place, step: int) -> None:
+    """Make the folder a checkpoint by its name, and remove what is then too many.
 
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _remove(checkpoint: Path) -> None:
-    """Take its name away first: a removal that is cut off must not leave a part of a checkpoint."""
-    going = checkpoint.with_name(f"{TEMPORARY}old-{checkpoint.name}-{os.getpid()}")
-    checkpoint.rename(going)
-    shutil.rmtree(going)
+    Should a later start of the run take over after the last look at the fence (this process may be stopped there for
+    as long as you like), it has removed `folder` before it reads any checkpoint, and the rename finds nothing.
+    """
+    final = place.checkpoints / checkpoint_name(step)
+    if final.exists():  # committed before, though it then looked as if it had failed
+        try:
+            verify_whole(final)
+            return remove(folder, owner=place.owner)
+        except DamagedError as error:
+            put_away(final, str(error))
+    place.fence()
+    folder.rename(final)
+    sync(place.checkpoints)
+    place.fence()
+    prune(place.checkpoints, keep=place.keep, keep_every=place.keep_every, owner=place.owner)

@@ -1,0 +1,101 @@
+"""The folders under `checkpoints/`: their names, and moving them out of the way. Torch-free.
+
+Whatever moves or removes one is for rank 0 alone. A folder that goes loses its name first, by one rename: what reads
+never sees a part of a checkpoint, and what an older owner was still writing cannot be committed any more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+DAMAGED = "damaged"
+ABANDONED = "abandoned"
+
+_NAME = re.compile(r"step-(\d{8,})")
+_OWNED = re.compile(r"\.tmp-(\d+)-.*")
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def temporary_name(owner: int, step: int, attempt: int) -> str:
+    """Its name while start number `owner` of the run writes it; each of its saves has a number of its own."""
+    return f"{TEMPORARY}{owner}-{checkpoint_name(step)}-{attempt}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in a checkpoint's name; None if it has another name."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first."""
+    found = [(step, path) for path in _children(checkpoints) if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def list_put_away(checkpoints: Path, kind: str) -> list[Path]:
+    """What lies in `damaged/` or `abandoned/`, by name."""
+    return sorted(_children(checkpoints / kind))
+
+
+def clear_temporary(checkpoints: Path, *, owner: int) -> None:
+    """Remove what this start of the run, or one before it, was writing or removing when it ended. Raises OSError.
+
+    An older owner that still runs can commit nothing afterwards.
+    """
+    for path in _children(checkpoints):
+        if path.name.startswith(TEMPORARY):
+            match = _OWNED.fullmatch(path.name)
+            if match is None or int(match[1]) <= owner:
+                remove(path, owner=owner)
+
+
+def remove(folder: Path, *, owner: int) -> None:
+    """Remove a folder, if it is there. Raises OSError."""
+    try:
+        going = _move(folder, folder.parent / f"{TEMPORARY}{owner}-old-{folder.name.removeprefix(TEMPORARY)}")
+    except FileNotFoundError:
+        return  # whoever wrote it has committed or removed it
+    shutil.rmtree(going)
+
+
+def prune(checkpoints: Path, *, keep: int, keep_every: int | None, owner: int) -> None:
+    """Remove all but the newest `keep`, and those of steps that are multiples of `keep_every`. Raises OSError."""
+    for old in list_checkpoints(checkpoints)[keep:]:
+        if keep_every is None or (step_of(old) or 0) % keep_every:
+            remove(old, owner=owner)
+
+
+def put_away(folder: Path, reason: str) -> None:
+    """Move a damaged checkpoint to `damaged/`, under its name and what is wrong with it. Raises OSError."""
+    told = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
+    _move(folder, folder.parent / DAMAGED / f"{folder.name}-{told}")
+
+
+def abandon_newer(checkpoints: Path, step: int) -> list[Path]:
+    """Move every checkpoint of a later step to `abandoned/`, newest first; returns where they are now. Raises OSError.
+
+    For going back to `step`: its later steps can then be saved again. No save may be in flight.
+    """
+    newer = [path for path in list_checkpoints(checkpoints) if (step_of(path) or 0) > step]
+    return [_move(path, checkpoints / ABANDONED / path.name) for path in newer]
+
+
+def _move(folder: Path, wanted: Path) -> Path:
+    """Rename to `wanted`, or to the first of `wanted-2`, `wanted-3`, ... that is not taken."""
+    wanted.parent.mkdir(exist_ok=True)
+    free: Iterator[Path] = (wanted if n == 1 else wanted.with_name(f"{wanted.name}-{n}") for n in itertools.count(1))
+    return folder.rename(next(path for path in free if not path.exists()))
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,205 @@
+"""Saves behind the loop: it waits while the state is copied, and a thread of low priority does the rest."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from jaxtyping import Shaped
+from pydantic import Field
+from torch import Tensor
+
+from xlpretrain import distributed
+from xlpretrain.checkpoint.format import memory_key, tensor_key
+from xlpretrain.checkpoint.host import HostFile
+from xlpretrain.checkpoint.layout import layout
+from xlpretrain.checkpoint.write import POLL_S, Copied, FolderGoneError, Place, write
+from xlpretrain.engine.engine import Engine
+from xlpretrain.engine.partition import StateRange
+from xlpretrain.errors import CheckpointError
+from xlpretrain.schema import Section
+from xlpretrain.state import TrainState
+
+RETRY_S = 60.0
+"""After a save that failed, when to try again, should none be due earlier."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, and which stay. There is always one at the end."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = 100
+    """Steps between checkpoints (null: only by time)."""
+    every_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after one is begun at which the next is (default: only by steps)."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """How many of the newest stay on the disk."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Those of steps that are a multiple of this stay for good (default: none)."""
+
+
+class Votes(NamedTuple):
+    """What ranks tell each other of their saves at every step; each a number of ranks, once summed.
+
+    writing: still busy with one. failed: could not do their part in it. due: find that it is time for one.
+    """
+
+    writing: float
+    failed: float
+    due: float
+
+
+class Saver:
+    """One rank's part in the saves of a run. At most one is in flight, and all ranks begin it after the same step.
+
+    At each step boundary every rank gives its `votes`, hands their sums to `conclude`, and, if a save is due and none
+    is being written, calls `start`. `wait` does as much until no rank is writing.
+
+    Attributes:
+        saved_at: the last step known to be on the disk, the same on every rank.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        config: CheckpointConfig,
+        *,
+        step: int = 0,
+        saved_at: int | None = None,
+        owner: int = 0,
+        fence: Callable[[], None] = lambda: None,
+        before_commit: Callable[[], None] = lambda: None,
+    ):
+        """A saver for a run that is at `step`, and saved it if `saved_at` says so.
+
+        owner, fence, before_commit: see `Place`. An error of the fence's that is neither an OSError nor a
+        `CheckpointError` ends the run: `conclude` raises it on every rank.
+        """
+        self.saved_at = saved_at
+        self._config = config
+        self._place = Place(
+            checkpoints=checkpoints,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            owner=owner,
+            fence=fence,
+            before_commit=before_commit,
+            keep=config.keep,
+            keep_every=config.keep_every,
+        )
+        self._host = HostFile()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._gave_up = threading.Event()
+        self._attempts = 0
+        self._begun_at = step
+        self._next_s = time.monotonic() + (config.every_s or float("inf"))
+
+    def reserve(self, engine: Engine, *, streams: range, memory: Shaped[Tensor, "L S M D"]) -> None:
+        """Take the memory for copies now, so that the first save holds the loop no longer than others."""
+        self._host.copy(_tensors(engine.state_ranges(), streams, memory))
+
+    def votes(self, step: int) -> Votes:
+        """This rank's view of its saves after `step`."""
+        writing = (
+            self._thread is not None and self._thread.is_alive()
+        )  # before the failure, which is final once it ends
+        every = self._config.every_steps
+        due = every is not None and step // every > self._begun_at // every
+        return Votes(writing, self._failure is not None, due or time.monotonic() >= self._next_s)
+
+    def conclude(self, votes: Votes) -> str | None:
+        """Draw the consequences of all ranks' summed votes. Every rank must call it with the same.
+
+        Returns what to tell of a save that has failed, once. Raises what ends the run, on every rank.
+        """
+        if votes.failed:
+            self._gave_up.set()  # rank 0 may be waiting for a file that will not come
+        if votes.writing or self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        if not votes.failed:
+            self.saved_at = self._begun_at
+            return None
+        failures = {rank: f for rank, f in enumerate(distributed.gather_objects(self._failure)) if f is not None}
+        self._failure = None
+        self._next_s = min(self._next_s, time.monotonic() + RETRY_S)
+        for failure in failures.values():
+            if not isinstance(failure, OSError | CheckpointError):
+                raise failure
+        # Where one rank fails, others follow: theirs is not the reason.
+        rank, told = min(failures.items(), key=lambda item: (isinstance(item[1], FolderGoneError), item[0]))
+        checkpoints = self._place.checkpoints
+        return f"the checkpoint of step {self._begun_at} could not be written to {checkpoints} (rank {rank}): {told}"
+
+    def start(
+        self,
+        state: TrainState,
+        engine: Engine,
+        *,
+        streams: range,
+        memory: Shaped[Tensor, "L S M D"],
+        behind: bool = True,
+    ) -> None:
+        """Copy everything, then write it on a thread. Every rank must call it, after the same step, none writing.
+
+        Args:
+            streams: those this rank works on, and `memory` theirs.
+            behind: the loop goes on meanwhile, so the thread takes the processor only when nobody else wants it.
+        """
+        assert self._thread is None, "one save at a time"
+        self._attempts += 1
+        self._begun_at = state.step
+        self._next_s = time.monotonic() + (self._config.every_s or float("inf"))
+        self._gave_up.clear()
+        ranges = engine.state_ranges()
+        copied = Copied(
+            step=state.step,
+            attempt=self._attempts,
+            content=self._host.copy(_tensors(ranges, streams, memory)),
+            ranges=[(r.kind, r.name, r.start, r.stop) for r in ranges],
+            streams=(streams.start, streams.stop),
+            state=asdict(state),
+            layout=layout(engine),
+            updates=engine.updates,
+            shapes={name: tuple(shape) for name, shape in engine.shapes.items()},
+        )
+        self._thread = threading.Thread(target=self._write, args=(copied, behind), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> str | None:
+        """Wait until no rank is writing. Every rank must call it. Returns and raises as `conclude` does."""
+        while True:
+            votes = Votes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
+            told = self.conclude(votes)
+            if not votes.writing:
+                return told
+            if self._thread is not None:
+                self._thread.join(POLL_S)
+
+    def close(self) -> None:
+        """Leave. This rank's file is written to its end, but what waits for other ranks is given up."""
+        self._gave_up.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _write(self, copied: Copied, behind: bool) -> None:
+        if behind and hasattr(os, "setpriority"):
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread alone
+        try:
+            write(self._place, copied, self._gave_up)
+        except Exception as error:
+            self._failure = error
+
+
+def _tensors(ranges: Sequence[StateRange], streams: range, memory: Tensor) -> dict[str, Tensor]:
+    """What this rank saves, by key."""
+    tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
+    return tensors | ({memory_key(streams.start): memory} if streams else {})
