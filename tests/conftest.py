@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from data_pipelines.build import build
@@ -19,6 +20,15 @@ from xlpretrain.schema import validate
 VOCAB_SIZE = 300
 
 BuildSmall = Callable[..., Path]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors of a few hundred elements: on a busy machine a second thread costs a hundred times what it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:

@@ -24,14 +24,7 @@ with warnings.catch_warnings():
     import transformers
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors of a few hundred elements: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB, ROWS, TOKENS, PREDICTIONS = 31, 4, 9, 3
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
