@@ -55,9 +55,9 @@ def make_pairs(
     or, as ALBERT's code does (`original`), gets its second part from another document, and label 1.
 
     nsp (BERT): half of the samples, found likewise, have their second part from another document. BERT draws that part
-    and puts the true one back into the text; here these samples exchange their second parts, each with one of about
-    the same length, so that every sentence is still read and the length says nothing. A run of one sentence gets
-    its second part from another document. Where a block holds one document, it is another part of the same one.
+    and puts the true one back into the text; here these samples exchange their second parts among runs of about the
+    same length, cut to suit, so that every sentence is still read and the length says little. A run of one sentence
+    gets its second part from another document. Where a block holds one document, it is another part of the same one.
 
     none: one part.
 
@@ -76,6 +76,7 @@ def make_pairs(
     else:
         changed = np.flatnonzero(labels == 1)
         source = _exchange(whole[changed], documents[changed], chosen[changed], generator)
+        whole[changed] = parts[changed] = _even_out(whole[changed], source, runs, chosen[changed], sentences)
         _take_back(source, whole[changed], chosen[changed], longest=rules.longest, sentences=sentences)
         parts[changed, 1] = whole[changed[source], 1]
         labels[changed[source == np.arange(len(source))]] = 0
@@ -117,7 +118,7 @@ def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, genera
     """
     count = len(parts)
     shuffled = generator.permutation(count)
-    order = shuffled[np.argsort(np.diff(parts[shuffled, 1], axis=1)[:, 0], kind="stable")]
+    order = shuffled[np.argsort((parts[:, 1, 1] - parts[:, 0, 0])[shuffled], kind="stable")]
     source = order.copy()
     # Neighbours in length change places; an odd one out joins the last two.
     for i in range(0, count - 1, 2):
@@ -129,6 +130,24 @@ def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, genera
     result = np.empty(count, np.int64)
     result[order] = source
     return result
+
+
+def _even_out(
+    parts: np.ndarray, source: np.ndarray, runs: Runs, chosen: np.ndarray, sentences: Sentences
+) -> np.ndarray:
+    """Cut all runs that are in exchange with each other where their second parts come nearest to one length: that of
+    the first of them, which was drawn."""
+    leader = np.full(len(source), -1)
+    for start in range(len(source)):
+        here = start
+        while leader[here] < 0:
+            leader[here], here = start, int(source[here])
+    starts, stops = sentences.starts, parts[:, 1, 1]
+    wanted = stops - (parts[leader, 1, 1] - parts[leader, 1, 0])
+    after = starts.searchsorted(wanted).clip(1, len(starts) - 1)
+    nearest = np.where(wanted - starts[after - 1] < starts[after] - wanted, after - 1, after)
+    middles = starts[nearest.clip(runs.first[chosen] + 1, runs.last[chosen] - 1)]
+    return np.stack([np.stack([parts[:, 0, 0], middles], 1), np.stack([middles, stops], 1)], axis=1)
 
 
 def _settle(takers: np.ndarray, givers: np.ndarray, groups: np.ndarray) -> None:
