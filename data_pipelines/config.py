@@ -45,7 +45,7 @@ class PythonDocsSource(Section):
     """The docstrings of installed Python packages, a document a module, each paragraph once."""
 
     type: Literal["python_docs"] = "python_docs"
-    packages: tuple[str, ...] = ("torch", "numpy", "sympy", "transformers")
+    packages: tuple[str, ...] = ("torch", "numpy", "sympy")
     """Packages to read; those that are not installed are left out."""
     stdlib: bool = True
     """Read the standard library and Python's help topics too."""
