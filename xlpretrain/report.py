@@ -27,6 +27,8 @@ def print_report(folder: RunFolder) -> None:
     run = TrainedRun.load(folder, device=device)
     found = _score(run, console)
     console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
+    counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())
+    console.print(f"held-out predictions: {counts}")
     console.print(_table(found))
     if _WITHOUT_MEMORY in found:
         gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
@@ -87,7 +89,7 @@ def _table(found: dict[str, Evaluation]) -> Table:
     """A row per model; of further loss terms, which have no perplexity, loss and accuracy."""
     last = list(found.values())[-1]
     others = list(last.scores)[1:]
-    table = Table(f"held-out text, {last.main.count:,} predictions", box=None, header_style="bold", pad_edge=False)
+    table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
     columns = ["perplexity", *(["bits per byte"] if last.every_token else []), "nats each", "accuracy"]
     columns += [f"{term} {what}" for term in others for what in ("nats", "accuracy")]
     for column in columns:
