@@ -159,6 +159,18 @@ def report(run: RunPath) -> None:
     print_report(RunFolder(run).require())
 
 
+@app.command()
+def checkpoints(
+    run: RunPath,
+    verify: Annotated[bool, typer.Option("--verify", help="Read them whole and check every byte.")] = False,
+) -> None:
+    """What a run has saved: step, age, size, what made it. Exit code 2 if one is damaged."""
+    from launcher.checkpoints import show
+
+    if not show(RunFolder(run).require().checkpoints, verify=verify):
+        raise typer.Exit(USER_ERROR)
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,

@@ -31,7 +31,7 @@ def test_loading_a_config_imports_no_deepspeed():
 
 def test_every_command_has_help():
     for command in (
-        ["train"], ["resume"], ["stop"], ["eval"], ["report"], ["config"],
+        ["train"], ["resume"], ["stop"], ["eval"], ["report"], ["checkpoints"], ["config"],
         ["data"], ["data", "build"], ["data", "verify"], ["data", "stats"],
     ):  # fmt: skip
         out, _ = commands.run(*command, "--help")
@@ -46,6 +46,7 @@ def test_every_command_has_help():
         (["stop", "/nowhere"], "not a run folder"),
         (["eval", "/nowhere"], "not a run folder"),
         (["report", "/nowhere"], "not a run folder"),
+        (["checkpoints", "/nowhere"], "not a run folder"),
         (["config"], "name a CONFIG"),
         (["config", "--copy", "nothing"], "no shipped config is named 'nothing'"),
         (["config", "configs/quickstart.yaml", "max_stepz=3"], "did you mean max_steps?"),
