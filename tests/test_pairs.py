@@ -20,6 +20,7 @@ from xlpretrain.data.pairing import PairRules, Samples
 from xlpretrain.data.pairs import PairEvaluationRows, PairRows
 from xlpretrain.data.runs import Sentences, count_slots, cut_runs, deal_runs
 from xlpretrain.data.shard_reader import Block
+from xlpretrain.schema import read_yaml
 
 SOP = PairRules(longest=125)
 
@@ -58,12 +59,9 @@ def short_documents(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pa
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The corpus of configs/quickstart_data.yaml."""
-    folder = build_dataset(
-        tmp_path_factory.mktemp("quickstart") / "data",
-        sources=[{"type": "python_docs", "packages": ["torch", "numpy", "sympy", "transformers"]}],
-        tokenizer={"vocab_size": 8000, "input_sentence_size": 60000},
-    )
-    return Manifest.open(folder / "train")
+    settings = read_yaml(Path("configs/quickstart_data.yaml"))
+    out = tmp_path_factory.mktemp("quickstart") / "data"
+    return Manifest.open(build_dataset(out, **{k: v for k, v in settings.items() if k != "out"}) / "train")
 
 
 def all_rows(manifest: Manifest, rules: PairRules = SOP, *, num_streams: int = 1, seed: int = 1) -> PairRows:
