@@ -138,7 +138,14 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
-        steps = max(1, round(config.max_epochs * train.num_blocks * train.block_tokens / config.tokens_per_step))
+        rows = config.objective.training_rows(
+            train,
+            mem_len=config.model.mem_len,
+            num_streams=config.global_batch_size,
+            seed=config.seed,
+            shuffle_blocks=config.data.shuffle_blocks,
+        )
+        steps = max(1, round(config.max_epochs * rows.steps_per_epoch))
     assert steps is not None, "RunConfig.problems() asks for a length"
     total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
     resolved = config.model_copy(
