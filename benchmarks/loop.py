@@ -13,7 +13,7 @@ import io
 import statistics
 import tempfile
 import time
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 from xlpretrain import config as configuration
@@ -32,8 +32,8 @@ def main() -> None:
         overrides = [f"runs_dir={folder}", "engine.type=plain", f"max_steps={STEPS * (REPEATS + 1)}"]
         overrides += ["eval.every_steps=1000000", f"checkpoint.every_steps={STEPS}", "data.valid=null"]
         config = configuration.load(Path("configs/quickstart.yaml"), overrides)
-        run = build(config, device=device, allow_recipe_change=False, launch_id="")
-        with run.recorder:
+        run = build(config, device=device)
+        with closing(run.lease), run.recorder:
             times = [(_bare(run), _loop(run)) for _ in range(REPEATS + 1)][1:]  # the first of each warms up
     distributed.stop()
     ratios = sorted(bare / loop for bare, loop in times)

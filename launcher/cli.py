@@ -38,6 +38,12 @@ NumProcesses = Annotated[
 AllowRecipeChange = Annotated[
     bool, typer.Option("--allow-recipe-change", help="Let a run that was begun change its optimizer and schedule.")
 ]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start again after a crash, up to so many times.")
+]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the run away from a start elsewhere that seems alive; that one ends.")
+]
 
 
 def main() -> None:
@@ -55,9 +61,19 @@ def train(
     overrides: Overrides = None,
     num_processes: NumProcesses = None,
     allow_recipe_change: AllowRecipeChange = False,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Train on this machine, or go on if the run was begun. Exit code 0: done; 75: stopped early, run it again."""
-    raise typer.Exit(_train(config, overrides or [], num_processes, allow_recipe_change=allow_recipe_change))
+    code = _train(
+        config,
+        overrides or [],
+        num_processes,
+        allow_recipe_change=allow_recipe_change,
+        max_restarts=max_restarts,
+        take_over=take_over,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -66,13 +82,23 @@ def resume(
     overrides: Overrides = None,
     num_processes: NumProcesses = None,
     allow_recipe_change: AllowRecipeChange = False,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
 ) -> None:
     """Go on with a run, also after `xlpretrain stop`."""
     folder = RunFolder(run).require()
     place = run.absolute()
     # Where the folder lies now, should it have been moved.
     overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
-    code = _train(folder.config, overrides, num_processes, allow_recipe_change=allow_recipe_change, stopped_before=True)
+    code = _train(
+        folder.config,
+        overrides,
+        num_processes,
+        allow_recipe_change=allow_recipe_change,
+        max_restarts=max_restarts,
+        take_over=take_over,
+        stopped_before=True,
+    )
     raise typer.Exit(code)
 
 
@@ -82,6 +108,8 @@ def _train(
     num_processes: int | None,
     *,
     allow_recipe_change: bool,
+    max_restarts: int,
+    take_over: bool,
     stopped_before: bool = False,
 ) -> int:
     """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
@@ -99,7 +127,6 @@ def _train(
         raise ConfigError(
             f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
         )
-    folder.require_idle()
     status = folder.read_status()
     if status is not None and status.state == "finished" and status.step == settings.max_steps:
         print(f"already finished: {status.step} steps in {folder.path}; raise max_steps to go on")
@@ -111,6 +138,8 @@ def _train(
         num_processes=num_processes,
         grace_s=settings.stop.grace_s,
         options=["--allow-recipe-change"] if allow_recipe_change else [],
+        take_over=take_over,
+        max_restarts=max_restarts,
     )
 
 

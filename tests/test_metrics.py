@@ -38,7 +38,10 @@ def test_cutting_back_keeps_what_is_at_or_before_the_step_and_drops_a_torn_line(
 
 
 def test_cutting_back_a_file_that_is_not_there_makes_an_empty_one(tmp_path: Path):
-    assert MetricsFile(tmp_path / "metrics.jsonl").cut_back(0) == []
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    assert file.cut_back(0) == []
+    file.close()
+    assert list(tmp_path.iterdir()) == [file.path]
 
 
 def test_a_lap_gives_rates_per_step_and_begins_anew():

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,19 +53,3 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path: Pat
         replace_file(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_run_that_goes_on_here_is_not_to_be_disturbed_until_its_process_is_gone(tmp_path: Path):
-    folder = RunFolder(tmp_path)
-    folder.require_idle()
-    folder.write_status(Status("running", step=7))
-    status = json.loads(folder.status.read_text())
-    rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "xlpretrain"])
-    try:
-        folder.status.write_text(json.dumps({**status, "pid": rank.pid}))
-        with pytest.raises(LaunchError, match=f"process {rank.pid}, step 7"):
-            folder.require_idle()
-    finally:
-        rank.kill()
-        rank.wait()
-    folder.require_idle()

@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, tell_once
+from xlpretrain.goodput import describe
+from xlpretrain.watchdog import Watchdog
+
+if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.stopping import StopReason
+    from xlpretrain.trainer import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,44 +26,63 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--allow-recipe-change", action="store_true", help="let a resumed run change optimizer and schedule"
     )
+    parser.add_argument("--take-over", action="store_true", help="take the run away from a start that seems alive")
     options = parser.parse_args(arguments)
     try:
-        return run(options.config, options.overrides, allow_recipe_change=options.allow_recipe_change)
+        return run(
+            options.config,
+            options.overrides,
+            allow_recipe_change=options.allow_recipe_change,
+            take_over=options.take_over,
+        )
     except XLPretrainError as error:
         return tell_once(error)
 
 
-def run(path: Path, overrides: list[str], *, allow_recipe_change: bool) -> int:
+def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool) -> int:
     """Train. Raises `XLPretrainError` for what the user can mend."""
-    from xlpretrain import config as configuration
-    from xlpretrain import distributed
-    from xlpretrain.build import build
-    from xlpretrain.trainer import train
+    with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
+        from xlpretrain import config as configuration
+        from xlpretrain import distributed
+        from xlpretrain.build import build
 
-    config = configuration.load(path, overrides)
-    device = distributed.start()
-    try:
-        run = build(
-            config,
-            device=device,
-            allow_recipe_change=allow_recipe_change,
-            launch_id=os.environ.get("XLPRETRAIN_LAUNCH_ID", ""),
-        )
-        with run.recorder as recorder:
-            try:
-                stopped = train(run)
-            except XLPretrainError as error:
-                recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
-                raise
-            recorder.plot()
-            state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
-            recorder.tell(state, step=run.state.step, reason=reason)
-            recorder.say(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
-        distributed.barrier()
-    finally:
-        distributed.stop()
+        config = configuration.load(path, overrides)
+        device = distributed.start(timeout_s=config.watchdog.collective_timeout_s)
+        try:
+            run = build(
+                config,
+                device=device,
+                allow_recipe_change=allow_recipe_change,
+                take_over=take_over,
+                launch_id=os.environ.get("XLPRETRAIN_LAUNCH_ID", ""),
+                watchdog=watchdog,
+            )
+            with closing(run.lease), run.recorder:
+                stopped = _train(run)
+            watchdog.close()  # ranks may now end at different times
+            distributed.barrier()
+        finally:
+            distributed.stop()
     # torchrun would turn 75 into a long traceback and its own 1; there, status.json tells a planned stop.
     return STOPPED_EARLY if stopped and "TORCHELASTIC_RUN_ID" not in os.environ else FINISHED
+
+
+def _train(run: Run) -> StopReason | None:
+    """Train, and write down how it ended."""
+    from xlpretrain.trainer import train
+
+    recorder = run.recorder
+    try:
+        stopped = train(run)
+    except XLPretrainError as error:
+        recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
+        raise
+    recorder.plot()
+    state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
+    recorder.tell(state, step=run.state.step, reason=reason)
+    recorder.say(describe(recorder.goodput.metrics()))
+    recorder.say(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
+    return stopped
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from xlpretrain import checkpoint, distributed
+from xlpretrain import checkpoint, distributed, lease
 from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
@@ -24,13 +25,16 @@ from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError, LaunchError, XLPretrainError
 from xlpretrain.evaluate import Evaluation, evaluate
+from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
+from xlpretrain.objectives.objective import Batch, Loss
 from xlpretrain.recorder import Recorder
 from xlpretrain.run_folder import RunFolder, Status
 from xlpretrain.schema import dump
 from xlpretrain.state import TrainState
 from xlpretrain.stopping import StopRequest
 from xlpretrain.trainer import Run
+from xlpretrain.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -74,16 +78,53 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     return config, data, changes
 
 
-def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool, launch_id: str) -> Run:
-    """A run ready to train, begun or gone on with. Every rank calls it. Raises `XLPretrainError` on every rank."""
+def build(
+    config: RunConfig,
+    *,
+    device: torch.device,
+    allow_recipe_change: bool = False,
+    take_over: bool = False,
+    launch_id: str = "",
+    watchdog: Watchdog | None = None,
+) -> Run:
+    """A run ready to train, begun or gone on with, and its lease, to be closed in the end. Every rank calls it.
+
+    take_over, launch_id: see `lease.refuse_if_held`. watchdog: one that was started (default: none).
+
+    Raises `XLPretrainError` on every rank.
+    """
     world_size = distributed.world_size()
     config, data, changes = prepare(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
-    folder = config.folder
+    watchdog = watchdog or Watchdog()  # asleep
+    place = config.folder.lease
+    mine = _on_rank_0(partial(lease.take, place, launch_id=launch_id, take_over=take_over))
+    stacks = config.folder.logs / f"hang-{mine.number:08d}-rank-{distributed.rank():05d}.txt"
+    watchdog.guard(config.watchdog, peers=distributed.gather_objects(Process.this()), lease=mine, stacks=stacks)
+    if distributed.rank() == 0:
+        mine.keep()
+    try:
+        return _build(config, data, changes, device=device, launch_id=launch_id, mine=mine, watchdog=watchdog)
+    except BaseException:
+        mine.close()
+        raise
+
+
+def _build(
+    config: RunConfig,
+    data: Datasets,
+    changes: list[str],
+    *,
+    device: torch.device,
+    launch_id: str,
+    mine: Lease,
+    watchdog: Watchdog,
+) -> Run:
+    folder, world_size = config.folder, distributed.world_size()
     previous = _on_rank_0(folder.read_status)
-    wandb_id = _on_rank_0(partial(_begin, config, folder, data))
+    wandb_id = _on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
-    recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status)
+    recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status, lease=mine)
     _say_what_changes(recorder, config, changes)
     micro_batches = distributed.micro_batches(
         distributed.rank(),
@@ -102,7 +143,7 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state = TrainState(wandb_id=wandb_id)
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
-    restored = checkpoint.restore(folder.checkpoints, engine, streams=streams)
+    restored = checkpoint.restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
         state, memory = restored.state, restored.memory.to(device)
         recorder.say(f"going on from step {state.step} of {max_steps}")
@@ -116,22 +157,25 @@ def build(config: RunConfig, *, device: torch.device, allow_recipe_change: bool,
         config.checkpoint,
         step=state.step,
         saved_at=state.step if restored is not None else None,
+        owner=mine.number,
+        fence=mine.check,
         before_commit=recorder.sync,
     )
     saver.reserve(engine, streams=streams, memory=memory)
-    orderly = previous is None or previous.state in ("finished", "stopped")
-    _on_rank_0(partial(recorder.go_on_from, state.step, orderly=orderly))
+    _on_rank_0(partial(recorder.go_on_from, state.step, previous))
 
     return Run(
         config=config,
         folder=folder,
+        lease=mine,
+        watchdog=watchdog,
         engine=engine,
         loader=Loader(rows, config.objective.collator(data.tokenizer, seed=config.seed), micro_batches),
         rows=rows,
         streams=streams,
         state=state,
         mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
-        evaluate=_evaluator(config, data, engine),
+        evaluate=_evaluator(config, data, engine, watchdog),
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
@@ -170,12 +214,19 @@ def _build_engine(
     return engine, flops
 
 
-def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[], Evaluation] | None:
+def _evaluator(
+    config: RunConfig, data: Datasets, engine: Engine, watchdog: Watchdog
+) -> Callable[[], Evaluation] | None:
     if data.valid is None:
         return None
+
+    def forward(batch: Batch, memory: Tensor) -> tuple[Loss, Tensor]:
+        watchdog.progress()
+        return engine.evaluate(batch, memory)
+
     return partial(
         evaluate,
-        engine.evaluate,
+        forward,
         engine.model.backbone.empty_memory,
         manifest=data.valid,
         tokenizer=data.tokenizer,
@@ -186,7 +237,7 @@ def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[]
     )
 
 
-def _begin(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
+def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Callable[[], None]) -> str:
     """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
     if folder.exists():
         provenance = folder.read_provenance()
@@ -200,7 +251,7 @@ def _begin(config: RunConfig, folder: RunFolder, data: Datasets) -> str:
             "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         }
-    folder.create(config=dump(config), provenance=provenance)
+    folder.create(config=dump(config), provenance=provenance, fence=fence)
     return str(provenance["wandb_id"])
 
 

@@ -24,9 +24,10 @@ from xlpretrain.schedules import AnySchedule, Cosine
 from xlpretrain.schema import Problem, Section
 from xlpretrain.stopping import StopConfig
 from xlpretrain.trackers import LogConfig, WandbConfig
+from xlpretrain.watchdog import WatchdogConfig
 
 _SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
-_MAY_CHANGE = ("max_steps", "engine", "micro_batch_size", "checkpoint", "eval", "log", "wandb", "stop")
+_MAY_CHANGE = ("max_steps", "engine", "micro_batch_size", "checkpoint", "eval", "log", "wandb", "stop", "watchdog")
 _RECIPE = ("optimizer", "schedule")
 
 
@@ -73,6 +74,7 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
     stop: StopConfig = StopConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     def problems(self) -> Iterator[Problem]:
         """What does not fit together, before any data is looked at."""

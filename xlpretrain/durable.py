@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_HERE = secrets.token_hex(4)  # process numbers of two hosts may be equal
 
 
 def sync(path: Path) -> None:
@@ -15,17 +20,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str, *, fence: Callable[[], None] = lambda: None) -> None:
     """Write `text` under a temporary name and rename it into place: readers see the old file or the new one, whole.
 
-    Raises OSError; the old file is then as it was, and nothing else is left.
+    Raises OSError, and what `fence` raises just before the rename; the old file is then as it was, and nothing else
+    is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path, fence=fence) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path, *, fence: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A temporary name beside `path`, to write to; renamed to `path` in the end. Raises as `replace_file` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_HERE}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        fence()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,10 +9,16 @@ import time
 FINISHED = 0
 USER_ERROR = 2
 STOPPED_EARLY = 75
+FENCED = 76
+"""Another start of the run has taken over."""
+HUNG = 77
+"""No progress for too long."""
 
 
 class XLPretrainError(Exception):
-    """A mistake on the user's side: one message that says what is wrong, what was got and what to do. Exit code 2."""
+    """A mistake on the user's side: one message that says what is wrong, what was got and what to do."""
+
+    exit_code = USER_ERROR
 
 
 class ConfigError(XLPretrainError):
@@ -31,6 +37,12 @@ class LaunchError(XLPretrainError):
     """A run that cannot be started where it was asked for."""
 
 
+class LeaseLostError(XLPretrainError):
+    """Another start of the run has taken its folder over; this one may write nothing more."""
+
+    exit_code = FENCED
+
+
 class TrainingError(XLPretrainError):
     """A recipe that does not train: losses or gradients that are not finite, step after step."""
 
@@ -44,4 +56,4 @@ def tell_once(error: XLPretrainError) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(2.0)
-    return USER_ERROR
+    return error.exit_code

@@ -8,7 +8,7 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from xlpretrain.durable import replace_file, sync
+from xlpretrain.durable import replacing, sync
 
 Metrics = dict[str, float | int]
 # Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
@@ -27,11 +27,13 @@ _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, steps ascending, numbers in full precision.
 
-    Lines that cannot be written (a full disk) are kept, and written in their order as soon as they can be.
+    Lines that cannot be written (a full disk) are kept, and written in their order as soon as they can be. `fence` is
+    called before anything is written, and raises if that is no longer this process's business.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, fence: Callable[[], None] = lambda: None):
         self.path = path
+        self._fence = fence
         self._file: FileIO | None = None
         self._pending: deque[bytes] = deque()
         self._lock = Lock()  # a save's thread waits for the disk here, while the loop may append
@@ -44,6 +46,7 @@ class MetricsFile:
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
         with self._lock:
             self._pending.append(line.encode())
+            self._fence()
             self._flush()
 
     def sync(self) -> None:
@@ -68,11 +71,17 @@ class MetricsFile:
             self._pending.popleft()
 
     def cut_back(self, step: int) -> list[dict[str, Any]]:
-        """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were."""
+        """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were.
+
+        The new file stays open: what is appended after yet another process has done the same goes nowhere.
+        """
         self.close()
         rows = list(read_metrics(self.path))
-        kept = [row for row in rows if row["step"] <= step]
-        replace_file(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step).encode()
+        with replacing(self.path, fence=self._fence) as temporary:
+            temporary.write_bytes(kept)
+            self._file = temporary.open("ab", buffering=0)
+            os.fsync(self._file.fileno())
         return rows
 
     def close(self) -> None:

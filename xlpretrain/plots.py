@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from xlpretrain.durable import replacing
 from xlpretrain.metrics import read_metrics
 
 
-def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
-    """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate."""
+def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[], None] = lambda: None) -> None:
+    """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate.
+
+    Raises OSError, and what `fence` raises once the picture is ready to replace the old one.
+    """
     from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
 
     rows = list(read_metrics(metrics))
@@ -40,12 +45,8 @@ def plot_losses(metrics: Path, picture: Path, *, title: str) -> None:
     below.plot(trained[:, 0], trained[:, 2], color="tab:gray")
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
-    temporary = picture.with_name(f".{picture.name}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(picture)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(picture, fence=fence) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

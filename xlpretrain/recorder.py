@@ -11,6 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from xlpretrain.config import RunConfig
+from xlpretrain.errors import LeaseLostError
+from xlpretrain.goodput import Goodput
+from xlpretrain.lease import Lease, leave
 from xlpretrain.metrics import Metrics, MetricsFile
 from xlpretrain.plots import plot_losses
 from xlpretrain.run_folder import RunFolder, Status
@@ -20,12 +23,17 @@ _WANDB_BUFFER_S = 60.0  # W&B writes its buffer every 15 s: what a kill can cost
 
 
 class Recorder:
-    """The run's files and screens. `rank`: only 0 writes."""
+    """The run's files and screens. `rank`: only 0 writes, as long as it has the lease; without it, it ends there.
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, rank: int, wandb_id: str, status: Status):
+    Attributes:
+        goodput: what became of the run's time.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, *, rank: int, wandb_id: str, status: Status, lease: Lease):
         self.status = status
-        self._folder, self._name = folder, config.name
-        self._file = MetricsFile(folder.metrics) if rank == 0 else None
+        self.goodput = Goodput()
+        self._folder, self._name, self._lease = folder, config.name, lease
+        self._file = MetricsFile(folder.metrics, fence=lease.check) if rank == 0 else None
         self._console: ConsoleTracker | None = None
         self._trackers: list[Tracker] = []
         self._unwritable: set[Path] = set()
@@ -40,15 +48,17 @@ class Recorder:
             )
             self._trackers = [self._console, wandb]
 
-    def go_on_from(self, step: int, *, orderly: bool) -> None:
+    def go_on_from(self, step: int, previous: Status | None) -> None:
         """Forget what was recorded after `step`. After a crash, tell W&B again what it may have lost.
 
-        Raises OSError if the metrics cannot be cut back.
+        previous: the status of the start before, if there was one. Raises OSError if the metrics cannot be cut back.
         """
         if self._file is None:
             return
         rows = self._file.cut_back(step)
+        self.goodput = _accounts(rows, step, previous)
         self.tell("running", step=step)
+        orderly = previous is None or previous.state in ("finished", "stopped")
         if orderly or not rows:
             return
         since = rows[-1].get("time/logged_at_s", 0.0) - _WANDB_BUFFER_S
@@ -60,7 +70,7 @@ class Recorder:
         """Write and show the metrics of one step. What finds no room is written as soon as there is some."""
         if self._file is None:
             return
-        row: Metrics = {"step": step, **metrics, "time/logged_at_s": time.time()}
+        row: Metrics = {"step": step, **metrics, **self.goodput.metrics(), "time/logged_at_s": time.time()}
         self._try(self._file.path, partial(self._file.append, row))
         self.tell("running", step=step)
         for tracker in self._trackers:
@@ -68,14 +78,18 @@ class Recorder:
 
     def tell(self, state: Any, *, step: int, **more: Any) -> None:
         """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
+        more["goodput"] = self.goodput.metrics()
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
         if self._file is not None:
-            self._try(self._folder.status, lambda: self._folder.write_status(self.status))
+            write = partial(self._folder.write_status, self.status, fence=self._lease.check)
+            self._try(self._folder.status, write)
 
     def _try(self, path: Path, write: Callable[[], object]) -> None:
         """Write a file that training can do without; say so once where it cannot be, and once where it can again."""
         try:
             write()
+        except LeaseLostError as error:
+            leave(error)
         except OSError as error:
             if path not in self._unwritable:
                 self.say(f"{path}: cannot be written: {error.strerror}; training goes on")
@@ -102,8 +116,8 @@ class Recorder:
     def plot(self) -> None:
         """Draw the loss curve anew, if there is room for it."""
         if self._file is not None:
-            path = self._file.path
-            self._try(self._folder.plot, lambda: plot_losses(path, self._folder.plot, title=self._name))
+            picture, fence = self._folder.plot, self._lease.check
+            self._try(picture, partial(plot_losses, self._file.path, picture, title=self._name, fence=fence))
 
     def __enter__(self) -> Self:
         return self
@@ -117,3 +131,17 @@ class Recorder:
             tracker.close()
         if self._file is not None:
             self._file.close()
+
+
+def _accounts(rows: list[dict[str, Any]], step: int, previous: Status | None) -> Goodput:
+    """The accounts of a start that goes on from `step`. What a user's wish or the last step had ended, has rested."""
+    if previous is None:
+        return Goodput()
+    kept: dict[str, Any] = next((row for row in reversed(rows) if row["step"] <= step), {})
+    rested = previous.reason in ("user", "finished")
+    return Goodput.resumed(
+        previous.goodput,
+        kept,
+        steps_lost=previous.step - step,
+        away_s=0.0 if rested else time.time() - previous.updated_at,
+    )

@@ -5,6 +5,8 @@ provenance.json  where it came from: data fingerprints, W&B run id, host, versio
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
+lease/           which start of the run may write here (lease.py)
+logs/            where ranks hung (watchdog.py)
 loss.png  wandb/
 STOP             the user's wish to save and end; `xlpretrain resume` removes it
 """
@@ -14,8 +16,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,10 @@ Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
 
 @dataclass(frozen=True)
 class Status:
-    """What `status.json` says. `reason` tells why a run is no longer running; `step` counts completed ones."""
+    """What `status.json` says. `reason` tells why a run is no longer running; `step` counts completed ones.
+
+    goodput: what became of the run's time until `updated_at`, by the names that it has in the metrics.
+    """
 
     state: State
     reason: Reason = ""
@@ -40,6 +45,7 @@ class Status:
     host: str = ""
     pid: int = 0
     updated_at: float = 0.0
+    goodput: dict[str, float] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -88,6 +94,16 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def lease(self) -> Path:
+        """Who may write here."""
+        return self.path / "lease"
+
+    @property
+    def logs(self) -> Path:
+        """Where ranks hung."""
+        return self.path / "logs"
+
+    @property
     def stop_file(self) -> Path:
         """While it exists, the run saves and ends, and nothing restarts it."""
         return self.path / "STOP"
@@ -96,12 +112,12 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.is_file()
 
-    def create(self, *, config: str, provenance: Mapping[str, Any]) -> None:
+    def create(self, *, config: str, provenance: Mapping[str, Any], fence: Callable[[], None] = lambda: None) -> None:
         """Make the folder. The configuration is written last: a folder without one was never begun."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            replace_file(self.provenance, json.dumps(provenance, indent=2) + "\n")
-            replace_file(self.config, config)
+            replace_file(self.provenance, json.dumps(provenance, indent=2) + "\n", fence=fence)
+            replace_file(self.config, config, fence=fence)
         except OSError as error:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
 
@@ -125,18 +141,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def require_idle(self) -> None:
-        """Raise `LaunchError` if a process of this machine is working on the run: two would ruin each other's files."""
-        status = self.read_status()
-        if status is not None and status.state == "running" and status.host == os.uname().nodename:
-            command = Path(f"/proc/{status.pid}/cmdline")
-            if command.exists() and b"xlpretrain" in command.read_bytes():
-                raise LaunchError(
-                    f"{self.path}: is running here already (process {status.pid}, step {status.step});"
-                    f" `xlpretrain stop {self.path}` ends it"
-                )
-
-    def write_status(self, status: Status) -> None:
-        """Replace the status."""
+    def write_status(self, status: Status, *, fence: Callable[[], None] = lambda: None) -> None:
+        """Replace the status. Raises OSError, and what `fence` raises just before."""
         stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
-        replace_file(self.status, json.dumps(stamped, indent=2) + "\n")
+        replace_file(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)

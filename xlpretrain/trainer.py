@@ -25,12 +25,14 @@ from xlpretrain.data.stream import Rows
 from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
 from xlpretrain.evaluate import Evaluation
+from xlpretrain.lease import Lease
 from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
 from xlpretrain.objectives.objective import Batch
 from xlpretrain.recorder import Recorder
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.state import TrainState
 from xlpretrain.stopping import STOP_REASONS, StopReason, StopRequest
+from xlpretrain.watchdog import Watchdog
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Run:
 
     config: RunConfig
     folder: RunFolder
+    lease: Lease
+    watchdog: Watchdog
     engine: Engine
     loader: Loader[Batch]
     rows: Rows
@@ -104,6 +108,7 @@ def _steps(run: Run) -> StopReason | None:
             if agreed.saves.due and not agreed.saves.writing:
                 _begin_to_save(run)
             sums, grad_norm = _step(run, batches, agreed.counts)
+            run.watchdog.progress()
             run.state.step += 1
             run.state.tokens += run.config.tokens_per_step
             _count_bad_numbers(run, grad_norm)
@@ -114,8 +119,10 @@ def _steps(run: Run) -> StopReason | None:
 
 def _begin_to_save(run: Run, *, behind: bool = True) -> None:
     """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing."""
+    run.recorder.goodput.spent("step_s")
     memory = torch.cat(run.mems, dim=1)
     run.saver.start(run.state, run.engine, streams=run.streams, memory=memory, behind=behind)
+    run.recorder.goodput.spent("save_s")
 
 
 def _save_the_last(run: Run) -> None:
@@ -125,6 +132,7 @@ def _save_the_last(run: Run) -> None:
         _begin_to_save(run, behind=False)
         if failure := run.saver.wait():
             raise CheckpointError(failure)
+    run.recorder.goodput.spent("save_s")
 
 
 def _tell_of_failed_save(run: Run, failure: str | None) -> None:
@@ -136,6 +144,7 @@ def _tell_of_failed_save(run: Run, failure: str | None) -> None:
 
 def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
     """The next step's micro-batches; none if this rank's data is damaged, which it then keeps as its trouble."""
+    run.recorder.goodput.spent("step_s")
     started = time.perf_counter()
     try:
         return next(batches_of_steps)
@@ -144,6 +153,7 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
         return []
     finally:
         run.watch.data_wait_s += time.perf_counter() - started
+        run.recorder.goodput.spent("data_wait_s")
 
 
 def _agree(run: Run, batches: list[Batch]) -> Agreement:
@@ -237,9 +247,11 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
                 peak_flops=run.peak_flops,
             ),
         }
+    run.recorder.goodput.spent("step_s")
     if run.evaluate is not None and (last or _due(run, config.eval.every_steps)):
         metrics |= {"tokens": state.tokens, **run.evaluate().metrics()}
         run.watch = Stopwatch()
+        run.recorder.goodput.spent("eval_s")
     if metrics:
         run.recorder.record(state.step, metrics)
     if "valid/loss" in metrics:
