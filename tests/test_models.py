@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torchrun import torchrun
 
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
@@ -260,3 +262,16 @@ def test_dropout_of_an_encoder_is_where_the_papers_have_it():
             module.register_forward_hook(lambda m, _, output: dropped.append(m.p) or None)
     backbone(BackboneInput(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0])), backbone.empty_memory(1, 0))
     assert sorted(p for p in dropped if p) == [0.25, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.full
+def test_every_zero_stage_gives_the_losses_of_the_plain_engine(tmp_path):
+    """On one rank and on two; with two streams, shared layers, recomputation, and micro-batches without rows."""
+    found = []
+    for num_ranks in (1, 2):
+        torchrun("model_cases.py", tmp_path / f"{num_ranks}.json", nproc=num_ranks)
+        found.append(json.loads((tmp_path / f"{num_ranks}.json").read_text()))
+    for model, by_engine in found[0].items():
+        for ranks in found:
+            for engine, losses in ranks[model].items():
+                assert losses == pytest.approx(by_engine["plain"], rel=1e-5), (model, engine)
