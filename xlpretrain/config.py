@@ -88,6 +88,7 @@ class RunConfig(Section):
         if lacking:
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
         yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
+        yield from self.model.run_problems(seq_len=self.objective.seq_len)
 
     def evaluated_mem_len(self, settings: EvalConfig) -> int:
         """Positions remembered in an evaluation."""
