@@ -46,9 +46,14 @@ class Process(NamedTuple):
         return cls(_machine(), os.getpid(), _started(os.getpid()))
 
     @property
+    def is_near(self) -> bool:
+        """Whether its number means something here."""
+        return bool(self.machine) and self.machine == _machine()
+
+    @property
     def is_dead(self) -> bool:
         """Whether it is known to have ended: it was on this machine, and is not any more."""
-        return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
+        return self.is_near and _started(self.pid) != self.started
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -106,6 +107,10 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         time.sleep(_FOR_OTHERS_S)
+        for peer in self._peers:  # one may be unable to end itself
+            if peer.is_near and peer.pid != os.getpid() and not peer.is_dead:
+                with suppress(ProcessLookupError):
+                    os.kill(peer.pid, signal.SIGKILL)
         _end(HUNG, f"no progress for {self._timeout_s:g} s; where it hangs is in {self._stacks}")
 
 
