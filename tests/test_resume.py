@@ -51,7 +51,7 @@ def test_going_on_is_as_if_nothing_had_happened(
         tiny_dataset,
         engine=engine,
         schedule={"type": "cosine", "warmup_steps": 2, "total_steps": 8},
-        eval={"every_steps": 4, "max_tokens": 500},
+        data={"train": str(tiny_dataset / "train")},
         wandb={"mode": "disabled"},
         max_steps=8,
         **changes,
@@ -59,8 +59,7 @@ def test_going_on_is_as_if_nothing_had_happened(
     for overrides in (["name=whole"], ["name=cut", "max_steps=3"], ["name=cut"]):
         assert main([str(config), *overrides]) == 0
     whole, cut = (commands.curve(tmp_path / "runs" / name) for name in ("whole", "cut"))
-    assert {step: row for step, row in cut.items() if step != 3} == {s: r for s, r in whole.items() if s != 3}
-    assert cut[3][:3] == whole[3][:3]  # the short run scored held-out text at its end
+    assert cut == whole
 
 
 @pytest.mark.full
