@@ -161,30 +161,51 @@ def _flip(name: str, position: int) -> Callable[[Path], None]:
     return damage
 
 
-DAMAGES = {
-    "has": _truncate,
-    "checksum-of-chunk-0": _flip("rank-00000.safetensors", -100),
-    "checksum-of-chunk": _flip("rank-00000.safetensors", 2),
-    "missing": lambda checkpoint: (checkpoint / "rank-00000.safetensors").unlink(),
-    "no-manifest": lambda checkpoint: (checkpoint / "manifest.json").unlink(),
-    "manifest-": _flip("manifest.json", 40),
-    "manifest": lambda checkpoint: (checkpoint / "manifest.json").write_text("{"),
+def _swap(name: str) -> Callable[[Path], None]:
+    """Its file against the same of the checkpoint before."""
+
+    def damage(checkpoint: Path) -> None:
+        mine, other = checkpoint / name, checkpoint.with_name("step-00000003") / name
+        mine.write_bytes(other.read_bytes())
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[str], Callable[[Path], None]]] = {
+    "missing": lambda name: lambda checkpoint: (checkpoint / name).unlink(),
+    "emptied": lambda name: lambda checkpoint: os.truncate(checkpoint / name, 0),
+    "truncated": lambda name: lambda checkpoint: os.truncate(checkpoint / name, (checkpoint / name).stat().st_size - 1),
+    "first bits flipped": lambda name: _flip(name, 0),
+    "bit of the header flipped": lambda name: _flip(name, 40),
+    "bit in the middle flipped": lambda name: _flip(name, -1000),
+    "last bits flipped": lambda name: _flip(name, -1),
+    "of another step": _swap,
 }
 
 
-@pytest.mark.parametrize("reason", DAMAGES)
-def test_a_damaged_checkpoint_is_put_away_for_the_one_before(tmp_path: Path, run: Training, reason: str) -> None:
-    save(tmp_path, run, 1)
-    expected = whole_state(run.engine)
-    run.steps(1, 2)
-    DAMAGES[reason](save(tmp_path, run, 2))
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"])
+def test_a_damaged_file_is_noticed_and_the_checkpoint_before_taken(
+    on_two_ranks: dict[str, Any], group: None, tmp_path: Path, name: str, damage: str
+) -> None:
+    shutil.copytree(on_two_ranks["folder"] / "elastic" / "adamw", tmp_path, dirs_exist_ok=True)
+    DAMAGES[damage](name)(tmp_path / "step-00000004")
     again = begin(PLAIN, seed=1)
     restored = restore(tmp_path, again)
-    assert restored is not None and restored.state.step == 1
-    assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
+    assert restored is not None and restored.state.step == 3 and again.engine.updates == 3
     (put_away,) = (tmp_path / "damaged").iterdir()
-    assert put_away.name.startswith("step-00000002-") and reason in put_away.name
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000001"]
+    assert put_away.name.startswith("step-00000004-") and name.split(".")[0] in put_away.name
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+def test_after_damage_the_same_step_can_be_saved_again(tmp_path: Path, run: Training) -> None:
+    save(tmp_path, run, 1)
+    for number in (1, 2):
+        _truncate(save(tmp_path, run, 2))
+        assert restore(tmp_path, begin(PLAIN, seed=1)) is not None
+        assert len(list((tmp_path / "damaged").iterdir())) == number
+    save(tmp_path, run, 2)
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 2
 
 
 def test_if_none_is_whole_the_start_is_refused_and_nothing_is_moved(tmp_path: Path, run: Training) -> None:

@@ -86,6 +86,15 @@ def test_what_is_kept_for_good_is_not_pruned(tmp_path: Path, run: Training) -> N
     assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
 
 
+def test_the_last_one_that_was_read_and_found_whole_stays(tmp_path: Path, run: Training) -> None:
+    save(tmp_path, run, 1)
+    resumed = checkpoint.Saver(tmp_path, checkpoint.CheckpointConfig(keep=2), step=1, saved_at=1)
+    for step in (2, 3, 4):
+        begin_to_save(resumed, run, step)
+        assert resumed.wait() is None
+    assert names(tmp_path) == ["step-00000001", "step-00000003", "step-00000004"]
+
+
 @pytest.mark.parametrize("look", [1, 2, 3])
 @pytest.mark.parametrize("sees_it", [True, False])
 def test_once_another_start_has_taken_over_an_older_one_commits_nothing(
@@ -184,7 +193,7 @@ def test_a_disk_that_becomes_read_only_costs_saves_and_nothing_else(tmp_path: Pa
 
 @pytest.mark.full
 def test_a_disk_that_fails_in_mid_write_costs_saves_and_nothing_else(tmp_path: Path, run: Training) -> None:
-    """A file system that promises 64 MB on a device that has room for 6: writes are taken and fail when they are flushed."""
+    """A file system of 64 MB on a device that has room for 6: writes are taken, and fail when they are flushed."""
     device, disk = tmp_path / "device", tmp_path / "disk"
     for folder in (device, disk):
         folder.mkdir()
@@ -200,7 +209,9 @@ def test_a_disk_that_fails_in_mid_write_costs_saves_and_nothing_else(tmp_path: P
             save(disk / "checkpoints", run, 1)
             wide = begin(PLAIN)
             wide.mems = [torch.rand(2, len(streams), 40_000, 17) for streams in wide.micro_batches]  # 38 MB
-            with pytest.raises(CheckpointError, match=r"step 2 could not be written .*(Input/output error|No space left|reads back)"):
+            with pytest.raises(
+                CheckpointError, match=r"step 2 could not be written .*(Input/output error|No space left|reads back)"
+            ):
                 save(disk / "checkpoints", wide, 2)
             assert names(disk / "checkpoints") == ["step-00000001"]
             subprocess.run(["mount", "-o", "remount,size=80m", str(device)], check=True)

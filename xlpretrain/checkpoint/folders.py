@@ -68,10 +68,11 @@ def remove(folder: Path, *, owner: int) -> None:
     shutil.rmtree(going)
 
 
-def prune(checkpoints: Path, *, keep: int, keep_every: int | None, owner: int) -> None:
-    """Remove all but the newest `keep`, and those of steps that are multiples of `keep_every`. Raises OSError."""
+def prune(checkpoints: Path, *, keep: int, keep_every: int | None, verified: int | None, owner: int) -> None:
+    """Remove all but the newest `keep`, multiples of `keep_every`, and step `verified`. Raises OSError."""
     for old in list_checkpoints(checkpoints)[keep:]:
-        if keep_every is None or (step_of(old) or 0) % keep_every:
+        step = step_of(old) or 0
+        if step != verified and (keep_every is None or step % keep_every):
             remove(old, owner=owner)
 
 

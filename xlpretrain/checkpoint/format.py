@@ -55,7 +55,7 @@ class Manifest:
     files: dict[str, File]
 
     def to_json(self) -> str:
-        """The manifest with a checksum over itself, a line per field.
+        """The manifest with a checksum over itself, a line per field; no byte of it may change or be missing.
 
         Not `asdict`, nor an indent: both are slow, and what they hold up is the training loop.
         """
@@ -63,7 +63,7 @@ class Manifest:
         content["parameters"] = {name: vars(parameter) for name, parameter in self.parameters.items()}
         content["files"] = {name: vars(file) for name, file in self.files.items()}
         content["sha256"] = _checksum(content)
-        return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}\n"
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -38,7 +38,7 @@ class CheckpointConfig(Section):
     every_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds after one is begun at which the next is (default: only by steps)."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """How many of the newest stay on the disk."""
+    """How many of the newest stay on the disk; beside them, the one that the run was last resumed from."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
     """Those of steps that are a multiple of this stay for good (default: none)."""
 
@@ -75,7 +75,7 @@ class Saver:
         fence: Callable[[], None] = lambda: None,
         before_commit: Callable[[], None] = lambda: None,
     ):
-        """A saver for a run that is at `step`, and saved it if `saved_at` says so.
+        """A saver for a run that is at `step`, and goes on from the checkpoint of `saved_at` (None: from none).
 
         owner, fence, before_commit: see `Place`. An error of the fence's that is neither an OSError nor a
         `CheckpointError` ends the run: `conclude` raises it on every rank.
@@ -91,6 +91,7 @@ class Saver:
             before_commit=before_commit,
             keep=config.keep,
             keep_every=config.keep_every,
+            verified=saved_at,
         )
         self._host = HostFile()
         self._thread: threading.Thread | None = None
