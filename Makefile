@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full check bench clean
+.PHONY: help setup quickstart test test-slurm test-full torture check bench clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster
 
 test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (under 60 minutes)
 	$(PYTEST) -m "not slurm" --timeout 3000
+
+torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, none differ in a bit (15 minutes)
+	$(BIN)/python tests/torture.py
 
 check: $(VENV)/.installed-dev  ## style, types, and who may import whom
 	$(BIN)/ruff check
