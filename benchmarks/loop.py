@@ -20,7 +20,8 @@ from xlpretrain import config as configuration
 from xlpretrain import distributed
 from xlpretrain.build import build
 from xlpretrain.metrics import Stopwatch
-from xlpretrain.trainer import Run, train
+from xlpretrain.run import Run
+from xlpretrain.trainer import train
 
 STEPS, REPEATS = 20, 5
 

@@ -14,8 +14,8 @@ from xlpretrain.goodput import describe
 from xlpretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.run import Run
     from xlpretrain.stopping import StopReason
-    from xlpretrain.trainer import Run
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.skipping import SkippingRows
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError, LaunchError, XLPretrainError
@@ -29,11 +30,11 @@ from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
 from xlpretrain.objectives.objective import Batch, Loss
 from xlpretrain.recorder import Recorder
+from xlpretrain.run import Run
 from xlpretrain.run_folder import RunFolder, Status
 from xlpretrain.schema import dump
 from xlpretrain.state import TrainState
 from xlpretrain.stopping import StopRequest
-from xlpretrain.trainer import Run
 from xlpretrain.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -170,7 +171,11 @@ def _build(
         lease=mine,
         watchdog=watchdog,
         engine=engine,
-        loader=Loader(rows, config.objective.collator(data.tokenizer, seed=config.seed), micro_batches),
+        loader=Loader(
+            SkippingRows(rows, state.skipped_windows, config.objective.stride) if state.skipped_windows else rows,
+            config.objective.collator(data.tokenizer, seed=config.seed),
+            micro_batches,
+        ),
         rows=rows,
         streams=streams,
         state=state,

@@ -22,12 +22,24 @@ from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.schedules import AnySchedule, Cosine
 from xlpretrain.schema import Problem, Section
+from xlpretrain.spikes import SpikeConfig
 from xlpretrain.stopping import StopConfig
 from xlpretrain.trackers import LogConfig, WandbConfig
 from xlpretrain.watchdog import WatchdogConfig
 
 _SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
-_MAY_CHANGE = ("max_steps", "engine", "micro_batch_size", "checkpoint", "eval", "log", "wandb", "stop", "watchdog")
+_MAY_CHANGE = (
+    "max_steps",
+    "engine",
+    "micro_batch_size",
+    "checkpoint",
+    "eval",
+    "log",
+    "wandb",
+    "stop",
+    "spike",
+    "watchdog",
+)
 _RECIPE = ("optimizer", "schedule")
 
 
@@ -74,6 +86,7 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
     stop: StopConfig = StopConfig()
+    spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 
     def problems(self) -> Iterator[Problem]:

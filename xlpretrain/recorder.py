@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,12 @@ class Recorder:
         for row in rows:
             if row["step"] <= step and row.get("time/logged_at_s", 0.0) >= since:
                 self._trackers[-1].log({key: value for key, value in row.items() if value is not None})
+
+    def go_back(self, step: int) -> None:
+        """Forget what this start recorded after `step`. Raises OSError if the metrics cannot be cut back."""
+        if self._file is not None:
+            self.goodput = _accounts(self._file.cut_back(step), step, replace(self.status, updated_at=time.time()))
+            self.tell("running", step=step)
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Write and show the metrics of one step. What finds no room is written as soon as there is some."""

@@ -10,7 +10,8 @@ class TrainState:
     """Plain numbers, equal on every rank, in every checkpoint.
 
     step: completed steps, which is the position in the data. tokens: trained on so far.
-    skipped_windows: [first, last) steps whose data was left out after a loss spike.
+    skipped_windows: [first, last) steps of the data that were left out after a loss spike; rollbacks: such spikes.
+    recent_losses: of the steps before this one, where spikes are looked for.
     skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
     failed_saves: checkpoints that could not be written.
     """
@@ -22,6 +23,8 @@ class TrainState:
     skipped_updates: int = 0
     nonfinite_in_a_row: int = 0
     failed_saves: int = 0
+    rollbacks: int = 0
+    recent_losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.skipped_windows = [(first, last) for first, last in self.skipped_windows]  # JSON gives lists

@@ -10,63 +10,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from xlpretrain import checkpoint, distributed
-from xlpretrain.config import RunConfig
-from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import mix
-from xlpretrain.data.stream import Rows
-from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
-from xlpretrain.evaluate import Evaluation
-from xlpretrain.lease import Lease
 from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
 from xlpretrain.objectives.objective import Batch
-from xlpretrain.recorder import Recorder
-from xlpretrain.run_folder import RunFolder
-from xlpretrain.state import TrainState
-from xlpretrain.stopping import STOP_REASONS, StopReason, StopRequest
-from xlpretrain.watchdog import Watchdog
-
-
-@dataclass
-class Run:
-    """One rank's part in a run, ready to go on from `state.step`.
-
-    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
-    peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
-    """
-
-    config: RunConfig
-    folder: RunFolder
-    lease: Lease
-    watchdog: Watchdog
-    engine: Engine
-    loader: Loader[Batch]
-    rows: Rows
-    streams: range
-    state: TrainState
-    mems: list[Tensor]
-    evaluate: Callable[[], Evaluation] | None
-    stop: StopRequest
-    recorder: Recorder
-    peak_flops: float
-    flops_per_token: float
-    saver: checkpoint.Saver
-    trouble: XLPretrainError | None = None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-
-    @property
-    def max_steps(self) -> int:
-        """The step at which the run is finished."""
-        assert self.config.max_steps is not None, "the config was resolved"
-        return self.config.max_steps
+from xlpretrain.rollback import found_spike, go_back, part_of_loss
+from xlpretrain.run import Run
+from xlpretrain.stopping import STOP_REASONS, StopReason
 
 
 @dataclass(frozen=True)
@@ -76,6 +35,7 @@ class Agreement:
     counts: dict[str, int]
     stop: StopReason | None
     saves: checkpoint.Votes
+    spike: bool
 
 
 def train(run: Run) -> StopReason | None:
@@ -95,13 +55,24 @@ def train(run: Run) -> StopReason | None:
 
 
 def _steps(run: Run) -> StopReason | None:
-    """Train until `max_steps`, or until the ranks agree to stop: returns why."""
+    """Train until `max_steps`, or until the ranks agree to stop: returns why. After a loss spike, go back first."""
+    while (ended := _steps_until_spike(run)) == "spike":
+        _tell_of_failed_save(run, run.saver.wait())
+        go_back(run)
+        _begin_to_save(run)
+    return ended
+
+
+def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
+    """Train until `max_steps`, or until the ranks agree to stop, or that the last step's loss was a spike."""
     stopped: StopReason | None = None
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps:
             batches = _fetch(run, batches_of_steps)
             agreed = _agree(run, batches)
             _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
+            if agreed.spike:
+                return "spike"
             if agreed.stop:
                 stopped = agreed.stop
                 break
@@ -112,6 +83,7 @@ def _steps(run: Run) -> StopReason | None:
             run.state.step += 1
             run.state.tokens += run.config.tokens_per_step
             _count_bad_numbers(run, grad_norm)
+            run.last_losses = part_of_loss(run, sums, agreed.counts)
             _record(run, sums, agreed.counts, grad_norm)
             _refuse_bad_numbers(run)
     return stopped
@@ -164,6 +136,7 @@ def _agree(run: Run, batches: list[Batch]) -> Agreement:
         *(sum(batch.counts[term] for batch in batches) for term in terms),
         *(reason == known for known in STOP_REASONS),
         run.trouble is not None,
+        run.last_losses or 0.0,
         *run.saver.votes(run.state.step),
     ]
     numbers = iter(distributed.all_reduce_sum(values))
@@ -171,7 +144,8 @@ def _agree(run: Run, batches: list[Batch]) -> Agreement:
     asked = [known for known in STOP_REASONS if next(numbers)]
     if next(numbers):
         _share_trouble(run)
-    return Agreement(counts, asked[0] if asked else None, checkpoint.Votes(*numbers))
+    spike = found_spike(run, next(numbers))
+    return Agreement(counts, asked[0] if asked else None, checkpoint.Votes(*numbers), spike)
 
 
 def _share_trouble(run: Run) -> None:
@@ -240,6 +214,8 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
             "data/epoch": state.step / run.rows.steps_per_epoch,
             "events/skipped_updates": state.skipped_updates,
             "events/failed_saves": state.failed_saves,
+            "events/rollbacks": state.rollbacks,
+            "events/skipped_steps": sum(last - first for first, last in state.skipped_windows),
             "memory/peak_bytes": peak_memory_bytes(run.engine.device),
             **run.watch.lap(
                 tokens_per_step=config.tokens_per_step,

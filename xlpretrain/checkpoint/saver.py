@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -183,6 +183,12 @@ class Saver:
                 return told
             if self._thread is not None:
                 self._thread.join(POLL_S)
+
+    def go_back(self, step: int) -> None:
+        """The run goes on from the checkpoint of an earlier `step`. Every rank must call it, none writing."""
+        assert self._thread is None, "what is being written is of a later step"
+        self.saved_at = self._begun_at = step
+        self._place = replace(self._place, verified=step)
 
     def close(self) -> None:
         """Leave. This rank's file is written to its end, but what waits for other ranks is given up."""
