@@ -6,6 +6,7 @@ ranks have already said what was wrong, and `status.json` tells how the run ende
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from xlpretrain import lease
 from xlpretrain.errors import FENCED, USER_ERROR
+from xlpretrain.lease import Process
 from xlpretrain.run_folder import RunFolder
+from xlpretrain.watchdog import LAUNCHER
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 _SIGNALLED = 128
@@ -50,6 +53,7 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, grace_s
         module,
         *arguments,
     ]
+    os.environ[LAUNCHER] = json.dumps(Process.this())
     with _quiet_agent():
         try:
             main(agent)

@@ -1,8 +1,11 @@
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from xlpretrain import lease
 from xlpretrain.errors import FENCED, HUNG
@@ -42,7 +45,7 @@ def watched(tmp_path: Path, peers: list | None = None, *, parent: str = "", rank
 
 def test_a_rank_that_hangs_leaves_its_stacks_kills_who_cannot_end_and_ends(tmp_path: Path):
     stopped = subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"])
-    peer = lease.Process.this()._replace(pid=stopped.pid, started=lease._started(stopped.pid))
+    peer = lease.Process.of(stopped.pid)
     process = watched(tmp_path, [peer])
     out, told = process.communicate(timeout=20)
     assert out == "up\nwaiting\n", "progress counts"
@@ -69,13 +72,21 @@ def test_a_run_that_was_suspended_does_not_hang_and_writes_nothing_once_it_lost_
 
 def test_a_rank_ends_with_another_of_its_machine(tmp_path: Path):
     peer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    process = watched(tmp_path, [lease.Process.this()._replace(pid=peer.pid, started=lease._started(peer.pid))])
+    process = watched(tmp_path, [lease.Process.of(peer.pid)])
     assert process.stdout and process.stdout.readline() == "up\n"
     assert process.poll() is None
     peer.kill()
     _, told = process.communicate(timeout=5)
     assert (process.returncode, told) == (1, f"error: rank 0 ends: the rank that was process {peer.pid} is gone\n")
     peer.wait()
+
+
+def test_a_rank_ends_whose_launcher_has_died_before_it_could_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = json.dumps(lease.Process.this()._replace(started="1"))
+    monkeypatch.setenv("XLPRETRAIN_LAUNCHER", gone)
+    process = watched(tmp_path)
+    _, told = process.communicate(timeout=5)
+    assert (process.returncode, told) == (1, "error: rank 0 ends: its launcher is gone\n")
 
 
 def test_a_rank_ends_with_its_launcher_but_nobody_ends_with_a_shell(tmp_path: Path):

@@ -41,9 +41,14 @@ class Process(NamedTuple):
     started: str | None
 
     @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process of this machine that has this number now."""
+        return cls(_machine(), pid, _started(pid))
+
+    @classmethod
     def this(cls) -> Process:
         """This one."""
-        return cls(_machine(), os.getpid(), _started(os.getpid()))
+        return cls.of(os.getpid())
 
     @property
     def is_near(self) -> bool:

@@ -7,6 +7,7 @@ continues (a scheduler may) is none that hangs.
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from xlpretrain.errors import HUNG, LeaseLostError
 from xlpretrain.lease import Lease, Process, leave
 from xlpretrain.schema import Section
 
+LAUNCHER = "XLPRETRAIN_LAUNCHER"
+"""The environment variable in which a launcher says who it is: a `Process`, as JSON."""
 _LOOK_EVERY_S = 1.0
 _FOR_OTHERS_S = 3.0  # between a rank's stacks and its end, which ends the others: they shall leave theirs too
 
@@ -48,7 +51,7 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._launcher = os.getppid() if "RANK" in os.environ else None  # else a shell's child, which may outlive it
+        self._launcher = _launcher()
         self._peers: list[Process] = []
         self._left_s = float("inf")
         self._timeout_s = float("inf")
@@ -83,7 +86,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
-            if self._launcher is not None and os.getppid() != self._launcher:
+            if self._launcher is not None and self._launcher.is_dead:
                 _end(1, "its launcher is gone")
             for peer in self._peers:
                 if peer.is_dead:
@@ -112,6 +115,17 @@ class Watchdog:
                 with suppress(ProcessLookupError):
                     os.kill(peer.pid, signal.SIGKILL)
         _end(HUNG, f"no progress for {self._timeout_s:g} s; where it hangs is in {self._stacks}")
+
+
+def _launcher() -> Process | None:
+    """Who has started this rank: whoever says so, since it may be dead already; else its parent.
+
+    None for a process that is no rank: a shell's child may outlive it.
+    """
+    if "RANK" not in os.environ:
+        return None
+    told = os.environ.get(LAUNCHER)
+    return Process(*json.loads(told)) if told else Process.of(os.getppid())
 
 
 def _end(code: int, reason: str) -> NoReturn:
