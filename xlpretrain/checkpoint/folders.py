@@ -87,8 +87,12 @@ def abandon_newer(checkpoints: Path, step: int) -> list[Path]:
 
     For going back to `step`: its later steps can then be saved again. No save may be in flight.
     """
-    newer = [path for path in list_checkpoints(checkpoints) if (step_of(path) or 0) > step]
-    return [_move(path, checkpoints / ABANDONED / path.name) for path in newer]
+    return [abandon(path) for path in list_checkpoints(checkpoints) if (step_of(path) or 0) > step]
+
+
+def abandon(folder: Path) -> Path:
+    """Move a checkpoint to `abandoned/`; returns where it is now. Raises OSError."""
+    return _move(folder, folder.parent / ABANDONED / folder.name)
 
 
 def _move(folder: Path, wanted: Path) -> Path:

@@ -16,7 +16,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from xlpretrain.checkpoint.folders import checkpoint_name, clear_temporary, prune, put_away, remove, temporary_name
+from xlpretrain.checkpoint.folders import (
+    abandon,
+    checkpoint_name,
+    clear_temporary,
+    prune,
+    put_away,
+    remove,
+    temporary_name,
+)
 from xlpretrain.checkpoint.format import (
     CHUNK,
     MANIFEST,
@@ -185,10 +193,12 @@ def _commit(folder: Path, place: Place, step: int) -> None:
     as long as you like), it has removed `folder` before it reads any checkpoint, and the rename finds nothing.
     """
     final = place.checkpoints / checkpoint_name(step)
-    if final.exists():  # committed before, though it then looked as if it had failed
+    if final.exists():
         try:
             verify_whole(final)
-            return remove(folder, owner=place.owner)
+            if Manifest.read(final).state == Manifest.read(folder).state:
+                return remove(folder, owner=place.owner)  # committed before, though it then looked as if it had failed
+            abandon(final)  # the run has gone back to it, and leaves out some data from there on
         except DamagedError as error:
             put_away(final, str(error))
     place.fence()
