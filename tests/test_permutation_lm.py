@@ -14,6 +14,8 @@ from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import Row, Text
 from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.xlnet import XLNetConfig
+from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM, PermutationLMCollator
 from xlpretrain.objectives.spans import SpanSampler
 
@@ -133,6 +135,41 @@ def test_the_order_is_that_of_the_authors():
             if len(early) and len(late):
                 assert early.max() < late.min()
         assert order[:16].max() < order[16:].min()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_no_prediction_depends_on_what_it_may_not_see(train: Manifest):
+    """From real text to the loss: the gradient with respect to an embedded token is exactly 0 unless it is context or
+    comes earlier in the order, and none goes from the second part of a row into the first."""
+    objective = _objective()
+    rows, collator = (
+        _training_rows(objective, train, mem_len=24, num_streams=2),
+        objective.collator(train.open_tokenizer(), seed=1),
+    )
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 2, "d_model": 16, "d_ff": 32, "mem_len": 24, "init_std": 0.5}
+    backbone = XLNetConfig(**sizes, dropout=0.0, attention_dropout=0.0).build(train.vocabulary.size)
+    model, embedded = PretrainingModel(backbone, objective.head(backbone)), []
+
+    def keep(_module, _arguments, output):
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    backbone.embedding.register_forward_hook(keep)
+    batch = collator([rows.row(step=7, stream=stream) for stream in (0, 1)])
+    hidden, _ = backbone(batch.inputs, torch.randn_like(backbone.empty_memory(2, 24)))
+    at = batch.targets["plm_at"]
+    for prediction, target in zip(at.tolist(), batch.targets["plm"], strict=True):
+        row, place = divmod(prediction, objective.num_predict)
+        nll, _ = model.head.output(hidden.predictions[row, place][None], target[None])
+        (gradient,) = torch.autograd.grad(nll.sum(), embedded[0], retain_graph=True)
+        position = int(batch.inputs.predict[row, place])
+        allowed = _visible(batch.inputs.order[row], position)
+        seen = gradient[row].abs().sum(dim=-1) > 0
+        assert torch.equal(seen, allowed)
+        assert not seen[position]
+        assert position >= 16 or not seen[16:].any()
+        assert not gradient[1 - row].any()
 
 
 def test_draws_depend_on_seed_epoch_and_sample_alone():
