@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_PAGE = 4096
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
@@ -48,8 +49,9 @@ class HostFile:
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
         self._slots, self._content = [], memoryview(b"")  # gone before there are two of them
-        buffer = torch.zeros(start + end, dtype=torch.uint8, pin_memory=pinned)
+        buffer = torch.zeros(_PAGE + start + end, dtype=torch.uint8, pin_memory=pinned)
         buffer.fill_(0)  # touches every page now, not while a save holds the loop
+        buffer = buffer[-buffer.data_ptr() % _PAGE :][: start + end]  # for writing past the page cache
         self._content = buffer.numpy().data
         self._content[:start] = len(text).to_bytes(8, "little") + text
         pieces = torch.split(buffer[start:], sizes)

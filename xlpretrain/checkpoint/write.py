@@ -6,12 +6,15 @@ Nothing here calls a collective or touches a live tensor: it runs on a thread be
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -39,6 +42,7 @@ from xlpretrain.durable import replace_file, sync
 from xlpretrain.errors import CheckpointError
 
 POLL_S = 0.02
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class FolderGoneError(CheckpointError):
@@ -138,16 +142,40 @@ def _write_own(folder: Path, place: Place, copied: Copied) -> None:
 def _write_file(path: Path, content: memoryview) -> File:
     """Write in chunks, and wait for the disk. Raises OSError. Hashing and writing release the interpreter lock."""
     checksums = []
-    with path.open("wb", buffering=0) as file:
+    with os.fdopen(_open_direct(path), "wb", buffering=0) as file:
         for start in range(0, len(content), CHUNK):
             chunk = content[start : start + CHUNK]
             checksums.append(hashlib.sha256(chunk).hexdigest())
             while len(chunk):
-                chunk = chunk[file.write(chunk) :]
+                chunk = chunk[_write_some(file, chunk) :]
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # nobody will read it soon: leave the memory to the dataset
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return File(len(content), checksums)
+
+
+def _open_direct(path: Path) -> int:
+    """A new file, for writing past the page cache, where that is possible.
+
+    Copying 1.3 GB into it was measured to take 0.4 to 3 s of a processor, against 0.05 s, all of it the loop's.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        return os.open(path, flags | _DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)
+
+
+def _write_some(file: FileIO, chunk: memoryview) -> int:
+    """Write what is not a multiple of the disk's blocks, such as the end of a file, by way of the page cache."""
+    try:
+        return file.write(chunk)
+    except OSError as error:
+        flags = fcntl.fcntl(file, fcntl.F_GETFL)
+        if error.errno != errno.EINVAL or not flags & _DIRECT:
+            raise
+    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_DIRECT)
+    return file.write(chunk)
 
 
 def _write_manifest(folder: Path, copied: Copied, done: Mapping[str, dict[str, Any]]) -> None:
@@ -193,15 +221,17 @@ def _commit(folder: Path, place: Place, step: int) -> None:
     as long as you like), it has removed `folder` before it reads any checkpoint, and the rename finds nothing.
     """
     final = place.checkpoints / checkpoint_name(step)
+    place.fence()
     if final.exists():
+        mine = Manifest.read(folder)
         try:
-            verify_whole(final)
-            if Manifest.read(final).state == Manifest.read(folder).state:
+            if verify_whole(final).state == mine.state:
                 return remove(folder, owner=place.owner)  # committed before, though it then looked as if it had failed
+            place.fence()  # reading took its time: what is there may be a later start's by now
             abandon(final)  # the run has gone back to it, and leaves out some data from there on
         except DamagedError as error:
+            place.fence()
             put_away(final, str(error))
-    place.fence()
     folder.rename(final)
     sync(place.checkpoints)
     place.fence()
