@@ -12,6 +12,7 @@ from rich.table import Table
 
 from xlpretrain.evaluate import Evaluation, evaluate_unigram
 from xlpretrain.generate import sample_text
+from xlpretrain.goodput import describe
 from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
@@ -41,6 +42,8 @@ def print_report(folder: RunFolder) -> None:
         console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
         for mark, text in (("-", prompt), ("+", written)):
             console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
+    if (status := folder.read_status()) is not None and status.goodput:
+        console.print(f"\n{describe(status.goodput)}")
     console.print("\n[bold]Where things lie[/bold]")
     for what, path in [
         ("loss curve", folder.plot),
