@@ -22,9 +22,9 @@ VOCAB_SIZE = 300
 BuildSmall = Callable[..., Path]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """For tensors of a few hundred elements: on a busy machine a second thread costs a hundred times what it saves."""
+    """Tensors here have a few hundred elements: on a busy machine a second thread costs a hundred times its use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -23,9 +23,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB, ROWS, TOKENS, PREDICTIONS = 31, 4, 9, 3
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}

@@ -19,8 +19,6 @@ from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, Transf
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.layers import Pooler
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 VOCAB, ROWS, TOKENS, PREDICTIONS = 23, 3, 7, 2
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}

@@ -20,8 +20,6 @@ SMALL = {"permutation_lm": {"reuse_len": 16, "perm_size": 16, "num_predict": 8}}
 """Keys of an objective that its defaults do not fit rows of 32 tokens."""
 STREAMS = 4
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def train(tiny_dataset: Path) -> Manifest:

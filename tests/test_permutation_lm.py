@@ -137,7 +137,6 @@ def test_the_order_is_that_of_the_authors():
         assert order[:16].max() < order[16:].min()
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_no_prediction_depends_on_what_it_may_not_see(train: Manifest):
     """From real text to the loss: the gradient with respect to an embedded token is exactly 0 unless it is context or
     comes earlier in the order, and none goes from the second part of a row into the first."""

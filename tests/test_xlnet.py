@@ -16,8 +16,6 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.models import AnyModel, XLNetConfig
 from xlpretrain.models.backbone import BackboneInput
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
 ROWS, TOKENS, PREDICTIONS, MEMORY = 3, 7, 3, 5
 VARIANTS = {
