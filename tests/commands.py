@@ -2,12 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import yaml
 
 BIN = Path(sys.executable).parent
@@ -71,20 +72,24 @@ def refused(*arguments: object) -> str:
 
 def kill_all(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the launcher and its ranks at once (ranks have sessions of their own)."""
-    import psutil
-
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.send_signal(signal.SIGSTOP)  # nobody shall notice another's death and tidy up
-    for member in family:
-        member.kill()
+    _kill([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
     process.communicate()
+
+
+def kill_ranks(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the ranks of a launcher, and to what they have started, at once."""
+    _kill(psutil.Process(process.pid).children(recursive=True))
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        process.suspend()  # nobody shall notice another's death and tidy up
+    for process in processes:
+        process.kill()
 
 
 def kill_wandb(process: subprocess.Popen[str]) -> int:
     """SIGKILL to the W&B services of a run. Returns how many there were."""
-    import psutil
-
     services = [p for p in psutil.Process(process.pid).children(recursive=True) if "wandb-core" in p.name()]
     for service in services:
         service.kill()

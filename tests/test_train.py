@@ -40,7 +40,7 @@ def undisturbed(config: Path) -> Path:
 
 
 def disturb(config: Path, name: str, *overrides: str) -> Path:
-    """The same run stopped by SIGTERM in mid-run, then killed with SIGKILL, resumed after each."""
+    """The same run stopped by SIGTERM in mid-run, and resumed; then its ranks are killed, and its launcher goes on."""
     folder = config.parent / "runs" / name
     arguments = ("train", config, f"name={name}", *overrides, "--nproc", 2)
     process = commands.start(*arguments)
@@ -52,12 +52,17 @@ def disturb(config: Path, name: str, *overrides: str) -> Path:
     assert (status["state"], status["reason"]) == ("stopped", "signal")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{status['step']:08d}"]
 
-    process = commands.start(*arguments)
+    process = commands.start("resume", folder, "--nproc", 2, "--max-restarts", 1)
     commands.wait_for_step(folder, 45, process)
-    commands.kill_all(process)
+    commands.kill_ranks(process)
     assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "it was too fast to be killed"
-    out, _ = commands.run("resume", folder, "--nproc", 2)
-    assert "going on from step" in out
+    out, err = commands.finish(process, expect=0)
+    assert out.count("going on from step") == 2
+    assert "starting it again (0 restarts left)" in err
+    goodput = json.loads((folder / "status.json").read_text())["goodput"]
+    assert goodput["goodput/restarts"] == 2
+    assert goodput["goodput/steps_redone"] >= 1, "those from 40 on were lost"
+    assert [path.name for path in (folder / "lease").iterdir()] == ["00000003"]
     return folder
 
 
@@ -151,7 +156,15 @@ def test_weights_of_another_run_are_a_start_and_a_time_budget_is_an_end(config: 
 
 def test_report_sums_the_run_up(undisturbed: Path):
     out, _ = commands.run("report", undisturbed)
-    for expected in ("unigram model", "memory off", "memory 24, as trained", "memory 96", "loss.png", "standard error"):
+    for expected in (
+        "goodput",
+        "unigram model",
+        "memory off",
+        "memory 24, as trained",
+        "memory 96",
+        "loss.png",
+        "standard error",
+    ):
         assert expected in out
 
 
