@@ -75,6 +75,7 @@ def _train(run: Run) -> StopReason | None:
     try:
         stopped = train(run)
     except XLPretrainError as error:
+        run.watchdog.close()  # every rank has met it, and leaves when it likes
         recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
         raise
     recorder.plot()
