@@ -73,7 +73,9 @@ def _digest(batch: Batch, row: int) -> str:
     parts: list[Tensor] = [tokens if batch.inputs.valid is None else tokens[batch.inputs.valid[row]]]
     parts.append(batch.inputs.remembered[row])
     for term, targets in sorted(batch.targets.items()):
-        if f"{term}_at" in batch.targets:
+        if term in ("sop", "nsp"):
+            parts.append(targets[batch.targets[f"{term}_at"] == row])
+        elif f"{term}_at" in batch.targets:
             parts.append(targets[batch.rows_of(term) == row])
         elif not term.endswith("_at"):
             parts.append(targets[row])
