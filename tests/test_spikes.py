@@ -133,6 +133,7 @@ def test_a_run_passes_a_poisoned_block_and_is_then_as_good_as_a_clean_one(runs, 
     assert manifest["state"]["skipped_windows"] == [[31, 66]]
 
 
+@pytest.mark.full
 def test_a_run_that_keeps_spiking_ends_with_advice_and_goes_on_where_it_was_cut(runs, tmp_path: Path):
     _, write, poisoned = runs
     config = write("stubborn", poisoned, **{**SPIKE, "skip_after": 0, "max_rollbacks": 1})
