@@ -132,6 +132,7 @@ def test_eval_is_the_same_on_one_process_and_many(undisturbed: Path, many: int):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
+@pytest.mark.full
 def test_no_secret_reaches_the_run_folder(config: Path, monkeypatch: pytest.MonkeyPatch):
     key = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2"
     monkeypatch.setattr(commands, "EXTRA", {"WANDB_API_KEY": key, "WANDB_MODE": "offline", "HF_TOKEN": key})
@@ -155,6 +156,7 @@ def test_weights_of_another_run_are_a_start_and_a_time_budget_is_an_end(config: 
     assert (status["state"], status["reason"], status["step"]) == ("stopped", "time", 1)
 
 
+@pytest.mark.full
 def test_report_sums_the_run_up(undisturbed: Path):
     out, _ = commands.run("report", undisturbed)
     for expected in (
