@@ -123,7 +123,8 @@ def test_a_finished_run_is_left_as_it_is_and_goes_on_when_it_gets_longer(undistu
     assert sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*")) == before
 
 
-@pytest.mark.parametrize("many", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("many", [2, 4])
 def test_eval_is_the_same_on_one_process_and_many(undisturbed: Path, many: int):
     losses = []
     for processes in (1, many):
@@ -256,6 +257,7 @@ def test_a_last_save_that_fails_ends_the_run_with_one_message(tiny_dataset: Path
     assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
 
 
+@pytest.mark.full
 def test_losses_that_are_not_finite_end_the_run_with_advice(tiny_dataset: Path, tmp_path: Path):
     config = commands.write_config(
         tmp_path / "tiny.yaml",
