@@ -1,0 +1,162 @@
+"""What is known of a run on Slurm, in `<run>/slurm/`. Torch-free.
+
+config.yaml    the resolved configuration that the ranks run
+cluster.yaml   the resolved site profile, with nodes: to submit again
+job.json       the last job it was submitted as
+starts.jsonl   one line per start of the run and per end of one, over all jobs
+excluded       nodes that failed a health check, one a line
+submitit/      what submitit needs
+
+Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from xlpretrain.durable import replace_file
+from xlpretrain.run_folder import RunFolder
+
+Outcome = Literal["finished", "stopped", "requeued", "failed", "fenced"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as it was submitted.
+
+    job_id: such as "123", or "123_4" in an array. cluster: its name for Slurm. submitted_at: seconds since 1970.
+    nodes: as asked for, such as "2" or "1-3". log: of the job script and its supervisor.
+    """
+
+    job_id: str
+    cluster: str
+    submitted_at: float
+    nodes: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """A job began to run. restart: how often Slurm had requeued it. step: of the newest checkpoint (0: none)."""
+
+    job_id: str
+    restart: int
+    at: float
+    nodes: tuple[str, ...]
+    world_size: int
+    step: int
+
+
+@dataclass(frozen=True)
+class End:
+    """A start of the run is over. step: of the newest checkpoint. message: why, where there is more to say."""
+
+    at: float
+    outcome: Outcome
+    exit_code: int
+    step: int
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SlurmFolder:
+    """Paths and small files of a run's Slurm side. `path` is `<run>/slurm`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: RunFolder) -> SlurmFolder:
+        """That of a run."""
+        return cls(run.path / "slurm")
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration that the ranks run."""
+        return self.path / "config.yaml"
+
+    @property
+    def cluster(self) -> Path:
+        """The resolved site profile."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def job(self) -> Path:
+        """The last job."""
+        return self.path / "job.json"
+
+    @property
+    def starts(self) -> Path:
+        """Starts and ends, one a line."""
+        return self.path / "starts.jsonl"
+
+    @property
+    def excluded(self) -> Path:
+        """Nodes that failed a health check."""
+        return self.path / "excluded"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's own files."""
+        return self.path / "submitit"
+
+    def read_job(self) -> Job | None:
+        """The last job; None if the run was never submitted."""
+        try:
+            return Job(**json.loads(self.job.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write_job(self, job: Job) -> None:
+        """Replace it. Raises OSError."""
+        replace_file(self.job, json.dumps(asdict(job), indent=2) + "\n")
+
+    def read_events(self) -> list[Start | End]:
+        """All starts and ends, oldest first. A line that a killed writer left unfinished is passed over."""
+        try:
+            lines = self.starts.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        return [event for event in map(_read_event, lines) if event is not None]
+
+    def append(self, event: Start | End) -> None:
+        """Add a start or an end, and see it on the disk. Raises OSError."""
+        line = json.dumps({"event": "start" if isinstance(event, Start) else "end", **asdict(event)})
+        with self.starts.open("a+b") as file:
+            # What was left unfinished shall not swallow this line.
+            unfinished = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write(("\n" if unfinished else "").encode() + line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_excluded(self) -> list[str]:
+        """The nodes that failed a health check, in the order in which they did."""
+        try:
+            return self.excluded.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            return []
+
+    def exclude(self, nodes: Iterable[str]) -> None:
+        """Add nodes to those. Raises OSError."""
+        known = self.read_excluded()
+        replace_file(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
+
+
+def newest_step(run: RunFolder) -> int:
+    """The step of a run's newest checkpoint; 0 if it has none."""
+    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _read_event(line: str) -> Start | End | None:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        if fields.pop("event") == "start":
+            return Start(**{**fields, "nodes": tuple(fields["nodes"])})
+        return End(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
