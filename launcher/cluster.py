@@ -1,0 +1,162 @@
+"""A site profile: what a cluster wants to be asked, and how ranks start there. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from xlpretrain.schema import Problem, Section
+
+ONE_LINERS = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "cpus_per_task", "mem", "time")
+"""The keys that are options of sbatch as they are."""
+_OWN_KEYS = {
+    **{name.replace("_", "-"): f"use the key {name}" for name in (*ONE_LINERS, "nodes")},
+    "ntasks-per-node": "use the key tasks_per_node",
+    "signal": "use the key signal_before_end_s",
+    "array": "use --sweep, and the key array_parallelism",
+    **dict.fromkeys(("output", "error", "open-mode"), "logs lie in the run folder"),
+    **dict.fromkeys(("job-name", "chdir", "wrap", "input"), "xlpretrain sets it"),
+    **dict.fromkeys(("requeue", "no-requeue"), "xlpretrain sets it; max_requeues may be 0"),
+    **dict.fromkeys(("export", "export-file"), "the environment goes along whole; add to it by the key env"),
+    **dict.fromkeys(("ntasks", "gpus", "gpus-per-task"), "one process per GPU follows from tasks_per_node"),
+    **dict.fromkeys(("parsable", "wait", "test-only", "quiet"), "xlpretrain reads what sbatch says"),
+}  # fmt: skip
+_OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_time(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError('must be text in quotes such as "24:00:00" (without them, YAML reads a number)')
+    return value
+
+
+def _as_option(value: Any) -> Any:
+    if isinstance(value, bool):
+        if not value:
+            raise ValueError("must be text, or true for an option without a value")
+        return ""
+    return _as_text(value)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
+class HealthCheckConfig(Section):
+    """What is looked at on every node before ranks start there."""
+
+    enabled: bool = True
+    """Whether to look: GPUs visible, run folder writable, a sum over all nodes."""
+    timeout_s: int = Field(300, gt=0)
+    """Seconds that it may take; a node that has not answered by then counts as broken."""
+
+
+class ClusterConfig(Section):
+    """How a cluster is asked for nodes, and how ranks start on them."""
+
+    partition: str | None = None
+    """Partition (default: the site's)."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that nodes must have."""
+    gres: str | None = None
+    """GPUs of a node as generic resources, such as gpu:h100:8. Give this or gpus_per_node."""
+    gpus_per_node: int | None = Field(None, ge=1)
+    """GPUs of a node."""
+    nodes: Text = "1"
+    """How many nodes, or MIN-MAX for as many as there are; --nodes changes it."""
+    spare_nodes: int = Field(0, ge=0)
+    """Nodes to ask for on top, to take the place of those that fail the health check."""
+    tasks_per_node: int | None = Field(None, ge=1)
+    """Ranks on a node (default: one per GPU, or one)."""
+    cpus_per_task: int | None = Field(None, ge=1)
+    """CPU cores of a rank (default: the site's)."""
+    mem: Text | None = None
+    """Memory of a node, such as 200G; 0 is all of it."""
+    time: Annotated[str | None, BeforeValidator(_as_time)] = None
+    """Time limit of one job, such as "24:00:00"; a run goes on in as many as it needs."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that run before anything else, where you ran submit: module load, activate a venv."""
+    env: dict[str, Text] = Field(default_factory=dict)
+    """Environment variables, such as those of NCCL. No secrets: they go along with your own environment."""
+    python: str = Field(default_factory=lambda: sys.executable)
+    """Python on the nodes (default: the one that runs submit)."""
+    container: tuple[str, ...] = ()
+    """Arguments of srun that put ranks into a container, such as --container-image=..."""
+    container_python: str = "python"
+    """Python in the container."""
+    sbatch: dict[str, Annotated[str, BeforeValidator(_as_option)]] = Field(default_factory=dict)
+    """Any other long option of sbatch by its name, such as mail-user; true for one without a value."""
+    srun: tuple[str, ...] = ()
+    """Further arguments of srun, which starts the ranks."""
+    launch: Literal["direct", "torchrun"] = "direct"
+    """direct: srun starts every rank. torchrun: srun starts one torchrun per node."""
+    signal_before_end_s: int = Field(120, ge=1, le=65535)
+    """Seconds before the time limit at which a run saves and asks to go on in another job."""
+    max_requeues: int = Field(200, ge=0)
+    """How often a run may be put back into the queue, for whatever reason."""
+    health_check: HealthCheckConfig = HealthCheckConfig()
+    array_parallelism: int = Field(256, ge=1)
+    """How many runs of a sweep are in work at once."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What does not fit together."""
+        if self.gres is not None and self.gpus_per_node is not None:
+            yield "gres", "give gres or gpus_per_node, not both"
+        asked = _NODES.fullmatch(self.nodes)
+        if not asked or int(asked[2] or asked[1]) < int(asked[1]):
+            yield "nodes", f"must be a number such as 2, or MIN-MAX such as 1-3, got {self.nodes!r}"
+        for name, value in self.env.items():
+            if not _VARIABLE.fullmatch(name):
+                yield f"env.{name}", "not a name of an environment variable"
+            if _SECRET.search(name):
+                yield (
+                    f"env.{name}",
+                    "looks like a secret; export it where you run submit: your environment goes along, into no file",
+                )
+            if "\0" in value:
+                yield f"env.{name}", "must not contain a zero byte"
+        for name in self.sbatch:
+            if name in _OWN_KEYS:
+                yield f"sbatch.{name}", f"cannot be given here: {_OWN_KEYS[name]}"
+            elif not _OPTION.fullmatch(name):
+                yield f"sbatch.{name}", "expected the name of a long option of sbatch, such as mail-user"
+        texts = {name: str(getattr(self, name)) for name in ONE_LINERS}
+        texts |= {f"sbatch.{name}": value for name, value in self.sbatch.items()}
+        yield from ((name, "must be one line") for name, text in texts.items() if "\n" in text)
+
+    @property
+    def min_nodes(self) -> int:
+        """The fewest nodes that the run starts on."""
+        return int(self.nodes.partition("-")[0])
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes that ranks run on."""
+        return int(self.nodes.rpartition("-")[2])
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of a node; 0 without any."""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node
+        asked = re.fullmatch(r"gpu(?::[^:,()]+)??(?::(\d+))?(?:\(.*\))?", (self.gres or "").partition(",")[0])
+        return int(asked[1] or 1) if asked else 0
+
+    @property
+    def num_tasks(self) -> int:
+        """Ranks on a node."""
+        return self.tasks_per_node or self.num_gpus or 1
