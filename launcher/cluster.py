@@ -27,7 +27,8 @@ _OWN_KEYS = {
 }  # fmt: skip
 _OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+"""What names of environment variables that hold a secret look like."""
 _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -122,7 +123,7 @@ class ClusterConfig(Section):
         for name, value in self.env.items():
             if not _VARIABLE.fullmatch(name):
                 yield f"env.{name}", "not a name of an environment variable"
-            if _SECRET.search(name):
+            if SECRET_NAME.search(name):
                 yield (
                     f"env.{name}",
                     "looks like a secret; export it where you run submit: your environment goes along, into no file",
