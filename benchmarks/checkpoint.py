@@ -32,7 +32,8 @@ import torch
 from xlpretrain import config as configuration
 from xlpretrain import distributed
 from xlpretrain.build import build
-from xlpretrain.trainer import Run, _begin_to_save, train
+from xlpretrain.run import Run
+from xlpretrain.trainer import begin_to_save, train
 
 SAVES, EVERY_STEPS, SYNCHRONOUS = {"quickstart": 8, "100m": 3}, 60, 3
 LARGE = "{type: transformer_xl, num_layers: 13, d_model: 768, num_heads: 12, d_ff: 3072, mem_len: 64, pre_norm: true}"
@@ -128,7 +129,7 @@ class _Inner:
 def _synchronous(run: Run) -> tuple[float, float]:
     run.state.step += 1
     started = time.perf_counter()
-    _begin_to_save(run, behind=False)
+    begin_to_save(run, behind=False)
     copied = time.perf_counter()
     assert run.saver.wait() is None
     return time.perf_counter() - started, copied - started

@@ -117,10 +117,16 @@ def test_what_a_resume_may_change():
     report = refusal(configuration.check_resume, old, recipe, folder=Path("runs/r"), allow_recipe_change=False)
     assert "optimizer.lr  was 0.001 when the run began, now 0.0005" in report and "--allow-recipe-change" in report
     configuration.check_resume(old, recipe, folder=Path("r"), allow_recipe_change=True)
-    for change in ({"seed": 2}, {"global_batch_size": 8}, {"model": {**MINIMAL["model"], "d_ff": 64}}):
-        assert "another name" in refusal(
+    for change, both_values in (
+        ({"seed": 2}, "seed  was 1 when the run began, now 2"),
+        ({"global_batch_size": 8}, "global_batch_size  was 16 when the run began, now 8"),
+        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 when the run began, now 64"),
+        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 when the run began, now 8"),
+    ):
+        report = refusal(
             configuration.check_resume, old, run_config(**change), folder=Path("r"), allow_recipe_change=True
         )
+        assert both_values in report and "another name" in report
 
 
 def test_what_looks_like_a_secret_is_refused_without_being_repeated(tmp_path: Path):

@@ -258,6 +258,31 @@ def test_a_last_save_that_fails_ends_the_run_with_one_message(tiny_dataset: Path
 
 
 @pytest.mark.full
+def test_with_no_whole_checkpoint_left_nothing_is_trained_nor_touched(tiny_dataset: Path, tmp_path: Path):
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        tiny_dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        wandb={"mode": "disabled"},
+        checkpoint={"every_steps": 2, "keep": 2},
+        max_steps=6,
+        schedule={"type": "cosine", "warmup_steps": 1, "total_steps": 8},
+    )
+    commands.run("train", config, "--nproc", 2)
+    run = tmp_path / "runs/run"
+    for folder in list_checkpoints(run / "checkpoints"):
+        file = folder / "rank-00001.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    metrics, checkpoints = (run / "metrics.jsonl").read_bytes(), sorted((run / "checkpoints").rglob("*"))
+    message = commands.refused("resume", run, "max_steps=8", "--nproc", 2)
+    assert "none of its checkpoints is whole" in message and "rank-00001.safetensors" in message
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert sorted((run / "checkpoints").rglob("*")) == checkpoints
+
+
+@pytest.mark.full
 def test_losses_that_are_not_finite_end_the_run_with_advice(tiny_dataset: Path, tmp_path: Path):
     config = commands.write_config(
         tmp_path / "tiny.yaml",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.skipping import SkippingRows
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.errors import ConfigError, LaunchError, XLPretrainError
+from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import Evaluation, evaluate
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
@@ -36,8 +35,6 @@ from xlpretrain.schema import dump
 from xlpretrain.state import TrainState
 from xlpretrain.stopping import StopRequest
 from xlpretrain.watchdog import Watchdog
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def build(
     config, data, changes = prepare(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
     watchdog = watchdog or Watchdog()  # asleep
     place = config.folder.lease
-    mine = _on_rank_0(partial(lease.take, place, launch_id=launch_id, take_over=take_over))
+    mine = distributed.on_rank_0(partial(lease.take, place, launch_id=launch_id, take_over=take_over))
     stacks = config.folder.logs / f"hang-{mine.number:08d}-rank-{distributed.rank():05d}.txt"
     watchdog.guard(config.watchdog, peers=distributed.gather_objects(Process.this()), lease=mine, stacks=stacks)
     if distributed.rank() == 0:
@@ -121,8 +118,8 @@ def _build(
     watchdog: Watchdog,
 ) -> Run:
     folder, world_size = config.folder, distributed.world_size()
-    previous = _on_rank_0(folder.read_status)
-    wandb_id = _on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
+    previous = distributed.on_rank_0(folder.read_status)
+    wandb_id = distributed.on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status, lease=mine)
@@ -163,7 +160,7 @@ def _build(
         before_commit=recorder.sync,
     )
     saver.reserve(engine, streams=streams, memory=memory)
-    _on_rank_0(partial(recorder.go_on_from, state.step, previous))
+    distributed.on_rank_0(partial(recorder.go_on_from, state.step, previous))
 
     return Run(
         config=config,
@@ -258,20 +255,3 @@ def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Calla
         }
     folder.create(config=dump(config), provenance=provenance, fence=fence)
     return str(provenance["wandb_id"])
-
-
-def _on_rank_0(call: Callable[[], T]) -> T:
-    """What `call` gives on rank 0, on every rank; what the user did wrong is raised on every rank."""
-    result: T | None = None
-    error: XLPretrainError | None = None
-    if distributed.rank() == 0:
-        try:
-            result = call()
-        except XLPretrainError as caught:
-            error = caught
-        except OSError as caught:
-            error = LaunchError(f"{caught.filename}: {caught.strerror}")
-    result, error = distributed.broadcast_object((result, error))
-    if error is not None:
-        raise error
-    return result

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from xlpretrain.errors import LaunchError
+from xlpretrain.errors import LaunchError, XLPretrainError
+
+T = TypeVar("T")
 
 
 def start(*, timeout_s: float = 1800.0) -> torch.device:
@@ -96,6 +98,26 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_rank_0(call: Callable[[], T]) -> T:
+    """What `call` gives on rank 0, on every rank, all of which must call it.
+
+    What the user did wrong there, and what the file system refused, is raised on every rank as `XLPretrainError`.
+    """
+    result: T | None = None
+    error: XLPretrainError | None = None
+    if rank() == 0:
+        try:
+            result = call()
+        except XLPretrainError as caught:
+            error = caught
+        except OSError as caught:
+            error = LaunchError(f"{caught.filename}: {caught.strerror}")
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def streams_of(rank: int, world_size: int, num_streams: int) -> range:

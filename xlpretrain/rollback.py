@@ -80,7 +80,12 @@ def go_back(run: Run) -> None:
 
 def _abandon_newer(run: Run, step: int) -> None:
     """Put checkpoints of later steps away; where none is as old as `step`, those after the oldest one."""
-    if distributed.rank() == 0:
-        steps = [int(path.name.split("-")[1]) for path in checkpoint.list_checkpoints(run.folder.checkpoints)]
-        checkpoint.abandon_newer(run.folder.checkpoints, max((s for s in steps if s <= step), default=min(steps)))
-    distributed.barrier()
+    folder = run.folder.checkpoints
+
+    def abandon() -> None:
+        steps = [
+            saved for path in checkpoint.list_checkpoints(folder) if (saved := checkpoint.step_of(path)) is not None
+        ]
+        checkpoint.abandon_newer(folder, max((s for s in steps if s <= step), default=min(steps)))
+
+    distributed.on_rank_0(abandon)

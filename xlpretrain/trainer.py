@@ -59,7 +59,7 @@ def _steps(run: Run) -> StopReason | None:
     while (ended := _steps_until_spike(run)) == "spike":
         _tell_of_failed_save(run, run.saver.wait())
         go_back(run)
-        _begin_to_save(run)
+        begin_to_save(run)
     return ended
 
 
@@ -77,7 +77,7 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
                 stopped = agreed.stop
                 break
             if agreed.saves.due and not agreed.saves.writing:
-                _begin_to_save(run)
+                begin_to_save(run)
             sums, grad_norm = _step(run, batches, agreed.counts)
             run.watchdog.progress()
             run.state.step += 1
@@ -89,7 +89,7 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
     return stopped
 
 
-def _begin_to_save(run: Run, *, behind: bool = True) -> None:
+def begin_to_save(run: Run, *, behind: bool = True) -> None:
     """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing."""
     run.recorder.goodput.spent("step_s")
     memory = torch.cat(run.mems, dim=1)
@@ -101,7 +101,7 @@ def _save_the_last(run: Run) -> None:
     """See this step on the disk. Raises `CheckpointError`, on every rank, if that fails."""
     _tell_of_failed_save(run, run.saver.wait())
     if run.saver.saved_at != run.state.step:
-        _begin_to_save(run, behind=False)
+        begin_to_save(run, behind=False)
         if failure := run.saver.wait():
             raise CheckpointError(failure)
     run.recorder.goodput.spent("save_s")

@@ -9,7 +9,7 @@ checkpoints/damaged/         what a start had to pass over, with the reason in t
 checkpoints/abandoned/       whole, but newer than the step that the run went back to
 """
 
-from xlpretrain.checkpoint.folders import abandon_newer, list_checkpoints
+from xlpretrain.checkpoint.folders import abandon_newer, list_checkpoints, step_of
 from xlpretrain.checkpoint.read import Restored, load_weights, load_weights_into, restore
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver, Votes
 
@@ -23,4 +23,5 @@ __all__ = [
     "load_weights",
     "load_weights_into",
     "restore",
+    "step_of",
 ]

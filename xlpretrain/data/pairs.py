@@ -8,7 +8,6 @@ block's edge counts as a document's.
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import ClassVar
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.order import Shuffled, mix
 from xlpretrain.data.pairing import PairRules, Samples, make_pairs
 from xlpretrain.data.runs import Runs, Sentences, count_slots, cut_runs, deal_runs
-from xlpretrain.data.stream import EvaluationRows, Pair, Row, Rows
+from xlpretrain.data.stream import EvaluationRows, Pair, Row, Rows, slice_of
 
 _NO_ENDS = np.empty(0, np.int64)
 _CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and epoch
@@ -80,8 +79,6 @@ class PairEvaluationRows(EvaluationRows):
     Runs are numbered in the order of the text, and cut into `num_streams` slices of even length.
     """
 
-    every_token: ClassVar[bool] = False
-
     def __init__(self, manifest: Manifest, rules: PairRules, *, num_tokens: int, num_streams: int):
         self.manifest, self.rules = manifest, rules
         self.num_tokens, self.num_streams = num_tokens, num_streams
@@ -92,19 +89,9 @@ class PairEvaluationRows(EvaluationRows):
         """Rows in the longest slice."""
         return -(-int(self._first_runs[-1]) // self.num_streams)
 
-    @property
-    def num_clusters(self) -> int:
-        """Every row is a text of its own."""
-        return self.num_steps * self.num_streams
-
-    def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """The number of the row."""
-        return np.asarray([step * self.num_streams + stream])
-
     def row(self, *, step: int, stream: int) -> Row:
         """Row `step` of slice `stream`; empty past its end."""
-        total = int(self._first_runs[-1])
-        first, last = (s * total // self.num_streams for s in (stream, stream + 1))
+        first, last = slice_of(stream, self.num_streams, total=int(self._first_runs[-1]))
         number = first + step
         if number >= last:
             return _empty_row(self.manifest, epoch=0, sample=number, stream=stream)

@@ -83,27 +83,30 @@ class Rows(RowSource):
 
 
 class EvaluationRows(RowSource):
-    """Rows that come to an end. Streams past theirs give empty rows."""
+    """Rows that come to an end. Streams past theirs give empty rows.
+
+    Predictions of one text are not independent of each other: standard errors are computed over texts, here "clusters".
+    Unless a class says otherwise, every row is a text of its own.
+    """
+
+    num_streams: int
+
+    every_token: ClassVar[bool] = False
+    """Whether each token is predicted exactly once, so that bits per byte mean something."""
 
     @property
     @abstractmethod
     def num_steps(self) -> int:
         """Rows in the longest stream."""
 
-    @abstractmethod
-    def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """For each prediction of the row, or for all of them at once, the number of the text that it belongs to.
-
-        Predictions of one text are not independent of each other: standard errors are computed over texts.
-        """
-
     @property
-    @abstractmethod
     def num_clusters(self) -> int:
         """How many texts there are."""
+        return self.num_steps * self.num_streams
 
-    every_token: ClassVar[bool]
-    """Whether each token is predicted exactly once, so that bits per byte mean something."""
+    def clusters(self, *, step: int, stream: int) -> np.ndarray:
+        """For each prediction of the row, or for all of them at once, the number of the text that it belongs to."""
+        return np.asarray([step * self.num_streams + stream])
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ class NextTokenRows(EvaluationRows):
 
     def targets(self, *, step: int, stream: int) -> range:
         """The positions in the corpus that the row predicts."""
-        first, last = _slice(self.num_tokens, self.num_streams, stream)
+        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
         start = min(first + step * self.stride, last)
         return range(start, min(start + self.stride, last))
 
@@ -269,26 +272,15 @@ class SliceRows(EvaluationRows):
     seed: int = 0
     elsewhere: int = 0
 
-    every_token: ClassVar[bool] = False
-
     @property
     def num_steps(self) -> int:
         """Rows in the longest slice."""
         longest = math.ceil(self.num_tokens / self.num_streams)
         return max(0, longest - self.window) // self.stride + 1
 
-    @property
-    def num_clusters(self) -> int:
-        """Every row is a text of its own."""
-        return self.num_steps * self.num_streams
-
-    def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """The number of the row."""
-        return np.asarray([step * self.num_streams + stream])
-
     def row(self, *, step: int, stream: int) -> Row:
         """Row `step` of slice `stream`; empty past its end."""
-        first, last = _slice(self.num_tokens, self.num_streams, stream)
+        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
         start = first + step * self.stride
         stop = min(start + self.window, last)
         if step and stop - start < self.window:
@@ -316,8 +308,9 @@ def document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
     return starts[starts < num_tokens]
 
 
-def _slice(num_tokens: int, num_streams: int, stream: int) -> tuple[int, int]:
-    return stream * num_tokens // num_streams, (stream + 1) * num_tokens // num_streams
+def slice_of(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
+    """Where the part of `stream` begins and ends, if `total` things are dealt to streams in order and evenly."""
+    return stream * total // num_streams, (stream + 1) * total // num_streams
 
 
 def _read(manifest: Manifest, start: int, stop: int, *, reverse: bool = False) -> Text:

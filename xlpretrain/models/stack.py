@@ -153,14 +153,6 @@ class StackedBackbone(Backbone):
         return len(self.weights_of_layers) * layer.flops_per_token(seq_len, mem_len, num_predictions)
 
 
-def attention_biases(config: StackConfig, *, untied: bool) -> nn.Parameter:
-    """A bias of attention: [1, N, H] for all layers, or, untied, one for each layer with weights of its own."""
-    shape = (config.num_own_layers if untied else 1, config.num_heads, config.head_size)
-    bias = nn.Parameter(torch.randn(shape) * config.init_std)
-    bias.num_fused = shape[0]  # type: ignore[attr-defined]  # to an optimizer each layer's is a tensor of its own
-    return bias
-
-
 def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor, "L B M D"]:
     """Zeros where a memory is not the row's own, whether they will be seen (initial_memory zeros) or not."""
     mem_len = mems.shape[2]

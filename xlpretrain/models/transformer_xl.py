@@ -8,25 +8,24 @@ layer's output, which nothing attends, is not remembered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import Activation, draw
 from xlpretrain.models.masks import additive, visible_keys
 from xlpretrain.models.positions import Positions, encode_distances
-from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, attention_biases
+from xlpretrain.models.relative import RelativeConfig
+from xlpretrain.models.stack import Rate, StackedBackbone
 from xlpretrain.schema import Problem
 
 
-class TransformerXLConfig(StackConfig):
+class TransformerXLConfig(RelativeConfig):
     """The keys of a Transformer-XL; the defaults are the authors' 12-layer enwik8 model."""
 
     type: Literal["transformer_xl"] = "transformer_xl"
@@ -47,12 +46,10 @@ class TransformerXLConfig(StackConfig):
     """Dropout of attention weights."""
     activation: Activation = "relu"
     """Of the feed-forward layers: relu, gelu (exact), or gelu_tanh."""
-    clamp_len: Annotated[int, Field(ge=-1)] | None = None
-    """Distances beyond this many tokens count as this many; null or -1: no limit."""
     same_length: bool = False
     """Whether every token attends equally many positions, mem_len with itself; else those late in a row see more."""
     untie_r: bool = False
-    """Whether each layer that has weights of its own has its own two attention biases; else all layers share them."""
+    """Whether each layer that has weights of its own has its own attention biases; else all layers share them."""
     tie_embeddings: bool = True
     """Whether the output layer uses the embedding's vectors."""
     adaptive_cutoffs: tuple[PositiveInt, ...] = ()
@@ -61,8 +58,6 @@ class TransformerXLConfig(StackConfig):
     """Each further cluster's vectors are narrower by this factor; 1: all are d_embed wide."""
     tie_projections: tuple[bool, ...] | None = None
     """Per cluster, whether the output layer uses the embedding's projection; all but the first unless set."""
-    initial_memory: Literal["none", "zeros"] = "none"
-    """What a stream without a past attends: nothing (the PyTorch original) or zeros (TensorFlow, transformers)."""
     layer_norm_eps: PositiveFloat = 1e-5
     """Added to the variance in a layer norm (1e-12 in the TensorFlow original)."""
     init_std: PositiveFloat = 0.02
@@ -75,10 +70,6 @@ class TransformerXLConfig(StackConfig):
     def problems(self) -> Iterator[Problem]:
         """What is wrong between keys."""
         yield from super().problems()
-        if self.d_model % 2:
-            yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
-        if self.clamp_len == 0:
-            yield "clamp_len", "must be positive, or null for no limit, got 0"
         if self.same_length and self.mem_len == 0:
             yield "same_length", "needs a memory to look back into, but mem_len is 0; set mem_len or drop same_length"
         cutoffs = self.adaptive_cutoffs
@@ -122,14 +113,6 @@ class TransformerXL(StackedBackbone):
     embedding: TokenEmbedding
 
     def __init__(self, config: TransformerXLConfig, vocab_size: int):
-        attention = partial(
-            RelativeAttention,
-            d_model=config.d_model,
-            num_heads=config.num_heads,
-            d_head=config.head_size,
-            dropout=config.attention_dropout,
-            bidirectional=False,
-        )
         embedding = TokenEmbedding(
             vocab_size,
             d_model=config.d_model,
@@ -139,12 +122,12 @@ class TransformerXL(StackedBackbone):
             init_std=config.init_std,
             proj_init_std=config.proj_init_std,
         )
-        super().__init__(config, embedding, attention, inner_dropout=config.dropout)
+        super().__init__(config, embedding, config.attention(bidirectional=False), inner_dropout=config.dropout)
         self.config = config
-        self.clamp_len = config.clamp_len if config.clamp_len != -1 else None
+        self.clamp_len = config.longest_distance
         self.same_length = config.same_length
-        self.content_bias = attention_biases(config, untied=config.untie_r)
-        self.position_bias = attention_biases(config, untied=config.untie_r)
+        self.content_bias = config.draw_biases()
+        self.position_bias = config.draw_biases()
         self.layers.apply(self._draw)
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:

@@ -11,14 +11,12 @@ has a count of positions that are the row's own; all rows share the dropout of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from xlpretrain.models.attention import RelativeAttention
@@ -27,33 +25,19 @@ from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import draw
 from xlpretrain.models.masks import additive, visible_keys
 from xlpretrain.models.positions import Positions, encode_distances
-from xlpretrain.models.stack import StackConfig, StackedBackbone, attention_biases
-from xlpretrain.schema import Problem
+from xlpretrain.models.relative import RelativeConfig
+from xlpretrain.models.stack import StackedBackbone
 
 
-class XLNetConfig(StackConfig):
+class XLNetConfig(RelativeConfig):
     """The keys of an XLNet; the defaults are the authors' base model."""
 
     type: Literal["xlnet"] = "xlnet"
     """Which model this is."""
     mem_len: NonNegativeInt = 384
     """Positions of the past that every layer attends beside its row; 0: none. Evaluation may use another length."""
-    clamp_len: Annotated[int, Field(ge=-1)] | None = None
-    """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
-    untie_r: bool = True
-    """Whether each layer that has weights of its own has its own three attention biases; else all layers share them."""
-    initial_memory: Literal["none", "zeros"] = "none"
-    """What a stream without a past attends: nothing (as transformers) or zeros (the original)."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional"})
-
-    def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
-        yield from super().problems()
-        if self.d_model % 2:
-            yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
-        if self.clamp_len == 0:
-            yield "clamp_len", "must be positive, or null for no limit, got 0"
 
     def build(self, vocab_size: int) -> XLNet:
         """The model with freshly drawn weights."""
@@ -68,25 +52,17 @@ class XLNet(StackedBackbone):
     embedding: TokenEmbedding
 
     def __init__(self, config: XLNetConfig, vocab_size: int):
-        attention = partial(
-            RelativeAttention,
-            d_model=config.d_model,
-            num_heads=config.num_heads,
-            d_head=config.head_size,
-            dropout=config.attention_dropout,
-            bidirectional=True,
-        )
         std = config.init_std
         embedding = TokenEmbedding(
             vocab_size, d_model=config.d_model, d_embed=config.embed_size, init_std=std, proj_init_std=std
         )
-        super().__init__(config, embedding, attention, inner_dropout=config.dropout)
+        super().__init__(config, embedding, config.attention(bidirectional=True), inner_dropout=config.dropout)
         self.config = config
-        self.clamp_len = config.clamp_len if config.clamp_len != -1 else None
+        self.clamp_len = config.longest_distance
         self.mask_embedding = nn.Parameter(torch.randn(1, config.d_model) * std)
-        self.content_bias = attention_biases(config, untied=config.untie_r)
-        self.position_bias = attention_biases(config, untied=config.untie_r)
-        self.segment_bias = attention_biases(config, untied=config.untie_r)
+        self.content_bias = config.draw_biases()
+        self.position_bias = config.draw_biases()
+        self.segment_bias = config.draw_biases()
         self.layers.apply(self._draw)
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:

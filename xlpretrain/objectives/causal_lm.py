@@ -87,9 +87,7 @@ class CausalLMHead(Head):
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sum over the targets that are there, and each one's loss."""
-        total, scores = predict_tokens(
-            self.output, hidden.tokens, at=batch.targets["lm_at"], targets=batch.targets["lm"]
-        )
+        total, scores = predict_tokens(self.output, hidden.tokens, batch, "lm")
         return Loss({"lm": total}, {"lm": scores})
 
     def flops_per_token(self) -> float:

@@ -244,9 +244,7 @@ class MaskedLMHead(Head):
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sums over tokens and rows, and each one's loss."""
-        total, scores = predict_tokens(
-            self.output, hidden.tokens, at=batch.targets["mlm_at"], targets=batch.targets["mlm"]
-        )
+        total, scores = predict_tokens(self.output, hidden.tokens, batch, "mlm")
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
         at, labels = batch.targets[f"{self.task}_at"], batch.targets[self.task]

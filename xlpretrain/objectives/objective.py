@@ -121,6 +121,16 @@ class Objective(Section, ABC):
         """The most positions of a row that a second stream predicts; 0 without one."""
         return 0
 
+    @property
+    def both_ways(self) -> bool:
+        """Whether streams 2k and 2k + 1 read the same rows in training, the second from the other end."""
+        return False
+
+    @property
+    def elsewhere(self) -> int:
+        """Tokens from a random other place that each row brings along."""
+        return 0
+
     @abstractmethod
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
         """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`row_generator`)."""
@@ -141,11 +151,21 @@ class Objective(Section, ABC):
             num_streams=num_streams,
             seed=seed,
             shuffle_blocks=shuffle_blocks,
+            both_ways=self.both_ways,
+            elsewhere=self.elsewhere,
         )
 
     def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:
         """What an evaluation reads of the first `num_tokens` tokens, in `num_streams` streams."""
-        return SliceRows(manifest, num_tokens, num_streams, window=self.window, stride=self.stride, mem_len=mem_len)
+        return SliceRows(
+            manifest,
+            num_tokens,
+            num_streams,
+            window=self.window,
+            stride=self.stride,
+            mem_len=mem_len,
+            elsewhere=self.elsewhere,
+        )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
         """What does not fit the rest of the config; keys are those of the whole config."""
@@ -166,19 +186,16 @@ def row_generator(seed: int, row: Row) -> np.random.Generator:
 
 
 def predict_tokens(
-    output: OutputLayer,
-    hidden: Float[Tensor, "B T D"],
-    *,
-    at: Int[Tensor, " N"],
-    targets: Int[Tensor, " N"],
+    output: OutputLayer, hidden: Float[Tensor, "B T D"], batch: Batch, term: str
 ) -> tuple[Float[Tensor, ""], Scores]:
-    """The summed loss of the predictions at the flat positions `at` (row * T + position), ascending; and each one's.
+    """The summed loss of a term that predicts tokens, and each prediction's.
 
-    Only these positions meet the vocabulary.
+    hidden: of the query stream if there is one, else of the tokens. Only where something is asked for does it meet the
+    vocabulary.
     """
-    flat = hidden.flatten(0, 1)
-    nll, correct = output(flat if len(at) == len(flat) else flat[at], targets)
-    return nll.sum(), Scores(rows=at // hidden.shape[1], nll=nll.detach(), correct=correct)
+    flat, at = hidden.flatten(0, 1), batch.targets[f"{term}_at"]
+    nll, correct = output(flat if len(at) == len(flat) else flat[at], batch.targets[term])
+    return nll.sum(), Scores(rows=batch.rows_of(term), nll=nll.detach(), correct=correct)
 
 
 class PretrainingModel(nn.Module):

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import EvaluationRows, Row, Rows, SliceRows, StreamRows
+from xlpretrain.data.stream import Row
 from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens, row_generator
@@ -108,33 +107,15 @@ class PermutationLM(Objective):
         """Length of the query stream."""
         return self.num_predict
 
-    def training_rows(
-        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
-    ) -> Rows:
-        """What the streams of a run read, each with text from elsewhere in its block for half of the pairs."""
-        return StreamRows.of(
-            manifest,
-            window=self.window,
-            stride=self.stride,
-            mem_len=mem_len,
-            num_streams=num_streams,
-            seed=seed,
-            shuffle_blocks=shuffle_blocks,
-            both_ways=self.bi_data,
-            elsewhere=self.pair_len,
-        )
+    @property
+    def both_ways(self) -> bool:
+        """With `bi_data`. Evaluation reads forwards."""
+        return self.bi_data
 
-    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:
-        """Rows of the text read forwards, with the pairs and predictions of a fixed seed."""
-        return SliceRows(
-            manifest,
-            num_tokens,
-            num_streams,
-            window=self.window,
-            stride=self.stride,
-            mem_len=mem_len,
-            elsewhere=self.pair_len,
-        )
+    @property
+    def elsewhere(self) -> int:
+        """For the second part of half of the pairs."""
+        return self.pair_len
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> PermutationLMCollator:
         """The CPU half."""
@@ -285,9 +266,7 @@ class PermutationLMHead(Head):
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sum over the tokens to predict, and each one's loss."""
         assert hidden.predictions is not None, "a backbone with two streams, and positions to predict"
-        total, scores = predict_tokens(
-            self.output, hidden.predictions, at=batch.targets["plm_at"], targets=batch.targets["plm"]
-        )
+        total, scores = predict_tokens(self.output, hidden.predictions, batch, "plm")
         return Loss({"plm": total}, {"plm": scores})
 
     def flops_per_token(self) -> float:
