@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from slurm_cluster import SlurmCluster
+from slurm_packages import why_no_slurm, why_not_isolated
 
 from data_pipelines.build import build
 from data_pipelines.config import DataConfig
@@ -81,3 +84,35 @@ def build_small(tmp_path: Path, tiny_tokenizer: Path) -> BuildSmall:
         return build_dataset(tmp_path / out, force=force, **{**defaults, **settings})
 
     return build_small
+
+
+def require_slurm(isolation: str = "none") -> None:
+    """Skip the test, and say why, where there can be no Slurm cluster with nodes so isolated."""
+    if reason := why_no_slurm() or why_not_isolated(isolation):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster() -> Iterator[SlurmCluster]:
+    require_slurm()
+    with SlurmCluster(isolation="none" if why_not_isolated("uts") else "uts") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_cluster(_shared_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """Three nodes of four processors; as new for every test. Nodes are machines of their own where that can be had."""
+    yield _shared_cluster
+    _shared_cluster.reset()
+
+
+@pytest.fixture
+def make_slurm_cluster() -> Iterator[Callable[..., SlurmCluster]]:
+    """Boots further clusters, as `SlurmCluster` is told to; they end with the test."""
+    with ExitStack() as stack:
+
+        def boot(**settings: Any) -> SlurmCluster:
+            require_slurm(settings.setdefault("isolation", "uts"))
+            return stack.enter_context(SlurmCluster(**settings))
+
+        yield boot
