@@ -177,6 +177,18 @@ def is_lost(folder: Path, *, launch_id: str, since: int) -> bool:
     return number > since and owner is not None and owner.launch_id != launch_id
 
 
+def last_sign(folder: Path) -> tuple[Owner | None, float] | None:
+    """Who last had the run whose lease folder this is, and when it last gave a sign: seconds since 1970.
+
+    The time is 0 if it has released the run. None: nobody ever had it. Changes nothing, so anyone may look.
+    """
+    try:
+        last = _path(folder, max(_numbers(folder)))
+        return _read(last), last.stat().st_mtime
+    except (ValueError, OSError):
+        return None
+
+
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
