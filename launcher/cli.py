@@ -41,6 +41,13 @@ AllowRecipeChange = Annotated[
 MaxRestarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="Start again after a crash, up to so many times.")
 ]
+Cluster = Annotated[
+    Path, typer.Option("--cluster", metavar="FILE", help="Site profile, such as slurm/clusters/example.yaml.")
+]
+Nodes = Annotated[
+    str | None,
+    typer.Option("--nodes", metavar="N|MIN-MAX", help="How many nodes (default: the profile's).", show_default=False),
+]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take the run away from a start elsewhere that seems alive; that one ends.")
 ]
@@ -74,6 +81,33 @@ def train(
         take_over=take_over,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    cluster: Cluster,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="KEY=V1,V2", help="A run for each value; several: each combination."),
+    ] = None,
+    allow_recipe_change: AllowRecipeChange = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, and do nothing.")] = False,
+) -> None:
+    """Train on a Slurm cluster until it is done, through time limits, preemption and failures."""
+    from launcher import submit
+
+    submit.submit(
+        config,
+        overrides or [],
+        cluster=cluster,
+        nodes=nodes,
+        sweeps=sweep or [],
+        allow_recipe_change=allow_recipe_change,
+        dry_run=dry_run,
+    )
 
 
 @app.command()

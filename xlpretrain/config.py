@@ -170,6 +170,7 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
             "max_tokens": None,
             "max_epochs": None,
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
+            "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.model_copy(
                 update={
                     "train": config.data.train.absolute(),

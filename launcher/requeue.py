@@ -1,0 +1,56 @@
+"""Puts a job back into the queue, away from nodes that are not sound. Torch-free."""
+
+from __future__ import annotations
+
+import shutil
+
+from launcher import slurm
+from launcher.allocation import Allocation
+from launcher.cluster import ClusterConfig
+from launcher.records import Job, SlurmFolder
+from xlpretrain.errors import LaunchError, XLPretrainError
+from xlpretrain.run_folder import RunFolder
+
+
+def may_ask(job: Allocation) -> bool:
+    """Whether the job is this start's to put back: not if Slurm did so already, nor if somebody cancelled it."""
+    known = slurm.read_job(job.number)
+    return known is None or known.state == "RUNNING"
+
+
+def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
+    """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went."""
+    try:
+        slurm.ask("scontrol", "requeue", job.number)
+    except LaunchError as error:
+        print(f"it cannot be put back into the queue: {error}", flush=True)
+        return _submit_anew(run, profile)
+    broken = SlurmFolder.of(run).read_excluded()
+    if broken:
+        nodes = ",".join(filter(None, [profile.sbatch.get("exclude", ""), *broken]))
+        try:  # only a job that waits can be told so, and it does from now on
+            slurm.ask("scontrol", "update", f"JobId={job.number}", f"ExcNodeList={nodes}")
+        except LaunchError as error:
+            print(f"the next start may meet {nodes} again: {error}", flush=True)
+    return None
+
+
+def _submit_anew(run: RunFolder, profile: ClusterConfig) -> str | None:
+    """Another job for the run, from inside of this one. Returns why there is none."""
+    import time
+
+    from launcher import submission
+
+    advice = f"`xlpretrain resume {run.path}` on a login node goes on"
+    if shutil.which("sbatch") is None:
+        return f"neither scontrol nor sbatch can be used here; {advice}"
+    records = SlurmFolder.of(run)
+    known = records.read_job()
+    try:
+        (job_id,) = submission.submit([run], profile, name=run.path.name)
+    except XLPretrainError as error:
+        return f"{error}; {advice}"
+    assert known is not None, "this start has written it"
+    records.write_job(Job(job_id, known.cluster, time.time(), known.nodes, known.log))
+    print(f"submitted anew as job {job_id}", flush=True)
+    return None

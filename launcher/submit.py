@@ -1,0 +1,150 @@
+"""The command `xlpretrain submit`: check everything before the queue, copy what the run needs, and hand it to Slurm."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher import slurm, snapshot, submission, sweep
+from launcher.cluster import ClusterConfig
+from launcher.records import Job, SlurmFolder
+from xlpretrain import schema
+from xlpretrain.durable import replace_file
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_folder import RunFolder
+
+if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.config import RunConfig
+
+
+def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
+    """A site profile. nodes: how many, in place of its own. Raises `ConfigError` with every mistake."""
+    data = schema.read_yaml(path)
+    return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))
+
+
+def submit(
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    cluster: Path,
+    nodes: str | None,
+    sweeps: Sequence[str],
+    allow_recipe_change: bool,
+    dry_run: bool,
+) -> None:
+    """Submit a run, or a sweep of runs. Raises `XLPretrainError`; nothing is left of a run that was new."""
+    from xlpretrain import config as configuration
+
+    profile = load_cluster(cluster, nodes=nodes)
+    variants = sweep.variants(sweeps)
+    name = configuration.load(config, overrides).name
+    settings = []
+    for variant in variants:
+        loaded = configuration.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
+        settings.append(check(loaded, profile, allow_recipe_change=allow_recipe_change))
+    waiting = [each for each in settings if not _is_finished(each)]
+    if not waiting:
+        return
+    for each in waiting:
+        refuse_if_active(each.folder)
+        _refuse_if_stopped(each.folder)
+    if dry_run:
+        print(submission.script([each.folder for each in waiting], profile, name=name))
+        return
+    submit_runs(waiting, profile, name=name)
+
+
+def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
+    """What the ranks will run: resolved, with absolute paths. Raises `XLPretrainError` for what would fail there."""
+    from xlpretrain.build import prepare
+
+    config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
+    for num_nodes in {profile.min_nodes, profile.max_nodes}:
+        resolved, _, _ = prepare(
+            config, world_size=num_nodes * profile.num_tasks, allow_recipe_change=allow_recipe_change
+        )
+    return resolved
+
+
+def refuse_if_active(folder: RunFolder) -> None:
+    """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
+    from xlpretrain import lease
+
+    job = SlurmFolder.of(folder).read_job()
+    state = slurm.state_in_queue(job.job_id) if job else None
+    if job and state:
+        raise LaunchError(
+            f"{folder.path}: is job {job.job_id} already ({state}); `xlpretrain status {folder.path}` shows it,"
+            f" `xlpretrain cancel {folder.path}` ends it"
+        )
+    if job is None:
+        lease.refuse_if_held(folder.lease, launch_id="", take_over=False)
+
+
+def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
+    """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
+    folders = [config.folder for config in settings]
+    new = [folder.path for folder in folders if not folder.path.exists()]
+    try:
+        left_out: list[str] = []
+        for config in settings:
+            left_out = write_files(config, profile)
+        cluster = slurm.cluster_name()
+        ids = submission.submit(folders, profile, name=name)
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    jobs = []
+    for folder, job_id in zip(folders, ids, strict=True):
+        log = str(folder.path / submission.LOG)
+        jobs.append(Job(job_id=job_id, cluster=cluster, submitted_at=time.time(), nodes=profile.nodes, log=log))
+        SlurmFolder.of(folder).write_job(jobs[-1])
+    if left_out:
+        print(f"left out of the copy of the code: {', '.join(left_out)}", file=sys.stderr)
+    for folder, job in zip(folders, jobs, strict=True):
+        _tell(folder, job)
+    return jobs
+
+
+def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
+    """Put into a run folder what its job needs. Returns what the copy of the code leaves out. Raises `LaunchError`."""
+    folder = config.folder
+    records = SlurmFolder.of(folder)
+    try:
+        records.path.mkdir(parents=True, exist_ok=True)
+        folder.logs.mkdir(exist_ok=True)
+        replace_file(records.config, schema.dump(config))
+        replace_file(records.cluster, schema.dump(profile))
+    except OSError as error:
+        raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
+    return snapshot.take(folder.path / "code")
+
+
+def _is_finished(config: RunConfig) -> bool:
+    status = config.folder.read_status()
+    if status is None or status.state != "finished" or status.step != config.max_steps:
+        return False
+    print(f"already finished: {status.step} steps in {config.folder.path}; raise max_steps to go on")
+    return True
+
+
+def _refuse_if_stopped(folder: RunFolder) -> None:
+    if folder.stop_file.exists():
+        raise ConfigError(
+            f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
+        )
+
+
+def _tell(folder: RunFolder, job: Job) -> None:
+    run = shlex.quote(str(folder.path))
+    print(f"job {job.job_id}: {folder.path} on {job.nodes} node{'' if job.nodes == '1' else 's'}")
+    print(f"  log    {job.log}")
+    print(f"  watch  xlpretrain status {run}    xlpretrain logs {run} -f")
+    print(f"  end    xlpretrain stop {run}    xlpretrain cancel {run}")
