@@ -115,17 +115,30 @@ def resume(
     run: RunPath,
     overrides: Overrides = None,
     num_processes: NumProcesses = None,
+    nodes: Nodes = None,
+    here: Annotated[bool, typer.Option("--here", help="On this machine, though it was submitted to Slurm.")] = False,
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Go on with a run, also after `xlpretrain stop`."""
-    folder = RunFolder(run).require()
+    """Go on with a run, also after `xlpretrain stop`: on Slurm if it was submitted, else (or --nproc, --here) here."""
+    from launcher import control, runs
+
+    folder = runs.require(run)
     place = run.absolute()
     # Where the folder lies now, should it have been moved.
     overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
+    here = here or num_processes is not None
+    if not here and control.was_submitted(folder):
+        control.resume(folder, overrides, nodes=nodes, allow_recipe_change=allow_recipe_change, take_over=take_over)
+        return
+    if nodes is not None:
+        raise ConfigError(
+            f"--nodes: {run} does not go on as a job of Slurm; `xlpretrain submit` with its config does that"
+        )
+    control.refuse_if_queued(folder)
     code = _train(
-        folder.config,
+        control.newest_config(folder),
         overrides,
         num_processes,
         allow_recipe_change=allow_recipe_change,
@@ -178,17 +191,50 @@ def _train(
 
 
 @app.command()
+def status(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: a table of all).")] = None,
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """What runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
+    from launcher import status
+
+    if run is None:
+        status.show_all(runs_dir)
+    else:
+        status.show_one(run)
+
+
+@app.command()
+def logs(
+    run: RunPath,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow, until Ctrl-C.")] = False,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=0, help="Of this rank (default: of the job, and rank 0).")
+    ] = None,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")] = 200,
+) -> None:
+    """What a run's job and ranks have written."""
+    from launcher import logs, runs
+
+    logs.show(runs.require(run), rank=rank, num_lines=num_lines, follow=follow)
+
+
+@app.command()
 def stop(run: RunPath) -> None:
     """Ask a run to save and end, and to stay so until `xlpretrain resume`."""
-    folder = RunFolder(run).require()
-    folder.stop_file.touch()
-    status = folder.read_status()
-    running = status is not None and status.state == "running"
-    print(
-        f"{run}: it will save and end at its next step"
-        if running
-        else f"{run}: not running; it will not start again until resumed"
-    )
+    from launcher import control, runs
+
+    print(control.stop(runs.require(run)))
+
+
+@app.command()
+def cancel(run: RunPath) -> None:
+    """End a run's Slurm job now, or remove it from the queue; `xlpretrain stop` lets it save first."""
+    from launcher import control, runs
+
+    print(control.cancel(runs.require(run)))
 
 
 @app.command("eval")

@@ -47,8 +47,7 @@ class Goodput:
         new = cls()
         for name in _WORK:
             setattr(new, name, kept.get(_PREFIX + name) or 0.0)
-        done = sum(last.get(_PREFIX + name) or 0.0 for name in _WORK)
-        new.lost_s = (last.get(_PREFIX + "lost_s") or 0.0) + max(done - new.work_s, 0.0)
+        new.lost_s = (last.get(_PREFIX + "lost_s") or 0.0) + max(work_s(last) - new.work_s, 0.0)
         new.restart_s = (last.get(_PREFIX + "restart_s") or 0.0) + max(away_s, 0.0)
         new.steps_redone = (last.get(_PREFIX + "steps_redone") or 0) + max(steps_lost, 0)
         new.restarts = (last.get(_PREFIX + "restarts") or 0) + 1
@@ -68,6 +67,11 @@ class Goodput:
         """The figures under their names in `metrics.jsonl`; `goodput/share` is that of `step_s`."""
         named = {_PREFIX + f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
         return {_PREFIX + "share": self.step_s / max(self.total_s, 1e-9), **named}
+
+
+def work_s(metrics: Mapping[str, Any]) -> float:
+    """`Goodput.work_s` by what `Goodput.metrics` gave; 0 where that is missing."""
+    return float(sum(metrics.get(_PREFIX + name) or 0.0 for name in _WORK))
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
