@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,7 @@ from xlpretrain.checkpoint.format import (
     File,
     Manifest,
     Parameter,
+    checksum,
     rank_file,
     verify_whole,
 )
@@ -145,7 +145,7 @@ def _write_file(path: Path, content: memoryview) -> File:
     with os.fdopen(_open_direct(path), "wb", buffering=0) as file:
         for start in range(0, len(content), CHUNK):
             chunk = content[start : start + CHUNK]
-            checksums.append(hashlib.sha256(chunk).hexdigest())
+            checksums.append(checksum(chunk))
             while len(chunk):
                 chunk = chunk[_write_some(file, chunk) :]
         os.fsync(file.fileno())
