@@ -1,7 +1,7 @@
 """What a job does: one start of a run, from a look at the nodes to the decision what comes after.
 
-`run` is what `xlpretrain submit` hands to Slurm; `python -m launcher.job CONFIG key=value ...` is what
-slurm/pretrain.sbatch runs. It lives on the first node, outside the ranks, and outlasts them.
+`run` is what `xlpretrain submit` hands to Slurm, and what by_hand.py comes to. It lives on the first node, outside the
+ranks, and outlasts them.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _wait_for_lease(run: RunFolder, job: Allocation) -> int:
 
 def _write_failure(run: RunFolder, job: Allocation, message: str) -> None:
     """Let `status` show why there is no further start."""
-    if run.exists() and not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
+    if not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
         status = run.read_status() or Status("failed")
         run.write_status(replace(status, state="failed", reason="crash", message=message))
 

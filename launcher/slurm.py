@@ -1,4 +1,4 @@
-"""What Slurm's own commands are asked here. Torch-free. Plain formats only: what --json prints changes by release."""
+"""What a job, or who submits one, asks Slurm's own commands. Torch-free. See also queue.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from launcher import queue
 from xlpretrain.errors import LaunchError
 
 _INHERITED = re.compile(
@@ -19,8 +20,8 @@ _KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_TIME_FORMAT"}
 
 
 @dataclass(frozen=True)
-class JobState:
-    """What the controller says of a job. state: such as RUNNING. ends_at: its time limit (None: not known)."""
+class Limits:
+    """How a job stands. state: such as RUNNING. ends_at: when its time is up, in seconds since 1970, if known."""
 
     state: str
     ends_at: float | None
@@ -39,37 +40,23 @@ def ask(*command: str, timeout_s: float = 60) -> str:
     return done.stdout
 
 
-def state_in_queue(job_id: str) -> str | None:
-    """The state of a job that waits, runs or is about to end; None for any other."""
-    try:
-        states = ask("squeue", "--noheader", f"--jobs={job_id}", "--format=%T").split()
-    except LaunchError as error:
-        if "Invalid job id" in str(error):
-            return None
-        raise
-    return states[0] if states else None
-
-
-def read_job(job_id: str) -> JobState | None:
+def read_job(job_id: str) -> Limits | None:
     """What the controller says of a job; None where it cannot be asked."""
     try:
         said = ask("scontrol", "--oneliner", "show", "job", job_id)
     except LaunchError:
-        try:
-            state = state_in_queue(job_id)
-        except LaunchError:
-            return None
-        return JobState(state, None) if state else None
+        known = queue.ask_one(job_id)
+        return Limits(known.state, None) if known else None
     fields = dict(re.findall(r"\b(JobState|EndTime)=(\S+)", said))
     try:
         ends_at = datetime.fromisoformat(fields["EndTime"]).timestamp()
     except (KeyError, ValueError):  # Unknown
         ends_at = None
-    return JobState(fields.get("JobState", ""), ends_at)
+    return Limits(fields.get("JobState", ""), ends_at)
 
 
 def cluster_name() -> str:
-    """What the cluster calls itself. Raises `LaunchError`."""
+    """What the cluster calls itself. Raises `LaunchError` where scontrol cannot be asked."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 

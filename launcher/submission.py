@@ -1,7 +1,7 @@
 """Hands runs to Slurm, through submitit: one job, or one array of them. Torch-free.
 
-Paths reach the job script quoted for the shell, and no option of sbatch, whose own patterns (%j) and quotes differ:
-sbatch is called in the folder that its log lies in. What is left to refuse are the patterns of submitit.
+Paths reach the job script quoted for the shell, and no option of sbatch, whose quotes differ: sbatch is called in the
+folder that its log lies in. What is left to refuse are the patterns of submitit.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _executor(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, f
     base = shlex.quote(str(folder / "runs")) + '/"$SLURM_ARRAY_TASK_ID"' if array else shlex.quote(str(runs[0].path))
     excluded = dict.fromkeys(node for run in runs for node in SlurmFolder.of(run).read_excluded())
     asked = options(profile, exclude=list(excluded))
-    asked["output"] = f"runs/%a/{LOG}" if array else LOG
+    # Slurm puts the folder before this, and then looks for patterns and escapes in all of it.
+    odd = any(char in str(path) for path in (folder, *(run.path for run in runs)) for char in "%\\")
+    asked["output"] = "/dev/null" if odd else f"runs/%a/{LOG}" if array else LOG
     executor.update_parameters(
         job_name=name,
         time=None,  # or submitit would ask for 5 minutes
@@ -108,7 +110,7 @@ def _executor(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, f
         use_srun=False,
         stderr_to_stdout=True,
         array_parallelism=profile.array_parallelism,
-        setup=_setup(profile, f"{base}/code"),
+        setup=[*([f"exec >>{base}/{LOG} 2>&1"] if odd else []), *_setup(profile, f"{base}/code")],
         additional_parameters=asked,
     )
     return executor

@@ -7,10 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import slurm, snapshot, submission, sweep
+from launcher import queue, slurm, snapshot, submission, sweep
 from launcher.cluster import ClusterConfig
 from launcher.records import Job, SlurmFolder
 from xlpretrain import schema
@@ -76,26 +77,33 @@ def refuse_if_active(folder: RunFolder) -> None:
     """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
     from xlpretrain import lease
 
-    job = SlurmFolder.of(folder).read_job()
-    state = slurm.state_in_queue(job.job_id) if job else None
-    if job and state:
+    if job_id := active_job(folder):
         raise LaunchError(
-            f"{folder.path}: is job {job.job_id} already ({state}); `xlpretrain status {folder.path}` shows it,"
+            f"{folder.path}: is job {job_id} already; `xlpretrain status {folder.path}` shows it,"
             f" `xlpretrain cancel {folder.path}` ends it"
         )
-    if job is None:
+    if SlurmFolder.of(folder).read_job() is None:
         lease.refuse_if_held(folder.lease, launch_id="", take_over=False)
+
+
+def active_job(folder: RunFolder) -> str | None:
+    """The id of a run's job, if that waits in the queue or runs."""
+    job = SlurmFolder.of(folder).read_job()
+    state = queue.ask_one(job.job_id) if job else None
+    return job.job_id if job and state and not state.is_over else None
 
 
 def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
     """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
     folders = [config.folder for config in settings]
     new = [folder.path for folder in folders if not folder.path.exists()]
+    cluster = ""
     try:
         left_out: list[str] = []
         for config in settings:
             left_out = write_files(config, profile)
-        cluster = slurm.cluster_name()
+        with suppress(LaunchError):
+            cluster = slurm.cluster_name()
         ids = submission.submit(folders, profile, name=name)
     except BaseException:
         for path in new:
