@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_slurm import FakeSlurm
 from rich.console import Console
 from slurm_cluster import SlurmCluster
 from slurm_packages import why_no_slurm, why_not_isolated
@@ -116,3 +117,9 @@ def make_slurm_cluster() -> Iterator[Callable[..., SlurmCluster]]:
             return stack.enter_context(SlurmCluster(**settings))
 
         yield boot
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """No command on the PATH, until the test says which there are."""
+    return FakeSlurm(tmp_path, monkeypatch)

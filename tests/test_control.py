@@ -1,0 +1,110 @@
+"""What stop, cancel and resume answer where Slurm has to do with it; test_slurm_commands.py has the real one."""
+
+import time
+from pathlib import Path
+
+import commands
+import pytest
+from fake_slurm import UNKNOWN, FakeSlurm
+
+from launcher import control
+from launcher.records import Job, SlurmFolder, Start
+from xlpretrain import lease
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_folder import RunFolder, Status
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Was submitted as job 12 of cluster big."""
+    run = RunFolder(tmp_path / "a run")
+    run.create(config="", provenance={})
+    slurm = SlurmFolder.of(run)
+    slurm.path.mkdir()
+    slurm.cluster.touch()
+    slurm.write_job(Job("12", "big", time.time(), "2", str(run.logs / "job.log")))
+    return run
+
+
+def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|PENDING||Resources")
+    assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in control.stop(run)
+    assert f"`xlpretrain cancel '{run.path}'` removes it" in control.stop(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    assert "it will save and end at its next step" in control.stop(run)
+    fake_slurm.has("squeue", error=UNKNOWN)
+    assert "not running; it will not start again until resumed" in control.stop(run)
+    assert run.stop_file.exists()
+
+
+def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm, tmp_path: Path):
+    with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
+        control.cancel(run)
+    fake_slurm.has("squeue", "12|FAILED|node1|NonZeroExitCode")
+    with pytest.raises(LaunchError, match=r"job 12 has ended \(FAILED \(NonZeroExitCode\)\)"):
+        control.cancel(run)
+    fake_slurm.has("squeue", error=UNKNOWN)
+    with pytest.raises(LaunchError, match="job 12 has ended: nothing to cancel"):
+        control.cancel(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    fake_slurm.has("scontrol", "ClusterName             = other")
+    with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
+        control.cancel(run)
+    local = RunFolder(tmp_path / "local")
+    local.create(config="", provenance={})
+    with pytest.raises(LaunchError, match=r"never submitted to Slurm.*`xlpretrain stop"):
+        control.cancel(local)
+    assert not run.stop_file.exists(), "nothing was done"
+    assert not any(asked.startswith("scancel") for asked in fake_slurm.asked)
+
+
+def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|COMPLETING|node1|None")
+    fake_slurm.has("scancel")
+    assert "is still COMPLETING" in control.cancel(run, wait_s=1)
+    assert "scancel 12" in fake_slurm.asked
+    assert run.stop_file.exists(), "so that it does not put itself back into the queue"
+
+
+def test_resume_is_refused_while_the_job_waits_or_runs(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|PENDING||Priority")
+    with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
+        control.refuse_if_queued(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    with pytest.raises(LaunchError, match="runs"):
+        control.refuse_if_queued(run)
+    fake_slurm.has("squeue", "12|COMPLETED|node1|None")
+    control.refuse_if_queued(run)
+
+
+def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", error=UNKNOWN)
+    held = lease.take(run.lease, launch_id="x", take_over=False)
+    again = {"nodes": None, "allow_recipe_change": False, "take_over": False}
+    with pytest.raises(LaunchError, match="is in use on"):
+        control.resume(run, [], **again)
+    # One that its own last job left behind holds nobody up: the job has ended.
+    SlurmFolder.of(run).append(Start("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
+    with pytest.raises(ConfigError, match="model"):
+        control.resume(run, [], **again)
+    held.close()
+
+
+def test_a_run_goes_on_as_it_was_told_last(run: RunFolder):
+    slurm = SlurmFolder.of(run)
+    assert control.newest_config(run) == run.config
+    time.sleep(0.02)
+    slurm.config.touch()
+    assert control.newest_config(run) == slurm.config
+    run.config.unlink()
+    assert control.newest_config(run) == slurm.config
+    slurm.config.unlink()
+    with pytest.raises(LaunchError, match=r"no config\.yaml any more"):
+        control.newest_config(run)
+
+
+def test_nodes_are_for_slurm_only(tmp_path: Path):
+    run = RunFolder(tmp_path / "local")
+    run.create(config="", provenance={})
+    run.write_status(Status("stopped"))
+    assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
