@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # imported late: torch takes seconds
 
 def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
     """A site profile. nodes: how many, in place of its own. Raises `ConfigError` with every mistake."""
-    data = schema.read_yaml(path)
+    # A key with nothing but comments below it is left as it is by default.
+    data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
     return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))
 
 

@@ -1,0 +1,189 @@
+"""What a job decides: which nodes it trusts, where ranks meet, and whether the run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fake_slurm import FakeSlurm
+
+from launcher import allocation, by_hand, health, rendezvous, requeue, verdict
+from launcher.allocation import Allocation
+from launcher.cluster import ClusterConfig
+from launcher.records import End, SlurmFolder, Start
+from xlpretrain.errors import LaunchError
+from xlpretrain.run_folder import RunFolder, Status
+
+NODES = ("n1", "n2", "n3")
+JOB = Allocation(job_id="7", number="7", restart=0, cluster="c", nodes=NODES)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """Not one command of Slurm."""
+    return FakeSlurm(tmp_path, monkeypatch)
+
+
+def said(*lines: tuple[str, str, list[str]]) -> str:
+    return "".join(json.dumps({"node": n, "stage": s, "problems": p}) + "\n" for n, s, p in lines) + "noise {\n"
+
+
+def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, list[str]]]:
+    return [(node, stage, []) for node in nodes]
+
+
+@pytest.mark.parametrize(
+    ("lines", "broken"),
+    [
+        ([*all_at("looked"), *all_at("joined"), *all_at("summed")], set()),
+        ([*all_at("looked", ["n1", "n3"]), ("n2", "looked", ["shows 7 GPUs, expected 8"])], {"n2"}),
+        (all_at("looked", ["n1", "n2"]), {"n3"}),
+        ([*all_at("looked"), *all_at("joined", ["n1", "n2"])], {"n3"}),
+        ([*all_at("looked"), *all_at("joined", ["n1"])], {"n1"}),
+    ],
+    ids=["sound", "GPU lost", "silent", "cut off", "head unreachable"],
+)
+def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
+    found = health.judge(said(*lines), NODES)
+    assert set(found.broken) == broken
+    assert found.trouble == ""
+
+
+def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
+    assert "no node answered" in health.judge("srun: error: nothing works\n", NODES).trouble
+    found = health.judge(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
+    assert (found.broken, "did not come to a sum" in found.trouble) == ({}, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "ended", "code", "go_on"),
+    [
+        (Status("finished", "finished"), {}, "finished", 0, False),
+        (Status("stopped", "signal"), {}, "stopped", 75, True),
+        (Status("stopped", "time"), {}, "stopped", 75, True),
+        (Status("stopped", "user"), {}, "stopped", 75, False),
+        (Status("stopped", "signal"), {"stop_file": True}, "stopped", 75, False),
+        (Status("failed", "error", message="why"), {}, "failed", 2, False),
+        (None, {"exit_code": 2}, "failed", 2, False),
+        (Status("running"), {}, "crashed", 1, True),
+        (None, {}, "crashed", 1, True),
+        (Status("running"), {"stop_file": True}, "failed", 1, False),
+        (Status("finished"), {"lost": True}, "fenced", 76, False),
+    ],
+    ids=str,
+)
+def test_how_a_start_ended(status: Status | None, more: dict[str, object], ended: str, code: int, go_on: bool) -> None:
+    given = {"exit_code": None, "lost": False, "stop_file": False, "last_words": "words", **more}
+    found = verdict.judge(status, **given)  # type: ignore[arg-type]
+    assert (found.ended, found.code, found.go_on) == (ended, code, go_on)
+
+
+def history(*starts: tuple[str, int, int | None], outcome: str = "requeued") -> list[Start | End]:
+    """Of each start: its job, the step it began at, and the one that it ended at (None: it was taken)."""
+    events: list[Start | End] = []
+    for job, began, ended in starts:
+        events.append(Start(job, 0, 0.0, NODES, 3, began))
+        if ended is not None:
+            events.append(End(0.0, outcome, 1, ended))  # type: ignore[arg-type]
+    return events
+
+
+@pytest.mark.parametrize(
+    ("events", "in_vain"),
+    [
+        (history(("7", 0, 0)), 1),
+        (history(("7", 0, 0), ("7", 0, 0)), 2),
+        (history(("7", 0, 0), ("7", 0, 5), ("7", 5, 5)), 1),
+        (history(("6", 0, 0), ("7", 0, 0)), 1),
+        (history(("7", 0, 0), ("7", 0, None), ("7", 0, 0)), 2),
+        (history(("7", 0, None), ("7", 0, None)), 0),
+        (history(("7", 0, 0), ("7", 0, 0), outcome="stopped"), 0),
+    ],
+    ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's"],
+)
+def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(events: list[Start | End], in_vain: int) -> None:
+    assert verdict.starts_in_vain(events, "7") == in_vain
+
+
+def test_requeues_are_capped_by_count_and_by_progress() -> None:
+    crash = verdict.Verdict("crashed", 1, "crashed: words")
+    given = {"job_id": "7", "max_requeues": 3, "verdict": crash}
+    assert verdict.why_no_more(history(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
+    why = verdict.why_no_more(history(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
+    assert why is not None and "3 times, which is max_requeues" in why
+    why = verdict.why_no_more(history(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
+    assert why is not None and "2 starts in a row brought no new checkpoint" in why
+    assert "crashed: words" in why
+
+
+def test_an_address_that_resolves_is_found_by_way_of_slurm(slurm: FakeSlurm) -> None:
+    slurm.has("scontrol", "NodeName=no.such.host.invalid NodeAddr=127.0.0.1 NodeHostName=other.invalid")
+    found = rendezvous.addresses("no.such.host.invalid")
+    assert found == ["no.such.host.invalid", "127.0.0.1", "other.invalid"]
+    assert rendezvous.pick(found) == "127.0.0.1"
+
+
+def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm.has("srun", "::1 127.0.0.1")
+    found = rendezvous.addresses("no.such.host.invalid")
+    assert rendezvous.pick(found) == "127.0.0.1"
+    slurm.has("srun", "")
+    with pytest.raises(LaunchError, match=r"none of its addresses \(no\.such\.host\.invalid\) can be resolved"):
+        rendezvous.addresses("no.such.host.invalid")
+    monkeypatch.setenv(rendezvous.MASTERS, "a.invalid b.invalid")
+    with pytest.raises(LaunchError, match=r"can resolve none of a\.invalid, b\.invalid"):
+        rendezvous.pick()
+
+
+def test_ports_differ_by_job_and_start() -> None:
+    ports = {rendezvous.free_port(job, restart) for job in (7, 8) for restart in (0, 1)}
+    assert len(ports) == 4
+    assert all(12000 <= port < 32000 for port in ports)
+
+
+def test_ranks_start_as_slurm_wants_it() -> None:
+    site = ClusterConfig(gpus_per_node=8, cpus_per_task=4, python="/py", srun=("--cpu-bind=cores",))
+    command = allocation.ranks(site, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
+    for part in ("--ntasks=16", "--nodelist=n1,n2", "--kill-on-bad-exit=1", "--cpus-per-task=4", "--gpu-bind=none"):
+        assert part in command
+    assert command[-5:] == ["--cpu-bind=cores", "/py", "-u", "-m", "x"]
+    boxed = site.model_copy(update={"launch": "torchrun", "container": ("--container-image=i",)})
+    command = allocation.ranks(boxed, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
+    for part in ("--ntasks=2", "--cpus-per-task=32", "--container-image=i", "--rdzv-endpoint=n1:12000", "bash"):
+        assert part in command
+    assert "/py" not in command
+
+
+def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:
+    records = SlurmFolder.of(run)
+    records.path.mkdir(parents=True)
+    records.exclude(["n2"])
+    return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}))
+
+
+def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
+    slurm.has("scontrol", "JobState=RUNNING EndTime=2026-01-01T00:00:00")
+    assert requeue.may_ask(JOB)
+    assert put_back(RunFolder(tmp_path / "run"), slurm) is None
+    assert slurm.asked[-2:] == ["scontrol requeue 7", "scontrol update JobId=7 ExcNodeList=n9,n2"]
+
+
+@pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])
+def test_what_slurm_or_a_user_took_is_not_put_back(slurm: FakeSlurm, state: str) -> None:
+    slurm.has("scontrol", f"JobState={state} EndTime=Unknown")
+    assert not requeue.may_ask(JOB)
+
+
+def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path: Path) -> None:
+    assert requeue.may_ask(JOB)
+    why = put_back(RunFolder(tmp_path / "run"), slurm)
+    assert why is not None
+    assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in why
+
+
+def test_a_job_of_ones_own_is_a_site_profile() -> None:
+    environment = {"SLURM_JOB_PARTITION": "gpu", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ACCOUNT": "(null)"}
+    site = by_hand.profile_of(JOB, environment)
+    assert (site.partition, site.num_tasks, site.account, site.nodes) == ("gpu", 8, None, "1-3")
