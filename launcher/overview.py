@@ -16,6 +16,8 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.goodput import work_s
 from xlpretrain.run_folder import RunFolder, Status
 
+STOPPED_BY_USER = "stopped by its user"
+
 
 @dataclass(frozen=True)
 class Overview:
@@ -62,6 +64,8 @@ def _look_at(run: RunFolder, job: Job | None, states: Mapping[str, JobState] | N
     sign = lease.last_sign(run.lease)
     heartbeat_s = max(0.0, time.time() - sign[1]) if sign and sign[1] else None
     own = _own_state(status, sign, heartbeat_s)
+    if run.stop_file.exists() and own not in ("running", "finished", "failed"):
+        own = STOPPED_BY_USER
     job_state = (states or {}).get(job.job_id) if job else None
     step = max((status.step if status else 0), rows[-1]["step"] if rows else 0)
     max_steps = status.max_steps if status and status.max_steps else _planned_steps(run)
@@ -99,7 +103,7 @@ def _own_state(status: Status | None, sign: tuple[lease.Owner | None, float] | N
         gone = heartbeat_s is None or heartbeat_s > lease.STALE_S or (owner is not None and owner.process.is_dead)
         return "crashed" if gone else "running"
     if status.state == "stopped":
-        return {"user": "stopped by its user", "time": "stopped in time", "signal": "stopped by a signal"}.get(
+        return {"user": STOPPED_BY_USER, "time": "stopped in time", "signal": "stopped by a signal"}.get(
             status.reason, "stopped"
         )
     return status.state
@@ -114,9 +118,10 @@ def _state(own: str, job: Job | None, job_state: JobState | None, *, answered: b
         return str(job_state)
     if job_state is not None and job_state.is_running:
         return job_state.state if own == "running" else f"{job_state.state} (starting or ending)"
-    if own == "running":  # its job is over, and it was resumed on a machine
-        return "local: running"
-    if job_state is None:
+    if own == "running" or (own == "finished" and job_state is not None and job_state.state != "COMPLETED"):
+        return f"local: {own}"  # resumed on a machine after its job was over
+    # A job that was stopped ends with an exit code that Slurm takes for a failure.
+    if job_state is None or (own == STOPPED_BY_USER and job_state.state == "FAILED"):
         return f"ended: {own}"
     return job_state.state if own == "finished" else f"{job_state.state}: {own}"
 

@@ -81,8 +81,9 @@ def _facts(view: Overview) -> Table:
     add("speed", "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f} tokens/s")
     add("heartbeat", "" if view.heartbeat_s is None else f"{_duration(view.heartbeat_s)} ago")
     add("restarts", str(view.restarts))
-    ranks = f", {view.status.world_size} ranks" if view.status is not None and view.host else ""
-    add("rank 0", f"{view.host}{ranks}")
+    if view.status is not None and view.host:
+        num_ranks = view.status.world_size
+        add("rank 0", f"{view.host}, {num_ranks} rank{'' if num_ranks == 1 else 's'}")
     add("message", Text(view.message, style="red"))
     add("excluded", ", ".join(SlurmFolder.of(view.run).read_excluded()))
     if view.run.stop_file.exists():
