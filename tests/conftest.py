@@ -19,6 +19,7 @@ from slurm_packages import why_no_slurm, why_not_isolated
 from data_pipelines.build import build
 from data_pipelines.config import DataConfig
 from tests.corpus import make_documents
+from xlpretrain import distributed
 from xlpretrain.schema import validate
 
 VOCAB_SIZE = 300
@@ -33,6 +34,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """This process as a group of one."""
+    distributed.start()
+    yield
+    distributed.stop()
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:

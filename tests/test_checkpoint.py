@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,12 @@ from torchrun import torchrun
 from workers.checkpoint_cases import STREAMS, begin, restore, save
 from workers.engine_cases import FP32
 
-from xlpretrain import checkpoint, distributed
+from xlpretrain import checkpoint
 from xlpretrain.errors import CheckpointError
 from xlpretrain.state import TrainState
 
 PLAIN = FP32["plain fp32"]
 CASES = ("same_layout", "elastic_save", "damaged_on_one_rank", "one_rank_cannot_write")
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """This process as a group of one."""
-    distributed.start()
-    yield
-    distributed.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,13 @@ from workers.checkpoint_cases import STREAMS, begin, restore, save
 from workers.engine_cases import FP32
 
 from launcher.checkpoints import show
-from xlpretrain import checkpoint, distributed
+from xlpretrain import checkpoint
 from xlpretrain.checkpoint.folders import clear_temporary, put_away
 from xlpretrain.checkpoint.format import verify_whole
 from xlpretrain.errors import CheckpointError, LaunchError
 from xlpretrain.state import TrainState
 
 PLAIN = FP32["plain fp32"]
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """This process as a group of one."""
-    distributed.start()
-    yield
-    distributed.stop()
 
 
 @pytest.fixture
