@@ -20,7 +20,8 @@ TORCHRUN = ('trap "" USR1 USR2; exec "$@"', "torchrun")
 class Allocation:
     """A job as it sees itself.
 
-    job_id: such as "123_4" in an array. number: the one that Slurm's commands take, also there. restart: how often
+    job_id: such as "123_4" in an array, as Slurm's commands are to be told: the bare number of an array's last element
+    is that of the whole array, too. number: that number, unlike for each element. restart: how often
     Slurm had put it back into the queue.
     """
 

@@ -14,14 +14,14 @@ from xlpretrain.run_folder import RunFolder
 
 def may_ask(job: Allocation) -> bool:
     """Whether the job is this start's to put back: not if Slurm did so already, nor if somebody cancelled it."""
-    known = slurm.read_job(job.number)
+    known = slurm.read_job(job.job_id)
     return known is None or known.state == "RUNNING"
 
 
 def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
     """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went."""
     try:
-        slurm.ask("scontrol", "requeue", job.number)
+        slurm.ask("scontrol", "requeue", job.job_id)
     except LaunchError as error:
         print(f"it cannot be put back into the queue: {error}", flush=True)
         return _submit_anew(run, profile)
@@ -29,7 +29,7 @@ def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
     if broken:
         nodes = ",".join(filter(None, [profile.sbatch.get("exclude", ""), *broken]))
         try:  # only a job that waits can be told so, and it does from now on
-            slurm.ask("scontrol", "update", f"JobId={job.number}", f"ExcNodeList={nodes}")
+            slurm.ask("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
         except LaunchError as error:
             print(f"the next start may meet {nodes} again: {error}", flush=True)
     return None

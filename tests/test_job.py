@@ -17,7 +17,7 @@ from xlpretrain.errors import LaunchError
 from xlpretrain.run_folder import RunFolder, Status
 
 NODES = ("n1", "n2", "n3")
-JOB = Allocation(job_id="7", number="7", restart=0, cluster="c", nodes=NODES)
+JOB = Allocation(job_id="7_3", number="7", restart=0, cluster="c", nodes=NODES)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, t
     slurm.has("scontrol", "JobState=RUNNING EndTime=2026-01-01T00:00:00")
     assert requeue.may_ask(JOB)
     assert put_back(RunFolder(tmp_path / "run"), slurm) is None
-    assert slurm.asked[-2:] == ["scontrol requeue 7", "scontrol update JobId=7 ExcNodeList=n9,n2"]
+    assert slurm.asked[-2:] == ["scontrol requeue 7_3", "scontrol update JobId=7_3 ExcNodeList=n9,n2"]
 
 
 @pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])
