@@ -31,7 +31,7 @@ def test_loading_a_config_imports_no_deepspeed():
 
 def test_every_command_has_help():
     for command in (
-        ["train"], ["resume"], ["stop"], ["eval"], ["report"], ["checkpoints"], ["config"],
+        ["train"], ["resume"], ["status"], ["logs"], ["stop"], ["cancel"], ["eval"], ["report"], ["checkpoints"], ["config"],
         ["data"], ["data", "build"], ["data", "verify"], ["data", "stats"],
     ):  # fmt: skip
         out, _ = commands.run(*command, "--help")
@@ -43,7 +43,11 @@ def test_every_command_has_help():
     [
         (["train", "no.yaml"], "no.yaml: no such file"),
         (["resume", "/nowhere"], "not a run folder"),
+        (["status", "/nowhere"], "not a run folder"),
+        (["status", "--runs-dir", "/nowhere"], "no such folder"),
+        (["logs", "/nowhere"], "not a run folder"),
         (["stop", "/nowhere"], "not a run folder"),
+        (["cancel", "/nowhere"], "not a run folder"),
         (["eval", "/nowhere"], "not a run folder"),
         (["report", "/nowhere"], "not a run folder"),
         (["checkpoints", "/nowhere"], "not a run folder"),
