@@ -31,7 +31,8 @@ def test_loading_a_config_imports_no_deepspeed():
 
 def test_every_command_has_help():
     for command in (
-        ["train"], ["resume"], ["status"], ["logs"], ["stop"], ["cancel"], ["eval"], ["report"], ["checkpoints"], ["config"],
+        ["train"], ["resume"], ["submit"], ["status"], ["logs"], ["stop"], ["cancel"],
+        ["eval"], ["report"], ["checkpoints"], ["config"],
         ["data"], ["data", "build"], ["data", "verify"], ["data", "stats"],
     ):  # fmt: skip
         out, _ = commands.run(*command, "--help")
