@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import psutil
-from slurm_node import DIE_WITH_ME, Machine, Node, Share, find_processes, kill_all, run_ip, spawn
+from slurm_node import DIE_WITH_ME, Machine, Node, Share, find_processes, run_ip, spawn
 from slurm_packages import SBIN
 
 Isolation = Literal["uts", "netns", "none"]
@@ -113,12 +114,15 @@ class SlurmCluster:
         self._network = f"10.{self._port // 250}.{self._port % 250}"
         self._user = user or pwd.getpwuid(os.geteuid()).pw_name
         self._become = _become(user) if user else []
+        self._warden: subprocess.Popen[bytes] | None = None
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._shape = {"cpus": cpus, "gpus": gpus, "memory_mb": memory_mb, "grace_s": grace_s}
         self._extra = extra
         self._nodes: dict[str, Node] = {}
 
     def __enter__(self) -> Self:
+        warden = [sys.executable, str(Path(__file__).with_name("slurm_warden.py")), str(self.folder), self._bridge]
+        self._warden = subprocess.Popen(warden, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self._write_files()
             self._start()
@@ -140,10 +144,8 @@ class SlurmCluster:
         for daemon in reversed(self._daemons):
             daemon.kill()
             daemon.wait()
-        kill_all(self.processes())
-        if self._bridge:
-            run_ip("link", "delete", self._bridge, check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._warden is not None:
+            self._warden.communicate()
 
     def processes(self) -> list[psutil.Process]:
         """All that has to do with it: daemons, steps, ranks, commands."""

@@ -1,0 +1,25 @@
+"""Waits for the end of the test run that boots a cluster, also by SIGKILL, and then removes what is left of it.
+
+python slurm_warden.py FOLDER [BRIDGE]; its standard input ends with the test run.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from slurm_node import find_processes, kill_all, run_ip
+
+
+def main(folder: Path, bridge: str) -> None:
+    """Wait, and clear up."""
+    sys.stdin.read()
+    # Daemons end by themselves; what they are starting at this moment must be found as well.
+    while left := find_processes(f"SLURM_CONF={folder}/etc/slurm.conf"):
+        kill_all(left)
+    if bridge:
+        run_ip("link", "delete", bridge, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "".join(sys.argv[2:]))
