@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import psutil
-from slurm_node import DIE_WITH_ME, Machine, Node, Share, find_processes, run_ip, spawn
+from slurm_node import DIE_WITH_ME, Machine, Node, Share, find_processes, remove_network, run_ip, spawn
 from slurm_packages import SBIN
 
 Isolation = Literal["uts", "netns", "none"]
@@ -296,7 +296,7 @@ class SlurmCluster:
         self._daemon("munged", "--foreground", *(f"--{option}={munge / name}" for option, name in files.items()))
         _wait((munge / "socket").exists, 10, lambda: f"munged did not start: {self.logs()}")
         if self._bridge:
-            run_ip("link", "delete", self._bridge, check=False)  # of a test run that was killed
+            remove_network(self._bridge)  # of the same name, should it still be there
             run_ip("link", "add", self._bridge, "type", "bridge")
             run_ip("address", "add", f"{self._network}.254/24", "dev", self._bridge)
             run_ip("link", "set", self._bridge, "up")

@@ -170,6 +170,12 @@ def run_ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
 
+def remove_network(bridge: str) -> None:
+    """Remove a bridge and the cables to its nodes, also those that a node's last packets still hold."""
+    for link in Path("/sys/class/net").glob(f"{bridge}*"):
+        run_ip("link", "delete", link.name, check=False)
+
+
 def spawn(command: Sequence[str], *, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start a daemon that stays in the foreground; what it says goes to `log`."""
     with log.open("ab") as file:

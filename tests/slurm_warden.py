@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from slurm_node import find_processes, kill_all, run_ip
+from slurm_node import find_processes, kill_all, remove_network
 
 
 def main(folder: Path, bridge: str) -> None:
@@ -17,7 +17,7 @@ def main(folder: Path, bridge: str) -> None:
     while left := find_processes(f"SLURM_CONF={folder}/etc/slurm.conf"):
         kill_all(left)
     if bridge:
-        run_ip("link", "delete", bridge, check=False)
+        remove_network(bridge)
     shutil.rmtree(folder, ignore_errors=True)
 
 

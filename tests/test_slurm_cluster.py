@@ -112,6 +112,7 @@ def test_an_ordinary_user_can_have_one(make_slurm_cluster):
 @pytest.mark.parametrize("isolation", ["netns", "none"])
 def test_nothing_is_left_behind_by_a_test_run_that_is_killed(make_slurm_cluster, isolation: str):
     make_slurm_cluster(isolation=isolation).close()  # skips where it cannot be had
+    others = set(Path("/sys/class/net").iterdir())
     test_run = subprocess.Popen(
         [sys.executable, "-c", BOOT_AND_HANG, isolation], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
     )
@@ -119,6 +120,8 @@ def test_nothing_is_left_behind_by_a_test_run_that_is_killed(make_slurm_cluster,
     folder = Path(test_run.stdout.readline().strip())
     begun = find_processes(f"SLURM_CONF={folder}/etc/slurm.conf")
     assert {"slurmctld", "munged", "slurmd", "slurmstepd", "sleep"} <= {process.name() for process in begun}
+    links = set(Path("/sys/class/net").iterdir()) - others
+    assert len(links) == (4 if isolation == "netns" else 0), "a bridge and three cables"
     test_run.kill()
     test_run.communicate()
     deadline = time.monotonic() + 30
@@ -128,3 +131,4 @@ def test_nothing_is_left_behind_by_a_test_run_that_is_killed(make_slurm_cluster,
     # Dead children that the first process of this machine does not collect are none of ours.
     left = [process for process in begun if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert left == []
+    assert not links & set(Path("/sys/class/net").iterdir())
