@@ -21,8 +21,8 @@ class Allocation:
     """A job as it sees itself.
 
     job_id: such as "123_4" in an array, as Slurm's commands are to be told: the bare number of an array's last element
-    is that of the whole array, too. number: that number, unlike for each element. restart: how often
-    Slurm had put it back into the queue.
+    is that of the whole array, too. number: that number, unlike for each element. restart: how often Slurm had put it
+    back into the queue.
     """
 
     job_id: str

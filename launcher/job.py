@@ -125,7 +125,8 @@ def _look_at(nodes: Sequence[str], run: RunFolder, profile: ClusterConfig, where
     limit = profile.health_check.timeout_s
     arguments = [str(run.path), str(profile.num_gpus), str(max(1, limit // 2))]
     step = allocation.step(profile, nodes, tasks_per_node=1, cpus_per_task=profile.cpus_per_task)
-    command = [*step, allocation.python(profile), "-u", "-m", "launcher.health", *arguments]
+    # One that fails shall not end the others, which have something to say.
+    command = [*step, "--kill-on-bad-exit=0", allocation.python(profile), "-u", "-m", "launcher.health", *arguments]
     process = allocation.start(command, where, stdout=subprocess.PIPE)
     try:
         said, _ = process.communicate(timeout=limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import time
 
 from launcher import slurm
 from launcher.allocation import Allocation
@@ -20,6 +22,8 @@ def may_ask(job: Allocation) -> bool:
 
 def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
     """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went."""
+    # From the request on, Slurm ends what this job runs; the commands here are to outlive its first signal.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         slurm.ask("scontrol", "requeue", job.job_id)
     except LaunchError as error:
@@ -37,8 +41,6 @@ def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
 
 def _submit_anew(run: RunFolder, profile: ClusterConfig) -> str | None:
     """Another job for the run, from inside of this one. Returns why there is none."""
-    import time
-
     from launcher import submission
 
     advice = f"`xlpretrain resume {run.path}` on a login node goes on"

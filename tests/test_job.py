@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -160,7 +161,11 @@ def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:
     records = SlurmFolder.of(run)
     records.path.mkdir(parents=True)
     records.exclude(["n2"])
-    return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
