@@ -1,11 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import environment
 
-from xlpretrain.stopping import SIGNALS, StopRequest
+from xlpretrain.stopping import SIGNALS, WARNINGS, StopRequest
 
 
 def request(tmp_path: Path, time_budget_s: float | None = None) -> StopRequest:
@@ -24,6 +27,22 @@ def test_each_signal_is_a_request_and_the_old_handlers_come_back(tmp_path: Path,
         os.kill(os.getpid(), number)
         assert stop.reason() == "signal"
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_warning_that_comes_too_early_is_kept(tmp_path: Path, number: signal.Signals):
+    program = f"""
+import os, pathlib, torch
+from xlpretrain import stopping
+stop = stopping.StopRequest(stop_file=pathlib.Path("STOP"), time_budget_s=None)
+os.kill(os.getpid(), {number})
+assert stop.reason() is None
+with stop.listening():
+    assert stop.reason() == "signal"
+"""
+    # Before anything starts a thread, which would hear what this one does not.
+    early = "from xlpretrain.stopping import hold_back_warnings; hold_back_warnings()"
+    subprocess.run([sys.executable, "-c", early + program], cwd=tmp_path, env=environment(), check=True)
 
 
 def test_a_stop_file_is_seen_within_a_second(tmp_path: Path):

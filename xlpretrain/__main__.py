@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, tell_once
 from xlpretrain.goodput import describe
+from xlpretrain.stopping import hold_back_warnings
 from xlpretrain.watchdog import Watchdog
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool) -> int:
     """Train. Raises `XLPretrainError` for what the user can mend."""
+    hold_back_warnings()
     with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
         from xlpretrain import config as configuration
         from xlpretrain import distributed

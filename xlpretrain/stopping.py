@@ -17,6 +17,8 @@ from xlpretrain.schema import Section
 StopReason = Literal["signal", "time", "user"]
 STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Which of them say that time is running out, and no more: what they are not told to may be finished."""
 _LOOK_EVERY_S = 0.5
 
 
@@ -29,6 +31,14 @@ class StopConfig(Section):
     """Seconds that the launcher gives the ranks to save after a signal, before it kills them."""
     max_nonfinite_steps: int = Field(5, gt=0)
     """Steps in a row whose loss or gradient is not finite after which the run fails."""
+
+
+def hold_back_warnings() -> None:
+    """Let warnings wait until the run listens: while it still imports and builds, they would end the process.
+
+    To be called before anything starts a thread, which would hear what this one does not.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
 
 
 class StopRequest:
@@ -54,12 +64,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn `SIGNALS` into a request for as long as the context lasts."""
+        """Turn `SIGNALS` into a request for as long as the context lasts; held-back ones, too."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signalled = True
 
         previous = {number: signal.signal(number, note) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)
         try:
             yield
         finally:
