@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launcher import queue, slurm
-from launcher.queue import JobState
+from launcher import slurm
 from launcher.records import Job, SlurmFolder, Start, newest_step
+from launcher.slurm import JobState
 from xlpretrain import lease
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_folder import RunFolder
@@ -23,7 +23,7 @@ def stop(run: RunFolder) -> str:
     """Leave the wish that a run saves and ends, and stays so. Returns what becomes of it. Raises `LaunchError`."""
     _wish_to_stop(run)
     job = SlurmFolder.of(run).read_job()
-    state = queue.ask_one(job.job_id) if job else None
+    state = slurm.state_of(job.job_id) if job else None
     if job and state and state.is_waiting:
         return (
             f"{run.path}: its job {job.job_id} waits in the queue ({state}); it will end as soon as it starts."
@@ -43,10 +43,10 @@ def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
     job, state = _job_to_cancel(run)
     # A job that is told to end would save and put itself back into the queue, were it not the user's wish.
     _wish_to_stop(run)
-    queue.scancel(job.job_id)
+    slurm.ask("scancel", job.job_id)
     deadline = time.monotonic() + wait_s
     while True:
-        now = queue.ask_one(job.job_id)
+        now = slurm.state_of(job.job_id)
         if now is None or now.is_over:
             break
         if time.monotonic() > deadline:
@@ -96,7 +96,7 @@ def resume(
 def refuse_if_queued(run: RunFolder) -> None:
     """Raise `LaunchError` if a run's job waits or runs, as far as can be told here."""
     job = SlurmFolder.of(run).read_job()
-    state = queue.ask_one(job.job_id) if job else None
+    state = slurm.state_of(job.job_id) if job else None
     if job and state and not state.is_over:
         doing = "waits in the queue" if state.is_waiting else "runs"
         raise LaunchError(
@@ -134,7 +134,7 @@ def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:
             f"{run.path}: its job {job.job_id} is one of cluster {job.cluster}, and this machine belongs to {here};"
             f" cancel it from a machine of {job.cluster}"
         )
-    states = queue.ask([job.job_id])
+    states = slurm.states_of([job.job_id])
     if states is None:
         raise LaunchError(
             f"{run.path}: Slurm does not answer on this machine (squeue, scontrol, sacct), so job {job.job_id} cannot"

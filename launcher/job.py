@@ -174,7 +174,7 @@ def _run_ranks(
 def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:
     """Until the ranks have ended; False if the job's time is up before that."""
     while True:
-        known = slurm.read_job(job.job_id)
+        known = slurm.state_of(job.job_id)
         ends_at = known.ends_at if known else None
         left = None if ends_at is None else max(0.0, ends_at - margin_s - time.time())
         try:
@@ -182,7 +182,7 @@ def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -
             return True
         except subprocess.TimeoutExpired:
             # Somebody may have given it more time meanwhile.
-            known = slurm.read_job(job.job_id)
+            known = slurm.state_of(job.job_id)
             if known is None or known.ends_at is None or known.ends_at - margin_s <= time.time():
                 return False
 

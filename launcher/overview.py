@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher import queue, runs
-from launcher.queue import JobState
+from launcher import runs, slurm
 from launcher.records import End, Job, SlurmFolder, Start
+from launcher.slurm import JobState
 from xlpretrain import lease, schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.goodput import work_s
@@ -55,7 +55,7 @@ class Overview:
 def look_at(folders: Sequence[RunFolder]) -> list[Overview]:
     """Each of these runs; Slurm is asked once for all."""
     jobs = [_read_job(run) for run in folders]
-    states = queue.ask([job.job_id for job in jobs if job is not None])
+    states = slurm.states_of([job.job_id for job in jobs if job is not None])
     return [_look_at(run, job, states) for run, job in zip(folders, jobs, strict=True)]
 
 

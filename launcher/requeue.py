@@ -16,7 +16,7 @@ from xlpretrain.run_folder import RunFolder
 
 def may_ask(job: Allocation) -> bool:
     """Whether the job is this start's to put back: not if Slurm did so already, nor if somebody cancelled it."""
-    known = slurm.read_job(job.job_id)
+    known = slurm.state_of(job.job_id)
     return known is None or known.state == "RUNNING"
 
 

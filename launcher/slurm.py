@@ -1,36 +1,90 @@
-"""What a job, or who submits one, asks Slurm's own commands. Torch-free. See also queue.py."""
+"""What Slurm's own commands are asked, by who submits a job, who watches it, and the job itself. Torch-free.
+
+The states of jobs come from squeue, else scontrol, and from sacct for those that ended long ago. Any of the three may
+be missing: many sites have no accounting, many containers no scontrol, a laptop no Slurm. No JSON, whose layout
+changes with each release.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from launcher import queue
 from xlpretrain.errors import LaunchError
 
 _INHERITED = re.compile(
     r"(SLURM|SLURMD|SRUN|SUBMITIT|TORCHELASTIC|XLPRETRAIN)_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
 )
 _KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_TIME_FORMAT"}
+# What the user has set as the defaults of squeue might hide jobs, or tell times otherwise.
+_HABITS = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
+_QUICK_S = 20  # for a question that many may ask
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_FIELD = re.compile(r"(?:^| )(ArrayJobId|ArrayTaskId|JobState|Reason|NodeList|EndTime)=(\S*)")
+_NOTHING = ("None", "(null)", "None assigned")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How a job stands. state: such as RUNNING. ends_at: when its time is up, in seconds since 1970, if known."""
+class JobState:
+    """What Slurm says of a job.
+
+    state: its word, such as PENDING; reason: why so, if it says; nodes: node[1-2]. ends_at: when its time is up, in
+    seconds since 1970, if that is known.
+    """
 
     state: str
-    ends_at: float | None
+    reason: str = ""
+    nodes: str = ""
+    ends_at: float | None = None
+
+    @classmethod
+    def told(cls, state: str, *, reason: str, nodes: str, ends: str) -> JobState:
+        """From Slurm's words."""
+        try:
+            ends_at = datetime.fromisoformat(ends).timestamp()
+        except ValueError:  # Unknown, N/A
+            ends_at = None
+        return cls(state, "" if reason in _NOTHING else reason, "" if nodes in _NOTHING else nodes, ends_at)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state in _WAITING
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has nodes, or still clears them."""
+        return self.state in _RUNNING
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it neither waits nor runs."""
+        return not (self.is_waiting or self.is_running)
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason else self.state
 
 
 def ask(*command: str, timeout_s: float = 60) -> str:
     """What a command of Slurm prints. Raises `LaunchError` with its own words."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_HABITS)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            check=False,
+        )
     except FileNotFoundError:
         raise LaunchError(f"{command[0]}: there is no such command on {os.uname().nodename}") from None
     except subprocess.TimeoutExpired:
@@ -40,19 +94,27 @@ def ask(*command: str, timeout_s: float = 60) -> str:
     return done.stdout
 
 
-def read_job(job_id: str) -> Limits | None:
-    """What the controller says of a job; None where it cannot be asked."""
-    try:
-        said = ask("scontrol", "--oneliner", "show", "job", job_id)
-    except LaunchError:
-        known = queue.ask_one(job_id)
-        return Limits(known.state, None) if known else None
-    fields = dict(re.findall(r"\b(JobState|EndTime)=(\S+)", said))
-    try:
-        ends_at = datetime.fromisoformat(fields["EndTime"]).timestamp()
-    except (KeyError, ValueError):  # Unknown
-        ends_at = None
-    return Limits(fields.get("JobState", ""), ends_at)
+def states_of(job_ids: Sequence[str]) -> dict[str, JobState] | None:
+    """The states of jobs by their ids ("12", or "12_3" in an array). None: no Slurm answers on this machine.
+
+    A job that is not in the answer ended so long ago that Slurm has forgotten it. One call for all jobs.
+    """
+    if not job_ids:
+        return {}
+    states = _squeue(job_ids)
+    if states is None:
+        states = _scontrol(job_ids)
+    missing = [job for job in job_ids if job not in (states or {})]
+    past = _sacct(missing) if missing else {}
+    if states is None and not past:
+        return None
+    known = {**(past or {}), **(states or {})}
+    return {job: known[job] for job in job_ids if job in known}
+
+
+def state_of(job_id: str) -> JobState | None:
+    """As `states_of`, of one job; None also if Slurm does not know it."""
+    return (states_of([job_id]) or {}).get(job_id)
 
 
 def cluster_name() -> str:
@@ -78,3 +140,59 @@ def clean_environment() -> Iterator[None]:
         yield
     finally:
         os.environ.update(unwanted)
+
+
+def _squeue(job_ids: Sequence[str]) -> dict[str, JobState] | None:
+    # --array: a line for each element, also of those that wait. Reasons may hold any sign, so they come last.
+    said = _look_up(
+        "squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%e|%r", f"--jobs={','.join(job_ids)}"
+    )
+    if said is None:
+        return None
+    rows = (line.split("|", 4) for line in said.splitlines())
+    return {row[0]: JobState.told(row[1], reason=row[4], nodes=row[2], ends=row[3]) for row in rows if len(row) == 5}
+
+
+def _scontrol(job_ids: Sequence[str]) -> dict[str, JobState] | None:
+    states = {}
+    for job in job_ids:
+        said = _look_up("scontrol", "--oneliner", "show", "job", job)
+        if said is None:
+            return None
+        found: list[Mapping[str, str]] = [dict(_FIELD.findall(line)) for line in said.splitlines()]
+        # Of a whole array come all elements; of one that waits, the line for all that do.
+        own = [one for one in found if job == f"{one.get('ArrayJobId')}_{one.get('ArrayTaskId')}"] or found
+        for one in own[:1]:
+            states[job] = JobState.told(
+                one.get("JobState", ""),
+                reason=one.get("Reason", ""),
+                nodes=one.get("NodeList", ""),
+                ends=one.get("EndTime", ""),
+            )
+    return states
+
+
+def _sacct(job_ids: Sequence[str]) -> dict[str, JobState] | None:
+    said = _look_up(
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,NodeList",
+        f"--jobs={','.join(job_ids)}",
+    )
+    if said is None:
+        return None
+    rows = (line.split("|") for line in said.splitlines())
+    # "CANCELLED by 1000"
+    return {
+        row[0]: JobState.told(row[1].split(" ")[0], reason="", nodes=row[2], ends="") for row in rows if len(row) == 3
+    }
+
+
+def _look_up(*command: str) -> str | None:
+    """What a command says of jobs; empty if it does not know them, None if it does not answer."""
+    try:
+        return ask(*command, timeout_s=_QUICK_S)
+    except LaunchError as error:
+        return "" if _UNKNOWN_JOB.search(str(error)) else None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import queue, slurm, snapshot, submission, sweep
+from launcher import slurm, snapshot, submission, sweep
 from launcher.cluster import ClusterConfig
 from launcher.records import Job, SlurmFolder
 from xlpretrain import schema
@@ -90,7 +90,7 @@ def refuse_if_active(folder: RunFolder) -> None:
 def active_job(folder: RunFolder) -> str | None:
     """The id of a run's job, if that waits in the queue or runs."""
     job = SlurmFolder.of(folder).read_job()
-    state = queue.ask_one(job.job_id) if job else None
+    state = slurm.state_of(job.job_id) if job else None
     return job.job_id if job and state and not state.is_over else None
 
 

@@ -27,10 +27,10 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
-    fake_slurm.has("squeue", "12|PENDING||Resources")
+    fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
     assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in control.stop(run)
     assert f"`xlpretrain cancel '{run.path}'` removes it" in control.stop(run)
-    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     assert "it will save and end at its next step" in control.stop(run)
     fake_slurm.has("squeue", error=UNKNOWN)
     assert "not running; it will not start again until resumed" in control.stop(run)
@@ -40,13 +40,13 @@ def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
 def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm, tmp_path: Path):
     with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
         control.cancel(run)
-    fake_slurm.has("squeue", "12|FAILED|node1|NonZeroExitCode")
+    fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
     with pytest.raises(LaunchError, match=r"job 12 has ended \(FAILED \(NonZeroExitCode\)\)"):
         control.cancel(run)
     fake_slurm.has("squeue", error=UNKNOWN)
     with pytest.raises(LaunchError, match="job 12 has ended: nothing to cancel"):
         control.cancel(run)
-    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     fake_slurm.has("scontrol", "ClusterName             = other")
     with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
         control.cancel(run)
@@ -59,7 +59,7 @@ def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm,
 
 
 def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake_slurm: FakeSlurm):
-    fake_slurm.has("squeue", "12|COMPLETING|node1|None")
+    fake_slurm.has("squeue", "12|COMPLETING|node1|N/A|None")
     fake_slurm.has("scancel")
     assert "is still COMPLETING" in control.cancel(run, wait_s=1)
     assert "scancel 12" in fake_slurm.asked
@@ -67,13 +67,13 @@ def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake
 
 
 def test_resume_is_refused_while_the_job_waits_or_runs(run: RunFolder, fake_slurm: FakeSlurm):
-    fake_slurm.has("squeue", "12|PENDING||Priority")
+    fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
     with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
         control.refuse_if_queued(run)
-    fake_slurm.has("squeue", "12|RUNNING|node1|None")
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     with pytest.raises(LaunchError, match="runs"):
         control.refuse_if_queued(run)
-    fake_slurm.has("squeue", "12|COMPLETED|node1|None")
+    fake_slurm.has("squeue", "12|COMPLETED|node1|N/A|None")
     control.refuse_if_queued(run)
 
 

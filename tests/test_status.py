@@ -58,8 +58,8 @@ def test_the_state_is_slurms_where_slurm_has_the_run(tmp_path: Path, fake_slurm:
     make_run(runs / "local", state="finished", step=1000)
     fake_slurm.has(
         "squeue",
-        "1|PENDING||Resources\n2|RUNNING|node[1-2]|None\n3|FAILED|node1|NonZeroExitCode\n4|COMPLETED|node1|None\n"
-        "6|RUNNING|node1|None",
+        "1|PENDING||N/A|Resources\n2|RUNNING|node[1-2]|N/A|None\n3|FAILED|node1|N/A|NonZeroExitCode\n4|COMPLETED|node1|N/A|None\n"
+        "6|RUNNING|node1|N/A|None",
     )
     lines = table(capsys, runs)
     assert "PENDING (Resources)" in lines["waits"]
@@ -116,7 +116,7 @@ def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm
     (runs / "empty").mkdir()
     (runs / "[red]\tname").mkdir()
     (runs / "[red]\tname" / "config.yaml").touch()
-    fake_slurm.has("squeue", "12|PENDING||Priority")
+    fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
     lines = table(capsys, runs)
     assert set(lines) == {"only submitted", "broken", "odd", "newer", "sweep/lr=1", "[red]\\tname"}
     assert "PENDING (Priority)" in lines["only submitted"]

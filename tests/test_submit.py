@@ -99,9 +99,9 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
     call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any
 ) -> None:
     call()
-    slurm.has("squeue", "7|PENDING||Priority")
+    slurm.has("squeue", "7|PENDING||N/A|Priority")
     assert "is job 7 already" in refusal(call)
-    slurm.has("squeue", "7|COMPLETED||None")
+    slurm.has("squeue", "7|COMPLETED||N/A|None")
     run = RunFolder(tmp_path / "runs" / "r")
     run.stop_file.touch()
     assert "the run was stopped by its user; `xlpretrain resume" in refusal(call)
