@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from huggingface import read, rules_of, write
 from torch import Tensor, nn
 
+from xlpretrain.huggingface.names import read, rules_of, write
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.encoder import AlbertConfig, BertConfig
 from xlpretrain.models.xlnet import XLNetConfig

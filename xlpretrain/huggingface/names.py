@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlpretrain.models.encoder import AlbertConfig, BertConfig
+from xlpretrain.errors import CheckpointError
+from xlpretrain.models.encoder import AlbertConfig, EncoderConfig
 from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.xlnet import XLNetConfig
 
@@ -33,23 +34,38 @@ def read(rules: Iterator[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def write(rules: Iterator[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors as theirs; those of shared layers once for each layer that has a name there."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for rule in rules:
         found.update(zip(rule.theirs, (t.clone() for t in rule.write(ours[rule.ours])), strict=True))
     return found
 
 
-def rules_of(config: StackConfig) -> Iterator[Rule]:
-    """Of a `PretrainingModel`: with the head of masked LM and a sentence task, or of permutation LM."""
+def rules_of(config: StackConfig, *, sentence: bool = True) -> Iterator[Rule]:
+    """Of a `PretrainingModel` that a class of transformers covers: with the head of masked LM, or of permutation LM.
+
+    sentence: whether the head of masked LM has a sentence task.
+    """
     match config:
         case XLNetConfig():
             yield from _xlnet(config)
-        case AlbertConfig():
-            yield from _albert(config)
-        case BertConfig():
-            yield from _bert(config)
+        case EncoderConfig():
+            albert = is_albert(config)
+            yield from _albert(config) if albert else _bert(config)
+            if sentence:
+                pooler, classifier = _SENTENCE[albert]
+                yield from _pairs("head.sentence.pooler.linear", pooler)
+                yield from _pairs("head.sentence.classifier", classifier)
         case _:
             raise ValueError(f"transformers 5 has no {config.type}")
+
+
+def is_albert(config: EncoderConfig) -> bool:
+    """Whether an encoder has what transformers has for ALBERT only: shared layers, or narrower token vectors."""
+    shared = config.num_own_layers < len(config.weights_of_layers) or config.layers_per_group > 1
+    return isinstance(config, AlbertConfig) or shared or config.embed_size != config.d_model
+
+
+_SENTENCE = {True: ("albert.pooler", "sop_classifier.classifier"), False: ("bert.pooler.dense", "cls.seq_relationship")}
 
 
 def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
@@ -76,7 +92,8 @@ def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
         yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}ff.layer_norm")
     for part, name in (("content", "r_w_bias"), ("position", "r_r_bias"), ("segment", "r_s_bias")):
         names = tuple(f"{layer}rel_attn.{name}" for layer in layers)
-        yield Rule(f"backbone.{part}_bias", names, torch.stack, lambda ours: ours.expand(len(layers), -1, -1).unbind())
+        read = _read_own if config.untie_r else _read_shared
+        yield Rule(f"backbone.{part}_bias", names, read, lambda ours: ours.expand(len(layers), -1, -1).unbind())
     yield Rule(
         "backbone.mask_embedding", ("transformer.mask_emb",), lambda theirs: theirs[0][0], lambda ours: [ours[None]]
     )
@@ -84,7 +101,7 @@ def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
     yield Rule("head.output.bias", ("lm_loss.bias",))
 
 
-def _albert(config: AlbertConfig) -> Iterator[Rule]:
+def _albert(config: EncoderConfig) -> Iterator[Rule]:
     for i in range(config.num_own_layers):
         group, inner = divmod(i, config.layers_per_group)
         theirs = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}."
@@ -97,15 +114,14 @@ def _albert(config: AlbertConfig) -> Iterator[Rule]:
         yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
         yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
     yield from _embeddings("albert.embeddings.")
-    yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
+    if config.embed_size != config.d_model:  # theirs is always there
+        yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
     yield from _pairs("head.output.transform", "predictions.dense")
     yield from _pairs("head.output.norm", "predictions.LayerNorm")
     yield Rule("head.output.bias", ("predictions.bias",))
-    yield from _pairs("head.sentence.pooler.linear", "albert.pooler")
-    yield from _pairs("head.sentence.classifier", "sop_classifier.classifier")
 
 
-def _bert(config: BertConfig) -> Iterator[Rule]:
+def _bert(config: EncoderConfig) -> Iterator[Rule]:
     for i in range(config.num_layers):
         theirs, ours = f"bert.encoder.layer.{i}.", f"backbone.layers.{i}."
         for part in ("query", "key", "value"):
@@ -119,8 +135,6 @@ def _bert(config: BertConfig) -> Iterator[Rule]:
     yield from _pairs("head.output.transform", "cls.predictions.transform.dense")
     yield from _pairs("head.output.norm", "cls.predictions.transform.LayerNorm")
     yield Rule("head.output.bias", ("cls.predictions.bias",))
-    yield from _pairs("head.sentence.pooler.linear", "bert.pooler.dense")
-    yield from _pairs("head.sentence.classifier", "cls.seq_relationship")
 
 
 def _embeddings(theirs: str) -> Iterator[Rule]:
@@ -128,6 +142,20 @@ def _embeddings(theirs: str) -> Iterator[Rule]:
     yield Rule("backbone.embedding.positions.weight", (f"{theirs}position_embeddings.weight",))
     yield Rule("backbone.embedding.segments.weight", (f"{theirs}token_type_embeddings.weight",))
     yield from _pairs("backbone.embedding.norm", f"{theirs}LayerNorm")
+
+
+def _read_own(theirs: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(theirs))
+
+
+def _read_shared(theirs: Sequence[Tensor]) -> Tensor:
+    """What all layers have in common. Raises `CheckpointError` if they do not."""
+    if any(not torch.equal(other, theirs[0]) for other in theirs[1:]):
+        raise CheckpointError(
+            "the layers' attention biases differ, but config.json says that they are shared (xlpretrain.model.untie_r:"
+            " false); remove `xlpretrain` from config.json to import them as they are"
+        )
+    return theirs[0][None]
 
 
 def _pairs(ours: str, theirs: str) -> Iterator[Rule]:
