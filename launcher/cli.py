@@ -280,6 +280,22 @@ def checkpoints(
         raise typer.Exit(USER_ERROR)
 
 
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Of which checkpoint (default: the newest).", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
+) -> None:
+    """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
+    from xlpretrain.huggingface.export import export
+
+    loader = export(RunFolder(run).require(), to, step=step, force=force)
+    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,

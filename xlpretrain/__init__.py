@@ -1,1 +1,31 @@
 """xlpretrain: distributed pretraining for Transformer-XL, XLNet, ALBERT and BERT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xlpretrain.trained import TrainedRun
+
+__all__ = ["load"]
+
+
+def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> TrainedRun:
+    """A trained or imported run, for notebooks: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
+
+    Args:
+        run: its folder, such as runs/quickstart.
+        step: of which checkpoint (default: the newest whole one).
+        device: such as "cpu" (default: the GPU if there is one).
+
+    Raises:
+        LaunchError, CheckpointError: no run there, or no whole checkpoint.
+    """
+    import torch
+
+    from xlpretrain.run_folder import RunFolder
+    from xlpretrain.trained import TrainedRun
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TrainedRun.load(RunFolder(Path(run)).require(), device=place, step=step)

@@ -5,6 +5,7 @@ provenance.json  where it came from: data fingerprints, W&B run id, host, versio
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
+tokenizer/       of a model that was imported
 lease/           which start of the run may write here (lease.py)
 logs/            where ranks hung (watchdog.py)
 loss.png  wandb/
@@ -92,6 +93,11 @@ class RunFolder:
     def plot(self) -> Path:
         """The loss curve."""
         return self.path / "loss.png"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of a model that was imported; others lie beside the data."""
+        return self.path / "tokenizer" / "spiece.model"
 
     @property
     def lease(self) -> Path:

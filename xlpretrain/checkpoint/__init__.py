@@ -9,7 +9,8 @@ checkpoints/damaged/         what a start had to pass over, with the reason in t
 checkpoints/abandoned/       whole, but newer than the step that the run went back to
 """
 
-from xlpretrain.checkpoint.folders import abandon_newer, list_checkpoints, step_of
+from xlpretrain.checkpoint.folders import abandon_newer, checkpoint_name, list_checkpoints, step_of
+from xlpretrain.checkpoint.outside import write_weights
 from xlpretrain.checkpoint.read import Restored, load_weights, load_weights_into, restore
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver, Votes
 
@@ -19,9 +20,11 @@ __all__ = [
     "Saver",
     "Votes",
     "abandon_newer",
+    "checkpoint_name",
     "list_checkpoints",
     "load_weights",
     "load_weights_into",
     "restore",
     "step_of",
+    "write_weights",
 ]

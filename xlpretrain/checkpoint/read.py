@@ -229,6 +229,11 @@ def _open(
     try:
         checkpoint = Checkpoint(folder)
         _check_model(checkpoint, shapes)
+        if not {kind for kind, *_ in reads} <= set(checkpoint.manifest.kinds):
+            raise CheckpointError(
+                f"{folder}: holds weights alone (it was imported), and a run cannot go on from it; begin a new one with"
+                " init_from"
+            )
         checkpoint.verify(reads, streams)
     except OSError as error:
         return None, DamagedError(str(error))

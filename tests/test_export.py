@@ -1,0 +1,166 @@
+"""Exported folders give our logits in transformers, from its own classes or from the code that comes with them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from imported_runs import OBJECTIVES, PERMUTATION, make_run
+
+import xlpretrain
+from xlpretrain.errors import CheckpointError, LaunchError
+from xlpretrain.huggingface.export import export
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.trained import TrainedRun
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+
+ROWS, TOKENS = 3, 10
+
+
+def load(to: Path, *, auto: str = "AutoModelForPreTraining", remote: bool = False):
+    """The model with every weight in its place, and nothing left over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, and such
+        model, told = getattr(transformers, auto).from_pretrained(
+            to, trust_remote_code=remote, output_loading_info=True
+        )
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    return model.eval()
+
+
+def exported(tmp_path: Path, dataset: Path, model: dict, objective: dict | None = None) -> tuple[TrainedRun, Path]:
+    folder = make_run(tmp_path / "runs", dataset, model, objective=objective)
+    export(folder, tmp_path / "out")
+    return xlpretrain.load(folder.path), tmp_path / "out"
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Relative to the largest logit; log-probabilities on either side."""
+    ours, theirs = ours.detach(), theirs.detach()
+    difference = (ours - theirs.log_softmax(-1)).abs().max() / theirs.abs().max()
+    assert float(difference) < 1e-5
+
+
+def padded_pairs(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, segments, and what is there of them."""
+    tokens = torch.randint(vocab_size, (ROWS, TOKENS))
+    segments = (torch.arange(TOKENS) > 4).long().expand(ROWS, -1)
+    valid = torch.arange(TOKENS) < torch.tensor([TOKENS, TOKENS - 3, TOKENS - 1])[:, None]
+    return tokens, segments, valid
+
+
+ENCODERS = {
+    "albert": ({"type": "albert", "d_embed": 8}, "AlbertForPreTraining"),
+    "albert, groups": (
+        {"type": "albert", "num_layers": 4, "num_layer_groups": 2, "layers_per_group": 2, "activation": "gelu"},
+        "AlbertForPreTraining",
+    ),
+    "albert, as wide": ({"type": "albert", "d_embed": None, "num_segments": 3}, "AlbertForPreTraining"),
+    "bert": ({"type": "bert", "activation": "relu"}, "BertForPreTraining"),
+    "bert, shared": ({"type": "bert", "num_layer_groups": 1}, "AlbertForPreTraining"),
+    "bert, no sentences": ({"type": "bert"}, "BertForMaskedLM"),
+    "albert, no sentences": ({"type": "albert", "d_embed": 8}, "AlbertForMaskedLM"),
+    "albert, pre-norm": ({"type": "albert", "d_embed": 8, "pre_norm": True}, "XLPretrainForPreTraining"),
+    "bert, wide heads": ({"type": "bert", "d_head": 12}, "XLPretrainForPreTraining"),
+}
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_encoders_have_our_logits(case, tmp_path, tiny_dataset):
+    model, architecture = ENCODERS[case]
+    objective = {**OBJECTIVES["albert"], "sentence_task": "none"} if "no sentences" in case else None
+    run, out = exported(tmp_path, tiny_dataset, model, objective)
+    assert json.loads((out / "config.json").read_text())["architectures"] == [architecture]
+    remote = architecture.startswith("XLPretrain")
+    auto = "AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModelForPreTraining"
+    theirs = load(out, auto=auto, remote=remote)
+    assert type(theirs).__name__ == architecture
+    tokens, segments, valid = padded_pairs(run.tokenizer.vocabulary.size)
+    with torch.no_grad():
+        inputs = BackboneInput(tokens, torch.zeros(ROWS, dtype=torch.int64), valid=valid, segments=segments)
+        hidden, _ = run.model.backbone(inputs, run.model.backbone.empty_memory(ROWS, 0))
+        answer = theirs(input_ids=tokens, token_type_ids=segments, attention_mask=valid.long())
+        logits = answer.logits if remote or "MaskedLM" in architecture else answer.prediction_logits
+        close(run.model.head.output.log_probs(hidden.tokens[valid]), logits[valid])
+        if "MaskedLM" not in architecture:
+            row_logits = next(answer[k] for k in answer if k.startswith(("sop", "seq_rel", "sentence")))
+            torch.testing.assert_close(run.model.head.sentence(hidden.tokens), row_logits, rtol=1e-5, atol=1e-5)
+
+
+XLNETS = {
+    "xlnet": {},
+    "shared biases, clamped": {"untie_r": False, "clamp_len": 5, "activation": "gelu"},
+    "no memory": {"mem_len": 0},
+    "shared layers, pre-norm": {"num_layer_groups": 1, "pre_norm": True, "d_embed": 8},
+    "first memory of zeros": {"initial_memory": "zeros", "untie_r": False, "clamp_len": 5},
+}
+
+
+@pytest.mark.parametrize("case", XLNETS)
+def test_xlnet_has_our_logits_in_both_streams_row_after_row(case, tmp_path, tiny_dataset):
+    keys = {"type": "xlnet", **XLNETS[case]}
+    objective = {**PERMUTATION, "reuse_len": 0} if keys.get("mem_len") == 0 else None
+    run, out = exported(tmp_path, tiny_dataset, keys, objective)
+    described = json.loads((out / "config.json").read_text())
+    remote = described["model_type"] == "xlpretrain"
+    assert remote == (case in ("shared layers, pre-norm", "first memory of zeros"))
+    theirs = load(out, remote=remote)
+    mem_len = run.config.model.mem_len
+    mems, their_mems = run.model.backbone.empty_memory(ROWS, mem_len), None
+    size = run.tokenizer.vocabulary.size
+    for row in range(3):
+        tokens, segments, _ = padded_pairs(size)
+        predict = torch.stack([1 + torch.randperm(TOKENS - 1)[:3] for _ in range(ROWS)])
+        order = torch.zeros(ROWS, TOKENS, dtype=torch.int64).scatter(1, predict, torch.tensor([[1, 2, 3]] * ROWS))
+        hides = (order[:, None] > order[..., None]) | torch.eye(TOKENS, dtype=torch.bool)
+        mapping = torch.nn.functional.one_hot(predict, TOKENS).float()
+        remembered = torch.full((ROWS,), min(row * TOKENS, mem_len))
+        inputs = BackboneInput(tokens, remembered, segments=segments, order=order, predict=predict)
+        with torch.no_grad():
+            hidden, mems = run.model.backbone(inputs, mems)
+            answer = theirs(
+                input_ids=tokens,
+                token_type_ids=segments,
+                perm_mask=hides.float(),
+                target_mapping=mapping,
+                mems=their_mems,
+            )
+        their_mems = answer.mems
+        close(run.model.head.output.log_probs(hidden.predictions.flatten(0, 1)), answer.logits.flatten(0, 1))
+
+
+TRANSFORMER_XLS = {
+    "full": {},
+    "clamped, same length": {"clamp_len": 5, "same_length": True, "untie_r": True},
+    "adaptive": {"adaptive_cutoffs": [50, 120], "div_val": 2},
+    "adaptive, untied": {"adaptive_cutoffs": [50, 120], "d_embed": 8, "tie_embeddings": False},
+    "adaptive, div 1": {"adaptive_cutoffs": [50, 120], "tie_projections": [True, False, True], "d_embed": 8},
+    "pre-norm, zeros": {"pre_norm": True, "initial_memory": "zeros", "d_head": 5, "num_layer_groups": 1},
+    "no memory": {"mem_len": 0},
+}
+
+
+@pytest.mark.parametrize("keys", TRANSFORMER_XLS.values(), ids=TRANSFORMER_XLS.keys())
+def test_transformer_xl_has_our_log_probabilities_segment_after_segment(keys, tmp_path, tiny_dataset):
+    run, out = exported(tmp_path, tiny_dataset, {"type": "transformer_xl", **keys})
+    theirs = load(out, auto="AutoModelForCausalLM", remote=True)
+    mem_len = run.config.model.mem_len
+    mems, their_mems = run.model.backbone.empty_memory(ROWS, mem_len), None
+    for segment in range(4):
+        tokens = torch.randint(run.tokenizer.vocabulary.size, (ROWS, TOKENS))
+        remembered = torch.full((ROWS,), min(segment * TOKENS, mem_len))
+        with torch.no_grad():
+            hidden, mems = run.model.backbone(BackboneInput(tokens, remembered), mems)
+            answer = theirs(input_ids=tokens, mems=their_mems, labels=tokens)
+            their_mems = answer.mems
+            log_probs = run.model.head.output.log_probs(hidden.tokens.flatten(0, 1))
+            close(log_probs, answer.logits.flatten(0, 1))
+            nll, _ = run.model.head.output(hidden.tokens[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            torch.testing.assert_close(answer.loss, nll.mean(), rtol=1e-5, atol=0)

@@ -1,0 +1,76 @@
+"""The README.md of an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from xlpretrain import schema
+from xlpretrain.errors import DataError
+from xlpretrain.metrics import read_metrics
+from xlpretrain.trained import TrainedRun
+
+_FIGURES = ("valid/", "train/loss")
+
+
+def model_card(
+    run: TrainedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]
+) -> str:
+    """What the model is, how to load it, what it was trained on and how, and what that came to.
+
+    name: of the folder. loader: what loads it. reasons: why it comes with its own code, if it does.
+    """
+    config, num_weights = run.config, sum(tensor.numel() for tensor in weights.values())
+    tags = "\n".join(f"- {tag}" for tag in ("xlpretrain", config.model.type, config.objective.type))
+    auto, _, arguments = loader.partition(".from_pretrained(DIR")
+    lines = [
+        f"---\nlibrary_name: transformers\ntags:\n{tags}\n---",
+        f"# {config.name}",
+        f"A {config.model.type} of {num_weights:,} weights, pretrained from scratch by {config.objective.type} for"
+        f" {run.step:,} steps with xlpretrain.",
+        "```python\n"
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{name}"{arguments}\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        "```",
+    ]
+    if reasons:
+        lines.append(
+            f"It comes with its own code (`modeling_xlpretrain.py`), since no class of transformers covers it:"
+            f" {', '.join(reasons)}."
+        )
+    lines += [
+        "Special symbols that a text spells out are read as text, as in pretraining; give"
+        " `split_special_tokens=False` to have them read as symbols.",
+        "## Data",
+        _data(run),
+        "## Held-out figures",
+        _figures(run),
+    ]
+    if run.folder.plot.is_file():
+        lines.append("![loss curve](loss.png)")
+    lines += ["## Recipe", f"```yaml\n{schema.dump(config).strip()}\n```"]
+    return "\n\n".join(lines) + "\n"
+
+
+def _data(run: TrainedRun) -> str:
+    try:
+        train = run.data.train
+    except DataError:
+        return f"The dataset `{run.config.data.train.parent.name}`, which was not at hand at the time of the export."
+    return (
+        f"{train.num_documents:,} documents, {train.num_sentences:,} sentences, {train.num_tokens:,} tokens,"
+        f" {train.num_bytes:,} bytes of text (`{train.folder.parent.name}`), of which the run read"
+        f" {run.step * run.config.tokens_per_step:,} tokens; tokenizer: {train.vocabulary.size:,} pieces, sha256"
+        f" {train.tokenizer_sha256[:12]}."
+    )
+
+
+def _figures(run: TrainedRun) -> str:
+    rows = [r for r in read_metrics(run.folder.metrics) if r["step"] <= run.step and r.get("valid/loss") is not None]
+    if not rows:
+        return "None were measured in pretraining."
+    found = {k: v for k, v in rows[-1].items() if k.startswith(_FIGURES) and v is not None}
+    table = "\n".join(f"| {name.removeprefix('valid/')} | {value:.4f} |" for name, value in found.items())
+    return f"After step {rows[-1]['step']:,}, losses in nats per prediction:\n\n| figure | value |\n|---|---|\n{table}"

@@ -1,0 +1,162 @@
+"""A run's model as a folder that transformers loads by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xlpretrain.config import RunConfig
+from xlpretrain.durable import sync
+from xlpretrain.errors import LaunchError
+from xlpretrain.huggingface.card import model_card
+from xlpretrain.huggingface.config import uncovered, write_config
+from xlpretrain.huggingface.names import is_albert, rules_of, write
+from xlpretrain.huggingface.tokenizer import Template, tokenizer_config, tokenizer_json
+from xlpretrain.models.encoder import EncoderConfig
+from xlpretrain.models.stack import StackConfig
+from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.objective import PretrainingModel
+from xlpretrain.objectives.permutation_lm import PermutationLM
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.trained import TrainedRun
+
+MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+
+
+def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool = False) -> str:
+    """Write the model of a run, with its tokenizer and a model card, to the folder `to`; returns what loads it.
+
+    The folder is there whole or not at all. It has fp32 weights, whatever the run computed with.
+
+    Args:
+        step: of which checkpoint (default: the newest whole one).
+        force: replace what lies at `to`, if it is an exported model.
+
+    Raises:
+        XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
+    """
+    if to.exists() and not (force and (to / "config.json").is_file()):
+        hint = "no model is there, remove it yourself" if force else "choose another folder, or use --force"
+        raise LaunchError(f"{to}: is there already; {hint}")
+    run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
+    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        loader = _write(run, temporary, name=to.name)
+        _replace(temporary, to)
+    except OSError as error:
+        raise LaunchError(f"{to}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return loader
+
+
+def _replace(new: Path, to: Path) -> None:
+    old = to.with_name(f".{to.name}.{os.getpid()}.old")
+    for path in [*new.iterdir(), new]:
+        sync(path)
+    if to.exists():
+        to.rename(old)
+    new.rename(to)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(run: TrainedRun, to: Path, *, name: str) -> str:
+    config, tokenizer = run.config, run.tokenizer
+    model = config.model
+    assert isinstance(model, StackConfig)
+    sentence = has_sentence_head(run.model)
+    template = template_of(config)
+    reasons = uncovered(model, sentence=sentence)
+    if reasons:
+        described, weights = describe_remote(config, run, sentence=sentence), dict(run.model.state_dict())
+        shutil.copyfile(MODELING, to / MODELING.name)
+    else:
+        described = write_config(model, tokenizer.vocabulary, sentence=sentence)
+        weights = to_theirs(run.model, model, sentence=sentence)
+    described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
+    save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
+    max_length = model.max_positions if isinstance(model, EncoderConfig) else None
+    for file, content in {
+        "config.json": described,
+        "tokenizer.json": tokenizer_json(tokenizer, template),
+        "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
+    }.items():
+        (to / file).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (to / "spiece.model").write_bytes(tokenizer.model)
+    if run.folder.plot.is_file():
+        shutil.copyfile(run.folder.plot, to / "loss.png")
+    loader = _loader(described)
+    (to / "README.md").write_text(
+        model_card(run, name=name, loader=loader, reasons=reasons, weights=weights), encoding="utf-8"
+    )
+    return loader
+
+
+def has_sentence_head(model: PretrainingModel) -> bool:
+    """Whether the head has a sentence task."""
+    return getattr(model.head, "sentence", None) is not None
+
+
+def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
+    """The weights under transformers' names; ALBERT's projection of the embedding is the identity if there is none."""
+    weights = write(rules_of(config, sentence=sentence), model.state_dict())
+    if isinstance(config, EncoderConfig) and is_albert(config) and config.embed_size == config.d_model:
+        weights["albert.encoder.embedding_hidden_mapping_in.weight"] = torch.eye(config.d_model)
+        weights["albert.encoder.embedding_hidden_mapping_in.bias"] = torch.zeros(config.d_model)
+    return weights
+
+
+def provenance(config: RunConfig, step: int) -> dict[str, Any]:
+    """What `config.json` says of the run, beside what transformers knows."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
+    return {"version": version("xlpretrain"), "run": config.name, "step": step, **sections}
+
+
+def template_of(config: RunConfig) -> Template:
+    """How the objective laid out its rows."""
+    if isinstance(config.objective, CausalLM):
+        return "plain"
+    return "xlnet" if isinstance(config.objective, PermutationLM) else "bert"
+
+
+def describe_remote(config: RunConfig, run: TrainedRun, *, sentence: bool) -> dict[str, Any]:
+    """`config.json` of a model that comes with its own code."""
+    vocabulary = run.tokenizer.vocabulary
+    causal = isinstance(config.objective, CausalLM)
+    name = "XLPretrainForCausalLM" if causal else "XLPretrainForPreTraining"
+    classes = ["AutoModelForCausalLM"] if causal else ["AutoModelForPreTraining", "AutoModelForMaskedLM"]
+    module = MODELING.stem
+    return {
+        "model_type": "xlpretrain",
+        "architectures": [name],
+        "auto_map": {
+            "AutoConfig": f"{module}.XLPretrainConfig",
+            "AutoModel": f"{module}.XLPretrainModel",
+            **dict.fromkeys(classes, f"{module}.{name}"),
+        },
+        **config.model.model_dump(mode="json"),
+        "vocab_size": vocabulary.size,
+        "sentence_head": sentence,
+        "pad_token_id": vocabulary.pad,
+        "bos_token_id": vocabulary.eod if causal else vocabulary.cls,
+        "eos_token_id": vocabulary.eod if causal else vocabulary.sep,
+    }
+
+
+def _loader(described: dict[str, Any]) -> str:
+    """The class and arguments that load the folder."""
+    (architecture,) = described["architectures"]
+    if "auto_map" in described:
+        auto = "AutoModelForCausalLM" if architecture.endswith("CausalLM") else "AutoModelForPreTraining"
+        return f"{auto}.from_pretrained(DIR, trust_remote_code=True)"
+    auto = "AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModelForPreTraining"
+    return f"{auto}.from_pretrained(DIR)"
