@@ -76,8 +76,11 @@ def judge(said: str, nodes: Sequence[str]) -> Health:
     if not any(stages.values()):
         return Health({}, "no node answered the health check")
     silent = {node: "did not answer" for node in nodes if not stages[node]}
-    if problems or silent:
-        return Health(problems | silent)
+    broken = problems | silent
+    if len(broken) == len(nodes) > 1:  # it is not the nodes: were they all left out, no start could ever be
+        return Health({}, f"none of {len(nodes)} nodes is sound; {nodes[0]} {broken[nodes[0]]}")
+    if broken:
+        return Health(broken)
     head, *others = nodes
     apart = [node for node in others if "joined" not in stages[node]]
     if len(others) > 1 and apart == others:
@@ -85,7 +88,8 @@ def judge(said: str, nodes: Sequence[str]) -> Health:
     if apart:
         return Health(dict.fromkeys(apart, f"could not reach {head}"))
     if any("summed" not in stages[node] for node in nodes):
-        return Health({}, f"{', '.join(nodes)} reached each other, but did not come to a sum in time")
+        what = f"{', '.join(nodes)} reached each other, but" if others else head
+        return Health({}, f"{what} did not come to a sum in time; what was said is in the job's log")
     return Health({})
 
 

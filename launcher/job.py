@@ -23,7 +23,7 @@ from launcher.rank import exit_code_of, log_of
 from launcher.records import End, Job, SlurmFolder, Start, newest_step
 from launcher.verdict import Verdict
 from xlpretrain import lease, schema
-from xlpretrain.errors import STOPPED_EARLY, USER_ERROR, XLPretrainError
+from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.run_folder import RunFolder, Status
 
 _MARGIN_S = 15.0  # before the time limit: for the request to go on, should the ranks not be ready
@@ -68,6 +68,8 @@ def _decide(run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verd
     """Write down how the start ended, and put the job back into the queue if there shall be another."""
     records = SlurmFolder.of(run)
     end = End(time.time(), "failed", found.code, newest_step(run), found.message)
+    if records.is_replaced(job.job_id, job.restart):
+        return replace(end, outcome="fenced", exit_code=FENCED, message="another start of the run has taken over")
     if not found.go_on:
         assert found.ended != "crashed", "a crash goes on"
         end = replace(end, outcome=found.ended)
@@ -75,7 +77,6 @@ def _decide(run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verd
         return end
     limit = verdict.why_no_more(
         [*records.read_events(), end],
-        job_id=job.job_id,
         restart=job.restart,
         max_requeues=profile.max_requeues,
         verdict=found,
@@ -89,8 +90,8 @@ def _decide(run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verd
         end = replace(end, outcome="requeued")
     records.append(end)  # before: once it is back in the queue, this process has seconds to live
     if end.outcome == "requeued":
-        trouble = requeue.ask(run, job, profile)
-        if trouble is not None:
+        trouble = requeue.ask(run, job, profile, end)
+        if trouble is not None and not records.is_replaced(job.job_id, job.restart):
             end = replace(end, outcome="stopped", message=f"{end.message}; {trouble}")
             records.append(end)
     return end

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from xlpretrain.durable import replace_file
 from xlpretrain.run_folder import RunFolder
 
-Outcome = Literal["finished", "stopped", "requeued", "failed", "fenced"]
+Outcome = Literal["finished", "stopped", "requeued", "resubmitted", "failed", "fenced"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ class SlurmFolder:
         except FileNotFoundError:
             return []
         return [event for event in map(_read_event, lines) if event is not None]
+
+    def is_replaced(self, job_id: str, restart: int) -> bool:
+        """Whether another start began after that one, which was given up: cut off from the network, it may not know."""
+        starts = [event for event in self.read_events() if isinstance(event, Start)]
+        return bool(starts) and (starts[-1].job_id, starts[-1].restart) != (job_id, restart)
 
     def append(self, event: Start | End) -> None:
         """Add a start or an end, and see it on the disk. Raises OSError."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 from launcher import slurm
 from launcher.allocation import Allocation
 from launcher.cluster import ClusterConfig
-from launcher.records import Job, SlurmFolder
+from launcher.records import End, Job, SlurmFolder
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.run_folder import RunFolder
 
@@ -20,15 +21,18 @@ def may_ask(job: Allocation) -> bool:
     return known is None or known.state == "RUNNING"
 
 
-def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
-    """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went."""
+def ask(run: RunFolder, job: Allocation, profile: ClusterConfig, end: End) -> str | None:
+    """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went.
+
+    end: of this start, as it was written down.
+    """
     # From the request on, Slurm ends what this job runs; the commands here are to outlive its first signal.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         slurm.ask("scontrol", "requeue", job.job_id)
     except LaunchError as error:
         print(f"it cannot be put back into the queue: {error}", flush=True)
-        return _submit_anew(run, profile)
+        return _submit_anew(run, job, profile, end)
     broken = SlurmFolder.of(run).read_excluded()
     if broken:
         nodes = ",".join(filter(None, [profile.sbatch.get("exclude", ""), *broken]))
@@ -39,7 +43,7 @@ def ask(run: RunFolder, job: Allocation, profile: ClusterConfig) -> str | None:
     return None
 
 
-def _submit_anew(run: RunFolder, profile: ClusterConfig) -> str | None:
+def _submit_anew(run: RunFolder, job: Allocation, profile: ClusterConfig, end: End) -> str | None:
     """Another job for the run, from inside of this one. Returns why there is none."""
     from launcher import submission
 
@@ -47,7 +51,10 @@ def _submit_anew(run: RunFolder, profile: ClusterConfig) -> str | None:
     if shutil.which("sbatch") is None:
         return f"neither scontrol nor sbatch can be used here; {advice}"
     records = SlurmFolder.of(run)
+    if records.is_replaced(job.job_id, job.restart):
+        return "another start of the run has taken over"
     known = records.read_job()
+    records.append(replace(end, outcome="resubmitted"))  # before: the other job may start at once
     try:
         (job_id,) = submission.submit([run], profile, name=run.path.name)
     except XLPretrainError as error:

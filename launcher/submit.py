@@ -22,6 +22,8 @@ from xlpretrain.run_folder import RunFolder
 if TYPE_CHECKING:  # imported late: torch takes seconds
     from xlpretrain.config import RunConfig
 
+_ITS_TURN = {"Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Prolog"}
+
 
 def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
     """A site profile. nodes: how many, in place of its own. Raises `ConfigError` with every mistake."""
@@ -119,6 +121,12 @@ def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: 
         print(f"left out of the copy of the code: {', '.join(left_out)}", file=sys.stderr)
     for folder, job in zip(folders, jobs, strict=True):
         _tell(folder, job)
+    if hindrance := _hindrance(ids[0]):
+        print(
+            f"warning: Slurm gives {hindrance} as the reason why job {ids[0]} waits: it will not start as long as that"
+            " holds; if it is a limit, cancel it, and ask for less",
+            file=sys.stderr,
+        )
     return jobs
 
 
@@ -149,6 +157,18 @@ def _refuse_if_stopped(folder: RunFolder) -> None:
         raise ConfigError(
             f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
         )
+
+
+def _hindrance(job_id: str) -> str:
+    """Why a new job waits, if not for its turn. Slurm takes a moment to say so."""
+    for _ in range(10):
+        state = slurm.state_of(job_id)
+        if state is None or not state.is_waiting or state.reason in _ITS_TURN:
+            return ""
+        if state.reason:
+            return state.reason
+        time.sleep(0.2)
+    return ""
 
 
 def _tell(folder: RunFolder, job: Job) -> None:

@@ -47,19 +47,30 @@ def judge(status: Status | None, *, exit_code: int | None, lost: bool, stop_file
     return Verdict("crashed", 1, f"crashed: {last_words}")
 
 
-def why_no_more(
-    events: Sequence[Start | End], *, job_id: str, restart: int, max_requeues: int, verdict: Verdict
-) -> str | None:
+def why_no_more(events: Sequence[Start | End], *, restart: int, max_requeues: int, verdict: Verdict) -> str | None:
     """Why a run that would go on must not; None if it may. events: those of this start included."""
+    events = since_submitted(events)
+    restart = max(restart, sum(isinstance(event, Start) for event in events) - 1)
     if restart >= max_requeues:
         return f"was put back into the queue {restart} times, which is max_requeues; the last start {verdict.message}"
-    if starts_in_vain(events, job_id) >= MAX_IN_VAIN:
+    if starts_in_vain(events) >= MAX_IN_VAIN:
         return f"{MAX_IN_VAIN} starts in a row brought no new checkpoint; the last {verdict.message}"
     return None
 
 
-def starts_in_vain(events: Sequence[Start | End], job_id: str) -> int:
-    """How many of a job's last starts in a row asked for another one without a new checkpoint.
+def since_submitted(events: Sequence[Start | End]) -> Sequence[Start | End]:
+    """Those since the run's user submitted it: of the last job, and of those that submitted themselves anew."""
+    first, job_id, handed_on = 0, "", False
+    for index, event in enumerate(events):
+        if isinstance(event, End):
+            handed_on = event.outcome == "resubmitted"
+        elif event.job_id != job_id:
+            first, job_id = first if handed_on else index, event.job_id
+    return events[first:]
+
+
+def starts_in_vain(events: Sequence[Start | End]) -> int:
+    """How many of the last starts in a row asked for another one without a new checkpoint.
 
     A start without an end was taken by Slurm (preemption, a lost node), which says nothing against the run.
     """
@@ -67,7 +78,7 @@ def starts_in_vain(events: Sequence[Start | End], job_id: str) -> int:
     began: Start | None = None
     for event in events:
         if isinstance(event, Start):
-            began = event if event.job_id == job_id else None
+            began = event
         elif began is not None:
             if event.step > began.step:
                 in_vain = 0

@@ -53,6 +53,9 @@ def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]
 
 
 def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
+    every = [(node, "looked", ["shows 0 GPUs, expected 8"]) for node in NODES]
+    assert health.judge(said(*every), NODES).trouble == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
+    assert health.judge(said(every[0]), NODES[:1]).broken == {"n1": "shows 0 GPUs, expected 8"}
     assert "no node answered" in health.judge("srun: error: nothing works\n", NODES).trouble
     found = health.judge(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
     assert (found.broken, "did not come to a sum" in found.trouble) == ({}, True)
@@ -101,18 +104,23 @@ def history(*starts: tuple[str, int, int | None], outcome: str = "requeued") -> 
         (history(("7", 0, 0), ("7", 0, None), ("7", 0, 0)), 2),
         (history(("7", 0, None), ("7", 0, None)), 0),
         (history(("7", 0, 0), ("7", 0, 0), outcome="stopped"), 0),
+        ([*history(("6", 0, 0)), End(0.0, "resubmitted", 1, 0), *history(("7", 0, 0))], 2),
     ],
-    ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's"],
+    ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
 def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(events: list[Start | End], in_vain: int) -> None:
-    assert verdict.starts_in_vain(events, "7") == in_vain
+    assert verdict.starts_in_vain(verdict.since_submitted(events)) == in_vain
 
 
 def test_requeues_are_capped_by_count_and_by_progress() -> None:
     crash = verdict.Verdict("crashed", 1, "crashed: words")
-    given = {"job_id": "7", "max_requeues": 3, "verdict": crash}
+    handed_on = [End(0.0, "resubmitted", 1, 5)]
+    given = {"max_requeues": 3, "verdict": crash}
     assert verdict.why_no_more(history(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
     why = verdict.why_no_more(history(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
+    assert why is not None and "3 times, which is max_requeues" in why
+    chain = [event for job in "789" for event in (*history((job, 0, 5)), *handed_on)]
+    why = verdict.why_no_more([*chain, *history(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
     assert why is not None and "3 times, which is max_requeues" in why
     why = verdict.why_no_more(history(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
     assert why is not None and "2 starts in a row brought no new checkpoint" in why
@@ -163,7 +171,7 @@ def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:
     records.exclude(["n2"])
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}))
+        return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}), End(0.0, "requeued", 75, 5))
     finally:
         signal.signal(signal.SIGTERM, handler)
 
