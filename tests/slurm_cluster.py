@@ -29,7 +29,7 @@ from slurm_node import DIE_WITH_ME, Machine, Node, Share, find_processes, remove
 from slurm_packages import SBIN
 
 Isolation = Literal["uts", "netns", "none"]
-_FIRST_PORT = 23000
+_FIRST_PORT, _NUM_PORTS, _PORTS_EACH = 23000, 8000, 20
 # One device file for each fake GPU: Slurm wants character devices, and does nothing with them.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "ptmx", "kmsg", "tty")
 _CONF = """\
@@ -37,6 +37,8 @@ ClusterName={name}
 SlurmctldHost={host}({control_address})
 SlurmctldPort={port}
 SlurmUser={user}
+# Ranks meet at a port by the job's number; clusters that share a network shall not share it.
+FirstJobId={port}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
@@ -81,7 +83,8 @@ class SlurmCluster:
     isolation: "uts": every node is a machine with its own processes and host name; "netns": and with its own network,
     so that `cut_node` works; "none": all are this machine, and their names do not resolve. user: who runs it, daemons
     and jobs alike (only with "none"; default: this user). directory: where all its files lie, made and removed;
-    short, as the paths of sockets have at most 107 characters. base_port: the first of 20 ports, where free.
+    short, as the paths of sockets have at most 107 characters. base_port: where to look for 20 free ports (default:
+    elsewhere for each test run, as several may boot at once).
     gpus: fake ones on each node. grace_s: what a preempted job gets. extra: more lines for slurm.conf.
 
     Attributes:
@@ -97,7 +100,7 @@ class SlurmCluster:
         cpus: int = 4,
         gpus: int = 0,
         memory_mb: int = 8000,
-        base_port: int = _FIRST_PORT,
+        base_port: int | None = None,
         isolation: Isolation = "uts",
         user: str = "",
         grace_s: int = 0,
@@ -109,7 +112,9 @@ class SlurmCluster:
         self.names = [f"node{i + 1}" for i in range(num_nodes)]
         self.env = {**os.environ, "SLURM_CONF": str(self.conf), "PATH": SBIN}
         self._isolation = isolation
-        self._port = _free_ports(base_port, 20)
+        if base_port is None:
+            base_port = _FIRST_PORT + os.getpid() * _PORTS_EACH % _NUM_PORTS
+        self._port = _free_ports(base_port, _PORTS_EACH)
         self._bridge = f"xlb{self._port}" if isolation == "netns" else ""
         self._network = f"10.{self._port // 250}.{self._port % 250}"
         self._user = user or pwd.getpwuid(os.geteuid()).pw_name
@@ -185,7 +190,7 @@ class SlurmCluster:
 
     def wait_for(self, job: str, state: str, *, timeout_s: float = 60) -> dict[str, str]:
         """Until a job is in `state`, such as RUNNING or COMPLETED; returns what Slurm knows of it."""
-        _wait(lambda: self.job(job)["JobState"] == state, timeout_s, lambda: f"not {state}: {self.job(job)}")
+        wait_until(lambda: self.job(job)["JobState"] == state, timeout_s, lambda: f"not {state}: {self.job(job)}")
         return self.job(job)
 
     # Nodes
@@ -197,7 +202,7 @@ class SlurmCluster:
     def wait_idle(self, *, timeout_s: float = 30) -> None:
         """Until every node is idle and answers."""
         idle = dict.fromkeys(self.names, "idle")
-        _wait(lambda: self.states() == idle, timeout_s, lambda: f"not idle: {self.states()}\n{self.logs()}")
+        wait_until(lambda: self.states() == idle, timeout_s, lambda: f"not idle: {self.states()}\n{self.logs()}")
 
     def reset(self) -> None:
         """Make it as new: no jobs, every node up, connected and idle."""
@@ -294,7 +299,7 @@ class SlurmCluster:
         munge = self.folder / "munge"
         files = {"socket": "socket", "key-file": "key", "log-file": "log", "pid-file": "pid", "seed-file": "seed"}
         self._daemon("munged", "--foreground", *(f"--{option}={munge / name}" for option, name in files.items()))
-        _wait((munge / "socket").exists, 10, lambda: f"munged did not start: {self.logs()}")
+        wait_until((munge / "socket").exists, 10, lambda: f"munged did not start: {self.logs()}")
         if self._bridge:
             remove_network(self._bridge)  # of the same name, should it still be there
             run_ip("link", "add", self._bridge, "type", "bridge")
@@ -338,7 +343,7 @@ def _free_ports(first: int, num: int) -> int:
     raise RuntimeError("no free ports")
 
 
-def _wait(until: Callable[[], bool], timeout_s: float, otherwise: Callable[[], str]) -> None:
+def wait_until(until: Callable[[], bool], timeout_s: float, otherwise: Callable[[], str]) -> None:
     """Poll; an AssertionError with `otherwise` when the time is up."""
     deadline = time.monotonic() + timeout_s
     while True:

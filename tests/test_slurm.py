@@ -1,89 +1,32 @@
 """Runs on a real cluster: to the end, through time limits, preemption, crashes and nodes that are not sound."""
 
-import json
 import os
-import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import commands
 import pytest
-import yaml
-from commands import BIN, curve, read_metrics, write_config
-from slurm_cluster import SlurmCluster
-from slurm_cluster import _wait as wait_until
+from commands import BIN, curve
+from slurm_cluster import SlurmCluster, wait_until
+from slurm_runs import LONG, Site, ends, finish, log, sick_python, starts, status, wait_for_step
 
-from launcher.records import End, SlurmFolder, Start
-from xlpretrain.run_folder import RunFolder, Status
+from launcher.records import SlurmFolder
+from xlpretrain.run_folder import RunFolder
 
 pytestmark = pytest.mark.slurm
 
-Submit = Callable[..., list[str]]
-LONG = {"max_steps": 100_000, "checkpoint.every_steps": 100_000, "eval.every_steps": 100_000}
-
 
 @pytest.fixture
-def submit(slurm_cluster: SlurmCluster, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+def submit(slurm_cluster: SlurmCluster, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Submits a small run from `tmp_path`: one node of two ranks, no health check, unless told otherwise."""
     monkeypatch.chdir(tmp_path)
-    slurm_cluster.env["WANDB_MODE"] = "disabled"
-    write_config(tmp_path / "config.yaml", tiny_dataset, name="r", engine={"type": "plain"}, runs_dir="runs")
-
-    def submit(
-        overrides: dict[str, object] | None = None, *options: object, expect: int = 0, **profile: object
-    ) -> list[str]:
-        site = {"tasks_per_node": 2, "cpus_per_task": 1, "time": "0:10:00", "health_check": {"enabled": False}}
-        (tmp_path / "site.yaml").write_text(yaml.safe_dump({**site, **profile}))
-        changes = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-        command = ["submit", tmp_path / "config.yaml", *changes, "--cluster", tmp_path / "site.yaml", *options]
-        said = slurm_cluster.run(BIN / "xlpretrain", *command, expect=expect)
-        jobs = [line.partition(":")[0].removeprefix("job ") for line in said.splitlines() if line.startswith("job ")]
-        return jobs if expect == 0 else [said]
-
-    return submit
-
-
-def finish(cluster: SlurmCluster, job: str, run: Path, state: str = "COMPLETED") -> list[Start | End]:
-    """Wait for a job's end, which is to be `state`; what was written down of its starts."""
-    over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-    wait_until(lambda: cluster.job(job)["JobState"] in over, 200, lambda: f"{cluster.job(job)}\n{log(run)}")
-    assert cluster.job(job)["JobState"] == state, log(run)
-    return SlurmFolder.of(RunFolder(run)).read_events()
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    """Until it is logged."""
-    wait_until(lambda: any(row["step"] >= step for row in read_metrics(run)), 120, lambda: log(run))
-
-
-def log(run: Path) -> str:
-    """What a run's job and its rank 0 said."""
-    return "\n".join(
-        path.read_text() for path in (run / "logs" / "job.log", run / "logs" / "rank-00000.log") if path.exists()
-    )
-
-
-def status(run: Path) -> Status:
-    told = RunFolder(run).read_status()
-    assert told is not None
-    return told
-
-
-def sick_python(path: Path, *, when: str) -> Path:
-    """An interpreter that fails when a condition of bash is met; $* is what it was to run."""
-    path.write_text(
-        f'#!/bin/bash\nif {when}; then echo boom >&2; exit 3; fi\nexec {shlex.quote(sys.executable)} "$@"\n'
-    )
-    path.chmod(0o755)
-    return path
+    return Site(slurm_cluster, tmp_path, tiny_dataset)
 
 
 def test_two_nodes_train_to_the_curve_of_one_machine(slurm_cluster, submit, tmp_path):
     (job,) = submit(None, "--nodes", 2, health_check={"timeout_s": 120})
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r")
-    assert [(e.nodes, e.world_size, e.step) for e in events if isinstance(e, Start)] == [(("node1", "node2"), 4, 0)]
-    assert [(e.outcome, e.exit_code, e.step) for e in events if isinstance(e, End)] == [("finished", 0, 60)]
+    assert [(start.nodes, start.world_size, start.step) for start in starts(events)] == [(("node1", "node2"), 4, 0)]
+    assert [(end.outcome, end.exit_code, end.step) for end in ends(events)] == [("finished", 0, 60)]
     assert status(run).world_size == 4
     assert len(list((run / "logs").glob("rank-*.log"))) == 4
     commands.run("train", tmp_path / "config.yaml", "name=here", "--nproc", 4)
@@ -101,10 +44,10 @@ def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_pat
     slurm_cluster.run("scancel", "--signal=USR2", job)
     wait_until(lambda: slurm_cluster.job(job)["Restarts"] == "1", 60, lambda: log(run))
     events = finish(slurm_cluster, job, run)
-    assert [event.outcome for event in events if isinstance(event, End)] == ["requeued", "finished"]
-    starts = [event for event in events if isinstance(event, Start)]
-    assert [(event.job_id, event.restart) for event in starts] == [(job, 0), (job, 1)]
-    assert starts[1].step >= 5
+    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
+    first, second = starts(events)
+    assert [(start.job_id, start.restart) for start in (first, second)] == [(job, 0), (job, 1)]
+    assert second.step >= 5
     assert sorted(curve(run)) == list(range(1, 501))
     ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
     assert ids == {RunFolder(run).read_provenance()["wandb_id"]}
@@ -124,7 +67,7 @@ def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit
     python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.rank* ]]')
     (job,) = submit(python=str(python))
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r", "FAILED")
-    assert [event.outcome for event in events if isinstance(event, End)] == ["requeued", "failed"]
+    assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
     assert (status(run).state, status(run).reason) == ("failed", "crash")
     assert "2 starts in a row brought no new checkpoint" in status(run).message
 
@@ -133,7 +76,7 @@ def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path):
     # It passes every check that can be made before.
     (job,) = submit({"init_from": str(tmp_path / "nothing")})
     events = finish(slurm_cluster, job, tmp_path / "runs" / "r", "FAILED")
-    (end,) = [event for event in events if isinstance(event, End)]
+    (end,) = ends(events)
     assert (end.outcome, end.exit_code) == ("failed", 2)
     assert str(tmp_path / "nothing") in end.message
 
@@ -143,13 +86,13 @@ def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_p
     python = str(sick_python(tmp_path / "python", when=when))
     (job,) = submit({"max_steps": 10}, "--nodes", 2, python=python, health_check={"timeout_s": 60})
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r")
-    assert [e.nodes for e in events if isinstance(e, Start)] == [("node1", "node2"), ("node2", "node3")]
+    assert [start.nodes for start in starts(events)] == [("node1", "node2"), ("node2", "node3")]
     assert SlurmFolder.of(RunFolder(run)).read_excluded() == ["node1"]
     (job,) = submit(
         {"name": "spare", "max_steps": 10}, "--nodes", 2, python=python, spare_nodes=1, health_check={"timeout_s": 60}
     )
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "spare")
-    assert [e.nodes for e in events if isinstance(e, Start)] == [("node1", "node2", "node3")]
+    assert [start.nodes for start in starts(events)] == [("node1", "node2", "node3")]
     assert "4 ranks on node2, node3" in log(run)
 
 
@@ -160,9 +103,8 @@ def test_preempted_it_goes_on_where_it_had_saved(slurm_cluster, submit, tmp_path
     other = slurm_cluster.sbatch("sleep 1", "--partition=high", "--nodes=3", "--exclusive")
     slurm_cluster.wait_for(other, "COMPLETED")
     events = finish(slurm_cluster, job, run)
-    starts = [event for event in events if isinstance(event, Start)]
-    assert len(starts) == 2
-    assert starts[1].step >= 50
+    _, second = starts(events)
+    assert second.step >= 50
     assert sorted(curve(run)) == list(range(1, 601))
 
 
@@ -209,7 +151,7 @@ def test_the_plain_script_does_the_same(slurm_cluster, submit, tmp_path):
     (tmp_path / "config.yaml").write_text("name: another\n")  # it may change: the job has its copy
     slurm_cluster.run("scancel", "--signal=USR2", job)
     events = finish(slurm_cluster, job, run)
-    assert [event.outcome for event in events if isinstance(event, End)] == ["requeued", "finished"]
+    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
     assert sorted(curve(run)) == list(range(1, 501))
     assert (tmp_path / f"slurm-{job}.run").resolve() == run
 
@@ -222,10 +164,10 @@ def test_a_sweep_is_an_array_two_at_a_time(slurm_cluster, submit, tmp_path):
         finish(slurm_cluster, job, tmp_path / "runs" / name)
         assert (status(tmp_path / "runs" / name).state, status(tmp_path / "runs" / name).step) == ("finished", 8)
     events = [SlurmFolder.of(RunFolder(tmp_path / "runs" / name)).read_events() for name in names]
-    ends = sorted(event.at for both in events for event in both if isinstance(event, End))
-    begins = sorted(event.at for both in events for event in both if isinstance(event, Start))
-    assert begins[2] > ends[0]
-    assert begins[3] > ends[1]
+    over = sorted(end.at for each in events for end in ends(each))
+    begun = sorted(start.at for each in events for start in starts(each))
+    assert begun[2] > over[0]
+    assert begun[3] > over[1]
 
 
 def test_one_torchrun_per_node_survives_the_warning(slurm_cluster, submit, tmp_path):
@@ -234,5 +176,5 @@ def test_one_torchrun_per_node_survives_the_warning(slurm_cluster, submit, tmp_p
     wait_for_step(run, 5)
     slurm_cluster.run("scancel", "--signal=USR2", job)
     events = finish(slurm_cluster, job, run)
-    assert [event.outcome for event in events if isinstance(event, End)] == ["requeued", "finished"]
+    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
     assert sorted(curve(run)) == list(range(1, 501))
