@@ -296,6 +296,36 @@ def export(
     print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
 
 
+@app.command("import")
+def import_model(
+    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model of others.", show_default=False)],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="What it does not say, as model.mem_len=384.", show_default=False),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")] = Path(
+        "runs"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model, where it has none.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
+    from xlpretrain.huggingface.bring_in import bring_in
+
+    folder, notes = bring_in(
+        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
+    )
+    for note in notes:
+        print(note)
+    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+
+
 @app.command("config")
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,

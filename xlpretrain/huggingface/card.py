@@ -32,7 +32,7 @@ def model_card(
         "```python\n"
         f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("{name}"{arguments}\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}"{arguments}\n'
         "```",
     ]
     if reasons:

@@ -1,0 +1,125 @@
+"""A model of others as a run folder, to evaluate, to export, or to begin a run with (`init_from`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlpretrain import checkpoint, schema
+from xlpretrain.config import RunConfig
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.durable import sync
+from xlpretrain.errors import ConfigError, DataError, LaunchError
+from xlpretrain.huggingface.foreign import Foreign, load_weights, read_foreign
+from xlpretrain.run_folder import RunFolder, Status
+
+_Json = dict[str, Any]
+
+
+def bring_in(
+    source: Path,
+    *,
+    name: str,
+    runs_dir: Path,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[RunFolder, list[str]]:
+    """Make the run folder runs_dir/name of a model; it is there whole or not at all.
+
+    Args:
+        source: a folder of transformers (XLNet, ALBERT, BERT, Transformer-XL of version 4, or an export of ours), or
+            a file with the state dict of the authors' PyTorch Transformer-XL.
+        data: a split that it is evaluated on, and whose tokenizer it has unless it brings its own.
+        tokenizer: a SentencePiece model, where `source` has none.
+        overrides: `model.key=value`, for what the source does not say.
+
+    Returns:
+        The folder, and what is worth telling.
+
+    Raises:
+        XLPretrainError: naming what does not fit.
+    """
+    folder = RunFolder(runs_dir / name)
+    if folder.path.exists():
+        raise LaunchError(f"{folder.path}: is there already; choose another name (--as)")
+    foreign = read_foreign(source)
+    vocabulary = _tokenizer(foreign, tokenizer, data)
+    config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
+    model = config.build_model(foreign.vocab_size)
+    notes = load_weights(foreign, model, config)
+    temporary = RunFolder(folder.path.with_name(f".{name}.{os.getpid()}.tmp"))
+    provenance = {
+        "wandb_id": "",
+        "data_sha256": Manifest.open(data).fingerprint if data is not None else "",
+        "tokenizer_sha256": vocabulary.sha256 if vocabulary is not None else "",
+        "vocab_size": foreign.vocab_size,
+        "imported_from": str(source.absolute()),
+        "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"torch": torch.__version__},
+    }
+    try:
+        temporary.create(config=schema.dump(config), provenance=provenance)
+        if vocabulary is not None:
+            temporary.tokenizer.parent.mkdir()
+            temporary.tokenizer.write_bytes(vocabulary.model)
+            sync(temporary.tokenizer)
+        checkpoint.write_weights(temporary.checkpoints, model)
+        temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
+        temporary.path.rename(folder.path)
+    except OSError as error:
+        raise LaunchError(f"{folder.path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary.path, ignore_errors=True)
+    return folder, notes
+
+
+def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> Tokenizer | None:
+    """The tokenizer of the model: given, its own, or that of the data. Raises `DataError` if it is another one."""
+    own = foreign.folder / "spiece.model" if foreign.folder is not None else None
+    if given is not None:
+        tokenizer = Tokenizer.load(given)
+    elif own is not None and own.is_file():
+        tokenizer = Tokenizer.load(own)
+    elif data is not None:
+        tokenizer = Manifest.open(data).open_tokenizer()
+    elif foreign.kind == "transfo-xl":
+        return None  # its word list is of no use here; what it computes is
+    else:
+        raise DataError(
+            f"{foreign.source}: no spiece.model there; name the SentencePiece model it was trained with (--tokenizer)."
+            " Other tokenizers, WordPiece (vocab.txt) and byte-level ones among them, are not supported"
+        )
+    if tokenizer.vocabulary.size != foreign.vocab_size:
+        raise DataError(
+            f"{foreign.source}: has vectors for {foreign.vocab_size} tokens, and the tokenizer"
+            f" {given or own or data} has {tokenizer.vocabulary.size} pieces; it is not the one it was trained with"
+        )
+    if data is not None:
+        Manifest.open(data, tokenizer_sha256=tokenizer.sha256)
+    return tokenizer
+
+
+def _run_config(
+    foreign: Foreign, *, name: str, runs_dir: Path, data: Path | None, overrides: Sequence[str]
+) -> RunConfig:
+    wrong = [override for override in overrides if not override.startswith(("model.", "objective."))]
+    if wrong:
+        raise ConfigError(f"only keys of model and objective may be given, got {', '.join(wrong)}")
+    split = data.absolute() if data is not None else (runs_dir / name / "data").absolute()
+    content = schema.apply_overrides({"model": foreign.model, "objective": foreign.objective}, overrides)
+    content |= {
+        "name": name,
+        "runs_dir": str(runs_dir),
+        "data": {"train": str(split), "valid": str(split)},
+        "engine": {"precision": "fp32"},
+        "max_steps": 1,
+    }
+    return schema.validate(RunConfig, content, str(foreign.source))
