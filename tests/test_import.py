@@ -1,0 +1,263 @@
+"""Models of others as run folders: the same weights, the same losses, and what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from imported_runs import make_run
+from reference_transformer_xl import Reference
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import xlpretrain
+from xlpretrain.errors import CheckpointError, DataError, LaunchError, XLPretrainError
+from xlpretrain.huggingface.bring_in import bring_in
+from xlpretrain.huggingface.export import export
+from xlpretrain.models import TransformerXLConfig
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.trained import TrainedRun
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import transformers
+
+MODELS = {
+    "xlnet": {"type": "xlnet", "attention_dropout": 0.2},
+    "xlnet, shared biases": {"type": "xlnet", "untie_r": False},
+    "xlnet, mixture": {"type": "xlnet", "num_layer_groups": 1, "pre_norm": True, "d_embed": 8},
+    "albert": {"type": "albert", "d_embed": 8},
+    "albert, as wide": {"type": "albert", "d_embed": None},
+    "bert": {"type": "bert"},
+    "bert, shared": {"type": "bert", "num_layer_groups": 1},
+    "transformer-xl": {"type": "transformer_xl", "adaptive_cutoffs": [50, 120], "div_val": 2},
+}
+
+
+@pytest.fixture
+def bring(tmp_path):
+    """Imports into tmp_path/runs."""
+
+    def bring(source: Path, name: str = "back", **options) -> TrainedRun:
+        folder, _ = bring_in(source, name=name, runs_dir=tmp_path / "runs", **options)
+        return xlpretrain.load(folder.path)
+
+    return bring
+
+
+@pytest.mark.parametrize("keys", MODELS.values(), ids=MODELS.keys())
+def test_ours_to_theirs_and_back_is_the_same_in_every_bit(keys, bring, tmp_path, tiny_dataset):
+    folder = make_run(tmp_path / "runs", tiny_dataset, keys)
+    export(folder, tmp_path / "out")
+    ours, back = xlpretrain.load(folder.path), bring(tmp_path / "out", data=tiny_dataset / "valid")
+    state = back.model.state_dict()
+    assert state.keys() == ours.model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.model.state_dict().items())
+    assert back.config.model == ours.config.model
+    assert back.config.objective == ours.config.objective
+    assert back.tokenizer.sha256 == ours.tokenizer.sha256
+    export(back.folder, tmp_path / "again")
+    for name in ("model.safetensors", "tokenizer.json", "spiece.model"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+THEIRS = {
+    "xlnet": ("XLNetLMHeadModel", {"type": "xlnet", "activation": "relu", "clamp_len": 7, "layer_norm_eps": 1e-6}),
+    "albert": ("AlbertForPreTraining", {"type": "albert", "d_embed": 8, "num_layer_groups": 2}),
+    "bert": ("BertForPreTraining", {"type": "bert", "num_segments": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_what_transformers_saves_is_imported(kind, bring, tmp_path, tiny_dataset):
+    """By its own config alone: no word of ours, other weights than ours."""
+    architecture, keys = THEIRS[kind]
+    folder = make_run(tmp_path / "runs", tiny_dataset, keys)
+    export(folder, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = getattr(transformers, architecture).from_pretrained(tmp_path / "out")
+        del theirs.config.xlpretrain
+        with torch.no_grad():
+            theirs.get_input_embeddings().weight += 1
+        theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(tmp_path / "out" / "spiece.model", tmp_path / "theirs")
+    back, ours = bring(tmp_path / "theirs"), xlpretrain.load(folder.path)
+    unsaid = {"attention_dropout"} if kind == "xlnet" else set()
+    assert back.config.model.model_dump(exclude=unsaid) == ours.config.model.model_dump(exclude=unsaid)
+    for name, tensor in back.model.state_dict().items():
+        expected = ours.model.state_dict()[name]
+        assert torch.equal(tensor, expected + 1 if name.endswith("tables.0.weight") else expected)
+
+
+def kimiyoung(vocab_size: int, cutoffs: list[int], *, div_val: int, d_embed: int, tied: bool) -> dict[str, Tensor]:
+    """Random weights under the names of the authors' PyTorch code."""
+    torch.manual_seed(3)
+    d_model, heads, d_head, d_ff, layers = 12, 2, 5, 20, 2
+    edges = [0, *cutoffs, vocab_size]
+    sizes = [end - start for start, end in pairwise(edges)]
+    state = {"r_w_bias": torch.randn(heads, d_head), "r_r_bias": torch.randn(heads, d_head)}
+    for i in range(layers):
+        name = f"layers.{i}."
+        state[f"{name}dec_attn.qkv_net.weight"] = torch.randn(3 * heads * d_head, d_model) * 0.4
+        state[f"{name}dec_attn.r_net.weight"] = torch.randn(heads * d_head, d_model) * 0.4
+        state[f"{name}dec_attn.o_net.weight"] = torch.randn(d_model, heads * d_head) * 0.4
+        for norm in ("dec_attn.layer_norm", "pos_ff.layer_norm"):
+            state |= {f"{name}{norm}.weight": torch.randn(d_model), f"{name}{norm}.bias": torch.randn(d_model)}
+        state |= {f"{name}pos_ff.CoreNet.0.weight": torch.randn(d_ff, d_model) * 0.4}
+        state |= {f"{name}pos_ff.CoreNet.3.weight": torch.randn(d_model, d_ff) * 0.4}
+        state |= {f"{name}pos_ff.CoreNet.{i}.bias": torch.randn(size) for i, size in ((0, d_ff), (3, d_model))}
+    state["pos_emb.inv_freq"] = torch.randn(d_model // 2)
+    projected = div_val > 1 or d_embed != d_model
+    for i, size in enumerate(sizes if div_val > 1 else [vocab_size]):
+        table = torch.randn(size, d_embed // div_val**i)
+        state[f"word_emb.emb_layers.{i}.weight"] = table
+        state[f"crit.out_layers.{i}.weight"] = table if tied else torch.randn_like(table)
+        state[f"crit.out_layers.{i}.bias"] = torch.randn(size)
+        if projected:
+            state[f"word_emb.emb_projs.{i}"] = torch.randn(d_model, table.shape[1]) * 0.4
+    for i in range(len(sizes) if projected else 0):
+        own = torch.randn(d_model, d_embed // div_val**i) * 0.4
+        state[f"crit.out_projs.{i}"] = state[f"word_emb.emb_projs.{i if div_val > 1 else 0}"] if i else own
+    if cutoffs:
+        state["crit.cluster_weight"], state["crit.cluster_bias"] = torch.randn(2, d_embed), torch.randn(2)
+    return state
+
+
+def authors_log_probs(state: dict[str, Tensor], hidden: Tensor, edges: list[int]) -> Tensor:
+    """Their adaptive softmax [N, V], in which tail i has the i-th column of the head from its end."""
+
+    def logits(cluster: int) -> Tensor:
+        start, end = edges[cluster], edges[cluster + 1]
+        whole = "crit.out_layers.1.weight" not in state
+        layer = f"crit.out_layers.{0 if whole else cluster}"
+        part = slice(start, end) if whole else slice(None)
+        weight, bias = state[f"{layer}.weight"][part], state[f"{layer}.bias"][part]
+        if cluster == 0 and len(edges) > 2:
+            weight = torch.cat([weight, state["crit.cluster_weight"]])
+            bias = torch.cat([bias, state["crit.cluster_bias"]])
+        projection = state.get(f"crit.out_projs.{cluster}")
+        return F.linear(hidden if projection is None else hidden @ projection, weight, bias)
+
+    head = logits(0).log_softmax(-1)
+    tails = [head[:, -i, None] + logits(i).log_softmax(-1) for i in range(1, len(edges) - 1)]
+    return torch.cat([head[:, : edges[1]], *tails], dim=-1)
+
+
+AUTHORS = {
+    "full": ([], {"div_val": 1, "d_embed": 12, "tied": True}),
+    "full, projected, untied": ([], {"div_val": 1, "d_embed": 8, "tied": False}),
+    "adaptive": ([50, 120], {"div_val": 1, "d_embed": 12, "tied": True}),
+    "adaptive, narrowing": ([50, 120], {"div_val": 2, "d_embed": 12, "tied": True}),
+    "adaptive, projected": ([50, 120], {"div_val": 1, "d_embed": 8, "tied": True}),
+}
+
+
+@pytest.mark.parametrize("case", AUTHORS)
+def test_the_authors_weights_give_their_losses_over_ten_segments_with_memory(case, bring, tmp_path, tiny_tokenizer):
+    cutoffs, keys = AUTHORS[case]
+    state = kimiyoung(300, cutoffs, **keys)
+    torch.save(state, tmp_path / "model.pt")
+    given = [f"model.adaptive_cutoffs={cutoffs}"] if cutoffs and keys["div_val"] == 1 else []
+    run = bring(tmp_path / "model.pt", tokenizer=tiny_tokenizer, overrides=["model.mem_len=6", *given])
+    config = run.config.model
+    assert isinstance(config, TransformerXLConfig)
+    assert config.adaptive_cutoffs == tuple(cutoffs)
+    assert config.tie_embeddings == keys["tied"]
+    reference, output = Reference(run.model.state_dict(), config), run.model.head.output
+    mems = run.model.backbone.empty_memory(1, 6)
+    tokens = torch.randint(300, (1, 41))
+    for segment in range(10):
+        inputs, targets = (tokens[:, segment * 4 + shift : segment * 4 + shift + 4] for shift in (0, 1))
+        with torch.no_grad():
+            hidden, mems = run.model.backbone(BackboneInput(inputs, torch.tensor([min(4 * segment, 6)])), mems)
+            theirs = authors_log_probs(state, hidden.tokens[0], [0, *cutoffs, 300])
+            losses, _ = output(hidden.tokens[0], targets[0])
+            log_probs = output.log_probs(hidden.tokens[0])
+        assert float((log_probs - theirs).abs().max() / theirs.abs().max()) < 1e-5
+        expected = torch.tensor(reference.losses(inputs[0].tolist(), targets[0].tolist()))
+        assert float(((losses - expected) / expected).abs().max()) < 1e-5
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_is_left(bring, tmp_path, tiny_tokenizer):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    torch.save({"r_w_bias": Evil()}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"refused: .* a pickle that holds more than tensors"):
+        bring(tmp_path / "model.pt", tokenizer=tiny_tokenizer)
+    assert not (tmp_path / "hacked").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def albert(tmp_path, tiny_dataset) -> Path:
+    """An exported ALBERT."""
+    export(make_run(tmp_path / "runs", tiny_dataset, {"type": "albert", "d_embed": 8}), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def change(folder: Path, **keys: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "xlpretrain": None, **keys}))
+
+
+def test_weights_that_are_missing_too_many_or_of_another_shape_are_named(albert, bring, tmp_path):
+    weights = load_file(albert / "model.safetensors")
+    taken = weights.pop("predictions.dense.weight")
+    weights["albert.pooler.extra"] = taken
+    save_file(weights, albert / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        bring(albert)
+    assert "missing: predictions.dense.weight" in str(error.value)
+    assert "without a place here: albert.pooler.extra" in str(error.value)
+    assert not (tmp_path / "runs" / "back").exists()
+
+
+def test_another_shape_is_named(albert, bring):
+    change(albert, intermediate_size=25)
+    with pytest.raises(CheckpointError, match=r"feed_forward.inner.bias is \(24,\), not \(25,\)"):
+        bring(albert)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"model_type": "gpt2"}, "model_type must be one of xlnet, albert, bert"),
+        ({"hidden_act": "swish"}, "activation  must be one of gelu_new"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type  must be 'absolute'"),
+        ({"num_hidden_groups": 0}, "num_layer_groups"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(albert, bring, keys, told):
+    change(albert, **keys)
+    with pytest.raises(XLPretrainError) as error:
+        bring(albert)
+    assert told in str(error.value)
+
+
+def test_another_vocabulary_is_refused(albert, bring, tmp_path, build_small):
+    other = build_small(["A text. Of two sentences."] * 400, tokenizer={"vocab_size": 22})
+    with pytest.raises(DataError, match="encoded by another tokenizer"):
+        bring(albert, data=other / "train")
+    with pytest.raises(DataError, match=r"vectors for 300 tokens, and the tokenizer .* has 22 pieces"):
+        bring(albert, tokenizer=other / "tokenizer" / "spiece.model")
+    (albert / "spiece.model").unlink()
+    with pytest.raises(DataError, match=r"no spiece\.model there"):
+        bring(albert)
+
+
+def test_a_taken_name_and_an_empty_folder_are_refused(albert, bring, tmp_path):
+    with pytest.raises(LaunchError, match="is there already; choose another name"):
+        bring(albert, name="run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"expected a folder with a config\.json"):
+        bring(tmp_path / "empty")
