@@ -1,10 +1,11 @@
 """Run where transformers 4.x is installed: the weights, log-probabilities and losses of its Transformer-XL.
 
-Usage: python peer_transformer_xl.py OUT.pt '{"vocab_size": ..}'. Shares no code with this project.
+Usage: python peer_transformer_xl.py FOLDER '{"vocab_size": ..}'. Shares no code with this project.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from transformers import TransfoXLConfig, TransfoXLLMHeadModel
@@ -13,8 +14,8 @@ NUM_ROWS, NUM_SEGMENTS, SEQ_LEN = 3, 10, 7
 
 
 def main() -> None:
-    """Writes what the model computes of ten consecutive segments with memory."""
-    out, keys = sys.argv[1], json.loads(sys.argv[2])
+    """Writes the model, and what it computes of ten consecutive segments with memory."""
+    out, keys = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.manual_seed(0)
     model = TransfoXLLMHeadModel(TransfoXLConfig(**keys)).eval()
     with torch.no_grad():
@@ -30,10 +31,8 @@ def main() -> None:
             answer = model(segment, mems=mems)
             mems = answer.mems
             log_probs.append(answer.prediction_scores)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.save(
-        {"tokens": tokens, "log_probs": torch.stack(log_probs), "losses": torch.stack(losses), "state": state}, out
-    )
+    torch.save({"tokens": tokens, "log_probs": torch.stack(log_probs), "losses": torch.stack(losses)}, out / "peer.pt")
+    model.save_pretrained(out / "theirs", safe_serialization=keys["untie_r"])
 
 
 if __name__ == "__main__":

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from imported_runs import OBJECTIVES, PERMUTATION, make_run
+from test_hf_tokenizer import lines
 
 import xlpretrain
 from xlpretrain.errors import CheckpointError, LaunchError
 from xlpretrain.huggingface.export import export
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
 with warnings.catch_warnings():
@@ -164,3 +166,108 @@ def test_transformer_xl_has_our_log_probabilities_segment_after_segment(keys, tm
             close(log_probs, answer.logits.flatten(0, 1))
             nll, _ = run.model.head.output(hidden.tokens[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
             torch.testing.assert_close(answer.loss, nll.mean(), rtol=1e-5, atol=0)
+
+
+def test_generated_text_is_that_of_reading_everything_anew(tmp_path, tiny_dataset):
+    """Greedy, from prompts of two lengths in one batch; the memory covers all of it."""
+    run, out = exported(tmp_path, tiny_dataset, {"type": "transformer_xl", "mem_len": 64})
+    theirs = load(out, auto="AutoModelForCausalLM", remote=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    asked = tokenizer(["The light of a station.", "A sting"], padding=True, return_tensors="pt")
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    written = theirs.generate(**asked, **settings)
+    pad = run.tokenizer.vocabulary.pad
+    for row, prompt in zip(written.tolist(), asked["input_ids"].tolist(), strict=True):
+        context = [token for token in prompt if token != pad]
+        for token in row[len(prompt) :]:
+            inputs = BackboneInput(torch.tensor([context]), torch.tensor([0]))
+            with torch.no_grad():
+                hidden, _ = run.model.backbone(inputs, run.model.backbone.empty_memory(1, 0))
+            assert int(run.model.head.output.log_probs(hidden.tokens[0])[-1].argmax()) == token
+            context.append(token)
+    assert torch.equal(theirs.generate(**asked, **settings, num_beams=1, use_cache=True), written)
+    assert theirs.generate(**asked, max_new_tokens=5, num_beams=3).shape[1] <= asked["input_ids"].shape[1] + 5
+
+
+def test_the_card_and_the_folder_are_whole_and_replace_only_a_model(tmp_path, tiny_dataset):
+    run, out = exported(tmp_path, tiny_dataset, {"type": "bert"})
+    assert {path.name for path in out.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    card = (out / "README.md").read_text()
+    assert 'AutoModelForPreTraining.from_pretrained("out")' in card
+    assert "num_heads: 2" in card
+    with pytest.raises(LaunchError, match="is there already; choose another folder, or use --force"):
+        export(run.folder, out)
+    (out / "mark").touch()
+    export(run.folder, out, step=0, force=True)
+    assert not (out / "mark").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LaunchError, match="no model is there, remove it yourself"):
+        export(run.folder, tmp_path / "mine", force=True)
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        export(run.folder, tmp_path / "none", step=7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "runs"]
+
+
+def test_load_gives_model_tokenizer_and_step(tmp_path, tiny_dataset):
+    folder = make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"})
+    run = xlpretrain.load(str(folder.path), step=0, device="cpu")
+    assert not run.model.training
+    assert run.step == 0
+    assert run.tokenizer.decode(run.tokenizer.encode("light the sting")) == "light the sting"
+    with pytest.raises(LaunchError, match="not a run folder"):
+        xlpretrain.load(tmp_path)
+
+
+ALONE = """
+import sys
+sys.path = [path for path in sys.path if path not in ("", {root!r})]
+sys.modules["xlpretrain"] = None  # importing it fails
+import json, torch, transformers
+folder, auto, texts, out = json.loads(sys.argv[1])
+model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+pair = tokenizer("A light.", "The sting.", return_tensors="pt")
+with torch.no_grad():
+    answer = model(**pair)
+logits = answer.get("logits", answer.get("prediction_logits"))
+torch.save({{"ids": ids, "pair": dict(pair), "logits": logits}}, out)
+"""
+
+SHAPES = {
+    "base": {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 3072},
+    "small": {"num_layers": 4, "d_model": 64, "num_heads": 4, "d_ff": 128},
+}
+KINDS = {
+    "xlnet": ({"type": "xlnet"}, "AutoModelForPreTraining"),
+    "albert": ({"type": "albert", "d_embed": 32}, "AutoModelForPreTraining"),
+    "bert": ({"type": "bert"}, "AutoModelForPreTraining"),
+    "albert_xl": ({"type": "xlnet", "num_layer_groups": 1, "d_embed": 32, "pre_norm": True}, "AutoModelForPreTraining"),
+    "transformer_xl": ({"type": "transformer_xl"}, "AutoModelForCausalLM"),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_without_xlpretrain_has_our_ids_and_logits(kind, shape, tmp_path, tiny_dataset):
+    keys, auto = KINDS[kind]
+    run, out = exported(tmp_path, tiny_dataset, {**keys, **SHAPES[shape]})
+    texts = lines(200)
+    asked = json.dumps([str(out), auto, texts, str(tmp_path / "answer.pt")])
+    root = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", ALONE.format(root=root), asked], check=True, cwd=tmp_path)
+    answer = torch.load(tmp_path / "answer.pt")
+    assert answer["ids"] == run.tokenizer.encode_batch(texts)
+    tokens, segments = answer["pair"]["input_ids"], answer["pair"].get("token_type_ids")
+    mems = run.model.backbone.empty_memory(1, run.config.model.mem_len)
+    with torch.no_grad():
+        hidden, _ = run.model.backbone(BackboneInput(tokens, torch.tensor([0]), segments=segments), mems)
+        close(run.model.head.output.log_probs(hidden.tokens[0]), answer["logits"][0])

@@ -1,4 +1,4 @@
-"""Transformer-XL against a slow reference written from the equations, and against the one of transformers 4.x."""
+"""Transformer-XL against a slow reference written from the equations, and, imported, that of transformers 4.x."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from reference_transformer_xl import Reference
 from torch import Tensor
 
+import xlpretrain
+from xlpretrain.huggingface.bring_in import bring_in
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import VocabularySoftmax
@@ -145,27 +147,11 @@ def test_ten_segments_have_the_losses_of_transformers_4(keys, peer_python, tmp_p
     tied = [False] + [True] * len(keys["cutoffs"])
     keys = {**PEER_SIZES, "clamp_len": -1, "tie_projs": tied, **keys}
     script = Path(__file__).with_name("peer_transformer_xl.py")
-    subprocess.run([str(peer_python), str(script), str(tmp_path / "peer.pt"), json.dumps(keys)], check=True)
+    subprocess.run([str(peer_python), str(script), str(tmp_path), json.dumps(keys)], check=True)
     peer = torch.load(tmp_path / "peer.pt")
-    config = TransformerXLConfig(
-        num_layers=keys["n_layer"],
-        num_heads=keys["n_head"],
-        d_model=keys["d_model"],
-        d_head=keys["d_head"],
-        d_ff=keys["d_inner"],
-        d_embed=keys["d_embed"],
-        mem_len=keys["mem_len"],
-        clamp_len=keys["clamp_len"],
-        same_length=keys["same_length"],
-        pre_norm=keys.get("pre_lnorm", False),
-        untie_r=keys["untie_r"],
-        tie_embeddings=keys.get("tie_word_embeddings", True),
-        adaptive_cutoffs=tuple(keys["cutoffs"]),
-        div_val=keys["div_val"],
-        initial_memory="zeros",
-    )
-    model = _build(config, keys["vocab_size"])
-    model.load_state_dict(_translate(peer["state"], config))
+    folder, _ = bring_in(tmp_path / "theirs", name="peer", runs_dir=tmp_path / "runs")
+    run = xlpretrain.load(folder.path)
+    model, config = run.model, run.config.model
     mems = model.backbone.empty_memory(peer["tokens"].shape[1], config.mem_len)
     assert isinstance(model.head, CausalLMHead)
     output = model.head.output
@@ -186,37 +172,3 @@ def _losses(output: VocabularySoftmax, hidden: Hidden, tokens: Tensor) -> Tensor
     """transformers shifts labels inside: the last token of a segment is not scored."""
     nll, _ = output(hidden.tokens[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     return nll.view(len(tokens), -1)
-
-
-def _translate(theirs: dict[str, Tensor], config: TransformerXLConfig) -> dict[str, Tensor]:
-    """Weights of transformers' Transformer-XL under our names."""
-    ours: dict[str, Tensor] = {}
-    for i in range(config.num_layers):
-        old, new = f"transformer.layers.{i}.", f"backbone.layers.{i}."
-        chunks = theirs[f"{old}dec_attn.qkv_net.weight"].chunk(3)
-        ours |= {f"{new}attention.{part}.weight": c for part, c in zip(("query", "key", "value"), chunks, strict=True)}
-        ours[f"{new}attention.distance.weight"] = theirs[f"{old}dec_attn.r_net.weight"]
-        ours[f"{new}attention.output.weight"] = theirs[f"{old}dec_attn.o_net.weight"]
-        for kind in ("weight", "bias"):
-            ours[f"{new}attention_norm.{kind}"] = theirs[f"{old}dec_attn.layer_norm.{kind}"]
-            ours[f"{new}feed_forward_norm.{kind}"] = theirs[f"{old}pos_ff.layer_norm.{kind}"]
-            ours[f"{new}feed_forward.inner.{kind}"] = theirs[f"{old}pos_ff.CoreNet.0.{kind}"]
-            ours[f"{new}feed_forward.outer.{kind}"] = theirs[f"{old}pos_ff.CoreNet.3.{kind}"]
-    for part, name in (("content_bias", "r_w_bias"), ("position_bias", "r_r_bias")):
-        layers = [f"transformer.layers.{i}.dec_attn.{name}" for i in range(config.num_layers)]
-        ours[f"backbone.{part}"] = torch.stack([theirs[key] for key in (layers if config.untie_r else layers[:1])])
-    for name, weight in theirs.items():
-        if "emb_layers" in name:
-            ours[f"backbone.embedding.tables.{name.split('.')[-2]}.weight"] = weight
-        elif "emb_projs" in name:
-            ours[f"backbone.embedding.projections.{name.split('.')[-1]}.weight"] = weight
-        elif "out_projs" in name and not config.tied_projections[int(name.split(".")[-1])]:
-            ours[f"head.output.projections.{name.split('.')[-1]}.weight"] = weight.T
-        elif "out_layers" in name and name.endswith("weight") and not config.tie_embeddings:
-            ours[f"head.output.tables.{name.split('.')[-2]}.weight"] = weight
-    biases = [weight for name, weight in theirs.items() if "out_layers" in name and name.endswith("bias")]
-    ours["head.output.bias"] = torch.cat(biases)
-    if config.adaptive_cutoffs:
-        ours["head.output.cluster_weight"] = theirs["crit.cluster_weight"]
-        ours["head.output.cluster_bias"] = theirs["crit.cluster_bias"]
-    return ours

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     config = configuration.resolve(config, data.train, begun=begun)
     configuration.check_data(config, data.train, world_size)
     changes: list[str] = []
+    if begun is None and config.init_from is not None:
+        _check_vocabulary(config.init_from, data)
     if begun is not None:
         changes = configuration.check_resume(begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change)
         fingerprint = folder.read_provenance()["data_sha256"]
@@ -74,6 +77,18 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
                 f" {data.train.fingerprint[:12]} now; use another name for another run"
             )
     return config, data, changes
+
+
+def _check_vocabulary(source: Path, data: Datasets) -> None:
+    """Whether weights are those of a run with the same tokenizer, as far as is known. Raises `ConfigError`."""
+    places = (RunFolder(place) for place in (source, *list(source.absolute().parents)[:2]))
+    folder = next((place for place in places if place.exists()), None)
+    theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256
+    if theirs and theirs != ours:
+        raise ConfigError(
+            f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than that of"
+            f" {data.train.folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
+        )
 
 
 def build(

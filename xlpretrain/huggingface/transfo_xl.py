@@ -146,7 +146,7 @@ def translate(
     for part, name in (("content_bias", "r_w_bias"), ("position_bias", "r_r_bias")):
         layers = [f"{prefix}layers.{i}.dec_attn.{name}" for i in range(config.num_layers)]
         if not config.untie_r:
-            layers = [f"{prefix}{name}"] if f"{prefix}{name}" in theirs else layers[:1]
+            layers = [key for key in (f"{prefix}{name}", *layers) if key in theirs][:1] or layers[:1]
         ours[f"backbone.{part}"] = torch.stack([theirs[key] for key in layers])
     biases = {}
     for name, weight in theirs.items():
