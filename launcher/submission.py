@@ -31,13 +31,11 @@ _PATTERNS = ("%j", "%t", "%A", "%a")
 
 def options(profile: ClusterConfig, *, exclude: Sequence[str]) -> dict[str, str | bool]:
     """The options of sbatch, by their long names; True for one without a value."""
-    num_nodes = profile.max_nodes + profile.spare_nodes
     chosen = {key.replace("_", "-"): getattr(profile, key) for key in ONE_LINERS}
     passed = {key: value or True for key, value in profile.sbatch.items()}
     asked = {
         **{key: str(value) for key, value in chosen.items() if value is not None},
-        "nodes": str(num_nodes) if num_nodes == profile.min_nodes else f"{profile.min_nodes}-{num_nodes}",
-        "ntasks-per-node": str(profile.num_tasks),
+        **_size(profile),
         "signal": f"USR2@{profile.signal_before_end_s}",
         "requeue": True,
         "open-mode": "append",
@@ -45,6 +43,14 @@ def options(profile: ClusterConfig, *, exclude: Sequence[str]) -> dict[str, str 
     }
     bad = ",".join(filter(None, [str(passed.get("exclude", "")), *exclude]))
     return {**asked, **({"exclude": bad} if bad else {})}
+
+
+def _size(profile: ClusterConfig) -> dict[str, str]:
+    fewest, most = profile.min_nodes, profile.max_nodes + profile.spare_nodes
+    if fewest == most:
+        return {"nodes": str(most), "ntasks-per-node": str(profile.num_tasks)}
+    # With a number of tasks, Slurm takes as few nodes as hold the tasks of the fewest; so it is asked for processors.
+    return {"nodes": f"{fewest}-{most}", "mincpus": str(profile.num_tasks * (profile.cpus_per_task or 1))}
 
 
 def script(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str) -> str:

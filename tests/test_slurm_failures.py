@@ -227,7 +227,7 @@ def test_every_rank_sees_all_gpus_and_a_node_without_them_starts_none(make_slurm
         then=f'echo "$SLURMD_NODENAME $SLURM_LOCALID $CUDA_VISIBLE_DEVICES" >> {tmp_path}/seen',
     )
     gpus = {"gpus_per_node": 2, "tasks_per_node": None, "python": str(python)}
-    (job,) = submit({"max_steps": 5}, "--nodes", 2, **gpus)
+    (job,) = submit({"max_steps": 8}, "--nodes", 2, **gpus)
     finish(cluster, job, submit.run)
     seen = sorted((tmp_path / "seen").read_text().splitlines())
     assert seen == ["node1 0 0,1", "node1 1 0,1", "node2 0 0,1", "node2 1 0,1"]
