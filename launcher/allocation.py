@@ -68,8 +68,8 @@ def step(profile: ClusterConfig, nodes: Sequence[str], *, tasks_per_node: int, c
         "--wait=60",
         # Since 22.05, srun does not take this one from sbatch.
         *([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []),
-        # Each rank shall see all GPUs of its node: NCCL wants to reach them.
-        *(["--gpu-bind=none"] if profile.num_gpus else []),
+        # No --gpu-bind: each task sees all GPUs of the job on its node, as NCCL wants it. With "none" it would not be
+        # told which of the node's GPUs these are (CUDA_VISIBLE_DEVICES), and take those of other jobs.
         *profile.container,
         *profile.srun,
     ]
