@@ -132,16 +132,16 @@ def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str]) -> Iterator[tu
     """Pieces and scores, in the order of ids.
 
     Special symbols must never be found in a text: in all other pieces, and in the text, stand-ins replace the
-    characters that symbols begin with. A user-defined piece has the score that SentencePiece gives it when it encodes.
+    characters that symbols begin with. A user-defined piece always is, the longest one:
+    its score is beyond all others.
     """
-    best = max(p.score for p in pieces if p.type == p.NORMAL)
     for piece in pieces:
         if _is_symbol(piece):
             yield piece.piece, 0.0
             continue
         text = "".join(stand_ins.get(character, character) for character in piece.piece)
         own = piece.type == piece.USER_DEFINED
-        yield text, len(piece.piece.encode()) * best - 0.1 if own else piece.score
+        yield text, 1000.0 * len(piece.piece) - 500.0 if own else piece.score
 
 
 def _symbol(token: int, piece: str) -> _Json:
