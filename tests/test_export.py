@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from test_hf_tokenizer import lines
 
 import xlpretrain
 from xlpretrain.errors import CheckpointError, LaunchError
+from xlpretrain.huggingface.bring_in import bring_in
 from xlpretrain.huggingface.export import export
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.trained import TrainedRun
@@ -271,3 +273,8 @@ def test_a_process_without_xlpretrain_has_our_ids_and_logits(kind, shape, tmp_pa
     with torch.no_grad():
         hidden, _ = run.model.backbone(BackboneInput(tokens, torch.tensor([0]), segments=segments), mems)
         close(run.model.head.output.log_probs(hidden.tokens[0]), answer["logits"][0])
+    back, _ = bring_in(out, name="back", runs_dir=tmp_path / "runs")
+    state = xlpretrain.load(back.path).model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in run.model.state_dict().items())
+    for folder in (out, tmp_path / "runs"):
+        shutil.rmtree(folder)  # gigabytes

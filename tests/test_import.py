@@ -16,9 +16,13 @@ from imported_runs import make_run
 from reference_transformer_xl import Reference
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import xlpretrain
-from xlpretrain.errors import CheckpointError, DataError, LaunchError, XLPretrainError
+from launcher.cli import app
+from xlpretrain import config as configuration
+from xlpretrain.build import build, prepare
+from xlpretrain.errors import CheckpointError, ConfigError, DataError, LaunchError, XLPretrainError
 from xlpretrain.huggingface.bring_in import bring_in
 from xlpretrain.huggingface.export import export
 from xlpretrain.models import TransformerXLConfig
@@ -261,3 +265,57 @@ def test_a_taken_name_and_an_empty_folder_are_refused(albert, bring, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"expected a folder with a config\.json"):
         bring(tmp_path / "empty")
+
+
+def test_the_command_exports_imports_and_begins_a_run_with_it(tmp_path, tiny_dataset):
+    folder = make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"})
+    runner, runs = CliRunner(), ["--runs-dir", str(tmp_path / "runs")]
+    told = runner.invoke(app, ["export", str(folder.path), "--to", str(tmp_path / "out")], catch_exceptions=False)
+    assert "AutoModelForCausalLM.from_pretrained(" in told.stdout
+    told = runner.invoke(
+        app, ["import", str(tmp_path / "out"), "--as", "back", *runs, "model.mem_len=20"], catch_exceptions=False
+    )
+    assert "init_from=" in told.stdout
+    back = tmp_path / "runs" / "back"
+    assert xlpretrain.load(back).config.model.mem_len == 20
+    assert "imported, fp32" in runner.invoke(app, ["checkpoints", str(back), "--verify"]).stdout
+    new = ["name=new", f"init_from={back}"]
+    config, _, _ = prepare(configuration.load(folder.config, new), world_size=1, allow_recipe_change=False)
+    assert config.init_from == back
+    with pytest.raises(ConfigError, match=r"only keys of model and objective may be given, got optimizer\.lr=1"):
+        bring_in(tmp_path / "out", name="no", runs_dir=tmp_path / "runs", overrides=["optimizer.lr=1"])
+
+
+def test_weights_of_another_vocabulary_begin_no_run_and_imported_ones_are_not_gone_on_with(
+    albert, bring, tmp_path, tiny_dataset, group
+):
+    back = bring(albert, data=tiny_dataset / "train")
+    with pytest.raises(CheckpointError, match="holds weights alone"):
+        build(back.config, device=torch.device("cpu"))
+    provenance = {**back.folder.read_provenance(), "tokenizer_sha256": "0" * 64}
+    back.folder.provenance.write_text(json.dumps(provenance))
+    settings = configuration.load(back.folder.config, ["name=new", f"init_from={back.folder.checkpoints}"])
+    with pytest.raises(ConfigError, match="was trained with another tokenizer"):
+        prepare(settings, world_size=1, allow_recipe_change=False)
+
+
+def test_old_names_and_copies_of_tied_weights_are_understood(albert, bring, tmp_path):
+    """As the ALBERT of its authors lies on the hub: a pooler without a sentence task, TensorFlow's names of norms."""
+    weights = load_file(albert / "model.safetensors")
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("sop_classifier")}
+    for kind, old in (("weight", "gamma"), ("bias", "beta")):
+        weights[f"predictions.LayerNorm.{old}"] = weights.pop(f"predictions.LayerNorm.{kind}")
+    weights["predictions.decoder.weight"] = weights["albert.embeddings.word_embeddings.weight"].clone()
+    weights["albert.embeddings.position_ids"] = torch.arange(40)[None]
+    (albert / "model.safetensors").unlink()
+    torch.save(weights, albert / "pytorch_model.bin")
+    change(albert)
+    folder, notes = bring_in(albert, name="old", runs_dir=tmp_path / "runs")
+    assert notes == ["left out, since there is no sentence task: albert.pooler.bias, albert.pooler.weight"]
+    run = xlpretrain.load(folder.path)
+    assert run.config.objective.terms == ("mlm",)
+    assert torch.equal(run.model.head.output.norm.weight, weights["predictions.LayerNorm.gamma"])
+    weights["predictions.decoder.weight"] += 1
+    torch.save(weights, albert / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"predictions\.decoder\.weight differs from albert"):
+        bring(albert)

@@ -120,6 +120,7 @@ def _run_config(
         "runs_dir": str(runs_dir),
         "data": {"train": str(split), "valid": str(split)},
         "engine": {"precision": "fp32"},
+        "schedule": {"total_steps": 1},
         "max_steps": 1,
     }
     return schema.validate(RunConfig, content, str(foreign.source))

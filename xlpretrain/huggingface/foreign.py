@@ -156,7 +156,7 @@ def _from_stock(foreign: Foreign, config: StackConfig, *, sentence: bool) -> tup
         if copy in theirs and original in theirs and not torch.equal(theirs.pop(copy), theirs[original]):
             raise CheckpointError(f"{source}: {copy} differs from {original}, which are one tensor here")
     if not sentence:
-        left = [name for part in _SENTENCE.get(foreign.kind, ()) for name in theirs if name.startswith(part)]
+        left = sorted(n for part in _SENTENCE.get(foreign.kind, ()) for n in theirs if n.startswith(part))
         notes += [f"left out, since there is no sentence task: {', '.join(left)}"] if left else []
         theirs = {name: tensor for name, tensor in theirs.items() if name not in left}
     if isinstance(config, EncoderConfig) and config.embed_size == config.d_model and foreign.kind == "albert":
