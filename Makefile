@@ -31,11 +31,11 @@ quickstart: setup  ## build a dataset, train a small Transformer-XL on it, and s
 test: $(VENV)/.installed-dev  ## the tests that need nothing but Python (under 5 minutes)
 	$(PYTEST)
 
-test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster
-	$(PYTEST) -m slurm -rs  # it says why any of them is skipped
+test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster (under 8 minutes); it boots one
+	$(PYTEST) -m "slurm and not full" -rs  # it says why any of them is skipped
 
 test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (under 60 minutes)
-	$(PYTEST) -m "not slurm" --timeout 3000
+	$(PYTEST) -m "not slurm or full" --timeout 3000 -rs
 
 torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, none differ in a bit (15 minutes)
 	$(BIN)/python tests/torture.py

@@ -85,13 +85,13 @@ def ends(events: Sequence[Start | End]) -> list[End]:
 
 def wait_for_step(run: Path, step: int) -> None:
     """Until it is logged."""
-    wait_until(lambda: any(row["step"] >= step for row in read_metrics(run)), 120, lambda: log(run))
+    wait_until(lambda: any(row["step"] >= step for row in read_metrics(run)), 240, lambda: log(run))
 
 
 def wait_for_start(run: Path, number: int) -> Start:
     """Until a run has been started so often."""
     folder = SlurmFolder.of(RunFolder(run))
-    wait_until(lambda: len(starts(folder.read_events())) >= number, 150, lambda: log(run))
+    wait_until(lambda: len(starts(folder.read_events())) >= number, 240, lambda: log(run))
     return starts(folder.read_events())[number - 1]
 
 

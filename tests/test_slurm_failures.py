@@ -15,7 +15,8 @@ from commands import curve, read_metrics
 from slurm_cluster import SlurmCluster, wait_until
 from slurm_runs import LONG, Site, ends, finish, log, ranks, sick_python, starts, status, wait_for_step
 
-pytestmark = pytest.mark.slurm
+# Nodes and their timeouts are real: on a busy machine they take their time.
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_preempted_with_grace_time_it_loses_nothing(make_slurm_cluster, site):
     assert each_step_once(submit.run) == 0
 
 
+@pytest.mark.full
 def test_preempted_without_time_to_save_it_loses_the_steps_since_the_last_checkpoint(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     deaf = sick_python(
@@ -66,6 +68,7 @@ def test_preempted_without_time_to_save_it_loses_the_steps_since_the_last_checkp
     assert 0 < each_step_once(submit.run) <= 50
 
 
+@pytest.mark.full
 def test_a_node_dies_and_the_run_goes_on_with_those_that_are_left(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     recipe = {**LONG, "engine.precision": "fp32", "model.dropout": 0.0, "schedule.total_steps": 5000}
@@ -89,23 +92,22 @@ def test_a_node_dies_and_the_run_goes_on_with_those_that_are_left(slurm_cluster,
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("cut", "left"), [("node1", "node2"), ("node2", "node1")], ids=["rank 0", "rank 1"])
 def test_a_node_that_is_cut_off_writes_nothing_more(make_slurm_cluster, site, cut: str, left: str):
     cluster = make_slurm_cluster(isolation="netns")
     submit = site(cluster)
-    overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 60}
-    (job,) = submit(overrides, "--nodes", 2, tasks_per_node=1)
-    wait_for_step(submit.run, 30)
+    (job,) = submit({**LONG, "checkpoint.every_steps": 20}, "--nodes", 2, tasks_per_node=1)
+    wait_for_step(submit.run, 25)
     [old] = [process for (node, _), process in ranks(cluster).items() if node == cut]
     cluster.cut_node(cut)
     begun = time.monotonic()
     # The run folder is not cut off here: all nodes have this machine's disk.
-    wait_until((submit.run / "lease" / "00000002").exists, 120, lambda: f"{cluster.job(job)}\n{log(submit.run)}")
+    wait_until((submit.run / "lease" / "00000002").exists, 240, lambda: f"{cluster.job(job)}\n{log(submit.run)}")
     taken = time.monotonic()
     print(f"another start had the run {taken - begun:.1f} s after the cut")
-    wait_until(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, 90, lambda: "it lives")
-    print(f"the cut-off rank ended {time.monotonic() - taken:.1f} s after that")
+    if cut == "node1":  # rank 0, which alone might write
+        wait_until(lambda: has_ended(old), 15, lambda: "it lives")
+        print(f"the cut-off writer ended {time.monotonic() - taken:.1f} s after that")
     events = submit.goes_on(job)
     assert [start.nodes for start in starts(events)] == [("node1", "node2"), (left, "node3")]
     assert [end.outcome for end in ends(events)] == ["stopped"]
@@ -113,7 +115,12 @@ def test_a_node_that_is_cut_off_writes_nothing_more(make_slurm_cluster, site, cu
     before = snapshot(submit.run)
     cluster.reset()
     time.sleep(5)
+    wait_until(lambda: has_ended(old), 120, lambda: "it lives")
     assert snapshot(submit.run) == before
+
+
+def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def snapshot(run: Path) -> dict[Path, tuple[int, bytes]]:
@@ -127,13 +134,13 @@ def snapshot(run: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_a_rank_that_hangs_is_started_again_with_the_others(slurm_cluster, site):
     submit = site(slurm_cluster)
-    overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 15}
+    overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 20}
     (job,) = submit(overrides, "--nodes", 2, tasks_per_node=1)
     wait_for_step(submit.run, 25)
     ranks(slurm_cluster)["node2", 1].suspend()
     events = submit.goes_on(job)
-    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
-    assert "no progress for 15 s; where it hangs is in" in ends(events)[0].message
+    assert [ends(events)[0].outcome, ends(events)[-1].outcome] == ["requeued", "stopped"]
+    assert "no progress for 20 s; where it hangs is in" in ends(events)[0].message
     assert starts(events)[1].step >= 20
     assert each_step_once(submit.run) <= 20
 
@@ -207,6 +214,7 @@ def test_where_scontrol_is_missing_the_run_submits_itself_anew(slurm_cluster, si
     assert "FAILED: stopped by a signal" in told
 
 
+@pytest.mark.full
 def test_what_crashes_at_once_is_given_up_without_scontrol_too(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.rank* ]]')
