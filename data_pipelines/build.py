@@ -24,7 +24,7 @@ from xlpretrain.data.manifest import Manifest, read_index
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import DataError
 
-TOKENIZER_FILE = Path("tokenizer", "spiece.model")
+TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("train", "valid", "test")
 
 
@@ -122,9 +122,9 @@ def _make(
     tokenizer: Tokenizer | None,
     built_from: Mapping[str, Any],
 ) -> None:
-    tokenizer_path = folder / TOKENIZER_FILE
-    tokenizer_path.parent.mkdir()
+    (folder / TOKENIZER_FOLDER).mkdir()
     tokenizer = tokenizer or _make_tokenizer(config, splits["train"], stages)
+    tokenizer_path = folder / TOKENIZER_FOLDER / tokenizer.file_name
     write_file(tokenizer_path, tokenizer.model)
     encoded = {}
     for name, documents in splits.items():

@@ -61,7 +61,7 @@ class TokenizerConfig(Section):
     """A SentencePiece tokenizer: trained on the training documents, or brought along."""
 
     path: Path | None = None
-    """A SentencePiece model to use as it is; the other keys then mean nothing."""
+    """A SentencePiece model, or a WordPiece tokenizer.json, to use as it is; the other keys then mean nothing."""
     vocab_size: int = Field(32000, ge=16)
     """Pieces in the vocabulary, special symbols included."""
     model_type: Literal["unigram"] = "unigram"

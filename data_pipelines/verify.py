@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data_pipelines.build import TOKENIZER_FILE
+from data_pipelines.build import TOKENIZER_FOLDER
 from data_pipelines.progress import Stages
 from data_pipelines.stats import dataset_folders
 from xlpretrain.data.manifest import Manifest, Shard, check_size
@@ -93,7 +93,7 @@ def _check_block(manifest: Manifest, number: int) -> Iterator[str]:
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[str]:
-    path = folder.absolute().parent / TOKENIZER_FILE
+    path = Tokenizer.find(folder.absolute().parent / TOKENIZER_FOLDER)
     try:
         tokenizer = Tokenizer.load(path)
     except DataError as error:

@@ -19,12 +19,17 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import xlpretrain
+from data_pipelines.verify import verify
 from launcher.cli import app
+from tests.corpus import make_documents
 from xlpretrain import config as configuration
 from xlpretrain.build import build, prepare
+from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import CheckpointError, ConfigError, DataError, LaunchError, XLPretrainError
+from xlpretrain.evaluate import EvalConfig
 from xlpretrain.huggingface.bring_in import bring_in
 from xlpretrain.huggingface.export import export
+from xlpretrain.huggingface.tokenizer import tokenizer_json
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.trained import TrainedRun
@@ -319,3 +324,53 @@ def test_old_names_and_copies_of_tied_weights_are_understood(albert, bring, tmp_
     torch.save(weights, albert / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"predictions\.decoder\.weight differs from albert"):
         bring(albert)
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory) -> Path:
+    """A tokenizer.json as BERT's: lower case, no accents, WordPiece, and no symbol for the end of a document."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.train_from_iterator(make_documents(50), trainers.WordPieceTrainer(vocab_size=120, special_tokens=symbols))
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    path = tmp_path_factory.mktemp("wordpiece") / "tokenizer.json"
+    made.save(str(path))
+    return path
+
+
+def test_bert_brings_its_wordpieces_and_data_is_built_and_scored_with_them(
+    wordpiece, bring, build_small, tmp_path, tiny_tokenizer
+):
+    dataset = build_small(make_documents(60), tokenizer={"path": str(wordpiece)}, splits={"valid": 0.2})
+    assert [path.name for path in (dataset / "tokenizer").iterdir()] == ["tokenizer.json"]
+    assert list(verify(dataset / "train")) == []
+    folder = make_run(tmp_path / "runs", dataset, {"type": "bert"})
+    export(folder, tmp_path / "out")
+    run, back = xlpretrain.load(folder.path), bring(tmp_path / "out", data=dataset / "valid")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == wordpiece.read_bytes()
+    settings = EvalConfig(max_tokens=500, num_streams=2)
+    assert back.score(config=settings).main == run.score(config=settings).main
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text, v = "Héllo [SEP] Sted gigo momin!", back.tokenizer.vocabulary
+    ids = back.tokenizer.encode(text)
+    assert theirs(text)["input_ids"] == [v.cls, *ids, v.sep]
+    assert v.sep not in ids
+    assert v.eod == v.sep
+    starts = back.tokenizer.word_starts()
+    assert 0 < starts[ids].sum() < len(ids)
+    assert back.tokenizer.decode(ids).startswith("h")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(tokenizer_json(Tokenizer.load(tiny_tokenizer), "plain")))
+    with pytest.raises(DataError, match="its model is Unigram"):
+        Tokenizer.load(other)
+    other.write_text("{}")
+    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+        Tokenizer.load(other)

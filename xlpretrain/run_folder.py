@@ -96,8 +96,8 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer of a model that was imported; others lie beside the data."""
-        return self.path / "tokenizer" / "spiece.model"
+        """The folder of the tokenizer of a model that was imported; others lie beside the data."""
+        return self.path / "tokenizer"
 
     @property
     def lease(self) -> Path:

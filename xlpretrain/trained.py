@@ -83,8 +83,8 @@ class TrainedRun:
 
 def _open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
     """An imported run has its own, another the one beside its data. Raises `DataError`."""
-    if folder.tokenizer.exists():
-        return Tokenizer.load(folder.tokenizer)
+    if folder.tokenizer.is_dir():
+        return Tokenizer.load(Tokenizer.find(folder.tokenizer))
     if folder.read_provenance().get("vocab_size"):
         raise DataError(f"{folder.path}: was imported without a tokenizer; import it again with --tokenizer FILE")
     return Manifest.open(config.data.train).open_tokenizer()

@@ -105,7 +105,7 @@ class Manifest:
     @property
     def tokenizer_path(self) -> Path:
         """Where a build leaves the tokenizer: beside its splits."""
-        return self.folder.parent / "tokenizer" / "spiece.model"
+        return Tokenizer.find(self.folder.parent / "tokenizer")
 
     def open_tokenizer(self) -> Tokenizer:
         """The tokenizer that lies beside the splits. Raises `DataError` if it is not the one they were encoded by."""

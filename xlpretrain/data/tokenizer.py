@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,6 +52,9 @@ class Tokenizer:
     sha256: of the model file; datasets and runs are tied to it.
     """
 
+    file_name = "spiece.model"
+    """What its file is called in a dataset or a run."""
+
     def __init__(self, model: bytes, *, name: str):
         """Raises `DataError` naming `name` if `model` is no SentencePiece model or lacks a special symbol."""
         import sentencepiece
@@ -64,18 +66,29 @@ class Tokenizer:
             raise DataError(f"{name}: not a SentencePiece model") from None
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocabulary = _find_vocabulary(self._processor, name)
+        pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.get_piece_size())}
+        self.vocabulary = find_vocabulary(pieces, {"unk": self._processor.unk_id()}, name)
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer in a SentencePiece model file. Raises `DataError`."""
+        """The tokenizer in a SentencePiece model file, or a WordPiece one in a `.json`. Raises `DataError`."""
         try:
             model = Path(path).read_bytes()
         except FileNotFoundError:
             raise DataError(f"{path}: no such tokenizer") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        if Path(path).suffix == ".json":
+            from xlpretrain.data.wordpiece import WordPiece
+
+            return WordPiece(model, name=str(path))
         return cls(model, name=str(path))
+
+    @staticmethod
+    def find(folder: Path) -> Path:
+        """Where the tokenizer of a dataset or a run lies in its folder `tokenizer`, if it does."""
+        other = folder / "tokenizer.json"
+        return other if other.is_file() else folder / Tokenizer.file_name
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
@@ -113,16 +126,18 @@ def _begins_word(piece: str) -> bool:
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
 
-def _find_vocabulary(processor: Any, name: str) -> Vocabulary:
-    size = processor.get_piece_size()
-    pieces = {processor.id_to_piece(i): i for i in range(size)}
-    found, missing = {"unk": processor.unk_id()}, []
+def find_vocabulary(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
+    """The special symbols among the pieces of a vocabulary, or `known` by role. Raises `DataError` if one is missing.
+
+    Vocabularies of ALBERT and BERT have none for the end of a document: there it is that of the end of a part.
+    """
+    found, missing = dict(known), []
     for role, spellings in SPECIAL_PIECES.items():
         spelt = next((spelling for spelling in spellings if spelling in pieces), None)
         if spelt is not None:
             found[role] = pieces[spelt]
-        elif role not in found:
+        elif role not in found and role != "eod":
             missing.append(f"{role} ({' or '.join(spellings)})")
     if missing:
         raise DataError(f"{name}: the vocabulary has no symbol for {', '.join(missing)}; train it with them")
-    return Vocabulary(size=size, **found)
+    return Vocabulary(size=len(pieces), **{"eod": found["sep"], **found})

@@ -68,9 +68,9 @@ def bring_in(
     try:
         temporary.create(config=schema.dump(config), provenance=provenance)
         if vocabulary is not None:
-            temporary.tokenizer.parent.mkdir()
-            temporary.tokenizer.write_bytes(vocabulary.model)
-            sync(temporary.tokenizer)
+            temporary.tokenizer.mkdir()
+            (temporary.tokenizer / vocabulary.file_name).write_bytes(vocabulary.model)
+            sync(temporary.tokenizer / vocabulary.file_name)
         checkpoint.write_weights(temporary.checkpoints, model)
         temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
         temporary.path.rename(folder.path)
@@ -83,7 +83,10 @@ def bring_in(
 
 def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> Tokenizer | None:
     """The tokenizer of the model: given, its own, or that of the data. Raises `DataError` if it is another one."""
-    own = foreign.folder / "spiece.model" if foreign.folder is not None else None
+    own = None
+    if foreign.folder is not None:  # a tokenizer.json beside a spiece.model is but another form of it
+        spiece = foreign.folder / Tokenizer.file_name
+        own = spiece if spiece.is_file() or foreign.kind != "bert" else Tokenizer.find(foreign.folder)
     if given is not None:
         tokenizer = Tokenizer.load(given)
     elif own is not None and own.is_file():
@@ -94,8 +97,8 @@ def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> Token
         return None  # its word list is of no use here; what it computes is
     else:
         raise DataError(
-            f"{foreign.source}: no spiece.model there; name the SentencePiece model it was trained with (--tokenizer)."
-            " Other tokenizers, WordPiece (vocab.txt) and byte-level ones among them, are not supported"
+            f"{foreign.source}: no spiece.model there (of a BERT, a tokenizer.json will do); name the tokenizer that it"
+            " was trained with (--tokenizer)"
         )
     if tokenizer.vocabulary.size != foreign.vocab_size:
         raise DataError(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xlpretrain.config import RunConfig
+from xlpretrain.data.wordpiece import WordPiece
 from xlpretrain.durable import sync
 from xlpretrain.errors import LaunchError
 from xlpretrain.huggingface.card import model_card
@@ -74,7 +75,7 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     model = config.model
     assert isinstance(model, StackConfig)
     sentence = has_sentence_head(run.model)
-    template = template_of(config)
+    template, wordpiece = template_of(config), isinstance(tokenizer, WordPiece)
     reasons = uncovered(model, sentence=sentence)
     if reasons:
         described, weights = describe_remote(config, run, sentence=sentence), dict(run.model.state_dict())
@@ -87,11 +88,11 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
     for file, content in {
         "config.json": described,
-        "tokenizer.json": tokenizer_json(tokenizer, template),
         "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
+        **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, template)}),
     }.items():
         (to / file).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (to / "spiece.model").write_bytes(tokenizer.model)
+    (to / tokenizer.file_name).write_bytes(tokenizer.model)
     if run.folder.plot.is_file():
         shutil.copyfile(run.folder.plot, to / "loss.png")
     loader = _loader(described)
