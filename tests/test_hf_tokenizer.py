@@ -145,7 +145,7 @@ def test_transformers_reads_it_lays_out_pairs_and_takes_symbols_for_text(cased: 
 @pytest.mark.parametrize("settings", NORMALIZATIONS.values(), ids=NORMALIZATIONS.keys())
 def test_auto_tokenizer_gives_our_ids_on_10_000_lines_and_on_long_ones(settings, tmp_path):
     tokenizer, texts = train(**settings), lines(10_000, seed=1)
-    texts += [" ".join(texts[start : start + 100]) for start in range(0, 10_000, 100)]
+    texts += [" ".join(texts[start : start + 20]) for start in range(0, 10_000, 20)]
     made = auto(tokenizer, "plain", tmp_path)
     assert made(texts)["input_ids"] == tokenizer.encode_batch(texts)
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+
+@lru_cache(maxsize=1)
+def joints(charsmap: bytes) -> str:
+    """`inside_rules` of all that are in `normalizer_spec.precompiled_charsmap`."""
+    return inside_rules(read_rules(charsmap))
 
 
 def read_rules(charsmap: bytes) -> dict[str, str]:

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from xlpretrain.errors import DataError
-from xlpretrain.huggingface.charsmap import characters, inside_rules, read_rules
+from xlpretrain.huggingface.charsmap import characters, joints
 
 Template = Literal["plain", "xlnet", "bert"]
 """What stands around a text, or a pair of them: nothing; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
@@ -113,7 +113,7 @@ def _normalizer(rules: Any) -> Iterator[_Json]:
     rule takes them together, `_APART` keeps them from it. ASCII begins no grapheme with what comes before.
     """
     if rules.precompiled_charsmap:
-        inside = inside_rules(read_rules(rules.precompiled_charsmap))
+        inside = joints(rules.precompiled_charsmap)
         yield _replace(rf"(?!\A)(?=[^\x00-\x7f])(?!{inside})", _APART)
         yield {"type": "NFC"}
         yield _replace(rf"(?<!\A|{_APART})(?=[^\x00-\x7f{_APART}])", _BETWEEN)
