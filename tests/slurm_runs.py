@@ -57,8 +57,8 @@ class Site:
 
     def goes_on(self, job: str, *, start: int = 2) -> list[Start | End]:
         """Wait until a run without end trains on after so many starts, and stop it; what was written down of them."""
-        before = max(row["step"] for row in read_metrics(self.run))
-        wait_for_start(self.run, start)
+        began = wait_for_start(self.run, start)
+        before = max([began.step, *(row["step"] for row in read_metrics(self.run))])
         wait_for_step(self.run, before + 20)
         self.xlpretrain("stop", self.run)
         return finish(self.cluster, job, self.run, "FAILED")
@@ -93,6 +93,13 @@ def wait_for_start(run: Path, number: int) -> Start:
     folder = SlurmFolder.of(RunFolder(run))
     wait_until(lambda: len(starts(folder.read_events())) >= number, 240, lambda: log(run))
     return starts(folder.read_events())[number - 1]
+
+
+def each_step_once(run: Path) -> int:
+    """Checks that, and returns how many steps were trained twice, by the last row of the metrics."""
+    steps = [row["step"] for row in read_metrics(run)]
+    assert steps == list(range(1, len(steps) + 1))
+    return int(read_metrics(run)[-1]["goodput/steps_redone"])
 
 
 def log(run: Path) -> str:

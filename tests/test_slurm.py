@@ -5,9 +5,9 @@ from pathlib import Path
 
 import commands
 import pytest
-from commands import BIN, curve
+from commands import BIN, curve, read_metrics
 from slurm_cluster import SlurmCluster, wait_until
-from slurm_runs import LONG, Site, ends, finish, log, sick_python, starts, status, wait_for_step
+from slurm_runs import LONG, Site, each_step_once, ends, finish, log, sick_python, starts, status, wait_for_step
 
 from launcher.records import SlurmFolder
 from xlpretrain.run_folder import RunFolder
@@ -38,29 +38,37 @@ def test_two_nodes_train_to_the_curve_of_one_machine(slurm_cluster, submit, tmp_
 
 def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_path):
     slurm_cluster.env["WANDB_MODE"] = "offline"
-    (job,) = submit({**LONG, "max_steps": 500}, "--nodes", 2)
+    (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1)
     run = tmp_path / "runs" / "r"
     wait_for_step(run, 5)
     # As Slurm does before the time limit: to the ranks, and not to the job's script.
     slurm_cluster.run("scancel", "--signal=USR2", job)
-    wait_until(lambda: slurm_cluster.job(job)["Restarts"] == "1", 60, lambda: log(run))
-    events = finish(slurm_cluster, job, run)
-    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
     first, second = starts(events)
     assert [(start.job_id, start.restart) for start in (first, second)] == [(job, 0), (job, 1)]
     assert second.step >= 5
-    assert sorted(curve(run)) == list(range(1, 501))
+    assert each_step_once(run) == 0
     ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
     assert ids == {RunFolder(run).read_provenance()["wandb_id"]}
 
 
 @pytest.mark.full
 def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit, tmp_path):
-    (job,) = submit({**LONG, "max_steps": 6000}, "--nodes", 2, time="0:02:00", signal_before_end_s=60)
-    run = tmp_path / "runs" / "r"
-    wait_until(lambda: slurm_cluster.job(job)["Restarts"] == "1", 300, lambda: log(run))
-    wait_until(lambda: slurm_cluster.job(job)["JobState"] == "COMPLETED", 500, lambda: log(run))
-    assert sorted(curve(run)) == list(range(1, 6001))
+    slurm_cluster.env["WANDB_MODE"] = "offline"
+    (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1, time="0:02:00", signal_before_end_s=60)
+    wait_for_step(submit.run, 5)
+    events = submit.goes_on(job, start=3)
+    assert [end.outcome for end in ends(events)] == ["requeued", "requeued", "stopped"]
+    assert [start.step for start in starts(events)[1:]] == [end.step for end in ends(events)[:-1]]
+    last = ends(events)[-1].step
+    submit.xlpretrain("resume", submit.run, f"max_steps={last + 10}")
+    wait_until(lambda: status(submit.run).state == "finished", 120, lambda: log(submit.run))
+    assert each_step_once(submit.run) == 0
+    assert read_metrics(submit.run)[-1]["step"] == last + 10
+    print([(start.restart, start.step) for start in starts(events)], last + 10)
+    ids = {path.name.rpartition("-")[2] for path in (submit.run / "wandb").glob("offline-run-*")}
+    assert ids == {RunFolder(submit.run).read_provenance()["wandb_id"]}
 
 
 def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit, tmp_path):
@@ -72,28 +80,35 @@ def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit
     assert "2 starts in a row brought no new checkpoint" in status(run).message
 
 
-def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path):
+def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path, tiny_dataset):
+    (tmp_path / "data").symlink_to(tiny_dataset)
     # It passes every check that can be made before.
-    (job,) = submit({"init_from": str(tmp_path / "nothing")})
+    (job,) = submit({"data.train": str(tmp_path / "data" / "train")}, setup=[f"rm {tmp_path}/data"])
     events = finish(slurm_cluster, job, tmp_path / "runs" / "r", "FAILED")
     (end,) = ends(events)
     assert (end.outcome, end.exit_code) == ("failed", 2)
-    assert str(tmp_path / "nothing") in end.message
+    assert f"{tmp_path}/data/train: no dataset here" in end.message
+
+
+NODE1_IS_SICK = '[[ "$*" == *launcher.health* && $SLURMD_NODENAME == node1 ]]'
+CHECKED = {"tasks_per_node": 1, "health_check": {"timeout_s": 40}}
 
 
 def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_path):
-    when = '[[ "$*" == *launcher.health* && $SLURMD_NODENAME == node1 ]]'
-    python = str(sick_python(tmp_path / "python", when=when))
-    (job,) = submit({"max_steps": 10}, "--nodes", 2, python=python, health_check={"timeout_s": 60})
-    events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r")
+    python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
+    (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), **CHECKED)
+    events = finish(slurm_cluster, job, submit.run)
     assert [start.nodes for start in starts(events)] == [("node1", "node2"), ("node2", "node3")]
-    assert SlurmFolder.of(RunFolder(run)).read_excluded() == ["node1"]
-    (job,) = submit(
-        {"name": "spare", "max_steps": 10}, "--nodes", 2, python=python, spare_nodes=1, health_check={"timeout_s": 60}
-    )
-    events = finish(slurm_cluster, job, run := tmp_path / "runs" / "spare")
+    assert SlurmFolder.of(RunFolder(submit.run)).read_excluded() == ["node1"]
+
+
+@pytest.mark.full
+def test_a_spare_node_takes_the_place_of_one_that_is_not_sound(slurm_cluster, submit, tmp_path):
+    python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
+    (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), spare_nodes=1, **CHECKED)
+    events = finish(slurm_cluster, job, submit.run)
     assert [start.nodes for start in starts(events)] == [("node1", "node2", "node3")]
-    assert "4 ranks on node2, node3" in log(run)
+    assert "2 ranks on node2, node3" in log(submit.run)
 
 
 def test_odd_paths_and_values_are_text_all_the_way(slurm_cluster, submit, tmp_path, monkeypatch):
@@ -132,15 +147,15 @@ def test_the_plain_script_does_the_same(slurm_cluster, submit, tmp_path):
     submit({"name": "r2"}, "--dry-run")  # for its config
     options = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10", "--parsable"]
     job = slurm_cluster.run(
-        "sbatch", *options, script, "config.yaml", "max_steps=500", "checkpoint.every_steps=5000"
+        "sbatch", *options, script, "config.yaml", "max_steps=100000", "checkpoint.every_steps=100000"
     ).strip()
     run = tmp_path / "runs" / "r"
     wait_for_step(run, 5)
     (tmp_path / "config.yaml").write_text("name: another\n")  # it may change: the job has its copy
     slurm_cluster.run("scancel", "--signal=USR2", job)
-    events = finish(slurm_cluster, job, run)
-    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
-    assert sorted(curve(run)) == list(range(1, 501))
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
+    assert each_step_once(run) == 0
     assert (tmp_path / f"slurm-{job}.run").resolve() == run
 
 
@@ -160,10 +175,10 @@ def test_a_sweep_is_an_array_two_at_a_time(slurm_cluster, submit, tmp_path):
 
 @pytest.mark.full
 def test_one_torchrun_per_node_survives_the_warning(slurm_cluster, submit, tmp_path):
-    (job,) = submit({**LONG, "max_steps": 500}, "--nodes", 2, launch="torchrun")
+    (job,) = submit(LONG, "--nodes", 2, launch="torchrun")
     run = tmp_path / "runs" / "r"
     wait_for_step(run, 5)
     slurm_cluster.run("scancel", "--signal=USR2", job)
-    events = finish(slurm_cluster, job, run)
-    assert [end.outcome for end in ends(events)] == ["requeued", "finished"]
-    assert sorted(curve(run)) == list(range(1, 501))
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
+    assert each_step_once(run) == 0

@@ -11,9 +11,9 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
-from commands import curve, read_metrics
+from commands import curve
 from slurm_cluster import SlurmCluster, wait_until
-from slurm_runs import LONG, Site, ends, finish, log, ranks, sick_python, starts, status, wait_for_step
+from slurm_runs import LONG, Site, each_step_once, ends, finish, log, ranks, sick_python, starts, status, wait_for_step
 
 # Nodes and their timeouts are real: on a busy machine they take their time.
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -24,13 +24,6 @@ def site(tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A user's folder, on a cluster."""
     monkeypatch.chdir(tmp_path)
     return lambda cluster: Site(cluster, tmp_path, tiny_dataset)
-
-
-def each_step_once(run: Path) -> int:
-    """Checks that, and returns how many steps were trained twice, by the last row of the metrics."""
-    steps = [row["step"] for row in read_metrics(run)]
-    assert steps == list(range(1, len(steps) + 1))
-    return int(read_metrics(run)[-1]["goodput/steps_redone"])
 
 
 def preempt(cluster: SlurmCluster) -> None:
