@@ -34,9 +34,12 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
     from torch._C._distributed_c10d import TCPStore
 
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    address, port = rendezvous.pick(), int(os.environ["MASTER_PORT"])
+    if rank > 0 and not rendezvous.can_reach(address, port, timeout_s=timeout_s):
+        sys.exit(f"{address}:{port} cannot be reached from {os.uname().nodename} within {timeout_s:g} s")
     store = TCPStore(
-        rendezvous.pick(),
-        int(os.environ["MASTER_PORT"]),
+        address,
+        port,
         world_size,
         is_master=rank == 0,
         timeout=timedelta(seconds=timeout_s),

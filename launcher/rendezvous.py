@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Sequence
 
 from launcher import slurm
@@ -63,6 +64,18 @@ def free_port(job_id: int, restart: int) -> int:
                 continue
             return port
     raise LaunchError(f"{os.uname().nodename}: a hundred ports were tried, none of them is free")
+
+
+def can_reach(address: str, port: int, *, timeout_s: float) -> bool:
+    """Whether somebody listens there, or does so in time. torch's store tries for nearly twice its timeout instead."""
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection((address, port), timeout=left).close()
+            return True
+        except OSError:
+            time.sleep(min(0.2, left))
+    return False
 
 
 def _resolves(address: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,6 +152,17 @@ def test_ports_differ_by_job_and_start() -> None:
     ports = {rendezvous.free_port(job, restart) for job in (7, 8) for restart in (0, 1)}
     assert len(ports) == 4
     assert all(12000 <= port < 32000 for port in ports)
+
+
+def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert not rendezvous.can_reach("127.0.0.1", port, timeout_s=0.5)
+        late = threading.Timer(0.5, listener.listen)
+        late.start()
+        assert rendezvous.can_reach("127.0.0.1", port, timeout_s=30)
+        late.join()
 
 
 def test_ranks_start_as_slurm_wants_it() -> None:
