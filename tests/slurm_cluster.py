@@ -158,7 +158,7 @@ class SlurmCluster:
 
     # Commands and jobs
 
-    def run(self, *command: object, expect: int | None = 0, timeout_s: float = 60, text: str = "") -> str:
+    def run(self, *command: object, expect: int | None = 0, timeout_s: float = 240, text: str = "") -> str:
         """What a command says, run as the cluster's user, given `text` to read. expect: its exit code; None: any."""
         arguments = [*self._become, *map(str, command)]
         done = subprocess.run(
@@ -188,7 +188,7 @@ class SlurmCluster:
         words = shlex.split(self.run("scontrol", "--oneliner", "show", "job", job).replace("'", ""))
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, job: str, state: str, *, timeout_s: float = 60) -> dict[str, str]:
+    def wait_for(self, job: str, state: str, *, timeout_s: float = 240) -> dict[str, str]:
         """Until a job is in `state`, such as RUNNING or COMPLETED; returns what Slurm knows of it."""
         wait_until(lambda: self.job(job)["JobState"] == state, timeout_s, lambda: f"not {state}: {self.job(job)}")
         return self.job(job)

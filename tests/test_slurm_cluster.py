@@ -12,7 +12,7 @@ import pytest
 from slurm_cluster import SlurmCluster
 from slurm_node import find_processes
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 # Straight to a file that all nodes share, as ranks write to a run's folder: what srun passes on comes later or never.
 WRITE_FOR_EVER = """
@@ -40,7 +40,7 @@ def count_written(cluster: SlurmCluster, job: str, line: str) -> int:
 
 
 def wait_until_written(cluster: SlurmCluster, job: str, *lines: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not all(count_written(cluster, job, line) for line in lines):
         assert time.monotonic() < deadline, f"{lines} are not all written; {cluster.job(job)}"
         time.sleep(0.1)

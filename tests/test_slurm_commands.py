@@ -10,7 +10,7 @@ import yaml
 from commands import BIN, curve, write_config
 from slurm_cluster import SlurmCluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def submitted(tmp_path: Path, tiny_dataset: Path) -> list[object]:
     return ["submit", config, "--cluster", profile]
 
 
-def wait_for(says: Callable[[], str], text: str, timeout_s: float = 90) -> str:
+def wait_for(says: Callable[[], str], text: str, timeout_s: float = 240) -> str:
     deadline = time.monotonic() + timeout_s
     while text not in (said := says()):
         assert time.monotonic() < deadline, f"{text!r} is not in\n{said}"
@@ -47,7 +47,7 @@ def wait_for(says: Callable[[], str], text: str, timeout_s: float = 90) -> str:
 
 def wait_for_steps(run: Path, count: int) -> None:
     """Until so many more steps are logged."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     known = len(commands.read_metrics(run))
     while len(commands.read_metrics(run)) < known + count:
         assert time.monotonic() < deadline, (run / "logs" / "job.log").read_text()
