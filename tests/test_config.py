@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mixtures import mixture_of
 
 from xlpretrain import config as configuration
 from xlpretrain import schema
 from xlpretrain.config import RunConfig
-from xlpretrain.data.manifest import Manifest
 from xlpretrain.errors import ConfigError
 
 SHIPPED = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
@@ -79,16 +79,16 @@ def test_a_name_stays_within_its_folder(name: str):
 
 
 def test_tokens_and_epochs_become_steps(tiny_dataset: Path):
-    train = Manifest.open(tiny_dataset / "train")
+    train = mixture_of(tiny_dataset / "train")
     by_tokens = configuration.resolve(run_config(max_steps=None, max_tokens=1000), train)
     assert by_tokens.max_steps == 4  # 16 streams of 16 tokens
     by_epochs = configuration.resolve(run_config(max_steps=None, max_epochs=2.0), train)
-    assert by_epochs.max_steps == round(2 * train.num_blocks * train.block_tokens / 256)
+    assert by_epochs.max_steps == round(2 * train.manifests[0].num_blocks * train.manifests[0].block_tokens / 256)
     assert by_epochs.schedule.total_steps == by_epochs.max_steps
 
 
 def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
-    train = Manifest.open(tiny_dataset / "train")
+    train = mixture_of(tiny_dataset / "train")
     begun = configuration.resolve(run_config(), train)
     longer = configuration.resolve(run_config(max_steps=50), train, begun=begun)
     assert (longer.max_steps, longer.schedule.total_steps) == (50, 10)
@@ -98,12 +98,12 @@ def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
 
 
 def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
-    train = Manifest.open(tiny_dataset / "train")
+    train = mixture_of(tiny_dataset / "train")
     few = run_config(global_batch_size=2)
     assert "2 streams cannot feed 4 ranks; use at least 4" in refusal(configuration.check_data, few, train, 4)
-    large = run_config(global_batch_size=train.num_tokens)
+    large = run_config(global_batch_size=train.manifests[0].num_tokens)
     assert "too small for one step" in refusal(configuration.check_data, large, train, 1)
-    long = run_config(objective={"type": "causal_lm", "seq_len": train.block_tokens})
+    long = run_config(objective={"type": "causal_lm", "seq_len": train.manifests[0].block_tokens})
     assert "does not fit a block" in refusal(configuration.check_data, long, train, 1)
 
 

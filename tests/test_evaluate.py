@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixtures import mixture_of
 
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.evaluate import EvalConfig, Evaluation, covered, evaluate, evaluate_unigram
@@ -83,7 +84,7 @@ def test_covered_is_whole_blocks_one_at_least(valid: Manifest):
 def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, valid: Manifest):
     train = Manifest.open(tiny_dataset / "train")
     found = evaluate_unigram(
-        train,
+        mixture_of(tiny_dataset / "train"),
         valid,
         tokenizer=valid.open_tokenizer(),
         objective=CausalLM(seq_len=64),

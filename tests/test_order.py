@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlpretrain.data.order import Contiguous, Place, Shuffled, mix, permute
+from xlpretrain.data.order import Contiguous, Place, Shuffled, mix, permute, permute_each
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
@@ -62,18 +62,18 @@ def test_a_stream_reads_a_block_row_after_row(order: Contiguous, step: int):
         here, after = (order.place(step=s, stream=stream) for s in (step, step + 1))
         if after.row:
             assert (after.block, after.row, after.epoch) == (here.block, here.row + 1, here.epoch)
-            assert order.rows_behind(step=step + 1, stream=stream) == order.rows_behind(step=step, stream=stream) + 1
+            assert order.turn(step=step + 1, stream=stream).behind == order.turn(step=step, stream=stream).behind + 1
         else:
             assert here.row == order.rows_per_block - 1
-            assert order.rows_behind(step=step + 1, stream=stream) == 0
+            assert order.turn(step=step + 1, stream=stream).behind == 0
 
 
 def test_rows_behind_counts_only_what_was_read_since_the_run_began():
     order = Contiguous(num_blocks=10, rows_per_block=8, num_streams=2, seed=0)
     assert order.place(step=0, stream=1).row == 4
-    assert order.rows_behind(step=0, stream=1) == 0
-    assert order.rows_behind(step=3, stream=1) == 3
-    assert order.rows_behind(step=4, stream=1) == 0
+    assert order.turn(step=0, stream=1).behind == 0
+    assert order.turn(step=3, stream=1).behind == 3
+    assert order.turn(step=4, stream=1).behind == 0
 
 
 def test_streams_do_not_change_block_together():
@@ -132,7 +132,7 @@ def test_shuffled_rows_are_the_same_for_any_number_of_streams():
     orders = [Shuffled(np.full(20, 8), num_streams=n, seed=3, window_blocks=4) for n in (1, 3, 16)]
     assert take(orders[0], range(400)) == take(orders[1], range(400)) == take(orders[2], range(400))
     assert [order.steps_per_epoch for order in orders] == [160, 160 / 3, 10]
-    assert orders[2].rows_behind(step=9, stream=2) == 0
+    assert orders[2].turn(step=9, stream=2).behind == 0
 
 
 def test_epochs_seeds_and_windows_are_shuffled_differently():
@@ -158,3 +158,11 @@ def test_a_far_seek_in_shuffled_rows_costs_one_table_of_blocks():
     print(f"table of a million blocks: {ready - started:.2f} s; seek of 512 streams: {seconds * 1e3:.1f} ms")
     assert ready - started < 3
     assert seconds < 0.5
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
+@settings(max_examples=50, deadline=None)
+def test_permuting_many_at_once_is_permuting_each(size: int, key: int):
+    assert permute_each(np.arange(size), size=size, key=key).tolist() == [
+        permute(i, size=size, key=key) for i in range(size)
+    ]

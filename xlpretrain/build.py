@@ -21,7 +21,9 @@ from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.mixture import MixedRows, Mixture, shares
 from xlpretrain.data.skipping import SkippingRows
+from xlpretrain.data.stream import Rows
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError
@@ -42,14 +44,14 @@ from xlpretrain.watchdog import Watchdog
 class Datasets:
     """The splits of a run, and the tokenizer of both."""
 
-    train: Manifest
+    train: Mixture
     valid: Manifest | None
     tokenizer: Tokenizer
 
 
 def open_data(config: RunConfig) -> Datasets:
     """Open and check the datasets that a config names. Raises `DataError`."""
-    train, valid = Manifest.open(config.data.train), None
+    train, valid = Mixture.open(config.data.train), None
     if config.data.valid is not None:
         valid = Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256)
     return Datasets(train, valid, train.open_tokenizer())
@@ -72,8 +74,9 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
         changes = configuration.check_resume(begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change)
         fingerprint = folder.read_provenance()["data_sha256"]
         if fingerprint != data.train.fingerprint:
+            names = " and ".join(str(manifest.folder) for manifest in data.train.manifests)
             raise ConfigError(
-                f"{folder.path}: began on other data: {config.data.train} was {fingerprint[:12]} then and is"
+                f"{folder.path}: began on other data: {names} was {fingerprint[:12]} then and is"
                 f" {data.train.fingerprint[:12]} now; use another name for another run"
             )
     return config, data, changes
@@ -87,7 +90,7 @@ def _check_vocabulary(source: Path, data: Datasets) -> None:
     if theirs and theirs != ours:
         raise ConfigError(
             f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than that of"
-            f" {data.train.folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
+            f" {data.train.manifests[0].folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
         )
 
 
@@ -146,13 +149,8 @@ def _build(
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
-    rows = config.objective.training_rows(
-        data.train,
-        mem_len=config.model.mem_len,
-        num_streams=config.global_batch_size,
-        seed=config.seed,
-        shuffle_blocks=config.data.shuffle_blocks,
-    )
+    rows = configuration.training_rows(config, data.train)
+    _say_what_is_mixed(recorder, data.train, rows)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state = TrainState(wandb_id=wandb_id)
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
@@ -209,6 +207,15 @@ def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str])
         )
     for change in changes:
         recorder.say(f"changed since the run began: {change}")
+
+
+def _say_what_is_mixed(recorder: Recorder, train: Mixture, rows: Rows) -> None:
+    if not isinstance(rows, MixedRows):
+        return
+    for corpus, share in shares(train):
+        recorder.say(f"{corpus.name}: {share:.4%} of the rows, from {corpus.manifest.num_tokens:,} tokens")
+    for step, name in rows.dropouts:
+        recorder.say(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
 
 
 def _build_engine(

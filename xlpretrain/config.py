@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint import CheckpointConfig
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.config import DataPaths
+from xlpretrain.data.mixture import MixedRows, Mixture
+from xlpretrain.data.stream import Rows
 from xlpretrain.engine import EngineConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import EvalConfig
@@ -41,17 +44,6 @@ _MAY_CHANGE = (
     "watchdog",
 )
 _RECIPE = ("optimizer", "schedule")
-
-
-class DataPaths(Section):
-    """Datasets made by `xlpretrain data build`."""
-
-    train: Path
-    """Folder of the training split (it holds an index.json)."""
-    valid: Path | None = None
-    """Folder of the held-out split (default: no evaluation)."""
-    shuffle_blocks: int = Field(64, gt=0)
-    """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
 
 
 class RunConfig(Section):
@@ -145,7 +137,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return schema.validate(RunConfig, data, str(path))
 
 
-def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = None) -> RunConfig:
+def training_rows(config: RunConfig, train: Mixture) -> Rows:
+    """What the streams of a run read. Raises `DataError`."""
+    make = partial(
+        config.objective.training_rows,
+        mem_len=config.model.mem_len,
+        num_streams=config.global_batch_size,
+        shuffle_blocks=config.data.shuffle_blocks,
+    )
+    return train.rows(make, seed=config.seed)
+
+
+def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
     """The same run with its length in steps, its schedule's end fixed, and absolute data paths.
 
     begun: the run as it was when it began, if it did: an end of the schedule that is not given stays what it was.
@@ -154,14 +157,7 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
-        rows = config.objective.training_rows(
-            train,
-            mem_len=config.model.mem_len,
-            num_streams=config.global_batch_size,
-            seed=config.seed,
-            shuffle_blocks=config.data.shuffle_blocks,
-        )
-        steps = max(1, round(config.max_epochs * rows.steps_per_epoch))
+        steps = max(1, round(config.max_epochs * training_rows(config, train).steps_per_epoch))
     assert steps is not None, "RunConfig.problems() asks for a length"
     total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
     resolved = config.model_copy(
@@ -173,7 +169,9 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
             "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.model_copy(
                 update={
-                    "train": config.data.train.absolute(),
+                    "train": tuple(
+                        corpus.model_copy(update={"path": corpus.path.absolute()}) for corpus in config.data.train
+                    ),
                     "valid": config.data.valid.absolute() if config.data.valid else None,
                 }
             ),
@@ -183,19 +181,11 @@ def resolve(config: RunConfig, train: Manifest, *, begun: RunConfig | None = Non
     return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
 
 
-def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
+def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.evaluated_objective(config.eval)
-    found: list[Problem] = list(config.objective.data_problems(train))
-    if train.num_blocks * train.block_tokens < config.tokens_per_step:
-        found.append(
-            (
-                "data.train",
-                f"too small for one step: {config.tokens_per_step:,} tokens are needed, and it has"
-                f" {train.num_blocks} whole blocks of {train.block_tokens:,}; build it from more text, or with a"
-                " smaller block_tokens",
-            )
-        )
+    found: list[Problem] = list(dict.fromkeys(p for m in train.manifests for p in config.objective.data_problems(m)))
+    found += _length_problems(config, train)
     if config.global_batch_size < world_size:
         found.append(
             (
@@ -205,6 +195,28 @@ def check_data(config: RunConfig, train: Manifest, world_size: int) -> None:
         )
     if found:
         raise ConfigError(schema.report(config.name, found))
+
+
+def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
+    """Whether there is enough to read for one step, and as far as max_epochs lets it, for all."""
+    single = train.is_one_dataset
+    for index, corpus in enumerate(train.corpora):
+        data, needed = corpus.manifest, config.tokens_per_step if single else 1
+        if data.num_blocks * data.block_tokens < needed:
+            yield (
+                "data.train" if single else f"data.train.{index}",
+                f"too small for one step: {needed:,} tokens are needed, and it has"
+                f" {data.num_blocks} whole blocks of {data.block_tokens:,}; build it from more text, or with a"
+                " smaller block_tokens",
+            )
+            return
+    rows = None if single else training_rows(config, train)
+    if isinstance(rows, MixedRows) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
+        yield (
+            "max_steps",
+            f"after {rows.num_steps} steps every corpus of data.train has been read max_epochs times, got"
+            f" {config.max_steps}; lower it, or raise max_epochs of a corpus (leave it out: no end)",
+        )
 
 
 def check_resume(old: RunConfig, new: RunConfig, *, folder: Path, allow_recipe_change: bool) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from xlpretrain import distributed
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.metrics import Metrics
 from xlpretrain.objectives.objective import Batch, Loss, Objective, Scores
@@ -203,16 +204,13 @@ def evaluate(
 
 
 def evaluate_unigram(
-    train: Manifest, valid: Manifest, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
+    train: Mixture, valid: Manifest, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
 ) -> Evaluation:
     """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
 
     It answers the same questions as `evaluate` asks a model, those of the first loss term.
     """
-    vocab_size = train.vocabulary.size
-    counts = np.ones(vocab_size)
-    for i in range(train.num_blocks + bool(train.tail_tokens)):
-        counts += np.bincount(train.block(i).tokens, minlength=vocab_size)
+    counts = 1 + train.token_counts()
     nll_of, likeliest = torch.from_numpy(-np.log(counts / counts.sum())), int(counts.argmax())
     term = objective.terms[0]
 

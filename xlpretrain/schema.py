@@ -41,6 +41,7 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+_ONE, _SEVERAL = "(one)", "(several)"  # pydantic puts them into the place of an error
 
 
 class Choice:
@@ -60,6 +61,23 @@ class Choice:
 
         choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in self.variants.items()}
         return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+
+class OrOne:
+    """Annotates a tuple of sections: a plain value stands for one section, of which it is the value of `key`."""
+
+    def __init__(self, section: type[Section], key: str):
+        self.section, self.key = section, key
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        one = core_schema.no_info_after_validator_function(
+            lambda value: (self.section(**{self.key: value}),),
+            handler.generate_schema(self.section.model_fields[self.key].annotation),
+        )
+        choices: dict[Any, CoreSchema] = {_ONE: one, _SEVERAL: handler(source)}
+        return core_schema.tagged_union_schema(
+            choices, discriminator=lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -190,13 +208,14 @@ def report(source: str, found: Sequence[Problem]) -> str:
 
 def describe(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
     """Every key of a section: dotted path, value, whether it is the default, and what it means."""
+    dumped = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
         item = getattr(value, name)
         if isinstance(item, Section):
             yield from describe(item, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True, validated_data={})
-            yield f"{prefix}{name}", item, item == default, " ".join((field.description or "").split())
+            yield f"{prefix}{name}", dumped[name], item == default, " ".join((field.description or "").split())
 
 
 def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
@@ -255,6 +274,8 @@ def _locate(section: type[Section], data: Any, loc: tuple[int | str, ...]) -> tu
     here: type[Section] | None = section
     variants: Mapping[str, type[Section]] | None = None
     for part in loc:
+        if part in (_ONE, _SEVERAL):
+            continue
         if variants is not None and part in variants:
             here, variants = variants[str(part)], None
             continue

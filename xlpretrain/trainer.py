@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain import checkpoint, distributed
+from xlpretrain.corpus_losses import add_losses, corpus_metrics
 from xlpretrain.data.order import mix
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
 from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
@@ -163,9 +164,12 @@ def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[
     engine.start_step(counts)
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
     mems: list[Tensor] = []
-    for batch, remembered in zip(batches, run.mems, strict=True):
+    logged = _is_logged(run, run.state.step + 1)
+    for number, (batch, remembered) in enumerate(zip(batches, run.mems, strict=True)):
         loss, memory = engine(batch.to(engine.device), remembered)
         engine.backward(loss)
+        if logged:
+            add_losses(run, number, loss)
         mems.append(memory)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
     grad_norm = engine.step(config.optimizer.lr * config.schedule.ratio(run.state.step))
@@ -201,7 +205,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
     config, state = run.config, run.state
     last = state.step == run.max_steps
     metrics: Metrics = {}
-    if last or _due(run, config.log.every_steps):
+    if _is_logged(run, state.step):
         losses = dict(zip(sums, distributed.all_reduce_sum([float(s) for s in sums.values()]), strict=True))
         means = {term: losses[term] / counts[term] if counts[term] else 0.0 for term in losses}
         weights = config.objective.weights
@@ -212,6 +216,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
             "train/grad_norm": grad_norm,
             **{f"train/loss/{term}": mean for term, mean in means.items()},
             "data/epoch": state.step / run.rows.steps_per_epoch,
+            **corpus_metrics(run),
             "events/skipped_updates": state.skipped_updates,
             "events/failed_saves": state.failed_saves,
             "events/rollbacks": state.rollbacks,
@@ -232,6 +237,10 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
         run.recorder.record(state.step, metrics)
     if "valid/loss" in metrics:
         run.recorder.plot()
+
+
+def _is_logged(run: Run, step: int) -> bool:
+    return step == run.max_steps or step % run.config.log.every_steps == 0
 
 
 def _due(run: Run, every_steps: int) -> bool:

@@ -18,6 +18,7 @@ from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 from xlpretrain.errors import DataError
 
 SCHEMA_VERSION = 1
+NO_ENDS = np.empty(0, np.int64)
 CACHED_BLOCKS, MAPPED_SHARDS = 512, 128  # together they bound the open files: a map holds one
 
 
@@ -133,6 +134,9 @@ class Manifest:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """The tokens at positions [start, stop) of the dataset: a view if they lie in one block, else a copy."""
+        number, low = divmod(start, self.block_tokens)
+        if 0 <= start < stop <= self.num_tokens and low + stop - start <= self.block_tokens:
+            return self._cached_block(number).tokens[low : low + stop - start]
         parts = [self.block(number).tokens[low:high] for number, low, high in self._spans(start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
@@ -144,14 +148,32 @@ class Manifest:
         """The positions in [start, stop) of sentences' last tokens (int64, counted from the dataset's first token)."""
         return self._ends("sentence_ends", start, stop)
 
-    def _ends(self, kind: str, start: int, stop: int) -> np.ndarray:
-        parts = [np.empty(0, np.int64)]
+    def first_sentence_end(self, start: int, stop: int) -> int | None:
+        """The first of `sentence_ends`, if there is any."""
         for number, low, high in self._spans(start, stop):
-            ends = getattr(self.block(number), kind)
+            ends = self.block(number).sentence_ends
+            at = ends.searchsorted(ends.dtype.type(low))
+            if at < len(ends) and ends[at] < high:
+                return int(ends[at]) + number * self.block_tokens
+        return None
+
+    def last_sentence_end(self, start: int, stop: int) -> int | None:
+        """The last of `sentence_ends`, if there is any."""
+        for number, low, high in reversed(list(self._spans(start, stop))):
+            ends = self.block(number).sentence_ends
+            at = ends.searchsorted(ends.dtype.type(high))
+            if at and ends[at - 1] >= low:
+                return int(ends[at - 1]) + number * self.block_tokens
+        return None
+
+    def _ends(self, kind: str, start: int, stop: int) -> np.ndarray:
+        parts = []
+        for number, low, high in self._spans(start, stop):
+            ends = getattr(self._cached_block(number), kind)
             # Bounds of the array's own type: others would make searchsorted convert the whole array.
-            first, last = ends.searchsorted(np.asarray([low, high], ends.dtype))
-            parts.append(ends[first:last].astype(np.int64) + number * self.block_tokens)
-        return np.concatenate(parts)
+            first, last = ends.searchsorted(np.array((low, high), ends.dtype))
+            parts.append(ends[first:last] + np.int64(number * self.block_tokens))
+        return parts[0] if len(parts) == 1 else np.concatenate([NO_ENDS, *parts])
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The blocks that hold [start, stop), each with the part of it that does."""

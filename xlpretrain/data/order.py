@@ -6,14 +6,16 @@ A run has `num_streams` streams for its whole life, and one step takes one row o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 4
+_CHUNK = 1024
 
 
 def mix(*values: int) -> int:
@@ -35,7 +37,7 @@ def permute(index: int, *, size: int, key: int) -> int:
     """
     if not 0 <= index < size:
         raise IndexError(f"index {index} is outside [0, {size})")
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    half = _half(size)
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
@@ -46,8 +48,12 @@ def permute(index: int, *, size: int, key: int) -> int:
             return index
 
 
-@dataclass(frozen=True)
-class Place:
+def _half(size: int) -> int:
+    """Half the bits that a bijection of [0, size) works on."""
+    return max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+
+
+class Place(NamedTuple):
     """Where a stream stands: row `row` of block `block`, in pass `epoch` over the corpus."""
 
     epoch: int
@@ -55,27 +61,58 @@ class Place:
     row: int
 
 
-class Order(Protocol):
-    """What each stream reads at each step."""
+class Turn(NamedTuple):
+    """What a stream is at: row `row` of turn `number`, of which it has read `behind` rows, all there were before.
+
+    Turns are numbered over all streams, from the run's first on.
+    """
+
+    number: int
+    row: int
+    behind: int
+
+
+class Order(ABC):
+    """What each stream reads at each step: streams take turns, and the turns of an epoch are `num_turns`."""
+
+    num_streams: int
+
+    @property
+    @abstractmethod
+    def num_turns(self) -> int:
+        """Turns in one pass over the corpus."""
+
+    @property
+    @abstractmethod
+    def rows_per_turn(self) -> int:
+        """Rows that a stream reads before its next turn."""
+
+    @abstractmethod
+    def turn(self, *, step: int, stream: int) -> Turn:
+        """What `stream` is at; the same for every corpus that is read in rows and turns of the same length."""
+
+    @abstractmethod
+    def at(self, number: int, row: int) -> Place:
+        """Where row `row` of turn `number` lies."""
 
     def place(self, *, step: int, stream: int) -> Place:
         """What `stream` reads at `step`."""
-
-    def rows_behind(self, *, step: int, stream: int) -> int:
-        """How many rows before this one the stream has read of the same block: what its memory may hold."""
+        turn = self.turn(step=step, stream=stream)
+        return self.at(turn.number, turn.row)
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps in which as many rows are read as the corpus has."""
+        return self.num_turns * self.rows_per_turn / self.num_streams
 
 
 @dataclass(frozen=True)
-class Contiguous:
+class Contiguous(Order):
     """Each stream reads one whole block row after row, then its next: the order for objectives with memory.
 
     No table grows with the number of blocks.
 
-    Streams start staggered over a block, so that they do not change block together. Visit k = u * num_streams + s
+    Streams start staggered over a block, so that they do not change block together. Turn k = u * num_streams + s
     (the u-th block of stream s) is block permutation(epoch)[k % num_blocks] of epoch k // num_blocks: every block is
     visited exactly once an epoch.
     """
@@ -85,27 +122,35 @@ class Contiguous:
     num_streams: int
     seed: int
 
-    def place(self, *, step: int, stream: int) -> Place:
-        """What `stream` reads at `step`."""
-        visit, row = divmod(step + self._stagger(stream), self.rows_per_block)
-        epoch, index = divmod(visit * self.num_streams + stream, self.num_blocks)
-        return Place(epoch, permute(index, size=self.num_blocks, key=mix(self.seed, epoch)), row)
-
-    def rows_behind(self, *, step: int, stream: int) -> int:
-        """How many rows before this one the stream has read of the same block: what its memory may hold."""
-        return min(step, (step + self._stagger(stream)) % self.rows_per_block)
+    @property
+    def num_turns(self) -> int:
+        """One a block."""
+        return self.num_blocks
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
-        return self.num_blocks * self.rows_per_block / self.num_streams
+    def rows_per_turn(self) -> int:
+        """A block."""
+        return self.rows_per_block
 
-    def _stagger(self, stream: int) -> int:
-        return stream * self.rows_per_block // self.num_streams
+    def turn(self, *, step: int, stream: int) -> Turn:
+        """What `stream` is at."""
+        visit, row = divmod(step + stream * self.rows_per_block // self.num_streams, self.rows_per_block)
+        return Turn(visit * self.num_streams + stream, row, behind=min(step, row))
+
+    def at(self, number: int, row: int) -> Place:
+        """Where row `row` of turn `number` lies."""
+        return Place(*_block_of_turn(number, self.num_blocks, self.seed), row)
 
 
-class Shuffled:
-    """Rows in random order, for objectives without memory: step t and stream s take sample k = t * num_streams + s.
+@lru_cache(1 << 14)  # a stream asks once a row
+def _block_of_turn(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
+    """Epoch and block."""
+    epoch, index = divmod(number, num_blocks)
+    return epoch, permute(index, size=num_blocks, key=mix(seed, epoch))
+
+
+class Shuffled(Order):
+    """Rows in random order, for objectives without memory: step t and stream s take row k = t * num_streams + s.
 
     Blocks are permuted anew for each epoch, and rows within each window of `window_blocks` consecutive blocks of that
     order: a run touches few blocks at a time, which it knows ahead. An epoch costs one table of a number per block.
@@ -117,32 +162,71 @@ class Shuffled:
         self.num_streams = num_streams
         self.rows_of_block, self.window_blocks, self._seed = rows_of_block, window_blocks, seed
         self._cached_epoch = lru_cache(2)(self._permute_blocks)  # an epoch's last step reads two
-
-    def place(self, *, step: int, stream: int) -> Place:
-        """What `stream` reads at `step`."""
-        epoch, index = divmod(step * self.num_streams + stream, self.num_rows)
-        blocks, starts = self._cached_epoch(epoch)
-        window = (int(starts.searchsorted(index, side="right")) - 1) // self.window_blocks
-        first = window * self.window_blocks
-        last = min(first + self.window_blocks, len(blocks))
-        low, high = int(starts[first]), int(starts[last])
-        index = low + permute(index - low, size=high - low, key=mix(self._seed, epoch, window))
-        at = int(starts.searchsorted(index, side="right")) - 1
-        return Place(epoch, int(blocks[at]), index - int(starts[at]))
-
-    def rows_behind(self, *, step: int, stream: int) -> int:
-        """None: what was read before is of no use."""
-        return 0
+        self._cached_places = lru_cache(16)(self._find_places)
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
-        return self.num_rows / self.num_streams
+    def num_turns(self) -> int:
+        """One a row."""
+        return self.num_rows
+
+    @property
+    def rows_per_turn(self) -> int:
+        """One."""
+        return 1
+
+    def turn(self, *, step: int, stream: int) -> Turn:
+        """What `stream` is at. What was read before is of no use."""
+        return Turn(step * self.num_streams + stream, row=0, behind=0)
+
+    def at(self, number: int, row: int) -> Place:
+        """Where turn `number` lies."""
+        epoch, index = divmod(number, self.num_rows)
+        chunk, place = divmod(index, _CHUNK)
+        return self._cached_places(epoch, chunk)[place]
+
+    def _find_places(self, epoch: int, chunk: int) -> list[Place]:
+        """Those of `_CHUNK` rows at once, which costs little more than one."""
+        blocks, starts = self._cached_epoch(epoch)
+        rows = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.num_rows))
+        windows = (starts.searchsorted(rows, side="right") - 1) // self.window_blocks
+        for window in np.unique(windows).tolist():
+            first = window * self.window_blocks
+            last = min(first + self.window_blocks, len(blocks))
+            low, high, here = int(starts[first]), int(starts[last]), windows == window
+            key = mix(self._seed, epoch, window)
+            rows[here] = low + permute_each(rows[here] - low, size=high - low, key=key)
+        at = starts.searchsorted(rows, side="right") - 1
+        found = zip(blocks[at].tolist(), (rows - starts[at]).tolist(), strict=True)
+        return [Place(epoch, block, row) for block, row in found]
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
         blocks = np.argsort(mix_each(np.arange(len(self.rows_of_block)), mix(self._seed, epoch)), kind="stable")
         return blocks, np.concatenate([[0], np.cumsum(self.rows_of_block[blocks])])
+
+
+def permute_each(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
+    """`permute` of each of some indices."""
+    half = _half(size)
+    mask, result = np.uint64((1 << half) - 1), indices.astype(np.uint64)
+    walking = np.arange(len(result))
+    while len(walking):
+        here = result[walking]
+        left, right = here >> np.uint64(half), here & mask
+        for i in range(_ROUNDS):
+            left, right = right, left ^ (_mix_on(mix(key, i), right) & mask)
+        result[walking] = here = (left << np.uint64(half)) | right
+        walking = walking[here >= size]
+    return result.astype(np.int64)
+
+
+def _mix_on(state: int, values: np.ndarray) -> np.ndarray:
+    """`mix` of what led to `state`, and then each value."""
+    with np.errstate(over="ignore"):
+        mixed = values + np.uint64((state + 0x9E3779B97F4A7C15) & _MASK64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
 
 
 def mix_each(values: np.ndarray, key: int) -> np.ndarray:

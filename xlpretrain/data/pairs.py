@@ -11,22 +11,23 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.order import Shuffled, mix
+from xlpretrain.data.manifest import NO_ENDS, Manifest
+from xlpretrain.data.order import Place, Shuffled, mix
 from xlpretrain.data.pairing import PairRules, Samples, make_pairs
 from xlpretrain.data.runs import Runs, Sentences, count_slots, cut_runs, deal_runs
-from xlpretrain.data.stream import EvaluationRows, Pair, Row, Rows, slice_of
+from xlpretrain.data.stream import CorpusRows, EvaluationRows, Pair, Row, slice_of
 
-_NO_ENDS = np.empty(0, np.int64)
 _CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and epoch
 
 
-class PairRows(Rows):
+class PairRows(CorpusRows):
     """The rows of a run, over all blocks, the tail too.
 
     A block has a fixed number of slots, about as many as it has runs (`count_slots`). A row's `sample` is the number of
     its slot in the corpus; with the epoch it is the key of all that is drawn about the row.
     """
+
+    both_ways = False
 
     def __init__(self, manifest: Manifest, rules: PairRules, *, num_streams: int, seed: int, shuffle_blocks: int):
         """Reads up to 16 blocks. Raises `DataError` if one of them is damaged."""
@@ -38,13 +39,12 @@ class PairRows(Rows):
         self._cached_samples = lru_cache(2 * shuffle_blocks)(self._make_samples)
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has slots."""
-        return self.order.steps_per_epoch
+    def num_samples(self) -> int:
+        """Slots in the corpus."""
+        return int(self.slots.sum())
 
-    def row(self, *, step: int, stream: int) -> Row:
-        """What `stream` reads at `step`; without tokens where a block has less than half as many runs as slots."""
-        place = self.order.place(step=step, stream=stream)
+    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+        """The row of a slot; without tokens where a block has less than half as many runs as slots."""
         samples = self.samples(epoch=place.epoch, block=place.block)
         sample = int(self._first_slots[place.block]) + place.row
         return _row(self.manifest, place.block, samples, place.row, epoch=place.epoch, sample=sample, stream=stream)
@@ -136,8 +136,8 @@ def _row(manifest: Manifest, block: int, samples: Samples, index: int, *, epoch:
     (start, stop), (second_start, second_stop) = samples.parts[index].tolist()
     return Row(
         tokens=np.concatenate([tokens[start:stop], tokens[second_start:second_stop]]),
-        document_ends=_NO_ENDS,
-        sentence_ends=_NO_ENDS,
+        document_ends=NO_ENDS,
+        sentence_ends=NO_ENDS,
         stream=stream,
         epoch=epoch,
         sample=sample,
@@ -147,4 +147,4 @@ def _row(manifest: Manifest, block: int, samples: Samples, index: int, *, epoch:
 
 def _empty_row(manifest: Manifest, *, epoch: int, sample: int, stream: int) -> Row:
     tokens = np.empty(0, manifest.dtype)
-    return Row(tokens, _NO_ENDS, _NO_ENDS, stream=stream, epoch=epoch, sample=sample, pair=Pair(split=0, label=-1))
+    return Row(tokens, NO_ENDS, NO_ENDS, stream=stream, epoch=epoch, sample=sample, pair=Pair(split=0, label=-1))

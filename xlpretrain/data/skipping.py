@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xlpretrain.data.stream import Row, Rows
@@ -26,6 +26,19 @@ class SkippingRows(Rows):
     def steps_per_epoch(self) -> float:
         """As if nothing were left out."""
         return self.rows.steps_per_epoch
+
+    @property
+    def corpora(self) -> Sequence[str]:
+        """The names of the corpora of a mixture."""
+        return self.rows.corpora
+
+    def corpus(self, *, step: int, stream: int) -> int:
+        """The number of a row's corpus."""
+        return self.rows.corpus(step=place_of(step, self.windows)[0], stream=stream)
+
+    def epochs(self, step: int) -> Mapping[str, float]:
+        """What is left out counts as read."""
+        return self.rows.epochs(place_of(step, self.windows)[0])
 
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at training step `step`."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.order import Contiguous, Order, Shuffled, mix
+from xlpretrain.data.manifest import NO_ENDS, Manifest
+from xlpretrain.data.order import Contiguous, Order, Place, Shuffled, Turn, mix
 
 _ELSEWHERE = 1  # sets its draw apart from the others of the same row
 
@@ -72,6 +73,19 @@ class RowSource(ABC):
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
+    @property
+    def corpora(self) -> Sequence[str]:
+        """The names of the corpora of a mixture; none of a single dataset."""
+        return ()
+
+    def corpus(self, *, step: int, stream: int) -> int:
+        """The number of a row's corpus."""
+        return 0
+
+    def epochs(self, step: int) -> Mapping[str, float]:
+        """How often each corpus of a mixture has been read by then."""
+        return {}
+
 
 class Rows(RowSource):
     """Rows without end."""
@@ -79,7 +93,7 @@ class Rows(RowSource):
     @property
     @abstractmethod
     def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
+        """Steps in which as many rows are read as there are."""
 
 
 class EvaluationRows(RowSource):
@@ -109,8 +123,39 @@ class EvaluationRows(RowSource):
         return np.asarray([step * self.num_streams + stream])
 
 
+class CorpusRows(Rows):
+    """The rows of a run that reads one corpus, or of its part of a mixture."""
+
+    order: Order
+    both_ways: bool
+    """Whether streams 2k and 2k + 1 share the turns of the order's stream k, the second reading from the other end."""
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Rows' `sample` is below this."""
+
+    @abstractmethod
+    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+        """The row at a place; its stream has read `behind` rows of the same turn before."""
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """What `stream` reads at `step`."""
+        turn = self.turn(step=step, stream=stream)
+        return self.read(self.order.at(turn.number, turn.row), stream=stream, behind=turn.behind)
+
+    def turn(self, *, step: int, stream: int) -> Turn:
+        """What `stream` is at."""
+        return self.order.turn(step=step, stream=stream // 2 if self.both_ways else stream)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as the corpus has."""
+        return self.order.steps_per_epoch
+
+
 @dataclass(frozen=True)
-class StreamRows(Rows):
+class StreamRows(CorpusRows):
     """Rows of whole blocks; a last short block is never read.
 
     A row has `stride` new tokens (fewer at a block's end, if the stride does not divide it) and the `window - stride`
@@ -122,12 +167,14 @@ class StreamRows(Rows):
 
     manifest: Manifest
     order: Order
+    block_tokens: int
     window: int
     stride: int
     mem_len: int
     seed: int
     both_ways: bool = False
     elsewhere: int = 0
+    ends: bool = True
 
     @classmethod
     def of(
@@ -140,69 +187,80 @@ class StreamRows(Rows):
         num_streams: int,
         seed: int,
         shuffle_blocks: int,
+        block_tokens: int | None = None,
         both_ways: bool = False,
         elsewhere: int = 0,
+        ends: bool = True,
     ) -> StreamRows:
         """The rows of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
 
-        elsewhere: how many tokens of text from elsewhere each row needs.
+        block_tokens: read blocks as if they were so small; it divides their size. elsewhere: how many tokens of text
+        from elsewhere each row needs. ends: whether rows say where documents and sentences end, which takes longer than
+        all the rest.
         """
-        rows_per_block = math.ceil(manifest.block_tokens / stride)
+        block_tokens = block_tokens or manifest.block_tokens
+        num_blocks = manifest.num_blocks * (manifest.block_tokens // block_tokens)
+        rows_per_block = math.ceil(block_tokens / stride)
         num_orders = num_streams // 2 if both_ways else num_streams
         order: Order
         if mem_len:
-            order = Contiguous(manifest.num_blocks, rows_per_block, num_orders, seed)
+            order = Contiguous(num_blocks, rows_per_block, num_orders, seed)
         else:
-            rows_of_block = np.full(manifest.num_blocks, rows_per_block)
+            rows_of_block = np.full(num_blocks, rows_per_block)
             order = Shuffled(rows_of_block, num_streams=num_orders, seed=seed, window_blocks=shuffle_blocks)
-        return cls(manifest, order, window, stride, mem_len, seed, both_ways, elsewhere)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
-        return self.order.steps_per_epoch
+        return cls(manifest, order, block_tokens, window, stride, mem_len, seed, both_ways, elsewhere, ends)
 
     @property
     def rows_per_block(self) -> int:
         """Rows in a block."""
-        return math.ceil(self.manifest.block_tokens / self.stride)
+        return math.ceil(self.block_tokens / self.stride)
 
-    def row(self, *, step: int, stream: int) -> Row:
-        """What `stream` reads at `step`."""
-        order_stream, reverse = (stream // 2, stream % 2 == 1) if self.both_ways else (stream, False)
-        place = self.order.place(step=step, stream=order_stream)
-        behind = self.order.rows_behind(step=step, stream=order_stream)
+    @property
+    def num_samples(self) -> int:
+        """Rows in the corpus, in both directions if both are read."""
+        blocks = self.manifest.num_blocks * (self.manifest.block_tokens // self.block_tokens)
+        return blocks * self.rows_per_block * (2 if self.both_ways else 1)
+
+    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+        """The row at a place; its stream has read `behind` rows of the same block before."""
+        reverse = self.both_ways and stream % 2 == 1
         sample = place.block * self.rows_per_block + place.row
         sample = 2 * sample + reverse if self.both_ways else sample
 
-        block_tokens = self.manifest.block_tokens
+        block_tokens = self.block_tokens
         offset = place.row * self.stride
         length = min(self.stride, block_tokens - offset) + self.window - self.stride
         begin, end = place.block * block_tokens, (place.block + 1) * block_tokens
         start, stop = (end - offset - length, end - offset) if reverse else (begin + offset, begin + offset + length)
+        if self.ends or reverse:
+            text = _read(self.manifest, start, stop, reverse=reverse)
+        else:
+            text = Text(self.manifest.tokens(start, min(stop, self.manifest.num_tokens)), NO_ENDS, NO_ENDS)
+        elsewhere = None
+        if self.elsewhere:
+            key = mix(self.seed, place.epoch, sample, _ELSEWHERE)
+            elsewhere = self._read_elsewhere(begin, end, key=key, reverse=reverse)
         return Row(
-            **vars(_read(self.manifest, start, stop, reverse=reverse)),
-            stream=stream,
-            epoch=place.epoch,
-            sample=sample,
-            remembered=min(self.mem_len, behind * self.stride),
-            reverse=reverse,
-            elsewhere=self._read_elsewhere(
-                begin, end, key=mix(self.seed, place.epoch, sample, _ELSEWHERE), reverse=reverse
-            ),
+            text.tokens,
+            text.document_ends,
+            text.sentence_ends,
+            stream,
+            place.epoch,
+            sample,
+            min(self.mem_len, behind * self.stride),
+            reverse,
+            elsewhere,
         )
 
-    def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> Text | None:
+    def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> Text:
         """Up to `elsewhere` tokens of [begin, end), from the beginning of a random token's sentence on."""
-        if not self.elsewhere:
-            return None
         at = begin + key % (end - begin)
         if reverse:
-            ends = self.manifest.sentence_ends(at, end)
-            stop = int(ends[0]) + 1 if len(ends) else end
+            last = self.manifest.first_sentence_end(at, end)
+            stop = end if last is None else last + 1
             return _read(self.manifest, max(stop - self.elsewhere, begin), stop, reverse=True)
-        ends = self.manifest.sentence_ends(begin, at)
-        start = int(ends[-1]) + 1 if len(ends) else begin
+        before = self.manifest.last_sentence_end(begin, at)
+        start = begin if before is None else before + 1
         return _read(self.manifest, start, min(start + self.elsewhere, end), reverse=False)
 
 

@@ -56,14 +56,20 @@ def model_card(
 
 def _data(run: TrainedRun) -> str:
     try:
-        train = run.data.train
+        train = run.data.train.corpora
     except DataError:
-        return f"The dataset `{run.config.data.train.parent.name}`, which was not at hand at the time of the export."
+        names = " and ".join(f"`{corpus.path.parent.name}`" for corpus in run.config.data.train)
+        return f"The dataset {names}, which was not at hand at the time of the export."
+    data, total = run.data.train, sum(corpus.weight for corpus in train)
+    parts = (
+        f"{c.manifest.num_documents:,} documents, {c.manifest.num_sentences:,} sentences, {c.manifest.num_tokens:,}"
+        f" tokens, {c.manifest.num_bytes:,} bytes of text (`{c.manifest.folder.parent.name}`"
+        f"{f', {c.weight / total:.1%} of what was read' if len(train) > 1 else ''})"
+        for c in train
+    )
     return (
-        f"{train.num_documents:,} documents, {train.num_sentences:,} sentences, {train.num_tokens:,} tokens,"
-        f" {train.num_bytes:,} bytes of text (`{train.folder.parent.name}`), of which the run read"
-        f" {run.step * run.config.tokens_per_step:,} tokens; tokenizer: {train.vocabulary.size:,} pieces, sha256"
-        f" {train.tokenizer_sha256[:12]}."
+        f"{'; '.join(parts)}, of which the run read {run.step * run.config.tokens_per_step:,} tokens; tokenizer:"
+        f" {data.vocabulary.size:,} pieces, sha256 {data.tokenizer_sha256[:12]}."
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import NextTokenRows, Row
@@ -38,6 +40,11 @@ class CausalLM(Objective):
         """A row's last target is the next row's first input."""
         return self.seq_len
 
+    @property
+    def ends(self) -> bool:
+        """Rows go on over them."""
+        return False
+
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> CausalLMCollator:
         """The CPU half, which draws nothing."""
         return CausalLMCollator(seq_len=self.seq_len, pad=tokenizer.vocabulary.pad)
@@ -64,18 +71,31 @@ class CausalLMCollator:
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """A batch of as many rows, which may be none."""
-        windows = np.full((len(rows), self.seq_len + 1), self.pad, dtype=np.int64)
-        lengths = np.zeros((len(rows), 1), dtype=np.int64)
+        tokens = np.empty((len(rows), self.seq_len), dtype=np.int64)
+        answers, lengths = np.empty_like(tokens), []
         for index, row in enumerate(rows):
-            windows[index, : len(row.tokens)] = row.tokens
-            lengths[index] = max(len(row.tokens) - 1, 0)
+            length = max(len(row.tokens) - 1, 0)
+            tokens[index, : len(row.tokens)] = row.tokens[: self.seq_len]
+            answers[index, :length] = row.tokens[1:]
+            lengths.append(length)
+            if length < self.seq_len:
+                tokens[index, len(row.tokens) :] = self.pad
         inputs = BackboneInput(
-            tokens=torch.from_numpy(windows[:, :-1].copy()),
+            tokens=torch.from_numpy(tokens),
             remembered=torch.tensor([row.remembered for row in rows], dtype=torch.int64),
         )
-        at = np.flatnonzero(np.arange(self.seq_len) < lengths)
-        targets = {"lm": torch.from_numpy(windows[:, 1:].flatten()[at]), "lm_at": torch.from_numpy(at)}
-        return Batch(inputs, targets, {"lm": len(at)})
+        if sum(lengths) == answers.size:
+            targets = {"lm": torch.from_numpy(answers).flatten(), "lm_at": _all_places(answers.size)}
+        else:
+            at = np.flatnonzero(np.arange(self.seq_len) < np.reshape(lengths, (-1, 1)))
+            targets = {"lm": torch.from_numpy(answers.ravel()[at]), "lm_at": torch.from_numpy(at)}
+        return Batch(inputs, targets, {"lm": sum(lengths)})
+
+
+@lru_cache(4)
+def _all_places(count: int) -> Tensor:
+    """The same for every batch of whole rows."""
+    return torch.arange(count)
 
 
 class CausalLMHead(Head):

@@ -106,9 +106,16 @@ class MaskedLM(Objective):
             )
 
     def training_rows(
-        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
+        self,
+        manifest: Manifest,
+        *,
+        mem_len: int,
+        num_streams: int,
+        seed: int,
+        shuffle_blocks: int,
+        block_tokens: int | None = None,
     ) -> PairRows:
-        """Shuffled pairs."""
+        """Shuffled pairs, of blocks as they are."""
         return PairRows(manifest, self.rules, num_streams=num_streams, seed=seed, shuffle_blocks=shuffle_blocks)
 
     def evaluation_rows(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.order import mix
-from xlpretrain.data.stream import EvaluationRows, Row, Rows, SliceRows, StreamRows
+from xlpretrain.data.stream import CorpusRows, EvaluationRows, Row, SliceRows, StreamRows
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.schema import Problem, Section
@@ -131,6 +131,11 @@ class Objective(Section, ABC):
         """Tokens from a random other place that each row brings along."""
         return 0
 
+    @property
+    def ends(self) -> bool:
+        """Whether training rows must say where documents and sentences end."""
+        return True
+
     @abstractmethod
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
         """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`row_generator`)."""
@@ -140,9 +145,19 @@ class Objective(Section, ABC):
         """The device half, for a freshly built backbone."""
 
     def training_rows(
-        self, manifest: Manifest, *, mem_len: int, num_streams: int, seed: int, shuffle_blocks: int
-    ) -> Rows:
-        """What the streams of a run read: with a memory, block after block, else shuffled rows."""
+        self,
+        manifest: Manifest,
+        *,
+        mem_len: int,
+        num_streams: int,
+        seed: int,
+        shuffle_blocks: int,
+        block_tokens: int | None = None,
+    ) -> CorpusRows:
+        """What the streams of a run read: with a memory, block after block, else shuffled rows.
+
+        block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
+        """
         return StreamRows.of(
             manifest,
             window=self.window,
@@ -151,8 +166,10 @@ class Objective(Section, ABC):
             num_streams=num_streams,
             seed=seed,
             shuffle_blocks=shuffle_blocks,
+            block_tokens=block_tokens,
             both_ways=self.both_ways,
             elsewhere=self.elsewhere,
+            ends=self.ends,
         )
 
     def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:

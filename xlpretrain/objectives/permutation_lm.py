@@ -206,8 +206,7 @@ class PermutationLMCollator:
         The longer one loses tokens on its right until both fit.
         """
         total, start = len(rest), self.objective.reuse_len
-        ends = np.union1d(row.sentence_ends[~np.isin(row.sentence_ends + 1, row.document_ends)], row.document_ends)
-        cuts = ends + 1 - start
+        cuts = _places_to_cut(row) - start
         cuts = cuts[(cuts > 0) & (cuts < total)]
         goes_on = len(cuts) > 0 and rng.random() < 0.5
         cut = int(rng.choice(cuts)) if len(cuts) else total
@@ -272,6 +271,17 @@ class PermutationLMHead(Head):
     def flops_per_token(self) -> float:
         """Forward and backward of the output layer."""
         return self.output.flops_per_token() * self.share
+
+
+def _places_to_cut(row: Row) -> np.ndarray:
+    """After each sentence, and each document: not before the symbol at a document's end."""
+    sentences, documents = row.sentence_ends + 1, row.document_ends + 1
+    if len(documents):
+        closed = np.append(row.document_ends, -1)
+        sentences = sentences[closed[row.document_ends.searchsorted(sentences)] != sentences]
+        sentences = np.sort(np.concatenate([sentences, documents]))
+        sentences = sentences[np.diff(sentences, prepend=-1) > 0]
+    return sentences
 
 
 def _trim(first: int, second: int, total: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 
@@ -24,31 +26,34 @@ class SpanSampler:
 
         Where the spans do not come to `goal`, single tokens at random positions fill it up.
         """
-        mask = np.zeros(len(tokens), bool)
-        starts = np.flatnonzero(self._word_starts[tokens])
+        mask, num_tokens = np.zeros(len(tokens), bool), len(tokens)
+        starts = np.flatnonzero(self._word_starts[tokens]).tolist()
+        num_words = len(starts)
         # One more start, so that the last word has an end.
-        edges = np.append(starts, len(tokens))
+        edges = [*starts, num_tokens]
         draws = rng.random((goal + 1, 2))
-        lengths = 1 + np.searchsorted(self._cumulative, draws[:, 0])
+        lengths = 1 + self._cumulative.searchsorted(draws[:, 0])
         taken, position = 0, 0
         for n, draw in zip(lengths.tolist(), draws[:, 1].tolist(), strict=True):
             n = min(n, goal - taken)
             before = int(draw * (n * self._alpha // self._beta))
-            word = int(starts.searchsorted(position + before))
-            if n <= 0 or word >= len(starts):
+            word = bisect_left(starts, position + before)
+            if n <= 0 or word >= num_words:
                 break
-            begin = int(starts[word])
+            begin = starts[word]
             end = begin + n
             if self._whole_words:
-                last = min(word + n, len(starts))
+                last = min(word + n, num_words)
                 while last > word and edges[last] - begin > goal - taken:
                     last -= 1
-                end = int(edges[last])
-            if end >= len(tokens):
+                end = edges[last]
+            if end >= num_tokens:
                 break
             mask[begin:end] = True
             taken += end - begin
             position = end + max(0, (end - begin) * self._alpha // self._beta - before)
+        if taken == goal:
+            return mask
         (free,) = np.nonzero(~mask)
         missing = min(goal - taken, len(free))
         if missing > 0:

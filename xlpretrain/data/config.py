@@ -1,0 +1,46 @@
+"""The section `data` of a run's configuration. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
+
+from xlpretrain.schema import OrOne, Problem, Section
+
+
+class CorpusConfig(Section):
+    """One of the corpora that a run trains on."""
+
+    path: Path
+    """Folder of the training split (it holds an index.json)."""
+    weight: PositiveFloat = 1.0
+    """Its share of the rows is this, divided by the sum of all weights."""
+    max_epochs: PositiveFloat | None = None
+    """After so many passes it is not read any more, and the others share its part (default: no end)."""
+
+
+class DataPaths(Section):
+    """Datasets made by `xlpretrain data build`."""
+
+    train: Annotated[tuple[CorpusConfig, ...], Field(min_length=1), OrOne(CorpusConfig, "path")]
+    """Folder of the training split (it holds an index.json); or a list of {path, weight, max_epochs}, a mixture."""
+    valid: Path | None = None
+    """Folder of the held-out split (default: no evaluation)."""
+    shuffle_blocks: PositiveInt = 64
+    """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Corpora must be told apart."""
+        paths = [corpus.path for corpus in self.train]
+        for index, path in enumerate(paths):
+            if path in paths[:index]:
+                yield f"train.{index}.path", f"{path} is there already; give it once, with the sum of the weights"
+
+    @field_serializer("train")
+    def _as_given(self, value: tuple[CorpusConfig, ...]) -> Any:
+        if len(value) == 1 and value[0] == CorpusConfig(path=value[0].path):
+            return str(value[0].path)
+        return [corpus.model_dump(mode="json") for corpus in value]

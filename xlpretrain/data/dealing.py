@@ -1,0 +1,136 @@
+"""Which corpus of a mixture each turn goes to: exact shares, as arithmetic. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+LONGEST_PERIOD = 100_000
+"""Weights that need a longer period than this to be exact are rounded to so many parts of their sum."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Turns `first`, first + 1, ... are dealt to `corpora`, in a period that repeats itself.
+
+    dealt: the corpus of each turn of a period. rank: how many turns of that period its corpus has had before.
+    per_period: turns of each corpus in a period. before: turns of each corpus before the phase.
+    """
+
+    first: int
+    dealt: np.ndarray
+    rank: np.ndarray
+    per_period: np.ndarray
+    before: np.ndarray
+
+    def turn_of(self, corpus: int, own: int) -> int:
+        """The turn that is number `own` of a corpus; it lies in this phase or after it."""
+        periods, rank = divmod(own - int(self.before[corpus]), int(self.per_period[corpus]))
+        place = np.flatnonzero(self.dealt == corpus)[rank]
+        return self.first + periods * len(self.dealt) + int(place)
+
+
+class Dealing:
+    """Deals the turns 0, 1, 2, ... to corpora by weight. Any turn costs the same to find.
+
+    Of the first k turns since the corpora were last others, a corpus of share w has had more than k * w - 1 and fewer
+    than k * w + 1, for every k. A corpus that has had its limit drops out, and the others share its part from then on.
+
+    Attributes:
+        shares: of each corpus, while all are there.
+        dropouts: the turn before which a corpus drops out, and the corpus, in that order.
+    """
+
+    def __init__(self, weights: Sequence[float], limits: Sequence[int | None]):
+        """limits: the most turns of each corpus, or None."""
+        whole = whole_weights(weights)
+        self.shares = [weight / sum(whole) for weight in whole]
+        self.dropouts: list[tuple[int, int]] = []
+        self._phases: list[Phase] = []
+        left, first, before = list(range(len(whole))), 0, np.zeros(len(whole), np.int64)
+        while left:
+            phase = _phase(first, [w if i in left else 0 for i, w in enumerate(whole)], before)
+            self._phases.append(phase)
+            ends = {i: phase.turn_of(i, limit - 1) + 1 for i in left if (limit := limits[i]) is not None}
+            if not ends:
+                break
+            corpus = min(ends, key=lambda i: ends[i])
+            first, before = ends[corpus], self.counts(ends[corpus])
+            self.dropouts.append((first, corpus))
+            left.remove(corpus)
+
+    @property
+    def num_turns(self) -> int | None:
+        """How many turns there are before every corpus has dropped out; None if there is no end."""
+        return self.dropouts[-1][0] if len(self.dropouts) == len(self.shares) else None
+
+    def of(self, turn: int) -> tuple[int, int]:
+        """The corpus of a turn, and which of the corpus's own turns it is."""
+        phase = self._phase_of(turn)
+        periods, place = divmod(turn - phase.first, len(phase.dealt))
+        corpus = int(phase.dealt[place])
+        own = int(phase.before[corpus]) + periods * int(phase.per_period[corpus]) + int(phase.rank[place])
+        return corpus, own
+
+    def counts(self, turn: int) -> np.ndarray:
+        """How many of the turns before `turn` each corpus has had."""
+        phase = self._phase_of(max(turn - 1, 0))
+        periods, place = divmod(turn - phase.first, len(phase.dealt))
+        rest = np.bincount(phase.dealt[:place], minlength=len(self.shares))
+        counts: np.ndarray = phase.before + periods * phase.per_period + rest
+        return counts
+
+    def _phase_of(self, turn: int) -> Phase:
+        return next(phase for phase in reversed(self._phases) if phase.first <= turn)
+
+
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """Weights as whole numbers in lowest terms: exactly, if their sum is at most `LONGEST_PERIOD`, else to so many
+    parts of it, one at least."""
+    exact = [Fraction(repr(weight)) for weight in weights]
+    total = sum(exact) / LONGEST_PERIOD
+    unit = Fraction(1, math.lcm(*(weight.denominator for weight in exact)))
+    whole = [int(weight / unit) for weight in exact]
+    if sum(whole) // math.gcd(*whole) > LONGEST_PERIOD:
+        whole = [max(round(weight / total), 1) for weight in exact]
+    divisor = math.gcd(*whole)
+    return [weight // divisor for weight in whole]
+
+
+def _phase(first: int, whole: Sequence[int], before: np.ndarray) -> Phase:
+    divisor = math.gcd(*whole)
+    dealt = deal(tuple(weight // divisor for weight in whole))
+    rank = np.empty(len(dealt), np.int64)
+    for corpus in range(len(whole)):
+        places = np.flatnonzero(dealt == corpus)
+        rank[places] = np.arange(len(places))
+    return Phase(first, dealt, rank, np.bincount(dealt, minlength=len(whole)), before)
+
+
+@lru_cache
+def deal(weights: tuple[int, ...]) -> np.ndarray:
+    """The corpus of each turn of a period, which has sum(weights) turns; a weight may be 0.
+
+    Among those that would not get too far ahead, the turn goes to the one that would soonest fall too far behind:
+    Tijdeman, "The chairman assignment problem" (1980). With n corpora no prefix is off by more than 1 - 1 / (2n - 2);
+    the largest deficit alone would not do: with many corpora it may be off by more than one.
+    """
+    period, some = sum(weights), [i for i, weight in enumerate(weights) if weight]
+    scale = max(2 * len(some) - 2, 1)
+    deficits, dealt = [0] * len(weights), np.zeros(period, np.int64)
+    for turn in range(period):
+        best, soonest = -1, math.inf
+        for i in some:
+            deficits[i] += weights[i]
+            if deficits[i] * scale >= period:
+                deadline = (period * (scale - 1) - deficits[i] * scale) / weights[i]
+                if deadline < soonest:
+                    best, soonest = i, deadline
+        dealt[turn] = best
+        deficits[best] -= period
+    return dealt

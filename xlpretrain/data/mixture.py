@@ -1,0 +1,204 @@
+"""What a run trains on: one corpus, or a mixture of several. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from xlpretrain.data.config import CorpusConfig
+from xlpretrain.data.dealing import Dealing
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.order import mix
+from xlpretrain.data.stream import CorpusRows, Row, Rows
+from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+
+
+class MakeRows(Protocol):
+    """The rows of one corpus, in blocks of a size."""
+
+    def __call__(self, manifest: Manifest, *, seed: int, block_tokens: int) -> CorpusRows: ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A dataset and its part in the mixture. name: what tells its path from the others'."""
+
+    name: str
+    manifest: Manifest
+    weight: float
+    max_epochs: float | None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The corpora of a run, one at least, all encoded by one tokenizer."""
+
+    corpora: Sequence[Corpus]
+
+    @classmethod
+    def open(cls, configs: Sequence[CorpusConfig]) -> Mixture:
+        """Open and check the datasets of a config. Raises `DataError`."""
+        names = _short_names([Path(config.path) for config in configs])
+        first = Manifest.open(configs[0].path)
+        others = (Manifest.open(c.path, tokenizer_sha256=first.tokenizer_sha256) for c in configs[1:])
+        return cls(
+            [
+                Corpus(name, manifest, config.weight, config.max_epochs)
+                for name, manifest, config in zip(names, (first, *others), configs, strict=True)
+            ]
+        )
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of each corpus."""
+        return [corpus.manifest for corpus in self.corpora]
+
+    @property
+    def is_one_dataset(self) -> bool:
+        """Whether there is nothing to deal out."""
+        return len(self.corpora) == 1 and self.corpora[0].max_epochs is None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of every token of every corpus: of one dataset, its own."""
+        found = [manifest.fingerprint for manifest in self.manifests]
+        return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of all corpora."""
+        return self.manifests[0].vocabulary
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Of the tokenizer of all corpora."""
+        return self.manifests[0].tokenizer_sha256
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer that lies beside the first corpus. Raises `DataError` if it is not the one they were encoded
+        by."""
+        return self.manifests[0].open_tokenizer()
+
+    def rows(self, make: MakeRows, *, seed: int) -> Rows:
+        """The rows of a run, of those that `make` gives for each corpus.
+
+        All read blocks of one size, the smallest there is: then a stream's turns are of one length, whichever corpora
+        they go to.
+        """
+        smallest = min(manifest.block_tokens for manifest in self.manifests)
+        if self.is_one_dataset:
+            return make(self.manifests[0], seed=seed, block_tokens=smallest)
+        parts = [make(manifest, seed=mix(seed, i), block_tokens=smallest) for i, manifest in enumerate(self.manifests)]
+        limits = [
+            None if corpus.max_epochs is None else max(int(corpus.max_epochs * part.order.num_turns), 1)
+            for corpus, part in zip(self.corpora, parts, strict=True)
+        ]
+        dealing = Dealing([corpus.weight for corpus in self.corpora], limits)
+        return MixedRows([corpus.name for corpus in self.corpora], parts, dealing)
+
+    def token_counts(self) -> np.ndarray:
+        """How often each token occurs, weighted as the corpora are. Reads everything."""
+        counts = [_count_tokens(manifest) for manifest in self.manifests]
+        total, weights = sum(c.sum() for c in counts), sum(corpus.weight for corpus in self.corpora)
+        parts = (
+            count * (corpus.weight / weights * (total / count.sum()))
+            for corpus, count in zip(self.corpora, counts, strict=True)
+        )
+        counted: np.ndarray = np.sum(list(parts), axis=0)
+        return counted
+
+
+@dataclass(frozen=True)
+class MixedRows(Rows):
+    """The rows of a mixture: streams take turns, and turns are dealt to corpora.
+
+    A turn is a block where there is a memory, which starts fresh with each, and a row where there is none. Each corpus
+    is read in its own order, by as many turns as it is dealt.
+    """
+
+    names: Sequence[str]
+    parts: Sequence[CorpusRows]
+    dealing: Dealing
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which as many rows are read as all corpora have."""
+        return sum(part.steps_per_epoch for part in self.parts)
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps there are before every corpus has been read max_epochs times; None if there is no end."""
+        turns = self.dealing.num_turns
+        return None if turns is None else self._first_step(turns)
+
+    @property
+    def dropouts(self) -> list[tuple[int, str]]:
+        """The steps from which on corpora are not read any more, and their names."""
+        return [(self._first_step(turn), self.names[corpus]) for turn, corpus in self.dealing.dropouts]
+
+    @property
+    def corpora(self) -> Sequence[str]:
+        """Their names."""
+        return self.names
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """What `stream` reads at `step`."""
+        turn = self.parts[0].turn(step=step, stream=stream)
+        corpus, own = self.dealing.of(self._in_time(turn.number))
+        part = self.parts[corpus]
+        row = part.read(part.order.at(own, turn.row), stream=stream, behind=turn.behind)
+        # Samples of all corpora have numbers of their own: what is drawn about them is never the same.
+        return replace(row, sample=row.sample + sum(other.num_samples for other in self.parts[:corpus]))
+
+    def corpus(self, *, step: int, stream: int) -> int:
+        """The corpus of a row."""
+        return self.dealing.of(self._in_time(self.parts[0].turn(step=step, stream=stream).number))[0]
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each corpus has been read by then, in turns as they were dealt."""
+        order = self.parts[0].order
+        counts = self.dealing.counts(step * order.num_streams // order.rows_per_turn)
+        turns = (part.order.num_turns for part in self.parts)
+        return {name: int(count) / num for name, count, num in zip(self.names, counts, turns, strict=True)}
+
+    def _in_time(self, number: int) -> int:
+        """The turns of all streams in the order in which they begin, so that at any step those begun are dealt as they
+        should be: higher streams start further on in their first block, and come to their next one earlier."""
+        return number + self.parts[0].order.num_streams - 1 - 2 * (number % self.parts[0].order.num_streams)
+
+    def _first_step(self, turn: int) -> int:
+        """The first step that comes to a turn."""
+        order = self.parts[0].order
+        round_, place = divmod(turn, order.num_streams)
+        stream = order.num_streams - 1 - place
+        return max(round_ * order.rows_per_turn - stream * order.rows_per_turn // order.num_streams, 0)
+
+
+def shares(mixture: Mixture) -> Iterator[tuple[Corpus, float]]:
+    """Each corpus and its share of the turns, as they are dealt."""
+    dealing = Dealing([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
+    yield from zip(mixture.corpora, dealing.shares, strict=True)
+
+
+def _count_tokens(manifest: Manifest) -> np.ndarray:
+    counts = np.zeros(manifest.vocabulary.size)
+    for number in range(len(manifest.offsets)):
+        counts += np.bincount(manifest.block(number).tokens, minlength=len(counts))
+    return counts
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, without what they all end in, as short as tells them apart."""
+    parts = [path.parts for path in paths]
+    while len(parts) > 1 and len({p[-1:] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
