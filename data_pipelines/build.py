@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from data_pipelines import deduplicating, encoding, reading, report, shards
 from data_pipelines.config import DataConfig
-from data_pipelines.in_place import put_in_place, remove_stale, temporary_folder
-from data_pipelines.pack import choose_block_tokens, encode_documents, join
+from data_pipelines.finished import is_finished, open_splits
+from data_pipelines.in_place import put_in_place, remove_stale
+from data_pipelines.parallel import WorkerDiedError, Workers
+from data_pipelines.plan import make_plan
 from data_pipelines.progress import Stages
-from data_pipelines.shards import write_dataset, write_file
-from data_pipelines.sources import fingerprint, read_documents, source_files
-from data_pipelines.splits import split_documents
 from data_pipelines.stats import summary_table
-from data_pipelines.train_tokenizer import sample_sentences, train_tokenizer
-from xlpretrain.data.manifest import Manifest, read_index
-from xlpretrain.data.tokenizer import Tokenizer
+from data_pipelines.work import Stage, Work, run_task
+from xlpretrain.data.manifest import Manifest
 from xlpretrain.errors import DataError
-
-TOKENIZER_FOLDER = "tokenizer"
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -41,118 +37,86 @@ class BuildReport:
 def build(config: DataConfig, *, force: bool = False, console: Console | None = None) -> BuildReport:
     """Make the dataset `config` describes, or find that it is made; `force` replaces one made with other settings.
 
-    A build that fails or is killed leaves `config.out` as it was. Raises `DataError`.
+    One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
     """
     console = console or Console()
-    built_from = describe_settings(config)
-    if not force and _is_finished(config, built_from, console):
+    work = Work.of(config.out)
+    if is_finished(config, console, force=force):
+        work.remove()
         return BuildReport(config.out, open_splits(config.out), reused=True)
-    if force and config.out.exists() and not (config.out / "train" / "index.json").is_file():
-        raise DataError(f"{config.out}: holds no dataset; --force replaces nothing else, choose another `out`")
     stages = Stages(console)
-    remove_stale(config.out)
-    brought = Tokenizer.load(config.tokenizer.path) if config.tokenizer.path is not None else None
-    files = [source_files(source) for source in config.sources]
-    built_from["num_files"] = sum(map(len, files))
-    built_from["fingerprint"] = fingerprint([file for group in files for file in group])
-    splits = split_documents(_read(config, files, stages), config.splits, seed=config.seed)
-    folder = temporary_folder(config.out, "building")
+    with owning(work), Workers(config.workers) as workers:
+        begin(config, work, stages, workers)
+        for stage in stages_of(config):
+            run_stage(work, stage, stages, workers)
+        finish(work, replace=force)
+    return tell(config.out, stages)
+
+
+def tell(out: Path, stages: Stages) -> BuildReport:
+    """Print what a build that is finished made."""
+    splits = open_splits(out)
+    stages.console.print(summary_table(str(out), splits))
+    report.show(out, stages.console)
+    return BuildReport(out, splits, seconds=stages.seconds)
+
+
+def stages_of(config: DataConfig) -> list[Stage]:
+    """What a build consists of, in this order."""
+    near = [deduplicating.NEAR_STAGE] if config.clean.near_duplicates else []
+    paragraphs = [deduplicating.PARAGRAPH_STAGE] if config.clean.duplicate_paragraphs else []
+    return [reading.STAGE, *near, *paragraphs, encoding.TOKENIZER_STAGE, encoding.STAGE, shards.STAGE]
+
+
+@contextmanager
+def owning(work: Work) -> Iterator[None]:
+    """Be the one who builds there. What was done is removed if the build cannot be mended by going on with it.
+
+    Raises `DataError` in place of OSError.
+    """
     try:
-        folder.mkdir(parents=True)
-        _make(config, splits, folder, stages, tokenizer=brought, built_from=built_from)
-        put_in_place(folder, config.out, replace=force)
+        with work.lock():
+            try:
+                yield
+            except WorkerDiedError as error:
+                raise WorkerDiedError(f"{error}; {_goes_on(work)}") from None
+            except DataError:
+                work.remove()
+                raise
     except OSError as error:
-        raise DataError(f"{config.out}: cannot be written: {error.strerror or error}; nothing was left there") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    report = BuildReport(config.out, open_splits(config.out), seconds=stages.seconds)
-    console.print(summary_table(str(config.out), report.splits))
-    return report
+        reason = error.strerror or str(error)
+        raise DataError(f"{error.filename or work.folder}: cannot be written: {reason}; {_goes_on(work)}") from None
 
 
-def describe_settings(config: DataConfig) -> dict[str, Any]:
-    """What a dataset depends on: the configuration without `out` and `workers`. Goes into the index."""
-    return {"settings": config.model_dump(mode="json", exclude={"out", "workers"})}
+def begin(config: DataConfig, work: Work, stages: Stages, workers: Workers) -> None:
+    """Find the sources and write the plan, or go on with a build that had the same. Raises `DataError`, OSError."""
+    remove_stale(config.out)
+    goes_on = work.begin(make_plan(config, work, stages, workers))
+    if not work.dataset.is_dir():  # killed when it was just in place
+        shutil.rmtree(work.folder / shards.NAME, ignore_errors=True)
+    if goes_on:
+        stages.console.print(f"going on with the build in {work.folder}", highlight=False)
 
 
-def open_splits(out: Path) -> dict[str, Manifest]:
-    """The splits of a finished dataset, by name. Raises `DataError`."""
-    return {name: Manifest.open(out / name) for name in SPLITS if (out / name / "index.json").is_file()}
+def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, part: slice = slice(None)) -> None:
+    """Do the tasks of a stage that are not done. part: which of them are ours. Raises `DataError`, OSError."""
+    sizes = stage.sizes(work)
+    own = range(len(sizes))[part]
+    waiting = [task for task in own if not work.is_done(stage.name, task)]
+    total, left = sum(sizes[task] for task in own), sum(sizes[task] for task in waiting)
+    with stages.stage(stage.title, "MB", total / 1e6, done=(total - left) / 1e6) as advance:
+        for task in workers.finish(partial(run_task, work, stage), waiting):
+            advance(sizes[task] / 1e6)
 
 
-def _is_finished(config: DataConfig, built_from: Mapping[str, Any], console: Console) -> bool:
-    out = config.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / "train" / "index.json").is_file():
-        raise DataError(f"{out}: exists and holds no dataset; choose another `out`")
-    found = read_index(out / "train").get("built_from", {})
-    if found.get("settings") != json.loads(json.dumps(built_from["settings"])):
-        raise DataError(f"{out}: built with other settings; choose another `out`, or --force to replace it")
-    console.print(f"{out}: already built with these settings", highlight=False)
-    if _have_sources_changed(config, found):
-        console.print("The sources have changed since then; --force builds it anew.", highlight=False)
-    return True
+def finish(work: Work, *, replace: bool) -> None:
+    """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
+    plan = work.plan
+    report.write(work)
+    shards.write_indexes(work, plan.built_from)
+    put_in_place(work.dataset, plan.out, replace=replace)
+    work.remove()
 
 
-def _have_sources_changed(config: DataConfig, found: Mapping[str, Any]) -> bool:
-    try:
-        files = [file for source in config.sources for file in source_files(source)]
-    except DataError:  # A finished dataset can do without its sources.
-        return False
-    return fingerprint(files) != found.get("fingerprint")
-
-
-def _read(config: DataConfig, files: Sequence[Sequence[Path]], stages: Stages) -> list[str]:
-    documents = []
-    with stages.stage("Reading", "documents") as advance:
-        for source, group in zip(config.sources, files, strict=True):
-            for document in read_documents(source, group, workers=config.workers):
-                documents.append(document)
-                advance(1)
-    return documents
-
-
-def _make(
-    config: DataConfig,
-    splits: Mapping[str, list[str]],
-    folder: Path,
-    stages: Stages,
-    *,
-    tokenizer: Tokenizer | None,
-    built_from: Mapping[str, Any],
-) -> None:
-    (folder / TOKENIZER_FOLDER).mkdir()
-    tokenizer = tokenizer or _make_tokenizer(config, splits["train"], stages)
-    tokenizer_path = folder / TOKENIZER_FOLDER / tokenizer.file_name
-    write_file(tokenizer_path, tokenizer.model)
-    encoded = {}
-    for name, documents in splits.items():
-        parts = []
-        with stages.stage(f"Encoding {name}", "documents", len(documents)) as advance:
-            for part in encode_documents(
-                documents, tokenizer_path, tokenizer.sha256, config.sentences, workers=config.workers
-            ):
-                parts.append(part)
-                advance(len(part.document_ends))
-        encoded[name] = join(parts)
-    block_tokens = config.block_tokens or choose_block_tokens(len(encoded["train"].tokens))
-    with stages.stage("Writing", "tokens", sum(len(e.tokens) for e in encoded.values())) as advance:
-        for name, run in encoded.items():
-            write_dataset(
-                run,
-                folder / name,
-                tokenizer=tokenizer,
-                block_tokens=block_tokens,
-                shard_bytes=config.shard_bytes,
-                built_from=built_from,
-                advance=advance,
-            )
-
-
-def _make_tokenizer(config: DataConfig, documents: Sequence[str], stages: Stages) -> Tokenizer:
-    with stages.stage("Training the tokenizer", "sentences") as advance:
-        sentences = sample_sentences(documents, config.sentences, limit=config.tokenizer.input_sentence_size)
-        model = train_tokenizer(sentences, config.tokenizer)
-        advance(len(sentences))
-    return Tokenizer(model, name="the tokenizer just trained")
+def _goes_on(work: Work) -> str:
+    return f"what is done is kept in {work.folder}: run the same command again to go on, or remove it"

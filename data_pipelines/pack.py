@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.config import LARGEST_BLOCK, SentenceConfig
-from data_pipelines.parallel import ordered_map
 from data_pipelines.sentences import split_sentences
 from xlpretrain.data.tokenizer import Tokenizer
 
-CHARACTERS_PER_TASK = 1 << 18
+CHARACTERS_AT_ONCE = 1 << 18
 SMALLEST_AUTOMATIC_BLOCK = 1 << 14
 WANTED_BLOCKS = 1000
 
@@ -34,29 +35,66 @@ class Encoded:
     text_ends: np.ndarray
     text_bytes: np.ndarray
 
+    def save(self, folder: Path) -> None:
+        """Into a new folder."""
+        folder.mkdir(parents=True)
+        positions = np.uint32 if len(self.tokens) <= 1 << 32 else np.int64
+        for field in fields(self):
+            array = getattr(self, field.name)
+            np.save(folder / f"{field.name}.npy", array if field.name == "tokens" else array.astype(positions))
 
-def encode_documents(
-    documents: Sequence[str], tokenizer_path: Path, sha256: str, sentences: SentenceConfig, *, workers: int
-) -> Iterator[Encoded]:
-    """The documents in their order, some at a time; joined, they do not depend on `workers`."""
-    task = partial(_encode, tokenizer_path, sha256, sentences)
-    yield from ordered_map(task, list(_batches(documents)), workers=workers)
+    @classmethod
+    def open(cls, folder: Path) -> Encoded:
+        """What `save` wrote, through memory maps."""
+        return cls(**{field.name: _open_array(folder / f"{field.name}.npy") for field in fields(cls)})
+
+
+def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceConfig) -> Encoded:
+    """The documents in their order."""
+    parts = [_encode_batch(batch, tokenizer, sentences) for batch in _batches(documents)]
+    return join(parts) if parts else _encode_batch([], tokenizer, sentences)
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:
     """One run of tokens out of several."""
-    starts = np.cumsum([0, *(len(part.tokens) for part in parts)])
+    run = EncodedRun(parts)
+    return run.slice(0, run.num_tokens)
 
-    def shifted(field: str) -> np.ndarray:
-        return np.concatenate([getattr(part, field) + start for part, start in zip(parts, starts, strict=False)])
 
-    return Encoded(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        document_ends=shifted("document_ends"),
-        sentence_ends=shifted("sentence_ends"),
-        text_ends=shifted("text_ends"),
-        text_bytes=np.concatenate([part.text_bytes for part in parts]),
-    )
+class EncodedRun:
+    """Several runs of tokens, one after the other, of which any part can be had."""
+
+    def __init__(self, parts: Sequence[Encoded]):
+        self._parts = parts
+        self._starts = [0, *np.cumsum([len(part.tokens) for part in parts]).tolist()]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all parts."""
+        return int(self._starts[-1])
+
+    @cached_property
+    def num_ends(self) -> int:
+        """How many ends of documents and sentences there are."""
+        return sum(len(part.document_ends) + len(part.sentence_ends) for part in self._parts)
+
+    def slice(self, start: int, stop: int) -> Encoded:
+        """The tokens at [start, stop) and what ends among them, positions counted from `start`."""
+        found: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Encoded)}
+        number = min(bisect_right(self._starts, start), len(self._parts)) - 1
+        while number < len(self._parts) and (self._starts[number] < stop or not any(found.values())):
+            part, first = self._parts[number], self._starts[number]
+            low, high = max(start - first, 0), min(stop - first, len(part.tokens))
+            shift = np.int64(first - start)
+            found["tokens"].append(part.tokens[low:high])
+            for name in ("document_ends", "sentence_ends"):
+                ends = getattr(part, name)
+                found[name].append(ends[_within(ends, low, high)].astype(np.int64) + shift)
+            texts = _within(part.text_ends, low, high)
+            found["text_ends"].append(part.text_ends[texts].astype(np.int64) + shift)
+            found["text_bytes"].append(part.text_bytes[texts].astype(np.int64))
+            number += 1
+        return Encoded(**{name: np.concatenate(arrays) for name, arrays in found.items()})
 
 
 def choose_block_tokens(num_tokens: int) -> int:
@@ -75,45 +113,48 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     for document in documents:
         batch.append(document)
         characters += len(document)
-        if characters >= CHARACTERS_PER_TASK:
+        if characters >= CHARACTERS_AT_ONCE:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
 
 
-@lru_cache(1)
-def _load_tokenizer(path: Path, sha256: str) -> Tokenizer:
-    """Once a worker. The checksum is part of the key since one process may build more than once."""
-    tokenizer = Tokenizer.load(path)
-    assert tokenizer.sha256 == sha256
-    return tokenizer
-
-
-def _encode(tokenizer_path: Path, sha256: str, config: SentenceConfig, documents: Sequence[str]) -> Encoded:
-    tokenizer = _load_tokenizer(tokenizer_path, sha256)
-    tokens: list[int] = []
-    document_ends, sentence_ends, text_ends, text_bytes = [], [], [], []
-    for document in documents:
-        sentences = split_sentences(document, config)
-        waiting = 0  # bytes of text that no token stands for, yet
-        for sentence, ids in zip(sentences, tokenizer.encode_batch(sentences), strict=True):
-            waiting += len(sentence.encode())
-            if ids:
-                tokens.extend(ids)
-                sentence_ends.append(len(tokens) - 1)
-                text_ends.append(len(tokens) - 1)
-                text_bytes.append(waiting)
-                waiting = 0
-        tokens.append(tokenizer.vocabulary.eod)
-        document_ends.append(len(tokens) - 1)
-        if waiting:
-            text_ends.append(len(tokens) - 1)
-            text_bytes.append(waiting)
+def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: SentenceConfig) -> Encoded:
+    cut = [split_sentences(document, config) for document in documents]
+    encoded = iter(tokenizer.encode_batch(list(chain.from_iterable(cut))))
+    end = [tokenizer.vocabulary.eod]
+    items: list[Sequence[int]] = []  # the tokens of each sentence, and of each end of a document
+    num_bytes: list[int] = []
+    is_end: list[bool] = []
+    for document, sentences in zip(documents, cut, strict=True):
+        items += [next(encoded) for _ in sentences]
+        items.append(end)
+        num_bytes += map(len, sentences if document.isascii() else map(str.encode, sentences))
+        num_bytes.append(0)
+        is_end += [False] * len(sentences)
+        is_end.append(True)
+    lengths = np.fromiter(map(len, items), np.int64, len(items))
+    ends = np.cumsum(lengths) - 1
+    has_tokens, ends_document = lengths > 0, np.asarray(is_end, bool)
+    # Text without tokens counts where the next token of its document is.
+    text_bytes = np.diff(np.cumsum(np.asarray(num_bytes, np.int64))[has_tokens], prepend=0)
     return Encoded(
-        tokens=np.asarray(tokens, token_dtype(tokenizer.vocabulary.size)),
-        document_ends=np.asarray(document_ends, np.int64),
-        sentence_ends=np.asarray(sentence_ends, np.int64),
-        text_ends=np.asarray(text_ends, np.int64),
-        text_bytes=np.asarray(text_bytes, np.int64),
+        tokens=np.fromiter(chain.from_iterable(items), token_dtype(tokenizer.vocabulary.size), int(lengths.sum())),
+        document_ends=ends[ends_document],
+        sentence_ends=ends[has_tokens & ~ends_document],
+        text_ends=ends[has_tokens][text_bytes > 0],
+        text_bytes=text_bytes[text_bytes > 0],
     )
+
+
+def _within(ends: np.ndarray, start: int, stop: int) -> slice:
+    first, last = ends.searchsorted(np.asarray([start, stop], ends.dtype))
+    return slice(int(first), int(last))
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except ValueError:  # an empty array cannot be mapped
+        return np.asarray(np.load(path))

@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in the order of the tasks."""
+"""Work spread over processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from xlpretrain.errors import DataError
 
@@ -17,22 +19,61 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ordered_map(function: Callable[[T], R], tasks: Iterable[T], *, workers: int) -> Iterator[R]:
-    """`function` of every task, in their order, whatever the number of workers. One worker is this process.
+class WorkerDiedError(DataError):
+    """No fault of the data: what is done is worth keeping."""
 
-    Raises `DataError` if a worker process is killed, most often for want of memory.
+
+class Workers:
+    """Processes that work off tasks. One worker is this process.
+
+    Raises `WorkerDiedError` from what it gives if a worker process is killed, most often for want of memory.
     """
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    # spawn: the parent may hold threads, and forking those can deadlock.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent)
+
+    def __init__(self, number: int):
+        self._number = number
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """`function` of every task, in their order."""
+        if self._number == 1:
+            yield from map(function, tasks)
+            return
+        with _telling_of_deaths(self._number):
+            yield from self._start().map(function, tasks)
+
+    def finish(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """`function` of every task, as they are done."""
+        if self._number == 1:
+            yield from map(function, tasks)
+            return
+        with _telling_of_deaths(self._number):
+            pool = self._start()
+            for future in as_completed([pool.submit(function, task) for task in tasks]):
+                yield future.result()
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # spawn: the parent may hold threads, and forking those can deadlock.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._number, mp_context=context, initializer=_follow_parent)
+        return self._pool
+
+
+@contextmanager
+def _telling_of_deaths(number: int) -> Iterator[None]:
     try:
-        yield from pool.map(function, tasks)
+        yield
     except BrokenProcessPool:
-        raise DataError(f"a worker process died (out of memory?); try fewer workers than {workers}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        raise WorkerDiedError(f"a worker process died (out of memory?); try fewer workers than {number}") from None
 
 
 def _follow_parent() -> None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data_pipelines.parallel import ordered_map
+from data_pipelines.parallel import Workers
 from xlpretrain.errors import DataError
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "__pycache__", "lib2to3"}
@@ -34,11 +34,11 @@ def find_modules(packages: Sequence[str], *, stdlib: bool) -> list[Path]:
     return list(files)
 
 
-def read_modules(files: Sequence[Path], *, workers: int) -> Iterator[str]:
+def read_modules(files: Sequence[Path], workers: Workers) -> Iterator[str]:
     """One document a module (and one for each help topic): its paragraphs, without those seen before."""
     tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
     seen: set[bytes] = set()
-    for documents in ordered_map(_read_paragraphs, tasks, workers=workers):
+    for documents in workers.map(_read_paragraphs, tasks):
         for paragraphs in documents:
             if document := "\n\n".join(_unseen(paragraphs, seen)):
                 yield document

@@ -3,71 +3,196 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import re
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from data_pipelines import python_docs
-from data_pipelines.config import JsonlSource, PythonDocsSource, Source, TextSource
-from data_pipelines.files import decode, find_files, read_lines, read_text
+from data_pipelines import python_docs, tables
+from data_pipelines.files import (
+    ChunkReader,
+    File,
+    Watched,
+    decode,
+    find_files,
+    is_compressed,
+    line_number,
+    local_file,
+    read_chunks,
+    read_lines,
+    read_text,
+)
+from data_pipelines.source_config import (
+    HuggingFaceSource,
+    JsonlSource,
+    ParquetSource,
+    PythonDocsSource,
+    RecordSource,
+    Source,
+    TextSource,
+    WebdatasetSource,
+)
+from data_pipelines.units import Piece, Unit, cut, text_bytes, unit_bytes
 from xlpretrain.errors import DataError
 
 
-def source_files(source: Source) -> list[Path]:
+def source_files(source: Source) -> list[File]:
     """The files of a source, in the order they are read. Raises `DataError` if there are none."""
-    if isinstance(source, PythonDocsSource):
-        return python_docs.find_modules(source.packages, stdlib=source.stdlib)
-    return find_files(source.path)
+    match source:
+        case PythonDocsSource():
+            return [local_file(path) for path in python_docs.find_modules(source.packages, stdlib=source.stdlib)]
+        case HuggingFaceSource():
+            return tables.saved_files(source)
+        case _:
+            return find_files(source.path)
 
 
-def fingerprint(files: Sequence[Path]) -> str:
+def fingerprint(files: Iterable[File]) -> str:
     """Tells whether files were added, removed or changed in size."""
-    names = "".join(f"{file}\0{file.stat().st_size}\0" for file in files)
+    names = "".join(f"{file.path}\0{file.num_bytes}\0" for file in files)
     return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def read_documents(source: Source, files: Sequence[Path], *, workers: int) -> Iterator[str]:
-    """The documents of a source; those without any text are left out. Raises `DataError`."""
-    documents: Iterator[str]
+def cut_into_units(
+    sources: Sequence[Source], files: Sequence[Sequence[File]], *, wanted: int | None = None
+) -> list[Unit]:
+    """The tasks of reading. wanted: about so much text in each, if it is not to follow from the files."""
+    wanted = wanted or unit_bytes(sum(text_bytes(file) for group in files for file in group))
+    return [
+        unit
+        for number, (source, group) in enumerate(zip(sources, files, strict=True))
+        for unit in cut(number, [(file, _can_cut(source, file)) for file in group], wanted=wanted)
+    ]
+
+
+def read_pieces(source: Source, pieces: Sequence[Piece]) -> Iterator[str]:
+    """The documents in parts of files; those without any text are left out. Raises `DataError`."""
+    for path, start, stop in pieces:
+        for document in _read(source, path, start, stop):
+            if document and not document.isspace():
+                yield document
+
+
+def _can_cut(source: Source, file: File) -> bool:
+    lines = isinstance(source, JsonlSource | PythonDocsSource) or (
+        isinstance(source, TextSource) and source.split == "blank_lines"
+    )
+    return isinstance(source, ParquetSource) or (lines and not is_compressed(file.path))
+
+
+def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str]:
     match source:
+        case TextSource(split="files"):
+            return iter([read_text(path)])
         case TextSource():
-            documents = (document for file in files for document in _read_text_file(file, source.split))
+            return _read_between_blank_lines(path, start, stop)
         case JsonlSource():
-            documents = (document for file in files for document in _read_jsonl_file(file, source.field))
+            return _read_jsonl(source, path, start, stop)
         case PythonDocsSource():
-            documents = python_docs.read_modules(files, workers=workers)
-    return (document for document in documents if document and not document.isspace())
+            return _read_jsonl(JsonlSource(path=path), path, start, stop)
+        case WebdatasetSource():
+            return _read_webdataset(source, path)
+        case ParquetSource():
+            records = tables.read_parquet(path, start, stop, tables.columns(source))
+        case HuggingFaceSource():
+            records = tables.read_arrow(path, tables.columns(source))
+    return (text_of(record, source, f"{path}, row {row}: ") for row, record in records)
 
 
-def _read_text_file(file: Path, split: str) -> list[str]:
-    text = read_text(file)
-    return re.split(r"\n\s*\n", text) if split == "blank_lines" else [text]
+def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str]:
+    """From the first blank line at or after `start` (but 0) to the first at or after `stop`."""
+    lines: list[bytes] = []
+    inside = start == 0
+    for offset, line in read_lines(path, start):
+        if line.strip() and not (line[0] > 127 and decode(line, f"{path}: ").isspace()):
+            if inside:
+                lines.append(line)
+            continue
+        if lines:
+            yield _join(lines, path, offset)
+            lines = []
+        inside = True
+        if 0 <= stop <= offset:
+            return
+    if lines:
+        yield _join(lines, path, -1)
 
 
-def _read_jsonl_file(file: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(read_lines(file), start=1):
-        if number == 1:
+def _join(lines: Sequence[bytes], path: str, offset: int) -> str:
+    try:
+        return b"\n".join(lines).decode().removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        before = sum(len(line) + 1 for line in lines)
+        where = f", the document that ends at byte {offset} (it has {before})" if offset >= 0 else ", its last document"
+        return decode(b"\n".join(lines), f"{path}{where}: ")
+
+
+def _read_jsonl(source: RecordSource, path: str, start: int, stop: int) -> Iterator[str]:
+    for number, (offset, line) in enumerate(read_lines(path, start), start=1):
+        if 0 <= stop <= offset:
+            return
+        if offset == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            yield _parse_line(line, field, where=f"{file}, line {number}: ")
+            try:
+                yield _parse_line(line, source, where="")
+            except DataError as error:
+                raise DataError(f"{path}, line {line_number(path, offset) if start else number}: {error}") from None
 
 
-def _parse_line(line: bytes, field: str, *, where: str) -> str:
+def _parse_line(line: bytes, source: RecordSource, *, where: str) -> str:
     try:
         record = json.loads(decode(line, where))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}expected a JSON object with a field {field!r}, got a {type(record).__name__}")
+    return text_of(record, source, where)
+
+
+def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
+    chunks = Watched(read_chunks(path))
+    try:
+        with tarfile.open(fileobj=io.BufferedReader(ChunkReader(chunks)), mode="r|") as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if not member.isfile() or name.startswith(".") or not name.endswith(f".{source.member}"):
+                    continue
+                file = tar.extractfile(member)
+                assert file is not None
+                data, where = file.read(), f"{path}, {member.name}: "
+                if source.member == "txt":
+                    yield decode(data, where).removeprefix("\ufeff")
+                else:
+                    yield _parse_line(data, source, where=where)
+            if not chunks.ends_in_zeros(tar.offset):  # which tarfile itself takes for the end
+                raise tarfile.ReadError(f"it ends at byte {tar.offset} without saying so")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
+
+
+def text_of(record: Any, source: RecordSource, where: str) -> str:
+    """The text of a record. Raises `DataError`, headed by `where`."""
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}expected a JSON object with a field {source.field!r}, got a {type(record).__name__}")
+    if source.template is None:
+        text = _field(record, source.field, where)
+    else:
+        names = tables.columns(source)
+        text = source.template.format(**{name: _field(record, name, where) for name in names})
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        name = source.template or source.field
+        raise DataError(f"{where}not Unicode text: a lone surrogate at character {error.start} of {name!r}") from None
+    return text
+
+
+def _field(record: Mapping[str, Any], field: str, where: str) -> str:
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
         raise DataError(f"{where}no field {field!r}; the fields there are: {names} (set `field` in the source)")
     text = record[field]
     if not isinstance(text, str):
         raise DataError(f"{where}the field {field!r} holds a {type(text).__name__}, expected text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}not Unicode text: a lone surrogate at character {error.start} of {field!r}") from None
     return text

@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from dataclasses import dataclass
 
-from data_pipelines.config import SplitConfig
+from data_pipelines.config import DataConfig, SplitConfig
 from xlpretrain.errors import DataError
 
-
-def split_documents(documents: Iterable[str], config: SplitConfig, *, seed: int) -> dict[str, list[str]]:
-    """The documents of every split that is wanted, shuffled. Raises `DataError` if one would be empty."""
-    shares = {"test": config.test, "valid": config.valid}
-    wanted = ["train", *(name for name in ("valid", "test") if shares[name] > 0)]
-    splits: dict[str, list[tuple[bytes, str]]] = {name: [] for name in wanted}
-    for document in documents:
-        digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
-        order = hashlib.blake2b(digest, key=str(seed).encode(), digest_size=16).digest()
-        splits[_choose(digest, shares)].append((order, document))
-    count = sum(map(len, splits.values()))
-    if count == 0:
-        raise DataError("the corpus is empty: no document in the sources holds any text")
-    for name, members in splits.items():
-        if not members:
-            raise DataError(
-                f"none of the {count} documents falls into {name}: add documents, cut them smaller (a text source can "
-                f"`split: blank_lines`), or change splits.valid and splits.test"
-            )
-    return {name: [document for _, document in sorted(members)] for name, members in splits.items()}
+SPLITS = ("train", "valid", "test")
+PRECEDENCE = (2, 1, 0)
+"""Of several copies, the one in the split with the lowest number stays: those held out rather than training ones."""
 
 
-def _choose(digest: bytes, shares: dict[str, float]) -> str:
+@dataclass(frozen=True)
+class Group:
+    """What becomes a dataset of its own: a split of a corpus (or of all that has no name)."""
+
+    corpus: str
+    split: str
+
+    @property
+    def folder(self) -> str:
+        """Where it lies in `out`."""
+        return f"{self.corpus}/{self.split}" if self.corpus else self.split
+
+
+def groups(config: DataConfig) -> list[Group]:
+    """All that a build makes; the training split of every corpus first."""
+    corpora = dict.fromkeys(source.corpus or "" for source in config.sources)
+    named = {(source.corpus or "", source.into) for source in config.sources}
+    shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}
+    return [
+        Group(corpus, split)
+        for corpus in corpora
+        for split in SPLITS
+        if split == "train" or (shares[split] > 0 and (corpus, None) in named) or (corpus, split) in named
+    ]
+
+
+def hash_text(text: bytes, *, seed: int) -> tuple[bytes, bytes]:
+    """16 bytes that tell a document's split, and 16 that tell its order."""
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    return digest, hashlib.blake2b(digest, key=str(seed).encode(), digest_size=16).digest()
+
+
+def choose(digest: bytes, config: SplitConfig) -> int:
+    """The split of a document, as its number in `SPLITS`."""
     point = int.from_bytes(digest[:8], "big") / 2**64
-    for name, share in shares.items():
+    for number, share in ((2, config.test), (1, config.valid)):
         if point < share:
-            return name
+            return number
         point -= share
-    return "train"
+    return 0
+
+
+def require_documents(counts: dict[Group, int]) -> None:
+    """Raise `DataError` if a group would be empty."""
+    total = sum(counts.values())
+    if total == 0:
+        raise DataError("the corpus is empty: no document in the sources holds any text, or all are left out")
+    for group, count in counts.items():
+        if count == 0:
+            of = f" of {group.corpus}" if group.corpus else ""
+            raise DataError(
+                f"none of the {total} documents falls into {group.folder}{of}: add documents, cut them smaller (a text "
+                "source can `split: blank_lines`), or change splits.valid and splits.test"
+            )

@@ -17,7 +17,7 @@ QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "longest"
 
 def stats(folder: Path, *, console: Console | None = None) -> None:
     """Print what the dataset in `folder` holds: one split, or every split below it. Raises `DataError`."""
-    manifests = {path.name: Manifest.open(path) for path in dataset_folders(folder)}
+    manifests = {_name(path, folder): Manifest.open(path) for path in dataset_folders(folder)}
     table = summary_table(str(folder), manifests)
     table.add_section()
     lengths = {name: np.quantile(document_lengths(m), list(QUANTILES.values())) for name, m in manifests.items()}
@@ -30,10 +30,15 @@ def dataset_folders(folder: Path) -> list[Path]:
     """`folder` itself if it is a dataset, else those in it. Raises `DataError` if there are none."""
     if (folder / "index.json").is_file():
         return [folder]
-    found = sorted(index.parent for index in folder.glob("*/index.json") if not index.parent.name.startswith("."))
+    indexes = [*folder.glob("*/index.json"), *folder.glob("*/*/index.json")]
+    found = sorted(index.parent for index in indexes if not index.parent.name.startswith("."))
     if not found:
         raise DataError(f"{folder}: no dataset here (no index.json); build it with `xlpretrain data build`")
     return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.name if path == folder else str(path.relative_to(folder))
 
 
 def document_lengths(manifest: Manifest) -> np.ndarray:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import sentencepiece
 
 from data_pipelines.config import SentenceConfig, TokenizerConfig
 from data_pipelines.normalization import forget_rules_path, normalization_arguments
 from data_pipelines.sentences import split_sentences
-from xlpretrain.data.tokenizer import SPECIAL_PIECES
+from xlpretrain.data.tokenizer import SPECIAL_PIECES, Tokenizer
+from xlpretrain.data.vocabularies import ByteTokenizer, WordTokenizer
 from xlpretrain.errors import DataError
 
 NUM_THREADS = 4
@@ -22,23 +23,33 @@ LONGEST_SENTENCE_BYTES = 1 << 16
 """SentencePiece leaves out longer ones, at 4,192 bytes by default."""
 
 
-def sample_sentences(documents: Iterable[str], config: SentenceConfig, *, limit: int) -> list[str]:
-    """The first `limit` sentences of documents that are already in random order."""
-    sentences = (sentence for document in documents for sentence in _clean_sentences(document, config))
-    return list(islice(sentences, limit))
+def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+    """The kind of tokenizer that is asked for: the same one for the same sentences, in the same order.
+
+    Raises `DataError`.
+    """
+    match config.model_type:
+        case "unigram":
+            return Tokenizer(train_tokenizer(sentences, config), name="the tokenizer just trained")
+        case "bytes":
+            return ByteTokenizer.make()
+        case "word":
+            return WordTokenizer.make(sentences, vocab_size=config.vocab_size)
 
 
 def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     """A SentencePiece model: the same one for the same sentences, in the same order. Raises `DataError`."""
     pieces = {role: spellings[0] for role, spellings in SPECIAL_PIECES.items()}
     model = io.BytesIO()
+    fallback: dict[str, Any] = {"byte_fallback": True} if config.byte_fallback else {}  # told in the model if given
     try:
         with normalization_arguments(config) as normalization:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(sentences),
                 model_writer=model,
                 vocab_size=config.vocab_size,
-                model_type=config.model_type,
+                model_type="unigram",
+                **fallback,
                 **normalization,
                 character_coverage=config.character_coverage,
                 max_sentence_length=LONGEST_SENTENCE_BYTES,
@@ -58,9 +69,12 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     return forget_rules_path(model.getvalue())
 
 
-def _clean_sentences(document: str, config: SentenceConfig) -> Iterator[str]:
+def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerConfig) -> Iterator[str]:
+    """The sentences of a document as a tokenizer is trained on them."""
     for sentence in split_sentences(document, config):
-        if words := sentence.replace("\0", " ").split():
+        if tokenizer.model_type == "word":
+            yield sentence
+        elif words := sentence.replace("\0", " ").split():
             yield " ".join(words)
 
 

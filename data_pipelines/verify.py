@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data_pipelines.build import TOKENIZER_FOLDER
 from data_pipelines.progress import Stages
+from data_pipelines.shards import TOKENIZER_FOLDER
 from data_pipelines.stats import dataset_folders
 from xlpretrain.data.manifest import Manifest, Shard, check_size
 from xlpretrain.data.tokenizer import Tokenizer

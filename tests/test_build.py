@@ -1,19 +1,24 @@
 import io
 import json
 import os
-import signal
+import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from rich.console import Console
 
 from data_pipelines.build import build
 from data_pipelines.config import DataConfig
+from data_pipelines.work import Work
+from tests.conftest import write_jsonl
 from tests.corpus import make_documents
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
@@ -135,26 +140,100 @@ def test_a_build_that_fails_leaves_nothing(
     assert [entry.name for entry in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
-def test_a_killed_build_leaves_nothing_and_the_next_one_cleans_up(build_small: BuildSmall, tmp_path: Path):
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": d}) + "\n" for d in make_documents(3000)))
-    config = tmp_path / "data.yaml"
-    config.write_text(f"out: {tmp_path / 'data'}\nsources: [{{type: jsonl, path: {corpus}}}]\nworkers: 2\n")
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\n"
-        "from data_pipelines.build import build\nfrom data_pipelines.config import DataConfig\n"
-        "from xlpretrain.schema import load\n"
-        "if __name__ == '__main__':\n    build(load(DataConfig, Path(sys.argv[1])))\n"
-    )
-    process = subprocess.Popen([sys.executable, script, config], stdout=subprocess.DEVNULL)
-    wait_for(lambda: any(tmp_path.glob(".data.building-*/tokenizer")))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def start_build(folder: Path, **settings: object) -> subprocess.Popen[str]:
+    """`xlpretrain data build` of 3000 documents into folder/data, by two workers."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_jsonl(corpus, make_documents(3000))
+    config = folder / "data.yaml"
+    tokenizer = {"vocab_size": 300, "input_sentence_size": 1000}
+    data = {"out": str(folder / "data"), "sources": [{"path": str(corpus), "type": "jsonl"}], "tokenizer": tokenizer}
+    config.write_text(json.dumps({**data, "workers": 2, **settings}))
+    return commands.start("data", "build", config)
+
+
+def test_a_killed_build_leaves_nothing_and_the_next_one_goes_on(tmp_path: Path):
+    process = start_build(tmp_path)
+    tokenizer = tmp_path / ".data.work" / "tokenizer" / "000000" / "spiece.model"
+    wait_for(tokenizer.exists)
+    commands.kill_all(process)
     assert not (tmp_path / "data").exists()
-    assert any(tmp_path.glob(".data.building-*"))
-    build_small(DOCUMENTS)
+    out, _ = commands.finish(start_build(tmp_path), expect=0)
+    assert "going on with the build" in out
+    assert "Reading: 0.0 MB" in out
     assert not any(tmp_path.glob(".data.*"))
+    commands.finish(start_build(tmp_path, out=str(tmp_path / "other")), expect=0)
+    assert tree(tmp_path / "data") == tree(tmp_path / "other")
+
+
+CLEANING = {"exact_duplicates": True, "duplicate_paragraphs": True, "near_duplicates": True}
+
+
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 MB in three files, with documents and paragraphs that are there more than once."""
+    folder = tmp_path_factory.mktemp("large")
+    documents = make_documents(4_000, seed=3)
+    documents += documents[:200] + [f"{document}\n\nOne more line." for document in documents[200:400]]
+    for number in range(3):
+        write_jsonl(folder / f"{number}.jsonl", documents[number::3])
+    return folder
+
+
+def build_large(corpus: Path, out: Path, **settings: object) -> subprocess.Popen[str]:
+    """`xlpretrain data build` of the large corpus, with all that looks for duplicates, in many tasks."""
+    config = out.parent / f"{out.name}.yaml"
+    source = {"path": str(corpus), "type": "jsonl"}
+    tokenizer = {"vocab_size": 300, "input_sentence_size": 2000}
+    data = {"out": str(out), "sources": [source], "tokenizer": tokenizer, "clean": CLEANING, "shard_bytes": 1 << 19}
+    config.write_text(json.dumps({**data, "workers": 2, "task_bytes": 1 << 17, **settings}))
+    return commands.start("data", "build", config)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_the_bytes_are_the_same_after_20_kills_and_with_any_number_of_workers(large_corpus: Path, tmp_path: Path):
+    for workers in (1, 2, 5):
+        begin = time.monotonic()
+        commands.finish(build_large(large_corpus, tmp_path / str(workers), workers=workers), expect=0, timeout_s=400)
+        duration = time.monotonic() - begin
+    commands.finish(build_large(large_corpus, tmp_path / "other", task_bytes=None), expect=0)
+    expected = tree(tmp_path / "1")
+    assert expected == tree(tmp_path / "2") == tree(tmp_path / "5") == tree(tmp_path / "other")
+    assert sum(name.endswith(".tar") for name in expected) > 4
+    rng, kills, began = random.Random(5), 0, set()
+    out = tmp_path / "killed"
+    while kills < 20:
+        process = build_large(large_corpus, out)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.1, 1) * duration)
+        if process.poll() is None:
+            commands.kill_all(process)
+            kills += 1
+            began.update(folder.name for folder in (tmp_path / ".killed.work").glob("*") if folder.is_dir())
+        if kills == 20 or process.poll() == 0:
+            commands.finish(build_large(large_corpus, out), expect=0, timeout_s=400)
+            assert tree(out) == expected
+            shutil.rmtree(out)
+    assert {"read", "near", "paragraphs", "tokenizer", "encode"} <= began
+
+
+def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: BuildSmall, tmp_path: Path):
+    process = start_build(tmp_path)
+    wait_for(lambda: (tmp_path / ".data.work" / "read" / "000000").exists())
+    commands.kill_all(process)
+    found = documents_of(build_small(DOCUMENTS) / "train")
+    assert sorted(found) == sorted(" ".join(document.split()) for document in DOCUMENTS)
+    assert not any(tmp_path.glob(".data.*"))
+
+
+def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path: Path):
+    with (
+        Work.of(tmp_path / "data").lock(),
+        pytest.raises(DataError, match="another process builds this dataset right now"),
+    ):
+        build_small(DOCUMENTS)
+    build_small(DOCUMENTS)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -176,10 +255,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(build_small: BuildSmall, small_disk: Path):
-    with pytest.raises(DataError, match="cannot be written: No space left on device"):
-        build_small(make_documents(1500), out=str(small_disk / "data"), tokenizer={"vocab_size": 200})
-    assert list(small_disk.iterdir()) == []
+def test_a_full_disk_is_one_clear_error_and_the_next_build_goes_on(build_small: BuildSmall, small_disk: Path):
+    settings = {"out": str(small_disk / "data"), "tokenizer": {"vocab_size": 200}}
+    with pytest.raises(DataError, match=r"cannot be written: .*; what is done is kept in .*/\.data\.work"):
+        build_small(make_documents(1500), **settings)
+    assert [entry.name for entry in small_disk.iterdir()] == [".data.work"]
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    build_small(make_documents(1500), **settings)
+    assert [entry.name for entry in small_disk.iterdir()] == ["data"]
 
 
 def test_the_build_tells_what_it_does(tmp_path: Path, tiny_tokenizer: Path):
@@ -190,8 +273,8 @@ def test_the_build_tells_what_it_does(tmp_path: Path, tiny_tokenizer: Path):
     for terminal in (False, True):
         said = io.StringIO()
         report = build(config, force=True, console=Console(file=said, force_terminal=terminal, width=100))
-        assert all(stage in said.getvalue() for stage in ("Reading", "Encoding train", "Writing", "bytes per token"))
-    assert set(report.seconds) == {"Reading", "Encoding train", "Encoding valid", "Writing"}
+        assert all(stage in said.getvalue() for stage in ("Reading", "Encoding", "Writing", "bytes per token"))
+    assert set(report.seconds) == {"Reading", "Making the tokenizer", "Encoding", "Writing"}
 
 
 def test_building_needs_no_torch(tmp_path: Path):

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -6,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.config import SentenceConfig
-from data_pipelines.pack import Encoded, choose_block_tokens, encode_documents, join, token_dtype
+from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens, join, token_dtype
+from data_pipelines.pack import encode as encode_documents
 from data_pipelines.sentences import split_sentences
 from tests.corpus import make_documents
 from xlpretrain.data.tokenizer import Tokenizer
 
 
 def encode(documents: list[str], tokenizer: Path) -> Encoded:
-    sha256 = Tokenizer.load(tokenizer).sha256
-    return join(list(encode_documents(documents, tokenizer, sha256, SentenceConfig(), workers=1)))
+    return encode_documents(documents, Tokenizer.load(tokenizer), SentenceConfig())
 
 
 def test_a_document_is_its_sentences_and_the_end_symbol(tiny_tokenizer: Path):
@@ -47,6 +48,22 @@ def test_parts_join_to_the_whole(tiny_tokenizer: Path):
     documents = make_documents(30, seed=4)
     whole, parts = encode(documents, tiny_tokenizer), [encode([document], tiny_tokenizer) for document in documents]
     joined = join(parts)
+    for field in ("tokens", "document_ends", "sentence_ends", "text_ends", "text_bytes"):
+        np.testing.assert_array_equal(getattr(joined, field), getattr(whole, field))
+
+
+def test_any_part_of_a_run_is_what_it_is_in_the_whole(tiny_tokenizer: Path, tmp_path: Path):
+    documents = make_documents(12, seed=4)
+    whole = encode(documents, tiny_tokenizer)
+    parts = []
+    for number, cut in enumerate([documents[:3], [], documents[3:4], documents[4:]]):
+        encode(cut, tiny_tokenizer).save(tmp_path / str(number))
+        parts.append(Encoded.open(tmp_path / str(number)))
+    run = EncodedRun(parts)
+    assert run.num_tokens == len(whole.tokens)
+    steps = [*range(0, run.num_tokens, 97), run.num_tokens]
+    blocks = [run.slice(start, stop) for start, stop in pairwise(steps)]
+    joined = join(blocks)
     for field in ("tokens", "document_ends", "sentence_ends", "text_ends", "text_bytes"):
         np.testing.assert_array_equal(getattr(joined, field), getattr(whole, field))
 

@@ -1,18 +1,39 @@
 import gzip
+import io
 import json
+import lzma
 import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from data_pipelines.config import JsonlSource, PythonDocsSource, Source, TextSource
-from data_pipelines.sources import read_documents, source_files
-from xlpretrain.errors import DataError
+from data_pipelines import python_docs
+from data_pipelines.parallel import Workers
+from data_pipelines.source_config import (
+    HuggingFaceSource,
+    JsonlSource,
+    ParquetSource,
+    PythonDocsSource,
+    Source,
+    TextSource,
+    WebdatasetSource,
+)
+from data_pipelines.sources import cut_into_units, read_pieces, source_files
+from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.schema import validate
 
 
 def read(source: Source) -> list[str]:
-    return list(read_documents(source, source_files(source), workers=1))
+    """All its documents, in the order of its files."""
+    files = source_files(source)
+    if isinstance(source, PythonDocsSource):
+        return list(python_docs.read_modules([Path(file.path) for file in files], Workers(1)))
+    return [d for unit in cut_into_units([source], [files]) for d in read_pieces(source, unit.pieces)]
 
 
 def lines(*texts: str) -> bytes:
@@ -43,19 +64,189 @@ def test_files_come_sorted_and_once_from_folders_globs_and_lists(tmp_path: Path,
     assert read(TextSource(path=("b", "**/*.txt", "c.txt"))) == ["a/1.txt", "b/2.txt", "c.txt"]
 
 
-def test_jsonl_is_read_plain_gzipped_and_zstandard(tmp_path: Path):
+def test_jsonl_is_read_plain_and_compressed(tmp_path: Path):
     data = lines("one", "zwei\n\nö") + b"\n"
     (tmp_path / "1.jsonl").write_bytes(data)
     (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress(data))
     frame = zstandard.ZstdCompressor().compress
     (tmp_path / "3.jsonl.zst").write_bytes(frame(data) + frame(data))
-    assert read(JsonlSource(path=str(tmp_path))) == ["one", "zwei\n\nö"] * 4
+    (tmp_path / "4.jsonl.xz").write_bytes(lzma.compress(data))
+    assert read(JsonlSource(path=str(tmp_path))) == ["one", "zwei\n\nö"] * 5
 
 
 def test_lines_longer_than_a_chunk_are_whole(tmp_path: Path):
     long = "word " * 500_000
     (tmp_path / "1.jsonl").write_bytes(lines("a", long, "b")[:-1])
     assert read(JsonlSource(path=str(tmp_path))) == ["a", long, "b"]
+
+
+@pytest.mark.parametrize("stop", [1, 20, 21, 40, 55, 90])
+def test_a_file_can_be_read_in_parts(stop: int, tmp_path: Path):
+    path = tmp_path / "1.jsonl"
+    path.write_bytes(lines("one", "two words", "", "three") + b"\n" + lines("four"))
+    size = path.stat().st_size
+    parts = [(str(path), 0, stop), (str(path), stop, size)]
+    assert list(read_pieces(JsonlSource(path=str(path)), parts)) == ["one", "two words", "three", "four"]
+    path.write_text("one\nline\n\n \n\u3000\ntwo\n\nthree three three three three\n\n\n\nfour\nfive\n\nsix")
+    parts = [(str(path), 0, stop), (str(path), stop, path.stat().st_size)]
+    expected = ["one\nline", "two", "three three three three three", "four\nfive", "six"]
+    assert list(read_pieces(TextSource(path=str(path), split="blank_lines"), parts)) == expected
+
+
+def test_large_files_are_cut_and_small_ones_go_together(tmp_path: Path):
+    (tmp_path / "large.jsonl").write_bytes(lines(*(f"{n} " + "x" * 1000 for n in range(40_000))))
+    for number in range(20):
+        (tmp_path / f"small{number}.jsonl").write_bytes(lines(f"small {number}"))
+    source = JsonlSource(path=str(tmp_path))
+    units = cut_into_units([source], [source_files(source)])
+    assert 4 <= len(units) <= 7
+    documents = [document for unit in units for document in read_pieces(source, unit.pieces)]
+    assert len(documents) == len(set(documents)) == 40_020
+    (tmp_path / "large.jsonl").write_bytes(lines(*("x" * 1000 for n in range(40_000))) + b"{}\n")
+    units = cut_into_units([source], [source_files(source)])
+    with pytest.raises(DataError, match=r"large\.jsonl, line 40001: no field 'text'"):
+        [document for unit in units for document in read_pieces(source, unit.pieces)]
+
+
+def write_tables(folder: Path, texts: list[str], titles: list[str]) -> None:
+    """A Parquet file of three row groups, and a folder as `save_to_disk` leaves it."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    table = pyarrow.table({"text": texts, "title": titles, "n": list(range(len(texts)))})
+    parquet.write_table(table, folder / "1.parquet", row_group_size=-(-len(texts) // 3))
+    part = folder / "saved" / "train"
+    part.mkdir(parents=True)
+    (folder / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (part / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    with ipc.new_stream(part / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+
+
+def test_parquet_and_saved_hugging_face_datasets_are_read(tmp_path: Path):
+    texts, titles = ["one", "zwei\n\nö", " ", "four", "five"], ["A", "B", "C", "D", "E"]
+    write_tables(tmp_path, texts, titles)
+    kept = [text for text in texts if text.strip()]
+    path = str(tmp_path / "1.parquet")
+    assert read(ParquetSource(path=path)) == kept
+    size = (tmp_path / "1.parquet").stat().st_size
+    for stop in range(0, size, 50):
+        assert list(read_pieces(ParquetSource(path=path), [(path, 0, stop), (path, stop, size)])) == kept
+    saved = HuggingFaceSource(path=str(tmp_path / "saved"), part="train")
+    assert read(saved) == kept
+    template = HuggingFaceSource(path=str(tmp_path / "saved"), part="train", template="{title}: {text}")
+    assert read(template)[:2] == ["A: one", "B: zwei\n\nö"]
+    with pytest.raises(DataError, match="name its `part`, one of: train, test"):
+        source_files(HuggingFaceSource(path=str(tmp_path / "saved")))
+    with pytest.raises(DataError, match="no field 'body'; the fields there are: n, text, title"):
+        read(ParquetSource(path=path, field="body"))
+    with pytest.raises(DataError, match="row 0: the field 'n' holds a int, expected text"):
+        read(ParquetSource(path=path, field="n"))
+    (tmp_path / "1.parquet").write_bytes(b"PAR1 this is none")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(ParquetSource(path=path))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst", ".tar.xz"])
+def test_tars_of_raw_text_are_read(suffix: str, tmp_path: Path):
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for name, data in {
+            "a/000.txt": "first ö".encode(),
+            "a/000.json": b'{"text": "from json", "t": "T"}',
+            "a/000.jpg": b"\xff",
+            "a/001.txt": b"second",
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    pack = {"": bytes, "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "xz": lzma.compress}
+    packed = pack[suffix.removeprefix(".tar").removeprefix(".")](raw.getvalue())
+    (tmp_path / f"1{suffix}").write_bytes(packed)
+    assert read(WebdatasetSource(path=str(tmp_path))) == ["first ö", "second"]
+    as_records = WebdatasetSource(path=str(tmp_path), member="json", template="{t}: {text}")
+    assert read(as_records) == ["T: from json"]
+    for cut in (packed[: len(packed) // 3], b""):
+        (tmp_path / f"1{suffix}").write_bytes(cut)
+        with pytest.raises(DataError, match=r"1\.tar"):
+            read(WebdatasetSource(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("damage", ["cut between members", "a zeroed header", "garbage for a header"])
+def test_a_tar_that_python_would_end_early_is_refused(damage: str, tmp_path: Path):
+    path = tmp_path / "1.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(5):
+            info = tarfile.TarInfo(f"{number}.txt")
+            info.size = 700
+            tar.addfile(info, io.BytesIO(b"x" * 700))
+    data = bytearray(path.read_bytes())
+    header = 2 * (512 + 1024)  # of the third member
+    match damage:
+        case "cut between members":
+            del data[header:]
+        case "a zeroed header":
+            data[header : header + 512] = bytes(512)
+        case "garbage for a header":
+            data[header : header + 512] = b"garbage!" * 64
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"1\.tar: not a whole tar file \(it ends at byte 3072"):
+        read(WebdatasetSource(path=str(path)))
+
+
+def test_urls_are_read(tmp_path: Path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a/1.jsonl.gz", gzip.compress(lines("one", "two")))
+    memory.pipe("/corpus/2.jsonl", lines("three"))
+    assert sorted(read(JsonlSource(path="memory://corpus"))) == ["one", "three", "two"]
+    assert read(JsonlSource(path="memory://corpus/*.jsonl")) == ["three"]
+    with pytest.raises(DataError, match="memory://none"):
+        read(JsonlSource(path="memory://none/*.jsonl"))
+    with pytest.raises(DataError, match="pip install"):
+        read(JsonlSource(path="nosuch://corpus"))
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    (tmp_path / "3.jsonl.gz").write_bytes(gzip.compress(lines("over http")))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert read(JsonlSource(path=f"{url}/3.jsonl.gz")) == ["over http"]
+            with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
+                read(JsonlSource(path=f"{url}/none.jsonl"))
+        finally:
+            server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_what_datatrove_writes_is_read_as_it_is(tmp_path: Path):
+    record = {"text": "clean text", "id": "<urn:1>", "metadata": {"url": "https://a", "token_count": 2}}
+    (tmp_path / "00000.jsonl.gz").write_bytes(gzip.compress(json.dumps(record).encode() + b"\n"))
+    assert read(JsonlSource(path=str(tmp_path))) == ["clean text"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"template": "no field"}, "expected fields by their names"),
+        ({"template": "{a} {"}, "not a template"),
+        ({"template": "{a.b}"}, "expected fields by their names"),
+        ({"template": "{a}", "field": "a"}, "give field or template, not both"),
+        ({"corpus": "train"}, "choose another name"),
+        ({"corpus": "a/b"}, "corpus"),
+        ({"path": []}, "must name files"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_refused(settings: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        validate(JsonlSource, {"path": "a", **settings}, "test")
 
 
 def test_another_field_can_hold_the_text(tmp_path: Path):
@@ -95,10 +286,11 @@ def test_text_that_is_not_utf_8_is_named(tmp_path: Path):
         read(TextSource(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", ["gz", "zst", "xz"])
 def test_a_file_that_is_cut_short_is_refused(suffix: str, tmp_path: Path):
     data = lines(*(f"document {n} of many" for n in range(5000)))
-    packed = gzip.compress(data) if suffix == "gz" else zstandard.ZstdCompressor().compress(data)
+    pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "xz": lzma.compress}
+    packed = pack[suffix](data)
     path = tmp_path / f"1.jsonl.{suffix}"
     for kept in (len(packed) // 2, len(packed) - 3):
         path.write_bytes(packed[:kept])
@@ -142,7 +334,8 @@ def test_packages_of_which_none_is_installed_are_refused():
 
 def test_the_standard_library_is_a_corpus():
     files = source_files(PythonDocsSource(packages=(), stdlib=True))
-    chosen = [file for file in files if file.name in ("topics.py", "json.py", "textwrap.py")]
-    documents = list(read_documents(PythonDocsSource(), chosen, workers=2))
+    chosen = [Path(file.path) for file in files if file.path.endswith(("/topics.py", "/json.py", "/textwrap.py"))]
+    with Workers(2) as workers:
+        documents = list(python_docs.read_modules(chosen, workers))
     assert any("Assertions" in document or "assert" in document for document in documents)
     assert len(documents) > 50

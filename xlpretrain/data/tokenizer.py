@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ _ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_PIECES.values(
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 """What SentencePiece writes for the space before a word."""
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _UNSPACED = re.compile("CJK|HIRAGANA|KATAKANA|THAI|LAO|KHMER|MYANMAR|TIBETAN")
 
 
@@ -71,24 +73,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer in a SentencePiece model file, or a WordPiece one in a `.json`. Raises `DataError`."""
+        """The tokenizer in a file, or of a folder: a SentencePiece model, or a `.json`. Raises `DataError`."""
+        path = Path(path)
+        if path.is_dir():
+            spiece = path / Tokenizer.file_name  # a tokenizer.json beside it is but another form of it
+            path = spiece if spiece.is_file() else cls.find(path)
         try:
-            model = Path(path).read_bytes()
+            model = path.read_bytes()
         except FileNotFoundError:
             raise DataError(f"{path}: no such tokenizer") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        if Path(path).suffix == ".json":
-            from xlpretrain.data.wordpiece import WordPiece
-
-            return WordPiece(model, name=str(path))
-        return cls(model, name=str(path))
+        return _json_class(model)(model, name=str(path)) if path.suffix == ".json" else cls(model, name=str(path))
 
     @staticmethod
     def find(folder: Path) -> Path:
         """Where the tokenizer of a dataset or a run lies in its folder `tokenizer`, if it does."""
-        other = folder / "tokenizer.json"
-        return other if other.is_file() else folder / Tokenizer.file_name
+        others = (folder / name for name in ("tokenizer.json", "vocabulary.json"))
+        return next((path for path in others if path.is_file()), folder / Tokenizer.file_name)
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
@@ -120,7 +122,21 @@ class Tokenizer:
         return piece
 
 
+def _json_class(model: bytes) -> type[Tokenizer]:
+    """Of what class the tokenizer in a `.json` is."""
+    from xlpretrain.data.vocabularies import KINDS
+    from xlpretrain.data.wordpiece import WordPiece
+
+    try:
+        kind = json.loads(model).get("type")
+    except (ValueError, AttributeError):
+        kind = None
+    return KINDS.get(str(kind), WordPiece)
+
+
 def _begins_word(piece: str) -> bool:
+    if _BYTE.fullmatch(piece):
+        return False  # of a character that begins a word there is a boundary before it
     if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
         return True
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)

@@ -1,4 +1,4 @@
-"""BERT's tokenizer: a WordPiece `tokenizer.json`, run by the library `tokenizers`. Torch-free."""
+"""Tokenizers of Hugging Face folders: a `tokenizer.json`, run by the library `tokenizers`. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _CONTINUES = "##"
 
 
 class WordPiece(Tokenizer):
-    """Read from a `tokenizer.json`, of which only normalization, words and pieces are used."""
+    """Read from a `tokenizer.json` (WordPiece as BERT's, or Unigram as XLNet's and ALBERT's), of which only
+    normalization, words and pieces are used."""
 
     file_name = "tokenizer.json"
 
     def __init__(self, model: bytes, *, name: str):
-        """Raises `DataError` if `model` is no WordPiece tokenizer or lacks a special symbol."""
+        """Raises `DataError` if `model` is no such tokenizer or lacks a special symbol."""
         try:
             import tokenizers
         except ImportError:
@@ -30,8 +31,9 @@ class WordPiece(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
         except Exception as error:  # the library raises no narrower one
             raise DataError(f"{name}: not a tokenizer.json ({error})") from None
-        if kind != "WordPiece":
-            raise DataError(f"{name}: its model is {kind}; of tokenizer.json files only WordPiece is supported")
+        if kind not in ("WordPiece", "Unigram"):
+            raise DataError(f"{name}: its model is {kind}; of tokenizer.json files only WordPiece and Unigram will do")
+        self._is_unigram = kind == "Unigram"
         self._tokenizer.encode_special_tokens = True  # those that a text spells out are text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -41,6 +43,8 @@ class WordPiece(Tokenizer):
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
+        # What stands between sentences is nothing; to XLNet's tokenizer.json it would be a piece.
+        sentence = sentence.strip() if self._is_unigram else sentence
         ids: list[int] = self._tokenizer.encode(sentence, add_special_tokens=False).ids
         return ids
 
@@ -55,6 +59,8 @@ class WordPiece(Tokenizer):
 
     def word_starts(self) -> np.ndarray:
         """Which tokens begin a word, by id: all that are no continuation."""
+        if self._is_unigram:
+            return super().word_starts()
         return np.array([not self.piece(i).startswith(_CONTINUES) for i in range(self.vocabulary.size)])
 
     def piece(self, token: int) -> str:

@@ -27,6 +27,8 @@ _Json = dict[str, Any]
 
 def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
     """The content of `tokenizer.json`. Raises `DataError` if the model does what no such file can say."""
+    if tokenizer.file_name != Tokenizer.file_name:
+        raise DataError("a vocabulary of bytes or words is none that transformers has; no tokenizer.json for it")
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(tokenizer.model)
     _check(model)
@@ -45,6 +47,8 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
     decoders: list[_Json] = [
         {"type": "Replace", "pattern": {"String": stand_in}, "content": first} for first, stand_in in stand_ins.items()
     ]
+    if model.trainer_spec.byte_fallback:
+        decoders.append({"type": "ByteFallback"})
     return {
         "version": "1.0",
         "truncation": None,

@@ -1,0 +1,111 @@
+"""The stages of a build that make tokens: a tokenizer, and with it the documents, each task in one range of their
+order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from data_pipelines.deduplicating import range_sizes, remaining_documents
+from data_pipelines.pack import Encoded, EncodedRun, encode
+from data_pipelines.reading import documents_of
+from data_pipelines.runs import Document
+from data_pipelines.splits import SPLITS, Group, groups, require_documents
+from data_pipelines.train_tokenizer import clean_sentences, make_tokenizer
+from data_pipelines.work import Stage, Work, write_counts
+from xlpretrain.data.tokenizer import Tokenizer
+
+TOKENIZER, NAME = "tokenizer", "encode"
+
+
+def tokenizer_sizes(work: Work) -> list[int]:
+    """It is one task; as large as all the text, of which nobody knows how much it takes."""
+    return [sum(range_sizes(work))]
+
+
+def run_tokenizer(work: Work, task: int) -> None:
+    """Train a tokenizer, or copy the one that was brought. Raises `DataError`."""
+    require_documents(documents_of(work))
+    config = work.config
+    with work.making(TOKENIZER, task) as folder:
+        if config.tokenizer.path is not None:
+            tokenizer = Tokenizer.load(config.tokenizer.path)
+        else:
+            tokenizer = make_tokenizer(sample_sentences(work), config.tokenizer)
+        (folder / tokenizer.file_name).write_bytes(tokenizer.model)
+
+
+def sample_sentences(work: Work) -> list[str]:
+    """Sentences of training documents in their order: of each source as many as its weight says."""
+    config = work.config
+    wanted = config.tokenizer.input_sentence_size
+    weights = [source.weight for source in config.sources]
+    if any(weights):
+        shares = [weight or 0 for weight in weights]
+        quotas = [round(wanted * share / sum(shares)) for share in shares]
+    else:
+        quotas = [wanted] * len(weights)
+    found: list[str] = []
+    for document in _training_documents(work):
+        if quotas[document.source] <= 0:
+            continue
+        sentences = clean_sentences(document.text.decode(), config.sentences, config.tokenizer)
+        room = min(quotas[document.source], wanted - len(found))
+        new = [sentence for _, sentence in zip(range(room), sentences, strict=False)]
+        found += new
+        quotas[document.source] -= len(new)
+        if len(found) >= wanted or not any(quota > 0 for quota in quotas):
+            break
+    return found
+
+
+def _training_documents(work: Work) -> Iterator[Document]:
+    for task in range(len(range_sizes(work))):
+        for document in remaining_documents(work, task, Counter()):
+            if document.split == 0:
+                yield document
+
+
+def run(work: Work, task: int) -> None:
+    """Encode the documents in one range of their order."""
+    tokenizer = tokenizer_of(work)
+    config = work.config
+    counts: Counter[str] = Counter()
+    texts: dict[Group, list[bytes]] = {group: [] for group in groups(config)}
+    for document in remaining_documents(work, task, counts):
+        texts[Group(config.sources[document.source].corpus or "", SPLITS[document.split])].append(document.text)
+    with work.making(NAME, task) as folder:
+        for group, documents in texts.items():
+            encoded = encode((text.decode() for text in documents), tokenizer, config.sentences)
+            encoded.save(folder / group.folder)
+            counts[f"unknown in {group.folder}"] = int((encoded.tokens == tokenizer.vocabulary.unk).sum())
+            counts[f"tokens in {group.folder}"] = len(encoded.tokens)
+            counts["kept"] += len(documents)
+        write_counts(folder, counts)
+
+
+def encoded_run(work: Work, group: Group) -> EncodedRun:
+    """All tokens of a group, in the order of its documents."""
+    return EncodedRun([Encoded.open(work.output(NAME, t) / group.folder) for t in range(len(range_sizes(work)))])
+
+
+def tokenizer_path(work: Work) -> Path:
+    """The file of the tokenizer that was made."""
+    return Tokenizer.find(work.output(TOKENIZER, 0))
+
+
+def tokenizer_of(work: Work) -> Tokenizer:
+    """The tokenizer that was made; read once in a process."""
+    path = tokenizer_path(work)
+    return _load_tokenizer(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(1)
+def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
+    return Tokenizer.load(path)
+
+
+TOKENIZER_STAGE = Stage(TOKENIZER, "Making the tokenizer", tokenizer_sizes, run_tokenizer)
+STAGE = Stage(NAME, "Encoding", range_sizes, run)

@@ -1,0 +1,146 @@
+"""The work folder of a build: numbered tasks whose outputs are folders, there whole or not at all.
+
+    .NAME.work/            beside `out`
+        plan.json          what is built from what; another plan begins anew
+        lock               held by the process that builds here
+        read/00000/ ...    one folder for each task that is done, by stage
+
+A task writes under a temporary name and renames. So it is the same whether a build was killed, has one worker or many,
+or runs as jobs on a cluster: whoever comes does the tasks that have no output yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.config import DataConfig
+from data_pipelines.plan import Plan
+from xlpretrain.durable import replace_file, sync
+from xlpretrain.errors import DataError
+
+
+class Work:
+    """A work folder. Pickles to its path: workers read the plan once each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.spool = folder / "spool"
+        """For what can be read only once."""
+        self.dataset = folder / "dataset"
+        """Where the dataset grows, to be renamed to `out` in the end."""
+
+    @classmethod
+    def of(cls, out: Path) -> Work:
+        """The one of a dataset."""
+        out = out.absolute()
+        return cls(out.parent / f".{out.name}.work")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Work, (self.folder,)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is built here."""
+        return Plan.from_json((self.folder / "plan.json").read_text())
+
+    @property
+    def config(self) -> DataConfig:
+        """That of the plan."""
+        return self.plan.config
+
+    def begin(self, plan: Plan) -> bool:
+        """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
+        path = self.folder / "plan.json"
+        if path.is_file() and path.read_text() == plan.to_json():
+            return True
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and entry != self.spool:
+                shutil.rmtree(entry)
+        replace_file(path, plan.to_json())
+        self.__dict__.pop("plan", None)
+        return False
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only build here. Raises `DataError` if another process is."""
+        self.spool.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(f"{self.folder}: another process builds this dataset right now") from None
+            yield
+
+    def output(self, stage: str, task: int) -> Path:
+        """The folder that a task makes."""
+        return self.folder / stage / f"{task:06d}"
+
+    def is_done(self, stage: str, task: int) -> bool:
+        """Whether it has been made."""
+        return self.output(stage, task).is_dir()
+
+    @contextmanager
+    def making(self, stage: str, task: int) -> Iterator[Path]:
+        """A temporary folder that becomes the output of a task, down to the disk, unless somebody else was faster."""
+        out = self.output(stage, task)
+        folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            for file in folder.rglob("*"):
+                sync(file)
+            sync(folder)
+            try:
+                folder.rename(out)
+            except OSError:
+                if not out.is_dir():
+                    raise
+            sync(out.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def counts(self, stage: str) -> dict[str, int]:
+        """The sums of what the tasks of a stage have counted."""
+        total: dict[str, int] = {}
+        for path in sorted((self.folder / stage).glob("[0-9]*/counts.json")):
+            for name, count in json.loads(path.read_text()).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def remove(self) -> None:
+        """Remove all of it; the plan first, so that what is left if that is cut short is never taken for work done."""
+        (self.folder / "plan.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_counts(folder: Path, counts: dict[str, int]) -> None:
+    """What a task has counted, into its output."""
+    (folder / "counts.json").write_text(json.dumps(counts, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a build: tasks that need nothing of each other.
+
+    sizes: of each task, for the progress; may read what earlier stages have made. run: does one.
+    """
+
+    name: str
+    title: str
+    sizes: Callable[[Work], list[int]]
+    run: Callable[[Work, int], None]
+
+
+def run_task(work: Work, stage: Stage, task: int) -> int:
+    """Do a task; returns its number. Top-level, so that worker processes find it."""
+    stage.run(work, task)
+    return task
