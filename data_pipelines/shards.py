@@ -22,7 +22,7 @@ from data_pipelines.encoding import encoded_run, tokenizer_of, tokenizer_path
 from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens, token_dtype
 from data_pipelines.splits import Group, groups
 from data_pipelines.work import Stage, Work
-from xlpretrain.data.manifest import SCHEMA_VERSION
+from xlpretrain.data.manifest import SCHEMA_VERSION, seal_index
 from xlpretrain.data.shard_reader import ENDS_DTYPE, MEMBERS, TAR_BLOCK, member_name
 from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import DataError
@@ -114,7 +114,7 @@ def write_indexes(work: Work, built_from: Mapping[str, Any]) -> None:
             "built_from": built_from,
             "shards": [json.loads((work.output(NAME, number) / "shard.json").read_text()) for number in own],
         }
-        replace_file(work.dataset / group.folder / "index.json", json.dumps(index, indent=None, sort_keys=True))
+        replace_file(work.dataset / group.folder / "index.json", seal_index(index))
     for corpus in dict.fromkeys(group.corpus for group in groups(work.config)):
         folder = work.dataset / corpus / TOKENIZER_FOLDER
         folder.mkdir(exist_ok=True)

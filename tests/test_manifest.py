@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.corpus import make_documents
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.manifest import Manifest, seal_index
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -37,7 +37,7 @@ def edit_index(folder: Path, edit: Callable[[dict], None]) -> None:
     path = folder / "index.json"
     index = json.loads(path.read_text())
     edit(index)
-    path.write_text(json.dumps(index))
+    path.write_text(seal_index(index))
 
 
 def test_a_dataset_has_whole_blocks_and_one_tail(whole: tuple[Manifest, np.ndarray]):

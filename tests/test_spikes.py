@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlpretrain.__main__ import main, run
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.manifest import Manifest, seal_index
 from xlpretrain.data.shard_reader import MEMBERS, TAR_BLOCK
 from xlpretrain.data.skipping import SkippingRows, add_window, place_of
 from xlpretrain.errors import TrainingError
@@ -79,7 +79,7 @@ def _poison(dataset: Path, block: int) -> None:
         shard["crc32"][block], shard["sha256"] = crc32, hashlib.sha256(data).hexdigest()
         (folder / shard["name"]).write_bytes(data)
         break
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_text(seal_index(index))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rich.console import Console
 from data_pipelines.stats import stats
 from data_pipelines.verify import verify
 from tests.corpus import make_documents
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.manifest import Manifest, seal_index
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -49,7 +49,7 @@ def replace_members(folder: Path, change: Callable[[str, bytes], tuple[str, byte
     }
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     index["shards"][0].update(columns, num_bytes=path.stat().st_size, sha256=sha256)
-    index_path.write_text(json.dumps(index))
+    index_path.write_text(seal_index(index))
 
 
 def test_a_whole_dataset_has_no_problems(tiny_dataset: Path):

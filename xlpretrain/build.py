@@ -185,6 +185,7 @@ def _build(
             SkippingRows(rows, state.skipped_windows, config.objective.stride) if state.skipped_windows else rows,
             config.objective.collator(data.tokenizer, seed=config.seed),
             micro_batches,
+            skip_damage=config.data.on_damage == "skip",
         ),
         rows=rows,
         streams=streams,

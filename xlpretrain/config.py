@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "stop",
     "spike",
     "watchdog",
+    "data.on_damage",
 )
 _RECIPE = ("optimizer", "schedule")
 
@@ -226,7 +227,7 @@ def check_resume(old: RunConfig, new: RunConfig, *, folder: Path, allow_recipe_c
     # Where a run folder lies is not what the run is: it may be moved.
     changed = [key for key in changed if key not in ("runs_dir", "name")]
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
-    refused = [key for key in changed if key.split(".")[0] not in allowed]
+    refused = [key for key in changed if not {key, key.split(".")[0]} & set(allowed)]
     if refused:
         hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""
         lines = [(key, f"was {before.get(key)!r} when the run began, now {after.get(key)!r}") for key in refused]

@@ -29,6 +29,10 @@ class DataError(XLPretrainError):
     """A corpus, a tokenizer or a shard that cannot be used."""
 
 
+class DamagedDataError(DataError):
+    """A block whose bytes are not those that were written."""
+
+
 class CheckpointError(XLPretrainError):
     """A checkpoint that cannot be written, read or trusted."""
 

@@ -31,6 +31,7 @@ class Run:
     streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
     peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
     corpus_losses: this rank's sums and counts by corpus, of the last step that is logged.
+    damage_told: what was said of damaged blocks.
     last_losses: this rank's part of the last step's loss, until the ranks have looked whether it is a spike.
     """
 
@@ -53,6 +54,7 @@ class Run:
     trouble: XLPretrainError | None = None
     last_losses: float | None = None
     corpus_losses: Tensor | None = None
+    damage_told: set[str] = field(default_factory=set)
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property

@@ -13,7 +13,7 @@ class TrainState:
     skipped_windows: [first, last) steps of the data that were left out after a loss spike; rollbacks: such spikes.
     recent_losses: of the steps before this one, where spikes are looked for.
     skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
-    failed_saves: checkpoints that could not be written.
+    failed_saves: checkpoints that could not be written. damaged_rows: left out since their block is damaged.
     """
 
     step: int = 0
@@ -23,6 +23,7 @@ class TrainState:
     skipped_updates: int = 0
     nonfinite_in_a_row: int = 0
     failed_saves: int = 0
+    damaged_rows: int = 0
     rollbacks: int = 0
     recent_losses: list[float] = field(default_factory=list)
 

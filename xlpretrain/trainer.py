@@ -34,6 +34,7 @@ class Agreement:
     """What all ranks hold to be true at a step boundary."""
 
     counts: dict[str, int]
+    damaged_rows: int
     stop: StopReason | None
     saves: checkpoint.Votes
     spike: bool
@@ -79,6 +80,8 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
                 break
             if agreed.saves.due and not agreed.saves.writing:
                 begin_to_save(run)
+            if agreed.damaged_rows:
+                _tell_of_damage(run, agreed.damaged_rows)
             sums, grad_norm = _step(run, batches, agreed.counts)
             run.watchdog.progress()
             run.state.step += 1
@@ -136,6 +139,7 @@ def _agree(run: Run, batches: list[Batch]) -> Agreement:
     values = [
         *(sum(batch.counts[term] for batch in batches) for term in terms),
         *(reason == known for known in STOP_REASONS),
+        len(run.loader.damage.get(run.state.step, ())),
         run.trouble is not None,
         run.last_losses or 0.0,
         *run.saver.votes(run.state.step),
@@ -143,10 +147,21 @@ def _agree(run: Run, batches: list[Batch]) -> Agreement:
     numbers = iter(distributed.all_reduce_sum(values))
     counts = {term: int(next(numbers)) for term in terms}
     asked = [known for known in STOP_REASONS if next(numbers)]
+    damaged_rows = int(next(numbers))
     if next(numbers):
         _share_trouble(run)
     spike = found_spike(run, next(numbers))
-    return Agreement(counts, asked[0] if asked else None, checkpoint.Votes(*numbers), spike)
+    return Agreement(counts, damaged_rows, asked[0] if asked else None, checkpoint.Votes(*numbers), spike)
+
+
+def _tell_of_damage(run: Run, num_rows: int) -> None:
+    """Count the rows of this step that are left out, on every rank, and say which blocks they are of, once each."""
+    run.state.damaged_rows += num_rows
+    for messages in distributed.gather_objects(run.loader.damage.pop(run.state.step, [])):
+        for message in messages:
+            if message not in run.damage_told:
+                run.damage_told.add(message)
+                run.recorder.say(f"going on without the rows of a block: {message}")
 
 
 def _share_trouble(run: Run) -> None:
@@ -219,6 +234,7 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
             **corpus_metrics(run),
             "events/skipped_updates": state.skipped_updates,
             "events/failed_saves": state.failed_saves,
+            "events/damaged_rows": state.damaged_rows,
             "events/rollbacks": state.rollbacks,
             "events/skipped_steps": sum(last - first for first, last in state.skipped_windows),
             "memory/peak_bytes": peak_memory_bytes(run.engine.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 
@@ -31,6 +31,10 @@ class DataPaths(Section):
     """Folder of the held-out split (default: no evaluation)."""
     shuffle_blocks: PositiveInt = 64
     """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
+
+    on_damage: Literal["error", "skip"] = "error"
+    """What to do about a block whose checksum is wrong. error: end with its name; skip: go on without its rows, counted
+    in events/damaged_rows."""
 
     def problems(self) -> Iterator[Problem]:
         """Corpora must be told apart."""

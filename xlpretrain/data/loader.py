@@ -6,10 +6,11 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from xlpretrain.data.stream import Row, RowSource
+from xlpretrain.data.stream import Row, RowSource, empty_row
+from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)
 _AHEAD = 2  # steps; reading and collating a step costs far less than training on it
@@ -25,16 +26,32 @@ class Collate(Protocol[B_co]):
 class Loader(Generic[B_co]):
     """The micro-batches of one rank. A position is an argument, not hidden state.
 
-    micro_batches: the streams of each micro-batch of this rank.
+    micro_batches: the streams of each micro-batch of this rank. skip_damage: give rows without tokens where they cannot
+    be read from a damaged block. That is decided by what the block holds alone: whichever rank reads it, and whenever,
+    decides the same.
+
+    Attributes:
+        damage: of each step that was read and has such rows, what is wrong, a message a row.
     """
 
     rows: RowSource
     collate: Collate[B_co]
     micro_batches: Sequence[range]
+    skip_damage: bool = False
+    damage: dict[int, list[str]] = field(default_factory=dict)
 
     def step(self, step: int) -> list[B_co]:
         """The micro-batches of one step. Raises `DataError` if a shard is damaged."""
-        return [self.collate([self.rows.row(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
+        self.damage.pop(step, None)  # it may be read again, after a spike
+        read = self._read_or_skip if self.skip_damage else self.rows.row
+        return [self.collate([read(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
+
+    def _read_or_skip(self, *, step: int, stream: int) -> Row:
+        try:
+            return self.rows.row(step=step, stream=stream)
+        except DamagedDataError as error:
+            self.damage.setdefault(step, []).append(str(error))
+            return empty_row(stream)
 
     def steps(self, *, start: int, stop: int | None = None) -> Generator[list[B_co]]:
         """The micro-batches of steps start, start + 1, ..., read ahead by a thread.

@@ -15,7 +15,7 @@ import numpy as np
 
 from xlpretrain.data.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
 from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
-from xlpretrain.errors import DataError
+from xlpretrain.errors import DamagedDataError, DataError
 
 SCHEMA_VERSION = 1
 NO_ENDS = np.empty(0, np.int64)
@@ -199,9 +199,10 @@ class Manifest:
         try:
             block = read_block(self._cached_map(shard), place, check=not self._verified[number])
         except DamagedBlockError as error:
-            raise DataError(
-                f"{self.shards[shard].path}: block {number} is damaged: {error}; build the dataset again "
-                f"(`xlpretrain data verify {self.folder}` lists all that is wrong)"
+            raise DamagedDataError(
+                f"{self.shards[shard].path}: block {number} is damaged: {error}; copy or build the dataset again "
+                f"(`xlpretrain data verify {self.folder}` lists all that is wrong), or train without such blocks "
+                "(data.on_damage=skip)"
             ) from None
         self._verified[number] = True
         return block
@@ -219,7 +220,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index of a dataset, of a version we know. Raises `DataError`."""
     path = folder / "index.json"
     try:
-        index = json.loads(path.read_bytes())
+        index = parse_index(path.read_bytes())
     except FileNotFoundError:
         parts = sorted(f.parent.name for f in folder.glob("*/index.json"))
         hint = f"name one of its parts: {', '.join(parts)}" if parts else "build it with `xlpretrain data build`"
@@ -232,6 +233,22 @@ def read_index(folder: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise DataError(f"{path}: schema version {version}, expected {SCHEMA_VERSION}; build the dataset again")
     return dict(index)
+
+
+def seal_index(index: Mapping[str, Any]) -> str:
+    """What an `index.json` holds: the index, and at its end the SHA-256 of all before."""
+    text = json.dumps({key: value for key, value in index.items() if key != "checksum"}, sort_keys=True)
+    return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
+
+
+def parse_index(data: bytes) -> Any:
+    """The index in such bytes; older ones have no checksum. Raises ValueError if they are not what was written."""
+    index = json.loads(data)
+    if isinstance(index, dict) and "checksum" in index:
+        text, _, _ = data.rpartition(b', "checksum": ')
+        if index.pop("checksum") != hashlib.sha256(text + b"}").hexdigest():
+            raise ValueError("its checksum does not match")
+    return index
 
 
 def check_size(shard: Shard) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.order import mix
 from xlpretrain.data.shard_reader import Block
+from xlpretrain.errors import DamagedDataError
 
 _MEASURED_BLOCKS = 16
 
@@ -104,12 +105,22 @@ def count_slots(manifest: Manifest, *, longest: int, short_seq_prob: float) -> n
 
     measured = np.unique(np.linspace(0, num_blocks - 1, min(_MEASURED_BLOCKS, num_blocks)).astype(np.int64))
     num_runs = 0
+    measured = np.array([number for number in measured.tolist() if _is_whole(manifest, number)], np.int64)
     for number in map(int, measured):
         sentences = Sentences.of(manifest.block(number), longest=longest)
         generator = np.random.Generator(np.random.Philox(key=mix(number)))
         num_runs += len(cut_runs(sentences, longest=longest, short_seq_prob=short_seq_prob, generator=generator))
     scale = num_runs / formula[measured].sum() if num_runs else 1.0
     return np.where(formula > 0, np.maximum(np.rint(formula * scale), 1), 0).astype(np.int64)
+
+
+def _is_whole(manifest: Manifest, number: int) -> bool:
+    """Whoever reads a damaged block will say so, or leave it out; here it is only not measured."""
+    try:
+        manifest.block(number)
+    except DamagedDataError:
+        return False
+    return True
 
 
 def deal_runs(

@@ -66,6 +66,12 @@ class Row(Text):
     pair: Pair | None = None
 
 
+def empty_row(stream: int) -> Row:
+    """A row without tokens."""
+    nothing = np.empty(0, np.uint16)
+    return Row(nothing, NO_ENDS, NO_ENDS, stream=stream, epoch=0, sample=0, pair=Pair(split=0, label=-1))
+
+
 class RowSource(ABC):
     """Where rows come from: a pure function of step and stream."""
 
