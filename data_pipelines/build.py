@@ -11,13 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipelines import deduplicating, encoding, reading, report, shards
+from data_pipelines import deduplicating, encoding, reading, shards
 from data_pipelines.config import DataConfig
 from data_pipelines.finished import is_finished, open_splits
 from data_pipelines.in_place import put_in_place, remove_stale
 from data_pipelines.parallel import WorkerDiedError, Workers
 from data_pipelines.plan import make_plan
 from data_pipelines.progress import Stages
+from data_pipelines.report import read_report, report_table, write_report
 from data_pipelines.stats import summary_table
 from data_pipelines.work import Stage, Work, run_task
 from xlpretrain.data.manifest import Manifest
@@ -57,7 +58,8 @@ def tell(out: Path, stages: Stages) -> BuildReport:
     """Print what a build that is finished made."""
     splits = open_splits(out)
     stages.console.print(summary_table(str(out), splits))
-    report.show(out, stages.console)
+    if table := report_table(out, read_report(out)):
+        stages.console.print(table)
     return BuildReport(out, splits, seconds=stages.seconds)
 
 
@@ -112,7 +114,9 @@ def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, par
 def finish(work: Work, *, replace: bool) -> None:
     """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
     plan = work.plan
-    report.write(work)
+    read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
+    cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
+    write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)
     shards.write_indexes(work, plan.built_from)
     put_in_place(work.dataset, plan.out, replace=replace)
     work.remove()

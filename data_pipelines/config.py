@@ -16,7 +16,8 @@ from xlpretrain.schema import Problem, Section
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 1 << 20
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -92,7 +93,7 @@ class DataConfig(Section):
     sentences: SentenceConfig = SentenceConfig()
     seed: int = Field(1, ge=0, lt=1 << 64)
     """Orders the documents."""
-    workers: int = Field(default_factory=_usable_cores, ge=1)
+    workers: int = Field(default_factory=usable_cores, ge=1)
     """Processes that read and encode; the dataset does not depend on it."""
     task_bytes: int | None = Field(None, ge=1 << 16)
     """Text that a worker deals with at a time (default: 8 to 128 MiB, by the size of the corpus); its memory is a few

@@ -107,5 +107,11 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
     return Tokenizer.load(path)
 
 
+def cleaned(counts: dict[str, int]) -> dict[str, int]:
+    """Of what the tasks have counted: what cleaning has done."""
+    own = ("kept", "tokens in ", "unknown in ")
+    return {name: count for name, count in counts.items() if not name.startswith(own)}
+
+
 TOKENIZER_STAGE = Stage(TOKENIZER, "Making the tokenizer", tokenizer_sizes, run_tokenizer)
 STAGE = Stage(NAME, "Encoding", range_sizes, run)

@@ -87,4 +87,9 @@ def documents_of(work: Work) -> dict[Group, int]:
     return {group: counts.get(f"in {group.folder}", 0) for group in groups(work.config)}
 
 
+def cleaned(counts: dict[str, int]) -> dict[str, int]:
+    """Of what the tasks have counted: what cleaning has done."""
+    return {name: count for name, count in counts.items() if name not in ("read", "bytes") and name[:3] != "in "}
+
+
 STAGE = Stage(NAME, "Reading", sizes, run)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from data_pipelines.config import usable_cores
+from data_pipelines.parallel import Workers
 from data_pipelines.progress import Stages
 from data_pipelines.shards import TOKENIZER_FOLDER
 from data_pipelines.stats import dataset_folders
@@ -17,49 +20,77 @@ from xlpretrain.data.manifest import Manifest, Shard, check_size
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import DataError
 
+SMALL_BYTES = 64 << 20
+"""Below, starting worker processes takes longer than the work."""
+BLOCKS_AT_ONCE = 64
 
-def verify(folder: Path, *, console: Console | None = None) -> list[str]:
+
+def verify(folder: Path, *, console: Console | None = None, workers: int | None = None) -> list[str]:
     """Everything that is wrong with the dataset in `folder`, or with those in it; printed too. Empty if all is well.
 
-    Raises `DataError` if there is no dataset.
+    workers: processes (default: all cores, for datasets that are not small). Raises `DataError` if there is no dataset.
     """
     console = console or Console()
     problems = []
-    for path in dataset_folders(folder):
-        found = list(_verify_dataset(path, Stages(console)))
-        problems += found
-        for problem in found:
-            console.print(problem, style="red", highlight=False, markup=False)
-        if not found:
-            console.print(f"{path}: every shard is as it was built", highlight=False)
+    folders = dataset_folders(folder)
+    size = sum(file.stat().st_size for path in folders for file in path.glob("*.tar"))
+    with Workers(workers or (usable_cores() if size > SMALL_BYTES else 1)) as pool:
+        for path in folders:
+            found = list(_verify_dataset(path, Stages(console), pool))
+            problems += found
+            for problem in found:
+                console.print(problem, style="red", highlight=False, markup=False)
+            if not found:
+                console.print(f"{path}: every shard is as it was built", highlight=False)
     return problems
 
 
-def _verify_dataset(folder: Path, stages: Stages) -> Iterator[str]:
+def _verify_dataset(folder: Path, stages: Stages, workers: Workers) -> Iterator[str]:
     try:
         manifest = Manifest.parse(folder)
     except DataError as error:
         yield str(error)
         return
-    readable = set()
-    with stages.stage(f"Verifying {folder.name}", "shards", len(manifest.shards)) as advance:
-        for number, shard in enumerate(manifest.shards):
-            try:
-                check_size(shard)
-                readable.add(number)
-                yield from _check_shard(shard)
-            except DataError as error:
-                yield str(error)
+    readable = []
+    for number, shard in enumerate(manifest.shards):
+        try:
+            check_size(shard)
+            readable.append(number)
+        except DataError as error:
+            yield str(error)
+    with stages.stage(f"Verifying {folder.name}", "shards", len(readable)) as advance:
+        for found in workers.map(partial(_check_shard, folder), readable):
+            yield from found
             advance(1)
-    with stages.stage(f"Reading {folder.name}", "blocks", len(manifest.offsets)) as advance:
-        for number, shard_number in enumerate(manifest.shard_numbers):
-            if int(shard_number) in readable:
-                yield from _check_block(manifest, number)
-            advance(1)
+    numbers = np.flatnonzero(np.isin(manifest.shard_numbers, readable)).tolist()
+    parts = [numbers[start : start + BLOCKS_AT_ONCE] for start in range(0, len(numbers), BLOCKS_AT_ONCE)]
+    with stages.stage(f"Reading {folder.name}", "blocks", len(numbers)) as advance:
+        for part, found in zip(parts, workers.map(partial(_check_blocks, folder), parts), strict=True):
+            yield from found
+            advance(len(part))
     yield from _check_tokenizer(folder, manifest)
 
 
-def _check_shard(shard: Shard) -> Iterator[str]:
+@lru_cache(1)
+def _manifest(folder: Path, stamp: int) -> Manifest:
+    return Manifest.parse(folder)
+
+
+def _open(folder: Path) -> Manifest:
+    """Once a worker."""
+    return _manifest(folder, (folder / "index.json").stat().st_mtime_ns)
+
+
+def _check_shard(folder: Path, number: int) -> list[str]:
+    return list(_problems_of_shard(_open(folder).shards[number]))
+
+
+def _check_blocks(folder: Path, numbers: Sequence[int]) -> list[str]:
+    manifest = _open(folder)
+    return [problem for number in numbers for problem in _check_block(manifest, number)]
+
+
+def _problems_of_shard(shard: Shard) -> Iterator[str]:
     with shard.path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             yield f"{shard.path}: other bytes than were written; copy the dataset again, or build it again"

@@ -37,6 +37,7 @@ class Work:
         """For what can be read only once."""
         self.dataset = folder / "dataset"
         """Where the dataset grows, to be renamed to `out` in the end."""
+        self.plan_file = folder / "plan.json"
 
     @classmethod
     def of(cls, out: Path) -> Work:
@@ -50,7 +51,7 @@ class Work:
     @cached_property
     def plan(self) -> Plan:
         """What is built here."""
-        return Plan.from_json((self.folder / "plan.json").read_text())
+        return Plan.from_json(self.plan_file.read_text())
 
     @property
     def config(self) -> DataConfig:
@@ -59,7 +60,7 @@ class Work:
 
     def begin(self, plan: Plan) -> bool:
         """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
-        path = self.folder / "plan.json"
+        path = self.plan_file
         if path.is_file() and path.read_text() == plan.to_json():
             return True
         for entry in self.folder.iterdir():
@@ -118,7 +119,7 @@ class Work:
 
     def remove(self) -> None:
         """Remove all of it; the plan first, so that what is left if that is cut short is never taken for work done."""
-        (self.folder / "plan.json").unlink(missing_ok=True)
+        self.plan_file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

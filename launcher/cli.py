@@ -352,13 +352,27 @@ def data_build(
     config: ConfigFile,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew over an existing dataset.")] = False,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="As jobs of Slurm, by this site profile.", show_default=False),
+    ] = None,
+    num_jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once, with --cluster.")] = 8,
 ) -> None:
-    """Text into a tokenizer, shards and an index."""
-    from data_pipelines.build import build
+    """Text into a tokenizer, shards and an index. Killed, the same command goes on."""
     from data_pipelines.config import DataConfig
+    from launcher import build_jobs
     from xlpretrain import schema
 
-    build(schema.load(DataConfig, config, overrides or []), force=force)
+    settings = schema.load(DataConfig, config, overrides or [])
+    if cluster is None:
+        from data_pipelines.build import build
+
+        build_jobs.refuse_if_active(settings.out)
+        build(settings, force=force)
+    else:
+        from launcher import submit
+
+        build_jobs.build(settings, submit.load_cluster(cluster), num_jobs=num_jobs, force=force)
 
 
 @data_app.command("verify")
@@ -371,8 +385,14 @@ def data_verify(directory: Dataset) -> None:
 
 
 @data_app.command("stats")
-def data_stats(directory: Dataset) -> None:
-    """What a dataset holds."""
+def data_stats(
+    directory: Dataset,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write plots of the lengths.", show_default=False),
+    ] = None,
+) -> None:
+    """What a dataset holds: sizes, lengths of documents and sentences, pieces per word, what cleaning removed."""
     from data_pipelines.stats import stats
 
-    stats(directory)
+    stats(directory, plot=plot)

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.stats import stats
+from data_pipelines.config import SentenceConfig
+from data_pipelines.sentences import split_sentences
+from data_pipelines.stats import measure, stats
 from data_pipelines.verify import verify
 from tests.corpus import make_documents
 from xlpretrain.data.manifest import Manifest, seal_index
+from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -145,10 +149,47 @@ def test_where_there_is_no_dataset_it_says_so(tmp_path: Path):
         find_problems(tmp_path)
 
 
-def test_stats_tell_what_a_dataset_holds(tiny_dataset: Path):
+def test_stats_tell_what_a_dataset_holds(tiny_dataset: Path, tmp_path: Path):
     said = io.StringIO()
-    stats(tiny_dataset, console=Console(file=said, width=120))
+    stats(tiny_dataset, console=Console(file=said, width=120), plot=tmp_path / "stats.png")
     manifest = Manifest.open(tiny_dataset / "train")
     for number in (manifest.num_tokens, manifest.num_documents, manifest.num_sentences, manifest.num_bytes):
         assert f"{number:,}" in said.getvalue()
     assert "median" in said.getvalue()
+    assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lengths_are_those_of_documents_and_sentences(build_small: Callable[..., Path], tiny_tokenizer: Path):
+    documents, tokenizer = make_documents(60, seed=5), Tokenizer.load(tiny_tokenizer)
+    folder = build_small(documents) / "train"
+    measured = measure(Manifest.open(folder))
+    sentences = [[len(tokenizer.encode(s)) for s in split_sentences(d, SentenceConfig())] for d in documents]
+    assert sorted(measured.documents.tolist()) == sorted(sum(own) + 1 for own in sentences)
+    assert sorted(measured.sentences.tolist()) == sorted(length for own in sentences for length in own)
+    assert measured.share == 1
+    assert measured.pieces_per_word is not None and 1 < measured.pieces_per_word < 4
+
+
+def test_of_a_large_dataset_samples_are_measured(build_small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    manifest = Manifest.open(build_small(make_documents(400, seed=5)) / "train")
+    whole = measure(manifest)
+    monkeypatch.setattr("data_pipelines.stats.MOST_BLOCKS", 10)
+    monkeypatch.setattr("data_pipelines.stats.SAMPLES", 4)
+    sampled = measure(manifest)
+    assert 0 < sampled.share < 0.5
+    assert set(sampled.documents.tolist()) <= set(whole.documents.tolist())
+    assert set(sampled.sentences.tolist()) <= set(whole.sentences.tolist())
+    assert abs(np.median(sampled.sentences) - np.median(whole.sentences)) < 5
+
+
+def test_any_number_of_workers_finds_the_same(tiny_dataset: Path, tmp_path: Path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_dataset, folder)
+    shard = sorted((folder / "train").glob("*.tar"))[0]
+    data = bytearray(shard.read_bytes())
+    for place in (5000, 100_000, len(data) // 2):
+        data[place] ^= 1
+    shard.write_bytes(data)
+    found = [verify(folder, console=Console(file=io.StringIO()), workers=workers) for workers in (1, 2)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
