@@ -13,7 +13,7 @@ def mixture_of(*folders: Path, weights: tuple[float, ...] = (), max_epochs: tupl
     return Mixture.open(
         [
             CorpusConfig(
-                path=folder,
+                path=str(folder),
                 weight=weights[i] if weights else 1.0,
                 max_epochs=max_epochs[i] if max_epochs else None,
             )

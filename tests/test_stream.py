@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from xlpretrain import distributed
+from xlpretrain.data.held_out import NextTokenRows
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import NextTokenRows, Row, StreamRows
+from xlpretrain.data.stream import Row, StreamRows
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,9 @@ class Datasets:
 
 def open_data(config: RunConfig) -> Datasets:
     """Open and check the datasets that a config names. Raises `DataError`."""
-    train, valid = Mixture.open(config.data.train), None
+    train, valid = Mixture.open(config.data.train, cache=config.data.cache), None
     if config.data.valid is not None:
-        valid = Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256)
+        valid = Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256, cache=config.data.cache)
     return Datasets(train, valid, train.open_tokenizer())
 
 

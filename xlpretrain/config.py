@@ -43,6 +43,9 @@ _MAY_CHANGE = (
     "spike",
     "watchdog",
     "data.on_damage",
+    "data.cache_dir",
+    "data.cache_bytes",
+    "data.patience_s",
 )
 _RECIPE = ("optimizer", "schedule")
 
@@ -168,14 +171,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "max_epochs": None,
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
             "init_from": config.init_from.absolute() if config.init_from else None,
-            "data": config.data.model_copy(
-                update={
-                    "train": tuple(
-                        corpus.model_copy(update={"path": corpus.path.absolute()}) for corpus in config.data.train
-                    ),
-                    "valid": config.data.valid.absolute() if config.data.valid else None,
-                }
-            ),
+            "data": config.data.absolute(),
         }
     )
     # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.

@@ -87,4 +87,4 @@ def _open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
         return Tokenizer.load(Tokenizer.find(folder.tokenizer))
     if folder.read_provenance().get("vocab_size"):
         raise DataError(f"{folder.path}: was imported without a tokenizer; import it again with --tokenizer FILE")
-    return Manifest.open(config.data.train[0].path).open_tokenizer()
+    return Manifest.open(config.data.train[0].path, cache=config.data.cache).open_tokenizer()

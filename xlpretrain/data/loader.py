@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -13,6 +13,7 @@ from xlpretrain.data.stream import Row, RowSource, empty_row
 from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)
+_FETCHED_AHEAD = 64  # steps; what lies behind a URL takes longer
 _AHEAD = 2  # steps; reading and collating a step costs far less than training on it
 
 
@@ -46,6 +47,16 @@ class Loader(Generic[B_co]):
         read = self._read_or_skip if self.skip_damage else self.rows.row
         return [self.collate([read(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
 
+    def _prefetching(self, steps: Iterator[int]) -> Iterator[int]:
+        """The same steps; what comes after each is being fetched while it is read."""
+        ahead = -1
+        for step in steps:
+            for coming in range(max(ahead + 1, step), step + _FETCHED_AHEAD + 1):
+                for stream in itertools.chain(*self.micro_batches):
+                    self.rows.prefetch(step=coming, stream=stream)
+            ahead = step + _FETCHED_AHEAD
+            yield step
+
     def _read_or_skip(self, *, step: int, stream: int) -> Row:
         try:
             return self.rows.row(step=step, stream=stream)
@@ -59,6 +70,8 @@ class Loader(Generic[B_co]):
         A thread and not processes: a batch from a worker process costs 35 times as much as one read in place.
         """
         steps = itertools.count(start) if stop is None else iter(range(start, stop))
+        if self.rows.is_remote:
+            steps = self._prefetching(steps)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
             pending = deque(pool.submit(self.step, s) for s in itertools.islice(steps, _AHEAD))
             while pending:

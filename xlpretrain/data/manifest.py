@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xlpretrain.data.remote import Cache, RemoteBlocks, is_url, mirror
 from xlpretrain.data.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
 from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 from xlpretrain.errors import DamagedDataError, DataError
@@ -41,6 +42,8 @@ class Manifest:
     documents, sentences, source_bytes (of the sentences whose last token lies in the block).
     """
 
+    remote: RemoteBlocks | None = None
+
     def __init__(self, folder: Path, index: Mapping[str, Any]):
         """From a parsed index; use `Manifest.open`. Raises KeyError, TypeError or ValueError if it makes no sense."""
         self.folder = folder
@@ -68,24 +71,40 @@ class Manifest:
         self.num_documents = int(self.documents.sum())
         self.num_sentences = int(self.sentences.sum())
         self.num_bytes = int(self.source_bytes.sum())
+        self._reopen: Callable[[], Manifest] = partial(Manifest.open, folder)
         self._verified = np.zeros(len(self.offsets), bool)
         self._cached_block = lru_cache(CACHED_BLOCKS)(self._load_block)
         self._cached_map = lru_cache(MAPPED_SHARDS)(self._map_shard)
 
     @classmethod
-    def open(cls, folder: Path | str, *, tokenizer_sha256: str | None = None) -> Manifest:
+    def open(cls, folder: Path | str, *, tokenizer_sha256: str | None = None, cache: Cache | None = None) -> Manifest:
         """The dataset in a folder: reads the index, and of the shards no more than their sizes.
+
+        Or the one behind a URL: its index and tokenizer are fetched into the cache, its blocks when they are needed.
 
         Raises `DataError` if there is none, it is damaged or incomplete, or was encoded by another tokenizer.
         """
-        manifest = cls.parse(Path(folder))
-        for shard in manifest.shards:
-            check_size(shard)
+        if is_url(folder):
+            manifest = cls._open_remote(str(folder), cache or Cache())
+        else:
+            manifest = cls.parse(Path(folder))
+            for shard in manifest.shards:
+                check_size(shard)
         if tokenizer_sha256 not in (None, manifest.tokenizer_sha256):
             raise DataError(
                 f"{folder}: encoded by another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}, expected "
                 f"{str(tokenizer_sha256)[:12]}); use datasets that were built together"
             )
+        return manifest
+
+    @classmethod
+    def _open_remote(cls, url: str, cache: Cache) -> Manifest:
+        tokenizers = {f"../tokenizer/{name}": False for name in ("spiece.model", "tokenizer.json")}
+        manifest = cls.parse(mirror(url, cache, {"index.json": True, **tokenizers}))
+        manifest.remote = RemoteBlocks(
+            url, manifest.folder / manifest.fingerprint[:16], cache, manifest._place_in_shard
+        )
+        manifest._reopen = partial(cls.open, url, cache=cache)
         return manifest
 
     @classmethod
@@ -119,7 +138,7 @@ class Manifest:
         return tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest.open, (self.folder,)
+        return self._reopen, ()
 
     def block(self, number: int) -> Block:
         """Block `number`; `block(num_blocks)` is the tail, if there is one.
@@ -183,21 +202,19 @@ class Manifest:
             first = number * self.block_tokens
             yield number, max(start - first, 0), min(stop - first, self.block_tokens)
 
+    def prefetch(self, number: int) -> None:
+        """Let a block that lies behind a URL be there by the time it is needed."""
+        if self.remote is not None:
+            self.remote.prefetch(number)
+
     def _load_block(self, number: int) -> Block:
         if not 0 <= number < len(self.offsets):
             raise IndexError(f"{self.folder} has no block {number}")
-        place = BlockPlace(
-            number=number,
-            offset=int(self.offsets[number]),
-            tokens=self.block_tokens if number < self.num_blocks else self.tail_tokens,
-            documents=int(self.documents[number]),
-            sentences=int(self.sentences[number]),
-            dtype=self.dtype,
-            crc32=int(self.checksums[number]),
-        )
         shard = int(self.shard_numbers[number])
         try:
-            block = read_block(self._cached_map(shard), place, check=not self._verified[number])
+            if self.remote is not None:
+                return self.remote.block(number)
+            block = read_block(self._cached_map(shard), self._place(number), check=not self._verified[number])
         except DamagedBlockError as error:
             raise DamagedDataError(
                 f"{self.shards[shard].path}: block {number} is damaged: {error}; copy or build the dataset again "
@@ -206,6 +223,24 @@ class Manifest:
             ) from None
         self._verified[number] = True
         return block
+
+    def _place(self, number: int) -> BlockPlace:
+        return BlockPlace(
+            number=number,
+            offset=int(self.offsets[number]),
+            tokens=self.block_tokens if number < self.num_blocks else self.tail_tokens,
+            documents=int(self.documents[number]),
+            sentences=int(self.sentences[number]),
+            dtype=self.dtype,
+            crc32=int(self.checksums[number]),
+        )
+
+    def _place_in_shard(self, number: int) -> tuple[str, int, int, BlockPlace]:
+        """The shard's name, where in it the block begins and ends, and what is there, were it all there is."""
+        place, shard = self._place(number), self.shards[self.shard_numbers[number]]
+        follows = number + 1 < len(self.offsets) and self.shard_numbers[number + 1] == self.shard_numbers[number]
+        end = int(self.offsets[number + 1]) if follows else shard.num_bytes
+        return shard.path.name, place.offset, end, replace(place, offset=0)
 
     def _map_shard(self, number: int) -> memoryview:
         path = self.shards[number].path

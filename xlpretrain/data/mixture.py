@@ -14,6 +14,7 @@ from xlpretrain.data.config import CorpusConfig
 from xlpretrain.data.dealing import Dealing
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.order import mix
+from xlpretrain.data.remote import Cache
 from xlpretrain.data.stream import CorpusRows, Row, Rows
 from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 
@@ -41,11 +42,12 @@ class Mixture:
     corpora: Sequence[Corpus]
 
     @classmethod
-    def open(cls, configs: Sequence[CorpusConfig]) -> Mixture:
+    def open(cls, configs: Sequence[CorpusConfig], *, cache: Cache | None = None) -> Mixture:
         """Open and check the datasets of a config. Raises `DataError`."""
         names = _short_names([Path(config.path) for config in configs])
-        first = Manifest.open(configs[0].path)
-        others = (Manifest.open(c.path, tokenizer_sha256=first.tokenizer_sha256) for c in configs[1:])
+        first = Manifest.open(configs[0].path, cache=cache)
+        sha256 = first.tokenizer_sha256
+        others = (Manifest.open(c.path, tokenizer_sha256=sha256, cache=cache) for c in configs[1:])
         return cls(
             [
                 Corpus(name, manifest, config.weight, config.max_epochs)
@@ -154,6 +156,17 @@ class MixedRows(Rows):
         row = part.read(part.order.at(own, turn.row), stream=stream, behind=turn.behind)
         # Samples of all corpora have numbers of their own: what is drawn about them is never the same.
         return replace(row, sample=row.sample + sum(other.num_samples for other in self.parts[:corpus]))
+
+    def prefetch(self, *, step: int, stream: int) -> None:
+        """Let what the row needs be fetched."""
+        turn = self.parts[0].turn(step=step, stream=stream)
+        corpus, own = self.dealing.of(self._in_time(turn.number))
+        self.parts[corpus].prefetch_at(self.parts[corpus].order.at(own, turn.row))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any corpus lies behind a URL."""
+        return any(part.is_remote for part in self.parts)
 
     def corpus(self, *, step: int, stream: int) -> int:
         """The corpus of a row."""

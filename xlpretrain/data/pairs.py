@@ -11,11 +11,12 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from xlpretrain.data.held_out import slice_of
 from xlpretrain.data.manifest import NO_ENDS, Manifest
 from xlpretrain.data.order import Place, Shuffled, mix
 from xlpretrain.data.pairing import PairRules, Samples, make_pairs
 from xlpretrain.data.runs import Runs, Sentences, count_slots, cut_runs, deal_runs
-from xlpretrain.data.stream import CorpusRows, EvaluationRows, Pair, Row, slice_of
+from xlpretrain.data.stream import CorpusRows, EvaluationRows, Pair, Row
 
 _CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and epoch
 
@@ -42,6 +43,10 @@ class PairRows(CorpusRows):
     def num_samples(self) -> int:
         """Slots in the corpus."""
         return int(self.slots.sum())
+
+    def prefetch_at(self, place: Place) -> None:
+        """The block."""
+        self.manifest.prefetch(place.block)
 
     def read(self, place: Place, *, stream: int, behind: int) -> Row:
         """The row of a slot; without tokens where a block has less than half as many runs as slots."""

@@ -27,6 +27,15 @@ class SkippingRows(Rows):
         """As if nothing were left out."""
         return self.rows.steps_per_epoch
 
+    def prefetch(self, *, step: int, stream: int) -> None:
+        """Let what the row needs be fetched."""
+        self.rows.prefetch(step=place_of(step, self.windows)[0], stream=stream)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there is anything to prefetch."""
+        return self.rows.is_remote
+
     @property
     def corpora(self) -> Sequence[str]:
         """The names of the corpora of a mixture."""

@@ -1,4 +1,4 @@
-"""Streams: the tokens that a stream reads at a step, in training and in evaluation. Torch-free.
+"""Streams: the tokens that a stream reads at a step of training. Torch-free.
 
 Objectives whose rows are consecutive tokens use what is here; those that pair sentences use `pairs`.
 """
@@ -9,7 +9,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from xlpretrain.data.manifest import NO_ENDS, Manifest
 from xlpretrain.data.order import Contiguous, Order, Place, Shuffled, Turn, mix
 
-_ELSEWHERE = 1  # sets its draw apart from the others of the same row
+ELSEWHERE = 1  # sets its draw apart from the others of the same row
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,15 @@ class RowSource(ABC):
     def row(self, *, step: int, stream: int) -> Row:
         """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
+    def prefetch(self, *, step: int, stream: int) -> None:
+        """Let what the row needs be fetched, if it lies behind a URL; returns at once."""
+        return
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there is anything to prefetch."""
+        return False
+
     @property
     def corpora(self) -> Sequence[str]:
         """The names of the corpora of a mixture; none of a single dataset."""
@@ -132,6 +140,7 @@ class EvaluationRows(RowSource):
 class CorpusRows(Rows):
     """The rows of a run that reads one corpus, or of its part of a mixture."""
 
+    manifest: Manifest
     order: Order
     both_ways: bool
     """Whether streams 2k and 2k + 1 share the turns of the order's stream k, the second reading from the other end."""
@@ -149,6 +158,20 @@ class CorpusRows(Rows):
         """What `stream` reads at `step`."""
         turn = self.turn(step=step, stream=stream)
         return self.read(self.order.at(turn.number, turn.row), stream=stream, behind=turn.behind)
+
+    @abstractmethod
+    def prefetch_at(self, place: Place) -> None:
+        """Let the row at a place be fetched."""
+
+    def prefetch(self, *, step: int, stream: int) -> None:
+        """Let what the row needs be fetched."""
+        turn = self.turn(step=step, stream=stream)
+        self.prefetch_at(self.order.at(turn.number, turn.row))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the corpus lies behind a URL."""
+        return self.manifest.remote is not None
 
     def turn(self, *, step: int, stream: int) -> Turn:
         """What `stream` is at."""
@@ -227,6 +250,16 @@ class StreamRows(CorpusRows):
         blocks = self.manifest.num_blocks * (self.manifest.block_tokens // self.block_tokens)
         return blocks * self.rows_per_block * (2 if self.both_ways else 1)
 
+    def prefetch_at(self, place: Place) -> None:
+        """The block, and its neighbours for rows that go on into them."""
+        begin, offset = place.block * self.block_tokens, place.row * self.stride
+        positions = [begin, begin + offset + self.window]
+        if self.both_ways:
+            positions.append(begin + self.block_tokens - offset - self.window - 1)
+        for position in positions:
+            if 0 <= position < self.manifest.num_tokens:
+                self.manifest.prefetch(position // self.manifest.block_tokens)
+
     def read(self, place: Place, *, stream: int, behind: int) -> Row:
         """The row at a place; its stream has read `behind` rows of the same block before."""
         reverse = self.both_ways and stream % 2 == 1
@@ -239,12 +272,12 @@ class StreamRows(CorpusRows):
         begin, end = place.block * block_tokens, (place.block + 1) * block_tokens
         start, stop = (end - offset - length, end - offset) if reverse else (begin + offset, begin + offset + length)
         if self.ends or reverse:
-            text = _read(self.manifest, start, stop, reverse=reverse)
+            text = read_text(self.manifest, start, stop, reverse=reverse)
         else:
             text = Text(self.manifest.tokens(start, min(stop, self.manifest.num_tokens)), NO_ENDS, NO_ENDS)
         elsewhere = None
         if self.elsewhere:
-            key = mix(self.seed, place.epoch, sample, _ELSEWHERE)
+            key = mix(self.seed, place.epoch, sample, ELSEWHERE)
             elsewhere = self._read_elsewhere(begin, end, key=key, reverse=reverse)
         return Row(
             text.tokens,
@@ -264,120 +297,13 @@ class StreamRows(CorpusRows):
         if reverse:
             last = self.manifest.first_sentence_end(at, end)
             stop = end if last is None else last + 1
-            return _read(self.manifest, max(stop - self.elsewhere, begin), stop, reverse=True)
+            return read_text(self.manifest, max(stop - self.elsewhere, begin), stop, reverse=True)
         before = self.manifest.last_sentence_end(begin, at)
         start = begin if before is None else before + 1
-        return _read(self.manifest, start, min(start + self.elsewhere, end), reverse=False)
+        return read_text(self.manifest, start, min(start + self.elsewhere, end), reverse=False)
 
 
-@dataclass(frozen=True)
-class NextTokenRows(EvaluationRows):
-    """The first `num_tokens` tokens, cut into `num_streams` slices of even length, each token a target exactly once.
-
-    The corpus is preceded by an end-of-document symbol, so that its first token is predicted too. Only for objectives
-    that predict the token after each input (window = stride + 1).
-    """
-
-    manifest: Manifest
-    num_tokens: int
-    num_streams: int
-    stride: int
-    mem_len: int
-
-    every_token: ClassVar[bool] = True
-
-    @property
-    def num_steps(self) -> int:
-        """Rows in the longest slice."""
-        return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.stride)
-
-    @property
-    def num_clusters(self) -> int:
-        """Documents, the last one as far as it goes."""
-        return len(self._document_starts)
-
-    def targets(self, *, step: int, stream: int) -> range:
-        """The positions in the corpus that the row predicts."""
-        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
-        start = min(first + step * self.stride, last)
-        return range(start, min(start + self.stride, last))
-
-    def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """The document of each target."""
-        targets = self.targets(step=step, stream=stream)
-        return np.searchsorted(self._document_starts, np.arange(targets.start, targets.stop), side="right") - 1
-
-    def row(self, *, step: int, stream: int) -> Row:
-        """The row whose targets are `targets(step, stream)`; empty past the end of the slice."""
-        targets = self.targets(step=step, stream=stream)
-        start, stop = (targets.start - 1, targets.stop) if targets else (0, 0)
-        remembered = min(self.mem_len, step * self.stride)
-        text = _read(self.manifest, start, stop)
-        return Row(**vars(text), stream=stream, epoch=0, sample=targets.start, remembered=remembered)
-
-    @cached_property
-    def _document_starts(self) -> np.ndarray:
-        return document_starts(self.manifest, self.num_tokens)
-
-
-@dataclass(frozen=True)
-class SliceRows(EvaluationRows):
-    """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
-
-    Rows advance by `stride`; a slice ends with the last row that is a whole window (or with its only one).
-    """
-
-    manifest: Manifest
-    num_tokens: int
-    num_streams: int
-    window: int
-    stride: int
-    mem_len: int
-    seed: int = 0
-    elsewhere: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        """Rows in the longest slice."""
-        longest = math.ceil(self.num_tokens / self.num_streams)
-        return max(0, longest - self.window) // self.stride + 1
-
-    def row(self, *, step: int, stream: int) -> Row:
-        """Row `step` of slice `stream`; empty past its end."""
-        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
-        start = first + step * self.stride
-        stop = min(start + self.window, last)
-        if step and stop - start < self.window:
-            start = stop = first
-        text = _read(self.manifest, start, stop)
-        elsewhere = None
-        if self.elsewhere:
-            at = mix(self.seed, start, _ELSEWHERE) % self.num_tokens
-            ends = self.manifest.sentence_ends(max(0, at - self.manifest.block_tokens), at)
-            at = int(ends[-1]) + 1 if len(ends) else at
-            elsewhere = _read(self.manifest, at, min(at + self.elsewhere, self.num_tokens))
-        return Row(
-            **vars(text),
-            stream=stream,
-            epoch=0,
-            sample=start,
-            remembered=min(self.mem_len, step * self.stride),
-            elsewhere=elsewhere,
-        )
-
-
-def document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
-    """Where the documents among the first `num_tokens` tokens begin."""
-    starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
-    return starts[starts < num_tokens]
-
-
-def slice_of(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
-    """Where the part of `stream` begins and ends, if `total` things are dealt to streams in order and evenly."""
-    return stream * total // num_streams, (stream + 1) * total // num_streams
-
-
-def _read(manifest: Manifest, start: int, stop: int, *, reverse: bool = False) -> Text:
+def read_text(manifest: Manifest, start: int, stop: int, *, reverse: bool = False) -> Text:
     """The tokens at [start, stop), as far as there are any; an end-of-document symbol stands before the first.
 
     A sentence read backwards ends with what is its first token.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def _data(run: TrainedRun) -> str:
     try:
         train = run.data.train.corpora
     except DataError:
-        names = " and ".join(f"`{corpus.path.parent.name}`" for corpus in run.config.data.train)
+        names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in run.config.data.train)
         return f"The dataset {names}, which was not at hand at the time of the export."
     data, total = run.data.train, sum(corpus.weight for corpus in train)
     parts = (

@@ -12,8 +12,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from xlpretrain.data.held_out import NextTokenRows
 from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import NextTokenRows, Row
+from xlpretrain.data.stream import Row
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlpretrain.data.held_out import SliceRows
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.order import mix
-from xlpretrain.data.stream import CorpusRows, EvaluationRows, Row, SliceRows, StreamRows
+from xlpretrain.data.stream import CorpusRows, EvaluationRows, Row, StreamRows
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.schema import Problem, Section
