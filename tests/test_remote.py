@@ -44,6 +44,7 @@ def test_a_bad_server_gives_the_same_bytes_and_each_block_is_fetched_once(datase
         assert server.requests.total() - before <= 3  # index and tokenizer
 
 
+@pytest.mark.full
 def test_several_readers_share_a_cache_of_bounded_size(dataset: Path, tmp_path: Path):
     local, limit = Manifest.open(dataset / "train"), 20_000
     wrong = []
