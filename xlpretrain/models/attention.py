@@ -5,15 +5,29 @@ Shapes as in `positions.py`, and H width of a head.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xlpretrain.models.blocks import BlockAttention, Plan
+from xlpretrain.models.dropout import WeightDropout
 from xlpretrain.models.positions import Positions, gather_distances, relative_shift
+
+Implementation = Literal["plain", "blocks", "sdpa"]
 
 
 class Attention(nn.Module):
-    """score = q k / sqrt(H), softmax over the keys in fp32, dropout of the weights, values, projection."""
+    """score = q k / sqrt(H), softmax over the keys in fp32, dropout of the weights, values, projection.
+
+    Three implementations of the same: `plain` writes it down, `blocks` is made for CPUs, `sdpa` is torch's own with
+    what is added to the scores as its mask, made for GPUs.
+    """
+
+    implementation: Implementation | None = None
+    """None: whichever suits the device."""
 
     def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float, bias: bool):
         super().__init__()
@@ -22,7 +36,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_model, num_heads * d_head, bias=bias)
         self.value = nn.Linear(d_model, num_heads * d_head, bias=bias)
         self.output = nn.Linear(num_heads * d_head, d_model, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = WeightDropout(dropout)
 
     def forward(
         self,
@@ -32,8 +46,13 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """The attended values of the context, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
-        key_BKNH = self._split(self.key(context_BKD))
-        return self._attend(torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH), context_BKD, mask_BQK)
+        key_BKNH, value_BKNH = self._split(self.key(context_BKD)), self._split(self.value(context_BKD))
+        seed, implementation = self.dropout(), self._implementation(queries_BQD)
+        if implementation == "blocks":
+            plan = Plan(mask_BQK, None, self.dropout.p, seed)
+            return self._project(BlockAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
+        attend = self._attend if implementation == "plain" else self._sdpa
+        return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """Forward and backward, per new token; the projection of the distances, shared by all rows, is left out.
@@ -49,13 +68,46 @@ class Attention(nn.Module):
         """Columns of all matrix products with a query: scores by content, and the weighted sum of the values."""
         return 2 * (seq_len + mem_len)
 
-    def _attend(self, scores_BNQK: Tensor, context_BKD: Tensor, mask_BQK: Tensor) -> Tensor:
-        value_BKNH = self._split(self.value(context_BKD))
+    def _implementation(self, hidden: Tensor) -> Implementation:
+        if self.implementation is not None:
+            return self.implementation
+        return "sdpa" if hidden.device.type != "cpu" or torch.compiler.is_compiling() else "blocks"
+
+    def _attend(
+        self,
+        query_BQNH: Tensor,
+        key_BKNH: Tensor,
+        value_BKNH: Tensor,
+        mask_BQK: Tensor,
+        bias_BNQK: Tensor | None = None,
+    ) -> Tensor:
+        scores_BNQK = torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH)
+        if bias_BNQK is not None:
+            scores_BNQK = scores_BNQK + bias_BNQK
         weights_BNQK = torch.softmax(scores_BNQK + mask_BQK[:, None], dim=-1, dtype=torch.float32)
-        weights_BNQK = self.dropout(weights_BNQK.to(value_BKNH.dtype))
-        attended_BQNH = torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH)
-        # A query that may see nothing has an average of all that is hidden from it (so in the originals): nothing.
-        attended_BQNH = attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]
+        weights_BNQK = F.dropout(weights_BNQK.to(value_BKNH.dtype), self.dropout.p, self.training)
+        return self._project(_seen(torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH), mask_BQK))
+
+    def _sdpa(
+        self,
+        query_BQNH: Tensor,
+        key_BKNH: Tensor,
+        value_BKNH: Tensor,
+        mask_BQK: Tensor,
+        bias_BNQK: Tensor | None = None,
+    ) -> Tensor:
+        mask_B1QK = mask_BQK[:, None]
+        attended_BNQH = F.scaled_dot_product_attention(
+            query_BQNH.transpose(1, 2),
+            key_BKNH.transpose(1, 2),
+            value_BKNH.transpose(1, 2),
+            attn_mask=mask_B1QK if bias_BNQK is None else bias_BNQK + mask_B1QK,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            scale=1.0,
+        )
+        return self._project(_seen(attended_BNQH.transpose(1, 2), mask_BQK))
+
+    def _project(self, attended_BQNH: Tensor) -> Tensor:
         output_BQD: Tensor = self.output(attended_BQNH.flatten(-2))
         return output_BQD
 
@@ -94,18 +146,35 @@ class RelativeAttention(Attention):
     ) -> Float[Tensor, "B Q D"]:
         """The attended values of the context, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD))
-        key_BKNH = self._split(self.key(context_BKD))
+        key_BKNH, value_BKNH = self._split(self.key(context_BKD)), self._split(self.value(context_BKD))
+        distance_GRNH = self._split(self.distance(positions.distances))
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
         scale = self.d_head**-0.5
-        scores_BNQK = torch.einsum("bqnh,bknh->bnqk", (query_BQNH + content_bias_NH) * scale, key_BKNH)
+        by_content_BQNH = (query_BQNH + content_bias_NH) * scale
         by_position_BQNH = (query_BQNH + position_bias_NH) * scale
-        scores_BNQK = scores_BNQK + self._position_scores(by_position_BQNH, positions, num_keys=key_BKNH.shape[1])
+        by_segment_SBQN = None
         if segment_bias_NH is not None:
-            scores_BNQK = scores_BNQK + self._segment_scores((query_BQNH + segment_bias_NH) * scale, positions)
-        return self._attend(scores_BNQK, context_BKD, mask_BQK)
+            assert self.segment_embedding is not None
+            by_segment_BQNH = (query_BQNH + segment_bias_NH) * scale
+            by_segment_SBQN = torch.einsum("bqnh,snh->sbqn", by_segment_BQNH, self.segment_embedding)
+        seed, implementation = self.dropout(), self._implementation(queries_BQD)
+        if implementation == "blocks":
+            more_BQN = None if by_segment_SBQN is None else by_segment_SBQN[0] - by_segment_SBQN[1]
+            plan = Plan(mask_BQK, positions, self.dropout.p, seed)
+            return self._project(
+                BlockAttention.apply(  # type: ignore[no-untyped-call]
+                    by_content_BQNH, key_BKNH, value_BKNH, by_position_BQNH, distance_GRNH, more_BQN, plan
+                )
+            )
+        bias_BNQK = self._position_scores(by_position_BQNH, distance_GRNH, positions, num_keys=key_BKNH.shape[1])
+        if by_segment_SBQN is not None:
+            bias_BNQK = bias_BNQK + _segment_scores(by_segment_SBQN, positions)
+        attend = self._attend if implementation == "plain" else self._sdpa
+        return attend(by_content_BQNH, key_BKNH, value_BKNH, mask_BQK, bias_BNQK)
 
-    def _position_scores(self, query_BQNH: Tensor, positions: Positions, *, num_keys: int) -> Tensor:
-        distance_GRNH = self._split(self.distance(positions.distances))
+    def _position_scores(
+        self, query_BQNH: Tensor, distance_GRNH: Tensor, positions: Positions, *, num_keys: int
+    ) -> Tensor:
         if positions.reverse is None:
             scores_BNQR = torch.einsum("bqnh,rnh->bnqr", query_BQNH, distance_GRNH[0])
         else:
@@ -119,15 +188,19 @@ class RelativeAttention(Attention):
         gathered_BNPK = gather_distances(scores_BNPR, predict, num_tokens=num_tokens, num_keys=num_keys)
         return torch.cat([shifted_BNTK, gathered_BNPK], dim=2)
 
-    def _segment_scores(self, query_BQNH: Tensor, positions: Positions) -> Tensor:
-        assert self.segment_embedding is not None
-        scores_SBNQ: Tensor = torch.einsum("bqnh,snh->sbnq", query_BQNH, self.segment_embedding)
-        same_BNQ1, other_BNQ1 = scores_SBNQ[..., None].unbind()
-        if positions.same_segment is None:
-            return same_BNQ1
-        return torch.where(positions.same_segment[:, None], same_BNQ1, other_BNQ1)
-
     def _columns(self, seq_len: int, mem_len: int) -> int:
         """Those of any attention, and the scores by distance; the two by segment are left out."""
         num_keys = seq_len + mem_len
         return super()._columns(seq_len, mem_len) + num_keys + (seq_len if self.bidirectional else 0)
+
+
+def _segment_scores(scores_SBQN: Tensor, positions: Positions) -> Tensor:
+    same_BNQ1, other_BNQ1 = scores_SBQN.transpose(2, 3)[..., None].unbind()
+    if positions.same_segment is None:
+        return same_BNQ1
+    return torch.where(positions.same_segment[:, None], same_BNQ1, other_BNQ1)
+
+
+def _seen(attended_BQNH: Tensor, mask_BQK: Tensor) -> Tensor:
+    """A query that may see nothing has an average of all that is hidden from it (so in the originals): nothing."""
+    return attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.attention import Attention
 from xlpretrain.models.backbone import BackboneInput, Hidden
+from xlpretrain.models.dropout import Dropout
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import ACTIVATIONS, draw
 from xlpretrain.models.masks import additive, visible_keys
@@ -82,7 +83,7 @@ class EncoderEmbedding(nn.Module):
         self.positions = nn.Embedding(config.max_positions, width)
         self.segments = nn.Embedding(config.num_segments, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

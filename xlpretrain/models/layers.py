@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.models.attention import Attention
+from xlpretrain.models.dropout import Dropout
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 
@@ -30,8 +31,8 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(d_model, d_ff)
         self.outer = nn.Linear(d_ff, d_model)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
-        self.inner_dropout = nn.Dropout(inner_dropout)
+        self.dropout = Dropout(dropout)
+        self.inner_dropout = Dropout(inner_dropout)
 
     def forward(self, hidden: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
         """The new contents of the residual."""
@@ -66,7 +67,7 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(d_model, eps=eps)
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(d_model, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(
@@ -84,9 +85,11 @@ class Layer(nn.Module):
         """
         mem_len, num_keys = memory.shape[1], mask.shape[2]
         states = torch.cat([memory, hidden], dim=1)
+        queries = hidden
         if self.pre_norm:
             states = self.attention_norm(states)
-        attended = self.attention(states[:, mem_len:], states[:, :num_keys], mask, *places)
+            queries = states[:, mem_len:]
+        attended = self.attention(queries, states[:, :num_keys], mask, *places)
         hidden = hidden + self.dropout(attended)
         if self.pre_norm:
             hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xlpretrain.models.attention import Attention
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
+from xlpretrain.models.dropout import Dropout
 from xlpretrain.models.layers import Activation, FeedForward, Layer
 from xlpretrain.schema import Problem
 
@@ -94,7 +95,7 @@ class StackedBackbone(Backbone):
         self.embedding = embedding
         self.d_model = config.d_model
         self.weights_of_layers = config.weights_of_layers
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             Layer(
                 attention(),

@@ -1,0 +1,91 @@
+"""Dropout that costs little on CPUs: random bits from SFC64, where torch draws one number after the other.
+
+What is dropped follows from one number, drawn from torch's global generator: `torch.manual_seed` before a step makes it
+the same again, recomputation in the backward pass too. That number is all that is kept for the backward pass. A rate is
+rounded to 15 bits (bf16) or 31 (fp32), and what stays is scaled by the rounded one, so expectations are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LANES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Dropout(nn.Dropout):
+    """As torch's; its own way on CPUs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input, in training with some elements zero and the others scaled."""
+        if not self.training or self.p == 0:
+            return input
+        if input.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.dropout(input, self.p)
+        dropped: Tensor = _Dropped.apply(input, self.p, draw_seed())  # type: ignore[no-untyped-call]
+        return dropped
+
+
+class WeightDropout(nn.Dropout):
+    """Which attention weights to drop, for an implementation of attention that does it on the way."""
+
+    def forward(self) -> int | None:  # type: ignore[override]
+        """What `dropped_signs` draws from; None: nothing is dropped."""
+        if torch.compiler.is_compiling():
+            return None  # torch's own attention drops by itself
+        return draw_seed() if self.training and self.p > 0 else None
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, rate: float, seed: int) -> Tensor:
+        ctx.arguments = rate, seed
+        return input * _factors(input, rate, seed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient * _factors(gradient, *ctx.arguments), None, None
+
+
+def draw_seed() -> int:
+    """From torch's global generator."""
+    return int(torch.randint(2**62, ()))
+
+
+def kept_scale(rate: float, dtype: torch.dtype) -> float:
+    """What the kept elements are multiplied by."""
+    _, levels = _lane(dtype)
+    return levels / (levels - round(rate * levels))
+
+
+def dropped_signs(generator: np.random.SFC64, like: Tensor, rate: float) -> Tensor:
+    """Integers as wide as the floats of a contiguous tensor, of its shape: the sign bit where dropped, else 0."""
+    lane, levels = _lane(like.dtype)
+    return (
+        _bits(generator, like).bitwise_and_(levels - 1).sub_(round(rate * levels)).bitwise_and_(torch.iinfo(lane).min)
+    )
+
+
+def _factors(like: Tensor, rate: float, seed: int) -> Tensor:
+    """0 where dropped, else the scale, as floats whose bits are put together."""
+    lane, levels = _lane(like.dtype)
+    bits = _bits(np.random.SFC64(seed), like).bitwise_or_(-levels).add_(round(rate * levels))  # below 0 where kept
+    scale = torch.tensor(kept_scale(rate, like.dtype), dtype=like.dtype).view(lane)
+    return bits.bitwise_right_shift_(torch.iinfo(lane).bits - 1).bitwise_and_(scale).view(like.dtype)
+
+
+def _lane(dtype: torch.dtype) -> tuple[torch.dtype, int]:
+    """The integers as wide as a float, and into how many levels a rate is rounded: all bits but the sign."""
+    lane = _LANES[dtype.itemsize]
+    return lane, 2 ** (torch.iinfo(lane).bits - 1)
+
+
+def _bits(generator: np.random.SFC64, like: Tensor) -> Tensor:
+    """Random integers as wide as the floats of a tensor, and of its shape."""
+    raw = torch.from_numpy(generator.random_raw(-(-like.numel() * like.itemsize // 8)).view(np.int64))
+    return raw.view(_LANES[like.itemsize])[: like.numel()].view(like.shape)
