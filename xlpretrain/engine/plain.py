@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,9 @@ class PlainEngine(Engine):
         self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=grad_dtype, device=device)
         pieces = torch.split(self._flat, [p.numel() for p in self._parameters])
         self._gradients = [g.view_as(p) for g, p in zip(pieces, self._parameters, strict=True)]
+        self._unwritten: set[int] = set()
+        for index, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
         self._optimizer = optimizer.build(self._masters)
         self._state = Partition(
             [Piece(master, 0, name, 0, master.numel()) for name, master in zip(named, self._masters, strict=True)],
@@ -60,10 +64,7 @@ class PlainEngine(Engine):
 
     def start_step(self, counts: Mapping[str, int]) -> None:
         self._scales.start(counts)
-        self._flat.zero_()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            # Of one type, autograd adds into the flat buffer itself.
-            parameter.grad = gradient if gradient.dtype == parameter.dtype else None
+        self._unwritten = set(range(len(self._parameters)))
 
     def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         loss, mems = self.model(batch, mems)
@@ -71,12 +72,21 @@ class PlainEngine(Engine):
 
     def backward(self, loss: Loss) -> None:
         self._scales.total(loss).backward()  # type: ignore[no-untyped-call]
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            if gradient.dtype != parameter.dtype and parameter.grad is not None:
-                gradient.add_(parameter.grad)
-                parameter.grad = None
+
+    def _take(self, index: int, parameter: Tensor) -> None:
+        """A gradient as soon as it is there, so that few are held in the weights' own type."""
+        if parameter.grad is None:
+            return
+        if index in self._unwritten:
+            self._unwritten.remove(index)
+            self._gradients[index].copy_(parameter.grad)
+        else:
+            self._gradients[index].add_(parameter.grad.to(self._flat.dtype))  # of two types it takes five times as long
+        parameter.grad = None
 
     def step(self, lr: float) -> float:
+        for index in self._unwritten:
+            self._gradients[index].zero_()
         if dist.get_world_size() > 1:
             dist.all_reduce(self._flat)
         gradients = [gradient.float() for gradient in self._gradients]
