@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full torture check bench clean
+.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -46,7 +46,13 @@ check: $(VENV)/.installed-dev  ## style, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup  ## the share of a training step that is not the model
+bench: $(VENV)/.installed-dev  ## training steps against transformers', into docs/benchmarks.md (goes on where it was)
+	$(BIN)/python -W ignore benchmarks/compare.py
+
+bench-short: $(VENV)/.installed-dev  ## the same with tiny models, once: only that it runs
+	$(BIN)/python -W ignore benchmarks/compare.py --short
+
+bench-loop: setup  ## the share of a training step that is not the model (after make quickstart)
 	$(BIN)/python benchmarks/loop.py
 
 clean:          ## remove what was built, but neither data/ nor runs/

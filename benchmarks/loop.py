@@ -1,6 +1,6 @@
 """What the loop costs around the model: whole training steps against bare ones of the same model, taken in turn.
 
-    make bench            (after `make quickstart`, whose dataset it reads)
+    make bench-loop       (after `make quickstart`, whose dataset it reads)
 
 A bare step is forward, backward, clipping and update on batches that lie ready. A step of the loop also reads and
 collates data, agrees with the other ranks, logs every tenth step to metrics.jsonl, W&B (offline) and the console, and

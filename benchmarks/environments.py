@@ -1,0 +1,29 @@
+"""An environment with the last transformers 4.x whose Transformer-XL works, made once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+TRANSFORMERS_4 = "4.35.2"
+
+
+def transformers_4() -> Path:
+    """Its Python: torch and the small libraries are those of this environment."""
+    folder = Path(__file__).resolve().parent / "results" / "transformers4"
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        import torch
+
+        here = Path(torch.__file__).parents[1]
+        wanted = [f"transformers=={TRANSFORMERS_4}", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19", "regex"]
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *wanted], check=True)
+        place = subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
+        )
+        Path(place.stdout.strip(), "torch_of_ours.pth").write_text(str(here))
+        ready.touch()
+    return python

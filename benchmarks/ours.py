@@ -1,0 +1,94 @@
+"""This project's side: a training step of a case, on a batch that lies ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case
+from xlpretrain import distributed
+from xlpretrain.engine import EngineConfig, build_engine
+from xlpretrain.models import MODELS
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
+from xlpretrain.objectives.objective import Batch, Objective, PretrainingModel
+from xlpretrain.optimizers import AdamWConfig
+
+EMBEDDING = {"albert": {"d_embed": 128}}
+
+
+def build(case: Case, *, engine_keys: dict[str, Any] | None = None) -> tuple[Callable[[], Any], float]:
+    """A step (forward, backward, clipping, AdamW), and the FLOPs of its matrix products."""
+    if not torch.distributed.is_initialized():
+        device = distributed.start()
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    keys: dict[str, Any] = {
+        "num_layers": case.num_layers,
+        "d_model": case.d_model,
+        "num_heads": case.num_heads,
+        "d_ff": case.d_ff,
+        "mem_len": case.mem_len,
+        "dropout": case.dropout,
+        "attention_dropout": case.attention_dropout,
+        **EMBEDDING.get(case.model, {}),
+    }
+    backbone = MODELS[case.model](**keys).build(case.vocab_size)
+    objective = _objective(case)
+    model = PretrainingModel(backbone, objective.head(backbone))
+    flops = model.flops_per_token(case.seq_len, case.mem_len, objective.num_predictions) * case.rows * case.seq_len
+    engine = build_engine(
+        EngineConfig(**{"type": "plain", "precision": case.precision, **(engine_keys or {})}),  # type: ignore[arg-type]
+        model,
+        AdamWConfig(lr=1e-5),
+        num_micro_batches=1,
+        weights=objective.weights,
+        device=device,
+    )
+    batch = _batch(case, objective).to(device)
+    mems = backbone.empty_memory(case.rows, case.mem_len).to(device)
+
+    def step() -> None:
+        nonlocal mems
+        engine.start_step(batch.counts)
+        loss, mems = engine(batch, mems)
+        engine.backward(loss)
+        engine.step(1e-5)
+
+    return step, flops
+
+
+def _objective(case: Case) -> Objective:
+    if case.model == "transformer_xl":
+        return CausalLM(seq_len=case.seq_len)
+    if case.model == "xlnet":
+        half = case.seq_len // 2
+        return PermutationLM(seq_len=case.seq_len, reuse_len=half, perm_size=half, num_predict=case.predictions)
+    task = "sop" if case.model == "albert" else "nsp"
+    return MaskedLM(seq_len=case.seq_len, sentence_task=task, max_predictions=case.predictions)
+
+
+def _batch(case: Case, objective: Objective) -> Batch:
+    shape = case.rows, case.seq_len
+    tokens = torch.randint(case.vocab_size, shape)
+    remembered = torch.full((case.rows,), case.mem_len)
+    if case.model == "transformer_xl":
+        targets = {"lm": torch.randint(case.vocab_size, (tokens.numel(),)), "lm_at": torch.arange(tokens.numel())}
+        return Batch(BackboneInput(tokens, remembered), targets, {"lm": tokens.numel()})
+    at = torch.stack([torch.randperm(case.seq_len)[: case.predictions].sort().values for _ in range(case.rows)])
+    answers = torch.randint(case.vocab_size, (at.numel(),))
+    segments = (torch.arange(case.seq_len) >= case.seq_len // 2).long().expand(shape).contiguous()
+    if case.model == "xlnet":
+        order = torch.stack([torch.randperm(case.seq_len) for _ in range(case.rows)])
+        order = order.where(torch.zeros(shape, dtype=torch.bool).scatter(1, at, True), -1)
+        inputs = BackboneInput(tokens, remembered, segments=segments, order=order, predict=at, keep=case.seq_len // 2)
+        (term,) = objective.terms
+        return Batch(inputs, {term: answers, f"{term}_at": torch.arange(at.numel())}, {term: at.numel()})
+    inputs = BackboneInput(tokens, remembered, valid=torch.ones(shape, dtype=torch.bool), segments=segments)
+    flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
+    _, task = objective.terms
+    labels = torch.randint(2, (case.rows,))
+    targets = {"mlm": answers, "mlm_at": flat, task: labels, f"{task}_at": torch.arange(case.rows)}
+    return Batch(inputs, targets, {"mlm": answers.numel(), task: case.rows})
