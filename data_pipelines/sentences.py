@@ -21,7 +21,7 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
     A paragraph break always ends a sentence.
     """
     # sentencex drops the breaks between some paragraphs, so its sentences are only looked up in the text.
-    plain = LONG_SPACE.sub(" ", text)  # as many characters
+    plain = text if text.isascii() else LONG_SPACE.sub(" ", text)  # as many characters
     starts, position = [], 0
     for part in _parts(plain, config):
         if sentence := part.strip():
