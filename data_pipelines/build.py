@@ -114,6 +114,8 @@ def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, par
 def finish(work: Work, *, replace: bool) -> None:
     """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
     plan = work.plan
+    for path in work.dataset.rglob(".*"):  # what was being written when somebody was killed
+        path.unlink()
     read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
     cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
     write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)
