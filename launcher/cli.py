@@ -396,3 +396,22 @@ def data_stats(
     from data_pipelines.stats import stats
 
     stats(directory, plot=plot)
+
+
+@data_app.command("show")
+def data_show(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="A dataset; with --sample, a run's folder or a config.")],
+    document: Annotated[int, typer.Option("--document", min=0, help="Which document of the dataset.")] = 0,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=0, metavar="STEP", help="What the model is fed at this step.", show_default=False),
+    ] = None,
+    stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
+) -> None:
+    """What is in a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
+    from xlpretrain.inspect import show_document, show_sample
+
+    if sample is None:
+        show_document(place, document)
+    else:
+        show_sample(place, step=sample, stream=stream)
