@@ -229,6 +229,18 @@ def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: Build
     assert not any(tmp_path.glob(".data.*"))
 
 
+def test_a_corpus_can_be_piped_in(tmp_path: Path, tiny_tokenizer: Path):
+    config = tmp_path / "data.yaml"
+    source = {"type": "jsonl", "path": "-"}
+    tokenizer = {"path": str(tiny_tokenizer)}
+    config.write_text(json.dumps({"out": str(tmp_path / "data"), "sources": [source], "tokenizer": tokenizer}))
+    piped = "".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS)
+    command = [commands.BIN / "xlpretrain", "data", "build", config, "workers=1"]
+    subprocess.run(command, input=piped, text=True, check=True, capture_output=True)
+    found = documents_of(tmp_path / "data" / "train") + documents_of(tmp_path / "data" / "valid")
+    assert sorted(found) == sorted(" ".join(document.split()) for document in DOCUMENTS)
+
+
 def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path: Path):
     with (
         Work.of(tmp_path / "data").lock(),
