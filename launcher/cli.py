@@ -8,6 +8,20 @@ from typing import Annotated
 
 import typer
 
+from launcher import take_away
+from launcher.arguments import (
+    AllowRecipeChange,
+    Cluster,
+    ConfigFile,
+    Dataset,
+    MaxRestarts,
+    Nodes,
+    NumProcesses,
+    Overrides,
+    RunPath,
+    RunsDir,
+    TakeOver,
+)
 from xlpretrain.errors import USER_ERROR, ConfigError, XLPretrainError
 from xlpretrain.run_folder import RunFolder
 
@@ -18,39 +32,8 @@ app = typer.Typer(
     help="Pretrain Transformer-XL, XLNet, ALBERT and BERT models: exact data order, exact resume.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
+app.add_typer(take_away.app)
 app.add_typer(data_app, name="data")
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
-]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
-]
-Dataset = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder of a split (it holds index.json).", show_default=False)
-]
-NumProcesses = Annotated[
-    int | None,
-    typer.Option("--nproc", min=1, help="Processes (default: one per GPU; without GPUs, two).", show_default=False),
-]
-AllowRecipeChange = Annotated[
-    bool, typer.Option("--allow-recipe-change", help="Let a run that was begun change its optimizer and schedule.")
-]
-MaxRestarts = Annotated[
-    int, typer.Option("--max-restarts", min=0, help="Start again after a crash, up to so many times.")
-]
-Cluster = Annotated[
-    Path, typer.Option("--cluster", metavar="FILE", help="Site profile, such as slurm/clusters/example.yaml.")
-]
-Nodes = Annotated[
-    str | None,
-    typer.Option("--nodes", metavar="N|MIN-MAX", help="How many nodes (default: the profile's).", show_default=False),
-]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the run away from a start elsewhere that seems alive; that one ends.")
-]
 
 
 def main() -> None:
@@ -72,7 +55,9 @@ def train(
     take_over: TakeOver = False,
 ) -> None:
     """Train on this machine, or go on if the run was begun. Exit code 0: done; 75: stopped early, run it again."""
-    code = _train(
+    from launcher.train import start_training
+
+    code = start_training(
         config,
         overrides or [],
         num_processes,
@@ -123,6 +108,7 @@ def resume(
 ) -> None:
     """Go on with a run, also after `xlpretrain stop`: on Slurm if it was submitted, else (or --nproc, --here) here."""
     from launcher import control, runs
+    from launcher.train import start_training
 
     folder = runs.require(run)
     place = run.absolute()
@@ -137,7 +123,7 @@ def resume(
             f"--nodes: {run} does not go on as a job of Slurm; `xlpretrain submit` with its config does that"
         )
     control.refuse_if_queued(folder)
-    code = _train(
+    code = start_training(
         control.newest_config(folder),
         overrides,
         num_processes,
@@ -149,53 +135,10 @@ def resume(
     raise typer.Exit(code)
 
 
-def _train(
-    config: Path,
-    overrides: list[str],
-    num_processes: int | None,
-    *,
-    allow_recipe_change: bool,
-    max_restarts: int,
-    take_over: bool,
-    stopped_before: bool = False,
-) -> int:
-    """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
-    from launcher import torchrun
-    from xlpretrain import config as configuration
-    from xlpretrain.build import prepare
-
-    settings = configuration.load(config, overrides)
-    num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
-    settings, _, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
-    folder = settings.folder
-    if stopped_before:
-        folder.stop_file.unlink(missing_ok=True)
-    elif folder.stop_file.exists():
-        raise ConfigError(
-            f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
-        )
-    status = folder.read_status()
-    if status is not None and status.state == "finished" and status.step == settings.max_steps:
-        print(f"already finished: {status.step} steps in {folder.path}; raise max_steps to go on")
-        return 0
-    return torchrun.run(
-        config,
-        overrides,
-        folder=folder,
-        num_processes=num_processes,
-        grace_s=settings.stop.grace_s,
-        options=["--allow-recipe-change"] if allow_recipe_change else [],
-        take_over=take_over,
-        max_restarts=max_restarts,
-    )
-
-
 @app.command()
 def status(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: a table of all).")] = None,
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")] = Path(
-        "runs"
-    ),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """What runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
     from launcher import status
@@ -278,52 +221,6 @@ def checkpoints(
 
     if not show(RunFolder(run).require().checkpoints, verify=verify):
         raise typer.Exit(USER_ERROR)
-
-
-@app.command()
-def export(
-    run: RunPath,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
-    step: Annotated[
-        int | None, typer.Option("--step", min=0, help="Of which checkpoint (default: the newest).", show_default=False)
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
-) -> None:
-    """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    from xlpretrain.huggingface.export import export
-
-    loader = export(RunFolder(run).require(), to, step=step, force=force)
-    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
-
-
-@app.command("import")
-def import_model(
-    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model of others.", show_default=False)],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="What it does not say, as model.mem_len=384.", show_default=False),
-    ] = None,
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")] = Path(
-        "runs"
-    ),
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model, where it has none.", show_default=False),
-    ] = None,
-) -> None:
-    """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
-    from xlpretrain.huggingface.bring_in import bring_in
-
-    folder, notes = bring_in(
-        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
-    )
-    for note in notes:
-        print(note)
-    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
 
 
 @app.command("config")

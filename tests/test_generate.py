@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import xlpretrain
+from tests.commands import refused, run
+from tests.imported_runs import make_run
+from xlpretrain.errors import ConfigError
 from xlpretrain.generate import sample_text
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
@@ -68,3 +74,61 @@ def test_top_one_is_greedy_at_any_temperature():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="the prompt is empty"):
         sample_text(_model(), [], num_tokens=1, mem_len=8)
+
+
+def test_a_long_prompt_is_read_in_passes_as_if_in_one():
+    prompt = [token % 30 for token in range(1300)]
+    model = _model().eval()
+    with torch.no_grad():
+        inputs = BackboneInput(torch.tensor([prompt]), torch.tensor([0]))
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
+        likeliest = int(model.head.output.log_probs(hidden.tokens[0])[-1].argmax())
+    assert sample_text(model, prompt, num_tokens=1, mem_len=1300, temperature=0.0) == [likeliest]
+
+
+def test_top_p_draws_among_the_fewest_tokens_that_have_so_much():
+    model = _model().eval()
+    with torch.no_grad():
+        inputs = BackboneInput(torch.tensor([PROMPT]), torch.tensor([0]))
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
+        shares = model.head.output.log_probs(hidden.tokens[0])[-1].exp()
+    ordered = shares.sort(descending=True)
+    enough = int((ordered.values.cumsum(0) < 0.7).sum()) + 1
+    drawn = {
+        sample_text(model, PROMPT, num_tokens=1, mem_len=8, top_p=0.7, seed=seed)[0] for seed in range(50 * enough)
+    }
+    assert drawn == set(ordered.indices[:enough].tolist()) and 1 < enough < 30
+
+
+def test_it_ends_before_the_stop_token():
+    on = sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5)
+    stop = on[6]
+    assert sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5, stop=stop) == on[: on.index(stop)]
+
+
+def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_text(tmp_path: Path, tiny_dataset: Path):
+    folder = make_run(tmp_path, tiny_dataset, {"type": "transformer_xl"}).path
+    trained = xlpretrain.load(folder, device="cpu")
+    options = {"num_tokens": 12, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3}
+    prompt = "The station"
+    text = trained.generate(prompt, **options)
+    given = ["--prompt", prompt, "--tokens", 12, "--temperature", 0.7, "--top-k", 40, "--top-p", 0.9, "--seed", 3]
+    assert run("generate", folder, *given)[0] == f"{prompt}{text}\n"
+    assert text and trained.generate(prompt, **options) == text != trained.generate(prompt, **{**options, "seed": 4})
+    ids = trained.tokenizer.encode(prompt)
+    assert trained.tokenizer.decode(ids) + text == trained.tokenizer.decode(
+        [
+            *ids,
+            *sample_text(
+                trained.model,
+                [trained.tokenizer.vocabulary.eod, *ids],
+                mem_len=12,
+                stop=trained.tokenizer.vocabulary.eod,
+                **options,
+            ),
+        ]
+    )
+    with pytest.raises(ConfigError, match=r"top_p above 0 and at most 1, got 1.0 and 1.5"):
+        trained.generate("a", top_p=1.5)
+    albert = make_run(tmp_path, tiny_dataset, {"type": "albert"}, name="albert").path
+    assert "cannot write text: its objective was masked_lm" in refused("generate", albert, "--prompt", "a")

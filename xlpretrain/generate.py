@@ -12,6 +12,8 @@ from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.objectives.objective import PretrainingModel
 
+_LONGEST_PASS = 512  # tokens of a prompt read at once: bounds its cost, whatever its length
+
 
 @torch.no_grad()
 def sample_text(
@@ -22,14 +24,16 @@ def sample_text(
     mem_len: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float = 1.0,
     seed: int = 0,
+    stop: int | None = None,
 ) -> list[int]:
-    """The `num_tokens` tokens that follow a prompt.
+    """The tokens that follow a prompt, `num_tokens` at most.
 
-    The prompt is read in one pass, then each token by itself against the memory: a constant cost per token, whatever
-    has been written. With `mem_len` at least all that is read, this is the same as reading everything anew each time.
-    Draws from a generator of its own: torch's global one is left alone. One process; not for a model that ZeRO-3 has
-    partitioned.
+    The prompt is read in passes of up to 512 tokens, then each token by itself against the memory: a constant cost per
+    token, whatever has been written. With `mem_len` at least all that is read, this is the same as reading everything
+    anew each time. Draws from a generator of its own: torch's global one is left alone. One process; not for a model
+    that ZeRO-3 has partitioned.
 
     Args:
         model: a backbone that is causal, with the head of a causal language model.
@@ -38,7 +42,10 @@ def sample_text(
         mem_len: positions remembered; 0 leaves each token alone with the one before.
         temperature: what logits are divided by; 0 takes the likeliest token.
         top_k: draw among the likeliest `top_k` only.
+        top_p: draw among the likeliest tokens that together have this probability only, of those that `top_k` leaves
+            (Holtzman et al. 2020, arXiv:1904.09751, "nucleus sampling").
         seed: of the draws.
+        stop: a token after which nothing more is written; it is left out.
 
     Raises:
         ValueError: an empty prompt, or a model that predicts something else than the next token.
@@ -53,25 +60,35 @@ def sample_text(
     model.eval()
     try:
         mems = model.backbone.empty_memory(1, mem_len)
-        new, written, num_read = list(tokens), list[int](), 0
+        unread, written, num_read = list(tokens), list[int](), 0
         while len(written) < num_tokens:
+            new, unread = unread[:_LONGEST_PASS], unread[_LONGEST_PASS:]
             inputs = BackboneInput(
                 tokens=torch.tensor([new], device=device),
                 remembered=torch.tensor([min(num_read, mem_len)], device=device),
             )
             hidden, mems = model.backbone(inputs, mems)
-            log_probs = model.head.output.log_probs(hidden.tokens[:, -1])[0]
             num_read += len(new)
-            new = [_draw(log_probs, temperature=temperature, top_k=top_k, generator=generator)]
-            written += new
+            if unread:
+                continue
+            log_probs = model.head.output.log_probs(hidden.tokens[:, -1])[0]
+            token = _draw(log_probs, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            if token == stop:
+                break
+            written.append(token)
+            unread = [token]
         return written
     finally:
         model.train(was_training)
 
 
-def _draw(log_probs: Float[Tensor, " V"], *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+def _draw(
+    log_probs: Float[Tensor, " V"], *, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator
+) -> int:
     if temperature == 0:
         return int(log_probs.argmax())
     values, candidates = log_probs.topk(min(top_k or len(log_probs), len(log_probs)))
-    chosen = torch.multinomial(torch.softmax(values / temperature, dim=0), 1, generator=generator)
-    return int(candidates[chosen])
+    shares = torch.softmax(values / temperature, dim=0)
+    if top_p < 1:
+        shares = shares.masked_fill(shares.cumsum(0) - shares >= top_p, 0)  # those before it have enough
+    return int(candidates[torch.multinomial(shares, 1, generator=generator)])

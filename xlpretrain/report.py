@@ -114,7 +114,7 @@ def _sample(run: TrainedRun) -> tuple[str, str]:
     tokenizer = run.data.tokenizer
     eod = run.data.train.vocabulary.eod
     prompt = run.data.valid.tokens(0, _PROMPT_TOKENS).tolist()
-    tokens = sample_text(
+    written = sample_text(
         run.model,
         [eod, *prompt],
         num_tokens=120,
@@ -122,8 +122,8 @@ def _sample(run: TrainedRun) -> tuple[str, str]:
         temperature=1.0,
         top_k=40,
         seed=run.config.seed,
+        stop=eod,
     )
-    written = tokens[: tokens.index(eod)] if eod in tokens else tokens
     return tokenizer.decode(prompt), tokenizer.decode(written)
 
 

@@ -15,8 +15,10 @@ from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import DTYPES
-from xlpretrain.errors import DataError
+from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluate import EvalConfig, Evaluation, evaluate
+from xlpretrain.generate import sample_text
+from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.run_folder import RunFolder
 
@@ -74,6 +76,57 @@ class TrainedRun:
             config=config,
             device=self.device,
         )
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        num_tokens: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        mem_len: int | None = None,
+        stop: bool = True,
+    ) -> str:
+        """How the model goes on with a text, at a constant cost per token.
+
+        Args:
+            prompt: how a document begins; may be empty.
+            num_tokens: how many to write at most.
+            temperature: below 1 likelier words come more often; 0: always the likeliest.
+            top_k: draw among so many likeliest tokens.
+            top_p: draw among the likeliest tokens that together have this probability.
+            seed: of the draws.
+            mem_len: positions remembered (default: as trained).
+            stop: at the end of the document.
+
+        Raises:
+            ConfigError: the model was not trained to write text, or an argument is out of its range.
+        """
+        if not isinstance(self.config.objective, CausalLM):
+            raise ConfigError(
+                f"{self.folder.path}: cannot write text: its objective was {self.config.objective.type}, and only"
+                " causal_lm predicts the next token"
+            )
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ConfigError(
+                f"temperature must be 0 or more, top_p above 0 and at most 1, got {temperature} and {top_p}"
+            )
+        eod, start = self.tokenizer.vocabulary.eod, self.tokenizer.encode(prompt)
+        written = sample_text(
+            self.model,
+            [eod, *start],
+            num_tokens=num_tokens,
+            mem_len=self.config.model.mem_len if mem_len is None else mem_len,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=eod if stop else None,
+        )
+        # Decoded together, so that a space between them is kept.
+        return self.tokenizer.decode([*start, *written]).removeprefix(self.tokenizer.decode(start))
 
     @torch.no_grad()
     def _forward(self, batch: Batch, mems: torch.Tensor) -> tuple[Loss, torch.Tensor]:

@@ -1,0 +1,41 @@
+"""Arguments that more than one command takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
+]
+Dataset = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of a split (it holds index.json).", show_default=False)
+]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes (default: one per GPU; without GPUs, two).", show_default=False),
+]
+AllowRecipeChange = Annotated[
+    bool, typer.Option("--allow-recipe-change", help="Let a run that was begun change its optimizer and schedule.")
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start again after a crash, up to so many times.")
+]
+Cluster = Annotated[
+    Path, typer.Option("--cluster", metavar="FILE", help="Site profile, such as slurm/clusters/example.yaml.")
+]
+Nodes = Annotated[
+    str | None,
+    typer.Option("--nodes", metavar="N|MIN-MAX", help="How many nodes (default: the profile's).", show_default=False),
+]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the run away from a start elsewhere that seems alive; that one ends.")
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]
