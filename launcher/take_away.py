@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.arguments import RunPath, RunsDir
+from launcher.arguments import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
 from xlpretrain.run_folder import RunFolder
 
 app = typer.Typer()
@@ -102,3 +102,97 @@ def generate(
         stop=not on,
     )
     print(prompt + text)
+
+
+@app.command()
+def score(
+    run: RunPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="Two columns, a good text and a bad one: how often is the good one likelier?"),
+    ] = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of the text (text); with --pairs twice (the two there are)."),
+    ] = None,
+    mem_len: Annotated[
+        int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows side by side.")] = 32,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of each text there, as JSON lines.")
+    ] = None,
+    step: Step = None,
+) -> None:
+    """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
+    import xlpretrain
+    from launcher.score import score
+
+    loaded = xlpretrain.load(run, step=step)
+    score(loaded, data, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to)
+
+
+@app.command()
+def finetune(
+    run: RunPath,
+    train: Annotated[Path, typer.Option("--train", metavar="FILE", help=".csv, .tsv or .jsonl.", show_default=False)],
+    valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="Held-out examples.", show_default=False)],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of the text; twice: of a pair (default: all but the label's)."),
+    ] = None,
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="Of the label.")] = "label",
+    seeds: Annotated[int, typer.Option(min=1, help="So many runs, with seeds 1, 2, ...; mean and spread.")] = 1,
+    runs_dir: RunsDir = Path("runs"),
+    num_processes: NumProcesses = None,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
+) -> None:
+    """Make a classifier of texts, or of pairs of texts, from a run. The same command again goes on where it was."""
+    from launcher.finetune import finetune
+
+    code = finetune(
+        RunFolder(run).require(),
+        train=train,
+        valid=valid,
+        name=name or f"{run.resolve().name}-finetuned",
+        text=tuple(text or ()),
+        label=label,
+        overrides=overrides or [],
+        num_seeds=seeds,
+        runs_dir=runs_dir,
+        num_processes=num_processes,
+        max_restarts=max_restarts,
+        take_over=take_over,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
+    ] = None,
+    step: Step = None,
+) -> None:
+    """Classify new texts; where the file has labels, say how good that is."""
+    import xlpretrain
+    from launcher.finetune import predict
+
+    predict(xlpretrain.load(run, step=step), data, to)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import xlpretrain
 from launcher import torchrun
 from xlpretrain import config as configuration
 from xlpretrain.build import prepare
 from xlpretrain.errors import ConfigError
+from xlpretrain.finetune import sum_up
 
 
 def start_training(
@@ -32,16 +34,21 @@ def start_training(
             f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
         )
     status = folder.read_status()
-    if status is not None and status.state == "finished" and status.step == settings.max_steps:
+    length = status and (status.step if settings.stop.patience is None else status.max_steps)
+    if status is not None and status.state == "finished" and length == settings.max_steps:
         print(f"already finished: {status.step} steps in {folder.path}; raise max_steps to go on")
-        return 0
-    return torchrun.run(
-        config,
-        overrides,
-        folder=folder,
-        num_processes=num_processes,
-        grace_s=settings.stop.grace_s,
-        options=["--allow-recipe-change"] if allow_recipe_change else [],
-        take_over=take_over,
-        max_restarts=max_restarts,
-    )
+        code = 0
+    else:
+        code = torchrun.run(
+            config,
+            overrides,
+            folder=folder,
+            num_processes=num_processes,
+            grace_s=settings.stop.grace_s,
+            options=["--allow-recipe-change"] if allow_recipe_change else [],
+            take_over=take_over,
+            max_restarts=max_restarts,
+        )
+    if code == 0 and settings.objective.type == "classify":
+        print(f"{folder.path}: {sum_up(xlpretrain.load(folder.path)).describe()}", flush=True)
+    return code

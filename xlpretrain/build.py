@@ -9,7 +9,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,17 +19,17 @@ from xlpretrain import checkpoint, distributed, lease
 from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.mixture import MixedRows, Mixture, shares
+from xlpretrain.data.paths import Datasets
 from xlpretrain.data.skipping import SkippingRows
 from xlpretrain.data.stream import Rows
-from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import Evaluation, evaluate
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
 from xlpretrain.objectives.objective import Batch, Loss
+from xlpretrain.probe import Probe
 from xlpretrain.recorder import Recorder
 from xlpretrain.run import Run
 from xlpretrain.run_folder import RunFolder, Status
@@ -40,33 +39,17 @@ from xlpretrain.stopping import StopRequest
 from xlpretrain.watchdog import Watchdog
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """The splits of a run, and the tokenizer of both."""
-
-    train: Mixture
-    valid: Manifest | None
-    tokenizer: Tokenizer
-
-
-def open_data(config: RunConfig) -> Datasets:
-    """Open and check the datasets that a config names. Raises `DataError`."""
-    train, valid = Mixture.open(config.data.train, cache=config.data.cache), None
-    if config.data.valid is not None:
-        valid = Manifest.open(config.data.valid, tokenizer_sha256=train.tokenizer_sha256, cache=config.data.cache)
-    return Datasets(train, valid, train.open_tokenizer())
-
-
 def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) -> tuple[RunConfig, Datasets, list[str]]:
     """Check everything that can be checked before work starts; nothing is written.
 
     Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
     """
-    data = open_data(config)
+    data = config.data.open()
     folder = config.folder
     begun = configuration.load(folder.config) if folder.exists() else None
     config = configuration.resolve(config, data.train, begun=begun)
     configuration.check_data(config, data.train, world_size)
+    Probe.of(config, data)
     changes: list[str] = []
     if begun is None and config.init_from is not None:
         _check_vocabulary(config.init_from, data)
@@ -152,6 +135,7 @@ def _build(
     rows = configuration.training_rows(config, data.train)
     _say_what_is_mixed(recorder, data.train, rows)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
+    probe = Probe.of(config, data)
     state = TrainState(wandb_id=wandb_id)
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = checkpoint.restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
@@ -161,8 +145,8 @@ def _build(
         for difference in restored.differences:
             recorder.say(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
     elif config.init_from is not None:
-        checkpoint.load_weights(config.init_from, engine)
-        recorder.say(f"weights from {config.init_from}")
+        fresh = checkpoint.load_weights(config.init_from, engine)
+        recorder.say(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     saver = checkpoint.Saver(
         folder.checkpoints,
         config.checkpoint,
@@ -192,6 +176,7 @@ def _build(
         state=state,
         mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
         evaluate=_evaluator(config, data, engine, watchdog),
+        probe=partial(probe.run, engine, progress=watchdog.progress) if probe is not None else None,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
@@ -276,5 +261,7 @@ def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Calla
             "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         }
+    if config.data.type == "labelled":  # what is fine-tuned is used without the run that it came from
+        folder.keep_tokenizer(data.tokenizer.file_name, data.tokenizer.model)
     folder.create(config=dump(config), provenance=provenance, fence=fence)
     return str(provenance["wandb_id"])

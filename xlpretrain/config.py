@@ -12,8 +12,8 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint import CheckpointConfig
-from xlpretrain.data.config import DataPaths
 from xlpretrain.data.mixture import MixedRows, Mixture
+from xlpretrain.data.paths import AnyData
 from xlpretrain.data.stream import Rows
 from xlpretrain.engine import EngineConfig
 from xlpretrain.errors import ConfigError
@@ -59,7 +59,7 @@ class RunConfig(Section):
     """Where run folders lie."""
     seed: int = Field(1, ge=0, lt=2**63)
     """The seed of the weights, the data order and dropout."""
-    data: DataPaths
+    data: AnyData
     model: AnyModel
     objective: AnyObjective
     optimizer: AnyOptimizer = AdamWConfig()
@@ -93,6 +93,9 @@ class RunConfig(Section):
                 "max_steps",
                 f"give exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
             )
+        if (self.data.type == "labelled") is self.objective.predicts_tokens:
+            wanted = "corpus" if self.objective.predicts_tokens else "labelled"
+            yield "data.type", f"must be {wanted} with objective {self.objective.type}, got {self.data.type}"
         lacking = sorted(self.objective.needs - self.model.provides)
         if lacking:
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
@@ -172,6 +175,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
             "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.absolute(),
+            "eval": config.eval.absolute(),
         }
     )
     # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.
@@ -182,7 +186,8 @@ def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.evaluated_objective(config.eval)
     found: list[Problem] = list(dict.fromkeys(p for m in train.manifests for p in config.objective.data_problems(m)))
-    found += _length_problems(config, train)
+    if config.data.type == "corpus":
+        found += _length_problems(config, train)
     if config.global_batch_size < world_size:
         found.append(
             (

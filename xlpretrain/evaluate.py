@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +28,28 @@ Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
 _SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same predictions
 
 
+class ProbeConfig(Section):
+    """A short fine-tune of a copy of the model every so often: what it has learnt for a task. For models that fit
+    into the memory of each rank a second time, with gradients and optimizer."""
+
+    train: Path
+    """Labelled texts to train on: .csv or .tsv with a header, or .jsonl."""
+    valid: Path
+    """Labelled texts to evaluate on."""
+    text: tuple[str, ...] = Field((), max_length=2)
+    """The column of the text, or those of a pair of texts (default: all but the label's)."""
+    label: str = "label"
+    """The column of the label."""
+    every_steps: int = Field(500, gt=0)
+    """Steps between two probes; there is always one at the end."""
+    steps: int = Field(100, gt=0)
+    """Steps of a probe, of 32 texts each."""
+
+    def absolute(self) -> ProbeConfig:
+        """The same files, wherever one stands."""
+        return self.model_copy(update={"train": self.train.absolute(), "valid": self.valid.absolute()})
+
+
 class EvalConfig(Section):
     """Evaluation on the held-out split."""
 
@@ -39,6 +63,14 @@ class EvalConfig(Section):
     """Positions remembered (default: as trained)."""
     seq_len: int | None = Field(None, gt=0)
     """Tokens in a row (default: as trained)."""
+    probe: ProbeConfig | None = None
+    """A short fine-tune every so many steps, whose accuracy is logged (default: none)."""
+    best: Literal["loss", "accuracy"] = "loss"
+    """What makes an evaluation the best one: the lowest loss, or the highest accuracy of the first loss term."""
+
+    def absolute(self) -> EvalConfig:
+        """The same, wherever one stands."""
+        return self if self.probe is None else self.model_copy(update={"probe": self.probe.absolute()})
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,7 @@ class Evaluation:
 
     scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
     num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
+    predicts_tokens: whether the first term does.
     cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or rows).
     """
 
@@ -82,6 +115,7 @@ class Evaluation:
     num_tokens: int
     num_bytes: int
     every_token: bool
+    predicts_tokens: bool
     cluster_nll: np.ndarray
     cluster_counts: np.ndarray
 
@@ -107,7 +141,9 @@ class Evaluation:
 
     def metrics(self) -> Metrics:
         """The figures under their names in `metrics.jsonl`."""
-        metrics: Metrics = {"valid/loss": self.loss, "valid/perplexity": self.perplexity}
+        metrics: Metrics = {"valid/loss": self.loss}
+        if self.predicts_tokens:
+            metrics["valid/perplexity"] = self.perplexity
         if self.every_token:
             metrics["valid/bits_per_byte"] = self.bits_per_byte
         for term, score in self.scores.items():
@@ -198,6 +234,7 @@ def evaluate(
         num_tokens=num_tokens,
         num_bytes=num_bytes,
         every_token=rows.every_token,
+        predicts_tokens=objective.predicts_tokens,
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
     )

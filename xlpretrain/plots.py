@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,26 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
     with replacing(picture, fence=fence) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], picture: Path, *, title: str) -> None:
+    """How often each label (rows) was predicted as which (columns), shaded by its share of the row. Raises OSError."""
+    from matplotlib.figure import Figure
+
+    table = np.array(counts)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.7 * len(labels)
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{count:,}\n{shares[row, column]:.0%}", ha="center", va="center", color=color)
+    axis.set(title=title, xlabel="predicted", ylabel="label")
+    axis.set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 8 else 0)
+    axis.set_yticks(range(len(labels)), labels)
+    with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

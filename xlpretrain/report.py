@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from xlpretrain.errors import LaunchError
 from xlpretrain.evaluate import Evaluation, evaluate_unigram
 from xlpretrain.generate import sample_text
 from xlpretrain.goodput import describe
@@ -26,6 +27,8 @@ def print_report(folder: RunFolder) -> None:
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = TrainedRun.load(folder, device=device)
+    if not run.config.objective.predicts_tokens:
+        raise LaunchError(f"{folder.path}: is a classifier: its figures are in {folder.figures} and beside it")
     found = _score(run, console)
     console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
     counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())

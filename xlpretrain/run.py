@@ -15,7 +15,7 @@ from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.evaluate import Evaluation
 from xlpretrain.lease import Lease
-from xlpretrain.metrics import Stopwatch
+from xlpretrain.metrics import Metrics, Stopwatch
 from xlpretrain.objectives.objective import Batch
 from xlpretrain.recorder import Recorder
 from xlpretrain.run_folder import RunFolder
@@ -46,6 +46,7 @@ class Run:
     state: TrainState
     mems: list[Tensor]
     evaluate: Callable[[], Evaluation] | None
+    probe: Callable[[], Metrics] | None
     stop: StopRequest
     recorder: Recorder
     peak_flops: float

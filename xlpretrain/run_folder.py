@@ -5,10 +5,11 @@ provenance.json  where it came from: data fingerprints, W&B run id, host, versio
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
-tokenizer/       of a model that was imported
+tokenizer/       of a model that was imported or fine-tuned
 lease/           which start of the run may write here (lease.py)
 logs/            where ranks hung (watchdog.py)
 loss.png  wandb/
+predictions.csv  metrics.json  confusion.png    of a classifier, on its held-out texts
 STOP             the user's wish to save and end; `xlpretrain resume` removes it
 """
 
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from xlpretrain.durable import replace_file
+from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -95,8 +96,23 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def predictions(self) -> Path:
+        """What a classifier says of each of its held-out texts."""
+        return self.path / "predictions.csv"
+
+    @property
+    def figures(self) -> Path:
+        """How good that is."""
+        return self.path / "metrics.json"
+
+    @property
+    def confusion(self) -> Path:
+        """Which labels it takes for which."""
+        return self.path / "confusion.png"
+
+    @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer of a model that was imported; others lie beside the data."""
+        """The folder of the tokenizer of a model that was imported or fine-tuned; others lie beside the data."""
         return self.path / "tokenizer"
 
     @property
@@ -126,6 +142,14 @@ class RunFolder:
             replace_file(self.config, config, fence=fence)
         except OSError as error:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
+
+    def keep_tokenizer(self, name: str, model: bytes) -> None:
+        """Put a tokenizer's file there, if it is not. Raises OSError."""
+        if not (self.tokenizer / name).exists():
+            self.tokenizer.mkdir(parents=True, exist_ok=True)
+            with replacing(self.tokenizer / name) as temporary:
+                temporary.write_bytes(model)
+                sync(temporary)
 
     def require(self) -> RunFolder:
         """Itself. Raises `LaunchError` if no run was begun here."""

@@ -14,6 +14,7 @@ class TrainState:
     recent_losses: of the steps before this one, where spikes are looked for.
     skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
     failed_saves: checkpoints that could not be written. damaged_rows: left out since their block is damaged.
+    best_step, best_value: of the evaluation that found the best value of what `eval.best` names, if there was one.
     """
 
     step: int = 0
@@ -26,6 +27,8 @@ class TrainState:
     damaged_rows: int = 0
     rollbacks: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    best_step: int | None = None
+    best_value: float | None = None
 
     def __post_init__(self) -> None:
         self.skipped_windows = [(first, last) for first, last in self.skipped_windows]  # JSON gives lists

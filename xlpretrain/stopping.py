@@ -29,6 +29,9 @@ class StopConfig(Section):
     """Seconds after its start at which a run saves and leaves with exit code 75 (default: never)."""
     grace_s: int = Field(600, gt=0)
     """Seconds that the launcher gives the ranks to save after a signal, before it kills them."""
+    patience: int | None = Field(None, gt=0)
+    """Evaluations in a row that are no better than the best one (eval.best) after which a run is finished (default: it
+    goes on to max_steps)."""
     max_nonfinite_steps: int = Field(5, gt=0)
     """Steps in a row whose loss or gradient is not finite after which the run fails."""
 

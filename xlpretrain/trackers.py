@@ -177,7 +177,7 @@ class ConsoleTracker:
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Show one step."""
-        if "valid/loss" in metrics:
+        if any(name.startswith("valid/") for name in metrics):
             self.say(self._describe_evaluation(metrics))
         if "train/loss" not in metrics:
             return
@@ -209,16 +209,15 @@ class ConsoleTracker:
 
     @staticmethod
     def _describe_evaluation(metrics: Mapping[str, float | int]) -> str:
-        parts = [
-            f"step {metrics['step']}: held-out loss {metrics['valid/loss']:.4f}",
-            f"perplexity {metrics['valid/perplexity']:.2f}",
-        ]
+        parts = [f"held-out loss {metrics['valid/loss']:.4f}"] if "valid/loss" in metrics else []
+        if "valid/perplexity" in metrics:
+            parts.append(f"perplexity {metrics['valid/perplexity']:.2f}")
         if "valid/bits_per_byte" in metrics:
             parts.append(f"{metrics['valid/bits_per_byte']:.3f} bits per byte")
         for name, value in metrics.items():
             if name.startswith("valid/") and name.endswith("_accuracy"):
                 parts.append(f"{name.removeprefix('valid/').replace('_', ' ')} {value:.3f}")
-        return ", ".join(parts)
+        return f"step {metrics['step']}: {', '.join(parts)}"
 
 
 def _duration(seconds: float) -> str:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 
 from xlpretrain import checkpoint
 from xlpretrain import config as configuration
-from xlpretrain.build import Datasets, open_data
+from xlpretrain.classifier import class_probabilities
 from xlpretrain.config import RunConfig
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.paths import Datasets, LabelledPaths
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import DTYPES
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluate import EvalConfig, Evaluation, evaluate
 from xlpretrain.generate import sample_text
+from xlpretrain.likelihood import Likelihood, log_likelihoods
 from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.classify import Classify
 from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
 from xlpretrain.run_folder import RunFolder
 
@@ -37,14 +42,19 @@ class TrainedRun:
     def load(
         cls, folder: RunFolder, *, device: torch.device, step: int | None = None, dtype: torch.dtype | None = None
     ) -> TrainedRun:
-        """The newest whole checkpoint of a run, or that of `step`. Raises `CheckpointError` if there is none.
+        """The newest whole checkpoint of a run (the best one, if it keeps that), or that of `step`.
+
+        Raises `CheckpointError` if there is none.
 
         dtype: of the weights (default: as the model was trained with).
         """
         config = configuration.load(folder.config)
         size = folder.read_provenance().get("vocab_size") or _open_tokenizer(folder, config).vocabulary.size
         model = config.build_model(size)
-        source = folder.checkpoints if step is None else folder.checkpoints / checkpoint.checkpoint_name(step)
+        if step is not None:
+            source = folder.checkpoints / checkpoint.checkpoint_name(step)
+        else:
+            source = checkpoint.find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
         found = checkpoint.load_weights_into(model, source)
         return cls(folder, config, model.to(device, dtype or DTYPES[config.engine.precision]).eval(), found, device)
 
@@ -56,14 +66,35 @@ class TrainedRun:
     @cached_property
     def data(self) -> Datasets:
         """Its datasets. Raises `DataError` if they are not there any more."""
-        return open_data(self.config)
+        return self.config.data.open()
+
+    def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
+        """Of a classifier: each label's probability, for each text or pair of texts. Raises `ConfigError`."""
+        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        _, labels = self.classifies
+        return [dict(zip(labels, row, strict=True)) for row in self.class_probabilities(pairs).tolist()]
+
+    @property
+    def classifies(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
+        data, objective = self.config.data, self.config.objective
+        if not isinstance(data, LabelledPaths) or not isinstance(objective, Classify):
+            raise ConfigError(f"{self.folder.path}: is no classifier; make one of it with `xlpretrain finetune`")
+        return data.text, objective.labels
+
+    def class_probabilities(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """Of a classifier: a distribution over its labels for each text, or pair of texts. Raises `ConfigError`."""
+        columns, _ = self.classifies
+        strange = next((text for text in texts if len(text) != len(columns)), None)
+        if strange is not None:
+            raise ConfigError(
+                f"{self.folder.path}: an example has {len(columns)} texts ({', '.join(columns)}), got {len(strange)}"
+            )
+        return class_probabilities(self.model, cast(Classify, self.config.objective), self.tokenizer, texts)
 
     def score(self, split: Path | None = None, *, config: EvalConfig) -> Evaluation:
         """Evaluate on the split in a folder (default: the run's held-out one). Every rank calls it."""
-        if split is not None:
-            valid: Manifest | None = Manifest.open(split, tokenizer_sha256=self.tokenizer.sha256)
-        else:
-            valid = self.data.valid
+        valid = self.data.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
         return evaluate(
@@ -75,6 +106,29 @@ class TrainedRun:
             mem_len=self.config.evaluated_mem_len(config),
             config=config,
             device=self.device,
+        )
+
+    def log_likelihoods(
+        self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
+    ) -> list[Likelihood]:
+        """How likely the model finds each text: `.nats` (0 or less), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
+
+        The log-likelihood of a causal model, the pseudo-log-likelihood of a masked or permutation one.
+
+        Args:
+            mem_len: positions that a causal model remembers (default: as trained).
+            batch_size: rows side by side.
+
+        Raises:
+            ConfigError: the model predicts no tokens (a classifier).
+        """
+        return log_likelihoods(
+            self.model,
+            self.config.objective,
+            self.tokenizer,
+            texts,
+            mem_len=self.config.model.mem_len if mem_len is None else mem_len,
+            batch_size=batch_size,
         )
 
     def generate(
@@ -135,9 +189,14 @@ class TrainedRun:
 
 
 def _open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
-    """An imported run has its own, another the one beside its data. Raises `DataError`."""
+    """What a run's texts were encoded by. Raises `DataError`."""
+    return Tokenizer.load(find_tokenizer(folder, config))
+
+
+def find_tokenizer(folder: RunFolder, config: RunConfig) -> Path:
+    """Where a run's tokenizer lies: in its folder (imported, fine-tuned) or by its data. Raises `DataError`."""
     if folder.tokenizer.is_dir():
-        return Tokenizer.load(Tokenizer.find(folder.tokenizer))
+        return Tokenizer.find(folder.tokenizer)
     if folder.read_provenance().get("vocab_size"):
         raise DataError(f"{folder.path}: was imported without a tokenizer; import it again with --tokenizer FILE")
-    return Manifest.open(config.data.train[0].path, cache=config.data.cache).open_tokenizer()
+    return config.data.tokenizer_path()

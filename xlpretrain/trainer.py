@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain import checkpoint, distributed
+from xlpretrain.best import is_over, must_save, note
 from xlpretrain.corpus_losses import add_losses, corpus_metrics
 from xlpretrain.data.order import mix
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
@@ -69,7 +70,7 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
     """Train until `max_steps`, or until the ranks agree to stop, or that the last step's loss was a spike."""
     stopped: StopReason | None = None
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
-        while run.state.step < run.max_steps:
+        while run.state.step < run.max_steps and not is_over(run):
             batches = _fetch(run, batches_of_steps)
             agreed = _agree(run, batches)
             _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
@@ -78,7 +79,9 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
             if agreed.stop:
                 stopped = agreed.stop
                 break
-            if agreed.saves.due and not agreed.saves.writing:
+            if agreed.saves.writing and must_save(run):
+                _tell_of_failed_save(run, run.saver.wait())
+            if must_save(run) or (agreed.saves.due and not agreed.saves.writing):
                 begin_to_save(run)
             if agreed.damaged_rows:
                 _tell_of_damage(run, agreed.damaged_rows)
@@ -246,7 +249,13 @@ def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm
         }
     run.recorder.goodput.spent("step_s")
     if run.evaluate is not None and (last or _due(run, config.eval.every_steps)):
-        metrics |= {"tokens": state.tokens, **run.evaluate().metrics()}
+        found = run.evaluate()
+        note(run, found)
+        metrics |= {"tokens": state.tokens, **found.metrics()}
+        run.watch = Stopwatch()
+        run.recorder.goodput.spent("eval_s")
+    if run.probe is not None and config.eval.probe and (last or _due(run, config.eval.probe.every_steps)):
+        metrics |= {"tokens": state.tokens, **run.probe()}
         run.watch = Stopwatch()
         run.recorder.goodput.spent("eval_s")
     if metrics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -68,11 +68,11 @@ def remove(folder: Path, *, owner: int) -> None:
     shutil.rmtree(going)
 
 
-def prune(checkpoints: Path, *, keep: int, keep_every: int | None, verified: int | None, owner: int) -> None:
-    """Remove all but the newest `keep`, multiples of `keep_every`, and step `verified`. Raises OSError."""
+def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int | None], owner: int) -> None:
+    """Remove all but the newest `keep`, multiples of `keep_every`, and steps that are to `stay`. Raises OSError."""
     for old in list_checkpoints(checkpoints)[keep:]:
         step = step_of(old) or 0
-        if step != verified and (keep_every is None or step % keep_every):
+        if step not in stay and (keep_every is None or step % keep_every):
             remove(old, owner=owner)
 
 

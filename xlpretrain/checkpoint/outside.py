@@ -27,6 +27,7 @@ def write_weights(checkpoints: Path, model: PretrainingModel) -> None:
         before_commit=lambda: None,
         keep=1,
         keep_every=None,
+        keep_best=False,
         verified=None,
     )
     copied = Copied(

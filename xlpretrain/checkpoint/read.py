@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xlpretrain import distributed
-from xlpretrain.checkpoint.folders import DAMAGED, clear_temporary, list_checkpoints, put_away
+from xlpretrain.checkpoint.folders import DAMAGED, checkpoint_name, clear_temporary, list_checkpoints, put_away
 from xlpretrain.checkpoint.format import (
     CHUNK,
     MANIFEST,
@@ -33,6 +33,7 @@ from xlpretrain.state import TrainState
 
 Range = tuple[str, str, int, int]
 """(kind, parameter name, start, stop)."""
+_HEAD = "head."
 Segment = tuple[str, str, int, int]
 """(file, key, start, stop): elements of a tensor along the dimension it is cut in."""
 
@@ -159,21 +160,25 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
     return Restored(TrainState(**manifest.state), memory, differences)
 
 
-def load_weights(source: Path, engine: Engine) -> int:
+def load_weights(source: Path, engine: Engine) -> list[str]:
     """Take over the weights of a run's newest whole checkpoint. Every rank must call it.
+
+    The backbone must be the same. A head may be another one: what has the same name there goes on, the rest is new.
 
     Args:
         source: a run's folder, its `checkpoints`, or one of them.
 
     Returns:
-        The step they are of.
+        The names of the parameters that are new.
 
     Raises:
         CheckpointError: on every rank.
     """
-    with _weights(source, engine.shapes, [("weight", *piece) for piece in engine.loads()]) as checkpoint:
-        engine.load_weights(checkpoint.read)
-        return checkpoint.manifest.step
+    reads = [("weight", *piece) for piece in engine.loads()]
+    with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
+        fresh = engine.shapes.keys() - checkpoint.manifest.parameters.keys()
+        engine.load_weights(checkpoint.read, fresh=fresh)
+    return sorted(fresh)
 
 
 @torch.no_grad()
@@ -188,24 +193,43 @@ def load_weights_into(model: PretrainingModel, source: Path) -> int:
         return checkpoint.manifest.step
 
 
-def _weights(source: Path, shapes: Mapping[str, torch.Size], reads: list[Range]) -> Checkpoint:
-    found = _newest_whole(source / "checkpoints" if (source / "checkpoints").is_dir() else source, shapes, reads)
+def find_best(checkpoints: Path) -> Path:
+    """The checkpoint of a run's best evaluation, as its newest one remembers it; else the folder of all of them."""
+    for folder in list_checkpoints(checkpoints):
+        with suppress(OSError, DamagedError):
+            best = open_manifest(folder).state.get("best_step")
+            place = checkpoints / checkpoint_name(best or 0)
+            return place if best is not None and place.is_dir() else checkpoints
+    return checkpoints
+
+
+def _weights(
+    source: Path, shapes: Mapping[str, torch.Size], reads: list[Range], *, other_head: bool = False
+) -> Checkpoint:
+    place = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    found = _newest_whole(place, shapes, reads, other_head=other_head)
     if found is None:
         raise CheckpointError(f"{source}: no checkpoint there; name a run's folder or a checkpoint in it")
     return found[0]
 
 
 def _newest_whole(
-    source: Path, shapes: Mapping[str, torch.Size], reads: list[Range], streams: range = range(0)
+    source: Path,
+    shapes: Mapping[str, torch.Size],
+    reads: list[Range],
+    streams: range = range(0),
+    *,
+    other_head: bool = False,
 ) -> tuple[Checkpoint, list[tuple[Path, str]]] | None:
     """The newest checkpoint all of whose ranks can read what they need, and the newer ones with what is wrong there.
 
     `source` is a folder of checkpoints, or a checkpoint itself. None: there has never been one.
+    other_head: what stands on the backbone may be something else; what is not there is not read.
     """
     own = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
     passed_over: list[tuple[Path, str]] = []
     for folder in distributed.broadcast_object(own):
-        checkpoint, error = _open(folder, reads, streams, shapes)
+        checkpoint, error = _open(folder, reads, streams, shapes, other_head=other_head)
         errors = [error for error in distributed.gather_objects(error) if error is not None]
         if checkpoint is not None and not errors:
             return checkpoint, passed_over
@@ -223,12 +247,16 @@ def _newest_whole(
 
 
 def _open(
-    folder: Path, reads: list[Range], streams: range, shapes: Mapping[str, torch.Size]
+    folder: Path, reads: list[Range], streams: range, shapes: Mapping[str, torch.Size], *, other_head: bool
 ) -> tuple[Checkpoint | None, Exception | None]:
     """A checkpoint of which all that is to be read was verified; or what is wrong, a `CheckpointError` if the model."""
     try:
         checkpoint = Checkpoint(folder)
-        _check_model(checkpoint, shapes)
+        saved = checkpoint.manifest.parameters
+        if other_head:
+            shapes = {name: shape for name, shape in shapes.items() if name in saved or not name.startswith(_HEAD)}
+            reads = [read for read in reads if read[1] in shapes]
+        _check_model(checkpoint, shapes, other_head=other_head)
         if not {kind for kind, *_ in reads} <= set(checkpoint.manifest.kinds):
             raise CheckpointError(
                 f"{folder}: holds weights alone (it was imported), and a run cannot go on from it; begin a new one with"
@@ -242,8 +270,10 @@ def _open(
     return checkpoint, None
 
 
-def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size]) -> None:
+def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_head: bool) -> None:
     saved = {name: tuple(parameter.shape) for name, parameter in checkpoint.manifest.parameters.items()}
+    if other_head:
+        saved = {name: shape for name, shape in saved.items() if name in shapes or not name.startswith(_HEAD)}
     for name in sorted(saved.keys() | shapes.keys()):
         got, expected = saved.get(name), tuple(shapes[name]) if name in shapes else None
         if got != expected:

@@ -41,6 +41,8 @@ class CheckpointConfig(Section):
     """How many of the newest stay on the disk; beside them, the one that the run was last resumed from."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
     """Those of steps that are a multiple of this stay for good (default: none)."""
+    keep_best: bool = False
+    """Save after each evaluation that is the best one so far (eval.best), and keep that; it is the one that is used."""
 
 
 class Votes(NamedTuple):
@@ -91,6 +93,7 @@ class Saver:
             before_commit=before_commit,
             keep=config.keep,
             keep_every=config.keep_every,
+            keep_best=config.keep_best,
             verified=saved_at,
         )
         self._host = HostFile()

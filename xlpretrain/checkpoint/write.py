@@ -55,6 +55,7 @@ class Place:
 
     owner: the number of this start of the run; a later one has a higher number, and removes what an earlier one was
         writing. fence: raises if there is one; rank 0 calls it. before_commit: what must be on the disk first.
+    keep_best: whether that of the state's best step stays.
     verified: the step whose checkpoint this start has read, and found whole: the only one known to be, so it stays.
     """
 
@@ -66,6 +67,7 @@ class Place:
     before_commit: Callable[[], None]
     keep: int
     keep_every: int | None
+    keep_best: bool
     verified: int | None
 
 
@@ -118,7 +120,7 @@ def write(place: Place, copied: Copied, gave_up: Event) -> None:
             path.unlink()
         sync(folder)
         place.before_commit()
-        _commit(folder, place, copied.step)
+        _commit(folder, place, copied)
     except BaseException:
         with suppress(OSError):
             remove(folder, owner=place.owner)
@@ -214,13 +216,13 @@ def _parameters(
         yield name, Parameter(list(shapes[name]), ranges)
 
 
-def _commit(folder: Path, place: Place, step: int) -> None:
+def _commit(folder: Path, place: Place, copied: Copied) -> None:
     """Make the folder a checkpoint by its name, and remove what is then too many.
 
     Should a later start of the run take over after the last look at the fence (this process may be stopped there for
     as long as you like), it has removed `folder` before it reads any checkpoint, and the rename finds nothing.
     """
-    final = place.checkpoints / checkpoint_name(step)
+    final = place.checkpoints / checkpoint_name(copied.step)
     place.fence()
     if final.exists():
         mine = Manifest.read(folder)
@@ -239,6 +241,6 @@ def _commit(folder: Path, place: Place, step: int) -> None:
         place.checkpoints,
         keep=place.keep,
         keep_every=place.keep_every,
-        verified=place.verified,
+        stay={place.verified, copied.state["best_step"] if place.keep_best else None},
         owner=place.owner,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from jaxtyping import Float
@@ -92,9 +92,9 @@ class Engine(ABC):
         self._state.load(read, updates)
         self._copy_to_model()
 
-    def load_weights(self, read: ReadRange) -> None:
-        """Take over the weights alone (kind `weight`); the optimizer starts anew."""
-        self._state.load(read, None)
+    def load_weights(self, read: ReadRange, *, fresh: Set[str] = frozenset()) -> None:
+        """Take over the weights alone (kind `weight`) but for the `fresh` parameters; the optimizer starts anew."""
+        self._state.load(read, None, fresh=fresh)
         self._copy_to_model()
 
     @abstractmethod

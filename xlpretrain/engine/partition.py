@@ -6,7 +6,7 @@ state is replicated, a flat partition of many parameters under ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -125,15 +125,19 @@ class Partition:
         return int(self.optimizer.state[self.masters[0]]["step"])
 
     @torch.no_grad()
-    def load(self, read: ReadRange, updates: int | None) -> None:
-        """Fill masters, and the optimizer's state; it starts anew where `updates` is None. Padding becomes zero."""
+    def load(self, read: ReadRange, updates: int | None, *, fresh: Set[str] = frozenset()) -> None:
+        """Fill masters, and the optimizer's state; it starts anew where `updates` is None. Padding becomes zero.
+
+        fresh: parameters that are as they were drawn, and stay so.
+        """
+        drawn = {i: piece.view(piece.master).clone() for i, piece in enumerate(self.pieces) if piece.name in fresh}
         for master in self.masters:
             for kind in ("weight", *self.kinds):
                 self._tensor(master, kind).detach().zero_()
             self.optimizer.state[master]["step"].fill_(updates or 0)
-        for piece in self.pieces:
+        for i, piece in enumerate(self.pieces):
             for kind in ("weight", *self.kinds) if updates is not None else ("weight",):
-                values = read(kind, piece.name, piece.start, piece.stop)
+                values = drawn[i] if i in drawn else read(kind, piece.name, piece.start, piece.stop)
                 piece.view(self._tensor(piece.master, kind)).copy_(values)
 
     def _tensor(self, master: Tensor, kind: str) -> Tensor:

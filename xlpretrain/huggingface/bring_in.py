@@ -15,7 +15,6 @@ from xlpretrain import checkpoint, schema
 from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
-from xlpretrain.durable import sync
 from xlpretrain.errors import ConfigError, DataError, LaunchError
 from xlpretrain.huggingface.foreign import Foreign, load_weights, read_foreign
 from xlpretrain.run_folder import RunFolder, Status
@@ -68,9 +67,7 @@ def bring_in(
     try:
         temporary.create(config=schema.dump(config), provenance=provenance)
         if vocabulary is not None:
-            temporary.tokenizer.mkdir()
-            (temporary.tokenizer / vocabulary.file_name).write_bytes(vocabulary.model)
-            sync(temporary.tokenizer / vocabulary.file_name)
+            temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
         checkpoint.write_weights(temporary.checkpoints, model)
         temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
         temporary.path.rename(folder.path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from xlpretrain import schema
+from xlpretrain.data.paths import CorpusPaths
 from xlpretrain.errors import DataError
 from xlpretrain.metrics import read_metrics
 from xlpretrain.trained import TrainedRun
@@ -59,7 +60,8 @@ def _data(run: TrainedRun) -> str:
     try:
         train = run.data.train.corpora
     except DataError:
-        names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in run.config.data.train)
+        paths = run.config.data.train if isinstance(run.config.data, CorpusPaths) else ()
+        names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
         return f"The dataset {names}, which was not at hand at the time of the export."
     data, total = run.data.train, sum(corpus.weight for corpus in train)
     parts = (

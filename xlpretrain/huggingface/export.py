@@ -48,6 +48,8 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
         hint = "no model is there, remove it yourself" if force else "choose another folder, or use --force"
         raise LaunchError(f"{to}: is there already; {hint}")
     run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
+    if not run.config.objective.predicts_tokens:
+        raise LaunchError(f"{folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.classify import Classify
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.objective import Objective
 from xlpretrain.objectives.permutation_lm import PermutationLM
@@ -12,6 +13,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal_lm": CausalLM,
     "permutation_lm": PermutationLM,
     "masked_lm": MaskedLM,
+    "classify": Classify,
 }
 
 AnyObjective = Annotated[Objective, Choice(OBJECTIVES)]

@@ -96,11 +96,13 @@ class Objective(Section, ABC):
 
     needs: ClassVar[frozenset[str]]
     """Of memory, causal, two_stream, bidirectional: what a backbone must provide."""
+    predicts_tokens: ClassVar[bool] = True
+    """Whether it learns from a corpus; else from labelled texts."""
 
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:
-        """The names of the loss terms. The first is the one whose perplexity is reported, and must predict tokens."""
+        """The names of the loss terms. The first one's perplexity is reported, where it predicts tokens."""
 
     @property
     @abstractmethod

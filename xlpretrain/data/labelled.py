@@ -1,0 +1,180 @@
+"""Files of labelled texts, and pairs of texts, as datasets. Torch-free.
+
+Such a file is small: it is encoded when it is opened, and then one block in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlpretrain.data.held_out import slice_of
+from xlpretrain.data.manifest import NO_ENDS, Manifest
+from xlpretrain.data.order import Place, Shuffled
+from xlpretrain.data.shard_reader import Block
+from xlpretrain.data.stream import CorpusRows, EvaluationRows, Pair, Row
+from xlpretrain.data.tables import read_table
+from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.errors import DataError
+
+UNLABELLED = -1
+
+
+class LabelledTexts(Manifest):
+    """A document an example: its one or two texts are sentences, whole; collators cut what is too long.
+
+    texts, labels: of each example. parts: its texts' tokens.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, *, text: Sequence[str], label: str):
+        """Reads and encodes the file. Raises `DataError` if a column is not there, or a label is empty."""
+        table = read_table(path)
+        self.path, self._tokenizer, self._columns = path, tokenizer, (text, label)
+        self.texts, self.labels = table.columns_of(text), table.column(label)
+        for line, value in zip(table.lines, self.labels, strict=True):
+            if not value.strip():
+                raise DataError(f"{path}: line {line}: has no label ({label})")
+        self.parts = [tokenizer.encode_batch(texts) for texts in self.texts]
+        tokens, documents, sentences = list[int](), list[int](), list[int]()
+        for parts in self.parts:
+            for part in parts:
+                tokens += part
+                sentences += [len(tokens) - 1] if part else []
+            tokens.append(tokenizer.vocabulary.eod)
+            documents.append(len(tokens) - 1)
+        self._block = Block(np.array(tokens, "<u4"), np.array(documents, "<u4"), np.array(sentences, "<u4"))
+        super().__init__(path.parent, self._index())
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the longest example."""
+        return max(sum(len(part) for part in parts) for parts in self.parts)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer that encoded it."""
+        return self._tokenizer
+
+    def row(self, number: int, *, label: int, epoch: int, stream: int) -> Row:
+        """Example `number` as a row."""
+        return row_of(self.parts[number], label=label, epoch=epoch, sample=number, stream=stream)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        text, label = self._columns
+        return _open, (self.path, self._tokenizer, text, label)
+
+    def _load_block(self, number: int) -> Block:
+        return self._block
+
+    def _index(self) -> dict[str, Any]:
+        """What the index of a built dataset would say."""
+        content, num_tokens = self.path.read_bytes(), len(self._block.tokens)
+        shard = {
+            "name": self.path.name,
+            "num_bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "num_members": 0,
+            "offset": [0],
+            "crc32": [0],
+            "documents": [len(self.texts)],
+            "sentences": [len(self._block.sentence_ends)],
+            "source_bytes": [sum(len(text.encode()) for texts in self.texts for text in texts)],
+        }
+        return {
+            "block_tokens": num_tokens + 1,
+            "tail_tokens": num_tokens,
+            "num_tokens": num_tokens,
+            "dtype": "uint32",
+            "vocabulary": asdict(self._tokenizer.vocabulary),
+            "tokenizer_sha256": self._tokenizer.sha256,
+            "num_unknown": int((self._block.tokens == self._tokenizer.vocabulary.unk).sum()),
+            "built_from": {},
+            "shards": [shard],
+        }
+
+
+def _open(path: Path, tokenizer: Tokenizer, text: Sequence[str], label: str) -> LabelledTexts:
+    return LabelledTexts(path, tokenizer, text=text, label=label)
+
+
+def row_of(parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample: int = 0, stream: int = 0) -> Row:
+    """One or two texts' tokens as a row."""
+    return Row(
+        np.array([token for part in parts for token in part], np.int64),
+        NO_ENDS,
+        NO_ENDS,
+        stream=stream,
+        epoch=epoch,
+        sample=sample,
+        pair=Pair(split=len(parts[0]), label=label),
+    )
+
+
+def check_labels(train: LabelledTexts, valid: LabelledTexts | None) -> None:
+    """Whether a classifier can be trained on one and tried on the other. Raises `DataError`."""
+    known = set(train.labels)
+    if len(known) < 2:
+        raise DataError(f"{train.path}: all of its rows have the label {known.pop()!r}; at least two are needed")
+    strange = Counter(label for label in (valid.labels if valid else ()) if label not in known)
+    if valid is not None and strange:
+        found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))
+        raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
+
+
+class ExampleRows(CorpusRows):
+    """The rows of a run: every example once an epoch, shuffled anew. labels: in the order of their numbers."""
+
+    manifest: LabelledTexts
+    both_ways = False
+
+    def __init__(self, examples: LabelledTexts, labels: Sequence[str], *, num_streams: int, seed: int):
+        self.manifest = examples
+        self.order = Shuffled(np.array([len(examples.labels)]), num_streams=num_streams, seed=seed, window_blocks=1)
+        self._labels = _numbers(examples, labels)
+
+    @property
+    def num_samples(self) -> int:
+        """How many examples there are."""
+        return len(self._labels)
+
+    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+        """The row of an example."""
+        return self.manifest.row(place.row, label=self._labels[place.row], epoch=place.epoch, stream=stream)
+
+    def prefetch_at(self, place: Place) -> None:
+        """Nothing: it is in memory."""
+
+
+class ExampleEvaluationRows(EvaluationRows):
+    """Every example once, in the file's order, cut into `num_streams` slices."""
+
+    def __init__(self, examples: LabelledTexts, labels: Sequence[str], *, num_streams: int):
+        self.manifest, self.num_streams = examples, num_streams
+        self._labels = _numbers(examples, labels)
+
+    @property
+    def num_steps(self) -> int:
+        """Rows in the longest slice."""
+        return -(-len(self._labels) // self.num_streams)
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """Row `step` of slice `stream`; past its end an empty one, which asks nothing."""
+        first, last = slice_of(stream, self.num_streams, total=len(self._labels))
+        number = first + step
+        if number >= last:
+            return row_of([[]], label=UNLABELLED, stream=stream)
+        return self.manifest.row(number, label=self._labels[number], epoch=0, stream=stream)
+
+
+def _numbers(examples: LabelledTexts, labels: Sequence[str]) -> list[int]:
+    """Each example's label as a number. Raises `DataError` for one that is not known."""
+    number_of = {label: number for number, label in enumerate(labels)}
+    strange = sorted(set(examples.labels) - set(number_of))
+    if strange:
+        raise DataError(f"{examples.path}: has the labels {', '.join(strange)}; known are {', '.join(labels)}")
+    return [number_of[label] for label in examples.labels]

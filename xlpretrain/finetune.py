@@ -1,0 +1,59 @@
+"""A classifier from a pretrained run: a run like any other, and what it comes to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from xlpretrain import config as configuration
+from xlpretrain import schema
+from xlpretrain.classifier import Figures, write_predictions
+from xlpretrain.config import RunConfig
+from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.durable import replace_file
+from xlpretrain.errors import ConfigError
+from xlpretrain.plots import plot_confusion
+from xlpretrain.recipe import classifier_config
+from xlpretrain.run_folder import RunFolder
+from xlpretrain.trained import TrainedRun, find_tokenizer
+
+
+def recipe(
+    source: RunFolder,
+    *,
+    train: Path,
+    valid: Path,
+    name: str,
+    runs_dir: Path,
+    text: Sequence[str] = (),
+    label: str = "label",
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """The config of a run that fine-tunes the newest checkpoint of `source` on labelled texts.
+
+    train, valid, text, label: see `classifier_config`. overrides: `key=value` changes to what that says. Raises
+    `ConfigError` and `DataError`.
+    """
+    theirs = configuration.load(source.config)
+    tokenizer = find_tokenizer(source, theirs)
+    content = classifier_config(theirs, tokenizer=tokenizer, train=train, valid=valid, text=text, label=label)
+    place = {"name": name, "runs_dir": str(runs_dir)}
+    changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides)
+    if any(changed[key] != value for key, value in place.items()):
+        raise ConfigError("name, runs_dir: say them with --as and --runs-dir")
+    return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
+
+
+def sum_up(run: TrainedRun) -> Figures:
+    """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
+    valid, folder = run.data.valid, run.folder
+    columns, labels = run.classifies
+    assert isinstance(valid, LabelledTexts), "made by `recipe`"
+    probabilities = run.class_probabilities(valid.texts)
+    write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
+    figures = Figures.of(valid.labels, probabilities, labels)
+    replace_file(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
+    plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+    return figures

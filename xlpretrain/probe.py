@@ -1,0 +1,120 @@
+"""A short fine-tune of a copy of the model while it trains: what it has learnt for a task so far.
+
+The run does not feel it: the copy has an engine of its own, torch's generator is put back, and the weights are only
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlpretrain import distributed, schema
+from xlpretrain.config import RunConfig, training_rows
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.order import mix
+from xlpretrain.data.paths import Datasets
+from xlpretrain.engine import Engine, build_engine
+from xlpretrain.evaluate import evaluate
+from xlpretrain.metrics import Metrics
+from xlpretrain.objectives.objective import Batch, Loss
+from xlpretrain.recipe import classifier_config
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier's run in small. config: as `recipe.classifier_config` makes it, but shorter."""
+
+    config: RunConfig
+    data: Datasets
+
+    @classmethod
+    def of(cls, run: RunConfig, data: Datasets) -> Probe | None:
+        """What `eval.probe` of a run asks for, checked. Raises `ConfigError` and `DataError`."""
+        probe = run.eval.probe
+        if probe is None:
+            return None
+        content = classifier_config(
+            run,
+            tokenizer=run.data.tokenizer_path(),
+            train=probe.train,
+            valid=probe.valid,
+            text=probe.text,
+            label=probe.label,
+        )
+        length = {"max_steps": probe.steps, "schedule": {"type": "linear", "warmup_steps": probe.steps // 10}}
+        content |= {**length, "engine": {"type": "plain", "precision": "fp32"}, "seed": run.seed}
+        content["schedule"]["total_steps"] = probe.steps
+        config = schema.validate(RunConfig, content, f"{run.name}, its probe")
+        return cls(config, config.data.open())
+
+    def run(self, weights_of: Engine, *, progress: Callable[[], None]) -> Metrics:
+        """The accuracy of a classifier that begins with the weights of an engine as they are.
+
+        Every rank must call it. progress: called at each step and each batch of the evaluation, for the watchdog.
+        """
+        weights, device = whole_weights(weights_of), weights_of.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            engine = self._engine(weights, device)
+            self._train(engine, progress)
+
+            def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
+                progress()
+                return engine.evaluate(batch, mems)
+
+            assert self.data.valid is not None, "`of` names it"
+            found = evaluate(
+                forward,
+                engine.model.backbone.empty_memory,
+                manifest=self.data.valid,
+                tokenizer=self.data.tokenizer,
+                objective=self.config.objective,
+                mem_len=0,
+                config=self.config.eval,
+                device=device,
+            )
+        return {"valid/probe_accuracy": found.main.accuracy, "valid/probe_loss": found.loss}
+
+    def _engine(self, weights: dict[str, Tensor], device: torch.device) -> Engine:
+        torch.manual_seed(self.config.seed)
+        model = self.config.build_model(self.data.train.vocabulary.size)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:  # the classifier is new
+                    parameter.copy_(weights[name].view_as(parameter))
+        return build_engine(
+            self.config.engine,
+            model,
+            self.config.optimizer,
+            num_micro_batches=1,
+            weights=self.config.objective.weights,
+            device=device,
+        )
+
+    def _train(self, engine: Engine, progress: Callable[[], None]) -> None:
+        config, rank = self.config, distributed.rank()
+        streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
+        rows = training_rows(config, self.data.train)
+        loader = Loader(rows, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
+        memory = engine.model.backbone.empty_memory(len(streams), 0)
+        assert config.max_steps is not None, "`of` says it"
+        for step, (batch,) in enumerate(loader.steps(start=0, stop=config.max_steps)):
+            torch.manual_seed(mix(config.seed, step, rank))
+            engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each row has its label
+            loss, _ = engine(batch.to(engine.device), memory)
+            engine.backward(loss)
+            engine.step(config.optimizer.lr * config.schedule.ratio(step))
+            progress()
+
+
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter's fp32 weights, flat, on the CPU, put together from all ranks. Every rank must call it."""
+    pieces = [(r.name, r.start, r.stop, r.tensor.cpu()) for r in engine.state_ranges() if r.kind == "weight"]
+    found = {name: torch.empty(shape.numel()) for name, shape in engine.shapes.items()}
+    for of_rank in distributed.gather_objects(pieces):
+        for name, start, stop, values in of_rank:
+            found[name][start:stop] = values
+    return found
