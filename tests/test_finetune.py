@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import xlpretrain
-from tests.commands import read_metrics, refused, run
+from tests.commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
 from tests.corpus import make_sentence
 from tests.imported_runs import make_run
 from xlpretrain import checkpoint

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from xlpretrain import config as configuration
-from xlpretrain.build import open_data
 from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import Row
@@ -71,7 +70,7 @@ def show_sample(place: Path, *, step: int, stream: int, console: Console | None 
     config = configuration.load(place / "config.yaml" if place.is_dir() else place)
     if not 0 <= stream < config.global_batch_size:
         raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
-    data = open_data(config)
+    data = config.data.open()
     rows = configuration.training_rows(config, data.train)
     row = rows.row(step=step, stream=stream)
     batch = config.objective.collator(data.tokenizer, seed=config.seed)([row])
