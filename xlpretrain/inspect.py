@@ -70,6 +70,8 @@ def show_sample(place: Path, *, step: int, stream: int, console: Console | None 
     config = configuration.load(place / "config.yaml" if place.is_dir() else place)
     if not 0 <= stream < config.global_batch_size:
         raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
+    if not config.objective.predicts_tokens:
+        raise ConfigError(f"{place}: trains a classifier, whose rows are the texts of its files")
     data = config.data.open()
     rows = configuration.training_rows(config, data.train)
     row = rows.row(step=step, stream=stream)
