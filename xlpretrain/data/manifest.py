@@ -288,9 +288,10 @@ def parse_index(data: bytes) -> Any:
 
 def check_size(shard: Shard) -> None:
     """Raises `DataError` if the shard is not there or has another size than the index says."""
-    if not shard.path.is_file():
-        raise DataError(f"{shard.path}: this shard is missing; copy the dataset again, or build it again")
-    size = shard.path.stat().st_size
+    try:
+        size = shard.path.stat().st_size
+    except OSError:
+        raise DataError(f"{shard.path}: this shard is missing; copy the dataset again, or build it again") from None
     if size != shard.num_bytes:
         raise DataError(
             f"{shard.path}: {size} bytes, expected {shard.num_bytes}; it was cut short or changed: copy the dataset "
@@ -299,7 +300,7 @@ def check_size(shard: Shard) -> None:
 
 
 def _plain_name(name: str) -> str:
-    if Path(name).name != name or name in ("", ".", ".."):
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"a shard must lie beside the index, got {name!r}")
     return name
 

@@ -201,7 +201,7 @@ class Shuffled(Order):
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
-        blocks = np.argsort(mix_each(np.arange(len(self.rows_of_block)), mix(self._seed, epoch)), kind="stable")
+        blocks = np.argsort(mix_each(np.arange(len(self.rows_of_block)), mix(self._seed, epoch)))  # no two are alike
         return blocks, np.concatenate([[0], np.cumsum(self.rows_of_block[blocks])])
 
 
