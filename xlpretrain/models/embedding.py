@@ -8,6 +8,7 @@ cluster's vectors, C tokens of the first cluster (the head).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import OutputLayer
+from xlpretrain.models.chunked_loss import ChunkedLoss
 
 _ROWS_OF_LOG_PROBS = 256
 
@@ -135,19 +137,17 @@ class VocabularySoftmax(OutputLayer):
         head_targets = targets
         for tail, member in enumerate(inside):
             head_targets = head_targets.masked_fill(member, head_size + tail)
-        logits = self._logits(0, hidden)
-        nll = F.cross_entropy(logits, head_targets, reduction="none")
-        correct = logits.argmax(dim=-1) == targets if accuracy and not inside else None
+        nll = self._nll(0, hidden, head_targets)
         # Every tail is computed, for no rows if need be: under ZeRO-3 all ranks must use the same parameters.
         for tail, member in enumerate(inside):
             (where,) = torch.nonzero(member, as_tuple=True)
-            logits = self._logits(tail + 1, hidden[where])
             within = targets[where] - self.edges[tail + 1]
-            nll = nll.index_add(0, where, F.cross_entropy(logits, within, reduction="none"))
-        if accuracy and inside:  # every tail of every position: some at a time
-            likeliest = [self.log_probs(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
-            correct = torch.cat(likeliest) == targets
-        return nll, correct
+            nll = nll.index_add(0, where, self._nll(tail + 1, hidden[where], within))
+        if not accuracy:
+            return nll, None
+        scores = self.log_probs if inside else partial(self._logits, 0)  # of every token and position: some at a time
+        likeliest = [scores(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
+        return nll, torch.cat(likeliest) == targets
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""
@@ -169,8 +169,18 @@ class VocabularySoftmax(OutputLayer):
             costs.append(6.0 * width * (rows + (embedding.d_model if embedding.projections else 0)))
         return float(costs[0] + max(costs[1:], default=0.0))
 
+    def _nll(self, cluster: int, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log p within a cluster, fp32."""
+        weight, bias = self._weights(cluster)
+        nll: Tensor = ChunkedLoss.apply(self._project(cluster, hidden), weight, bias, targets)  # type: ignore[no-untyped-call]
+        return nll
+
     def _logits(self, cluster: int, hidden: Tensor) -> Tensor:
         """fp32 logits of one cluster's tokens; the first cluster's are followed by those of the other clusters."""
+        return F.linear(self._project(cluster, hidden), *self._weights(cluster)).float()
+
+    def _weights(self, cluster: int) -> tuple[Tensor, Tensor]:
+        """The vectors and biases that give these logits."""
         embedding = self._embedding[0]
         start, end = self.edges[cluster], self.edges[cluster + 1]
         single = len(embedding.tables) == 1
@@ -179,7 +189,7 @@ class VocabularySoftmax(OutputLayer):
         weight, bias = weight[start:end] if single else weight, self.bias[start:end]
         if cluster == 0 and self.cluster_weight is not None and self.cluster_bias is not None:
             weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
-        return F.linear(self._project(cluster, hidden), weight, bias).float()
+        return weight, bias
 
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
         """Hidden states in the width of a cluster's vectors."""
