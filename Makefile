@@ -35,7 +35,8 @@ test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster (under 8 
 	$(PYTEST) -m "slurm and not full" -rs  # it says why any of them is skipped
 
 test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (under 60 minutes)
-	$(PYTEST) -m "not slurm or full" --timeout 3000 -rs
+	$(PYTEST) -m "slurm and full" -rs
+	$(PYTEST) -m "not slurm" --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 3000 -rs
 
 torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, none differ in a bit (15 minutes)
 	$(BIN)/python tests/torture.py

@@ -232,7 +232,7 @@ def test_weights_alone_are_read_from_a_run_or_a_checkpoint(tmp_path: Path, run: 
     model, again = tiny_model(seed=1), begin(PLAIN, seed=1)
     again.steps(0, 2)
     assert checkpoint.load_weights_into(model, tmp_path / where) == 1
-    assert checkpoint.load_weights(tmp_path / where, again.engine) == 1
+    assert checkpoint.load_weights(tmp_path / where, again.engine) == []
     for expected, *found in zip(
         run.engine.model.parameters(), model.parameters(), again.engine.model.parameters(), strict=True
     ):

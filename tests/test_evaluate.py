@@ -106,7 +106,16 @@ def test_gain_is_paired_and_its_error_is_that_of_documents():
         worse = tokens * hard
         better = worse - tokens * rng.normal(0.1, 0.05, size=100)
         evaluations = [
-            Evaluation({}, {}, int(tokens.sum()), 1, every_token=True, cluster_nll=n, cluster_counts=tokens)
+            Evaluation(
+                {},
+                {},
+                int(tokens.sum()),
+                1,
+                every_token=True,
+                predicts_tokens=True,
+                cluster_nll=n,
+                cluster_counts=tokens,
+            )
             for n in (better, worse)
         ]
         gain, error = evaluations[0].gain_over(evaluations[1])

@@ -289,7 +289,9 @@ def test_the_second_part_begins_with_any_sentence_but_the_first(train: Manifest)
 def test_a_long_sentence_is_read_in_pieces(build_small):
     rng = random.Random(0)
     sentence = " ".join(make_sentence(rng).rstrip(".?!") for _ in range(20)).lower() + "."
-    manifest = Manifest.open(build_small([f"{sentence} {make_sentence(rng)}"] * 3, block_tokens=4096) / "train")
+    manifest = Manifest.open(
+        build_small([f"{sentence} {make_sentence(rng)}" for _ in range(3)], block_tokens=4096) / "train"
+    )
     rows = all_rows(manifest, replace(SOP, longest=29))
     assert max(np.diff(manifest.sentence_ends(0, manifest.num_tokens))) > 100
     samples = rows.samples(epoch=0, block=0)

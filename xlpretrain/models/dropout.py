@@ -87,5 +87,6 @@ def _lane(dtype: torch.dtype) -> tuple[torch.dtype, int]:
 
 def _bits(generator: np.random.SFC64, like: Tensor) -> Tensor:
     """Random integers as wide as the floats of a tensor, and of its shape."""
-    raw = torch.from_numpy(generator.random_raw(-(-like.numel() * like.itemsize // 8)).view(np.int64))
+    num_words = max(1, -(-like.numel() * like.itemsize // 8))  # torch cannot view an array of none as another type
+    raw = torch.from_numpy(generator.random_raw(num_words).view(np.int64))
     return raw.view(_LANES[like.itemsize])[: like.numel()].view(like.shape)
