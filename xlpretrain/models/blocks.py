@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from xlpretrain.models.dropout import dropped_signs, kept_scale
 from xlpretrain.models.positions import Positions, gather_distances, relative_shift
@@ -23,6 +24,8 @@ _ELEMENTS = 2**20
 """Scores of a block, about: 2 MB in bf16."""
 _QUERIES = 128
 """Queries of a block, where leaving out keys is worth it."""
+_BLOCKS = WeakTensorKeyDictionary()
+"""The blocks of each mask that is in use: all layers have the same."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,15 @@ class Plan:
 
     def blocks(self, num_heads: int) -> list[Block]:
         """The cut of all scores, in the order in which what is dropped is drawn."""
-        seen_BQK = self.mask == 0
-        num_queries = seen_BQK.shape[1]
+        num_queries = self.mask.shape[1]
         tokens = self.predictions_from(num_queries)
+        known: dict[tuple[int, int], list[Block]] = _BLOCKS.setdefault(self.mask, {})  # type: ignore[no-untyped-call]
+        if (num_heads, tokens) not in known:
+            known[num_heads, tokens] = self._cut(num_heads, tokens, num_queries)
+        return known[num_heads, tokens]
+
+    def _cut(self, num_heads: int, tokens: int, num_queries: int) -> list[Block]:
+        seen_BQK = self.mask == 0
         blocks = []
         for row, seen_QK in enumerate(seen_BQK):
             for start, stop in ((0, tokens), (tokens, num_queries)):
