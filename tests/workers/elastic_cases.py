@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,15 @@ RECIPES["dropout"] = {
 build.peak_flops = lambda *_: 1.0  # type: ignore[assignment]  # a second for each run, for a figure that nobody reads
 
 
-@dataclass
-class Noting:
+@dataclass(frozen=True)
+class Noting(Loader[Batch]):
     """A loader that notes a digest of what each stream is given at each step."""
 
-    loader: Loader[Batch]
     digests: dict[str, str] = field(default_factory=dict)
 
-    def steps(self, *, start: int) -> Iterator[list[Batch]]:
-        for step, batches in enumerate(self.loader.steps(start=start), start):
-            for streams, batch in zip(self.loader.micro_batches, batches, strict=True):
+    def steps(self, *, start: int, stop: int | None = None) -> Generator[list[Batch]]:
+        for step, batches in enumerate(super().steps(start=start, stop=stop), start):
+            for streams, batch in zip(self.micro_batches, batches, strict=True):
                 for row, stream in enumerate(streams):
                     self.digests[f"{step} {stream}"] = _digest(batch, row)
             yield batches
@@ -98,8 +97,7 @@ def _train(folder: Path, dataset: Path, recipe: str, *, name: str, engine: str, 
         "wandb": {"mode": "disabled"},
     }
     run = build.build(schema.validate(RunConfig, config, name), device=device)
-    noting = Noting(run.loader)
-    run.loader = noting  # type: ignore[assignment]
+    run.loader = noting = Noting(**vars(run.loader))
     with run.recorder:
         train(run)
     digests = distributed.gather_objects(noting.digests)
