@@ -18,7 +18,7 @@ EXTRA: dict[str, str] = {}
 
 def environment() -> dict[str, str]:
     """This process's environment without what would make a run another one."""
-    unwanted = ("WANDB_", "OMP_", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "XLPRETRAIN_")
+    unwanted = ("WANDB_", "OMP_NUM_THREADS", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "XLPRETRAIN_")
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | EXTRA
 
 

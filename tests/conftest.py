@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,10 @@ from xlpretrain.schema import validate
 VOCAB_SIZE = 300
 
 BuildSmall = Callable[..., Path]
+
+# Threads of the ranks that tests start sleep while they wait: spinning, on a busy machine, they keep those they wait for
+# from running (a step of a tiny model took 2 s).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)
