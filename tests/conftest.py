@@ -27,8 +27,8 @@ VOCAB_SIZE = 300
 
 BuildSmall = Callable[..., Path]
 
-# Threads of the ranks that tests start sleep while they wait: spinning, on a busy machine, they keep those they wait for
-# from running (a step of a tiny model took 2 s).
+# Threads of the ranks that tests start sleep while they wait: spinning, on a busy machine, they keep from running those
+# that they wait for (a step of a tiny model took 2 s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
