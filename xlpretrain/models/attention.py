@@ -47,7 +47,7 @@ class Attention(nn.Module):
         """The attended values of the context, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
         key_BKNH, value_BKNH = self._split(self.key(context_BKD)), self._split(self.value(context_BKD))
-        seed, implementation = self.dropout(), self._implementation(queries_BQD)
+        seed, implementation = self.dropout.draw(), self._implementation(queries_BQD)
         if implementation == "blocks":
             plan = Plan(mask_BQK, None, self.dropout.p, seed)
             return self._project(BlockAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ class RelativeAttention(Attention):
             assert self.segment_embedding is not None
             by_segment_BQNH = (query_BQNH + segment_bias_NH) * scale
             by_segment_SBQN = torch.einsum("bqnh,snh->sbqn", by_segment_BQNH, self.segment_embedding)
-        seed, implementation = self.dropout(), self._implementation(queries_BQD)
+        seed, implementation = self.dropout.draw(), self._implementation(queries_BQD)
         if implementation == "blocks":
             more_BQN = None if by_segment_SBQN is None else by_segment_SBQN[0] - by_segment_SBQN[1]
             plan = Plan(mask_BQK, positions, self.dropout.p, seed)

@@ -33,8 +33,11 @@ class Dropout(nn.Dropout):
 class WeightDropout(nn.Dropout):
     """Which attention weights to drop, for an implementation of attention that does it on the way."""
 
-    def forward(self) -> int | None:  # type: ignore[override]
-        """What `dropped_signs` draws from; None: nothing is dropped."""
+    def draw(self) -> int | None:
+        """What `dropped_signs` draws from; None: nothing is dropped.
+
+        Not `forward`: DeepSpeed's stage 3 looks for tensors in what that returns, and fails at a number.
+        """
         if torch.compiler.is_compiling():
             return None  # torch's own attention drops by itself
         return draw_seed() if self.training and self.p > 0 else None
