@@ -90,8 +90,7 @@ class MaskedLM(Objective):
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
         """Rows do not go on where others end."""
-        if mem_len:
-            yield "model.mem_len", f"must be 0 with {self.type}, whose rows do not follow each other, got {mem_len}"
+        yield from self.memory_problems(mem_len)
 
     def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
         """Documents must have sentences to ask about."""

@@ -191,6 +191,11 @@ class Objective(Section, ABC):
         """What does not fit the rest of the config; keys are those of the whole config."""
         yield from ()
 
+    def memory_problems(self, mem_len: int) -> Iterator[Problem]:
+        """A memory, where rows do not follow each other."""
+        if mem_len:
+            yield "model.mem_len", f"must be 0 with {self.type}, whose rows do not follow each other, got {mem_len}"
+
     def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
         """What does not fit the data; keys are those of the whole config."""
         if self.window > manifest.block_tokens:
