@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dropouts import note_rates
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrun import torchrun
@@ -254,10 +255,7 @@ def test_encoder_weights_are_drawn_within_two_standard_deviations(name):
 def test_dropout_of_an_encoder_is_where_the_papers_have_it():
     """Embedding; per layer attention weights, and outputs of attention and feed-forward; none within the latter."""
     backbone, _ = _build(BertConfig(**{**SIZES, "num_layers": 1, "dropout": 0.5, "attention_dropout": 0.25}))
-    dropped: list[float] = []
-    for module in backbone.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.register_forward_hook(lambda m, _, output: dropped.append(m.p) or None)
+    dropped = note_rates(backbone)
     backbone(BackboneInput(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0])), backbone.empty_memory(1, 0))
     assert sorted(p for p in dropped if p) == [0.25, 0.5, 0.5, 0.5]
 

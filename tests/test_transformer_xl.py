@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dropouts import note_rates
 
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
@@ -138,10 +139,8 @@ def test_recomputing_layers_changes_neither_loss_nor_gradients(keys):
 @pytest.mark.parametrize(("name", "count"), [("dropout", 6), ("attention_dropout", 1)])
 def test_dropout_is_where_the_paper_has_it(name, count):
     """Embedding, positions and output; per layer attention output and both ends of the feed-forward; weights apart."""
-    model, dropped = _model(**{"num_layers": 1, name: 0.5}), []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.register_forward_hook(lambda m, _, output: dropped.append(m.p) or None)
+    model = _model(**{"num_layers": 1, name: 0.5})
+    dropped = note_rates(model)
     model(_batch(torch.randint(20, (2, 5)), [0, 0]), model.backbone.empty_memory(2, 6))
     assert (dropped.count(0.5), len(dropped)) == (count, 7)
 
