@@ -135,6 +135,7 @@ def test_rows_of_a_damaged_block_are_left_out_alike_by_any_number_of_ranks(objec
         [rows.row(step=step, stream=s) for step in range(40) for s in range(6)]
 
 
+@pytest.mark.full
 def test_a_run_ends_at_a_damaged_block_or_goes_on_without(tmp_path: Path, dataset: Path):
     damage(dataset / "train", "a flipped bit")
     settings = {"engine": {"type": "plain"}, "max_steps": 40, "data": {"train": str(dataset / "train")}}

@@ -10,11 +10,12 @@ from tests.commands import read_metrics, refused, run, write_config
 from tests.test_finetune import _files
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "engine",
     [
         pytest.param({"type": "plain", "precision": "fp32"}, id="plain"),
-        pytest.param({"type": "deepspeed", "zero_stage": 3, "precision": "bf16"}, id="zero-3", marks=pytest.mark.full),
+        pytest.param({"type": "deepspeed", "zero_stage": 3, "precision": "bf16"}, id="zero-3"),
     ],
 )
 def test_a_run_with_probes_has_every_bit_of_one_without(tmp_path: Path, tiny_dataset: Path, engine: dict[str, object]):
