@@ -57,7 +57,8 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
     content, position = torch.randn(2, 3), torch.randn(2, 3)
     visible = _causal(remembered, num_queries=num_queries, mem_len=mem_len, same_length=same_length)
     positions = Positions(_encode(num_keys, 0, clamp_len=clamp_len)[None])
-    ours = attention(context[:, mem_len:], context, additive(visible, torch.float32), positions, content, position)
+    memory, tokens = context.split([mem_len, num_queries], dim=1)
+    ours = attention(tokens, memory, tokens, additive(visible, torch.float32), positions, content, position)
 
     for row in range(2):
         for query in range(num_queries):
@@ -93,7 +94,8 @@ def test_a_query_that_may_see_nothing_gets_nothing(dtype):
     context = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
     mask = additive(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
     bias = torch.randn(2, 3, dtype=dtype)
-    output = attention(context[:, 2:], context, mask, Positions(_encode(5, 0)[None].to(dtype)), bias, bias)
+    memory, tokens = context.split([2, 3], dim=1)
+    output = attention(tokens, memory, tokens, mask, Positions(_encode(5, 0)[None].to(dtype)), bias, bias)
     output.sum().backward()
     assert not output.any()
     assert not context.grad.any()

@@ -25,8 +25,8 @@ def small_blocks(request, monkeypatch):
 
 def _everything(attention, dtype, *arguments):
     """The output and the gradient of all that has one, for the same gradient of the output."""
-    inputs = [x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x for x in arguments[:2]]
-    output = attention(*inputs, *arguments[2:])
+    inputs = [x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x for x in arguments[:3]]
+    output = attention(*inputs, *arguments[3:])
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     names = dict(attention.named_parameters())
     gradients = torch.autograd.grad((output * weights).sum(), [*inputs, *names.values()], allow_unused=True)
@@ -54,7 +54,7 @@ def test_attention_by_content_is_the_same_in_all_implementations(small_blocks, d
     )
     mask = additive(visible_keys(inputs, mem_len=0, causal=False), dtype)
     context = torch.randn(ROWS, TOKENS, 12)
-    _agree(attention, dtype, context, torch.randn(ROWS, TOKENS, 12), mask)
+    _agree(attention, dtype, context, context[:, :0], torch.randn(ROWS, TOKENS, 12), mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,7 +77,8 @@ def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, 
         positions = Positions(torch.stack(encoded), torch.tensor([False, True, True]), predict, same)
     biases = [torch.randn(HEADS, WIDTH).to(dtype) for _ in range(2 if causal else 3)]
     queries = torch.randn(ROWS, mask.shape[1], 12)
-    _agree(attention, dtype, queries, torch.randn(ROWS, KEYS, 12), mask, positions, *biases)
+    memory, tokens = torch.randn(ROWS, KEYS, 12).split([MEMORY, TOKENS], dim=1)
+    _agree(attention, dtype, queries, memory, tokens, mask, positions, *biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

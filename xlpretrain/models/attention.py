@@ -41,12 +41,13 @@ class Attention(nn.Module):
     def forward(
         self,
         queries_BQD: Float[Tensor, "B Q D"],
-        context_BKD: Float[Tensor, "B K D"],
+        memory_BMD: Float[Tensor, "B M D"],
+        tokens_BTD: Float[Tensor, "B T D"],
         mask_BQK: Float[Tensor, "B Q K"],
     ) -> Float[Tensor, "B Q D"]:
-        """The attended values of the context, projected back to D. The mask is added to the scores."""
+        """The attended values of memory and tokens, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
-        key_BKNH, value_BKNH = self._split(self.key(context_BKD)), self._split(self.value(context_BKD))
+        key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
         seed, implementation = self.dropout.draw(), self._implementation(queries_BQD)
         if implementation == "blocks":
             plan = Plan(mask_BQK, None, self.dropout.p, seed)
@@ -111,6 +112,13 @@ class Attention(nn.Module):
         output_BQD: Tensor = self.output(attended_BQNH.flatten(-2))
         return output_BQD
 
+    def _of_keys(self, linear: nn.Linear, memory_BMD: Tensor, tokens_BTD: Tensor) -> Tensor:
+        """A projection of all keys, "B K N H"; apart, since the backward pass need not go on into the memory."""
+        projected = linear(tokens_BTD)
+        if memory_BMD.shape[1]:
+            projected = torch.cat([linear(memory_BMD), projected], dim=1)
+        return self._split(projected)
+
     def _split(self, projected: Tensor) -> Tensor:
         """The heads of a projection as a dimension of their own."""
         return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
@@ -137,16 +145,17 @@ class RelativeAttention(Attention):
     def forward(  # type: ignore[override]
         self,
         queries_BQD: Float[Tensor, "B Q D"],
-        context_BKD: Float[Tensor, "B K D"],
+        memory_BMD: Float[Tensor, "B M D"],
+        tokens_BTD: Float[Tensor, "B T D"],
         mask_BQK: Float[Tensor, "B Q K"],
         positions: Positions,
         content_bias_NH: Float[Tensor, "N H"],
         position_bias_NH: Float[Tensor, "N H"],
         segment_bias_NH: Float[Tensor, "N H"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """The attended values of the context, projected back to D. The mask is added to the scores."""
+        """The attended values of memory and tokens, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD))
-        key_BKNH, value_BKNH = self._split(self.key(context_BKD)), self._split(self.value(context_BKD))
+        key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
         distance_GRNH = self._split(self.distance(positions.distances))
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
         scale = self.d_head**-0.5

@@ -175,8 +175,8 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _heads(context_BKNH: Tensor, at: Block) -> Tensor:
-    """Keys or values of a block, "n k H"."""
-    return context_BKNH[at.row, : at.k1, at.n0 : at.n1].transpose(0, 1)
+    """Keys or values of a block, "n k H"; laid out so that a product with their transpose copies nothing."""
+    return context_BKNH[at.row, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
 
 
 def _queries(query_BQNH: Tensor, at: Block) -> Tensor:
@@ -230,13 +230,14 @@ def _distances(distance_GRNH: Tensor, by_position_BQNH: Tensor, plan: Plan, at: 
     positions = plan.positions
     assert positions is not None
     group = 0 if positions.reverse is None else int(positions.reverse[at.row])
-    distance_nRH = distance_GRNH[group, :, at.n0 : at.n1].transpose(0, 1)
+    distance_RnH = distance_GRNH[group, :, at.n0 : at.n1]
     num_tokens = plan.predictions_from(by_position_BQNH.shape[1])
     if at.q0 >= num_tokens:
         assert positions.predict is not None
-        return distance_nRH, positions.predict[at.row, at.q0 - num_tokens : at.q1 - num_tokens][None]
+        at_q = positions.predict[at.row, at.q0 - num_tokens : at.q1 - num_tokens]
+        return distance_RnH.transpose(0, 1).contiguous(), at_q[None]
     first = num_tokens - at.q1
-    return distance_nRH[:, first : first + at.k1 + at.q1 - at.q0], None
+    return distance_RnH[first : first + at.k1 + at.q1 - at.q0].transpose(0, 1).contiguous(), None
 
 
 def _position_backward(

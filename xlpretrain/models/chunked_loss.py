@@ -1,6 +1,6 @@
-"""-log p(target) over a vocabulary, some rows at a time: all logits are never held, neither forward nor backward.
+"""-log p(target) over a vocabulary, some rows at a time: at most one chunk of logits is ever held.
 
-Shapes: N positions, D width, V vocabulary; c rows of a chunk.
+Shapes: N positions, D width, V vocabulary; c rows of a chunk, p rows of a piece of one.
 """
 
 from __future__ import annotations
@@ -12,46 +12,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LOGITS = 2**23
-"""Logits of a chunk, about: 32 MB."""
+_LOGITS = 2**24
+"""Logits of a chunk, about: 32 MB in bf16. Where one chunk is all, it is kept for the backward pass."""
+_PIECE = 2**18
+"""Logits that are worked on at a time, in fp32: 1 MB, which stays in the cache."""
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """-log softmax(hidden weight^T + bias)[target] in fp32; the backward pass computes the logits again."""
+    """-log softmax(hidden weight^T + bias)[target] in fp32; of more than a chunk, the logits are computed twice."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> Tensor:
         nll_N = hidden_ND.new_empty(len(targets_N), dtype=torch.float32)
         normalizers_N = torch.empty_like(nll_N)
-        for rows in _chunks(len(targets_N), len(weight_VD)):
-            logits_cV = F.linear(hidden_ND[rows], weight_VD, bias_V).float()
-            target_c = logits_cV.gather(1, targets_N[rows, None])[:, 0]
-            largest_c = logits_cV.amax(dim=-1)
-            normalizers_N[rows] = logits_cV.sub_(largest_c[:, None]).exp_().sum(dim=-1).log_().add_(largest_c)
-            nll_N[rows] = normalizers_N[rows] - target_c
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normalizers_N)
+        logits_cV = None
+        for rows in _slices(nll_N, len(weight_VD), _LOGITS):
+            logits_cV = F.linear(hidden_ND[rows], weight_VD, bias_V)
+            nll_c, normalizers_c, targets_c = nll_N[rows], normalizers_N[rows], targets_N[rows]
+            for piece in _slices(nll_c, len(weight_VD), _PIECE):
+                logits_pV = logits_cV[piece].float()
+                torch.logsumexp(logits_pV, dim=-1, out=normalizers_c[piece])
+                target_p = logits_pV.gather(1, targets_c[piece, None])[:, 0]
+                torch.sub(normalizers_c[piece], target_p, out=nll_c[piece])
+        kept_NV = logits_cV if logits_cV is not None and len(logits_cV) == len(nll_N) else None
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normalizers_N, kept_NV)
         return nll_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, targets_N, normalizers_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, normalizers_N, kept_NV = ctx.saved_tensors
         d_hidden_ND = torch.empty_like(hidden_ND)
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        d_weight_VD: Tensor | None = None
         d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32)
-        for rows in _chunks(len(targets_N), len(weight_VD)):
-            towards_c1 = gradients[0][rows, None]
-            d_logits_cV = F.linear(hidden_ND[rows], weight_VD, bias_V).float()
-            d_logits_cV.sub_(normalizers_N[rows, None]).exp_().mul_(towards_c1)
-            d_logits_cV.scatter_add_(1, targets_N[rows, None], -towards_c1)
-            d_bias_V += d_logits_cV.sum(dim=0)
-            d_logits_cV = d_logits_cV.to(hidden_ND.dtype)
-            d_hidden_ND[rows] = d_logits_cV @ weight_VD
-            d_weight_VD += (d_logits_cV.T @ hidden_ND[rows]).float()
+        for rows in _slices(targets_N, len(weight_VD), _LOGITS):
+            logits_cV = F.linear(hidden_ND[rows], weight_VD, bias_V) if kept_NV is None else kept_NV
+            d_logits_cV = torch.empty_like(logits_cV)
+            towards_c, normalizers_c, targets_c = gradients[0][rows], normalizers_N[rows], targets_N[rows]
+            for piece in _slices(towards_c, len(weight_VD), _PIECE):
+                towards_p1 = towards_c[piece, None]
+                d_logits_pV = logits_cV[piece].float().sub_(normalizers_c[piece, None]).exp_().mul_(towards_p1)
+                d_logits_pV.scatter_add_(1, targets_c[piece, None], -towards_p1)
+                d_bias_V += d_logits_pV.sum(dim=0)
+                d_logits_cV[piece] = d_logits_pV
+            torch.mm(d_logits_cV, weight_VD, out=d_hidden_ND[rows])
+            added_VD = d_logits_cV.T @ hidden_ND[rows]
+            if kept_NV is not None:
+                d_weight_VD = added_VD
+            else:
+                d_weight_VD = added_VD.float() if d_weight_VD is None else d_weight_VD.add_(added_VD.float())
+        if d_weight_VD is None:
+            d_weight_VD = torch.zeros_like(weight_VD)
         return d_hidden_ND, d_weight_VD.to(weight_VD.dtype), d_bias_V.to(bias_V.dtype), None
 
 
-def _chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of about `_LOGITS` logits each."""
-    size = max(1, _LOGITS // vocab_size)
-    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
+def _slices(rows: Tensor, vocab_size: int, num_logits: int) -> Iterator[slice]:
+    """Slices of the rows that have about so many logits each."""
+    size = max(1, num_logits // vocab_size)
+    return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))

@@ -83,13 +83,10 @@ class Layer(nn.Module):
             memory: earlier inputs of this same layer.
             places: what this kind of attention takes beside the mask.
         """
-        mem_len, num_keys = memory.shape[1], mask.shape[2]
-        states = torch.cat([memory, hidden], dim=1)
-        queries = hidden
+        num_tokens, queries = mask.shape[2] - memory.shape[1], hidden
         if self.pre_norm:
-            states = self.attention_norm(states)
-            queries = states[:, mem_len:]
-        attended = self.attention(queries, states[:, :num_keys], mask, *places)
+            memory, queries = self.attention_norm(memory), self.attention_norm(hidden)
+        attended = self.attention(queries, memory, queries[:, :num_tokens], mask, *places)
         hidden = hidden + self.dropout(attended)
         if self.pre_norm:
             hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
