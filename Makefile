@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop clean
+.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -53,8 +53,11 @@ bench: $(VENV)/.installed-dev  ## training steps against transformers', into doc
 bench-short: $(VENV)/.installed-dev  ## the same with tiny models, once: only that it runs
 	$(BIN)/python -W ignore benchmarks/compare.py --short
 
-bench-loop: setup  ## the share of a training step that is not the model (after make quickstart)
-	$(BIN)/python benchmarks/loop.py
+bench-loop: $(VENV)/.installed-dev  ## what loops cost around the model, ours and transformers' (after make quickstart)
+	$(BIN)/python -W ignore benchmarks/loop.py
+
+bench-ranks: $(VENV)/.installed-dev  ## what two processes gain over one, with ZeRO-1 and with torch's DDP
+	$(BIN)/python -W ignore benchmarks/ranks.py
 
 clean:          ## remove what was built, but neither data/ nor runs/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

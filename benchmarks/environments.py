@@ -1,4 +1,4 @@
-"""An environment with the last transformers 4.x whose Transformer-XL works, made once."""
+"""Environments of their own for peers that cannot be in this one, each made once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ TRANSFORMERS_4 = "4.35.2"
 
 
 def transformers_4() -> Path:
-    """Its Python: torch and the small libraries are those of this environment."""
-    folder = Path(__file__).resolve().parent / "results" / "transformers4"
+    """The Python of one with the last transformers 4.x whose Transformer-XL works."""
+    return _environment(
+        "transformers4", f"transformers=={TRANSFORMERS_4}", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19", "regex"
+    )
+
+
+def trainer() -> Path:
+    """The Python of one with what the Trainer of transformers needs beside this environment."""
+    return _environment("trainer", "accelerate>=1.1")
+
+
+def _environment(name: str, *wanted: str) -> Path:
+    """torch, and whatever is not wanted, are those of this environment."""
+    folder = Path(__file__).resolve().parent / "results" / name
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if not ready.exists():
         import torch
 
         here = Path(torch.__file__).parents[1]
-        wanted = [f"transformers=={TRANSFORMERS_4}", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19", "regex"]
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *wanted], check=True)
         place = subprocess.run(

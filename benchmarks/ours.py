@@ -19,11 +19,40 @@ from xlpretrain.optimizers import AdamWConfig
 EMBEDDING = {"albert": {"d_embed": 128}}
 
 
-def build(case: Case, *, engine_keys: dict[str, Any] | None = None) -> tuple[Callable[[], Any], float]:
-    """A step (forward, backward, clipping, AdamW), and the FLOPs of its matrix products."""
-    if not torch.distributed.is_initialized():
-        device = distributed.start()
+def build(
+    case: Case, *, engine_keys: dict[str, Any] | None = None, micro_batches: int = 1
+) -> tuple[Callable[[], Any], float]:
+    """A step (forward, backward, clipping, AdamW), and the FLOPs of its matrix products, on each rank."""
+    device = distributed.start()
     torch.set_num_threads(case.threads)
+    model, objective = pretraining_model(case)
+    keys = {"type": "plain", "precision": case.precision, **(engine_keys or {})}
+    engine = build_engine(
+        EngineConfig(**keys),
+        model,
+        AdamWConfig(lr=1e-5),
+        num_micro_batches=micro_batches,
+        weights=objective.weights,
+        device=device,
+    )
+    flops = model.flops_per_token(case.seq_len, case.mem_len, objective.num_predictions) * case.rows * case.seq_len
+    batch = make_batch(case, objective).to(device)
+    mems = model.backbone.empty_memory(case.rows, case.mem_len).to(device)
+    counts = {term: micro_batches * distributed.world_size() * count for term, count in batch.counts.items()}
+
+    def step() -> None:
+        nonlocal mems
+        engine.start_step(counts)
+        for _ in range(micro_batches):
+            loss, mems = engine(batch, mems)
+            engine.backward(loss)
+        engine.step(1e-5)
+
+    return step, flops * micro_batches
+
+
+def pretraining_model(case: Case) -> tuple[PretrainingModel, Objective]:
+    """Fresh weights, and what is to be learnt."""
     torch.manual_seed(0)
     keys: dict[str, Any] = {
         "num_layers": case.num_layers,
@@ -37,27 +66,7 @@ def build(case: Case, *, engine_keys: dict[str, Any] | None = None) -> tuple[Cal
     }
     backbone = MODELS[case.model](**keys).build(case.vocab_size)
     objective = _objective(case)
-    model = PretrainingModel(backbone, objective.head(backbone))
-    flops = model.flops_per_token(case.seq_len, case.mem_len, objective.num_predictions) * case.rows * case.seq_len
-    engine = build_engine(
-        EngineConfig(**{"type": "plain", "precision": case.precision, **(engine_keys or {})}),  # type: ignore[arg-type]
-        model,
-        AdamWConfig(lr=1e-5),
-        num_micro_batches=1,
-        weights=objective.weights,
-        device=device,
-    )
-    batch = _batch(case, objective).to(device)
-    mems = backbone.empty_memory(case.rows, case.mem_len).to(device)
-
-    def step() -> None:
-        nonlocal mems
-        engine.start_step(batch.counts)
-        loss, mems = engine(batch, mems)
-        engine.backward(loss)
-        engine.step(1e-5)
-
-    return step, flops
+    return PretrainingModel(backbone, objective.head(backbone)), objective
 
 
 def _objective(case: Case) -> Objective:
@@ -70,7 +79,8 @@ def _objective(case: Case) -> Objective:
     return MaskedLM(seq_len=case.seq_len, sentence_task=task, max_predictions=case.predictions)
 
 
-def _batch(case: Case, objective: Objective) -> Batch:
+def make_batch(case: Case, objective: Objective) -> Batch:
+    """Random tokens, as the collator would give them."""
     shape = case.rows, case.seq_len
     tokens = torch.randint(case.vocab_size, shape)
     remembered = torch.full((case.rows,), case.mem_len)

@@ -44,7 +44,9 @@ def main() -> None:
         _wait()
         wall, cpu = (time.perf_counter() - wall) / int(line), (time.process_time() - cpu) / int(line)
         peak = (before + _peak(case.precision)) / 2
-        print(json.dumps({"step_s": wall, "cpu_s": cpu, "peak_flops": peak, "memory_bytes": _memory()}), flush=True)
+        print(
+            json.dumps({"step_s": wall, "cpu_s": cpu, "peak_flops": peak, "memory_bytes": resident_bytes()}), flush=True
+        )
 
 
 def _peak(precision: str) -> float:
@@ -66,7 +68,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _memory() -> int:
+def resident_bytes() -> int:
     """The most this process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
