@@ -48,9 +48,9 @@ class Attention(nn.Module):
         """The attended values of memory and tokens, projected back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
         key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
-        seed, implementation = self.dropout.draw(), self._implementation(queries_BQD)
+        implementation = self._implementation(queries_BQD)
         if implementation == "blocks":
-            plan = Plan(mask_BQK, None, self.dropout.p, seed)
+            plan = Plan(mask_BQK, None, self.dropout.p, self.dropout.draw())
             return self._project(BlockAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
         attend = self._attend if implementation == "plain" else self._sdpa
         return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
@@ -166,10 +166,10 @@ class RelativeAttention(Attention):
             assert self.segment_embedding is not None
             by_segment_BQNH = (query_BQNH + segment_bias_NH) * scale
             by_segment_SBQN = torch.einsum("bqnh,snh->sbqn", by_segment_BQNH, self.segment_embedding)
-        seed, implementation = self.dropout.draw(), self._implementation(queries_BQD)
+        implementation = self._implementation(queries_BQD)
         if implementation == "blocks":
             more_BQN = None if by_segment_SBQN is None else by_segment_SBQN[0] - by_segment_SBQN[1]
-            plan = Plan(mask_BQK, positions, self.dropout.p, seed)
+            plan = Plan(mask_BQK, positions, self.dropout.p, self.dropout.draw())
             return self._project(
                 BlockAttention.apply(  # type: ignore[no-untyped-call]
                     by_content_BQNH, key_BKNH, value_BKNH, by_position_BQNH, distance_GRNH, more_BQN, plan

@@ -38,8 +38,6 @@ class WeightDropout(nn.Dropout):
 
         Not `forward`: DeepSpeed's stage 3 looks for tensors in what that returns, and fails at a number.
         """
-        if torch.compiler.is_compiling():
-            return None  # torch's own attention drops by itself
         return draw_seed() if self.training and self.p > 0 else None
 
 
