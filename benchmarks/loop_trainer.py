@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
+ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # what libraries print, even as they are imported, is no answer
+
+import torch  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
+from transformers import (  # noqa: E402
     BertConfig,
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -27,15 +30,13 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.manifest import Manifest  # noqa: E402
 
 STEPS, ROWS, LENGTH = 20, 16, 128
-ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    os.dup2(2, 1)
     dataset = Manifest.open(sys.argv[1])
     vocabulary = dataset.vocabulary
     names = {f"t{id}": id for id in range(vocabulary.size)}
