@@ -4,8 +4,9 @@
 
 CORPUS has one {"text": ...} a line. A build reads, cleans (exact duplicates), shuffles, splits sentences, encodes and
 writes, with start-up; bare encoding has all documents in memory, in as many processes, and keeps nothing. PYTHON is an
-interpreter that has the package `datasets`, to take `datasets.map` with the same tokenizer into the comparison. Quote
-the ratios: times alone mean little on a shared machine.
+interpreter that has sentencepiece and any of `datasets`, `litdata` and `mosaicml-streaming`, to take `datasets.map`,
+`litdata.optimize` and `MDSWriter` with the same tokenizer into the comparison: whole documents, one after the other,
+nothing cleaned. Quote the ratios: times alone mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -25,21 +26,7 @@ import yaml
 
 REPEATS = int(os.environ.get("REPEATS", "3"))
 WORKERS = len(os.sched_getaffinity(0))
-MAP = """
-import sys, tempfile
-import sentencepiece
-from datasets import Dataset, disable_progress_bars, load_dataset
-def main():
-    disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
-        data = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=cache)
-        processor = sentencepiece.SentencePieceProcessor(model_file=sys.argv[2])
-        encode = lambda batch: {"ids": processor.encode(batch["text"], out_type=int, num_threads=1)}
-        data = data.map(encode, batched=True, num_proc=int(sys.argv[3]), remove_columns=["text"])
-        data.save_to_disk(cache + "/out")
-if __name__ == "__main__":
-    main()
-"""
+PEERS = {"datasets": "datasets.map", "litdata": "litdata.optimize", "streaming": "mosaicml MDSWriter"}
 
 _documents: list[str] = []
 
@@ -50,19 +37,19 @@ def main() -> None:
     with corpus.open() as file:
         _documents.extend(json.loads(line)["text"] for line in file)
     megabytes = sum(len(document.encode()) for document in _documents) / 1e6
-    times: dict[str, list[float]] = {"bare encoding": [], "data build": [], "datasets.map": []}
+    ways = {"bare encoding": lambda: bare(tokenizer), "data build": lambda: build(corpus, tokenizer)}
+    for package in _packages(sys.argv[3:]):
+        ways[PEERS[package]] = lambda package=package: convert(corpus, tokenizer, package)
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):
-        times["bare encoding"].append(bare(tokenizer))
-        times["data build"].append(build(corpus, tokenizer))
-        if len(sys.argv) > 3:
-            times["datasets.map"].append(map_datasets(corpus, tokenizer))
+        for name, way in ways.items():
+            times[name].append(way())
     for name, own in times.items():
-        if own:
-            ratios = sorted(b / t for b, t in zip(times["bare encoding"], own, strict=True))
-            print(
-                f"{name:14} {megabytes / statistics.median(own):6.1f} MB/s  {statistics.median(ratios):.2f} of bare "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f}) over {REPEATS} repeats, {WORKERS} processes"
-            )
+        ratios = sorted(b / t for b, t in zip(times["bare encoding"], own, strict=True))
+        print(
+            f"{name:18} {megabytes / statistics.median(own):6.1f} MB/s  {statistics.median(ratios):.2f} of bare "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) over {REPEATS} repeats, {WORKERS} processes"
+        )
 
 
 def bare(tokenizer: Path) -> float:
@@ -88,9 +75,18 @@ def build(corpus: Path, tokenizer: Path) -> float:
         return _time([str(Path(sys.executable).with_name("xlpretrain")), "data", "build", str(config)])
 
 
-def map_datasets(corpus: Path, tokenizer: Path) -> float:
-    """Seconds that `datasets.map` takes, with loading and saving."""
-    return _time([sys.argv[3], "-c", MAP, str(corpus), str(tokenizer), str(WORKERS)])
+def convert(corpus: Path, tokenizer: Path, package: str) -> float:
+    """Seconds that a peer takes, with loading and saving."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = str(Path(__file__).with_name("build_peers.py"))
+        return _time([sys.argv[3], script, package, str(corpus), str(tokenizer), folder, str(WORKERS)])
+
+
+def _packages(interpreters: list[str]) -> list[str]:
+    """Those of the peers that an interpreter has."""
+    found = "import importlib.util as u, sys; print(*[p for p in sys.argv[1:] if u.find_spec(p)])"
+    commands = [[python, "-c", found, *PEERS] for python in interpreters]
+    return [name for command in commands for name in subprocess.check_output(command, text=True).split()]
 
 
 def _encode(tokenizer: Path, number: int, ready: object) -> None:
@@ -103,7 +99,7 @@ def _encode(tokenizer: Path, number: int, ready: object) -> None:
 
 def _time(command: list[str]) -> float:
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from data_pipelines.config import TokenizerConfig
 
@@ -32,16 +31,6 @@ def normalization_arguments(config: TokenizerConfig) -> Iterator[dict[str, Any]]
         rules = sorted(make_rules(config).items())
         path.write_text("".join(f"{_hexadecimal(text)}\t{_hexadecimal(result)}\n" for text, result in rules))
         yield {"normalization_rule_tsv": str(path)}
-
-
-def forget_rules_path(model: bytes) -> bytes:
-    """The same SentencePiece model without the name of the file its rules came from, which is another each time."""
-    parsed = sentencepiece_model_pb2.ModelProto()
-    parsed.ParseFromString(model)
-    if not parsed.normalizer_spec.normalization_rule_tsv:
-        return model
-    parsed.normalizer_spec.ClearField("normalization_rule_tsv")
-    return bytes(parsed.SerializeToString(deterministic=True))
 
 
 def make_rules(config: TokenizerConfig) -> dict[str, str]:

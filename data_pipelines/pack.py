@@ -13,6 +13,7 @@ import numpy as np
 
 from data_pipelines.config import LARGEST_BLOCK, SentenceConfig
 from data_pipelines.sentences import split_sentences
+from data_pipelines.words import encode_sentences
 from xlpretrain.data.tokenizer import Tokenizer
 
 CHARACTERS_AT_ONCE = 1 << 18
@@ -103,11 +104,6 @@ def choose_block_tokens(num_tokens: int) -> int:
     return min(max(1 << (wanted.bit_length() - 1), SMALLEST_AUTOMATIC_BLOCK), LARGEST_BLOCK)
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type in which shards keep the tokens of a vocabulary."""
-    return np.dtype("<u2") if vocab_size <= 0xFFFF else np.dtype("<u4")
-
-
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     batch, characters = [], 0
     for document in documents:
@@ -122,25 +118,20 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: SentenceConfig) -> Encoded:
     cut = [split_sentences(document, config) for document in documents]
-    encoded = iter(tokenizer.encode_batch(list(chain.from_iterable(cut))))
-    end = [tokenizer.vocabulary.eod]
-    items: list[Sequence[int]] = []  # the tokens of each sentence, and of each end of a document
-    num_bytes: list[int] = []
-    is_end: list[bool] = []
-    for document, sentences in zip(documents, cut, strict=True):
-        items += [next(encoded) for _ in sentences]
-        items.append(end)
-        num_bytes += map(len, sentences if document.isascii() else map(str.encode, sentences))
-        num_bytes.append(0)
-        is_end += [False] * len(sentences)
-        is_end.append(True)
-    lengths = np.fromiter(map(len, items), np.int64, len(items))
+    sentences = [sentence.encode() for sentence in chain.from_iterable(cut)]
+    tokens, lengths = encode_sentences(sentences, tokenizer)
+    # After the sentences of each document comes its end, which is one token and no text.
+    last = np.cumsum(np.fromiter(map(len, cut), np.int64, len(cut)))
+    tokens = np.insert(tokens, np.append(0, np.cumsum(lengths))[last], tokenizer.vocabulary.eod)
+    num_bytes = np.insert(np.fromiter(map(len, sentences), np.int64, len(sentences)), last, 0)
+    lengths = np.insert(lengths, last, 1)
     ends = np.cumsum(lengths) - 1
-    has_tokens, ends_document = lengths > 0, np.asarray(is_end, bool)
+    has_tokens, ends_document = lengths > 0, np.zeros(len(lengths), bool)
+    ends_document[last + np.arange(len(last))] = True
     # Text without tokens counts where the next token of its document is.
-    text_bytes = np.diff(np.cumsum(np.asarray(num_bytes, np.int64))[has_tokens], prepend=0)
+    text_bytes = np.diff(np.cumsum(num_bytes)[has_tokens], prepend=0)
     return Encoded(
-        tokens=np.fromiter(chain.from_iterable(items), token_dtype(tokenizer.vocabulary.size), int(lengths.sum())),
+        tokens=tokens,
         document_ends=ends[ends_document],
         sentence_ends=ends[has_tokens & ~ends_document],
         text_ends=ends[has_tokens][text_bytes > 0],

@@ -19,8 +19,9 @@ from numpy.lib import format as npy
 
 from data_pipelines import encoding
 from data_pipelines.encoding import encoded_run, tokenizer_of, tokenizer_path
-from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens, token_dtype
+from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens
 from data_pipelines.splits import Group, groups
+from data_pipelines.words import token_dtype
 from data_pipelines.work import Stage, Work
 from xlpretrain.data.manifest import SCHEMA_VERSION, seal_index
 from xlpretrain.data.shard_reader import ENDS_DTYPE, MEMBERS, TAR_BLOCK, member_name

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from data_pipelines.config import SentenceConfig, TokenizerConfig
-from data_pipelines.normalization import forget_rules_path, normalization_arguments
+from data_pipelines.normalization import normalization_arguments
 from data_pipelines.sentences import split_sentences
+from data_pipelines.words import BY_CHARACTER, SCORE_UNIT
 from xlpretrain.data.tokenizer import SPECIAL_PIECES, Tokenizer
 from xlpretrain.data.vocabularies import ByteTokenizer, WordTokenizer
 from xlpretrain.errors import DataError
@@ -66,7 +68,7 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
             )
     except RuntimeError as error:
         raise DataError(_explain(str(error), config)) from None
-    return forget_rules_path(model.getvalue())
+    return _finish(model.getvalue())
 
 
 def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerConfig) -> Iterator[str]:
@@ -76,6 +78,19 @@ def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerC
             yield sentence
         elif words := sentence.replace("\0", " ").split():
             yield " ".join(words)
+
+
+def _finish(model: bytes) -> bytes:
+    """The same model with rounded scores (see `words`), and without the name of the file its rules came from, which is
+    another each time."""
+    parsed = sentencepiece_model_pb2.ModelProto()
+    parsed.ParseFromString(model)
+    for piece in parsed.pieces:
+        piece.score = round(piece.score / SCORE_UNIT) * SCORE_UNIT
+    if parsed.normalizer_spec.normalization_rule_tsv:
+        parsed.normalizer_spec.ClearField("normalization_rule_tsv")
+        parsed.normalizer_spec.name = BY_CHARACTER
+    return bytes(parsed.SerializeToString(deterministic=True))
 
 
 def _explain(error: str, config: TokenizerConfig) -> str:

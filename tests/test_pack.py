@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.config import SentenceConfig
-from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens, join, token_dtype
+from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens, join
 from data_pipelines.pack import encode as encode_documents
 from data_pipelines.sentences import split_sentences
+from data_pipelines.words import token_dtype
 from tests.corpus import make_documents
 from xlpretrain.data.tokenizer import Tokenizer
 
