@@ -190,3 +190,5 @@ def main(folder: str, *cases: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # all is done and left; now and then a thread of torch's aborts a process that ends in the usual way
