@@ -57,10 +57,7 @@ class ChunkedLoss(torch.autograd.Function):
                 d_logits_cV[piece] = d_logits_pV
             torch.mm(d_logits_cV, weight_VD, out=d_hidden_ND[rows])
             added_VD = d_logits_cV.T @ hidden_ND[rows]
-            if kept_NV is not None:
-                d_weight_VD = added_VD
-            else:
-                d_weight_VD = added_VD.float() if d_weight_VD is None else d_weight_VD.add_(added_VD.float())
+            d_weight_VD = added_VD if d_weight_VD is None else d_weight_VD.float().add_(added_VD.float())
         if d_weight_VD is None:
             d_weight_VD = torch.zeros_like(weight_VD)
         return d_hidden_ND, d_weight_VD.to(weight_VD.dtype), d_bias_V.to(bias_V.dtype), None
