@@ -7,7 +7,6 @@ a band. Of paragraphs that are in several documents, the first one stays, by the
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,12 @@ import xxhash
 from data_pipelines.clean import MinHashConfig
 from data_pipelines.overlap import WORD, runs_of_words
 from data_pipelines.runs import write_run
+from data_pipelines.sentences import PARAGRAPH_BREAK
 from xlpretrain.errors import DataError
 
 if TYPE_CHECKING:  # imported late: it takes a second
     from datasketch import MinHash
 
-PARAGRAPH_BREAK = re.compile(r"(\n\s*\n)")
 _SEED = 1
 _RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes
 

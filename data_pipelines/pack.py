@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.config import LARGEST_BLOCK, SentenceConfig
-from data_pipelines.sentences import split_sentences
+from data_pipelines.sentences import sentence_starts
 from data_pipelines.words import encode_sentences
 from xlpretrain.data.tokenizer import Tokenizer
 
@@ -117,13 +117,18 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: SentenceConfig) -> Encoded:
-    cut = [split_sentences(document, config) for document in documents]
-    sentences = [sentence.encode() for sentence in chain.from_iterable(cut)]
-    tokens, lengths = encode_sentences(sentences, tokenizer)
+    text = "".join(documents)
+    sizes = np.fromiter(map(len, documents), np.int64, len(documents))
+    cut = [sentence_starts(document, config) for document in documents]
+    sentences = np.fromiter(map(len, cut), np.int64, len(cut))  # of each document
+    starts = np.fromiter(chain.from_iterable(cut), np.int64) + (np.cumsum(sizes) - sizes).repeat(sentences)
+    data = text.encode()
+    starts = _in_bytes(starts, text, data)
+    tokens, lengths = encode_sentences(data, starts, tokenizer)
     # After the sentences of each document comes its end, which is one token and no text.
-    last = np.cumsum(np.fromiter(map(len, cut), np.int64, len(cut)))
+    last = np.cumsum(sentences)
     tokens = np.insert(tokens, np.append(0, np.cumsum(lengths))[last], tokenizer.vocabulary.eod)
-    num_bytes = np.insert(np.fromiter(map(len, sentences), np.int64, len(sentences)), last, 0)
+    num_bytes = np.insert(np.diff(starts, append=len(data)), last, 0)
     lengths = np.insert(lengths, last, 1)
     ends = np.cumsum(lengths) - 1
     has_tokens, ends_document = lengths > 0, np.zeros(len(lengths), bool)
@@ -137,6 +142,15 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
         text_ends=ends[has_tokens][text_bytes > 0],
         text_bytes=text_bytes[text_bytes > 0],
     )
+
+
+def _in_bytes(characters: np.ndarray, text: str, data: bytes) -> np.ndarray:
+    """Positions in a text as positions in its UTF-8."""
+    if len(data) == len(text):
+        return characters
+    is_first = np.frombuffer(data, np.uint8) & 0xC0 != 0x80
+    begins = np.append(np.flatnonzero(is_first), len(data))
+    return np.asarray(begins[characters])
 
 
 def _within(ends: np.ndarray, start: int, stop: int) -> slice:

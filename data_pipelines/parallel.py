@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,6 +18,10 @@ from xlpretrain.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+"""Workers are forked from a process of their own: this one may hold threads, and forking those can deadlock."""
 
 
 class WorkerDiedError(DataError):
@@ -62,10 +67,15 @@ class Workers:
 
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # spawn: the parent may hold threads, and forking those can deadlock.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._number, mp_context=context, initializer=_follow_parent)
+            start_server()
+            self._pool = ProcessPoolExecutor(self._number, mp_context=_CONTEXT, initializer=_follow_parent)
         return self._pool
+
+
+def start_server() -> None:
+    """Let the process from which workers are forked import what they need, while this one does something else."""
+    _CONTEXT.set_forkserver_preload(["data_pipelines.build"])
+    forkserver.ensure_running()
 
 
 @contextmanager

@@ -4,15 +4,16 @@ Nearly all words of a text have been there already. What SentencePiece's unigram
 words around it by nothing but rounding: no piece reaches over a space, so the best pieces of a sentence are the best
 pieces of each word, but the score by which they are found is a float32 that runs from the start of the sentence. In the
 models that we train (`train_tokenizer`) scores are multiples of `SCORE_UNIT`, and sums of these are exact for as long
-as they stay under 2^24 units: then there is no rounding, and words are independent. Whatever this does not cover
-(other models, characters beyond ASCII, very long sentences) SentencePiece encodes sentence by sentence.
+as they stay under 2^24 units: then there is no rounding, and words are independent. So is their normalization, since no
+rule of SentencePiece's spans a space. Whatever this does not cover (other models, control characters, very long
+sentences) SentencePiece encodes sentence by sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 
 import numpy as np
 
@@ -22,12 +23,15 @@ SCORE_UNIT = 1 / 256
 """A piece's score, a log probability, is a multiple of this: it changes no probability by more than 0.2 %."""
 
 BY_CHARACTER = "by_character"
-"""How normalization rules of ours are called in a model: none spans several ASCII characters."""
+"""How normalization rules of ours are called in a model: none spans a space."""
 
 _NORMALIZERS = {"identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf", BY_CHARACTER}
 _UNKNOWN_PENALTY = 10.0  # SentencePiece scores an unknown character so much below its lowest piece
 _LONGEST_WORD, _MOST_PIECES, _TABLE_BITS = 16, 4, 19
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
+_EXPANDS = np.zeros(256, np.int64)
+"""By how many characters more than it has bytes a character may become longer by normalization, by its first byte."""
+_EXPANDS[0xC2:0xE0], _EXPANDS[0xE0:0xF0] = 3 - 2, 18 - 3
 _FIRST = np.tri(_MOST_PIECES + 1, _MOST_PIECES, -1, bool)  # so many of a word's places are taken
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)
 
@@ -40,10 +44,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 0xFFFF else np.dtype("<u4")
 
 
-def encode_sentences(sentences: Sequence[bytes], tokenizer: Tokenizer) -> Ids:
-    """The ids of all sentences (UTF-8)."""
+def encode_sentences(text: bytes, starts: np.ndarray, tokenizer: Tokenizer) -> Ids:
+    """The ids of the sentences of a text (UTF-8) that begin at `starts` (int64), the first at 0."""
     table = _table_of(tokenizer)
-    return _encode_singly(sentences, tokenizer) if table is None else table.encode(sentences)
+    return _encode_singly(_cut(text, starts), tokenizer) if table is None else table.encode(text, starts)
 
 
 class WordTable:
@@ -56,32 +60,33 @@ class WordTable:
         self._tokenizer = tokenizer
         # A character takes at most this from a score, and the best score at any place is no worse than all of them.
         self._longest = int(2**24 * SCORE_UNIT / (_UNKNOWN_PENALTY - lowest_score)) // 2 - 2
-        self._is_odd = np.ones(256, bool)
-        self._is_odd[ord("!") : ord("~") + 1] = False
-        self._is_odd[list(map(ord, spaces))] = False
+        self._is_control = np.arange(256) < ord(" ")
+        self._is_control[0x7F] = True
+        self._is_control[list(map(ord, spaces))] = False
         pieces = map(tokenizer.piece, range(tokenizer.vocabulary.size))
         self._begins = np.array([piece.startswith(WORD_BOUNDARY) for piece in pieces])
         self._low, self._high = np.zeros((2, 1 << _TABLE_BITS), np.uint64)
         self._ids = np.zeros((1 << _TABLE_BITS, _MOST_PIECES), token_dtype(tokenizer.vocabulary.size))
         self._counts = np.zeros(1 << _TABLE_BITS, np.uint8)
 
-    def encode(self, sentences: Sequence[bytes]) -> Ids:
+    def encode(self, text: bytes, starts: np.ndarray) -> Ids:
         """As `encode_sentences`."""
-        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        data = np.frombuffer(b" ".join([b"", *sentences, bytes(_LONGEST_WORD)]), np.uint8)
-        first = np.cumsum(lengths + 1) - lengths  # bytes of the sentences
-        is_plain = lengths <= self._longest
-        is_plain[first.searchsorted(np.flatnonzero(self._is_odd[data[:-_LONGEST_WORD]]), "right") - 1] = False
+        data, first = _spaced(text, starts)
+        lengths = np.diff(starts, append=len(text))
+        beyond = np.flatnonzero(data >= 0x80)
+        longer = np.bincount(first.searchsorted(beyond, "right") - 1, _EXPANDS[data[beyond]], len(first))
+        is_plain = lengths + longer <= self._longest
+        is_plain[first.searchsorted(np.flatnonzero(self._is_control[data[:-_LONGEST_WORD]]), "right") - 1] = False
         edges = np.flatnonzero(np.diff(data > ord(" "))) + 1
-        starts, stops = edges[::2], edges[1::2]
-        words = np.diff(starts.searchsorted(first), append=len(starts))  # of each sentence
+        begins, ends = edges[::2], edges[1::2]
+        words = np.diff(begins.searchsorted(first), append=len(begins))  # of each sentence
         if not is_plain.all():
             own = is_plain.repeat(words)
-            starts, stops, words = starts[own], stops[own], words[is_plain]
-        ids, counts = self._encode_words(data, starts, stops - starts)
+            begins, ends, words = begins[own], ends[own], words[is_plain]
+        ids, counts = self._encode_words(data, begins, ends - begins)
         of_sentences = np.diff(np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], np.cumsum(words)])])
-        other = [sentence for sentence, plain in zip(sentences, is_plain.tolist(), strict=True) if not plain]
-        return _interleave(is_plain, (ids, of_sentences), _encode_singly(other, self._tokenizer))
+        others = compress(_cut(text, starts), (~is_plain).tolist())
+        return _interleave(is_plain, (ids, of_sentences), _encode_singly(others, self._tokenizer))
 
     def _encode_words(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ids:
         eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
@@ -96,15 +101,19 @@ class WordTable:
         return _interleave(known, old, new)
 
     def _encode_new(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ids:
-        """The ids of words by SentencePiece, which gets as many at once as do not round."""
+        """The ids of words by SentencePiece, which gets as many words of ASCII at once as do not round."""
         text = data.tobytes()
         words = [text[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
-        cuts = np.flatnonzero(np.diff(np.cumsum(lengths + 1) // self._longest)) + 1
-        bounds = [0, *cuts.tolist(), len(words)]
-        ids, _ = _encode_singly([b" ".join(words[a:b]) for a, b in pairwise(bounds)], self._tokenizer)
+        is_ascii = np.fromiter(map(bytes.isascii, words), bool, len(words))
+        plain = list(compress(words, is_ascii.tolist()))
+        cuts = np.flatnonzero(np.diff(np.cumsum(lengths[is_ascii] + 1) // self._longest)) + 1
+        bounds = [0, *cuts.tolist(), len(plain)]
+        ids, _ = _encode_singly([b" ".join(plain[a:b]) for a, b in pairwise(bounds)], self._tokenizer)
         begins = np.flatnonzero(self._begins[ids])
-        assert len(begins) == len(words)
-        return ids, np.diff(begins, append=len(ids))
+        assert len(begins) == len(plain)
+        # Of others it is not known that they begin with a piece that begins a word: they may even become nothing.
+        others = _encode_singly(list(compress(words, (~is_ascii).tolist())), self._tokenizer)
+        return _interleave(is_ascii, (ids, np.diff(begins, append=len(ids))), others)
 
     def _learn(self, slots: np.ndarray, low: np.ndarray, high: np.ndarray, lengths: np.ndarray, new: Ids) -> None:
         ids, counts = new
@@ -114,7 +123,20 @@ class WordTable:
         self._ids[slots] = np.append(ids, [0] * _MOST_PIECES)[begins[:, None] + np.arange(_MOST_PIECES)]
 
 
-def _encode_singly(sentences: Sequence[bytes], tokenizer: Tokenizer) -> Ids:
+def _spaced(text: bytes, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of a text with white space before each sentence, and zeros after the last; and where those begin."""
+    data = np.frombuffer(b" " + text + bytes(_LONGEST_WORD), np.uint8)
+    is_glued = data[starts] > ord(" ")
+    if not is_glued.any():
+        return data, starts + 1
+    return np.insert(data, starts[is_glued] + 1, ord(" ")), starts + 1 + np.cumsum(is_glued)
+
+
+def _cut(text: bytes, starts: np.ndarray) -> Iterator[bytes]:
+    return (text[a:b] for a, b in pairwise([*starts.tolist(), len(text)]))
+
+
+def _encode_singly(sentences: Iterable[bytes], tokenizer: Tokenizer) -> Ids:
     ids = tokenizer.encode_batch([sentence.decode() for sentence in sentences])
     counts = np.fromiter(map(len, ids), np.int64, len(ids))
     dtype = token_dtype(tokenizer.vocabulary.size)

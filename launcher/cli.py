@@ -256,6 +256,10 @@ def data_build(
     num_jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once, with --cluster.")] = 8,
 ) -> None:
     """Text into a tokenizer, shards and an index. Killed, the same command goes on."""
+    if cluster is None:
+        from data_pipelines.parallel import start_server
+
+        start_server()  # the imports below take as long as its own
     from data_pipelines.config import DataConfig
     from launcher import build_jobs
     from xlpretrain import schema

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.config import SentenceConfig
@@ -19,6 +19,18 @@ def test_a_paragraph_break_ends_a_sentence(paragraphs: list[str]):
     sentences = split_sentences("\n \n".join(paragraphs), SentenceConfig())
     assert all("\n \n" not in sentence.rstrip() for sentence in sentences)
     assert len(sentences) >= len(paragraphs)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["One. Two! ", "Dr. A", "Is it?\n x", "word. " * 1200, "\xe9. B"]), min_size=1, max_size=30
+    )
+)
+@settings(max_examples=30)
+def test_sentences_are_those_of_each_paragraph(paragraphs: list[str]):
+    document = "\n\n".join(paragraphs)
+    alone = [s.strip() for paragraph in paragraphs for s in split_sentences(paragraph, SentenceConfig())]
+    assert [sentence.strip() for sentence in split_sentences(document, SentenceConfig())] == alone
 
 
 def test_abbreviations_and_numbers_end_no_sentence():

@@ -30,8 +30,13 @@ WORDS += ["a.b.c.d.e.f", "12345678", "123456789", "Z" * 16, "supercalifragilisti
 WORDS += ["\t", "\n", "\r\n"]
 
 
+def joined(sentences: Sequence[str]) -> tuple[bytes, np.ndarray]:
+    data = [sentence.encode() for sentence in sentences]
+    return b"".join(data), np.cumsum([0, *map(len, data)])[:-1]
+
+
 def is_as_by_sentencepiece(sentences: Sequence[str], tokenizer: Tokenizer) -> bool:
-    ids, counts = encode_sentences([sentence.encode() for sentence in sentences], tokenizer)
+    ids, counts = encode_sentences(*joined(sentences), tokenizer)
     expected = tokenizer.encode_batch(sentences)
     return ids.tolist() == list(chain.from_iterable(expected)) and counts.tolist() == list(map(len, expected))
 
@@ -60,8 +65,10 @@ def test_ids_are_those_of_sentencepiece(tokenizer: Tokenizer):
         assert is_as_by_sentencepiece(sentences, tokenizer)
 
     check()
+    accents = [sentence.replace("a", "\xe4").replace(" t", " \u0442\ufdfa") + "\u200b \xa0." for sentence in SENTENCES]
     for _ in range(2):  # new words, and words that were met
         assert is_as_by_sentencepiece(SENTENCES, tokenizer)
+        assert is_as_by_sentencepiece(accents, tokenizer)
 
 
 @pytest.mark.parametrize(("scores", "exact"), [((-7.25, -8.125), True), ((-7.3, -8.1), False)])
@@ -77,7 +84,7 @@ def test_ways_that_tie_are_decided_alike_everywhere_if_scores_add_up_exactly(sco
     assert max(map(len, sentences)) > 2000  # too long to be exact: left to SentencePiece
     assert (_table_of(tokenizer) is not None) == exact
     assert is_as_by_sentencepiece(sentences, tokenizer)
-    ids, _ = WordTable(tokenizer, lowest_score=-20, spaces=" ").encode([text.encode() for text in sentences])
+    ids, _ = WordTable(tokenizer, lowest_score=-20, spaces=" ").encode(*joined(sentences))
     assert (ids.tolist() == list(chain.from_iterable(tokenizer.encode_batch(sentences)))) == exact
 
 
