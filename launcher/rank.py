@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher import rendezvous
 from launcher.records import SlurmFolder
 from xlpretrain.durable import replace_file
-from xlpretrain.errors import STOPPED_EARLY
+from xlpretrain.errors import STOPPED_EARLY, end
 from xlpretrain.run_folder import RunFolder
 
 
@@ -57,4 +57,4 @@ def _write_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(RunFolder(Path(sys.argv[1]))))
+    end(main(RunFolder(Path(sys.argv[1]))))

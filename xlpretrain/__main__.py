@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, tell_once
+from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
 from xlpretrain.goodput import describe
 from xlpretrain.stopping import hold_back_warnings
 from xlpretrain.watchdog import Watchdog
@@ -89,4 +88,4 @@ def _train(run: Run) -> StopReason | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

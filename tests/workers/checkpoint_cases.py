@@ -16,7 +16,7 @@ from workers.engine_cases import ALL
 
 from xlpretrain import checkpoint, distributed
 from xlpretrain.engine import EngineConfig
-from xlpretrain.errors import CheckpointError
+from xlpretrain.errors import CheckpointError, end
 from xlpretrain.optimizers import AdamWConfig, LambConfig, OptimizerConfig
 from xlpretrain.state import TrainState
 
@@ -190,5 +190,4 @@ def main(folder: str, *cases: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(0)  # all is done and left; now and then a thread of torch's aborts a process that ends in the usual way
+    end(0)

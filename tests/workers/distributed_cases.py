@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from xlpretrain import distributed
+from xlpretrain.errors import end
 
 
 def main(out: str) -> None:
@@ -29,3 +30,4 @@ def main(out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

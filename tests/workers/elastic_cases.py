@@ -24,6 +24,7 @@ from torch import Tensor
 from xlpretrain import build, distributed, schema
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
+from xlpretrain.errors import end
 from xlpretrain.objectives.objective import Batch
 from xlpretrain.trainer import train
 
@@ -133,3 +134,4 @@ def main(phase: str, folder: str, dataset: str, recipe: str, *names: str) -> Non
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

@@ -14,6 +14,7 @@ from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
 
 from xlpretrain import distributed
 from xlpretrain.engine import EngineConfig
+from xlpretrain.errors import end
 from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.optimizers import AdamWConfig, LambConfig, OptimizerConfig
 from xlpretrain.optimizers.optimizer import Segment
@@ -192,3 +193,4 @@ def main(out: str, tier: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

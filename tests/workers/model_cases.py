@@ -13,6 +13,7 @@ import torch
 
 from xlpretrain import distributed
 from xlpretrain.engine import Engine, EngineConfig, build_engine
+from xlpretrain.errors import end
 from xlpretrain.models import AlbertConfig, BertConfig, XLNetConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.objectives.masked_lm import MaskedLM
@@ -110,3 +111,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)
