@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks import environments, report  # noqa: E402
 from benchmarks.cases import MODELS, Case, case  # noqa: E402
 from benchmarks.peers_of import variants  # noqa: E402
+from benchmarks.turns import Served  # noqa: E402
 
 REPEATS = {"small": 5, "base": 3}
 
@@ -74,61 +74,44 @@ def all_cases() -> Iterator[Case]:
 
 
 class Side:
-    """A worker that waits for its turn."""
+    """A worker that takes steps; some variants of peers cannot be run at all."""
 
     def __init__(self, name: str, of: Case):
         python = environments.transformers_4() if name != "ours" and of.model == "transformer_xl" else sys.executable
-        command = [str(python), "-W", "ignore", str(HERE / "worker.py"), name, json.dumps(of.as_json())]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(of.threads)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        command = [python, "-W", "ignore", HERE / "worker.py", name, json.dumps(of.as_json())]
+        self._worker = Served(command, env={**os.environ, "OMP_NUM_THREADS": str(of.threads)})
         self.repeats: list[dict[str, float]] = []
-        self.flops: float = self._answer().get("flops", 0.0)
-
-    @property
-    def failed(self) -> bool:
-        """Whether it could not run: some variants of peers cannot."""
-        return self._process.poll() is not None
+        self.flops: float = self._worker.answer()["flops"]
 
     def turn(self, steps: int) -> None:
         """Take steps, and note how long they took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        self.repeats.append(self._answer())
+        self.repeats.append(self._worker.ask(str(steps)))
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            return {}
-        answer: dict[str, float] = json.loads(line)
-        return answer
+        self._worker.close()
 
 
 def measure(of: Case, *, repeats: int) -> dict[str, Any]:
     """All sides of a case, in turn."""
-    sides = {name: Side(name, of) for name in ("ours", *variants(of))}
-    assert not sides["ours"].failed, "this project's own step failed: run benchmarks/worker.py by hand"
-    running = {name: side for name, side in sides.items() if not side.failed}
+    sides = {"ours": Side("ours", of)}
+    failed = []
+    for name in variants(of):
+        try:
+            sides[name] = Side(name, of)
+        except EOFError:
+            failed.append(name)
     steps = 1 if of.shape == "base" else 3
     for _ in range(repeats):
-        for side in running.values():
+        for side in sides.values():
             side.turn(steps)
-    for side in running.values():
-        with closing(side):
-            pass
+    for side in sides.values():
+        side.close()
     return {
         "case": of.as_json(),
         "flops": sides["ours"].flops,
-        "sides": {name: side.repeats for name, side in running.items()},
-        "failed": [name for name in sides if name not in running],
+        "sides": {name: side.repeats for name, side in sides.items()},
+        "failed": failed,
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import environments  # noqa: E402
+from benchmarks.turns import Served, spread  # noqa: E402
 
 REPEATS = int(os.environ.get("REPEATS", "5"))
 SIDES = {
@@ -47,62 +47,39 @@ SIDES = {
 def main() -> None:
     """Take turns, and print medians and ratios."""
     sides = {name: Side(*command) for name, command in SIDES.items()}
-    for _ in range(REPEATS + 1):
+    for _ in range(REPEATS):
         for side in sides.values():
             side.turn()
     for name, side in sides.items():
         side.close()
         bare, loop = (side.tokens / statistics.median(times) for times in (side.bare, side.loop))
-        of_bare = _spread([a / b for a, b in zip(side.bare, side.loop, strict=True)])
+        of_bare = spread([a / b for a, b in zip(side.bare, side.loop, strict=True)])
         print(f"{name:10}  bare {bare:7,.0f} tokens/s  loop {loop:7,.0f} tokens/s  loop of bare {of_bare}")
     ours, theirs = sides["BERT"], sides["Trainer"]
     scale = ours.tokens / theirs.tokens
-    bare = _spread([scale * b / a for a, b in zip(ours.bare, theirs.bare, strict=True)])
-    loop = _spread([scale * b / a for a, b in zip(ours.loop, theirs.loop, strict=True)])
+    bare = spread([scale * b / a for a, b in zip(ours.bare, theirs.bare, strict=True)])
+    loop = spread([scale * b / a for a, b in zip(ours.loop, theirs.loop, strict=True)])
     print(f"ours of the Trainer's: bare {bare}, loop {loop}, over {REPEATS} repeats")
 
 
-def _spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-
-
 class Side:
-    """A worker that waits for its turn: bare steps, then as many of its loop. The first turn warms up."""
+    """A worker that takes bare steps, then as many of its loop."""
 
     def __init__(self, python: str, script: str, *arguments: str):
-        command = [python or str(environments.trainer()), "-W", "ignore", str(HERE / script), *arguments]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.tokens = int(self._answer())
+        self._worker = Served([python or environments.trainer(), "-W", "ignore", HERE / script, *arguments])
+        self.tokens: int = self._worker.answer()
+        self._worker.ask("bare"), self._worker.ask("loop")  # to warm up
         self.bare: list[float] = []
         self.loop: list[float] = []
-        self._warm = False
 
     def turn(self) -> None:
         """Note how long both take."""
-        bare, loop = (float(self._ask(what)) for what in ("bare", "loop"))
-        if self._warm:
-            self.bare.append(bare)
-            self.loop.append(loop)
-        self._warm = True
+        self.bare.append(self._worker.ask("bare"))
+        self.loop.append(self._worker.ask("loop"))
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _ask(self, what: str) -> str:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{what}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"a side ended; run it by hand: {' '.join(map(str, self._process.args))}"
-        return line
+        self._worker.close()
 
 
 if __name__ == "__main__":

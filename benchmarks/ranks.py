@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.cases import Case, case  # noqa: E402
+from benchmarks.turns import Served, spread  # noqa: E402
 
 MICRO_BATCHES, REPEATS = 4, int(os.environ.get("REPEATS", "5"))
 SIDES = {
@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def _ratio(what: str, seconds: dict[str, list[float]], of: str, ours: str, *, work: int = 2) -> None:
-    found = sorted(work * a / b for a, b in zip(seconds[of], seconds[ours], strict=True))
-    print(f"{what}: {statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f} over {len(found)} repeats)")
+    found = [work * a / b for a, b in zip(seconds[of], seconds[ours], strict=True)]
+    print(f"{what}: {spread(found)} over {len(found)} repeats")
 
 
 class Side:
@@ -69,12 +69,9 @@ class Side:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.answers: list[dict[str, float]] = []
-        self._processes = [
-            subprocess.Popen(
+        self._ranks = [
+            Served(
                 [sys.executable, "-W", "ignore", __file__, name, precision],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
                 env={**os.environ, **_environment(rank, num_processes, port)},
             )
             for rank in range(num_processes)
@@ -83,22 +80,17 @@ class Side:
 
     def turn(self) -> None:
         """A step."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
+        for rank in self._ranks:
+            rank.tell("")
         self.answers.append(self._answer())
 
     def close(self) -> None:
         """End them."""
-        for process in self._processes:
-            process.communicate()
+        for rank in self._ranks:
+            rank.close()
 
     def _answer(self) -> dict[str, float]:
-        answers = []
-        for process in self._processes:
-            assert process.stdout is not None
-            answers.append(json.loads(process.stdout.readline()))
+        answers = [rank.answer() for rank in self._ranks]
         return {key: max(answer[key] for answer in answers) for key in answers[0]}
 
 
