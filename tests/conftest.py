@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from fake_slurm import FakeSlurm
@@ -30,6 +32,14 @@ BuildSmall = Callable[..., Path]
 # Threads of the ranks that tests start sleep while they wait: spinning, on a busy machine, they keep from running those
 # that they wait for (a step of a tiny model took 2 s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No test asserts a time.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+# A script's job in the background ignores SIGINT, and so would the commands that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

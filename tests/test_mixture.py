@@ -75,7 +75,7 @@ def corpus_of(rows: MixedRows, row: Row) -> int:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_prefix_is_off_by_one_turn(weights: list[int]):
     dealt = deal(tuple(weights))
     given_ = np.cumsum(dealt[:, None] == np.arange(len(weights)), axis=0)
@@ -88,7 +88,7 @@ def test_no_prefix_is_off_by_one_turn(weights: list[int]):
     st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(1, 40)), min_size=1, max_size=5),
     st.integers(1, 150),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_corpus_is_dealt_its_own_turns_in_order_up_to_its_limit(corpora: list, num_turns: int):
     dealing = Dealing([weight for weight, _ in corpora], [limit for _, limit in corpora])
     num_turns = min(num_turns, dealing.num_turns or num_turns)

@@ -11,7 +11,7 @@ from xlpretrain.data.order import Contiguous, Place, Shuffled, mix, permute, per
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_permute_is_a_bijection(size: int, key: int):
     assert sorted(permute(i, size=size, key=key) for i in range(size)) == list(range(size))
 
@@ -42,7 +42,7 @@ orders = st.builds(
 
 
 @given(orders)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_block_is_visited_exactly_once_an_epoch(order: Contiguous):
     visits = Counter()
     epochs = 3
@@ -56,7 +56,7 @@ def test_every_block_is_visited_exactly_once_an_epoch(order: Contiguous):
 
 
 @given(orders, st.integers(0, 200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_stream_reads_a_block_row_after_row(order: Contiguous, step: int):
     for stream in range(order.num_streams):
         here, after = (order.place(step=s, stream=stream) for s in (step, step + 1))
@@ -107,7 +107,7 @@ def take(order: Shuffled, samples: range) -> list[Place]:
 
 
 @given(shuffles)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shuffled_rows_come_exactly_once_an_epoch(order: Shuffled):
     rows = [(block, row) for block, num_rows in enumerate(order.rows_of_block.tolist()) for row in range(num_rows)]
     for epoch in range(3):
@@ -117,7 +117,7 @@ def test_shuffled_rows_come_exactly_once_an_epoch(order: Shuffled):
 
 
 @given(shuffles)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shuffled_rows_touch_one_window_of_blocks_after_the_other(order: Shuffled):
     blocks = [place.block for place in take(order, range(order.num_rows))]
     first_seen = list(dict.fromkeys(blocks))
@@ -161,7 +161,7 @@ def test_a_far_seek_in_shuffled_rows_costs_one_table_of_blocks():
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_permuting_many_at_once_is_permuting_each(size: int, key: int):
     assert permute_each(np.arange(size), size=size, key=key).tolist() == [
         permute(i, size=size, key=key) for i in range(size)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import build_dataset, write_jsonl
@@ -236,7 +236,6 @@ documents = st.lists(st.lists(st.integers(1, 60), min_size=0, max_size=12), min_
 
 
 @given(documents, st.integers(5, 40), st.integers(0, 5), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_the_runs_of_a_block_are_its_text_in_whole_sentences(lengths, longest, missing, seed):
     block = make_block(lengths)
     num_tokens = max(len(block.tokens) - missing, 1)
@@ -301,7 +300,6 @@ def test_a_long_sentence_is_read_in_pieces(build_small):
 
 
 @given(st.integers(1, 60), st.integers(0, 150), st.integers(0, 5), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_slots_share_the_runs_of_their_block(num_runs: int, num_slots: int, turn: int, seed: int):
     spans = np.stack([np.arange(num_runs) * 10, np.arange(num_runs) * 10 + 9], axis=1)
     dealt = deal_runs(
