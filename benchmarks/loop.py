@@ -68,7 +68,8 @@ class Side:
     def __init__(self, python: str, script: str, *arguments: str):
         self._worker = Served([python or environments.trainer(), "-W", "ignore", HERE / script, *arguments])
         self.tokens: int = self._worker.answer()
-        self._worker.ask("bare"), self._worker.ask("loop")  # to warm up
+        for what in ("bare", "loop"):  # to warm up
+            self._worker.ask(what)
         self.bare: list[float] = []
         self.loop: list[float] = []
 

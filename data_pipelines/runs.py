@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,8 +42,7 @@ def gather(paths: Iterable[Path], low: int, high: int, *, num_columns: int) -> n
     return rows[:, np.lexsort(rows[::-1])]
 
 
-@dataclass(frozen=True, order=True)
-class Document:
+class Document(NamedTuple):
     """A document on its way through a build.
 
     order: 16 bytes by which documents are sorted, a hash of its text. source: number of the source; split: number of
@@ -55,9 +53,6 @@ class Document:
     text: bytes
     split: int
     source: int
-
-
-_SORT_KEY = attrgetter("order", "text", "split", "source")  # what `<` compares, without a call of Python for each pair
 
 
 class DocumentRuns:
@@ -79,7 +74,7 @@ class DocumentRuns:
         """Write what waits."""
         if not self._waiting:
             return
-        documents = sorted(self._waiting, key=_SORT_KEY)
+        documents = sorted(self._waiting)
         name = f"{self._num_runs:05d}.documents"
         with (self._folder / f"{name}.text").open("wb") as file:
             file.writelines(document.text for document in documents)
@@ -103,7 +98,7 @@ def gather_documents(stage: Path, low: int, high: int) -> list[Document]:
         rows = rows_within(table, low, high)
         if rows.start < rows.stop:
             found.extend(_read_documents(path, table, rows))
-    found.sort(key=_SORT_KEY)
+    found.sort()
     return found
 
 
