@@ -148,9 +148,9 @@ def _in_bytes(characters: np.ndarray, text: str, data: bytes) -> np.ndarray:
     """Positions in a text as positions in its UTF-8."""
     if len(data) == len(text):
         return characters
-    is_first = np.frombuffer(data, np.uint8) & 0xC0 != 0x80
-    begins = np.append(np.flatnonzero(is_first), len(data))
-    return np.asarray(begins[characters])
+    further = np.flatnonzero(np.frombuffer(data, np.uint8) & 0xC0 == 0x80)  # bytes that begin no character
+    own = further - np.arange(1, len(further) + 1)  # of which character they are
+    return characters + own.searchsorted(characters)
 
 
 def _within(ends: np.ndarray, start: int, stop: int) -> slice:

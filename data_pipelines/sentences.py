@@ -15,8 +15,9 @@ _ODD_BREAK = re.compile(r"\n[^\S\n]+\n")
 _CHUNK_CHARACTERS = 5000
 _LINE_BREAK = re.compile(r"(\n)")
 
-LONG_SPACE = re.compile(r"[^\S\x00-\x7f]")
+LONG_SPACES = "".join(c for c in map(chr, range(0x80, 0x3001)) if c.isspace())
 """sentencex 1.0 panics at a no-break or other space of several bytes that stands before a full stop."""
+_LONG_SPACE = re.compile(f"[{LONG_SPACES}]")
 
 
 def split_sentences(text: str, config: SentenceConfig) -> list[str]:
@@ -26,7 +27,9 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
 
 def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
     """Where the sentences of a document begin, the first at 0. A paragraph break always ends a sentence."""
-    plain = text if text.isascii() else LONG_SPACE.sub(" ", text)  # as many characters
+    plain = text
+    if not text.isascii() and any(space in text for space in LONG_SPACES):
+        plain = _LONG_SPACE.sub(" ", text)  # as many characters
     if config.splitter == "lines":
         parts = _LINE_BREAK.split(plain)
     else:
@@ -34,7 +37,7 @@ def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
             plain = PARAGRAPH_BREAK.sub(lambda found: "\n" * len(found[0]), plain)
         parts = [part for chunk in _chunks(plain) for part in _segment(chunk, config.language)]
     ends = accumulate(map(len, parts))
-    starts = [end - len(part.lstrip()) for part, end in zip(parts, ends, strict=True) if part and not part.isspace()]
+    starts = [end - len(rest) for rest, end in zip(map(str.lstrip, parts), ends, strict=True) if rest]
     return [0, *starts[1:]]
 
 

@@ -5,38 +5,38 @@ words around it by nothing but rounding: no piece reaches over a space, so the b
 pieces of each word, but the score by which they are found is a float32 that runs from the start of the sentence. In the
 models that we train (`train_tokenizer`) scores are multiples of `SCORE_UNIT`, and sums of these are exact for as long
 as they stay under 2^24 units: then there is no rounding, and words are independent. So is their normalization, since no
-rule of SentencePiece's spans a space. Whatever this does not cover (other models, control characters, very long
-sentences) SentencePiece encodes sentence by sentence.
+rule of SentencePiece's spans a space.
+
+The same holds between any two characters of a word that no piece has side by side, if both are ASCII: no rule spans
+those. A word that is new is cut there, for its parts have mostly been there too.
+
+Whatever this does not cover (other models, control characters, very long sentences) SentencePiece encodes sentence by
+sentence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, compress, pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
+from data_pipelines.ragged import Ids, begins, interleave, ranges, sums
+from data_pipelines.word_table import MARGIN, Words, WordTable
 from xlpretrain.data.tokenizer import WORD_BOUNDARY, Tokenizer
 
 SCORE_UNIT = 1 / 256
 """A piece's score, a log probability, is a multiple of this: it changes no probability by more than 0.2 %."""
 
 BY_CHARACTER = "by_character"
-"""How normalization rules of ours are called in a model: none spans a space."""
+"""How normalization rules of ours are called in a model: none spans a space, or two characters of ASCII."""
 
 _NORMALIZERS = {"identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf", BY_CHARACTER}
 _UNKNOWN_PENALTY = 10.0  # SentencePiece scores an unknown character so much below its lowest piece
-_LONGEST_WORD, _MOST_PIECES, _TABLE_BITS = 16, 4, 19
-_MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 _EXPANDS = np.zeros(256, np.int64)
 """By how many characters more than it has bytes a character may become longer by normalization, by its first byte."""
 _EXPANDS[0xC2:0xE0], _EXPANDS[0xE0:0xF0] = 3 - 2, 18 - 3
-_FIRST = np.tri(_MOST_PIECES + 1, _MOST_PIECES, -1, bool)  # so many of a word's places are taken
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)
-
-Ids = tuple[np.ndarray, np.ndarray]
-"""Those of several texts, one after the other, and how many each has."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -46,28 +46,22 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def encode_sentences(text: bytes, starts: np.ndarray, tokenizer: Tokenizer) -> Ids:
     """The ids of the sentences of a text (UTF-8) that begin at `starts` (int64), the first at 0."""
-    table = _table_of(tokenizer)
-    return _encode_singly(_cut(text, starts), tokenizer) if table is None else table.encode(text, starts)
+    encoder = _encoder_of(tokenizer)
+    return _encode_singly(_cut(text, starts), tokenizer) if encoder is None else encoder.encode(text, starts)
 
 
-class WordTable:
-    """The ids of words of up to 16 characters and four pieces, as far as they were met; each slot has the latest.
-
-    low, high: the first and the next eight bytes of the word in a slot, by which it is known; zero: none yet.
-    """
+class WordEncoder:
+    """Encodes by words, for a model of which they are independent."""
 
     def __init__(self, tokenizer: Tokenizer, *, lowest_score: float, spaces: str):
         self._tokenizer = tokenizer
         # A character takes at most this from a score, and the best score at any place is no worse than all of them.
         self._longest = int(2**24 * SCORE_UNIT / (_UNKNOWN_PENALTY - lowest_score)) // 2 - 2
-        self._is_control = np.arange(256) < ord(" ")
-        self._is_control[0x7F] = True
-        self._is_control[list(map(ord, spaces))] = False
-        pieces = map(tokenizer.piece, range(tokenizer.vocabulary.size))
-        self._begins = np.array([piece.startswith(WORD_BOUNDARY) for piece in pieces])
-        self._low, self._high = np.zeros((2, 1 << _TABLE_BITS), np.uint64)
-        self._ids = np.zeros((1 << _TABLE_BITS, _MOST_PIECES), token_dtype(tokenizer.vocabulary.size))
-        self._counts = np.zeros(1 << _TABLE_BITS, np.uint8)
+        self._spaces = [ord(space) for space in spaces]
+        pieces = [tokenizer.piece(token) for token in range(tokenizer.vocabulary.size)]
+        self._begins_word = np.array([piece.startswith(WORD_BOUNDARY) for piece in pieces])
+        self._are_apart, self._alone = _find_cuts(tokenizer, pieces)
+        self._table = WordTable(token_dtype(len(pieces)))
 
     def encode(self, text: bytes, starts: np.ndarray) -> Ids:
         """As `encode_sentences`."""
@@ -76,60 +70,92 @@ class WordTable:
         beyond = np.flatnonzero(data >= 0x80)
         longer = np.bincount(first.searchsorted(beyond, "right") - 1, _EXPANDS[data[beyond]], len(first))
         is_plain = lengths + longer <= self._longest
-        is_plain[first.searchsorted(np.flatnonzero(self._is_control[data[:-_LONGEST_WORD]]), "right") - 1] = False
+        is_plain[first.searchsorted(self._controls(data[:-MARGIN]), "right") - 1] = False
         edges = np.flatnonzero(np.diff(data > ord(" "))) + 1
-        begins, ends = edges[::2], edges[1::2]
-        words = np.diff(begins.searchsorted(first), append=len(begins))  # of each sentence
+        words, ends = edges[::2], edges[1::2]
+        of_sentences = np.diff(words.searchsorted(first), append=len(words))
         if not is_plain.all():
-            own = is_plain.repeat(words)
-            begins, ends, words = begins[own], ends[own], words[is_plain]
-        ids, counts = self._encode_words(data, begins, ends - begins)
-        of_sentences = np.diff(np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], np.cumsum(words)])])
-        others = compress(_cut(text, starts), (~is_plain).tolist())
-        return _interleave(is_plain, (ids, of_sentences), _encode_singly(others, self._tokenizer))
+            own = is_plain.repeat(of_sentences)
+            words, ends, of_sentences = words[own], ends[own], of_sentences[is_plain]
+        ids, counts = self._table.look_up(data, Words(words, ends - words, np.zeros(len(words), bool)), self._encode)
+        others = ((starts[i], starts[i] + lengths[i]) for i in np.flatnonzero(~is_plain))
+        singly = _encode_singly((text[a:b] for a, b in others), self._tokenizer)
+        return interleave(is_plain, (ids, sums(counts, of_sentences)), singly)
 
-    def _encode_words(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ids:
-        eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
-        low = eight[starts] & _MASKS[np.minimum(lengths, 8)]
-        high = eight[starts + 8] & _MASKS[np.clip(lengths - 8, 0, 8)]
-        slots = (((low * _MIX[0]) ^ (high * _MIX[1])) * _MIX[2] >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
-        known = (self._low[slots] == low) & (self._high[slots] == high) & (lengths <= _LONGEST_WORD)
-        counts = self._counts[slots[known]]
-        old = self._ids.take(slots[known], axis=0)[_FIRST.take(counts, axis=0)], counts
-        new = self._encode_new(data, starts[~known], lengths[~known])
-        self._learn(slots[~known], low[~known], high[~known], lengths[~known], new)
-        return _interleave(known, old, new)
+    def _controls(self, data: np.ndarray) -> np.ndarray:
+        """Where control characters are that are no spaces."""
+        found = (data < ord(" ")) | (data == 0x7F)
+        for space in self._spaces:
+            found &= data != space
+        return np.flatnonzero(found)
 
-    def _encode_new(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ids:
-        """The ids of words by SentencePiece, which gets as many words of ASCII at once as do not round."""
-        text = data.tobytes()
-        words = [text[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
-        is_ascii = np.fromiter(map(bytes.isascii, words), bool, len(words))
-        plain = list(compress(words, is_ascii.tolist()))
-        cuts = np.flatnonzero(np.diff(np.cumsum(lengths[is_ascii] + 1) // self._longest)) + 1
-        bounds = [0, *cuts.tolist(), len(plain)]
-        ids, _ = _encode_singly([b" ".join(plain[a:b]) for a, b in pairwise(bounds)], self._tokenizer)
-        begins = np.flatnonzero(self._begins[ids])
-        assert len(begins) == len(plain)
+    def _encode(self, data: np.ndarray, words: Words) -> Ids:
+        """The ids of words by those of their parts."""
+        places, first = ranges(words.starts, words.lengths), begins(words.lengths)
+        # What comes after an ASCII character may be an accent that becomes one with it.
+        is_cut = self._are_apart[data[places - 1], data[places]] & (data[places + 1] < 0x80)
+        is_cut[first] = True
+        parts = np.flatnonzero(is_cut)
+        of_words = np.diff(parts.searchsorted(first), append=len(parts))
+        goes_on = np.ones(len(parts), bool)
+        goes_on[begins(of_words)] = False
+        lengths = np.diff(parts, append=len(places))
+        ids, counts = self._table.look_up(data, Words(places[parts], lengths, goes_on), self._encode_parts)
+        return ids, sums(counts, of_words)
+
+    def _encode_parts(self, data: np.ndarray, words: Words) -> Ids:
+        """The ids of words and parts of words by SentencePiece.
+
+        It gets a part with the character before it, as a word, of whose ids those of that character are taken away.
+        """
+        starts, lengths, goes_on = words
+        sizes = lengths + goes_on + 1
+        text, first = data.take(ranges(starts - goes_on - 1, sizes)), begins(sizes)
+        text[first] = ord(" ")
+        is_ascii = np.ones(len(starts), bool)
+        is_ascii[first.searchsorted(np.flatnonzero(text >= 0x80), "right") - 1] = False
         # Of others it is not known that they begin with a piece that begins a word: they may even become nothing.
-        others = _encode_singly(list(compress(words, (~is_ascii).tolist())), self._tokenizer)
-        return _interleave(is_ascii, (ids, np.diff(begins, append=len(ids))), others)
+        others = (text[i : i + n].tobytes() for i, n in zip(first[~is_ascii], sizes[~is_ascii], strict=True))
+        singly = _encode_singly(others, self._tokenizer)
+        ids, counts = interleave(is_ascii, self._encode_ascii(text[is_ascii.repeat(sizes)], sizes[is_ascii]), singly)
+        before = np.where(goes_on, self._alone[data[starts - 1]], 0)  # of the character before
+        return ids.take(ranges(begins(counts) + before, counts - before)), counts - before
 
-    def _learn(self, slots: np.ndarray, low: np.ndarray, high: np.ndarray, lengths: np.ndarray, new: Ids) -> None:
-        ids, counts = new
-        small = (lengths <= _LONGEST_WORD) & (counts <= _MOST_PIECES)
-        slots, begins = slots[small], (np.cumsum(counts) - counts)[small]
-        self._low[slots], self._high[slots], self._counts[slots] = low[small], high[small], counts[small]
-        self._ids[slots] = np.append(ids, [0] * _MOST_PIECES)[begins[:, None] + np.arange(_MOST_PIECES)]
+    def _encode_ascii(self, text: np.ndarray, sizes: np.ndarray) -> Ids:
+        """The ids of words with a space before each, as many at once as do not round."""
+        ends = np.cumsum(sizes)
+        cuts = ends[np.flatnonzero(np.diff(ends // self._longest))]
+        ids, _ = _encode_singly((part.tobytes() for part in np.split(text, cuts)), self._tokenizer)
+        first = np.flatnonzero(self._begins_word[ids])
+        assert len(first) == len(ends)
+        return ids, np.diff(first, append=len(ids))
+
+
+def _find_cuts(tokenizer: Tokenizer, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """By two bytes: whether a word can be cut between them; by one: how many ids it has as a word of its own.
+
+    Both are characters of ASCII that are in the vocabulary: of unknown ones, those in a row are one token.
+    """
+    becomes, alone = np.zeros(256, np.uint8), np.zeros(256, np.int64)
+    for code in range(ord(" ") + 1, 0x7F):
+        ids = tokenizer.encode(chr(code))
+        normal = "".join(pieces[token] for token in ids).removeprefix(WORD_BOUNDARY)
+        if len(normal) == 1 and normal.isascii() and normal in pieces:
+            becomes[code], alone[code] = ord(normal), len(ids)
+    are_joined = np.zeros((256, 256), bool)
+    for piece in pieces:
+        for a, b in pairwise(piece.encode()):
+            are_joined[a, b] = True
+    is_known = becomes > 0
+    return ~are_joined[np.ix_(becomes, becomes)] & is_known & is_known[:, None], alone
 
 
 def _spaced(text: bytes, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bytes of a text with white space before each sentence, and zeros after the last; and where those begin."""
-    data = np.frombuffer(b" " + text + bytes(_LONGEST_WORD), np.uint8)
-    is_glued = data[starts] > ord(" ")
-    if not is_glued.any():
-        return data, starts + 1
-    return np.insert(data, starts[is_glued] + 1, ord(" ")), starts + 1 + np.cumsum(is_glued)
+    is_glued = np.frombuffer(b" " + text, np.uint8)[starts] > ord(" ")
+    edges = [0, *starts[is_glued].tolist(), len(text)]
+    parts = [text[a:b] for a, b in pairwise(edges)]
+    return np.frombuffer(b" ".join([b"", *parts, bytes(MARGIN)]), np.uint8), starts + 1 + np.cumsum(is_glued)
 
 
 def _cut(text: bytes, starts: np.ndarray) -> Iterator[bytes]:
@@ -137,25 +163,15 @@ def _cut(text: bytes, starts: np.ndarray) -> Iterator[bytes]:
 
 
 def _encode_singly(sentences: Iterable[bytes], tokenizer: Tokenizer) -> Ids:
-    ids = tokenizer.encode_batch([sentence.decode() for sentence in sentences])
+    ids = [tokenizer.encode(sentence.decode()) for sentence in sentences]
     counts = np.fromiter(map(len, ids), np.int64, len(ids))
     dtype = token_dtype(tokenizer.vocabulary.size)
     return np.fromiter(chain.from_iterable(ids), dtype, int(counts.sum())), counts
 
 
-def _interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
-    """What is in `yes` where `which` is true, what is in `no` where it is false."""
-    counts = np.empty(len(which), np.int64)
-    counts[which], counts[~which] = yes[1], no[1]
-    is_yes = which.repeat(counts)
-    ids = np.empty(len(is_yes), yes[0].dtype)
-    ids[is_yes], ids[~is_yes] = yes[0], no[0]
-    return ids, counts
-
-
 @lru_cache(1)
-def _table_of(tokenizer: Tokenizer) -> WordTable | None:
-    """A table, if the model is one whose words are independent."""
+def _encoder_of(tokenizer: Tokenizer) -> WordEncoder | None:
+    """An encoder, if the model is one whose words are independent."""
     if type(tokenizer) is not Tokenizer:
         return None
     from sentencepiece import sentencepiece_model_pb2
@@ -178,4 +194,4 @@ def _table_of(tokenizer: Tokenizer) -> WordTable | None:
     if not independent:
         return None
     spaces = "".join(space for space in " \t\n\r" if tokenizer.encode(f"a{space}a") == tokenizer.encode("a a"))
-    return WordTable(tokenizer, lowest_score=float(units.min()) * SCORE_UNIT, spaces=spaces)
+    return WordEncoder(tokenizer, lowest_score=float(units.min()) * SCORE_UNIT, spaces=spaces)

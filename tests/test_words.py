@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.train_tokenizer import train_tokenizer
-from data_pipelines.words import SCORE_UNIT, WordTable, _table_of, encode_sentences
+from data_pipelines.words import SCORE_UNIT, WordEncoder, _encoder_of, encode_sentences
 from tests.corpus import make_documents
 from xlpretrain.data.tokenizer import SPECIAL_PIECES, Tokenizer
 
@@ -56,7 +56,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_ids_are_those_of_sentencepiece(tokenizer: Tokenizer):
-    assert isinstance(_table_of(tokenizer), WordTable)
+    assert isinstance(_encoder_of(tokenizer), WordEncoder)
     text = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.sampled_from(WORDS)).map(" ".join))
 
     @settings(max_examples=200)
@@ -82,9 +82,9 @@ def test_ways_that_tie_are_decided_alike_everywhere_if_scores_add_up_exactly(sco
     words = ["Z" * length for length in range(1, 16)] + SENTENCES[0].split()
     sentences = [" ".join(order.choice(words, length)) for length in range(1, 400, 7)]
     assert max(map(len, sentences)) > 2000  # too long to be exact: left to SentencePiece
-    assert (_table_of(tokenizer) is not None) == exact
+    assert (_encoder_of(tokenizer) is not None) == exact
     assert is_as_by_sentencepiece(sentences, tokenizer)
-    ids, _ = WordTable(tokenizer, lowest_score=-20, spaces=" ").encode(*joined(sentences))
+    ids, _ = WordEncoder(tokenizer, lowest_score=-20, spaces=" ").encode(*joined(sentences))
     assert (ids.tolist() == list(chain.from_iterable(tokenizer.encode_batch(sentences)))) == exact
 
 
@@ -114,7 +114,7 @@ def test_our_models_have_scores_that_add_up_exactly(tokenizer: Tokenizer):
 )
 def test_models_from_elsewhere_are_left_to_sentencepiece(kind: dict[str, Any]):
     tokenizer = train_elsewhere(**kind)
-    assert _table_of(tokenizer) is None
+    assert _encoder_of(tokenizer) is None
     assert is_as_by_sentencepiece([*SENTENCES, "of the of the  end"], tokenizer)
 
 
