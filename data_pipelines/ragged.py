@@ -16,7 +16,7 @@ def begins(sizes: np.ndarray) -> np.ndarray:
 def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """So many numbers from each of `first` on, as indices of what lies there."""
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + (first - ends + sizes).repeat(sizes)
+    return np.asarray(np.arange(ends[-1] if len(ends) else 0) + (first - ends + sizes).repeat(sizes))
 
 
 def sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -137,10 +137,11 @@ def _find_cuts(tokenizer: Tokenizer, pieces: list[str]) -> tuple[np.ndarray, np.
     Both are characters of ASCII that are in the vocabulary: of unknown ones, those in a row are one token.
     """
     becomes, alone = np.zeros(256, np.uint8), np.zeros(256, np.int64)
+    known = {piece for piece in pieces if len(piece) == 1 and piece.isascii()}
     for code in range(ord(" ") + 1, 0x7F):
         ids = tokenizer.encode(chr(code))
         normal = "".join(pieces[token] for token in ids).removeprefix(WORD_BOUNDARY)
-        if len(normal) == 1 and normal.isascii() and normal in pieces:
+        if normal in known:
             becomes[code], alone[code] = ord(normal), len(ids)
     are_joined = np.zeros((256, 256), bool)
     for piece in pieces:

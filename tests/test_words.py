@@ -57,7 +57,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def test_ids_are_those_of_sentencepiece(tokenizer: Tokenizer):
     assert isinstance(_encoder_of(tokenizer), WordEncoder)
-    text = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.sampled_from(WORDS)).map(" ".join))
+    words = st.lists(st.sampled_from(WORDS))
+    text = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), words.map(" ".join), words.map("".join))
 
     @settings(max_examples=200)
     @given(st.lists(text, max_size=6))
@@ -86,6 +87,17 @@ def test_ways_that_tie_are_decided_alike_everywhere_if_scores_add_up_exactly(sco
     assert is_as_by_sentencepiece(sentences, tokenizer)
     ids, _ = WordEncoder(tokenizer, lowest_score=-20, spaces=" ").encode(*joined(sentences))
     assert (ids.tolist() == list(chain.from_iterable(tokenizer.encode_batch(sentences)))) == exact
+
+
+@pytest.mark.parametrize("spelling", ["-\xe9", "-e", "e\xe9", "(a"])
+def test_parts_of_words_have_the_ids_that_they_have_in_the_word(spelling: str):
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=300)))
+    model.pieces[-1].piece, model.pieces[-1].score = spelling, -0.25
+    tokenizer = Tokenizer(model.SerializeToString(), name="x")
+    words = ["x-e\u0301", "x-e", "x-\xe9", "(a)", "ee\u0301-e\u0301e", "a(a(e\u0301(-", "-", "e\u0301"]
+    assert is_as_by_sentencepiece([f"{a}{b} {b}{a}" for a in words for b in words], tokenizer)
+    assert is_as_by_sentencepiece(words, tokenizer)
 
 
 def test_words_that_share_a_slot_do_not_share_ids(tokenizer: Tokenizer):
