@@ -10,12 +10,13 @@ rule of SentencePiece's spans a space.
 The same holds between any two characters of a word that no piece has side by side, if both are ASCII: no rule spans
 those. A word that is new is cut there, for its parts have mostly been there too.
 
-Whatever this does not cover (other models, control characters, very long sentences) SentencePiece encodes sentence by
-sentence.
+Whatever this does not cover (other models, control characters, a boundary of words that is written out, very long
+sentences) SentencePiece encodes sentence by sentence.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -34,6 +35,7 @@ BY_CHARACTER = "by_character"
 
 _NORMALIZERS = {"identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf", BY_CHARACTER}
 _UNKNOWN_PENALTY = 10.0  # SentencePiece scores an unknown character so much below its lowest piece
+_WRITTEN_BOUNDARY = re.compile(WORD_BOUNDARY.encode())  # which SentencePiece drops at the end of a text
 _EXPANDS = np.zeros(256, np.int64)
 """By how many characters more than it has bytes a character may become longer by normalization, by its first byte."""
 _EXPANDS[0xC2:0xE0], _EXPANDS[0xE0:0xF0] = 3 - 2, 18 - 3
@@ -71,6 +73,8 @@ class WordEncoder:
         longer = np.bincount(first.searchsorted(beyond, "right") - 1, _EXPANDS[data[beyond]], len(first))
         is_plain = lengths + longer <= self._longest
         is_plain[first.searchsorted(self._controls(data[:-MARGIN]), "right") - 1] = False
+        boundaries = [found.start() for found in _WRITTEN_BOUNDARY.finditer(text)]
+        is_plain[starts.searchsorted(boundaries, "right") - 1] = False
         edges = np.flatnonzero(np.diff(data > ord(" "))) + 1
         words, ends = edges[::2], edges[1::2]
         of_sentences = np.diff(words.searchsorted(first), append=len(words))
