@@ -88,7 +88,8 @@ def run(work: Work, task: int) -> None:
 
 def encoded_run(work: Work, group: Group) -> EncodedRun:
     """All tokens of a group, in the order of its documents."""
-    return EncodedRun([Encoded.open(work.output(NAME, t) / group.folder) for t in range(len(range_sizes(work)))])
+    folders = [work.output(NAME, task) / group.folder for task in range(len(range_sizes(work)))]
+    return EncodedRun(folders, Encoded.open)
 
 
 def tokenizer_path(work: Work) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from data_pipelines.config import LARGEST_BLOCK, SentenceConfig
 from data_pipelines.sentences import sentence_starts
 from data_pipelines.words import encode_sentences
 from xlpretrain.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 CHARACTERS_AT_ONCE = 1 << 18
 SMALLEST_AUTOMATIC_BLOCK = 1 << 14
@@ -58,33 +61,36 @@ def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceCo
 
 def join(parts: Sequence[Encoded]) -> Encoded:
     """One run of tokens out of several."""
-    run = EncodedRun(parts)
+    run = EncodedRun(parts, lambda part: part)
     return run.slice(0, run.num_tokens)
 
 
 class EncodedRun:
-    """Several runs of tokens, one after the other, of which any part can be had."""
+    """Several runs of tokens, one after the other, of which any part can be had.
 
-    def __init__(self, parts: Sequence[Encoded]):
-        self._parts = parts
-        self._starts = [0, *np.cumsum([len(part.tokens) for part in parts]).tolist()]
+    open_part: gives each of `parts`. One is held at a time: the pages of a file that is mapped go with it.
+    """
+
+    def __init__(self, parts: Sequence[T], open_part: Callable[[T], Encoded]):
+        self._part = lru_cache(1)(lambda number: open_part(parts[number]))
+        self._num_parts = len(parts)
+        self._starts, self.num_ends = [0], 0
+        for number in range(self._num_parts):
+            part = self._part(number)
+            self._starts.append(self._starts[-1] + len(part.tokens))
+            self.num_ends += len(part.document_ends) + len(part.sentence_ends)
 
     @property
     def num_tokens(self) -> int:
         """Of all parts."""
-        return int(self._starts[-1])
-
-    @cached_property
-    def num_ends(self) -> int:
-        """How many ends of documents and sentences there are."""
-        return sum(len(part.document_ends) + len(part.sentence_ends) for part in self._parts)
+        return self._starts[-1]
 
     def slice(self, start: int, stop: int) -> Encoded:
         """The tokens at [start, stop) and what ends among them, positions counted from `start`."""
         found: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Encoded)}
-        number = min(bisect_right(self._starts, start), len(self._parts)) - 1
-        while number < len(self._parts) and (self._starts[number] < stop or not any(found.values())):
-            part, first = self._parts[number], self._starts[number]
+        number = min(bisect_right(self._starts, start), self._num_parts) - 1
+        while number < self._num_parts and (self._starts[number] < stop or not any(found.values())):
+            part, first = self._part(number), self._starts[number]
             low, high = max(start - first, 0), min(stop - first, len(part.tokens))
             shift = np.int64(first - start)
             found["tokens"].append(part.tokens[low:high])

@@ -56,11 +56,11 @@ def test_parts_join_to_the_whole(tiny_tokenizer: Path):
 def test_any_part_of_a_run_is_what_it_is_in_the_whole(tiny_tokenizer: Path, tmp_path: Path):
     documents = make_documents(12, seed=4)
     whole = encode(documents, tiny_tokenizer)
-    parts = []
-    for number, cut in enumerate([documents[:3], [], documents[3:4], documents[4:]]):
-        encode(cut, tiny_tokenizer).save(tmp_path / str(number))
-        parts.append(Encoded.open(tmp_path / str(number)))
-    run = EncodedRun(parts)
+    cuts = [documents[:3], [], documents[3:4], documents[4:]]
+    folders = [tmp_path / str(number) for number in range(len(cuts))]
+    for folder, cut in zip(folders, cuts, strict=True):
+        encode(cut, tiny_tokenizer).save(folder)
+    run = EncodedRun(folders, Encoded.open)
     assert run.num_tokens == len(whole.tokens)
     steps = [*range(0, run.num_tokens, 97), run.num_tokens]
     blocks = [run.slice(start, stop) for start, stop in pairwise(steps)]
