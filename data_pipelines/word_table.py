@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,17 +25,9 @@ class Words(NamedTuple):
     lengths: np.ndarray
     goes_on: np.ndarray
 
-    def take(self, which: np.ndarray) -> Self:
-        """Some of them, by number."""
-        return type(self)(*(column.take(which) for column in self))
-
 
 class WordTable:
-    """The ids of words of up to 15 bytes and four ids; each slot has the one that came last.
-
-    low, high: the first eight bytes of the word in a slot, and the next seven with a bit that tells whether it goes on,
-    by which it is known; zero: none yet.
-    """
+    """The ids of words of up to 15 bytes and four ids; each slot has the one that came last."""
 
     def __init__(self, dtype: np.dtype):
         """dtype: of the ids."""
@@ -45,37 +37,60 @@ class WordTable:
 
     def look_up(self, data: np.ndarray, words: Words, encode: Callable[[np.ndarray, Words], Ids]) -> Ids:
         """The ids of words in `data` (bytes), which `encode` gives for those that are not here."""
-        is_short = words.lengths <= _LONGEST
-        low, high = _keys(data, words)
-        slots = (((low * _MIX[0]) ^ (high * _MIX[1])) * _MIX[2] >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
-        found = self._slots.take(slots)
-        new = np.flatnonzero((found["low"] != low) | (found["high"] != high) | ~is_short)
-        # A word that is there twice is encoded once, unless another one came between in its bucket.
-        buckets = slots[new] >> (_TABLE_BITS - _BUCKET_BITS)
-        self._latest[buckets] = new
-        same = self._latest[buckets]
-        is_same = (low[new] == low[same]) & (high[new] == high[same]) & is_short[new] & is_short[same]
-        same = np.where(is_same, same, new)
-        chosen = new[same == new]
-        ids, counts = encode(data, words.take(chosen))
-        first = begins(counts)
-        learned = np.zeros(len(chosen), found.dtype)
-        learned["low"], learned["high"], learned["count"] = low[chosen], high[chosen], np.minimum(counts, 255)
-        learned["ids"] = np.append(ids, np.zeros(_MOST_IDS, ids.dtype))[first[:, None] + np.arange(_MOST_IDS)]
-        small = np.flatnonzero(is_short[chosen] & (counts <= _MOST_IDS))
-        self._slots.put(slots[chosen[small]], learned[small])
+        keys = _keys_of(data, words)
+        found = self._slots.take(keys.slot)
+        new = np.flatnonzero((found["low"] != keys.low) | (found["high"] != keys.high) | ~keys.is_short)
+        same = self._find_same(_take(keys, new))
+        is_first = same == np.arange(len(new))
+        chosen, which = new[is_first], (np.cumsum(is_first) - 1)[same]
+        ids, counts = encode(data, _take(words, chosen))
+        self._learn(_take(keys, chosen), ids, counts)
         # The ids of a word are in what was found for it, or behind all that.
         source = np.concatenate([found.view(ids.dtype), ids])
-        row, at = (offset // ids.itemsize for offset in (found.itemsize, found.dtype.fields["ids"][1]))
+        row, at = found.itemsize // ids.itemsize, 16 // ids.itemsize  # they come after `low` and `high`
         where, sizes = np.arange(len(found)) * row + at, found["count"].astype(np.int64)
-        number = np.empty(len(found), np.int64)
-        number[chosen] = np.arange(len(chosen))
-        where[new], sizes[new] = first[number[same]] + len(found) * row, counts[number[same]]
+        where[new], sizes[new] = (len(found) * row + begins(counts))[which], counts[which]
         return source.take(ranges(where, sizes)), sizes
 
+    def _find_same(self, keys: _Keys) -> np.ndarray:
+        """For each word, one that is the same: for all of those the same one, unless others are in their bucket."""
+        buckets, own = keys.slot >> (_TABLE_BITS - _BUCKET_BITS), np.arange(len(keys.slot))
+        self._latest[buckets] = own
+        other = self._latest[buckets]
+        is_same = (keys.low == keys.low[other]) & (keys.high == keys.high[other]) & keys.is_short & keys.is_short[other]
+        return np.where(is_same, other, own)
 
-def _keys(data: np.ndarray, words: Words) -> tuple[np.ndarray, np.ndarray]:
+    def _learn(self, keys: _Keys, ids: np.ndarray, counts: np.ndarray) -> None:
+        own = np.flatnonzero(keys.is_short & (counts <= _MOST_IDS))
+        learned = np.zeros(len(own), self._slots.dtype)
+        learned["low"], learned["high"], learned["count"] = keys.low[own], keys.high[own], counts[own]
+        places = begins(counts)[own, None] + np.arange(_MOST_IDS)  # those of the next word do no harm
+        learned["ids"] = np.append(ids, np.zeros(_MOST_IDS, ids.dtype))[places]
+        self._slots.put(keys.slot[own], learned)
+
+
+class _Keys(NamedTuple):
+    """By what words are known: the first eight bytes, the next seven with a bit that tells whether it goes on, the slot
+    that is theirs, and whether that is all of the word."""
+
+    low: np.ndarray
+    high: np.ndarray
+    slot: np.ndarray
+    is_short: np.ndarray
+
+
+C = TypeVar("C", Words, _Keys)
+
+
+def _take(columns: C, which: np.ndarray) -> C:
+    """Some of the rows."""
+    return type(columns)(*(column.take(which) for column in columns))
+
+
+def _keys_of(data: np.ndarray, words: Words) -> _Keys:
     eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
     lengths = np.minimum(words.lengths, MARGIN)
     low = eight[words.starts] & _LOW.take(lengths)
-    return low, eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.goes_on
+    high = eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.goes_on
+    slot = ((low * _MIX[0]) ^ (high * _MIX[1])) * _MIX[2] >> np.uint64(64 - _TABLE_BITS)
+    return _Keys(low, high, slot.astype(np.int64), words.lengths <= _LONGEST)
