@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from data_pipelines.config import LARGEST_BLOCK, SentenceConfig
+from data_pipelines.ragged import begins
 from data_pipelines.sentences import sentence_starts
 from data_pipelines.words import encode_sentences
 from xlpretrain.data.tokenizer import Tokenizer
@@ -127,7 +128,7 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
     sizes = np.fromiter(map(len, documents), np.int64, len(documents))
     cut = [sentence_starts(document, config) for document in documents]
     sentences = np.fromiter(map(len, cut), np.int64, len(cut))  # of each document
-    starts = np.fromiter(chain.from_iterable(cut), np.int64) + (np.cumsum(sizes) - sizes).repeat(sentences)
+    starts = np.fromiter(chain.from_iterable(cut), np.int64) + begins(sizes).repeat(sentences)
     data = text.encode()
     starts = _in_bytes(starts, text, data)
     tokens, lengths = encode_sentences(data, starts, tokenizer)

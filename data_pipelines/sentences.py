@@ -15,9 +15,9 @@ _ODD_BREAK = re.compile(r"\n[^\S\n]+\n")
 _CHUNK_CHARACTERS = 5000
 _LINE_BREAK = re.compile(r"(\n)")
 
-LONG_SPACES = "".join(c for c in map(chr, range(0x80, 0x3001)) if c.isspace())
+_LONG_SPACES = "".join(c for c in map(chr, range(0x80, 0x3001)) if c.isspace())
 """sentencex 1.0 panics at a no-break or other space of several bytes that stands before a full stop."""
-_LONG_SPACE = re.compile(f"[{LONG_SPACES}]")
+_LONG_SPACE = re.compile(f"[{_LONG_SPACES}]")
 
 
 def split_sentences(text: str, config: SentenceConfig) -> list[str]:
@@ -28,7 +28,7 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
 def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
     """Where the sentences of a document begin, the first at 0. A paragraph break always ends a sentence."""
     plain = text
-    if not text.isascii() and any(space in text for space in LONG_SPACES):
+    if not text.isascii() and any(space in text for space in _LONG_SPACES):
         plain = _LONG_SPACE.sub(" ", text)  # as many characters
     if config.splitter == "lines":
         parts = _LINE_BREAK.split(plain)

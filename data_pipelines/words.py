@@ -82,8 +82,8 @@ class WordEncoder:
             own = is_plain.repeat(of_sentences)
             words, ends, of_sentences = words[own], ends[own], of_sentences[is_plain]
         ids, counts = self._table.look_up(data, Words(words, ends - words, np.zeros(len(words), bool)), self._encode)
-        others = ((starts[i], starts[i] + lengths[i]) for i in np.flatnonzero(~is_plain))
-        singly = _encode_singly((text[a:b] for a, b in others), self._tokenizer)
+        others = (text[starts[i] : starts[i] + lengths[i]] for i in np.flatnonzero(~is_plain))
+        singly = _encode_singly(others, self._tokenizer)
         return interleave(is_plain, (ids, sums(counts, of_sentences)), singly)
 
     def _controls(self, data: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def _cut(text: bytes, starts: np.ndarray) -> Iterator[bytes]:
 
 
 def _encode_singly(sentences: Iterable[bytes], tokenizer: Tokenizer) -> Ids:
-    ids = [tokenizer.encode(sentence.decode()) for sentence in sentences]
+    ids = tokenizer.encode_batch([sentence.decode() for sentence in sentences])
     counts = np.fromiter(map(len, ids), np.int64, len(ids))
     dtype = token_dtype(tokenizer.vocabulary.size)
     return np.fromiter(chain.from_iterable(ids), dtype, int(counts.sum())), counts

@@ -25,25 +25,9 @@ KINDS: list[dict[str, Any]] = [
     {"normalization": "nfkc", "lowercase": True},
     {"normalization": "nmt_nfkc_cf", "strip_accents": True},
 ]
-WORDS = [
-    "the",
-    "The",
-    "----",
-    "--",
-    "===",
-    "aa",
-    "aaaaaaaa",
-    "...",
-    "<sep>",
-    "don't",
-    "(see",
-    "é",
-    "\u2581a",
-    "a\u2581",
-    "x=1;",
-]
+WORDS = ["the", "The", "----", "--", "===", "aa", "aaaaaaaa", "...", "<sep>", "don't", "(see", "é", "\u2581a", "x=1;"]
 WORDS += ["a.b.c.d.e.f", "12345678", "123456789", "Z" * 16, "supercalifragilisticexpialidocious", "", "\x0b", "\x7f"]
-WORDS += ["\t", "\n", "\r\n"]
+WORDS += ["\t", "\n", "\r\n", "a\u2581"]
 
 
 def joined(sentences: Sequence[str]) -> tuple[bytes, np.ndarray]:

@@ -98,9 +98,8 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` of every sentence, in this thread."""
-        ids: list[list[int]] = self._processor.encode(list(sentences), out_type=int, num_threads=1)
-        return ids
+        """`encode` of every sentence, in this thread: SentencePiece's own for lists starts one at every call."""
+        return [self.encode(sentence) for sentence in sentences]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special symbols but the unknown are left out."""

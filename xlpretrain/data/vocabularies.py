@@ -41,10 +41,6 @@ class _Plain(Tokenizer):
         """The pieces, special symbols first."""
         raise NotImplementedError
 
-    def encode_batch(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` of every sentence."""
-        return [self.encode(sentence) for sentence in sentences]
-
     def word_starts(self) -> np.ndarray:
         """Which tokens begin a word, by id: all."""
         return np.ones(self.vocabulary.size, bool)

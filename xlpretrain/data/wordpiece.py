@@ -48,10 +48,6 @@ class WordPiece(Tokenizer):
         ids: list[int] = self._tokenizer.encode(sentence, add_special_tokens=False).ids
         return ids
 
-    def encode_batch(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` of every sentence, in this thread."""
-        return [self.encode(sentence) for sentence in sentences]
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special symbols are left out."""
         text: str = self._tokenizer.decode([int(i) for i in ids])
