@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -54,7 +55,7 @@ def bring_in(
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
     model = config.build_model(foreign.vocab_size)
-    notes += load_weights(foreign, model, config)
+    notes += [*_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     temporary = RunFolder(folder.path.with_name(f".{name}.{os.getpid()}.tmp"))
     provenance = {
         "wandb_id": "",
@@ -106,6 +107,26 @@ def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> tuple
     if data is not None:
         Manifest.open(data, tokenizer_sha256=tokenizer.sha256)
     return tokenizer, notes
+
+
+def _assumptions(foreign: Foreign, config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """The keys that neither the source nor the user has told, as they were taken.
+
+    Raises `ConfigError` if one is among them that makes another model.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    untold = [key for key in foreign.untold if f"model.{key}" not in given]
+    needed = [key for key in untold if key in foreign.needed]
+    if needed:
+        raise ConfigError(
+            f"{foreign.source}: its weights do not tell {', '.join(f'model.{key}' for key in needed)}, without which it"
+            f" is another model; give {' '.join(f'model.{key}=...' for key in needed)} as it was trained"
+        )
+    if not untold:
+        return []
+    values = config.model.model_dump(mode="json")
+    taken = ", ".join(f"model.{key}={json.dumps(values[key])}" for key in untold)
+    return [f"assumed, since {foreign.source} does not tell: {taken}"]
 
 
 def _run_config(
