@@ -17,6 +17,7 @@ import xlpretrain
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import DataError
+from xlpretrain.finetune import recipe
 from xlpretrain.huggingface.bring_in import bring_in
 from xlpretrain.huggingface.export import export
 from xlpretrain.huggingface.folder_tokenizer import read_folder
@@ -166,6 +167,16 @@ def test_an_imported_model_has_its_ids_wherever_it_meets_text(model, tmp_path, b
     export(folder, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == run.tokenizer.model
     assert differing(tmp_path / "out", run.tokenizer) == []
+    v = run.tokenizer.vocabulary
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("Hello")["input_ids"] == [
+        v.cls,
+        *run.tokenizer.encode("Hello"),
+        v.sep,
+    ]
+    (tmp_path / "labelled.csv").write_text("text,label\nHello World,a\nCafé 3.0,b\n", encoding="utf-8")
+    files = {"train": tmp_path / "labelled.csv", "valid": tmp_path / "labelled.csv"}
+    tuned = recipe(folder, **files, name="tuned", runs_dir=tmp_path / "runs")
+    assert tuned.data.open().tokenizer.sha256 == run.tokenizer.sha256
     back, _ = bring_in(tmp_path / "out", name="back", runs_dir=tmp_path / "runs", data=dataset / "train")
     assert xlpretrain.load(back.path).tokenizer.sha256 == run.tokenizer.sha256
 

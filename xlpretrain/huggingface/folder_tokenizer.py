@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from xlpretrain.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from xlpretrain.data.wordpiece import WordPiece
 from xlpretrain.errors import DataError
-from xlpretrain.huggingface.tokenizer import same_ids, symbol
+from xlpretrain.huggingface.tokenizer import Template, post_processor, same_ids, symbol
 
 _Json = dict[str, Any]
 
@@ -28,6 +28,7 @@ _CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer", "bert": "Ber
 """What reads a folder whose files name no class, by model_type."""
 _PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
 """What takes `tokenizer.json` as it is."""
+_TEMPLATES: dict[str, Template] = {"AlbertTokenizer": "bert", "XLNetTokenizer": "xlnet"}
 _SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
     "AlbertTokenizer": {
         **{"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -138,7 +139,7 @@ def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
         ],
         "normalizer": _normalizer(reader, base64.b64encode(charsmap).decode()),
         "pre_tokenizer": _pre_tokenizer(reader),
-        "post_processor": None,
+        "post_processor": post_processor(spiece, _TEMPLATES[str(reader.kind)]),
         "decoder": _metaspace(reader),
         "model": {
             "type": "Unigram",

@@ -57,7 +57,7 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": _post_processor(tokenizer, template),
+        "post_processor": post_processor(tokenizer, template),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -164,7 +164,7 @@ def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
     return all(content.get(key) == ours[key] for key in ("normalizer", "pre_tokenizer", "model"))
 
 
-def _post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
+def post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
     """Segments are those of pretraining; XLNet's <cls> has one of its own."""
     if template == "plain":
         return None
