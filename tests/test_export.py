@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,10 +17,12 @@ from imported_runs import OBJECTIVES, PERMUTATION, make_run
 from test_hf_tokenizer import lines
 
 import xlpretrain
-from xlpretrain.errors import CheckpointError, LaunchError
+from xlpretrain.errors import CheckpointError, ConfigError, LaunchError
 from xlpretrain.huggingface.bring_in import bring_in
-from xlpretrain.huggingface.export import export
+from xlpretrain.huggingface.export import export, refuse_unknown
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.encoder import BertConfig
+from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.trained import TrainedRun
 
 with warnings.catch_warnings():
@@ -215,6 +219,33 @@ def test_the_card_and_the_folder_are_whole_and_replace_only_a_model(tmp_path, ti
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         export(run.folder, tmp_path / "none", step=7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "runs"]
+
+
+def test_what_is_derived_from_a_known_objective_or_model_is_another_one(tmp_path, tiny_dataset):
+    """It may predict, lay out rows, or compute otherwise: it is neither exported, scored nor written with."""
+
+    class Ahead(CausalLM):
+        type: Literal["ahead"] = "ahead"  # type: ignore[assignment]
+
+    class Electra(BertConfig):
+        type: Literal["electra"] = "electra"  # type: ignore[assignment]
+
+    def changed(run: TrainedRun, **sections: object) -> TrainedRun:
+        return replace(run, config=run.config.model_copy(update=sections))
+
+    causal = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"}).path)
+    refuse_unknown(causal)
+    run = changed(causal, objective=Ahead(**causal.config.objective.model_dump(exclude={"type"})))
+    with pytest.raises(LaunchError, match=r"objective ahead .* expected one of causal_lm, permutation_lm, masked_lm"):
+        refuse_unknown(run)
+    with pytest.raises(ConfigError, match="objective ahead has no likelihood of a text here"):
+        run.log_likelihoods(["A text."])
+    with pytest.raises(ConfigError, match="its objective was ahead"):
+        run.generate("A text.")
+    bert = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "bert"}, name="bert").path)
+    refuse_unknown(bert)
+    with pytest.raises(LaunchError, match=r"model electra .* expected one of transformer_xl, xlnet, albert, bert"):
+        refuse_unknown(changed(bert, model=Electra(**bert.config.model.model_dump(exclude={"type"}))))
 
 
 def test_load_gives_model_tokenizer_and_step(tmp_path, tiny_dataset):

@@ -40,7 +40,7 @@ def print_report(folder: RunFolder) -> None:
         console.print(
             f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
         )
-    if isinstance(run.model.head, CausalLMHead):
+    if type(run.model.head) is CausalLMHead:
         prompt, written = _sample(run)
         console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
         for mark, text in (("-", prompt), ("+", written)):

@@ -78,7 +78,7 @@ class TrainedRun:
     def classifies(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
-        if not isinstance(data, LabelledPaths) or not isinstance(objective, Classify):
+        if not isinstance(data, LabelledPaths) or type(objective) is not Classify:
             raise ConfigError(f"{self.folder.path}: is no classifier; make one of it with `xlpretrain finetune`")
         return data.text, objective.labels
 
@@ -120,7 +120,7 @@ class TrainedRun:
             batch_size: rows side by side.
 
         Raises:
-            ConfigError: the model predicts no tokens (a classifier).
+            ConfigError: the objective has no likelihood of a text (a classifier's), or none is known.
         """
         return log_likelihoods(
             self.model,
@@ -158,7 +158,7 @@ class TrainedRun:
         Raises:
             ConfigError: the model was not trained to write text, or an argument is out of its range.
         """
-        if not isinstance(self.config.objective, CausalLM):
+        if type(self.config.objective) is not CausalLM:
             raise ConfigError(
                 f"{self.folder.path}: cannot write text: its objective was {self.config.objective.type}, and only"
                 " causal_lm predicts the next token"

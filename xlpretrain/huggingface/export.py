@@ -21,15 +21,24 @@ from xlpretrain.huggingface.card import model_card
 from xlpretrain.huggingface.config import uncovered, write_config
 from xlpretrain.huggingface.names import is_albert, rules_of, write
 from xlpretrain.huggingface.tokenizer import Template, tokenizer_config, tokenizer_json
-from xlpretrain.models.encoder import EncoderConfig
+from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
 from xlpretrain.models.stack import StackConfig
+from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.objective import PretrainingModel
+from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+
+TEMPLATES: dict[type[Objective], Template] = {CausalLM: "plain", PermutationLM: "xlnet", MaskedLM: "bert"}
+"""How the objectives that can be exported lay out their rows. Not what is derived from them: that is another one."""
+MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
+"""What a class of transformers, or the code in `MODELING`, can be."""
 
 
 def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -48,8 +57,7 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
         hint = "no model is there, remove it yourself" if force else "choose another folder, or use --force"
         raise LaunchError(f"{to}: is there already; {hint}")
     run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
-    if not run.config.objective.predicts_tokens:
-        raise LaunchError(f"{folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
+    refuse_unknown(run)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -60,6 +68,20 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return loader
+
+
+def refuse_unknown(run: TrainedRun) -> None:
+    """Raise `LaunchError` for an objective or a model that no class of transformers, and no code here, is known for."""
+    objective, model = run.config.objective, run.config.model
+    if not objective.predicts_tokens:
+        raise LaunchError(f"{run.folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
+    for section, found, known in (("objective", objective, TEMPLATES), ("model", model, MODELS)):
+        if type(found) not in known:
+            names = ", ".join(str(kind.model_fields["type"].default) for kind in known)
+            raise LaunchError(
+                f"{run.folder.path}: {section} {found.type} is not one that can be exported; expected one of {names}."
+                " Its weights are in the checkpoint, and xlpretrain.load reads them"
+            )
 
 
 def _replace(new: Path, to: Path) -> None:
@@ -126,15 +148,13 @@ def provenance(config: RunConfig, step: int) -> dict[str, Any]:
 
 def template_of(config: RunConfig) -> Template:
     """How the objective laid out its rows."""
-    if isinstance(config.objective, CausalLM):
-        return "plain"
-    return "xlnet" if isinstance(config.objective, PermutationLM) else "bert"
+    return TEMPLATES[type(config.objective)]
 
 
 def describe_remote(config: RunConfig, run: TrainedRun, *, sentence: bool) -> dict[str, Any]:
     """`config.json` of a model that comes with its own code."""
     vocabulary = run.tokenizer.vocabulary
-    causal = isinstance(config.objective, CausalLM)
+    causal = template_of(config) == "plain"
     name = "XLPretrainForCausalLM" if causal else "XLPretrainForPreTraining"
     classes = ["AutoModelForCausalLM"] if causal else ["AutoModelForPreTraining", "AutoModelForMaskedLM"]
     module = MODELING.stem
