@@ -19,8 +19,8 @@ TOKENIZER_FOLDER = "tokenizer"
 def claims(out: Path) -> list[Path]:
     """The files of the dataset in `out`, relative to it; none if no dataset was built there.
 
-    An index claims its shards and the tokenizer with its checksum. The splits of one build say that they were built from
-    the same; another dataset in a folder of `out` is not part of it. Raises OSError.
+    An index claims its shards and the tokenizer with its checksum. The splits of one build have the same `built_from`;
+    another dataset in a folder of `out` is not part of it. Raises OSError.
     """
     splits = dict(_splits(out))
     built_from = next((split.built_from for split in splits.values()), None)

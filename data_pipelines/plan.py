@@ -23,6 +23,7 @@ from data_pipelines.units import Unit, unit_bytes
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.durable import replacing
 from xlpretrain.errors import DataError
+from xlpretrain.folders import final_place
 
 if TYPE_CHECKING:
     from data_pipelines.work import Work
@@ -90,7 +91,7 @@ def make_plan(config: DataConfig, work: Work, stages: Stages, workers: Workers) 
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
     versions = [str(FORMAT), *map(version, _LIBRARIES)]
     return Plan(
-        out=config.out.absolute(),
+        out=final_place(config.out),
         config=config,
         units=tuple(cut_into_units(config.sources, read, wanted=config.task_bytes)),
         built_from=built_from,

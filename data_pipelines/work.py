@@ -31,10 +31,10 @@ _TASK = r"(\d{6}|\.\d{6}\.[0-9a-f]+(\.tmp)?)"
 _TOKENIZER = r"(spiece\.model|tokenizer\.json|vocabulary\.json)"
 _OURS = re.compile(
     r"plan\.json|lock|spool/(standard_input|\d+-[0-9a-f]+\.jsonl)|slurm/(jobs\.json|[a-z]+\.sh|[a-z]+-\d+\.log)"
-    rf"|[a-z]+(/{_TASK}(/([\w.-]+/)*(\w+\.json|\w[\w.]*\.npy|\d+\.documents\.text|{_TOKENIZER}))?)?"
-    rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})|dataset(/[\w.-]+)*"
+    rf"|[a-z]+/{_TASK}/([\w.-]+/)*(\w+\.json|\w[\w.]*\.npy|\d+\.documents\.text|{_TOKENIZER})"
+    rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})"
 )
-"""Files of a work folder, and its folders while they are empty."""
+"""Files of a work folder."""
 _OF_NFS = re.compile(r"\.nfs[0-9a-f]+")
 """What NFS leaves of a file that was removed while somebody read it."""
 
@@ -145,18 +145,20 @@ class Work:
 
     def _refuse_others(self) -> None:
         if self.folder.is_symlink():
-            raise DataError(f"{self.folder}: is a link; a build keeps its work there and renames it: remove the link")
-        if self.folder.is_dir() and (others := unclaimed(self.folder, self._files())):
+            raise DataError(f"{self.folder}: is a link, and a build renames what it makes there: remove the link")
+        if self.folder.is_dir() and (others := [p for p in unclaimed(self.folder, ()) if not self._is_ours(p)]):
             raise DataError(
-                f"{self.folder}: builds keep their work there, and did not write {named(others)}: move it away"
+                f"{self.folder}: builds keep their work there, and none of them wrote {named(others)}: move it away"
             )
 
     def _files(self) -> list[Path]:
-        """Those that builds write, and the folders that they leave empty."""
-        found = unclaimed(self.folder, ()) if self.folder.is_dir() else []
-        return [
-            path for path in found if _OURS.fullmatch(str(path)) or is_temporary(path) or _OF_NFS.fullmatch(path.name)
-        ]
+        return [path for path in unclaimed(self.folder, ()) if self._is_ours(path)] if self.folder.is_dir() else []
+
+    def _is_ours(self, path: Path) -> bool:
+        """Check whether builds write such a file; a folder with nothing in it may be anybody's."""
+        if _OURS.fullmatch(str(path)) or _OF_NFS.fullmatch(path.name) or is_temporary(path):
+            return True
+        return (self.folder / path).is_dir() and not (self.folder / path).is_symlink()
 
 
 def write_counts(folder: Path, counts: dict[str, int]) -> None:

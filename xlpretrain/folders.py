@@ -1,7 +1,7 @@
 """Folders that appear whole, and are removed only as far as this program wrote what is in them. Torch-free.
 
-A new folder is made under a temporary name beside its place and renamed. One that it replaces is renamed aside first, so
-that at every moment the old or the new one is there whole: `tidy` puts the old one back after a kill between the two.
+A new folder is made under a temporary name beside its place and renamed. One that it replaces is renamed aside first,
+so that at every moment the old or the new one is there whole: `tidy` puts the old one back after a kill between the two.
 Nothing is removed by the name of a folder alone, but file by file: those that the caller claims.
 """
 
@@ -35,11 +35,8 @@ def final_place(folder: Path) -> Path:
     except RuntimeError:  # until Python 3.12
         raise OSError(errno.ELOOP, "is a link to itself", str(folder)) from None
     if _is_mount_point(place):
-        raise OSError(
-            errno.EBUSY,
-            f"is a mount point, which cannot be replaced; name a folder in it: {folder / 'NAME'}",
-            str(folder),
-        )
+        advice = f"name a folder in it, such as {folder / 'NAME'}"
+        raise OSError(errno.EBUSY, f"is a mount point, which nothing can be renamed to; {advice}", str(folder))
     return place
 
 
@@ -102,9 +99,9 @@ def tidy(target: Path, *, claims: Claims) -> None:
 
 
 def unclaimed(folder: Path, claimed: Iterable[Path]) -> list[Path]:
-    """What lies in a folder besides the files claimed, relative to it: other files, links, folders with nothing in them.
+    """List what lies in a folder besides the files claimed: other files, links, and folders with nothing in them.
 
-    Raises OSError.
+    Paths are relative to the folder. Raises OSError.
     """
     claimed = set(claimed)
     return [path for path in _walk(folder) if path not in claimed or (folder / path).is_symlink()]
@@ -117,7 +114,7 @@ def remove(folder: Path, claimed: Iterable[Path]) -> bool:
     """
     if folder.is_symlink():
         return False
-    present = {path for path in _walk(folder) if not (folder / path).is_symlink()}
+    present = {path for path in _walk(folder) if (folder / path).is_file() and not (folder / path).is_symlink()}
     for path in claimed:
         if path in present:
             (folder / path).unlink(missing_ok=True)
