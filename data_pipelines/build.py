@@ -13,6 +13,8 @@ from rich.console import Console
 from data_pipelines import deduplicating, encoding, reading, shards
 from data_pipelines.claims import claims
 from data_pipelines.config import DataConfig
+from data_pipelines.files import is_remote
+from data_pipelines.find import refuse_changed
 from data_pipelines.finished import is_finished, open_splits
 from data_pipelines.parallel import WorkerDiedError, Workers
 from data_pipelines.plan import make_plan
@@ -116,6 +118,7 @@ def finish(work: Work, *, replace: bool) -> None:
     plan = work.plan
     for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
         path.unlink()  # it was being written when somebody was killed
+    refuse_changed(file for file in plan.files if not is_remote(file.path))
     read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
     cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
     write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)

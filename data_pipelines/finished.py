@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_pipelines.claims import INDEX, claims
 from data_pipelines.config import DataConfig
-from data_pipelines.files import STANDARD_INPUT
+from data_pipelines.find import STANDARD_INPUT
 from data_pipelines.plan import describe_settings
 from data_pipelines.sources import fingerprint, source_files
 from data_pipelines.stats import dataset_folders
@@ -36,7 +36,8 @@ def is_finished(config: DataConfig, console: Console, *, force: bool) -> bool:
         raise DataError(f"{error.filename or out}: {error.strerror or error}") from None
     if not own:
         advice = "--force replaces nothing else, choose another `out`" if force else "choose another `out`"
-        raise DataError(f"{out}: exists and holds no dataset that was built there; {advice}")
+        there = named(sorted(path.relative_to(out) for path in out.iterdir())) if out.is_dir() else "a file"
+        raise DataError(f"{out}: exists and holds no dataset that was built there, but {there}; {advice}")
     if force and others:
         raise DataError(
             f"{out}: --force removes nothing but the dataset, and {named(others)} there is no part of it: move it away,"

@@ -1,7 +1,8 @@
 """Folders that appear whole, and are removed only as far as this program wrote what is in them. Torch-free.
 
 A new folder is made under a temporary name beside its place and renamed. One that it replaces is renamed aside first,
-so that at every moment the old or the new one is there whole: `tidy` puts the old one back after a kill between the two.
+so that at every moment the old or the new one is there whole; `tidy` puts the old one back after a kill between the
+two renames.
 Nothing is removed by the name of a folder alone, but file by file: those that the caller claims.
 """
 
