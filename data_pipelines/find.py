@@ -57,9 +57,11 @@ def refuse_changed(files: Iterable[File]) -> None:
     for file in files:
         now = _look_at(file.path)
         if now != file:
-            size = f"{file.num_bytes:,} bytes then, {now.num_bytes:,} now"
+            sizes = (
+                f" ({file.num_bytes:,} bytes then, {now.num_bytes:,} now)" if now.num_bytes != file.num_bytes else ""
+            )
             raise DataError(
-                f"{file.path}: changed after the build began ({size}); leave the sources as they are, and build again"
+                f"{file.path}: changed after the build began{sizes}; build again, and leave the sources alone"
             )
 
 
@@ -105,8 +107,8 @@ def _expand(pattern: str, path: Path) -> list[Path]:
 def _refuse_left_out(pattern: str, inside: set[str], found: set[str]) -> None:
     if left_out := sorted(inside - found):
         raise DataError(
-            f"{pattern}: matches a folder, but not the files in it, such as {left_out[0]}; name the folder, or what is to"
-            " be read of it (**/* is all)"
+            f"{pattern}: matches a folder, but not the files in it, such as {left_out[0]}; name the folder, or what is"
+            " to be read of it (**/* is all)"
         )
 
 

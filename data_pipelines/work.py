@@ -35,8 +35,6 @@ _OURS = re.compile(
     rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})"
 )
 """Files of a work folder."""
-_OF_NFS = re.compile(r"\.nfs[0-9a-f]+")
-"""What NFS leaves of a file that was removed while somebody read it."""
 
 
 class Work:
@@ -156,7 +154,7 @@ class Work:
 
     def _is_ours(self, path: Path) -> bool:
         """Check whether builds write such a file; a folder with nothing in it may be anybody's."""
-        if _OURS.fullmatch(str(path)) or _OF_NFS.fullmatch(path.name) or is_temporary(path):
+        if _OURS.fullmatch(str(path)) or is_temporary(path):
             return True
         return (self.folder / path).is_dir() and not (self.folder / path).is_symlink()
 

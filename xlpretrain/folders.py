@@ -24,6 +24,7 @@ Claims = Callable[[Path], Sequence[Path]]
 last: a removal that was cut short can then be completed."""
 
 _SHOWN = 3
+_OF_NFS = re.compile(r"\.nfs[0-9a-f]+")  # left of a file that was removed while somebody read it
 
 
 def final_place(folder: Path) -> Path:
@@ -109,7 +110,7 @@ def unclaimed(folder: Path, claimed: Iterable[Path]) -> list[Path]:
 
 
 def remove(folder: Path, claimed: Iterable[Path]) -> bool:
-    """Remove the claimed files of a folder, in their order, then folders that are empty; whether all of it is gone.
+    """Remove the claimed files of a folder, in their order, then folders that are empty. Returns whether that was all.
 
     Links are not followed, so what they lead to stays. Raises OSError.
     """
@@ -122,7 +123,7 @@ def remove(folder: Path, claimed: Iterable[Path]) -> bool:
     for place, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):
             os.rmdir(place)  # noqa: PTH106 (a string)
-    return not folder.exists()
+    return not folder.exists() or not _walk(folder)
 
 
 def named(paths: Sequence[Path]) -> str:
@@ -141,7 +142,7 @@ def _walk(folder: Path) -> list[Path]:
     for place, folders, files in os.walk(folder, onerror=fail):
         inside = Path(place).relative_to(folder)
         links = [name for name in folders if Path(place, name).is_symlink()]
-        found += [inside / name for name in (*files, *links)]
+        found += [inside / name for name in (*files, *links) if not _OF_NFS.fullmatch(name)]
         if not folders and not files and inside.parts:
             found.append(inside)
     return sorted(found)
