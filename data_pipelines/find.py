@@ -57,11 +57,9 @@ def refuse_changed(files: Iterable[File]) -> None:
     for file in files:
         now = _look_at(file.path)
         if now != file:
-            sizes = (
-                f" ({file.num_bytes:,} bytes then, {now.num_bytes:,} now)" if now.num_bytes != file.num_bytes else ""
-            )
             raise DataError(
-                f"{file.path}: changed after the build began{sizes}; build again, and leave the sources alone"
+                f"{file.path}: changed after the build began ({file.num_bytes:,} bytes then, {now.num_bytes:,} now);"
+                " build again, and leave the sources alone"
             )
 
 

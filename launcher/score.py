@@ -31,6 +31,7 @@ def score(
     to: Path | None,
 ) -> None:
     """Print, or write, a JSON object for each text or pair; then the sums, on standard error if they would mix."""
+    refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))
     if len(columns) != 1 + pairs:

@@ -50,7 +50,6 @@ def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> lis
     try:
         claims = partial(_claims, checksums=_read(record))
         tidy(target, claims=claims)
-        _keep_changed(target, claims(target))
         with temporary_folder(target) as fresh:
             for path in _files(root):
                 reason = _why_not(path, secrets_here)
@@ -61,6 +60,7 @@ def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> lis
                 else:
                     left_out.append(f"{path.relative_to(root)} ({reason})")
             checksums = {str(path): _sha256(fresh / path) for path in unclaimed(fresh, ())}
+            _keep_changed(target, claims(target))
             put_in_place(fresh, target, claims=claims)
         if record is not None:
             replace_file(record, json.dumps(checksums, indent=1) + "\n")
@@ -93,9 +93,7 @@ def _keep_changed(target: Path, claimed: Sequence[Path]) -> None:
     names = (f"{target.name}.changed{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
     kept = next(path for path in map(target.with_name, names) if not os.path.lexists(path))
     target.rename(kept)
-    print(
-        f"{kept}: the run's copy of the code, in which something was changed; the run gets a new copy", file=sys.stderr
-    )
+    print(f"{kept}: the run's code, which somebody changed; the run gets a copy of what is installed", file=sys.stderr)
 
 
 def _read(record: Path | None) -> dict[str, str] | None:

@@ -74,8 +74,8 @@ def _place(to: Path, *, force: bool) -> Path:
         raise LaunchError(f"{to}: is there already; no model is there, remove it yourself")
     if others:
         raise LaunchError(
-            f"{to}: --force removes nothing but an exported model as it was written, and {named(others)} there is more or"
-            " has changed since: move it away, or choose another folder"
+            f"{to}: --force removes nothing but a model as it was exported, and {named(others)} there is something else"
+            " or was changed: move it away, or choose another folder"
         )
     return place
 
