@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from xlpretrain.data.tables import TEXT, Table, read_table
+from xlpretrain.data.tables import TEXT, Table, read_table, refuse_same_file
 from xlpretrain.durable import replacing
 from xlpretrain.errors import DataError
 from xlpretrain.likelihood import Likelihood

@@ -137,7 +137,7 @@ class RunFolder:
     def refuse_others(self) -> None:
         """Raise `LaunchError` if files lie here that a new run would write over, and no run was begun or submitted."""
         begun = (self.config, self.provenance, self.lease, self.path / "slurm")
-        written = (self.metrics, self.status, self.plot, self.predictions, self.figures, self.confusion)
+        written = (self.metrics, self.plot, self.predictions, self.figures, self.confusion)
         found = [path for path in written if path.exists()]
         if found and not any(path.exists() for path in begun):
             raise LaunchError(
