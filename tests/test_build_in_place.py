@@ -11,7 +11,7 @@ import data_pipelines.build
 from data_pipelines.work import Work
 from tests.conftest import write_jsonl
 from tests.corpus import make_documents
-from tests.test_build import DOCUMENTS, small_disk, start_build, tree, wait_for  # noqa: F401 (a fixture)
+from tests.test_build import DOCUMENTS, start_build, tree, wait_for
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.errors import DataError
 
