@@ -313,6 +313,7 @@ def test_a_folder_that_may_not_be_read_is_refused(path: str, tmp_path: Path):
     locked.mkdir(parents=True)
     (tmp_path / "corpus" / "0.txt").write_text("read")
     (locked / "1.txt").write_text("secret")
+    tmp_path.chmod(0o755)
     locked.chmod(0)
     try:
         command = [sys.executable, "-c", AS_ANOTHER_USER, path]
