@@ -33,7 +33,7 @@ def run_tokenizer(work: Work, task: int) -> None:
     with work.making(TOKENIZER, task) as folder:
         if config.tokenizer.path is not None:
             tokenizer = Tokenizer.load(config.tokenizer.path)
-            if tokenizer.sha256 != work.plan.tokenizer_sha256:
+            if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
                 raise DataError(f"{config.tokenizer.path}: changed after the build began; build again")
         else:
             tokenizer = make_tokenizer(sample_sentences(work), config.tokenizer)

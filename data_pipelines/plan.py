@@ -75,11 +75,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; jobs may have begun with the plan of an older version."""
         data = json.loads(text)
         units = (Unit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"])
         config = DataConfig.model_validate_json(json.dumps(data["config"]))
-        files, held_out = (tuple(File(*file) for file in data[name]) for name in ("files", "held_out"))
+        files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
         return cls(
             Path(data["out"]),
             config,
@@ -88,7 +88,7 @@ class Plan:
             data["state"],
             files=files,
             held_out=held_out,
-            tokenizer_sha256=data["tokenizer"],
+            tokenizer_sha256=data.get("tokenizer"),
         )
 
 

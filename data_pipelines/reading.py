@@ -48,8 +48,8 @@ def run(work: Work, task: int) -> None:
 
 
 def _refuse_changed_held_out(work: Work) -> None:
-    files = [file for source in sources_of(work.config.clean) for file in source_files(source)]
-    if files != list(work.plan.held_out):
+    expected = list(work.plan.held_out)
+    if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
         raise DataError("clean.overlap.against: these files have changed after the build began; build again")
 
 
