@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         allocation = Allocation.this()
         where = Path(os.environ.get("SLURM_SUBMIT_DIR", ".")) / f"slurm-{allocation.job_id}.run"
         if allocation.restart == 0 or not where.is_symlink():
+            if where.exists() and not where.is_symlink():
+                raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
             folder = _prepare(arguments, allocation)
             where.unlink(missing_ok=True)
             where.symlink_to(folder.path)

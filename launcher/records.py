@@ -5,6 +5,7 @@ cluster.yaml   the resolved site profile, with nodes: to submit again
 job.json       the last job it was submitted as
 starts.jsonl   one line per start of the run and per end of one, over all jobs
 excluded       nodes that failed a health check, one a line
+code.json      checksums of the run's copy of the code
 submitit/      what submitit needs
 
 Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
@@ -98,6 +99,11 @@ class SlurmFolder:
     def excluded(self) -> Path:
         """Nodes that failed a health check."""
         return self.path / "excluded"
+
+    @property
+    def code(self) -> Path:
+        """The checksums of the run's copy of the code."""
+        return self.path / "code.json"
 
     @property
     def submitit(self) -> Path:

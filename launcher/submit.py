@@ -99,10 +99,14 @@ def active_job(folder: RunFolder) -> str | None:
 def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
     """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
     folders = [config.folder for config in settings]
-    new = [folder.path for folder in folders if not folder.path.exists()]
+    new: list[Path] = []
     cluster = ""
     try:
         left_out: list[str] = []
+        for folder in folders:
+            with suppress(FileExistsError):
+                folder.path.mkdir(parents=True)
+                new.append(folder.path)  # made here, and so removed if it comes to nothing
         for config in settings:
             left_out = write_files(config, profile)
         with suppress(LaunchError):
@@ -141,7 +145,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
         replace_file(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
-    return snapshot.take(folder.path / "code")
+    return snapshot.take(folder.path / "code", record=records.code)
 
 
 def _is_finished(config: RunConfig) -> bool:

@@ -354,6 +354,12 @@ def test_another_vocabulary_is_refused(albert, bring, tmp_path, build_small):
 def test_a_taken_name_and_an_empty_folder_are_refused(albert, bring, tmp_path):
     with pytest.raises(LaunchError, match="is there already; choose another name"):
         bring(albert, name="run")
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "link").symlink_to("nowhere")
+    for name in ("mine", "link"):
+        with pytest.raises(LaunchError, match="is there already; choose another name"):
+            bring(albert, name=name)
+    assert (tmp_path / "runs" / "link").is_symlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"expected a folder with a config\.json"):
         bring(tmp_path / "empty")

@@ -210,6 +210,18 @@ def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path
     assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in why
 
 
+def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a"}.items():
+        monkeypatch.setenv(name, value)
+    mine = tmp_path / "slurm-7.run"
+    mine.write_text("mine")
+    assert by_hand.main(["run.yaml"]) == 2
+    assert f"{mine}: a link to the run folder belongs there; move it away" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
 def test_a_job_of_ones_own_is_a_site_profile() -> None:
     environment = {"SLURM_JOB_PARTITION": "gpu", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ACCOUNT": "(null)"}
     site = by_hand.profile_of(JOB, environment)

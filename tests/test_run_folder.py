@@ -26,6 +26,16 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path):
         RunFolder(tmp_path / "runs" / "mine").create(config="", provenance={})
 
 
+def test_files_of_others_are_not_written_over(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.refuse_others()
+    folder.metrics.write_text("mine")
+    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* not of a run; choose another name"):
+        folder.refuse_others()
+    folder.lease.mkdir()  # a start that came no further
+    folder.refuse_others()
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [

@@ -51,6 +51,8 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     configuration.check_data(config, data.train, world_size)
     Probe.of(config, data)
     changes: list[str] = []
+    if begun is None:
+        folder.refuse_others()
     if begun is None and config.init_from is not None:
         _check_vocabulary(config.init_from, data)
     if begun is not None:

@@ -134,6 +134,16 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.is_file()
 
+    def refuse_others(self) -> None:
+        """Raise `LaunchError` if files lie here that a new run would write over, and no run was begun or submitted."""
+        begun = (self.config, self.provenance, self.lease, self.path / "slurm")
+        written = (self.metrics, self.plot, self.predictions, self.figures, self.confusion)
+        found = [path for path in written if path.exists()]
+        if found and not any(path.exists() for path in begun):
+            raise LaunchError(
+                f"{found[0]}: lies there already, and is not of a run; choose another name, or move it away"
+            )
+
     def create(self, *, config: str, provenance: Mapping[str, Any], fence: Callable[[], None] = lambda: None) -> None:
         """Make the folder. The configuration is written last: a folder without one was never begun."""
         try:

@@ -7,6 +7,7 @@ checkpoints/step-00000100/
 checkpoints/.tmp-<owner>-*   being written or removed by that start of the run; removed by the next
 checkpoints/damaged/         what a start had to pass over, with the reason in the name
 checkpoints/abandoned/       whole, but newer than the step that the run went back to
+checkpoints/kept/            what lay in a checkpoint that was removed, and no save had written
 """
 
 from xlpretrain.checkpoint.folders import abandon_newer, checkpoint_name, list_checkpoints, step_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
+from xlpretrain.folders import put_in_place, temporary_folder
 from xlpretrain.huggingface.folder_tokenizer import read_folder
 from xlpretrain.huggingface.foreign import Foreign, load_weights, read_foreign
 from xlpretrain.run_folder import RunFolder, Status
@@ -49,14 +49,13 @@ def bring_in(
         XLPretrainError: naming what does not fit.
     """
     folder = RunFolder(runs_dir / name)
-    if folder.path.exists():
+    if os.path.lexists(folder.path):
         raise LaunchError(f"{folder.path}: is there already; choose another name (--as)")
     foreign = read_foreign(source)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
     model = config.build_model(foreign.vocab_size)
     notes += [*_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
-    temporary = RunFolder(folder.path.with_name(f".{name}.{os.getpid()}.tmp"))
     provenance = {
         "wandb_id": "",
         "data_sha256": Manifest.open(data).fingerprint if data is not None else "",
@@ -67,16 +66,16 @@ def bring_in(
         "versions": {"torch": torch.__version__},
     }
     try:
-        temporary.create(config=schema.dump(config), provenance=provenance)
-        if vocabulary is not None:
-            temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
-        checkpoint.write_weights(temporary.checkpoints, model)
-        temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
-        temporary.path.rename(folder.path)
+        with temporary_folder(folder.path) as path:
+            temporary = RunFolder(path)
+            temporary.create(config=schema.dump(config), provenance=provenance)
+            if vocabulary is not None:
+                temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
+            checkpoint.write_weights(temporary.checkpoints, model)
+            temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
+            put_in_place(path, folder.path)
     except OSError as error:
         raise LaunchError(f"{folder.path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary.path, ignore_errors=True)
     return folder, notes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from xlpretrain.config import RunConfig
 from xlpretrain.data.wordpiece import WordPiece
-from xlpretrain.durable import sync
 from xlpretrain.errors import LaunchError
+from xlpretrain.folders import final_place, named, put_in_place, temporary_folder, tidy, unclaimed
+from xlpretrain.huggingface import exported
 from xlpretrain.huggingface.card import model_card
 from xlpretrain.huggingface.config import uncovered, write_config
 from xlpretrain.huggingface.names import is_albert, rules_of, write
@@ -48,25 +48,20 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
 
     Args:
         step: of which checkpoint (default: the newest whole one).
-        force: replace what lies at `to`, if it is an exported model.
+        force: replace what lies at `to`, if that is an exported model and nothing else.
 
     Raises:
         XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
     """
-    if to.exists() and not (force and (to / "config.json").is_file()):
-        hint = "no model is there, remove it yourself" if force else "choose another folder, or use --force"
-        raise LaunchError(f"{to}: is there already; {hint}")
+    place = _place(to, force=force)
     run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
     refuse_unknown(run)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        loader = _write(run, temporary, name=to.name)
-        _replace(temporary, to)
+        with temporary_folder(place) as temporary:
+            loader = _write(run, temporary, name=to.name)
+            put_in_place(temporary, place, claims=exported.claims if force else None)
     except OSError as error:
         raise LaunchError(f"{to}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return loader
 
 
@@ -84,14 +79,27 @@ def refuse_unknown(run: TrainedRun) -> None:
             )
 
 
-def _replace(new: Path, to: Path) -> None:
-    old = to.with_name(f".{to.name}.{os.getpid()}.old")
-    for path in [*new.iterdir(), new]:
-        sync(path)
-    if to.exists():
-        to.rename(old)
-    new.rename(to)
-    shutil.rmtree(old, ignore_errors=True)
+def _place(to: Path, *, force: bool) -> Path:
+    """Where the folder goes, links followed. Raises `LaunchError` if something lies there that must not be replaced."""
+    try:
+        place = final_place(to)
+        tidy(place, claims=exported.claims)
+        if not place.exists():
+            return place
+        own = exported.claims(place)
+        others = unclaimed(place, own) if place.is_dir() else []
+    except OSError as error:
+        raise LaunchError(f"{error.filename or to}: {error.strerror or error}") from None
+    if not force:
+        raise LaunchError(f"{to}: is there already; choose another folder, or use --force")
+    if not own:
+        raise LaunchError(f"{to}: is there already; no model is there, remove it yourself")
+    if others:
+        raise LaunchError(
+            f"{to}: --force removes nothing but a model as it was exported, and {named(others)} there is something else"
+            " or was changed: move it away, or choose another folder"
+        )
+    return place
 
 
 def _write(run: TrainedRun, to: Path, *, name: str) -> str:
@@ -111,7 +119,6 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
     for file, content in {
-        "config.json": described,
         "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
         **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, template)}),
     }.items():
@@ -123,6 +130,7 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     (to / "README.md").write_text(
         model_card(run, name=name, loader=loader, reasons=reasons, weights=weights), encoding="utf-8"
     )
+    exported.write_config(to, described)
     return loader
 
 
