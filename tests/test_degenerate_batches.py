@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from xlpretrain.data.labelled import LabelledTexts
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import Row, empty_row
 from xlpretrain.engine.engine import TermScales
@@ -114,6 +116,22 @@ def test_rows_of_one_token_train(train: Manifest, implementation: str, mem_len: 
     (total,) = _backward(model, objective, batch, mem_len).values()
     assert float(total.detach()) == pytest.approx(math.log(train.vocabulary.size), rel=0.05)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_KEYS)
+@pytest.mark.parametrize("paired", [False, True])
+def test_segments_are_as_many_as_the_objective_says(train: Manifest, tmp_path: Path, name: str, paired: bool):
+    """An encoder looks each of them up in a table."""
+    objective = OBJECTIVE_KEYS[name]
+    data: Manifest = train
+    if isinstance(objective, Classify):
+        (tmp_path / "labelled.csv").write_text("label,a,b\nno,one,two\nyes,three,four\n")
+        columns = ("a", "b") if paired else ("a",)
+        data = LabelledTexts(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
+    rows = objective.training_rows(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
+    read = [rows.row(step=0, stream=stream) for stream in range(32)]
+    segments = objective.collator(train.open_tokenizer(), seed=1)(read).inputs.segments
+    assert objective.num_segments(data) == (1 if segments is None else int(segments.max()) + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
