@@ -98,7 +98,10 @@ def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
     batch = chosen.collator(train.open_tokenizer(), seed=1)(rows).to(torch.device(device))
     assert set(batch.counts.values()) == {0}
     for mem_len in (0, 3) if MODELS[model].mem_len else (0,):
-        sums = _backward(built, chosen, batch, mem_len)
+        sums = _backward(built.train(), chosen, batch, mem_len)
+        with torch.no_grad():
+            scores = built.eval()(batch, built.backbone.empty_memory(len(rows), mem_len))[0].scores
+        assert {term: len(found.correct) for term, found in scores.items()} == batch.counts
         assert [name for name, p in built.named_parameters() if p.grad is None] == []
         if device == "cpu":
             assert [float(value.detach()) for value in sums.values()] == [0.0] * len(chosen.terms)
