@@ -185,7 +185,11 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
 def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.evaluated_objective(config.eval)
-    found: list[Problem] = list(dict.fromkeys(p for m in train.manifests for p in config.objective.data_problems(m)))
+    found: list[Problem] = []
+    for manifest in train.manifests:
+        found += config.objective.data_problems(manifest)
+        found += config.model.data_problems(num_segments=config.objective.num_segments(manifest))
+    found = list(dict.fromkeys(found))
     if config.data.type == "corpus":
         found += _length_problems(config, train)
     if config.global_batch_size < world_size:

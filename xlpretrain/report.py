@@ -48,13 +48,12 @@ def print_report(folder: RunFolder) -> None:
     if (status := folder.read_status()) is not None and status.goodput:
         console.print(f"\n{describe(status.goodput)}")
     console.print("\n[bold]Where things lie[/bold]")
-    for what, path in [
-        ("loss curve", folder.plot),
-        ("metrics", folder.metrics),
-        ("Weights & Biases", f"{folder.path / 'wandb'}   (to upload: wandb sync {folder.path / 'wandb'}/*run-*)"),
-        ("checkpoints", folder.checkpoints),
-    ]:
+    places = {"loss curve": folder.plot, "metrics": folder.metrics, "checkpoints": folder.checkpoints}
+    for what, path in places.items():
         console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
+    wandb = folder.path / "wandb"
+    if any(wandb.glob("offline-run-*")):
+        console.print(f"  {'Weights & Biases':<17} to upload: wandb sync {wandb}/*run-*", markup=False, soft_wrap=True)
     console.print("\n[bold]What to try next[/bold]")
     longer = 4 * run.step
     program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import sys
 import threading
@@ -12,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
 from pydantic import Field
 from rich.console import Console
@@ -23,14 +21,18 @@ from xlpretrain.schema import Section
 
 _CALL_TIMEOUT_S = 20.0  # longer than the worst log() seen (2 ms usual, 94 ms worst), shorter than anyone's patience
 _INIT_TIMEOUT_S = 30.0
+_TRUE = ("1", "on", "true", "yes")  # what transformers, which made WANDB_DISABLED known, takes for true
 logger = logging.getLogger(__name__)
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
 class WandbConfig(Section):
     """Weights & Biases."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where there is an API key, offline otherwise. A failure never stops or slows the run."""
+    mode: WandbMode = "auto"
+    """auto: online where you are logged in to W&B, offline otherwise. WANDB_MODE, WANDB_DISABLED and W&B's own settings
+    can only make it quieter. A failure never stops or slows the run."""
     project: str = Field("xlpretrain", min_length=1)
     """The project to log to."""
     entity: str | None = None
@@ -64,22 +66,27 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
         self._run: Any = None
-        mode = config.mode
-        if mode == "disabled":
-            return
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
-        for attempt in dict.fromkeys([mode, "offline"]):
-            if attempt != mode:
+        for wanted in dict.fromkeys([config.mode, "offline"]):
+            if wanted != config.mode:
                 logger.warning("W&B: online logging is not possible; going on offline")
-            start = partial(self._start, config, attempt, folder, run_id, name, run_config)
-            self._guard(start, _INIT_TIMEOUT_S)
-            if self._run is not None:
+            start = partial(self._start, config, wanted, folder, run_id, name, run_config)
+            if self._guard(start, _INIT_TIMEOUT_S):
                 return
 
     def _start(
-        self, config: WandbConfig, mode: str, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]
+        self,
+        config: WandbConfig,
+        wanted: WandbMode,
+        folder: Path,
+        run_id: str,
+        name: str,
+        run_config: Mapping[str, Any],
     ) -> None:
+        mode = possible_mode(wanted)
+        if wanted == "online" and mode != wanted:
+            logger.warning("W&B: wandb.mode is online, but W&B is %s: switched so, or not logged in", mode)
+        if mode == "disabled":
+            return
         import wandb  # here, since it costs a second and is not needed by other ranks
 
         settings = wandb.Settings(
@@ -92,7 +99,7 @@ class WandbTracker:
             entity=config.entity,
             tags=list(config.tags),
             dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             resume="allow",
             config=dict(run_config),
             settings=settings,
@@ -112,14 +119,33 @@ class WandbTracker:
             self._guard(lambda: self._run.finish(), _CALL_TIMEOUT_S)
             self._run = None
 
-    def _guard(self, call: Callable[[], Any], timeout_s: float) -> None:
-        """Make a call; if it fails, W&B is off from now on."""
+    def _guard(self, call: Callable[[], Any], timeout_s: float) -> bool:
+        """Make a call; if it fails, W&B is off from now on. Returns whether it succeeded."""
         reason = _attempt(call, timeout_s)
         if reason is not None:
             logger.warning("W&B failed and is off for the rest of this start: %s", reason)
             self._run = None
             # Else W&B would try again when the process ends, and print a traceback or wait for ever.
             _attempt(_teardown, _CALL_TIMEOUT_S)
+        return reason is None
+
+
+def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
+    """The mode that is wanted, or a quieter one where W&B is switched off or knows no credentials. Never prompts.
+
+    W&B itself is asked: where it keeps credentials, and under which host, changes between its versions. May take
+    seconds; raises whatever W&B does, such as for a malformed API key.
+    """
+    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        return "disabled"
+    import wandb
+
+    own = wandb.setup(wandb.Settings(silent=True)).settings.mode  # of WANDB_MODE, `wandb offline` and `wandb disabled`
+    if own == "disabled":
+        return "disabled"
+    if wanted == "offline" or own in ("offline", "dryrun"):
+        return "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def _attempt(call: Callable[[], Any], timeout_s: float) -> str | None:
@@ -144,19 +170,6 @@ def _teardown() -> None:
     import wandb
 
     wandb.teardown()
-
-
-def _has_key() -> bool:
-    """Whether W&B would find an API key, without asking it: it may prompt, or wait for a network."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class ConsoleTracker:
