@@ -11,7 +11,7 @@ checkpoints/abandoned/       whole, but newer than the step that the run went ba
 
 from xlpretrain.checkpoint.folders import abandon_newer, checkpoint_name, list_checkpoints, step_of
 from xlpretrain.checkpoint.outside import write_weights
-from xlpretrain.checkpoint.read import Restored, find_best, load_weights, load_weights_into, restore
+from xlpretrain.checkpoint.read import Restored, find_best, fingerprint, load_weights, load_weights_into, restore
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver, Votes
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "abandon_newer",
     "checkpoint_name",
     "find_best",
+    "fingerprint",
     "list_checkpoints",
     "load_weights",
     "load_weights_into",
