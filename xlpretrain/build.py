@@ -50,7 +50,7 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     Probe.of(config, data)
     if begun is not None:
         return config, data, origin.check_resume(begun, config, data, allow_recipe_change=allow_recipe_change)
-    origin.check_vocabulary(config, data)
+    origin.check_init(config, data)
     return config, data, []
 
 

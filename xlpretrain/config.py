@@ -23,7 +23,7 @@ from xlpretrain.models import AnyModel
 from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
-from xlpretrain.run_folder import RunFolder
+from xlpretrain.run_folder import NAME, RunFolder
 from xlpretrain.schedules import AnySchedule, Cosine
 from xlpretrain.schema import Problem, Section
 from xlpretrain.spikes import SpikeConfig
@@ -54,7 +54,7 @@ _RECIPE = ("optimizer", "schedule")
 class RunConfig(Section):
     """A run, whole. Everything has a default but the data, the model, the objective and the length."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=NAME)
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
     """Where run folders lie."""

@@ -97,11 +97,16 @@ def open_valid(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Ma
     return valid
 
 
-def check_vocabulary(config: RunConfig, data: Datasets) -> None:
-    """Raise `ConfigError` if `init_from` has weights of a run with another tokenizer, as far as is known."""
+def check_init(config: RunConfig, data: Datasets) -> None:
+    """Check the weights that a run is to begin with.
+
+    Raises `CheckpointError` if there are none, `ConfigError` if they were trained with another tokenizer, as far as is
+    known.
+    """
     source = config.init_from
     if source is None:
         return
+    checkpoint.fingerprint(source)
     places = (RunFolder(place) for place in (source, *list(source.absolute().parents)[:2]))
     folder = next((place for place in places if place.exists()), None)
     theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256

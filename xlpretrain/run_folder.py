@@ -26,6 +26,9 @@ from typing import Any, Literal
 from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The names that a run, and so its folder, may have: they go into job scripts and W&B."""
+
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
 
