@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import xlpretrain
 from launcher import runs
 from launcher.cli import app
-from launcher.records import SlurmFolder
+from launcher.records import Job, SlurmFolder
 from launcher.train import start_training
 from tests.imported_runs import make_run
 from xlpretrain import schema
@@ -235,6 +235,29 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
     assert "only where the data lies may be given" in call("report", run, "model.d_model=8", expect=2)
     assert "was not at hand" in (call("export", run, "--to", here / "x"), (here / "x/README.md").read_text())[1]
     assert state_of(run) == files
+
+
+def test_eval_takes_the_split_that_it_is_told_of(here: Path):
+    run, dataset = here / "runs" / "whole", (here / "a").rename(here / "elsewhere")
+    shutil.rmtree(dataset / "train")
+    last = commands.read_metrics(run)[-1]["valid/loss"]
+    limits = ("--max-tokens", 1000, "--nproc", 1)
+    for place in (("--data", dataset / "valid"), (f"data.valid={dataset / 'valid'}",)):
+        out, _ = commands.run("eval", run, *place, *limits)
+        assert float(out.split("nats each")[1].split()[0]) == pytest.approx(last, rel=1e-6)
+    assert "data.valid=PLACE" in commands.refused("eval", run, *limits)
+
+
+def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = here / "runs" / "cut"
+    records = SlurmFolder.of(RunFolder(run))
+    records.path.mkdir()
+    records.cluster.write_text("tasks_per_node: 1\n")
+    records.write_job(Job("12", "big", 0.0, "1", ""))
+    monkeypatch.setenv("PATH", str(here))
+    assert f"`xlpretrain resume {run} --here` goes on here" in call("resume", run, "max_steps=8", expect=2)
 
 
 def test_a_run_without_held_out_data_has_a_report(here: Path):
