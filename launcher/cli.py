@@ -15,6 +15,7 @@ from launcher.arguments import (
     ConfigFile,
     Dataset,
     MaxRestarts,
+    Moved,
     Nodes,
     NumProcesses,
     Overrides,
@@ -110,10 +111,7 @@ def resume(
     from launcher import control, runs
     from launcher.train import start_training
 
-    folder = runs.require(run)
-    place = run.absolute()
-    # Where the folder lies now, should it have been moved.
-    overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
+    folder, overrides = runs.require(run), runs.at_its_place(run, overrides or [])
     here = here or num_processes is not None
     if not here and control.was_submitted(folder):
         control.resume(folder, overrides, nodes=nodes, allow_recipe_change=allow_recipe_change, take_over=take_over)
@@ -183,8 +181,9 @@ def cancel(run: RunPath) -> None:
 @app.command("eval")
 def evaluate(
     run: RunPath,
+    moved: Moved = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of a split (default: the run's held-out one).")
+        str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out one).")
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
@@ -198,17 +197,17 @@ def evaluate(
     folder = RunFolder(run).require()
     num_streams = configuration.load(folder.config).eval.num_streams
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
     num_processes = num_processes or torchrun.default_num_processes(num_streams)
     raise typer.Exit(torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes))
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, moved: Moved = None) -> None:
     """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
     from xlpretrain.report import print_report
 
-    print_report(RunFolder(run).require())
+    print_report(RunFolder(run).require(), moved or [])
 
 
 @app.command()
@@ -308,6 +307,7 @@ def data_show(
         typer.Option("--sample", min=0, metavar="STEP", help="What the model is fed at this step.", show_default=False),
     ] = None,
     stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
+    overrides: Overrides = None,
 ) -> None:
     """What is in a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
     from xlpretrain.inspect import show_document, show_sample
@@ -315,4 +315,4 @@ def data_show(
     if sample is None:
         show_document(place, document)
     else:
-        show_sample(place, step=sample, stream=stream)
+        show_sample(place, step=sample, stream=stream, overrides=overrides or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ def stop(run: RunFolder) -> str:
     """Leave the wish that a run saves and ends, and stays so. Returns what becomes of it. Raises `LaunchError`."""
     _wish_to_stop(run)
     job = SlurmFolder.of(run).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     if job and state and state.is_waiting:
         return (
             f"{run.path}: its job {job.job_id} waits in the queue ({state}); it will end as soon as it starts."
@@ -83,6 +84,11 @@ def resume(
     if status is not None and status.state == "finished" and status.step == settings.max_steps:
         print(f"already finished: {status.step} steps in {run.path}; raise max_steps to go on")
         return
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
+            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
+        )
     stopped = run.stop_file.exists()
     run.stop_file.unlink(missing_ok=True)
     try:
@@ -96,7 +102,7 @@ def resume(
 def refuse_if_queued(run: RunFolder) -> None:
     """Raise `LaunchError` if a run's job waits or runs, as far as can be told here."""
     job = SlurmFolder.of(run).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     if job and state and not state.is_over:
         doing = "waits in the queue" if state.is_waiting else "runs"
         raise LaunchError(
@@ -113,10 +119,10 @@ def was_submitted(run: RunFolder) -> bool:
 
 def newest_config(run: RunFolder) -> Path:
     """What a run was last told to be: where it began, or at its submission since then. Raises `LaunchError`."""
-    there = [path for path in (run.config, SlurmFolder.of(run).config) if path.is_file()]
-    if not there:
+    newest = SlurmFolder.of(run).newest_config()
+    if newest is None:
         raise LaunchError(f"{run.path}: has no config.yaml any more; begin it anew with its config")
-    return max(there, key=lambda path: path.stat().st_mtime)
+    return newest
 
 
 def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:

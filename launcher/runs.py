@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.records import SlurmFolder
-from xlpretrain.errors import LaunchError
-from xlpretrain.run_folder import RunFolder
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_folder import NAME, RunFolder
 
 _MAX_DEPTH = 4
 _TAIL_BYTES = 1 << 17
@@ -28,6 +29,23 @@ def require(path: Path) -> RunFolder:
     if is_run(run):
         return run
     raise LaunchError(f"{path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+
+
+def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides with which a run goes on in the folder where it lies now, should it have been moved or copied.
+
+    Raises `ConfigError` if they name another place.
+    """
+    place = path.absolute()
+    wrong = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs_dir")]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: a run goes on in its own folder, which is {place}; move that instead")
+    if not re.match(NAME, place.name):
+        raise ConfigError(
+            f"{place}: a run is named after its folder, and {place.name!r} does not match {NAME}; rename the folder"
+        )
+    quoted = (json.dumps(str(part), ensure_ascii=False) for part in (place.parent, place.name))  # as YAML reads them
+    return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)
 
 
 def is_run(run: RunFolder) -> bool:

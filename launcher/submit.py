@@ -92,7 +92,7 @@ def refuse_if_active(folder: RunFolder) -> None:
 def active_job(folder: RunFolder) -> str | None:
     """The id of a run's job, if that waits in the queue or runs."""
     job = SlurmFolder.of(folder).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     return job.job_id if job and state and not state.is_over else None
 
 
@@ -141,7 +141,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
     try:
         records.path.mkdir(parents=True, exist_ok=True)
         folder.logs.mkdir(exist_ok=True)
-        replace_file(records.config, schema.dump(config))
+        records.write_config(schema.dump(config))
         replace_file(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None

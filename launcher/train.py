@@ -8,6 +8,7 @@ import xlpretrain
 from launcher import torchrun
 from xlpretrain import config as configuration
 from xlpretrain.build import prepare
+from xlpretrain.data.labelled import LabelledTexts
 from xlpretrain.errors import ConfigError
 from xlpretrain.finetune import sum_up
 
@@ -25,7 +26,7 @@ def start_training(
     """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
     settings = configuration.load(config, overrides)
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
-    settings, _, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    settings, data, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
     folder = settings.folder
     if stopped_before:
         folder.stop_file.unlink(missing_ok=True)
@@ -49,6 +50,6 @@ def start_training(
             take_over=take_over,
             max_restarts=max_restarts,
         )
-    if code == 0 and settings.objective.type == "classify":
-        print(f"{folder.path}: {sum_up(xlpretrain.load(folder.path)).describe()}", flush=True)
+    if code == 0 and isinstance(data.valid, LabelledTexts):
+        print(f"{folder.path}: {sum_up(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
     return code

@@ -1,11 +1,11 @@
 """The folder of a run: what lies where, and what the outside may read of it while it goes on. Torch-free.
 
 config.yaml      the resolved configuration; what a resume must agree with
-provenance.json  where it came from: data fingerprints, W&B run id, host, versions
+provenance.json  where it came from: digests of its data and weights (origin.py), W&B run id, host, versions
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
-tokenizer/       of a model that was imported or fine-tuned
+tokenizer/       what its texts were encoded by
 lease/           which start of the run may write here (lease.py)
 logs/            where ranks hung (watchdog.py)
 loss.png  wandb/
@@ -25,6 +25,9 @@ from typing import Any, Literal
 
 from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The names that a run, and so its folder, may have: they go into job scripts and W&B."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
@@ -112,7 +115,7 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer of a model that was imported or fine-tuned; others lie beside the data."""
+        """The folder of the run's tokenizer; runs of earlier versions have it beside their data only."""
         return self.path / "tokenizer"
 
     @property
@@ -154,12 +157,16 @@ class RunFolder:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
 
     def keep_tokenizer(self, name: str, model: bytes) -> None:
-        """Put a tokenizer's file there, if it is not. Raises OSError."""
-        if not (self.tokenizer / name).exists():
+        """Put a tokenizer's file there, if it is not. Raises `LaunchError`."""
+        if (self.tokenizer / name).exists():
+            return
+        try:
             self.tokenizer.mkdir(parents=True, exist_ok=True)
             with replacing(self.tokenizer / name) as temporary:
                 temporary.write_bytes(model)
                 sync(temporary)
+        except OSError as error:
+            raise LaunchError(f"{self.tokenizer}: the tokenizer cannot be kept there: {error.strerror}") from None
 
     def require(self) -> RunFolder:
         """Itself. Raises `LaunchError` if no run was begun here."""

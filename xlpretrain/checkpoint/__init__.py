@@ -12,7 +12,7 @@ checkpoints/kept/            what lay in a checkpoint that was removed, and no s
 
 from xlpretrain.checkpoint.folders import abandon_newer, checkpoint_name, list_checkpoints, step_of
 from xlpretrain.checkpoint.outside import write_weights
-from xlpretrain.checkpoint.read import Restored, find_best, load_weights, load_weights_into, restore
+from xlpretrain.checkpoint.read import Restored, find_best, fingerprint, load_weights, load_weights_into, restore
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver, Votes
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "abandon_newer",
     "checkpoint_name",
     "find_best",
+    "fingerprint",
     "list_checkpoints",
     "load_weights",
     "load_weights_into",
