@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xlpretrain.trained import TrainedRun
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+"""Here and not in the package's metadata, which a source tree that is not installed lacks."""
+
+__all__ = ["__version__", "load"]
 
 
 def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> TrainedRun:

@@ -46,6 +46,7 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     """
     data = config.data.open()
     folder = config.folder
+    folder.refuse_if_read_only()
     begun = configuration.load(folder.config) if folder.exists() else None
     config = configuration.resolve(config, data.train, begun=begun)
     configuration.check_data(config, data.train, world_size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from xlpretrain import distributed
+from xlpretrain import __version__, distributed
 from xlpretrain.engine.engine import Engine
 
 
@@ -24,7 +24,7 @@ def layout(engine: Engine) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": version("numpy"),  # it draws the order of the data, masks and factorizations
         "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
-        "xlpretrain": version("xlpretrain"),
+        "xlpretrain": __version__,
     }
 
 

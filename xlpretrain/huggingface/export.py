@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from xlpretrain import __version__
 from xlpretrain.config import RunConfig
 from xlpretrain.data.wordpiece import WordPiece
 from xlpretrain.durable import sync
@@ -121,7 +121,7 @@ def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -
 def provenance(config: RunConfig, step: int) -> dict[str, Any]:
     """What `config.json` says of the run, beside what transformers knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
-    return {"version": version("xlpretrain"), "run": config.name, "step": step, **sections}
+    return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
 def template_of(config: RunConfig) -> Template:
