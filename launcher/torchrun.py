@@ -50,6 +50,8 @@ class Ended:
         if self.exit_code >= 0:
             return f"rank {self.rank} left with exit code {self.exit_code}"
         name = signal.Signals(-self.exit_code).name
+        if self.signal:
+            return f"rank {self.rank} was ended by {name}, after this launcher had {signal.Signals(self.signal).name}"
         why = " (as the kernel does where memory runs out)" if self.exit_code == -signal.SIGKILL else ""
         return f"rank {self.rank} was killed by {name}{why}"
 
