@@ -155,6 +155,8 @@ def test_ranks_start_as_slurm_wants_it() -> None:
     for part in ("--ntasks=2", "--cpus-per-task=32", "--container-image=i", "--rdzv-endpoint=n1:12000", "bash"):
         assert part in command
     assert "/py" not in command
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in command
+    assert not any("shutdown-timeout" in part for part in command), "older versions of torch refuse that"
 
 
 def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from xlpretrain.errors import LaunchError, XLPretrainError
+from xlpretrain.errors import LaunchError, RankError, XLPretrainError
 
 T = TypeVar("T")
 _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -24,7 +24,7 @@ _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def start(*, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group, and set this rank's device and CPU threads. Every rank must call it, once.
 
-    gloo on CPU, NCCL on CUDA. Raises `LaunchError` where this machine has fewer GPUs than ranks, where the environment
+    gloo on CPU, NCCL on CUDA. Raises `RankError` where this machine has fewer GPUs than ranks, where the environment
     does not tell who this rank is, and where the others are not met.
     """
     _check_environment(os.environ)
@@ -34,7 +34,7 @@ def start(*, timeout_s: float = 1800.0) -> torch.device:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank() >= torch.cuda.device_count():
-            raise LaunchError(
+            raise RankError(
                 f"local rank {local_rank()} has no GPU: this machine shows {torch.cuda.device_count()}; "
                 "start at most that many processes here"
             )
@@ -47,7 +47,7 @@ def start(*, timeout_s: float = 1800.0) -> torch.device:
             dist.init_process_group(backend, timeout=timeout)
         except (dist.DistError, ValueError) as error:
             meet_at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise LaunchError(
+            raise RankError(
                 f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not meet the others at {meet_at}"
                 f" (MASTER_ADDR, MASTER_PORT): {str(error).splitlines()[0]}"
             ) from error
@@ -59,19 +59,19 @@ def start(*, timeout_s: float = 1800.0) -> torch.device:
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:
-    """Raise `LaunchError` where only a part of what a rank is told is there, or is no rank."""
+    """Raise `RankError` where only a part of what a rank is told is there, or is no rank."""
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not environment.get(name)]
     if "RANK" not in environment:
         return
     fix = "start ranks with torchrun or `xlpretrain train`, which set them all, or unset RANK to run alone"
     if missing:
-        raise LaunchError(f"RANK is set, but not {', '.join(missing)}: {fix}")
+        raise RankError(f"RANK is set, but not {', '.join(missing)}: {fix}")
     numbers = {name: environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", *_OF_MACHINE)}
     bad = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
     if bad or not int(numbers["RANK"]) < int(numbers["WORLD_SIZE"]):
         bad = bad or [f"RANK={numbers['RANK']} and WORLD_SIZE={numbers['WORLD_SIZE']}"]
-        raise LaunchError(f"{', '.join(bad)}: ranks are whole numbers from 0 to WORLD_SIZE - 1; {fix}")
+        raise RankError(f"{', '.join(bad)}: ranks are whole numbers from 0 to WORLD_SIZE - 1; {fix}")
 
 
 def stop() -> None:
