@@ -75,6 +75,7 @@ def resume(
 
     records = SlurmFolder.of(run)
     refuse_if_queued(run)
+    run.refuse_if_read_only()
     _refuse_if_elsewhere(run, take_over=take_over)
     profile = submit.load_cluster(records.cluster, nodes=nodes)
     settings = configuration.load(newest_config(run), overrides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ _TAIL_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _LAST_WORDS_BYTES = 10_000
 _LAST_WORDS_LENGTH = 300
+# The end of a traceback (torch's has a prefix), one of faulthandler's, a message of ours.
+_REASON = re.compile(r"(\[rank\d+\]: *)?(([\w.]*\.)?\w*(Error|Exception|Interrupt)\b|Fatal Python error:|error: )")
 
 
 def files(run: RunFolder, rank: int | None) -> list[Path]:
@@ -36,7 +40,7 @@ def note(run: RunFolder, message: str) -> None:
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """The last line that a start has written to a log, which tells more than an exit code; empty if there is none.
+    """The line in which a start says in its log why it ended, else its last one; empty if there is none.
 
     since: the size of the log when the start began, if that is known. What comes before the last heading
     is of other starts.
@@ -47,8 +51,9 @@ def last_words(log: Path, *, since: int = 0) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    words = next((line for line in reversed(lines) if line), "")
-    return "" if words.startswith(HEADING) else words[:_LAST_WORDS_LENGTH]
+    of_start = list(itertools.takewhile(lambda line: not line.startswith(HEADING), filter(None, reversed(lines))))
+    words = next((line for line in of_start if _REASON.match(line)), of_start[0] if of_start else "")
+    return words.removeprefix("error: ")[:_LAST_WORDS_LENGTH]
 
 
 def show(run: RunFolder, *, rank: int | None, num_lines: int, follow: bool) -> None:

@@ -6,6 +6,7 @@ come from launcher.job. What it says goes to its log, and is added to what start
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(run: RunFolder) -> int:
     rank = int(os.environ["RANK"])
     job, restart = os.environ.get("SLURM_JOB_ID", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
     rank_log.move_to(run.rank_log(rank), where=f"job {job}, restart {restart}, {os.uname().nodename}")
+    faulthandler.enable()  # so that a crash in C++ tells where
     records = SlurmFolder.of(run)
     # What may change in a run that was begun was looked at when it was submitted.
     code = train([str(records.config), "--allow-recipe-change"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 from contextlib import closing
 from pathlib import Path
@@ -98,5 +99,6 @@ def _train(run: Run) -> StopReason | None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # so that a crash in C++ tells where
     ours = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
     end(code_of_rank(main(keep_log=True), parent_knows=ours))
