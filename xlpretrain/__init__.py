@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlpretrain.version import __version__
+
 if TYPE_CHECKING:
     from xlpretrain.trained import TrainedRun
-
-__version__ = "0.1.0"
-"""Here and not in the package's metadata, which a source tree that is not installed lacks."""
 
 __all__ = ["__version__", "load"]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from xlpretrain import __version__, distributed
+from xlpretrain import distributed
 from xlpretrain.engine.engine import Engine
+from xlpretrain.version import __version__
 
 
 def layout(engine: Engine) -> dict[str, Any]:

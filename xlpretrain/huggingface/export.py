@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xlpretrain import __version__
 from xlpretrain.config import RunConfig
 from xlpretrain.data.wordpiece import WordPiece
 from xlpretrain.durable import sync
@@ -28,6 +27,7 @@ from xlpretrain.objectives.objective import PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
+from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
 
