@@ -37,9 +37,11 @@ def undisturbed(config: Path) -> dict[int, tuple]:
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file with its time of change and its content, and every folder."""
+    """Every file with its time of change and its content, and every folder; but for logs, to which anyone adds."""
     return {
-        path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else (0, b"") for path in folder.rglob("*")
+        path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else (0, b"")
+        for path in folder.rglob("*")
+        if path.parent != folder / "logs"
     }
 
 
