@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain Transformer-XL, XLNet, ALBERT and BERT models: exact data order, exact resume.",
 )
+_DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
 app.add_typer(take_away.app)
 app.add_typer(data_app, name="data")
@@ -43,6 +45,11 @@ def main() -> None:
         app()
     except XLPretrainError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
@@ -199,7 +206,10 @@ def evaluate(
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
     given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
     num_processes = num_processes or torchrun.default_num_processes(num_streams)
-    raise typer.Exit(torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes))
+    ended = torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes)
+    if ended.exit_code < 0 and not ended.signal:
+        print(f"error: {ended.describe()}", file=sys.stderr)
+    raise typer.Exit(ended.code)
 
 
 @app.command()

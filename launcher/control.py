@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launcher import slurm
-from launcher.records import Job, SlurmFolder, Start, newest_step
+from launcher import runs, slurm
+from launcher.records import Job, SlurmFolder, Start
 from launcher.slurm import JobState
-from xlpretrain import lease
+from xlpretrain import lease, outcome
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_folder import RunFolder
 
@@ -56,7 +56,7 @@ def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
                 f" `xlpretrain status {_quoted(run)}` shows when it is gone"
             )
         time.sleep(_POLL_S)
-    step = newest_step(run)
+    step = outcome.newest_step(run)
     left = f"a checkpoint of step {step} is there" if step else "no checkpoint was made yet"
     done = "removed from the queue" if state.is_waiting else "cancelled"
     return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {_quoted(run)}` goes on"
@@ -76,27 +76,30 @@ def resume(
 
     records = SlurmFolder.of(run)
     refuse_if_queued(run)
+    run.refuse_if_read_only()
     _refuse_if_elsewhere(run, take_over=take_over)
     profile = submit.load_cluster(records.cluster, nodes=nodes)
     settings = configuration.load(newest_config(run), overrides)
     settings = submit.check(settings, profile, allow_recipe_change=allow_recipe_change)
-    status = run.read_status()
-    if status is not None and status.state == "finished" and status.step == settings.max_steps:
-        print(f"already finished: {status.step} steps in {run.path}; raise max_steps to go on")
-        return
-    if shutil.which("sbatch") is None:
-        raise LaunchError(
-            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
-            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
-        )
     stopped = run.stop_file.exists()
     run.stop_file.unlink(missing_ok=True)
+    if runs.say_if_finished(settings):
+        return
     try:
+        _refuse_without_sbatch(run)
         submit.submit_runs([settings], profile, name=settings.name)
     except BaseException:
         if stopped:
             run.stop_file.touch()
         raise
+
+
+def _refuse_without_sbatch(run: RunFolder) -> None:
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
+            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
+        )
 
 
 def refuse_if_queued(run: RunFolder) -> None:

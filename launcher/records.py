@@ -59,13 +59,18 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """A start of the run is over. step: of the newest checkpoint. message: why, where there is more to say."""
+    """A start of the run is over.
+
+    step: of the newest checkpoint. message: the reason, where there is one. progress: whether the start wrote a
+    checkpoint; None in records of versions before it was written down.
+    """
 
     at: float
     outcome: Outcome
     exit_code: int
     step: int
     message: str = ""
+    progress: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -180,12 +185,6 @@ class SlurmFolder:
         """Add nodes to those. Raises OSError."""
         known = self.read_excluded()
         replace_file(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
-
-
-def newest_step(run: RunFolder) -> int:
-    """The step of a run's newest checkpoint; 0 if it has none."""
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _digest(path: Path) -> str:

@@ -6,11 +6,15 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.records import SlurmFolder
+from xlpretrain import outcome
 from xlpretrain.errors import ConfigError, LaunchError
 from xlpretrain.run_folder import NAME, RunFolder
+
+if TYPE_CHECKING:  # torch takes seconds
+    from xlpretrain.config import RunConfig
 
 _MAX_DEPTH = 4
 _TAIL_BYTES = 1 << 17
@@ -28,7 +32,7 @@ def require(path: Path) -> RunFolder:
     run = RunFolder(path)
     if is_run(run):
         return run
-    raise LaunchError(f"{path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+    raise run.missing()
 
 
 def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
@@ -52,6 +56,19 @@ def is_run(run: RunFolder) -> bool:
     """Whether a run was begun or submitted here."""
     slurm = SlurmFolder.of(run)
     return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
+
+
+def say_if_finished(config: RunConfig) -> bool:
+    """Whether a run is finished, so that another start would do nothing; then that is said."""
+    told = outcome.nothing_left(
+        config.folder,
+        max_steps=config.max_steps,
+        patience=config.stop.patience,
+        eval_every_steps=config.eval.every_steps,
+    )
+    if told is not None:
+        print(told)
+    return told is not None
 
 
 def read_tail(run: RunFolder) -> list[dict[str, Any]]:

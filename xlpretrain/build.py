@@ -43,6 +43,7 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
     """
     folder = config.folder
+    folder.refuse_if_read_only()
     begun = configuration.load(folder.config) if folder.exists() else None
     data = origin.open_data(config, folder)
     config = configuration.resolve(config, data.train, begun=begun)

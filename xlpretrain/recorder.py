@@ -39,7 +39,7 @@ class Recorder:
         self._trackers: list[Tracker] = []
         self._unwritable: set[Path] = set()
         if rank == 0:
-            self._console = ConsoleTracker(max_steps=status.max_steps)
+            self._console = ConsoleTracker(max_steps=status.max_steps, log=folder.rank_log(0))
             wandb = WandbTracker(
                 config.wandb,
                 folder=folder.path,

@@ -7,7 +7,7 @@ status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
 tokenizer/       what its texts were encoded by
 lease/           which start of the run may write here (lease.py)
-logs/            where ranks hung (watchdog.py)
+logs/            what launcher and ranks said (rank_log.py); stacks of ranks that hung (watchdog.py)
 loss.png  wandb/
 predictions.csv  metrics.json  confusion.png    of a classifier, on its held-out texts
 STOP             the user's wish to save and end; `xlpretrain resume` removes it
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlpretrain.durable import replace_file, replacing, sync
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
+from xlpretrain.errors import LaunchError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """The names that a run, and so its folder, may have: they go into job scripts and W&B."""
@@ -51,15 +51,6 @@ class Status:
     pid: int = 0
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> int:
-        """0 done; 2 the user's mistake; 75 stopped early with a checkpoint saved; 1 anything else."""
-        if self.state == "finished":
-            return FINISHED
-        if self.state == "stopped":
-            return STOPPED_EARLY
-        return USER_ERROR if self.reason == "error" else 1
 
 
 @dataclass(frozen=True)
@@ -125,8 +116,17 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Where ranks hung."""
+        """What was said, and stacks of ranks that hung."""
         return self.path / "logs"
+
+    @property
+    def job_log(self) -> Path:
+        """What the launcher, or a job and its supervisor, said."""
+        return self.logs / "job.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank said."""
+        return self.logs / f"rank-{rank:05d}.log"
 
     @property
     def stop_file(self) -> Path:
@@ -171,10 +171,22 @@ class RunFolder:
     def require(self) -> RunFolder:
         """Itself. Raises `LaunchError` if no run was begun here."""
         if not self.exists():
-            raise LaunchError(
-                f"{self.path}: not a run folder (it has no config.yaml); name one such as runs/quickstart"
-            )
+            raise self.missing()
         return self
+
+    def missing(self) -> LaunchError:
+        """The error for a folder without a run."""
+        return LaunchError(f"{self.path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+
+    def refuse_if_read_only(self) -> None:
+        """Raise `LaunchError` if this process may not write here, or not make the folder."""
+        above = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        for place in (above, self.lease, self.checkpoints):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise LaunchError(
+                    f"{place}: may only be read here, and a run writes to its folder; make it writable, or copy the run"
+                    f" ({self.path}) and resume the copy. `eval`, `report`, `export` and `status` only read"
+                )
 
     def read_provenance(self) -> dict[str, Any]:
         """What `create` was told."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -173,10 +174,12 @@ def _teardown() -> None:
 
 
 class ConsoleTracker:
-    """One live line on a terminal, a plain line per logged step in a log."""
+    """One live line on a terminal, a plain line per logged step elsewhere."""
 
-    def __init__(self, *, max_steps: int):
+    def __init__(self, *, max_steps: int, log: Path | None = None):
+        """log: a file for plain lines, if this is a terminal; what goes elsewhere is copied there (rank_log.py)."""
         self._max_steps = max_steps
+        self._log = log
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._rate: float | None = None
@@ -186,6 +189,7 @@ class ConsoleTracker:
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
+        self._note(message)
         self._console.print(message, markup=False)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
@@ -196,6 +200,7 @@ class ConsoleTracker:
             return
         line = self._describe_step(metrics)
         if self._live:
+            self._note(line)
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self.say(line)
@@ -204,6 +209,13 @@ class ConsoleTracker:
         """Leave the last line standing."""
         if self._live:
             self._live.stop()
+
+    def _note(self, line: str) -> None:
+        if self._live and self._log is not None:
+            with suppress(OSError):
+                self._log.parent.mkdir(exist_ok=True)
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
 
     def _describe_step(self, metrics: Mapping[str, float | int]) -> str:
         step, now = int(metrics["step"]), time.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
+from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
 
@@ -151,7 +151,7 @@ def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -
 def provenance(config: RunConfig, step: int) -> dict[str, Any]:
     """What `config.json` says of the run, beside what transformers knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
-    return {"version": version("xlpretrain"), "run": config.name, "step": step, **sections}
+    return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
 def template_of(config: RunConfig) -> Template:
