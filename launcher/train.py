@@ -16,6 +16,7 @@ from xlpretrain import config as configuration
 from xlpretrain import lease, outcome, rank_log
 from xlpretrain.build import prepare
 from xlpretrain.config import RunConfig
+from xlpretrain.data.labelled import LabelledTexts
 from xlpretrain.errors import FINISHED
 from xlpretrain.finetune import sum_up
 from xlpretrain.outcome import Verdict
