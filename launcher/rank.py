@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher import rendezvous
 from launcher.records import SlurmFolder
+from xlpretrain.console import outlive_console
 from xlpretrain.durable import replace_file
 from xlpretrain.errors import STOPPED_EARLY, end
 from xlpretrain.run_folder import RunFolder
@@ -22,6 +23,7 @@ def main(run: RunFolder) -> int:
     """Train one rank's part. Returns its exit code: for Slurm, to have stopped early is no failure."""
     from xlpretrain.__main__ import main as train
 
+    outlive_console()
     os.environ["MASTER_ADDR"] = rendezvous.pick()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
@@ -51,7 +53,6 @@ def _write_to(path: Path) -> None:
     with path.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     job, restart = os.environ.get("SLURM_JOB_ID", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
     print(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} job {job}, restart {restart}, {os.uname().nodename}")
 

@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from xlpretrain import lease
-from xlpretrain.errors import FENCED, USER_ERROR
+from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR
 from xlpretrain.lease import Process
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.watchdog import LAUNCHER
@@ -113,7 +113,8 @@ def _outcome(folder: RunFolder, launch_id: str, failed_with: int) -> int | None:
     status = folder.read_status()
     if status is not None and status.launch_id == launch_id and status.state in ("finished", "stopped", "failed"):
         return status.exit_code
-    return failed_with if failed_with in (0, USER_ERROR) else None
+    # Where status.json cannot be written, the code of a rank tells a stop.
+    return failed_with if failed_with in (0, USER_ERROR, STOPPED_EARLY) else None
 
 
 def _newest_checkpoint(folder: RunFolder) -> str:

@@ -8,6 +8,7 @@ import xlpretrain
 from launcher import torchrun
 from xlpretrain import config as configuration
 from xlpretrain.build import prepare
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import ConfigError
 from xlpretrain.finetune import sum_up
 
@@ -23,6 +24,7 @@ def start_training(
     stopped_before: bool = False,
 ) -> int:
     """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
+    outlive_console()
     settings = configuration.load(config, overrides)
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
     settings, _, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
 from xlpretrain.goodput import describe
 from xlpretrain.stopping import hold_back_warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # imported late: torch takes seconds
 
 def main(arguments: list[str] | None = None) -> int:
     """Train one rank's part. Returns its exit code."""
+    outlive_console()
     parser = argparse.ArgumentParser(prog="python -m xlpretrain", description="Pretrain: one rank of a run.")
     parser.add_argument("config", type=Path, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-4")
@@ -61,11 +63,12 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
             with closing(run.lease), run.recorder:
                 stopped = _train(run)
             watchdog.close()  # ranks may now end at different times
-            distributed.barrier()
+            (untold,) = distributed.all_reduce_sum([not run.recorder.status_is_written])
         finally:
             distributed.stop()
-    # torchrun would turn 75 into a long traceback and its own 1; there, status.json tells a planned stop.
-    return STOPPED_EARLY if stopped and "TORCHELASTIC_RUN_ID" not in os.environ else FINISHED
+    # torchrun would turn 75 into a long traceback and its own 1; there, status.json tells a planned stop if it can.
+    told_by_code = untold or "TORCHELASTIC_RUN_ID" not in os.environ
+    return STOPPED_EARLY if stopped and told_by_code else FINISHED
 
 
 def _train(run: Run) -> StopReason | None:

@@ -27,7 +27,7 @@ from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
 
 State = Literal["running", "finished", "stopped", "failed"]
-Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
+Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
 
 
 @dataclass(frozen=True)
