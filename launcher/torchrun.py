@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -54,7 +55,7 @@ def launch(module: str, arguments: Sequence[str], *, num_processes: int, grace_s
         *arguments,
     ]
     os.environ[LAUNCHER] = json.dumps(Process.this())
-    with _quiet_agent():
+    with _quiet_agent(), _own_handlers():
         try:
             main(agent)
         except ChildFailedError as error:
@@ -119,6 +120,18 @@ def _outcome(folder: RunFolder, launch_id: str, failed_with: int) -> int | None:
 
 def _newest_checkpoint(folder: RunFolder) -> str:
     return max((path.name for path in folder.checkpoints.glob("step-*")), default="")
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Put this process's signal handlers back afterwards: torchrun leaves its own, which raise what only it catches."""
+    numbers = [signal.Signals[name] for name in _SIGNALS.split(",")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -42,6 +42,10 @@ def judge(status: Status | None, *, exit_code: int | None, lost: bool, stop_file
     if status is not None and status.state == "stopped":
         by_user = stop_file or status.reason == "user"
         return Verdict("stopped", STOPPED_EARLY, USERS_WISH if by_user else f"stopped early: {status.reason}")
+    if exit_code == STOPPED_EARLY:
+        return Verdict(
+            "stopped", STOPPED_EARLY, USERS_WISH if stop_file else "stopped early: status.json is not written"
+        )
     if stop_file:
         return Verdict("failed", 1, f"crashed, and its user wants it stopped: {last_words}")
     return Verdict("crashed", 1, f"crashed: {last_words}")

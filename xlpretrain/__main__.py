@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,13 +83,14 @@ def _train(run: Run) -> StopReason | None:
         run.watchdog.close()  # every rank has met it, and leaves when it likes
         recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
         raise
-    recorder.plot()
     state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
     recorder.tell(state, step=run.state.step, reason=reason)
+    recorder.plot()  # afterwards: little time may be left
     recorder.say(describe(recorder.goodput.metrics()))
     recorder.say(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
     return stopped
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens, Ctrl-C ends it without a traceback
     end(main())

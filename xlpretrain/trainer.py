@@ -38,7 +38,7 @@ from xlpretrain.stopping import STOP_REASONS, StopReason
 T = TypeVar("T")
 
 
-class _LoopEnded(Exception):  # noqa: N818
+class _LoopEndedError(Exception):
     """The ranks agree to leave the loop at this step, for a reason to stop or to go back before a loss spike."""
 
     def __init__(self, why: StopReason | Literal["spike"]):
@@ -82,7 +82,7 @@ def _steps(run: Run) -> StopReason | None:
         try:
             _steps_to_the_end(run)
             return None
-        except _LoopEnded as ended:
+        except _LoopEndedError as ended:
             if ended.why == "spike":
                 _tell_of_failed_save(run, run.saver.wait())
                 go_back(run)
@@ -96,7 +96,7 @@ def _steps(run: Run) -> StopReason | None:
 
 
 def _steps_to_the_end(run: Run) -> None:
-    """Train until `max_steps`, or until `stop.patience` is over. Raises `_LoopEnded`."""
+    """Train until `max_steps`, or until `stop.patience` is over. Raises `_LoopEndedError`."""
     _finish_row(run)  # which the start before was stopped at
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps and not is_over(run):
@@ -190,15 +190,15 @@ def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> 
 
 
 def _act_on(run: Run, agreed: Agreement, *, before: Work) -> None:
-    """Leave the loop if that was agreed, by `_LoopEnded`; else begin to save if due. Every rank calls it.
+    """Leave the loop if that was agreed, by `_LoopEndedError`; else begin to save if due. Every rank calls it.
 
     before: what the time until now was spent on.
     """
     _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
     if agreed.spike:
-        raise _LoopEnded("spike")
+        raise _LoopEndedError("spike")
     if agreed.stop:
-        raise _LoopEnded(agreed.stop)
+        raise _LoopEndedError(agreed.stop)
     if agreed.saves.writing and must_save(run):
         _tell_of_failed_save(run, run.saver.wait())
     if must_save(run) or (agreed.saves.due and not agreed.saves.writing):
@@ -260,7 +260,7 @@ def _refuse_bad_numbers(run: Run) -> None:
 
 
 def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm: float) -> None:
-    """Log and evaluate, if due. Raises `_LoopEnded` if the ranks agree to leave the loop before that is done."""
+    """Log and evaluate, if due. Raises `_LoopEndedError` if the ranks agree to leave the loop before that is done."""
     row = _training_metrics(run, sums, counts, grad_norm) if _is_logged(run, run.state.step) else {}
     run.recorder.goodput.spent("step_s")
     if _due_evaluation(run) or _due_probe(run):
@@ -298,7 +298,7 @@ def _training_metrics(run: Run, sums: dict[str, Tensor], counts: dict[str, int],
 
 
 def _finish_row(run: Run) -> None:
-    """Do what this step's metrics still lack, evaluation and probe, and record them. Raises `_LoopEnded`.
+    """Do what this step's metrics still lack, evaluation and probe, and record them. Raises `_LoopEndedError`.
 
     Until then they are part of the state: a checkpoint of this step says what is to be done first by who goes on.
     """
@@ -326,7 +326,7 @@ def _interruptible(run: Run, work: Callable[[Pause], T]) -> T:
     before_s = goodput.eval_s
     try:
         return work(partial(_pause, run))
-    except _LoopEnded:
+    except _LoopEndedError:
         goodput.spent("eval_s")
         goodput.lost_s += goodput.eval_s - before_s
         goodput.eval_s = before_s
