@@ -73,6 +73,8 @@ def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
         (Status("stopped", "signal"), {"stop_file": True}, "stopped", 75, False),
         (Status("failed", "error", message="why"), {}, "failed", 2, False),
         (None, {"exit_code": 2}, "failed", 2, False),
+        (None, {"exit_code": 75}, "stopped", 75, True),
+        (Status("running"), {"exit_code": 75, "stop_file": True}, "stopped", 75, False),
         (Status("running"), {}, "crashed", 1, True),
         (None, {}, "crashed", 1, True),
         (Status("running"), {"stop_file": True}, "failed", 1, False),
