@@ -309,6 +309,7 @@ def _finish_row(run: Run) -> None:
         found = _interruptible(run, evaluate)
         note(run, found)
         row |= {"tokens": state.tokens, **found.metrics()}
+        _tell_of_failed_save(run, run.saver.amend(state))
     if (probe := _due_probe(run)) and "valid/probe_loss" not in row:
         row |= {"tokens": state.tokens, **_interruptible(run, probe)}
     state.unrecorded = None
