@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines import deduplicating, encoding, reading, shards
+from data_pipelines.claims import claims
 from data_pipelines.config import DataConfig
+from data_pipelines.files import is_remote
+from data_pipelines.find import refuse_changed
 from data_pipelines.finished import is_finished, open_splits
-from data_pipelines.in_place import put_in_place, remove_stale
 from data_pipelines.parallel import WorkerDiedError, Workers
 from data_pipelines.plan import make_plan
 from data_pipelines.progress import Stages
@@ -22,7 +23,9 @@ from data_pipelines.report import read_report, report_table, write_report
 from data_pipelines.stats import summary_table
 from data_pipelines.work import Stage, Work, run_task
 from xlpretrain.data.manifest import Manifest
+from xlpretrain.durable import is_temporary
 from xlpretrain.errors import DataError
+from xlpretrain.folders import put_in_place
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
     console = console or Console()
     work = Work.of(config.out)
     if is_finished(config, console, force=force):
-        work.remove()
+        work.remove_unless_in_use()
         return BuildReport(config.out, open_splits(config.out), reused=True)
     stages = Stages(console)
     with owning(work), Workers(config.workers) as workers:
@@ -92,10 +95,9 @@ def owning(work: Work) -> Iterator[None]:
 
 def begin(config: DataConfig, work: Work, stages: Stages, workers: Workers) -> None:
     """Find the sources and write the plan, or go on with a build that had the same. Raises `DataError`, OSError."""
-    remove_stale(config.out)
     goes_on = work.begin(make_plan(config, work, stages, workers))
     if not work.dataset.is_dir():  # killed when it was just in place
-        shutil.rmtree(work.folder / shards.NAME, ignore_errors=True)
+        work.forget(shards.NAME)
     if goes_on:
         stages.console.print(f"going on with the build in {work.folder}", highlight=False)
 
@@ -114,13 +116,14 @@ def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, par
 def finish(work: Work, *, replace: bool) -> None:
     """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
     plan = work.plan
-    for path in work.dataset.rglob(".*"):  # what was being written when somebody was killed
-        path.unlink()
+    for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
+        path.unlink()  # it was being written when somebody was killed
+    refuse_changed(file for file in plan.files if not is_remote(file.path))
     read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
     cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
     write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)
     shards.write_indexes(work, plan.built_from)
-    put_in_place(work.dataset, plan.out, replace=replace)
+    put_in_place(work.dataset, plan.out, claims=claims if replace else None)
     work.remove()
 
 

@@ -16,6 +16,7 @@ from data_pipelines.splits import SPLITS, Group, groups, require_documents
 from data_pipelines.train_tokenizer import clean_sentences, make_tokenizer
 from data_pipelines.work import Stage, Work, write_counts
 from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
 
@@ -32,6 +33,8 @@ def run_tokenizer(work: Work, task: int) -> None:
     with work.making(TOKENIZER, task) as folder:
         if config.tokenizer.path is not None:
             tokenizer = Tokenizer.load(config.tokenizer.path)
+            if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
+                raise DataError(f"{config.tokenizer.path}: changed after the build began; build again")
         else:
             tokenizer = make_tokenizer(sample_sentences(work), config.tokenizer)
         (folder / tokenizer.file_name).write_bytes(tokenizer.model)

@@ -1,8 +1,7 @@
-"""Files as they lie on disk or in object storage: found by path, folder, glob or URL, decompressed, decoded."""
+"""Files as they lie on disk or in object storage: read in chunks or lines, decompressed, decoded."""
 
 from __future__ import annotations
 
-import glob
 import gzip
 import io
 import lzma
@@ -10,7 +9,6 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,31 +18,7 @@ from xlpretrain.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst", ".xz")
-STANDARD_INPUT = "-"
 _REMOTE_BLOCK_BYTES = 8 << 20
-
-
-@dataclass(frozen=True, order=True)
-class File:
-    """A path or URL, the size, and what changes when the file does."""
-
-    path: str
-    num_bytes: int
-    stamp: str = ""
-
-
-def find_files(paths: str | Iterable[str]) -> list[File]:
-    """The files that paths, folders, globs and URLs name, sorted, each once. Raises `DataError` for one without."""
-    found: set[File] = set()
-    for pattern in [paths] if isinstance(paths, str) else paths:
-        found.update(_find_remote(pattern) if is_remote(pattern) else map(local_file, _find_local(pattern)))
-    return sorted(found)
-
-
-def local_file(path: Path) -> File:
-    """A file of this machine."""
-    status = path.stat()
-    return File(str(path), status.st_size, str(status.st_mtime_ns))
 
 
 def is_remote(path: str) -> bool:
@@ -109,6 +83,8 @@ def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
         with open_file(path) as file:
             file.seek(start)
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+            if is_compressed(path):
+                _refuse_empty(file)
             if path.endswith(".zst"):
                 yield from _decompress_zst(chunks)
             elif path.endswith((".gz", ".xz")):
@@ -118,7 +94,7 @@ def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
                 yield from chunks
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: damaged or cut short, cannot be decompressed ({error}); fetch it again") from None
-    except _remote_errors() as error:
+    except remote_errors() as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -170,52 +146,12 @@ def open_file(path: str) -> IO[bytes]:
     """A file or URL, to read bytes from anywhere. Raises OSError, or `DataError` if its kind of URL is not known."""
     if not is_remote(path):
         return Path(path).open("rb")
-    fs, inner = _file_system(path)
+    fs, inner = file_system(path)
     return cast(IO[bytes], fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
 
 
-def _find_local(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
-    elif path.exists():
-        files = [path]
-    elif glob.has_magic(pattern):
-        files = [Path(name) for name in glob.iglob(str(path), recursive=True)]  # noqa: PTH207 (may be absolute)
-    else:
-        raise DataError(f"{pattern}: no such file or folder (looked in {Path.cwd()})")
-    files = [file for file in files if file.is_file()]
-    if not files:
-        what = "no files in this folder" if path.is_dir() else "matches no file"
-        raise DataError(f"{pattern}: {what} (looked in {Path.cwd()})")
-    return files
-
-
-def _find_remote(url: str) -> list[File]:
-    fs, inner = _file_system(url)
-    web = url.startswith(("http://", "https://"))  # where a folder cannot be told from a file
-    try:
-        if glob.has_magic(inner):
-            names = [name for name in fs.glob(inner) if web or not fs.isdir(name)]
-        else:
-            names = [inner] if web or not fs.isdir(inner) else fs.find(inner)
-        infos = {name: fs.info(name) for name in names if not _is_hidden(Path(name.rpartition("/")[2]))}
-    except _remote_errors() as error:
-        raise DataError(f"{url}: cannot be read: {error or type(error).__name__}") from None
-    if not infos:
-        raise DataError(f"{url}: names no file")
-    stamps = ("ETag", "mtime", "LastModified", "last_modified")
-    return [
-        File(
-            str(fs.unstrip_protocol(name)),
-            int(info.get("size") or 0),
-            " ".join(str(info[key]) for key in stamps if key in info),
-        )
-        for name, info in infos.items()
-    ]
-
-
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path there. Raises `DataError` if its kind of URL is not known."""
     import fsspec
 
     try:
@@ -225,10 +161,17 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, str(inner)
 
 
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """What reading a URL raises."""
+def remote_errors() -> tuple[type[Exception], ...]:
+    """The errors that reading a file or URL raises."""
     aiohttp = sys.modules.get("aiohttp")  # its errors are no OSErrors
     return (OSError, aiohttp.ClientError) if aiohttp else (OSError,)
+
+
+def _refuse_empty(file: IO[bytes]) -> None:
+    """The libraries take no bytes at all for the compression of no bytes."""
+    if not file.read(1):
+        raise EOFError("it is empty")
+    file.seek(0)
 
 
 def _decompress_zst(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -242,7 +185,3 @@ def _decompress_zst(chunks: Iterable[bytes]) -> Iterator[bytes]:
             frame = None if frame.eof else frame
     if frame is not None:
         raise EOFError("the last frame ends too early")
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -9,31 +9,43 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
+from data_pipelines.claims import INDEX, claims
 from data_pipelines.config import DataConfig
-from data_pipelines.files import STANDARD_INPUT
+from data_pipelines.find import STANDARD_INPUT
 from data_pipelines.plan import describe_settings
 from data_pipelines.sources import fingerprint, source_files
 from data_pipelines.stats import dataset_folders
 from xlpretrain.data.manifest import Manifest, read_index
 from xlpretrain.errors import DataError
+from xlpretrain.folders import final_place, named, tidy, unclaimed
 
 
 def is_finished(config: DataConfig, console: Console, *, force: bool) -> bool:
-    """Whether `config.out` is what it describes. `force`: it is to be replaced.
+    """Check whether `config.out` is the dataset that the config describes. `force`: it is to be replaced.
 
-    Raises `DataError` if something else is there, or with `force` no dataset.
+    Raises `DataError` if something else is there; with `force`, if anything besides the dataset is.
     """
     out = config.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
     try:
-        folders = dataset_folders(out)
-    except DataError:
+        tidy(final_place(out), claims=claims)
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return False
+        own = claims(out) if out.is_dir() else []
+        others = unclaimed(out, own) if own else []
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: {error.strerror or error}") from None
+    if not own:
         advice = "--force replaces nothing else, choose another `out`" if force else "choose another `out`"
-        raise DataError(f"{out}: exists and holds no dataset; {advice}") from None
+        there = named(sorted(path.relative_to(out) for path in out.iterdir())) if out.is_dir() else "a file"
+        raise DataError(f"{out}: exists and holds no dataset that was built there, but {there}; {advice}")
+    if force and others:
+        raise DataError(
+            f"{out}: --force removes nothing but the dataset, and {named(others)} there is no part of it: move it away,"
+            " or choose another `out`"
+        )
     if force:
         return False
-    found = read_index(folders[0]).get("built_from", {})
+    found = read_index(out / next(path for path in own if path.name == INDEX).parent).get("built_from", {})
     if _settings(found) != describe_settings(config):
         raise DataError(f"{out}: built with other settings; choose another `out`, or --force to replace it")
     console.print(f"{out}: already built with these settings", highlight=False)

@@ -6,7 +6,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from data_pipelines import python_docs
 from data_pipelines.clean import sources_of
 from data_pipelines.config import DataConfig
-from data_pipelines.files import CHUNK_BYTES, STANDARD_INPUT, File, local_file
+from data_pipelines.files import CHUNK_BYTES, is_remote
+from data_pipelines.find import STANDARD_INPUT, File, local_file, refuse_changed
 from data_pipelines.parallel import Workers
 from data_pipelines.progress import Stages
 from data_pipelines.source_config import PythonDocsSource, Source
@@ -23,11 +25,12 @@ from data_pipelines.units import Unit, unit_bytes
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.durable import replacing
 from xlpretrain.errors import DataError
+from xlpretrain.folders import final_place
 
 if TYPE_CHECKING:
     from data_pipelines.work import Work
 
-FORMAT = 1
+FORMAT = 2
 """Raised when work folders of an older xlpretrain cannot be gone on with."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 
@@ -35,13 +38,22 @@ _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 @dataclass(frozen=True)
 class Plan:
     """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
-    depend on besides."""
+    depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
+    tokenizer_sha256: of the one that was brought along, if one was."""
 
     out: Path
     config: DataConfig
     units: tuple[Unit, ...]
     built_from: dict[str, Any]
     state: str
+    files: tuple[File, ...] = ()
+    held_out: tuple[File, ...] = ()
+    tokenizer_sha256: str | None = None
+
+    @cached_property
+    def by_path(self) -> dict[str, File]:
+        """The files of the sources."""
+        return {file.path: file for file in self.files}
 
     @property
     def num_bytes(self) -> int:
@@ -58,24 +70,32 @@ class Plan:
         units = [[unit.source, list(map(list, unit.pieces)), unit.num_bytes] for unit in self.units]
         config = self.config.model_dump(mode="json", exclude={"workers"})
         whole = {"out": str(self.out), "config": config, "units": units, "state": self.state}
-        return json.dumps({**whole, "built_from": self.built_from})
+        files = {"files": list(map(astuple, self.files)), "held_out": list(map(astuple, self.held_out))}
+        return json.dumps({**whole, **files, "tokenizer": self.tokenizer_sha256, "built_from": self.built_from})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; jobs may have begun with the plan of an older version."""
         data = json.loads(text)
         units = (Unit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"])
         config = DataConfig.model_validate_json(json.dumps(data["config"]))
-        return cls(Path(data["out"]), config, tuple(units), data["built_from"], data["state"])
+        files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
+        return cls(
+            Path(data["out"]),
+            config,
+            tuple(units),
+            data["built_from"],
+            data["state"],
+            files=files,
+            held_out=held_out,
+            tokenizer_sha256=data.get("tokenizer"),
+        )
 
 
 def make_plan(config: DataConfig, work: Work, stages: Stages, workers: Workers) -> Plan:
     """Find the sources. What can be read only once is copied into the work folder. Raises `DataError`, OSError."""
-    inputs = []
-    if config.tokenizer.path is not None:
-        inputs.append(File("the tokenizer", 0, Tokenizer.load(config.tokenizer.path).sha256))
-    for source in sources_of(config.clean):
-        inputs += source_files(source)
+    tokenizer = config.tokenizer.path and Tokenizer.load(config.tokenizer.path).sha256
+    held_out = [file for source in sources_of(config.clean) for file in source_files(source)]
     found: list[File] = []
     read: list[list[File]] = []
     for number, source in enumerate(config.sources):
@@ -84,23 +104,35 @@ def make_plan(config: DataConfig, work: Work, stages: Stages, workers: Workers) 
             found.append(File(STANDARD_INPUT, read[-1][0].num_bytes))
         else:
             files = source_files(source)
+            _refuse_in_out(files, config.out)
             found += files
             read.append([_copy_docs(source, files, work, number, stages, workers)] if _is_docs(source) else files)
-    inputs += [file for files in read for file in files]
+    inputs = [File("the tokenizer", 0, tokenizer)] if tokenizer else []
+    inputs += [*held_out, *(file for files in read for file in files)]
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
     versions = [str(FORMAT), *map(version, _LIBRARIES)]
     return Plan(
-        out=config.out.absolute(),
+        out=final_place(config.out),
         config=config,
         units=tuple(cut_into_units(config.sources, read, wanted=config.task_bytes)),
         built_from=built_from,
         state=_digest([*versions, *(f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in inputs)]),
+        files=tuple(file for file in found if file.path != STANDARD_INPUT),
+        held_out=tuple(held_out),
+        tokenizer_sha256=tokenizer or None,
     )
 
 
 def describe_settings(config: DataConfig) -> Any:
     """What a dataset depends on: the configuration without `out`, `workers` and `task_bytes`, as JSON has it."""
     return json.loads(config.model_dump_json(exclude={"out", "workers", "task_bytes"}))
+
+
+def _refuse_in_out(files: Iterable[File], out: Path) -> None:
+    place = final_place(out)
+    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_remote(file.path)):
+        if folder.resolve().is_relative_to(place):
+            raise DataError(f"{out}: files in {folder} are read, which lies there; choose another `out`")
 
 
 def _is_docs(source: Source) -> bool:
@@ -122,6 +154,7 @@ def _copy_docs(source: Source, files: list[File], work: Work, number: int, stage
             for document in documents:
                 out.write(json.dumps({"text": document}) + "\n")
                 advance(1)
+            refuse_changed(files)
     return File(str(path), local_file(path).num_bytes, key)
 
 

@@ -80,7 +80,9 @@ def _read_module(file: Path) -> list[list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, OSError):
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError):
         return []
     if file.parts[-2:] == ("pydoc_data", "topics.py"):
         return [[topic] for topic in _long_strings(tree)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from data_pipelines.clean import clean, is_contaminated
+from data_pipelines.clean import clean, is_contaminated, sources_of
 from data_pipelines.config import DataConfig
 from data_pipelines.duplicates import BandRuns, ParagraphRuns
 from data_pipelines.runs import Document, DocumentRuns
-from data_pipelines.sources import read_pieces
+from data_pipelines.sources import read_unchanged, source_files
 from data_pipelines.splits import PRECEDENCE, SPLITS, Group, choose, groups, hash_text
 from data_pipelines.work import Stage, Work, write_counts
+from xlpretrain.errors import DataError
 
 NAME = "read"
 
@@ -29,7 +30,7 @@ def run(work: Work, task: int) -> None:
     counts: Counter[str] = Counter()
     with work.making(NAME, task) as folder:
         writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
-        for raw in read_pieces(source, unit.pieces):
+        for raw in read_unchanged(source, unit.pieces, work.plan.by_path):
             counts["read"] += 1
             if (text := clean(raw, config.clean, counts)) is None:
                 continue
@@ -42,7 +43,14 @@ def run(work: Work, task: int) -> None:
             counts["bytes"] += len(data)
             writer.add(text, Document(order, data, split, unit.source))
         writer.close()
+        _refuse_changed_held_out(work)
         write_counts(folder, counts)
+
+
+def _refuse_changed_held_out(work: Work) -> None:
+    expected = list(work.plan.held_out)
+    if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
+        raise DataError("clean.overlap.against: these files have changed after the build began; build again")
 
 
 class _Writer:

@@ -13,6 +13,8 @@ from xlpretrain.durable import replace_file
 from xlpretrain.errors import DataError
 
 FILE = "report.json"
+KEYS = ("documents_read", "documents_kept", "cleaned")
+"""What every report has."""
 
 
 def write_report(folder: Path, *, num_read: int, num_kept: int, cleaned: Mapping[str, int]) -> None:

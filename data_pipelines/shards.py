@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from data_pipelines import encoding
+from data_pipelines.claims import INDEX, TOKENIZER_FOLDER
 from data_pipelines.encoding import encoded_run, tokenizer_of, tokenizer_path
 from data_pipelines.pack import Encoded, EncodedRun, choose_block_tokens
 from data_pipelines.splits import Group, groups
@@ -29,7 +30,6 @@ from xlpretrain.durable import replace_file, replacing, sync
 from xlpretrain.errors import DataError
 
 NAME = "write"
-TOKENIZER_FOLDER = "tokenizer"
 COLUMNS = ("offset", "crc32", "documents", "sentences", "source_bytes")
 _HEADER_BYTES = 128  # of a .npy
 
@@ -115,7 +115,7 @@ def write_indexes(work: Work, built_from: Mapping[str, Any]) -> None:
             "built_from": built_from,
             "shards": [json.loads((work.output(NAME, number) / "shard.json").read_text()) for number in own],
         }
-        replace_file(work.dataset / group.folder / "index.json", seal_index(index))
+        replace_file(work.dataset / group.folder / INDEX, seal_index(index))
     for corpus in dict.fromkeys(group.corpus for group in groups(work.config)):
         folder = work.dataset / corpus / TOKENIZER_FOLDER
         folder.mkdir(exist_ok=True)

@@ -13,17 +13,15 @@ from typing import Any
 from data_pipelines import python_docs, tables
 from data_pipelines.files import (
     ChunkReader,
-    File,
     Watched,
     decode,
-    find_files,
     is_compressed,
     line_number,
-    local_file,
     read_chunks,
     read_lines,
     read_text,
 )
+from data_pipelines.find import File, find_files, local_file, refuse_changed
 from data_pipelines.source_config import (
     HuggingFaceSource,
     JsonlSource,
@@ -73,6 +71,20 @@ def read_pieces(source: Source, pieces: Sequence[Piece]) -> Iterator[str]:
         for document in _read(source, path, start, stop):
             if document and not document.isspace():
                 yield document
+
+
+def read_unchanged(source: Source, pieces: Sequence[Piece], found: Mapping[str, File]) -> Iterator[str]:
+    """The documents in parts of files that stay as they were when they were found, as `read_pieces` gives them.
+
+    found: by their paths; others are not looked at. Raises `DataError`, in the end if a file has changed.
+    """
+    files = list(dict.fromkeys(found[path] for path, _, _ in pieces if path in found))
+    try:
+        yield from read_pieces(source, pieces)
+    except DataError:
+        refuse_changed(files)  # which is the reason, then
+        raise
+    refuse_changed(files)
 
 
 def _can_cut(source: Source, file: File) -> bool:
@@ -152,12 +164,17 @@ def _parse_line(line: bytes, source: RecordSource, *, where: str) -> str:
 
 def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
     chunks = Watched(read_chunks(path))
+    num_found, others = 0, ""
     try:
         with tarfile.open(fileobj=io.BufferedReader(ChunkReader(chunks)), mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if not member.isfile() or name.startswith(".") or not name.endswith(f".{source.member}"):
+                if member.isdir() or name.startswith(".") or not name.endswith(f".{source.member}"):
+                    others = others if member.isdir() else member.name
                     continue
+                num_found += 1
+                if not member.isfile():
+                    raise DataError(f"{path}, {member.name}: a link or the like, not a file; pack the file itself")
                 file = tar.extractfile(member)
                 assert file is not None
                 data, where = file.read(), f"{path}, {member.name}: "
@@ -169,6 +186,8 @@ def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
                 raise tarfile.ReadError(f"it ends at byte {tar.offset} without saying so")
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
+    if others and not num_found:
+        raise DataError(f"{path}: holds no .{source.member}, but {others}; set `member`, or do not name this file")
 
 
 def text_of(record: Any, source: RecordSource, where: str) -> str:

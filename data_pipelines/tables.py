@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.files import File, local_file, open_file
+from data_pipelines.files import open_file
+from data_pipelines.find import File, local_file
 from data_pipelines.source_config import HuggingFaceSource, RecordSource
 from xlpretrain.errors import DataError
 

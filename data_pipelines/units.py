@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipelines.files import File, is_compressed
+from data_pipelines.files import is_compressed
+from data_pipelines.find import File
 
 SMALLEST_UNIT, LARGEST_UNIT = 8 << 20, 128 << 20
 WANTED_UNITS = 256

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from data_pipelines.claims import TOKENIZER_FOLDER
 from data_pipelines.config import usable_cores
 from data_pipelines.parallel import Workers
 from data_pipelines.progress import Stages
-from data_pipelines.shards import TOKENIZER_FOLDER
 from data_pipelines.stats import dataset_folders
 from xlpretrain.data.manifest import Manifest, Shard, check_size
 from xlpretrain.data.tokenizer import Tokenizer

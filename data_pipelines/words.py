@@ -49,7 +49,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def encode_sentences(text: bytes, starts: np.ndarray, tokenizer: Tokenizer) -> Ids:
     """The ids of the sentences of a text (UTF-8) that begin at `starts` (int64), the first at 0."""
     encoder = _encoder_of(tokenizer)
-    return _encode_singly(_cut(text, starts), tokenizer) if encoder is None else encoder.encode(text, starts)
+    if encoder is not None:
+        return encoder.encode(text, starts)
+    sentences = _cut(text, starts)
+    if tokenizer.strips_sentences:
+        sentences = (sentence.decode().strip().encode() for sentence in sentences)
+    return _encode_singly(sentences, tokenizer)
 
 
 class WordEncoder:

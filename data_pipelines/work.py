@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import secrets
-import shutil
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,18 @@ from typing import Any
 
 from data_pipelines.config import DataConfig
 from data_pipelines.plan import Plan
-from xlpretrain.durable import replace_file, sync
+from xlpretrain.durable import is_temporary, replace_file, sync
 from xlpretrain.errors import DataError
+from xlpretrain.folders import final_place, named, remove, temporary_folder, unclaimed
+
+_TASK = r"(\d{6}|\.\d{6}\.[0-9a-f]+(\.tmp)?)"
+_TOKENIZER = r"(spiece\.model|tokenizer\.json|vocabulary\.json)"
+_OURS = re.compile(
+    r"plan\.json|lock|spool/(standard_input|\d+-[0-9a-f]+\.jsonl)|slurm/(jobs\.json|[a-z]+\.sh|[a-z]+-\d+\.log)"
+    rf"|[a-z]+/{_TASK}/([\w.-]+/)*(\w+\.json|\w[\w.]*\.npy|\d+\.documents\.text|{_TOKENIZER})"
+    rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})"
+)
+"""Files of a work folder."""
 
 
 class Work:
@@ -41,8 +50,11 @@ class Work:
 
     @classmethod
     def of(cls, out: Path) -> Work:
-        """The one of a dataset."""
-        out = out.absolute()
+        """The one of a dataset. Raises `DataError` if no dataset can be put there."""
+        try:
+            out = final_place(out)
+        except OSError as error:
+            raise DataError(f"{out}: {error.strerror}") from None
         return cls(out.parent / f".{out.name}.work")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,18 +75,17 @@ class Work:
         path = self.plan_file
         if path.is_file() and path.read_text() == plan.to_json():
             return True
-        for entry in self.folder.iterdir():
-            if entry.is_dir() and entry != self.spool:
-                shutil.rmtree(entry)
+        remove(self.folder, [p for p in self._files() if len(p.parts) > 1 and p.parts[0] != self.spool.name])
         replace_file(path, plan.to_json())
         self.__dict__.pop("plan", None)
         return False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only build here. Raises `DataError` if another process is."""
+        """Be the only build here. Raises `DataError` if another process is, or the folder is somebody else's."""
+        self._refuse_others()
         self.spool.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
+        with (self.folder / "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -93,9 +104,7 @@ class Work:
     def making(self, stage: str, task: int) -> Iterator[Path]:
         """A temporary folder that becomes the output of a task, down to the disk, unless somebody else was faster."""
         out = self.output(stage, task)
-        folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-        folder.mkdir(parents=True)
-        try:
+        with temporary_folder(out) as folder:
             yield folder
             for file in folder.rglob("*"):
                 sync(file)
@@ -106,8 +115,6 @@ class Work:
                 if not out.is_dir():
                     raise
             sync(out.parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def counts(self, stage: str) -> dict[str, int]:
         """The sums of what the tasks of a stage have counted."""
@@ -117,10 +124,39 @@ class Work:
                 total[name] = total.get(name, 0) + count
         return total
 
+    def forget(self, stage: str) -> None:
+        """Remove the outputs of a stage. Raises OSError."""
+        remove(self.folder, [path for path in self._files() if path.parts[0] == stage])
+
     def remove(self) -> None:
-        """Remove all of it; the plan first, so that what is left if that is cut short is never taken for work done."""
-        self.plan_file.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what builds wrote; the plan first, so that what is left if that is cut short is never taken for work
+        done."""
+        with suppress(OSError):
+            self.plan_file.unlink(missing_ok=True)
+            remove(self.folder, self._files())
+
+    def remove_unless_in_use(self) -> None:
+        """Remove what a build left that was killed when its dataset was just in place."""
+        if self.folder.is_dir():
+            with suppress(DataError), self.lock():
+                self.remove()
+
+    def _refuse_others(self) -> None:
+        if self.folder.is_symlink():
+            raise DataError(f"{self.folder}: is a link, and a build renames what it makes there: remove the link")
+        if self.folder.is_dir() and (others := [p for p in unclaimed(self.folder, ()) if not self._is_ours(p)]):
+            raise DataError(
+                f"{self.folder}: builds keep their work there, and none of them wrote {named(others)}: move it away"
+            )
+
+    def _files(self) -> list[Path]:
+        return [path for path in unclaimed(self.folder, ()) if self._is_ours(path)] if self.folder.is_dir() else []
+
+    def _is_ours(self, path: Path) -> bool:
+        """Check whether builds write such a file; a folder with nothing in it may be anybody's."""
+        if _OURS.fullmatch(str(path)) or is_temporary(path):
+            return True
+        return (self.folder / path).is_dir() and not (self.folder / path).is_symlink()
 
 
 def write_counts(folder: Path, counts: dict[str, int]) -> None:

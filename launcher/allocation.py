@@ -87,9 +87,11 @@ def ranks(
     run, tasks, cpus = python(profile), profile.num_tasks, profile.cpus_per_task
     if profile.launch == "direct":
         return [*step(profile, nodes, tasks_per_node=tasks, cpus_per_task=cpus), run, "-u", *arguments]
-    agent = [run, "-m", "torch.distributed.run", f"--nnodes={len(nodes)}", f"--nproc-per-node={tasks}"]
+    # A variable, since its option came with torch 2.13: what does not know it gives the ranks 30 s.
+    agent = ["env", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace_s}"]
+    agent += [run, "-m", "torch.distributed.run", f"--nnodes={len(nodes)}", f"--nproc-per-node={tasks}"]
     agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meet_at}", f"--rdzv-id={meet_at}", "--max-restarts=0"]
-    agent += [f"--shutdown-timeout={grace_s}", *arguments]
+    agent += arguments
     one_each = step(profile, nodes, tasks_per_node=1, cpus_per_task=cpus * tasks if cpus else None)
     return [*one_each, "bash", "-c", *TORCHRUN, *agent]
 

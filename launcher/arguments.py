@@ -12,6 +12,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
 ]
+Moved = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DATA.KEY=PLACE", help="Where its data lies now, such as data.train=DIR.", show_default=False
+    ),
+]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
 ]

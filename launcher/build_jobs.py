@@ -56,7 +56,7 @@ def build(
     work = Work.of(config.out)
     arrays = active_arrays(config.out)
     if not arrays and is_finished(config, console, force=force):
-        work.remove()
+        work.remove_unless_in_use()
         return
     stages = Stages(console)
     with owning(work):

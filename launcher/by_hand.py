@@ -12,15 +12,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher import job, submit
+from launcher import job, runs, submit
 from launcher.allocation import Allocation
 from launcher.cluster import ClusterConfig
 from launcher.records import SlurmFolder
 from xlpretrain import schema
 from xlpretrain.durable import replace_file
-from xlpretrain.errors import USER_ERROR, ConfigError, LaunchError, XLPretrainError
+from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError, XLPretrainError
 from xlpretrain.run_folder import RunFolder
+
+if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.config import RunConfig
 
 # What of a job's environment is a key of a site profile.
 _KEYS = {
@@ -40,7 +44,12 @@ def main(arguments: Sequence[str]) -> int:
         allocation = Allocation.this()
         where = Path(os.environ.get("SLURM_SUBMIT_DIR", ".")) / f"slurm-{allocation.job_id}.run"
         if allocation.restart == 0 or not where.is_symlink():
-            folder = _prepare(arguments, allocation)
+            if where.exists() and not where.is_symlink():
+                raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
+            config, profile = _check(arguments, allocation)
+            if runs.say_if_finished(config):
+                return FINISHED
+            folder = _write(config, profile)
             where.unlink(missing_ok=True)
             where.symlink_to(folder.path)
     except XLPretrainError as error:
@@ -61,8 +70,8 @@ def profile_of(allocation: Allocation, environment: Mapping[str, str]) -> Cluste
     return schema.validate(ClusterConfig, {"nodes": nodes, **data}, "the job's environment")
 
 
-def _prepare(arguments: Sequence[str], allocation: Allocation) -> RunFolder:
-    """Check everything, and write it down. Raises `XLPretrainError`."""
+def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig, ClusterConfig]:
+    """What the job runs, resolved. Raises `XLPretrainError` for what cannot be run."""
     from xlpretrain import config as configuration
 
     if not arguments:
@@ -72,6 +81,11 @@ def _prepare(arguments: Sequence[str], allocation: Allocation) -> RunFolder:
     config = submit.check(config, profile, allow_recipe_change=False)
     if (before := submit.active_job(config.folder)) and before != allocation.job_id:
         raise LaunchError(f"{config.folder.path}: is job {before} already")
+    return config, profile
+
+
+def _write(config: RunConfig, profile: ClusterConfig) -> RunFolder:
+    """Write down what the run is."""
     for line in submit.write_files(config, profile):
         print(f"left out of the copy of the code: {line}")
     return config.folder

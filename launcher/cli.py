@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from launcher.arguments import (
     ConfigFile,
     Dataset,
     MaxRestarts,
+    Moved,
     Nodes,
     NumProcesses,
     Overrides,
@@ -32,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain Transformer-XL, XLNet, ALBERT and BERT models: exact data order, exact resume.",
 )
+_DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
 app.add_typer(take_away.app)
 app.add_typer(data_app, name="data")
@@ -43,6 +46,11 @@ def main() -> None:
         app()
     except XLPretrainError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
@@ -111,10 +119,7 @@ def resume(
     from launcher import control, runs
     from launcher.train import start_training
 
-    folder = runs.require(run)
-    place = run.absolute()
-    # Where the folder lies now, should it have been moved.
-    overrides = [f"runs_dir={place.parent}", f"name={place.name}", *(overrides or [])]
+    folder, overrides = runs.require(run), runs.at_its_place(run, overrides or [])
     here = here or num_processes is not None
     if not here and control.was_submitted(folder):
         control.resume(folder, overrides, nodes=nodes, allow_recipe_change=allow_recipe_change, take_over=take_over)
@@ -184,8 +189,9 @@ def cancel(run: RunPath) -> None:
 @app.command("eval")
 def evaluate(
     run: RunPath,
+    moved: Moved = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of a split (default: the run's held-out one).")
+        str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out one).")
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
@@ -199,17 +205,20 @@ def evaluate(
     folder = RunFolder(run).require()
     num_streams = configuration.load(folder.config).eval.num_streams
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
     num_processes = num_processes or torchrun.default_num_processes(num_streams)
-    raise typer.Exit(torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes))
+    ended = torchrun.launch("xlpretrain.score_held_out", [str(run), *given], num_processes=num_processes)
+    if ended.exit_code < 0 and not ended.signal:
+        print(f"error: {ended.describe()}", file=sys.stderr)
+    raise typer.Exit(ended.code)
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, moved: Moved = None) -> None:
     """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
     from xlpretrain.report import print_report
 
-    print_report(RunFolder(run).require())
+    print_report(RunFolder(run).require(), moved or [])
 
 
 @app.command()
@@ -310,6 +319,7 @@ def data_show(
         typer.Option("--sample", min=0, metavar="STEP", help="What the model is fed at this step.", show_default=False),
     ] = None,
     stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
+    overrides: Overrides = None,
 ) -> None:
     """What is in a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
     from xlpretrain.inspect import show_document, show_sample
@@ -317,4 +327,4 @@ def data_show(
     if sample is None:
         show_document(place, document)
     else:
-        show_sample(place, step=sample, stream=stream)
+        show_sample(place, step=sample, stream=stream, overrides=overrides or [])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launcher import slurm
-from launcher.records import Job, SlurmFolder, Start, newest_step
+from launcher import runs, slurm
+from launcher.records import Job, SlurmFolder, Start
 from launcher.slurm import JobState
-from xlpretrain import lease
+from xlpretrain import lease, outcome
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_folder import RunFolder
 
@@ -23,7 +24,7 @@ def stop(run: RunFolder) -> str:
     """Leave the wish that a run saves and ends, and stays so. Returns what becomes of it. Raises `LaunchError`."""
     _wish_to_stop(run)
     job = SlurmFolder.of(run).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     if job and state and state.is_waiting:
         return (
             f"{run.path}: its job {job.job_id} waits in the queue ({state}); it will end as soon as it starts."
@@ -55,7 +56,7 @@ def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
                 f" `xlpretrain status {_quoted(run)}` shows when it is gone"
             )
         time.sleep(_POLL_S)
-    step = newest_step(run)
+    step = outcome.newest_step(run)
     left = f"a checkpoint of step {step} is there" if step else "no checkpoint was made yet"
     done = "removed from the queue" if state.is_waiting else "cancelled"
     return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {_quoted(run)}` goes on"
@@ -75,17 +76,17 @@ def resume(
 
     records = SlurmFolder.of(run)
     refuse_if_queued(run)
+    run.refuse_if_read_only()
     _refuse_if_elsewhere(run, take_over=take_over)
     profile = submit.load_cluster(records.cluster, nodes=nodes)
     settings = configuration.load(newest_config(run), overrides)
     settings = submit.check(settings, profile, allow_recipe_change=allow_recipe_change)
-    status = run.read_status()
-    if status is not None and status.state == "finished" and status.step == settings.max_steps:
-        print(f"already finished: {status.step} steps in {run.path}; raise max_steps to go on")
-        return
     stopped = run.stop_file.exists()
     run.stop_file.unlink(missing_ok=True)
+    if runs.say_if_finished(settings):
+        return
     try:
+        _refuse_without_sbatch(run)
         submit.submit_runs([settings], profile, name=settings.name)
     except BaseException:
         if stopped:
@@ -93,10 +94,18 @@ def resume(
         raise
 
 
+def _refuse_without_sbatch(run: RunFolder) -> None:
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
+            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
+        )
+
+
 def refuse_if_queued(run: RunFolder) -> None:
     """Raise `LaunchError` if a run's job waits or runs, as far as can be told here."""
     job = SlurmFolder.of(run).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     if job and state and not state.is_over:
         doing = "waits in the queue" if state.is_waiting else "runs"
         raise LaunchError(
@@ -113,10 +122,10 @@ def was_submitted(run: RunFolder) -> bool:
 
 def newest_config(run: RunFolder) -> Path:
     """What a run was last told to be: where it began, or at its submission since then. Raises `LaunchError`."""
-    there = [path for path in (run.config, SlurmFolder.of(run).config) if path.is_file()]
-    if not there:
+    newest = SlurmFolder.of(run).newest_config()
+    if newest is None:
         raise LaunchError(f"{run.path}: has no config.yaml any more; begin it anew with its config")
-    return max(there, key=lambda path: path.stat().st_mtime)
+    return newest
 
 
 def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:

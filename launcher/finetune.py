@@ -15,7 +15,7 @@ from xlpretrain import schema
 from xlpretrain.classifier import Figures, write_predictions
 from xlpretrain.config import RunConfig
 from xlpretrain.data.paths import LabelledPaths
-from xlpretrain.data.tables import read_table
+from xlpretrain.data.tables import read_table, refuse_same_file
 from xlpretrain.durable import replace_file
 from xlpretrain.errors import LaunchError
 from xlpretrain.finetune import recipe
@@ -71,6 +71,7 @@ def finetune(
 
 def predict(run: TrainedRun, data: Path | None, to: Path | None) -> None:
     """Print, or write, a prediction for each text of a file; print how good they are if it has labels."""
+    refuse_same_file(data, to)
     table, (columns, labels) = read_table(data), run.classifies
     if len(columns) == 1 and len(table.columns) == 1:
         columns = table.columns  # whatever it is called

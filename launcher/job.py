@@ -6,7 +6,6 @@ ranks, and outlasts them.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from launcher import allocation, health, rendezvous, requeue, slurm, verdict
+from launcher import allocation, health, history, logs, rendezvous, requeue, slurm
 from launcher.allocation import Allocation
 from launcher.cluster import ClusterConfig
-from launcher.rank import exit_code_of, log_of
-from launcher.records import End, Job, SlurmFolder, Start, newest_step
-from launcher.verdict import Verdict
-from xlpretrain import lease, schema
+from launcher.rank import exit_code_of
+from launcher.records import End, Job, SlurmFolder, Start
+from xlpretrain import lease, outcome, schema
 from xlpretrain.console import outlive_console
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
+from xlpretrain.outcome import Saved, Verdict
 from xlpretrain.run_folder import RunFolder, Status
 
 _MARGIN_S = 15.0  # before the time limit: for the request to go on, should the ranks not be ready
@@ -49,35 +48,37 @@ def _start(run: RunFolder, job: Allocation) -> int:
     profile = schema.load(ClusterConfig, records.cluster)
     _say(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
     if run.stop_file.exists():
-        _say(f"{run.stop_file}: its user stopped it; `xlpretrain resume` goes on")
+        _say(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` goes on")
         return STOPPED_EARLY
     known = records.read_job()
     if known is None or known.job_id != job.job_id:
-        log = known.log if known else str(run.logs / "job.log")
+        log = known.log if known else str(run.job_log)
         records.write_job(Job(job.job_id, job.cluster, time.time(), profile.nodes, log))
     planned = min(len(job.nodes), profile.max_nodes) * profile.num_tasks
-    records.append(Start(job.job_id, job.restart, time.time(), job.nodes, planned, newest_step(run)))
+    before = outcome.saved(run)
+    records.append(Start(job.job_id, job.restart, time.time(), job.nodes, planned, outcome.newest_step(run)))
     try:
         found = _train(run, job, profile)
     except XLPretrainError as error:
         found = Verdict("failed", USER_ERROR, str(error))
-    end = _decide(run, job, profile, found)
+    end = _decide(run, job, profile, found, before)
     _say(f"{end.outcome} at step {end.step}{': ' if end.message else ''}{end.message}")
     return end.exit_code
 
 
-def _decide(run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verdict) -> End:
+def _decide(run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved) -> End:
     """Write down how the start ended, and put the job back into the queue if there shall be another."""
     records = SlurmFolder.of(run)
-    end = End(time.time(), "failed", found.code, newest_step(run), found.message)
+    progress = outcome.made_progress(run, before=before)
+    end = End(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
     if records.is_replaced(job.job_id, job.restart):
-        return replace(end, outcome="fenced", exit_code=FENCED, message="another start of the run has taken over")
+        return replace(end, outcome="fenced", exit_code=FENCED, message=outcome.TAKEN_OVER)
     if not found.go_on:
         assert found.ended != "crashed", "a crash goes on"
         end = replace(end, outcome=found.ended)
         records.append(end)
         return end
-    limit = verdict.why_no_more(
+    limit = history.why_no_more(
         [*records.read_events(), end],
         restart=job.restart,
         max_requeues=profile.max_requeues,
@@ -157,7 +158,7 @@ def _run_ranks(
     arguments = ["-m", "launcher.rank", str(run.path)]
     command = allocation.ranks(profile, nodes, arguments, meet_at=meet_at, grace_s=grace_s)
     since = _wait_for_lease(run, job)
-    before, log = run.read_status(), log_of(run, 0)
+    before, log = run.read_status(), run.rank_log(0)
     spoken = log.stat().st_size if log.exists() else 0
     exit_code_of(run).unlink(missing_ok=True)
     _say(f"{world_size} ranks on {', '.join(nodes)}, meeting at {meet_at}")
@@ -165,12 +166,13 @@ def _run_ranks(
     if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
         return Verdict("crashed", 1, "had not saved when its time was up")
     status = run.read_status()
-    return verdict.judge(
+    words = logs.last_words(log, since=spoken) or "rank 0 said nothing"
+    return outcome.judge(
         status if status != before else None,
         exit_code=int(exit_code_of(run).read_text()) if exit_code_of(run).exists() else None,
         lost=lease.is_lost(run.lease, launch_id=job.launch_id, since=since),
         stop_file=run.stop_file.exists(),
-        last_words=_last_words(log, spoken, process.returncode),
+        last_words=f"exit code {process.returncode}; {words} ({log})",
     )
 
 
@@ -207,18 +209,6 @@ def _write_failure(run: RunFolder, job: Allocation, message: str) -> None:
     if not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
         status = run.read_status() or Status("failed")
         run.write_status(replace(status, state="failed", reason="crash", message=message))
-
-
-def _last_words(log: Path, offset: int, exit_code: int) -> str:
-    """What rank 0 said last in this start, which tells more than an exit code."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(offset, file.seek(0, os.SEEK_END) - 10_000))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except FileNotFoundError:
-        lines = []
-    words = next((line for line in reversed(lines) if line and not line.startswith("---")), "rank 0 said nothing")
-    return f"exit code {exit_code}; {words[:300]} ({log})"
 
 
 def _port(job: Allocation) -> str:

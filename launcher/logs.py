@@ -1,7 +1,10 @@
-"""The command `xlpretrain logs`: what a run's job and its ranks have written, and go on to write. Torch-free."""
+"""What a run's launcher or job, and its ranks, have written; the command `xlpretrain logs`. Torch-free."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -9,18 +12,48 @@ from contextlib import suppress
 from pathlib import Path
 
 from xlpretrain.errors import LaunchError
+from xlpretrain.rank_log import HEADING
 from xlpretrain.run_folder import RunFolder
 
 _POLL_S = 0.3
 _TAIL_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_LAST_WORDS_BYTES = 10_000
+_LAST_WORDS_LENGTH = 300
+# The end of a traceback (torch's has a prefix), one of faulthandler's, a message of ours.
+_REASON = re.compile(r"(\[rank\d+\]: *)?(([\w.]*\.)?\w*(Error|Exception|Interrupt)\b|Fatal Python error:|error: )")
 
 
 def files(run: RunFolder, rank: int | None) -> list[Path]:
-    """Which logs are asked for: of the job and rank 0, or of one rank."""
+    """The logs that are asked for: of the job and rank 0, or of one rank."""
     if rank is not None:
-        return [run.logs / f"rank-{rank:05d}.log"]
-    return [run.logs / "job.log", run.logs / "rank-00000.log"]
+        return [run.rank_log(rank)]
+    return [run.job_log, run.rank_log(0)]
+
+
+def note(run: RunFolder, message: str) -> None:
+    """Add a line to a run's job.log, as far as that can be written."""
+    with suppress(OSError):
+        run.logs.mkdir(parents=True, exist_ok=True)
+        with run.job_log.open("a", encoding="utf-8") as file:
+            file.write(f"{message}\n")
+
+
+def last_words(log: Path, *, since: int = 0) -> str:
+    """The line in which a start says in its log why it ended, else its last one; empty if there is none.
+
+    since: the size of the log when the start began, if that is known. What comes before the last heading
+    is of other starts.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(since, file.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    of_start = list(itertools.takewhile(lambda line: not line.startswith(HEADING), filter(None, reversed(lines))))
+    words = next((line for line in of_start if _REASON.match(line)), of_start[0] if of_start else "")
+    return words.removeprefix("error: ")[:_LAST_WORDS_LENGTH]
 
 
 def show(run: RunFolder, *, rank: int | None, num_lines: int, follow: bool) -> None:
@@ -98,7 +131,4 @@ def _nothing(run: RunFolder, logs: Sequence[_Log]) -> str:
     there = sorted(path.name for path in run.logs.glob("*.log")) if run.logs.is_dir() else []
     if there:
         return f"{run.logs}: no {wanted}; there are {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
-    return (
-        f"{run.logs}: no {wanted} yet; a job writes it once it runs (-f waits for it), and a run on this machine"
-        " writes to its terminal instead"
-    )
+    return f"{run.logs}: no {wanted} yet; they are written once the run starts (-f waits for them)"

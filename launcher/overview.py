@@ -8,15 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher import runs, slurm
+from launcher import logs, runs, slurm
 from launcher.records import End, Job, SlurmFolder, Start
 from launcher.slurm import JobState
 from xlpretrain import lease, schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.goodput import work_s
+from xlpretrain.outcome import STOPPED_BY_USER
 from xlpretrain.run_folder import RunFolder, Status
-
-STOPPED_BY_USER = "stopped by its user"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _look_at(run: RunFolder, job: Job | None, states: Mapping[str, JobState] | N
         heartbeat_s=heartbeat_s,
         restarts=len(starts) - 1 if starts else int((status.goodput if status else {}).get("goodput/restarts") or 0),
         host=_host(status, starts, job_state),
-        message=_message(status, events),
+        message=_message(run, status, events, crashed=own == "crashed"),
     )
 
 
@@ -139,10 +138,12 @@ def _host(status: Status | None, starts: Sequence[Start], job_state: JobState | 
     return status.host if status is not None else ""
 
 
-def _message(status: Status | None, events: Sequence[Start | End]) -> str:
+def _message(run: RunFolder, status: Status | None, events: Sequence[Start | End], *, crashed: bool) -> str:
     ends = [event for event in events if isinstance(event, End)]
     if events and ends and events[-1] is ends[-1] and ends[-1].message:
         return ends[-1].message
+    if crashed:
+        return logs.last_words(run.job_log) or logs.last_words(run.rank_log(0))
     return status.message if status is not None else ""
 
 

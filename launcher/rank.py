@@ -6,16 +6,18 @@ come from launcher.job. What it says goes to its log, and is added to what start
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
-import time
 from pathlib import Path
 
 from launcher import rendezvous
 from launcher.records import SlurmFolder
+from xlpretrain import rank_log
 from xlpretrain.console import outlive_console
 from xlpretrain.durable import replace_file
-from xlpretrain.errors import STOPPED_EARLY, end
+from xlpretrain.errors import end
+from xlpretrain.outcome import code_of_rank
 from xlpretrain.run_folder import RunFolder
 
 
@@ -29,32 +31,20 @@ def main(run: RunFolder) -> int:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
     rank = int(os.environ["RANK"])
-    _write_to(log_of(run, rank))
+    job, restart = os.environ.get("SLURM_JOB_ID", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    rank_log.move_to(run.rank_log(rank), where=f"job {job}, restart {restart}, {os.uname().nodename}")
+    faulthandler.enable()  # so that a crash in C++ tells where
     records = SlurmFolder.of(run)
     # What may change in a run that was begun was looked at when it was submitted.
     code = train([str(records.config), "--allow-recipe-change"])
     if rank == 0:
         replace_file(exit_code_of(run), f"{code}\n")
-    return 0 if code == STOPPED_EARLY else code
-
-
-def log_of(run: RunFolder, rank: int) -> Path:
-    """Where a rank writes."""
-    return run.logs / f"rank-{rank:05d}.log"
+    return code_of_rank(code, parent_knows=False)
 
 
 def exit_code_of(run: RunFolder) -> Path:
     """Where rank 0 leaves its exit code: that of srun may be another's, which was ended because rank 0 had left."""
     return SlurmFolder.of(run).path / "exit_code"
-
-
-def _write_to(path: Path) -> None:
-    """Let standard output and error go to the end of a file, for what this process starts, too."""
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    job, restart = os.environ.get("SLURM_JOB_ID", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
-    print(f"--- {time.strftime('%Y-%m-%dT%H:%M:%S%z')} job {job}, restart {restart}, {os.uname().nodename}")
 
 
 if __name__ == "__main__":

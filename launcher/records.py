@@ -5,6 +5,7 @@ cluster.yaml   the resolved site profile, with nodes: to submit again
 job.json       the last job it was submitted as
 starts.jsonl   one line per start of the run and per end of one, over all jobs
 excluded       nodes that failed a health check, one a line
+code.json      checksums of the run's copy of the code
 submitit/      what submitit needs
 
 Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
@@ -12,6 +13,7 @@ Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -23,6 +25,9 @@ from xlpretrain.durable import replace_file
 from xlpretrain.run_folder import RunFolder
 
 Outcome = Literal["finished", "stopped", "requeued", "resubmitted", "failed", "fenced"]
+
+
+_FOLLOWS = "# follows config.yaml "
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,18 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """A start of the run is over. step: of the newest checkpoint. message: why, where there is more to say."""
+    """A start of the run is over.
+
+    step: of the newest checkpoint. message: the reason, where there is one. progress: whether the start wrote a
+    checkpoint; None in records of versions before it was written down.
+    """
 
     at: float
     outcome: Outcome
     exit_code: int
     step: int
     message: str = ""
+    progress: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,35 @@ class SlurmFolder:
         return self.path / "excluded"
 
     @property
+    def code(self) -> Path:
+        """The checksums of the run's copy of the code."""
+        return self.path / "code.json"
+
+    @property
     def submitit(self) -> Path:
         """submitit's own files."""
         return self.path / "submitit"
+
+    def write_config(self, text: str) -> None:
+        """Replace the configuration that the ranks run; its first line says what `config.yaml` was. Raises OSError."""
+        replace_file(self.config, f"{_FOLLOWS}{_digest(self._run.config)}\n{text}")
+
+    def newest_config(self) -> Path | None:
+        """The file that says what the run was last told to be: at its last start, or at a submission since then.
+
+        A submission is news until a start has changed `config.yaml`. Times of files do not tell: copies have new ones.
+        """
+        there = [path for path in (self._run.config, self.config) if path.is_file()]
+        if len(there) < 2:
+            return next(iter(there), None)
+        first, _, _ = self.config.read_text(encoding="utf-8").partition("\n")
+        if not first.startswith(_FOLLOWS):  # written by an earlier version
+            return max(there, key=lambda path: path.stat().st_mtime)
+        return self.config if first.removeprefix(_FOLLOWS) == _digest(self._run.config) else self._run.config
+
+    @property
+    def _run(self) -> RunFolder:
+        return RunFolder(self.path.parent)
 
     def read_job(self) -> Job | None:
         """The last job; None if the run was never submitted."""
@@ -151,10 +187,9 @@ class SlurmFolder:
         replace_file(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
 
 
-def newest_step(run: RunFolder) -> int:
-    """The step of a run's newest checkpoint; 0 if it has none."""
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+def _digest(path: Path) -> str:
+    """Of a file's bytes; empty if it is not there."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _read_event(line: str) -> Start | End | None:

@@ -11,6 +11,7 @@ from launcher import slurm
 from launcher.allocation import Allocation
 from launcher.cluster import ClusterConfig
 from launcher.records import End, Job, SlurmFolder
+from xlpretrain import outcome
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.run_folder import RunFolder
 
@@ -52,7 +53,7 @@ def _submit_anew(run: RunFolder, job: Allocation, profile: ClusterConfig, end: E
         return f"neither scontrol nor sbatch can be used here; {advice}"
     records = SlurmFolder.of(run)
     if records.is_replaced(job.job_id, job.restart):
-        return "another start of the run has taken over"
+        return outcome.TAKEN_OVER
     known = records.read_job()
     records.append(replace(end, outcome="resubmitted"))  # before: the other job may start at once
     try:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.records import SlurmFolder
-from xlpretrain.errors import LaunchError
-from xlpretrain.run_folder import RunFolder
+from xlpretrain import outcome
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_folder import NAME, RunFolder
+
+if TYPE_CHECKING:  # torch takes seconds
+    from xlpretrain.config import RunConfig
 
 _MAX_DEPTH = 4
 _TAIL_BYTES = 1 << 17
@@ -27,13 +32,43 @@ def require(path: Path) -> RunFolder:
     run = RunFolder(path)
     if is_run(run):
         return run
-    raise LaunchError(f"{path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+    raise run.missing()
+
+
+def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides with which a run goes on in the folder where it lies now, should it have been moved or copied.
+
+    Raises `ConfigError` if they name another place.
+    """
+    place = path.absolute()
+    wrong = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs_dir")]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: a run goes on in its own folder, which is {place}; move that instead")
+    if not re.match(NAME, place.name):
+        raise ConfigError(
+            f"{place}: a run is named after its folder, and {place.name!r} does not match {NAME}; rename the folder"
+        )
+    quoted = (json.dumps(str(part), ensure_ascii=False) for part in (place.parent, place.name))  # as YAML reads them
+    return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)
 
 
 def is_run(run: RunFolder) -> bool:
     """Whether a run was begun or submitted here."""
     slurm = SlurmFolder.of(run)
     return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
+
+
+def say_if_finished(config: RunConfig) -> bool:
+    """Whether a run is finished, so that another start would do nothing; then that is said."""
+    told = outcome.nothing_left(
+        config.folder,
+        max_steps=config.max_steps,
+        patience=config.stop.patience,
+        eval_every_steps=config.eval.every_steps,
+    )
+    if told is not None:
+        print(told)
+    return told is not None
 
 
 def read_tail(run: RunFolder) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from xlpretrain.data.tables import TEXT, Table, read_table
+from xlpretrain.data.tables import TEXT, Table, read_table, refuse_same_file
 from xlpretrain.durable import replacing
 from xlpretrain.errors import DataError
 from xlpretrain.likelihood import Likelihood
@@ -31,6 +31,7 @@ def score(
     to: Path | None,
 ) -> None:
     """Print, or write, a JSON object for each text or pair; then the sums, on standard error if they would mix."""
+    refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))
     if len(columns) != 1 + pairs:

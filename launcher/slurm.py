@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -115,6 +115,17 @@ def states_of(job_ids: Sequence[str]) -> dict[str, JobState] | None:
 def state_of(job_id: str) -> JobState | None:
     """As `states_of`, of one job; None also if Slurm does not know it."""
     return (states_of([job_id]) or {}).get(job_id)
+
+
+def state_here(job_id: str, cluster: str) -> JobState | None:
+    """As `state_of`; None also if the job is one of another cluster, whose number another job has here."""
+    state = state_of(job_id)
+    if state is None or state.is_over or not cluster:
+        return state
+    with suppress(LaunchError):  # no scontrol
+        if cluster_name() not in ("", cluster):
+            return None
+    return state
 
 
 def cluster_name() -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher.cluster import SECRET_NAME
+from xlpretrain.durable import replace_file
 from xlpretrain.errors import LaunchError
+from xlpretrain.folders import put_in_place, temporary_folder, tidy, unclaimed
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml")
@@ -24,36 +30,81 @@ _SECRET = re.compile(
 _CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".cfg", ".ini", ".typed"}
 
 
-def take(target: Path, root: Path = _ROOT) -> list[str]:
-    """Copy the packages into the folder `target`, in place of what was there. Returns what was left out, and why.
+def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
+    """Copy the packages into the folder `target`, in place of an earlier copy. Returns what was left out, and why.
 
     Readers see the old code or the new, whole. Only what code is made of is copied: no secrets, data, large files or
-    links. Raises `LaunchError` if it cannot be written.
+    links. An earlier copy in which something was changed or added is kept beside it, as `NAME.changed`.
+
+    Args:
+        record: where the checksums of the copy are kept, which tell such changes. Without it only files that are no
+            code are taken for changes.
+
+    Raises:
+        LaunchError: it cannot be written.
     """
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    old = fresh.with_suffix(".old")
     left_out: list[str] = []
     secrets_here = [
         value.encode() for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8
     ]
     try:
-        for path in _files(root):
-            reason = _why_not(path, secrets_here)
-            if reason is None:
-                copy = fresh / path.relative_to(root)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-            else:
-                left_out.append(f"{path.relative_to(root)} ({reason})")
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
+        claims = partial(_claims, checksums=_read(record))
+        tidy(target, claims=claims)
+        with temporary_folder(target) as fresh:
+            for path in _files(root):
+                reason = _why_not(path, secrets_here)
+                if reason is None:
+                    copy = fresh / path.relative_to(root)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+                else:
+                    left_out.append(f"{path.relative_to(root)} ({reason})")
+            checksums = {str(path): _sha256(fresh / path) for path in unclaimed(fresh, ())}
+            _keep_changed(target, claims(target))
+            put_in_place(fresh, target, claims=claims)
+        if record is not None:
+            replace_file(record, json.dumps(checksums, indent=1) + "\n")
     except OSError as error:
         raise LaunchError(f"{target}: the code cannot be copied there: {error.strerror} ({error.filename})") from None
-    finally:
-        for folder in (fresh, old):
-            shutil.rmtree(folder, ignore_errors=True)
     return left_out
+
+
+def _claims(target: Path, *, checksums: Mapping[str, str] | None) -> list[Path]:
+    """The files of an earlier copy that are as they were copied, and what Python made of them."""
+    found = unclaimed(target, ()) if target.is_dir() else []
+    return [path for path in found if _is_cache(path) or _is_copy(target / path, str(path), checksums)]
+
+
+def _is_copy(path: Path, name: str, checksums: Mapping[str, str] | None) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    if checksums is None:
+        return Path(name).parts[0] in _PARTS and path.suffix in _CODE
+    return name in checksums and _sha256(path) == checksums[name]
+
+
+def _is_cache(path: Path) -> bool:
+    return any(_CACHES.fullmatch(part) for part in path.parts)
+
+
+def _keep_changed(target: Path, claimed: Sequence[Path]) -> None:
+    if not os.path.lexists(target) or not (target.is_symlink() or unclaimed(target, claimed)):
+        return
+    names = (f"{target.name}.changed{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+    kept = next(path for path in map(target.with_name, names) if not os.path.lexists(path))
+    target.rename(kept)
+    print(f"{kept}: the run's code, which somebody changed; the run gets a copy of what is installed", file=sys.stderr)
+
+
+def _read(record: Path | None) -> dict[str, str] | None:
+    try:
+        return None if record is None else dict(json.loads(record.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(root: Path) -> Iterator[Path]:

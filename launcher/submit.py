@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import slurm, snapshot, submission, sweep
+from launcher import runs, slurm, snapshot, submission, sweep
 from launcher.cluster import ClusterConfig
 from launcher.records import Job, SlurmFolder
-from xlpretrain import schema
+from xlpretrain import outcome, schema
 from xlpretrain.durable import replace_file
-from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.errors import LaunchError
 from xlpretrain.run_folder import RunFolder
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
@@ -52,12 +52,12 @@ def submit(
     for variant in variants:
         loaded = configuration.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
         settings.append(check(loaded, profile, allow_recipe_change=allow_recipe_change))
-    waiting = [each for each in settings if not _is_finished(each)]
+    waiting = [each for each in settings if not runs.say_if_finished(each)]
     if not waiting:
         return
     for each in waiting:
         refuse_if_active(each.folder)
-        _refuse_if_stopped(each.folder)
+        outcome.refuse_if_stopped(each.folder)
     if dry_run:
         print(submission.script([each.folder for each in waiting], profile, name=name))
         return
@@ -92,17 +92,21 @@ def refuse_if_active(folder: RunFolder) -> None:
 def active_job(folder: RunFolder) -> str | None:
     """The id of a run's job, if that waits in the queue or runs."""
     job = SlurmFolder.of(folder).read_job()
-    state = slurm.state_of(job.job_id) if job else None
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
     return job.job_id if job and state and not state.is_over else None
 
 
 def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
     """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
     folders = [config.folder for config in settings]
-    new = [folder.path for folder in folders if not folder.path.exists()]
+    new: list[Path] = []
     cluster = ""
     try:
         left_out: list[str] = []
+        for folder in folders:
+            with suppress(FileExistsError):
+                folder.path.mkdir(parents=True)
+                new.append(folder.path)  # made here, and so removed if it comes to nothing
         for config in settings:
             left_out = write_files(config, profile)
         with suppress(LaunchError):
@@ -137,26 +141,11 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
     try:
         records.path.mkdir(parents=True, exist_ok=True)
         folder.logs.mkdir(exist_ok=True)
-        replace_file(records.config, schema.dump(config))
+        records.write_config(schema.dump(config))
         replace_file(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
-    return snapshot.take(folder.path / "code")
-
-
-def _is_finished(config: RunConfig) -> bool:
-    status = config.folder.read_status()
-    if status is None or status.state != "finished" or status.step != config.max_steps:
-        return False
-    print(f"already finished: {status.step} steps in {config.folder.path}; raise max_steps to go on")
-    return True
-
-
-def _refuse_if_stopped(folder: RunFolder) -> None:
-    if folder.stop_file.exists():
-        raise ConfigError(
-            f"{folder.stop_file}: the run was stopped by its user; `xlpretrain resume {folder.path}` goes on"
-        )
+    return snapshot.take(folder.path / "code", record=records.code)
 
 
 def _hindrance(job_id: str) -> str:

@@ -46,7 +46,7 @@ def import_model(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model, where it has none.", show_default=False),
+        typer.Option("--tokenizer", metavar="FILE", help="Taken as it is, instead of its own.", show_default=False),
     ] = None,
 ) -> None:
     """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""

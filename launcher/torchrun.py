@@ -1,30 +1,59 @@
-"""A run on this machine: torchrun's agent inside this process, and an exit code that means something.
+"""Ranks on this machine: torchrun's agent in a thread of this process, and an exit code that means something.
 
-torchrun itself answers any failure with a traceback of its own and 1. Here its agent is called as a library, the
-ranks have already said what was wrong, and `status.json` tells how the run ended.
+torchrun itself answers any failure with a traceback of its own and 1, and its signals and options differ from version
+to version. Here its agent only starts and watches the ranks, by options that every version has; what it says is held
+back unless it fails itself, and signals are this process's business (interrupts.py).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
-import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from io import StringIO
-from pathlib import Path
+from dataclasses import dataclass
 
-from xlpretrain import lease
-from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR
+from launcher.interrupts import Interrupts
+from xlpretrain.errors import LaunchError
 from xlpretrain.lease import Process
-from xlpretrain.run_folder import RunFolder
 from xlpretrain.watchdog import LAUNCHER
 
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-_SIGNALLED = 128
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks ended.
+
+    exit_code: 0, or that of the first rank that failed (negative: the signal that killed it); rank: which one that was.
+    signal: the first one that this process was sent meanwhile; 0: none.
+    """
+
+    exit_code: int = 0
+    rank: int = 0
+    signal: int = 0
+
+    @property
+    def code(self) -> int:
+        """An exit code for a command that has nothing to add: as a shell has it for a process that a signal ends."""
+        if self.signal and self.exit_code:
+            return 128 + self.signal
+        return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
+
+    def describe(self) -> str:
+        """A few words on a rank that failed."""
+        if self.exit_code >= 0:
+            return f"rank {self.rank} left with exit code {self.exit_code}"
+        name = signal.Signals(-self.exit_code).name
+        if self.signal:
+            return f"rank {self.rank} was ended by {name}, after this launcher had {signal.Signals(self.signal).name}"
+        why = " (as the kernel does where memory runs out)" if self.exit_code == -signal.SIGKILL else ""
+        return f"rank {self.rank} was killed by {name}{why}"
 
 
 def default_num_processes(num_streams: int) -> int:
@@ -35,112 +64,79 @@ def default_num_processes(num_streams: int) -> int:
     return min(num_streams, gpus or min(2, len(os.sched_getaffinity(0))))
 
 
-def launch(module: str, arguments: Sequence[str], *, num_processes: int, grace_s: int = 30) -> int:
-    """Run `python -m module arguments` on ranks of this machine.
-
-    grace_s: what the ranks get after a signal to this process, before they are killed. Returns 0, the exit code of the
-    first rank that failed (negative: the signal that killed it), or, for a signal to this process, 128 and its number.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-
-    agent = [
-        "--standalone",
-        f"--nproc-per-node={num_processes}",
-        f"--shutdown-timeout={grace_s}",
-        f"--signals-to-handle={_SIGNALS}",
-        "-m",
-        module,
-        *arguments,
-    ]
-    os.environ[LAUNCHER] = json.dumps(Process.this())
-    with _quiet_agent(), _own_handlers():
-        try:
-            main(agent)
-        except ChildFailedError as error:
-            return int(error.get_first_failure()[1].exitcode)
-        except SignalException as error:
-            return _SIGNALLED + int(error.sigval)
-    return 0
-
-
-def run(
-    config: Path,
-    overrides: Sequence[str],
+def launch(
+    module: str,
+    arguments: Sequence[str],
     *,
-    folder: RunFolder,
     num_processes: int,
-    grace_s: int,
-    options: Sequence[str],
-    take_over: bool = False,
-    max_restarts: int = 0,
-) -> int:
-    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another start has the run.
+    grace_s: int = 30,
+    cost: Callable[[], str] = lambda: "what it has done so far",
+) -> Ended:
+    """Run `python -m module arguments` on ranks of this machine, and wait for them. To be called on the main thread.
 
-    After a crash it starts again, up to `max_restarts` times and as long as that brings new checkpoints; never after
-    a signal to this process, nor against the user's wish or another start of the run.
+    grace_s: the time that ranks have to end after a signal to this process, before they are killed. cost: what ending
+    them at once would lose. Raises `LaunchError` where torchrun does not start them.
     """
-    os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
-    # Rank 0 looks again, and takes it; here, the answer comes at once.
-    since = lease.refuse_if_held(folder.lease, launch_id=launch_id, take_over=take_over)
-    in_vain = 0
-    for restarts_left in range(max_restarts, -1, -1):
-        before = _newest_checkpoint(folder)
-        arguments = [*options, *(["--take-over"] if take_over else []), str(config), *overrides]
-        failed_with = launch("xlpretrain", arguments, num_processes=num_processes, grace_s=grace_s)
-        if lease.is_lost(folder.lease, launch_id=launch_id, since=since):
-            print(f"error: {folder.path}: another start of the run has taken over", file=sys.stderr)
-            return FENCED
-        code = _outcome(folder, launch_id, failed_with)
-        if code is not None:
-            return code
-        take_over = False
-        in_vain = 0 if _newest_checkpoint(folder) != before else in_vain + 1
-        status = folder.read_status()
-        crash = f"the run crashed after step {status.step if status else 0}"
-        if failed_with > _SIGNALLED or restarts_left == 0 or folder.stop_file.exists():
-            print(f"error: {crash}; `xlpretrain resume {folder.path}` goes on", file=sys.stderr)
-            break
-        if in_vain == 2:
-            print(f"error: {crash}, the second time without a new checkpoint: no further restart", file=sys.stderr)
-            break
-        print(f"{crash}; starting it again ({restarts_left - 1} restarts left)", file=sys.stderr, flush=True)
-    return 1
-
-
-def _outcome(folder: RunFolder, launch_id: str, failed_with: int) -> int | None:
-    """The exit code of a start that is over; None if it crashed."""
-    status = folder.read_status()
-    if status is not None and status.launch_id == launch_id and status.state in ("finished", "stopped", "failed"):
-        return status.exit_code
-    # Where status.json cannot be written, the code of a rank tells a stop.
-    return failed_with if failed_with in (0, USER_ERROR, STOPPED_EARLY) else None
-
-
-def _newest_checkpoint(folder: RunFolder) -> str:
-    return max((path.name for path in folder.checkpoints.glob("step-*")), default="")
-
-
-@contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Put this process's signal handlers back afterwards: torchrun leaves its own, which raise what only it catches."""
-    numbers = [signal.Signals[name] for name in _SIGNALS.split(",")]
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-@contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Keep torchrun's own warnings and tracebacks off the terminal; the ranks write to it directly."""
+    os.environ[LAUNCHER] = json.dumps(Process.this())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # only silences a warning: each rank sets its own threads
-    logging.disable(logging.CRITICAL)
+    agent = _Agent(["--standalone", f"--nproc-per-node={num_processes}", "-m", module, *arguments])
+    with Interrupts(grace_s=grace_s, cost=cost) as interrupts:
+        agent.start()
+        while agent.is_alive():
+            agent.join(_LOOK_EVERY_S)
+            interrupts.look()
+    return agent.ended(interrupts.first)
+
+
+class _Agent(threading.Thread):
+    """torchrun, as a library. In a thread, it leaves the handlers of signals alone."""
+
+    def __init__(self, arguments: Sequence[str]):
+        super().__init__(name="torchrun", daemon=True)
+        self._arguments = list(arguments)
+        self._said = io.StringIO()
+        self._raised: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            from torch.distributed.run import main  # its loggers, which are then known
+
+            with _held_back(self._said):
+                main(self._arguments)
+        except BaseException as error:  # SystemExit, too: of its parser of options
+            self._raised = error
+
+    def ended(self, first_signal: int) -> Ended:
+        """How it ended. Raises `LaunchError`, after showing what it said, if it failed and not a rank."""
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        if isinstance(self._raised, ChildFailedError):
+            rank, failure = self._raised.get_first_failure()
+            return Ended(int(failure.exitcode), int(rank), first_signal)
+        if self._raised is not None:
+            import torch
+
+            sys.stderr.write(self._said.getvalue())
+            why = f"{type(self._raised).__name__}: {self._raised}"
+            raise LaunchError(
+                f"torchrun of torch {torch.__version__} failed by itself ({why}), before or beside the ranks; above is"
+                " what it said"
+            ) from self._raised
+        return Ended(signal=first_signal)
+
+
+@contextmanager
+def _held_back(said: io.StringIO) -> Iterator[None]:
+    """Keep what torchrun prints and logs off the terminal, and in `said`. Ranks write to the terminal directly."""
+    known = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+    handlers = {logger: logger.handlers for logger in known if isinstance(logger, logging.Logger) and logger.handlers}
+    handlers.setdefault(logging.getLogger(), [])
     try:
-        with redirect_stderr(StringIO()):
+        for logger in handlers:
+            passes_on = logger.propagate and logger.parent is not None
+            logger.handlers = [] if passes_on else [logging.StreamHandler(said)]
+        with redirect_stderr(said):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        for logger, before in handlers.items():
+            logger.handlers = before

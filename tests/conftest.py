@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,6 +110,18 @@ def build_small(tmp_path: Path, tiny_tokenizer: Path) -> BuildSmall:
         return build_dataset(tmp_path / out, force=force, **{**defaults, **settings})
 
     return build_small
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 200 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small tmpfs here (needs root and the right to mount)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def require_slurm(isolation: str = "none") -> None:

@@ -107,6 +107,21 @@ def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path)
     assert "does not fit a block" in refusal(configuration.check_data, long, train, 1)
 
 
+@pytest.mark.parametrize(("task", "refused"), [("sop", True), ("nsp", True), ("none", False)])
+def test_rows_with_more_segments_than_the_model_has_are_refused(tiny_dataset: Path, task: str, refused: bool):
+    """Their vectors would be looked up beyond the table: a traceback, and on a GPU a dead context."""
+    train = mixture_of(tiny_dataset / "train")
+    config = run_config(
+        model={"type": "bert", "num_heads": 2, "d_model": 16, "num_segments": 1},
+        objective={"type": "masked_lm", "seq_len": 16, "sentence_task": task},
+    )
+    if refused:
+        expected = "model.num_segments  must be at least 2, for these rows, got 1"
+        assert expected in refusal(configuration.check_data, config, train, 1)
+    else:
+        configuration.check_data(config, train, 1)
+
+
 def test_what_a_resume_may_change():
     old = run_config()
     free = run_config(

@@ -7,7 +7,7 @@ import commands
 import pytest
 from fake_slurm import UNKNOWN, FakeSlurm
 
-from launcher import control
+from launcher import control, submit
 from launcher.records import Job, SlurmFolder, Start
 from xlpretrain import lease
 from xlpretrain.errors import ConfigError, LaunchError
@@ -108,3 +108,15 @@ def test_nodes_are_for_slurm_only(tmp_path: Path):
     run.create(config="", provenance={})
     run.write_status(Status("stopped"))
     assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
+
+
+def test_a_number_of_another_cluster_is_another_job(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
+    with pytest.raises(LaunchError, match="its job 12 runs"):
+        control.refuse_if_queued(run)
+    fake_slurm.has("scontrol", "ClusterName             = big")
+    assert submit.active_job(run) == "12"
+    fake_slurm.has("scontrol", "ClusterName             = other")
+    assert submit.active_job(run) is None
+    control.refuse_if_queued(run)
+    assert "not running; it will not start again until resumed" in control.stop(run)

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torchrun import torchrun
 
 from xlpretrain import distributed
+from xlpretrain.errors import RankError
 
 
 @given(world_size=st.integers(1, 64), num_streams=st.integers(1, 300), micro_batch_size=st.integers(1, 70))
@@ -41,6 +43,27 @@ def test_without_an_environment_the_group_is_a_real_one_of_one() -> None:
     finally:
         distributed.stop()
     assert not dist.is_initialized() and distributed.world_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "", "MASTER_PORT": ""}, "RANK is set, but not WORLD_SIZE, MASTER_PORT: start ranks with"),
+        ({"RANK": "2"}, "RANK=2 and WORLD_SIZE=2: ranks are whole numbers from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "one", "LOCAL_RANK": "-1"}, "RANK=one, LOCAL_RANK=-1: ranks are whole numbers"),
+        ({}, r"rank 1 of 2 does not meet the others at localhost:1 \(MASTER_ADDR, MASTER_PORT\): "),
+    ],
+    ids=["missing", "too many", "no number", "nobody there"],
+)
+def test_a_rank_that_cannot_meet_the_others_is_one_message(
+    changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", **changes}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankError, match=message):
+        distributed.start(timeout_s=1)
+    assert not dist.is_initialized()
 
 
 def test_two_ranks_see_the_same(tmp_path: Path) -> None:

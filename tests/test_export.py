@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,10 +17,12 @@ from imported_runs import OBJECTIVES, PERMUTATION, make_run
 from test_hf_tokenizer import lines
 
 import xlpretrain
-from xlpretrain.errors import CheckpointError, LaunchError
+from xlpretrain.errors import CheckpointError, ConfigError, LaunchError
 from xlpretrain.huggingface.bring_in import bring_in
-from xlpretrain.huggingface.export import export
+from xlpretrain.huggingface.export import export, refuse_unknown
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.encoder import BertConfig
+from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.trained import TrainedRun
 
 with warnings.catch_warnings():
@@ -206,15 +210,93 @@ def test_the_card_and_the_folder_are_whole_and_replace_only_a_model(tmp_path, ti
     assert "num_heads: 2" in card
     with pytest.raises(LaunchError, match="is there already; choose another folder, or use --force"):
         export(run.folder, out)
-    (out / "mark").touch()
+    stale = {path: path.stat().st_ino for path in out.iterdir()}
     export(run.folder, out, step=0, force=True)
-    assert not (out / "mark").exists()
+    assert not any(path.stat().st_ino == number for path, number in stale.items())
     (tmp_path / "mine").mkdir()
     with pytest.raises(LaunchError, match="no model is there, remove it yourself"):
         export(run.folder, tmp_path / "mine", force=True)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         export(run.folder, tmp_path / "none", step=7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "runs"]
+
+
+def test_what_is_derived_from_a_known_objective_or_model_is_another_one(tmp_path, tiny_dataset):
+    """It may predict, lay out rows, or compute otherwise: it is neither exported, scored nor written with."""
+
+    class Ahead(CausalLM):
+        type: Literal["ahead"] = "ahead"  # type: ignore[assignment]
+
+    class Electra(BertConfig):
+        type: Literal["electra"] = "electra"  # type: ignore[assignment]
+
+    def changed(run: TrainedRun, **sections: object) -> TrainedRun:
+        return replace(run, config=run.config.model_copy(update=sections))
+
+    causal = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"}).path)
+    refuse_unknown(causal)
+    run = changed(causal, objective=Ahead(**causal.config.objective.model_dump(exclude={"type"})))
+    with pytest.raises(LaunchError, match=r"objective ahead .* expected one of causal_lm, permutation_lm, masked_lm"):
+        refuse_unknown(run)
+    with pytest.raises(ConfigError, match="objective ahead has no likelihood of a text here"):
+        run.log_likelihoods(["A text."])
+    with pytest.raises(ConfigError, match="its objective was ahead"):
+        run.generate("A text.")
+    bert = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "bert"}, name="bert").path)
+    refuse_unknown(bert)
+    with pytest.raises(LaunchError, match=r"model electra .* expected one of transformer_xl, xlnet, albert, bert"):
+        refuse_unknown(changed(bert, model=Electra(**bert.config.model.model_dump(exclude={"type"}))))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with checksums", "as exported before there were checksums"])
+def test_an_export_replaces_no_file_that_no_export_wrote(old: bool, tmp_path, tiny_dataset):
+    run, out = exported(tmp_path, tiny_dataset, {"type": "bert"})
+    described = json.loads((out / "config.json").read_text())
+    if old:
+        del described["xlpretrain"]["files"]
+        (out / "config.json").write_text(json.dumps(described))
+    else:
+        card = (out / "README.md").read_text()
+        for name, text in {
+            "README.md": card + "\nMy words.",
+            "config.json": json.dumps({**described, "mine": 1}),
+        }.items():
+            before = (out / name).read_text()
+            (out / name).write_text(text)
+            with pytest.raises(LaunchError, match=f"{name} there is something else or was changed"):
+                export(run.folder, out, force=True)
+            assert (out / name).read_text() == text
+            (out / name).write_text(before)
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("ref")
+    with pytest.raises(
+        LaunchError, match=r"--force removes nothing but a model as it was exported, and \.git/HEAD there"
+    ):
+        export(run.folder, out, force=True)
+    shutil.rmtree(out / ".git")
+    export(run.folder, out, force=True)
+    assert "files" in json.loads((out / "config.json").read_text())["xlpretrain"]
+
+
+def test_a_model_of_others_is_never_replaced(tmp_path, tiny_dataset):
+    run, _ = exported(tmp_path, tiny_dataset, {"type": "bert"})
+    theirs = tmp_path / "bert-base-uncased"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(LaunchError, match="no model is there, remove it yourself"):
+        export(run.folder, theirs, force=True)
+    assert (theirs / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+def test_a_model_goes_where_a_link_leads(tmp_path, tiny_dataset):
+    run, out = exported(tmp_path, tiny_dataset, {"type": "bert"})
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    for force in (False, True):
+        export(run.folder, tmp_path / "link", force=force)
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+    weights = "model.safetensors"
+    assert (tmp_path / "link" / weights).read_bytes() == (out / weights).read_bytes()
 
 
 def test_load_gives_model_tokenizer_and_step(tmp_path, tiny_dataset):

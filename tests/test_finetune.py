@@ -211,7 +211,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
     with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
         xlpretrain.load(folder, device="cpu").generate("a")
-    with pytest.raises(ConfigError, match="it has no likelihood of a text"):
+    with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
     with pytest.raises(LaunchError, match="is a classifier, which is not exported"):
         export(RunFolder(folder), tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from itertools import pairwise
@@ -175,6 +176,7 @@ def test_the_authors_weights_give_their_losses_over_ten_segments_with_memory(cas
     state = kimiyoung(300, cutoffs, **keys)
     torch.save(state, tmp_path / "model.pt")
     given = [f"model.adaptive_cutoffs={cutoffs}"] if cutoffs and keys["div_val"] == 1 else []
+    given += ["model.pre_norm=false"]
     run = bring(tmp_path / "model.pt", tokenizer=tiny_tokenizer, overrides=["model.mem_len=6", *given])
     config = run.config.model
     assert isinstance(config, TransformerXLConfig)
@@ -193,6 +195,89 @@ def test_the_authors_weights_give_their_losses_over_ten_segments_with_memory(cas
         assert float((log_probs - theirs).abs().max() / theirs.abs().max()) < 1e-5
         expected = torch.tensor(reference.losses(inputs[0].tolist(), targets[0].tolist()))
         assert float(((losses - expected) / expected).abs().max()) < 1e-5
+
+
+def import_by_command(source: Path, tmp_path: Path, *overrides: str):
+    """Its exit code and what it printed, on either stream."""
+    runner, arguments = CliRunner(), ["import", str(source), "--as", "x", "--runs-dir", str(tmp_path / "runs")]
+    done = runner.invoke(app, [*arguments, *overrides])
+    if isinstance(done.exception, XLPretrainError):  # as `launcher.cli.main` tells it
+        return done.exception.exit_code, str(done.exception)
+    assert done.exception is None
+    return done.exit_code, done.stdout
+
+
+def test_what_the_authors_weights_cannot_tell_is_asked_for_and_what_was_assumed_is_told(tmp_path):
+    """Norms before or after the layers give the same tensors and another model."""
+    torch.save(kimiyoung(300, [], div_val=1, d_embed=12, tied=True), tmp_path / "model.pt")
+    code, told = import_by_command(tmp_path / "model.pt", tmp_path, "model.mem_len=6")
+    assert code == 2
+    assert "do not tell model.pre_norm" in told and "give model.pre_norm=..." in told
+    assert not (tmp_path / "runs").exists()
+    code, told = import_by_command(tmp_path / "model.pt", tmp_path, "model.mem_len=6", "model.pre_norm=true")
+    assert code == 0
+    assert (
+        "does not tell: model.clamp_len=null, model.same_length=false, model.dropout=0.1, model.attention_dropout=0.0\n"
+    ) in told
+    assert xlpretrain.load(tmp_path / "runs" / "x").config.model.pre_norm
+
+
+def test_what_a_config_leaves_out_is_told(albert, tmp_path):
+    path = albert / "config.json"
+    theirs = {**json.loads(path.read_text()), "xlpretrain": None}
+    assert import_by_command(albert, tmp_path)[1].count("assumed") == 0
+    path.write_text(json.dumps({k: v for k, v in theirs.items() if k not in ("hidden_act", "layer_norm_eps")}))
+    (tmp_path / "runs").rename(tmp_path / "before")
+    assert (
+        'does not tell: model.layer_norm_eps=1e-12, model.activation="gelu_tanh"'
+        in import_by_command(albert, tmp_path)[1]
+    )
+
+
+def of_transformers_4(state: dict[str, Tensor], to: Path, **keys: object) -> Path:
+    """The authors' weights (without clusters) as a `transfo-xl` folder."""
+    config = {"model_type": "transfo-xl", "vocab_size": 300, "cutoffs": [], "pre_lnorm": False, "untie_r": False}
+    sizes = {"d_model": 12, "n_layer": 2, "n_head": 2, "d_head": 5, "d_inner": 20, "d_embed": 12, "div_val": 1}
+    to.mkdir(exist_ok=True)
+    settings = {"mem_len": 6, "same_length": True, "dropout": 0.1, **config, **sizes, **keys}
+    (to / "config.json").write_text(json.dumps(settings))
+    theirs = {name if name.startswith("crit.") else f"transformer.{name}": t for name, t in state.items()}
+    save_file({name: t.clone() for name, t in theirs.items()}, to / "model.safetensors")
+    return to
+
+
+@pytest.mark.parametrize("of_a_folder", [False, True], ids=["file", "folder"])
+def test_a_tensor_of_a_transformer_xl_without_a_place_is_refused(of_a_folder, bring, tmp_path):
+    state = kimiyoung(300, [], div_val=1, d_embed=12, tied=True)
+
+    def bring_state(name: str, state: dict[str, Tensor]) -> TrainedRun:
+        if of_a_folder:
+            return bring(of_transformers_4(state, tmp_path / name), name=name)
+        torch.save(state, tmp_path / name)
+        return bring(tmp_path / name, name=name, overrides=["model.pre_norm=false", "model.mem_len=6"])
+
+    run = bring_state("whole", state)
+    assert torch.equal(run.model.backbone.content_bias[0], state["r_w_bias"])
+    copy = {f"layers.{i}.dec_attn.r_w_bias": state["r_w_bias"].clone() for i in range(2)}
+    assert bring_state("copies", {**state, **copy}).config.model.num_layers == 2
+    extra = {"layers.0.dec_attn.extra.weight": torch.zeros(2), "r_emb": torch.zeros(3)}
+    for name, tensor in extra.items():
+        with pytest.raises(CheckpointError, match=rf"without a place here: (transformer\.)?{re.escape(name)}"):
+            bring_state("extra", {**state, name: tensor})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.dec_attn\.r_w_bias differs from (transformer\.)?r_w_bias"):
+        bring_state("other", {**state, **copy, "layers.1.dec_attn.r_w_bias": torch.zeros(2, 5)})
+    if of_a_folder:  # a file's tell by themselves whether they are tied
+        with pytest.raises(CheckpointError, match=r"crit\.out_layers\.0\.weight differs from transformer\.word_emb"):
+            bring_state("untied", {**state, "crit.out_layers.0.weight": torch.zeros(300, 12)})
+
+
+def test_a_transfo_xl_without_a_word_on_its_norms_is_refused(bring, tmp_path):
+    folder = of_transformers_4(kimiyoung(300, [], div_val=1, d_embed=12, tied=True), tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "pre_lnorm"}))
+    with pytest.raises(ConfigError, match=r"give model\.pre_norm="):
+        bring(folder)
+    assert not bring(folder, overrides=["model.pre_norm=false"]).config.model.pre_norm
 
 
 def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_is_left(bring, tmp_path, tiny_tokenizer):
@@ -260,14 +345,21 @@ def test_another_vocabulary_is_refused(albert, bring, tmp_path, build_small):
         bring(albert, data=other / "train")
     with pytest.raises(DataError, match=r"vectors for 300 tokens, and the tokenizer .* has 22 pieces"):
         bring(albert, tokenizer=other / "tokenizer" / "spiece.model")
-    (albert / "spiece.model").unlink()
-    with pytest.raises(DataError, match=r"no spiece\.model there"):
+    for name in ("spiece.model", "tokenizer.json"):
+        (albert / name).unlink()
+    with pytest.raises(DataError, match=r"no spiece\.model or tokenizer\.json there"):
         bring(albert)
 
 
 def test_a_taken_name_and_an_empty_folder_are_refused(albert, bring, tmp_path):
     with pytest.raises(LaunchError, match="is there already; choose another name"):
         bring(albert, name="run")
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "link").symlink_to("nowhere")
+    for name in ("mine", "link"):
+        with pytest.raises(LaunchError, match="is there already; choose another name"):
+            bring(albert, name=name)
+    assert (tmp_path / "runs" / "link").is_symlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"expected a folder with a config\.json"):
         bring(tmp_path / "empty")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from fake_slurm import FakeSlurm
 
-from launcher import allocation, by_hand, health, rendezvous, requeue, verdict
+from launcher import allocation, by_hand, health, history, rendezvous, requeue
 from launcher.allocation import Allocation
 from launcher.cluster import ClusterConfig
 from launcher.records import End, SlurmFolder, Start
 from xlpretrain.errors import LaunchError
-from xlpretrain.run_folder import RunFolder, Status
+from xlpretrain.outcome import Verdict
+from xlpretrain.run_folder import RunFolder
 
 NODES = ("n1", "n2", "n3")
 JOB = Allocation(job_id="7_3", number="7", restart=0, cluster="c", nodes=NODES)
@@ -63,35 +64,10 @@ def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
     assert (found.broken, "did not come to a sum" in found.trouble) == ({}, True)
 
 
-@pytest.mark.parametrize(
-    ("status", "more", "ended", "code", "go_on"),
-    [
-        (Status("finished", "finished"), {}, "finished", 0, False),
-        (Status("stopped", "signal"), {}, "stopped", 75, True),
-        (Status("stopped", "time"), {}, "stopped", 75, True),
-        (Status("stopped", "user"), {}, "stopped", 75, False),
-        (Status("stopped", "signal"), {"stop_file": True}, "stopped", 75, False),
-        (Status("failed", "error", message="why"), {}, "failed", 2, False),
-        (None, {"exit_code": 2}, "failed", 2, False),
-        (None, {"exit_code": 75}, "stopped", 75, True),
-        (Status("running"), {"exit_code": 75, "stop_file": True}, "stopped", 75, False),
-        (Status("running"), {}, "crashed", 1, True),
-        (None, {}, "crashed", 1, True),
-        (Status("running"), {"stop_file": True}, "failed", 1, False),
-        (Status("finished"), {"lost": True}, "fenced", 76, False),
-    ],
-    ids=str,
-)
-def test_how_a_start_ended(status: Status | None, more: dict[str, object], ended: str, code: int, go_on: bool) -> None:
-    given = {"exit_code": None, "lost": False, "stop_file": False, "last_words": "words", **more}
-    found = verdict.judge(status, **given)  # type: ignore[arg-type]
-    assert (found.ended, found.code, found.go_on) == (ended, code, go_on)
-
-
-def history(*starts: tuple[str, int, int | None], outcome: str = "requeued") -> list[Start | End]:
+def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> list[Start | End]:
     """Of each start: its job, the step it began at, and the one that it ended at (None: it was taken)."""
     events: list[Start | End] = []
-    for job, began, ended in starts:
+    for job, began, ended in made:
         events.append(Start(job, 0, 0.0, NODES, 3, began))
         if ended is not None:
             events.append(End(0.0, outcome, 1, ended))  # type: ignore[arg-type]
@@ -101,32 +77,32 @@ def history(*starts: tuple[str, int, int | None], outcome: str = "requeued") -> 
 @pytest.mark.parametrize(
     ("events", "in_vain"),
     [
-        (history(("7", 0, 0)), 1),
-        (history(("7", 0, 0), ("7", 0, 0)), 2),
-        (history(("7", 0, 0), ("7", 0, 5), ("7", 5, 5)), 1),
-        (history(("6", 0, 0), ("7", 0, 0)), 1),
-        (history(("7", 0, 0), ("7", 0, None), ("7", 0, 0)), 2),
-        (history(("7", 0, None), ("7", 0, None)), 0),
-        (history(("7", 0, 0), ("7", 0, 0), outcome="stopped"), 0),
-        ([*history(("6", 0, 0)), End(0.0, "resubmitted", 1, 0), *history(("7", 0, 0))], 2),
+        (starts(("7", 0, 0)), 1),
+        (starts(("7", 0, 0), ("7", 0, 0)), 2),
+        (starts(("7", 0, 0), ("7", 0, 5), ("7", 5, 5)), 1),
+        (starts(("6", 0, 0), ("7", 0, 0)), 1),
+        (starts(("7", 0, 0), ("7", 0, None), ("7", 0, 0)), 2),
+        (starts(("7", 0, None), ("7", 0, None)), 0),
+        (starts(("7", 0, 0), ("7", 0, 0), outcome="stopped"), 0),
+        ([*starts(("6", 0, 0)), End(0.0, "resubmitted", 1, 0), *starts(("7", 0, 0))], 2),
     ],
     ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
 def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(events: list[Start | End], in_vain: int) -> None:
-    assert verdict.starts_in_vain(verdict.since_submitted(events)) == in_vain
+    assert history.starts_in_vain(history.since_submitted(events)) == in_vain
 
 
 def test_requeues_are_capped_by_count_and_by_progress() -> None:
-    crash = verdict.Verdict("crashed", 1, "crashed: words")
+    crash = Verdict("crashed", 1, "crashed: words")
     handed_on = [End(0.0, "resubmitted", 1, 5)]
     given = {"max_requeues": 3, "verdict": crash}
-    assert verdict.why_no_more(history(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
-    why = verdict.why_no_more(history(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
+    assert history.why_no_more(starts(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
+    why = history.why_no_more(starts(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
     assert why is not None and "3 times, which is max_requeues" in why
-    chain = [event for job in "789" for event in (*history((job, 0, 5)), *handed_on)]
-    why = verdict.why_no_more([*chain, *history(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
+    chain = [event for job in "789" for event in (*starts((job, 0, 5)), *handed_on)]
+    why = history.why_no_more([*chain, *starts(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
     assert why is not None and "3 times, which is max_requeues" in why
-    why = verdict.why_no_more(history(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
+    why = history.why_no_more(starts(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
     assert why is not None and "2 starts in a row brought no new checkpoint" in why
     assert "crashed: words" in why
 
@@ -179,6 +155,8 @@ def test_ranks_start_as_slurm_wants_it() -> None:
     for part in ("--ntasks=2", "--cpus-per-task=32", "--container-image=i", "--rdzv-endpoint=n1:12000", "bash"):
         assert part in command
     assert "/py" not in command
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in command
+    assert not any("shutdown-timeout" in part for part in command), "older versions of torch refuse that"
 
 
 def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:
@@ -210,6 +188,18 @@ def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path
     why = put_back(RunFolder(tmp_path / "run"), slurm)
     assert why is not None
     assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in why
+
+
+def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a"}.items():
+        monkeypatch.setenv(name, value)
+    mine = tmp_path / "slurm-7.run"
+    mine.write_text("mine")
+    assert by_hand.main(["run.yaml"]) == 2
+    assert f"{mine}: a link to the run folder belongs there; move it away" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
 
 
 def test_a_job_of_ones_own_is_a_site_profile() -> None:

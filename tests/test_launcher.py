@@ -24,6 +24,11 @@ def test_help_imports_nothing_heavy():
     assert modules_after(code) == "[]"
 
 
+def test_commands_that_look_at_runs_import_nothing_heavy():
+    code = "from launcher import checkpoints, control, history, job, logs, overview, rank, requeue, status"
+    assert modules_after(code) == "[]"
+
+
 def test_loading_a_config_imports_no_deepspeed():
     code = "from pathlib import Path\nfrom xlpretrain import config\nconfig.load(Path('configs/quickstart.yaml'))"
     assert "deepspeed" not in modules_after(code)
@@ -75,6 +80,13 @@ def test_bare_ranks_tell_a_config_error_once():
     program = ["--nproc-per-node", 2, "-m", "xlpretrain", "configs/quickstart.yaml", "max_stepz=3"]
     _, err = commands.run(*program, program="torchrun", expect=1)
     assert err.count("did you mean max_steps?") == 1
+
+
+def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(commands.EXTRA, "RANK", "1")
+    _, err = commands.run("-m", "xlpretrain", "configs/quickstart.yaml", program="python", expect=2)
+    assert err.startswith("error: RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start ranks with torchrun")
+    assert len(err.splitlines()) == 1
 
 
 def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xlpretrain import lease
-from xlpretrain.durable import replace_file
+from xlpretrain.durable import replace_file, replacing
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import MetricsFile, read_metrics
@@ -122,6 +122,23 @@ def test_what_an_older_owner_was_about_to_rename_is_gone(folder: Path):
         replace_file(status, "older", fence=older.check)
     assert status.read_text() == "newer"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["lease", "status.json"]
+
+
+def test_a_start_removes_half_written_files_of_older_ones_and_no_others(folder: Path):
+    take(folder)
+    with replacing(folder.parent / "status.json") as temporary:
+        temporary.touch()
+        left = temporary.name
+    (folder.parent / "status.json").unlink()
+    for name in (left, ".notes.tmp"):
+        (folder.parent / name).write_text("half")
+    (folder.parent / ".code.0123456789abcdef.tmp").mkdir()
+    take(folder, take_over=True)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        ".code.0123456789abcdef.tmp",
+        ".notes.tmp",
+        "lease",
+    ]
 
 
 def test_what_an_older_owner_appends_goes_nowhere(folder: Path):

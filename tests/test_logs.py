@@ -54,6 +54,28 @@ def test_what_is_missing_is_named(run: RunFolder):
         show(run, rank=9)
 
 
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("--- now\nstep 1\n", "step 1"),
+        ("--- then\nRuntimeError: old\n--- now\n", ""),
+        (
+            "--- now\nTraceback (most recent call last):\n  File x\nKeyError: 'a'\n[W1 c10d] a warning\n",
+            "KeyError: 'a'",
+        ),
+        ("--- now\n[rank1]: torch.OutOfMemoryError: 3 GiB\n", "[rank1]: torch.OutOfMemoryError: 3 GiB"),
+        ("--- now\nFatal Python error: Aborted\n\nThread 1:\n  File x\n", "Fatal Python error: Aborted"),
+        ("--- now\nstep 1\nerror: rank 1 ends: no progress\n", "rank 1 ends: no progress"),
+    ],
+    ids=["no reason", "another start's", "traceback", "of torch", "of C++", "ours"],
+)
+def test_the_last_words_of_a_start_are_its_reason(tmp_path: Path, log: str, words: str):
+    path = tmp_path / "rank-00000.log"
+    path.write_text(log)
+    assert logs.last_words(path) == words
+    assert logs.last_words(tmp_path / "none") == ""
+
+
 def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.records import End, Job, SlurmFolder, Start, newest_step
+from launcher.records import End, Job, SlurmFolder, Start
 from xlpretrain.run_folder import RunFolder
 
 START = Start(job_id="7", restart=0, at=1.5, nodes=("node1", "node2"), world_size=4, step=0)
@@ -40,9 +40,7 @@ def test_a_half_written_line_swallows_no_other(tmp_path: Path) -> None:
     assert records.read_events() == [START, END]
 
 
-def test_newest_step_is_that_of_the_last_whole_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    assert newest_step(run) == 0
-    for name in ("step-00000100", "step-00000020", ".tmp-1-step-00000300"):
-        (run.checkpoints / name).mkdir(parents=True)
-    assert newest_step(run) == 100
+def test_records_of_earlier_versions_have_no_word_of_progress(tmp_path: Path) -> None:
+    records = folder(tmp_path)
+    records.starts.write_text('{"event": "end", "at": 9.0, "outcome": "requeued", "exit_code": 75, "step": 20}\n')
+    assert records.read_events() == [End(at=9.0, outcome="requeued", exit_code=75, step=20, progress=None)]

@@ -26,23 +26,22 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path):
         RunFolder(tmp_path / "runs" / "mine").create(config="", provenance={})
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (Status("finished", "finished"), 0),
-        (Status("stopped", "signal"), 75),
-        (Status("stopped", "user"), 75),
-        (Status("failed", "error"), 2),
-        (Status("failed", "crash"), 1),
-        (Status("running"), 1),
-    ],
-)
-def test_status_survives_the_disk_and_gives_the_exit_code(tmp_path: Path, status: Status, code: int):
+def test_files_of_others_are_not_written_over(tmp_path: Path):
     folder = RunFolder(tmp_path)
-    folder.write_status(status)
+    folder.refuse_others()
+    folder.metrics.write_text("mine")
+    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* not of a run; choose another name"):
+        folder.refuse_others()
+    folder.lease.mkdir()  # a start that came no further
+    folder.refuse_others()
+
+
+def test_status_survives_the_disk(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.write_status(Status("stopped", "signal", step=7))
     read = folder.read_status()
     assert read is not None
-    assert (read.state, read.reason, read.exit_code) == (status.state, status.reason, code)
+    assert (read.state, read.reason, read.step) == ("stopped", "signal", 7)
     assert read.pid > 0
 
 

@@ -185,6 +185,25 @@ def test_a_start_removes_what_older_ones_were_writing_and_nothing_else(tmp_path:
     assert names(tmp_path) == [".tmp-5-step-00000002-1", "step-00000001"]
 
 
+def test_pruning_keeps_what_no_save_wrote(tmp_path: Path, run: Training) -> None:
+    for name in (".tmp-2024-backup", ".tmp-mine", "step-00000001-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    save(tmp_path, run, 1)
+    (tmp_path / "step-00000001" / "notes.txt").write_text("of step 1")
+    (tmp_path / "elsewhere").mkdir()
+    save(tmp_path, run, 2)
+    moved = (tmp_path / "step-00000002").rename(tmp_path / "elsewhere" / "2")
+    (tmp_path / "step-00000002").symlink_to(moved)
+    for step in (3, 4, 5):
+        save(tmp_path, run, step, keep=1)
+    assert checkpoint.restore(tmp_path, begin(PLAIN).engine, streams=range(STREAMS), owner=9) is not None
+    mine = [".tmp-2024-backup", ".tmp-mine", "elsewhere", "kept", "step-00000001-best"]
+    assert names(tmp_path) == sorted([*mine, "step-00000005"])
+    assert names(tmp_path / "kept" / "step-00000001") == ["notes.txt"]
+    verify_whole(tmp_path / "kept" / "step-00000002")
+
+
 def test_going_back_makes_room_for_the_same_steps(tmp_path: Path, run: Training) -> None:
     for _ in range(2):
         for step in (1, 2, 3):

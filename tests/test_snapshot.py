@@ -57,6 +57,29 @@ def test_a_second_snapshot_takes_the_place_of_the_first(source: Path, tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"code", "source"}
 
 
+@pytest.mark.parametrize("change", ["edited", "added", "edited before there was a record"])
+def test_a_copy_that_somebody_changed_is_kept(
+    change: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, record = tmp_path / "code", tmp_path / "code.json"
+    snapshot.take(target, source, record=record)
+    (target / "xlpretrain" / "__pycache__").mkdir()
+    (target / "xlpretrain" / "__pycache__" / "token.cpython-311.pyc").touch()
+    snapshot.take(target, source, record=record)
+    assert {path.name for path in tmp_path.iterdir()} == {"code", "code.json", "source"}
+    changed = target / ("notes.bin" if change == "added" else "xlpretrain/token.py")
+    for number in range(2):
+        changed.write_text(f"mine {number}")
+        if change == "edited before there was a record":
+            (target / "xlpretrain" / "mine.patch").touch()
+            record.unlink()
+        snapshot.take(target, source, record=record)
+        assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/token.py", "xlpretrain/defaults.yaml"}
+        assert "the run's code, which somebody changed" in capsys.readouterr().err
+    kept = [tmp_path / name / changed.relative_to(target) for name in ("code.changed", "code.changed-2")]
+    assert [path.read_text() for path in kept] == ["mine 0", "mine 1"]
+
+
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="the code cannot be copied there"):

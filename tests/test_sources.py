@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import tarfile
 import threading
@@ -252,6 +253,30 @@ def test_a_source_that_makes_no_sense_is_refused(settings: dict, message: str):
 def test_another_field_can_hold_the_text(tmp_path: Path):
     (tmp_path / "1.jsonl").write_text('{"body": "here", "text": 3}\n')
     assert read(JsonlSource(path=str(tmp_path), field="body")) == ["here"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "xz"])
+def test_an_empty_file_is_no_compressed_one(suffix: str, tmp_path: Path):
+    (tmp_path / "1.jsonl").write_bytes(lines("one"))
+    (tmp_path / f"2.jsonl.{suffix}").touch()
+    with pytest.raises(DataError, match=rf"2\.jsonl\.{suffix}: damaged or cut short"):
+        read(JsonlSource(path=str(tmp_path)))
+    pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "xz": lzma.compress}
+    (tmp_path / f"2.jsonl.{suffix}").write_bytes(pack[suffix](b""))
+    assert read(JsonlSource(path=str(tmp_path))) == ["one"]
+
+
+def test_a_tar_without_the_wanted_members_or_with_links_for_them_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text")
+    os.link(tmp_path / "a.txt", tmp_path / "b.txt")
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        tar.add(tmp_path / "a.txt", "a.txt")
+        tar.add(tmp_path / "b.txt", "b.txt")  # which tar keeps as a link to the first
+    source = WebdatasetSource(path=str(tmp_path / "1.tar"))
+    with pytest.raises(DataError, match=r"1\.tar, b\.txt: a link or the like"):
+        read(source)
+    with pytest.raises(DataError, match=r"1\.tar: holds no \.json, but b\.txt"):
+        read(WebdatasetSource(path=str(tmp_path / "1.tar"), member="json"))
 
 
 @pytest.mark.parametrize("path", ["none.txt", "none/*.txt", "folder"])

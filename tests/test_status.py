@@ -93,6 +93,16 @@ def test_a_local_run_without_a_heartbeat_has_crashed(tmp_path: Path, fake_slurm:
     assert overview.look_at([run])[0].state == "local: crashed"
 
 
+def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
+    run = make_run(tmp_path / "one")
+    run.logs.mkdir()
+    run.rank_log(0).write_text("--- now\nTraceback\nKeyError: 'x'\n")
+    assert overview.look_at([run])[0].message == "KeyError: 'x'"
+    run.job_log.write_text("--- now\nerror: the run crashed after step 5: rank 1 was killed by SIGKILL\n")
+    status.show_one(run.path)
+    assert "the run crashed after step 5: rank 1 was killed by SIGKILL" in capsys.readouterr().out
+
+
 def test_without_slurm_the_run_speaks_for_itself(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", state="stopped", reason="signal")
     submit(run)

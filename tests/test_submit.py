@@ -11,10 +11,11 @@ import yaml
 from commands import write_config
 from fake_slurm import FakeSlurm
 
-from launcher import submission, submit
+from launcher import control, submission, submit
 from launcher.cluster import ClusterConfig
 from launcher.records import SlurmFolder
 from launcher.sweep import variants
+from xlpretrain import config as configuration
 from xlpretrain.errors import ConfigError, XLPretrainError
 from xlpretrain.run_folder import RunFolder, Status
 
@@ -111,6 +112,30 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
     call()
     assert "already finished: 60 steps" in capsys.readouterr().out
     assert len(slurm.asked) == asked
+
+
+def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
+    call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any
+) -> None:
+    call("stop.patience=2")
+    slurm.has("squeue", "7|COMPLETED||N/A|None")
+    run = RunFolder(tmp_path / "runs" / "r")
+    config = SlurmFolder.of(run).config
+    data = configuration.load(config).data.open()
+    run.create(config=config.read_text(), provenance={"data_sha256": data.train.fingerprint})
+    run.write_status(Status("finished", "finished", step=40, max_steps=60))
+    asked = len([line for line in slurm.asked if line.startswith("sbatch")])
+
+    def resume(*overrides: str) -> None:
+        control.resume(run, overrides, nodes=None, allow_recipe_change=False, take_over=False)
+
+    call("stop.patience=2")
+    resume()
+    told = capsys.readouterr().out
+    assert told.count("already finished: 40 steps") == 2 and told.count("raise stop.patience to go on") == 2
+    assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked
+    resume("stop.patience=3")
+    assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked + 1
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(call: Any, tmp_path: Path, capsys: Any) -> None:

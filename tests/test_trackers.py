@@ -1,11 +1,16 @@
+import itertools
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb_file import read_run_history
 
 from xlpretrain.trackers import ConsoleTracker, WandbConfig, WandbTracker
@@ -23,10 +28,14 @@ STEP = {
 
 
 @pytest.fixture(autouse=True)
-def no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nobody is logged in, and W&B reads its environment anew."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
+    yield
+    wandb.teardown()
 
 
 def tracker(tmp_path: Path, **config) -> WandbTracker:
@@ -52,11 +61,100 @@ def test_without_a_key_every_step_is_in_the_offline_files_under_its_own_step(tmp
     assert {path.stem for path in tmp_path.glob("wandb/*/*.wandb")} == {"run-abc123"}
 
 
-def test_disabled_writes_nothing(tmp_path: Path):
-    wandb = tracker(tmp_path, mode="disabled")
+def cli(*arguments: str) -> None:
+    """W&B's own program, of the installed version."""
+    command = [sys.executable, "-m", "wandb", *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=os.environ["HOME"])
+
+
+SWITCHES = ["WANDB_MODE=disabled", "WANDB_DISABLED=true", "its settings file"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "switch"), [("disabled", ""), *itertools.product(["auto", "online", "offline"], SWITCHES)]
+)
+def test_disabled_writes_nothing_wherever_it_is_said(tmp_path: Path, monkeypatch, mode: str, switch: str):
+    if "=" in switch:
+        monkeypatch.setenv(*switch.split("="))
+    elif switch:
+        system = tmp_path / "home/.config/wandb"
+        system.mkdir(parents=True)
+        (system / "settings").write_text("[default]\nmode = disabled\n")
+    runs = tmp_path / "run"
+    runs.mkdir()
+    wandb = tracker(runs, mode=mode)
     wandb.log(STEP)
     wandb.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_offline_in_the_environment_is_offline_although_there_is_a_key(tmp_path: Path, monkeypatch, caplog, mode: str):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    wandb = tracker(tmp_path, mode=mode)
+    wandb.log({"step": 20, "train/loss": 20 / 3})
+    wandb.close()
+    assert logged_steps(tmp_path, 1) == [20]
+    assert ("wandb.mode is online, but W&B is offline" in caplog.text) == (mode == "online")
+
+
+class WandbServer(ThreadingHTTPServer):
+    """A W&B server that refuses every key, and keeps those that it was sent."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        super().__init__(("127.0.0.1", 0), RefuseEveryKey)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class RefuseEveryKey(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.keys.add(self.headers.get("Authorization", ""))
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST  # noqa: N815 (the names are those of the standard library)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_who_has_logged_in_is_online_by_default_and_a_refused_key_ends_offline(tmp_path: Path, server, caplog):
+    cli("login", "--no-verify", "--host", server.url, "a" * 40)
+    wandb = tracker(tmp_path)
+    wandb.log({"step": 20, "train/loss": 20 / 3})
+    wandb.close()
+    assert "Basic YXBpOmFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=" in server.keys  # api:aaa...
+    assert "online logging is not possible" in caplog.text
+    assert "a" * 40 not in caplog.text
+    assert logged_steps(tmp_path, 1) == [20]
+
+
+LOGGED_IN = """
+from xlpretrain.trackers import possible_mode
+print(possible_mode("auto"), possible_mode("online"), possible_mode("offline"))
+"""
+
+
+@pytest.mark.parametrize("by", ["the installed version", "a version before 0.31", "nobody"])
+def test_a_login_is_found_whichever_host_it_was_written_under(by: str):
+    if by == "the installed version":
+        cli("login", "--no-verify", "a" * 40)
+    elif by != "nobody":
+        Path("~/.netrc").expanduser().write_text(f"machine api.wandb.ai\n  login user\n  password {'a' * 40}\n")
+    done = subprocess.run([sys.executable, "-c", LOGGED_IN], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["offline" if by == "nobody" else "online"] * 2 + ["offline"]
+    assert done.stderr == ""
 
 
 def test_a_bad_key_ends_in_offline_logging_within_seconds(tmp_path: Path, monkeypatch, caplog):

@@ -2,16 +2,22 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
+import sysconfig
 import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import commands
 import pytest
 from wandb_file import read_run_history
 
+import xlpretrain
 from xlpretrain.checkpoint.folders import list_checkpoints
 from xlpretrain.checkpoint.format import verify_whole
 
@@ -73,6 +79,10 @@ def test_a_run_learns_and_leaves_what_it_promises(undisturbed: Path):
     assert [row["step"] for row in rows if "valid/loss" in row] == [30, 60]
     assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == ["step-00000040", "step-00000060"]
     assert json.loads((undisturbed / "status.json").read_text())["state"] == "finished"
+    assert sorted(path.name for path in (undisturbed / "logs").iterdir()) == [
+        "job.log", "rank-00000.log", "rank-00001.log"
+    ]  # fmt: skip
+    assert "finished at step 60 of 60" in commands.run("logs", undisturbed)[0]
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [row["train/step"] for row in read_run_history(undisturbed)] == list(range(1, 61))
 
@@ -122,6 +132,58 @@ def test_a_finished_run_is_left_as_it_is_and_goes_on_when_it_gets_longer(undistu
     out, _ = commands.run("train", config, "name=undisturbed", "--nproc", 2)
     assert "already finished" in out
     assert sorted((path, path.stat().st_mtime_ns) for path in undisturbed.rglob("*")) == before
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder for `forbid_writing`."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    yield folder
+    if os.getuid() == 0:
+        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+    else:
+        subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
+
+
+def forbid_writing(folder: Path) -> None:
+    if os.getuid() != 0:
+        subprocess.run(["chmod", "-R", "a-w", str(folder)], check=True)
+        return
+    for mount in (["--bind", str(folder), str(folder)], ["-o", "remount,ro,bind", str(folder)]):
+        if subprocess.run(["mount", *mount], capture_output=True).returncode != 0:
+            pytest.skip("root cannot mount here, and may write everywhere else")
+
+
+def test_a_run_that_may_only_be_read_is_refused_in_one_message_and_read(undisturbed: Path, read_only: Path):
+    run = read_only / "run"
+    shutil.copytree(undisturbed, run)
+    forbid_writing(read_only)
+    assert f"{run}: may only be read here" in commands.refused("resume", run, "max_steps=70")
+    assert "cannot be made: " in commands.refused("stop", run)
+    assert "finished" in commands.run("status", run)[0]
+
+
+def test_a_source_tree_that_is_not_installed_saves(tiny_dataset: Path, tmp_path: Path):
+    site = tmp_path / "site"  # all but us
+    site.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "xlpretrain" not in path.name:
+            (site / path.name).symlink_to(path)
+    config = commands.write_config(
+        tmp_path / "tiny.yaml", tiny_dataset, name="r", engine={"type": "plain", "precision": "fp32"}
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "xlpretrain", config, "max_steps=6", "eval.max_tokens=100"],
+        env={**commands.environment(), "PYTHONPATH": f"{site}:{Path(__file__).parents[1]}", "WANDB_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (saved,) = list_checkpoints(tmp_path / "runs" / "r" / "checkpoints")
+    assert json.loads((saved / "manifest.json").read_text())["layout"]["xlpretrain"] == xlpretrain.__version__
+    assert xlpretrain.__version__ == version("xlpretrain")
 
 
 @pytest.mark.full

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlpretrain.version import __version__
+
 if TYPE_CHECKING:
     from xlpretrain.trained import TrainedRun
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
 
 
 def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> TrainedRun:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlpretrain import rank_log
 from xlpretrain.console import outlive_console
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
 from xlpretrain.goodput import describe
+from xlpretrain.outcome import code_of_rank
+from xlpretrain.run_folder import RunFolder
 from xlpretrain.stopping import hold_back_warnings
-from xlpretrain.watchdog import Watchdog
+from xlpretrain.watchdog import LAUNCHER, Watchdog
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
     from xlpretrain.run import Run
     from xlpretrain.stopping import StopReason
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train one rank's part. Returns its exit code."""
-    outlive_console()
+def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
+    """Train one rank's part. Returns what it came to: 0, 2, 75 or 76.
+
+    keep_log: let what this process says go to the run's folder as well.
+    """
     parser = argparse.ArgumentParser(prog="python -m xlpretrain", description="Pretrain: one rank of a run.")
     parser.add_argument("config", type=Path, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-4")
@@ -31,18 +37,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--take-over", action="store_true", help="take the run away from a start that seems alive")
     options = parser.parse_args(arguments)
+    if keep_log and (known := os.environ.get(rank_log.RUN)):
+        rank_log.copy_to(RunFolder(Path(known)).rank_log(int(os.environ["RANK"])))
     try:
         return run(
             options.config,
             options.overrides,
             allow_recipe_change=options.allow_recipe_change,
             take_over=options.take_over,
+            keep_log=keep_log,
         )
     except XLPretrainError as error:
         return tell_once(error)
 
 
-def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool) -> int:
+def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool, keep_log: bool = False) -> int:
     """Train. Raises `XLPretrainError` for what the user can mend."""
     hold_back_warnings()
     with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
@@ -61,15 +70,15 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
                 launch_id=os.environ.get("XLPRETRAIN_LAUNCH_ID", ""),
                 watchdog=watchdog,
             )
+            if keep_log:
+                rank_log.copy_to(run.folder.rank_log(distributed.rank()))
             with closing(run.lease), run.recorder:
                 stopped = _train(run)
             watchdog.close()  # ranks may now end at different times
-            (untold,) = distributed.all_reduce_sum([not run.recorder.status_is_written])
+            distributed.barrier()
         finally:
             distributed.stop()
-    # torchrun would turn 75 into a long traceback and its own 1; there, status.json tells a planned stop if it can.
-    told_by_code = untold or "TORCHELASTIC_RUN_ID" not in os.environ
-    return STOPPED_EARLY if stopped and told_by_code else FINISHED
+    return STOPPED_EARLY if stopped else FINISHED
 
 
 def _train(run: Run) -> StopReason | None:
@@ -92,5 +101,8 @@ def _train(run: Run) -> StopReason | None:
 
 
 if __name__ == "__main__":
+    outlive_console()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens, Ctrl-C ends it without a traceback
-    end(main())
+    faulthandler.enable()  # so that a crash in C++ tells where
+    ours = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
+    end(code_of_rank(main(keep_log=True), parent_knows=ours))

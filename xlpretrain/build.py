@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from xlpretrain import checkpoint, distributed, lease
+from xlpretrain import checkpoint, distributed, lease, origin
 from xlpretrain import config as configuration
 from xlpretrain.config import RunConfig
 from xlpretrain.data.loader import Loader
@@ -23,7 +22,6 @@ from xlpretrain.data.paths import Datasets
 from xlpretrain.data.skipping import SkippingRows
 from xlpretrain.data.stream import Rows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.errors import ConfigError
 from xlpretrain.evaluate import Evaluation, Pause, evaluate
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
@@ -42,37 +40,18 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
 
     Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
     """
-    data = config.data.open()
     folder = config.folder
+    folder.refuse_if_read_only()
     begun = configuration.load(folder.config) if folder.exists() else None
+    data = origin.open_data(config, folder)
     config = configuration.resolve(config, data.train, begun=begun)
     configuration.check_data(config, data.train, world_size)
     Probe.of(config, data)
-    changes: list[str] = []
-    if begun is None and config.init_from is not None:
-        _check_vocabulary(config.init_from, data)
     if begun is not None:
-        changes = configuration.check_resume(begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change)
-        fingerprint = folder.read_provenance()["data_sha256"]
-        if fingerprint != data.train.fingerprint:
-            names = " and ".join(str(manifest.folder) for manifest in data.train.manifests)
-            raise ConfigError(
-                f"{folder.path}: began on other data: {names} was {fingerprint[:12]} then and is"
-                f" {data.train.fingerprint[:12]} now; use another name for another run"
-            )
-    return config, data, changes
-
-
-def _check_vocabulary(source: Path, data: Datasets) -> None:
-    """Whether weights are those of a run with the same tokenizer, as far as is known. Raises `ConfigError`."""
-    places = (RunFolder(place) for place in (source, *list(source.absolute().parents)[:2]))
-    folder = next((place for place in places if place.exists()), None)
-    theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256
-    if theirs and theirs != ours:
-        raise ConfigError(
-            f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than that of"
-            f" {data.train.manifests[0].folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
-        )
+        return config, data, origin.check_resume(begun, config, data, allow_recipe_change=allow_recipe_change)
+    folder.refuse_others()
+    origin.check_init(config, data)
+    return config, data, []
 
 
 def build(
@@ -241,19 +220,14 @@ def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[P
 
 def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Callable[[], None]) -> str:
     """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
-    if folder.exists():
-        provenance = folder.read_provenance()
-    else:
-        provenance = {
-            "wandb_id": secrets.token_hex(4),
-            "data_sha256": data.train.fingerprint,
-            "tokenizer_sha256": data.train.tokenizer_sha256,
-            "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "host": platform.node(),
-            "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        }
-    if config.data.type == "labelled":  # what is fine-tuned is used without the run that it came from
-        folder.keep_tokenizer(data.tokenizer.file_name, data.tokenizer.model)
+    began = {
+        "wandb_id": secrets.token_hex(4),
+        "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
+    provenance = {**({} if folder.exists() else began), **origin.record(config, data)}
+    folder.keep_tokenizer(data.tokenizer.file_name, data.tokenizer.model)
     folder.create(config=dump(config), provenance=provenance, fence=fence)
     return str(provenance["wandb_id"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
@@ -22,7 +23,7 @@ from xlpretrain.models import AnyModel
 from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.optimizers import AdamWConfig, AnyOptimizer
-from xlpretrain.run_folder import RunFolder
+from xlpretrain.run_folder import NAME, RunFolder
 from xlpretrain.schedules import AnySchedule, Cosine
 from xlpretrain.schema import Problem, Section
 from xlpretrain.spikes import SpikeConfig
@@ -53,7 +54,7 @@ _RECIPE = ("optimizer", "schedule")
 class RunConfig(Section):
     """A run, whole. Everything has a default but the data, the model, the objective and the length."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=NAME)
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
     """Where run folders lie."""
@@ -185,7 +186,11 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
 def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.evaluated_objective(config.eval)
-    found: list[Problem] = list(dict.fromkeys(p for m in train.manifests for p in config.objective.data_problems(m)))
+    found: list[Problem] = []
+    for manifest in train.manifests:
+        found += config.objective.data_problems(manifest)
+        found += config.model.data_problems(num_segments=config.objective.num_segments(manifest))
+    found = list(dict.fromkeys(found))
     if config.data.type == "corpus":
         found += _length_problems(config, train)
     if config.global_batch_size < world_size:
@@ -221,17 +226,46 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
         )
 
 
-def check_resume(old: RunConfig, new: RunConfig, *, folder: Path, allow_recipe_change: bool) -> list[str]:
-    """Whether a run may go on as `new`. Returns what changes; raises `ConfigError` with both values of what may not."""
+def check_resume(
+    old: RunConfig,
+    new: RunConfig,
+    *,
+    folder: Path,
+    allow_recipe_change: bool,
+    was: Mapping[str, str] = MappingProxyType({}),
+    now: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """Return the changes with which a run goes on as `new`, one line each.
+
+    Args:
+        was, now: digests of what the config's paths led to when the run began, and lead to now, by key. They decide in
+            place of the paths; one that `was` lacks is not known, and its path may change.
+
+    Raises:
+        ConfigError: naming both values of everything that may not change.
+    """
     before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     # Where a run folder lies is not what the run is: it may be moved.
     changed = [key for key in changed if key not in ("runs_dir", "name")]
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
-    refused = [key for key in changed if not {key, key.split(".")[0]} & set(allowed)]
+    same = {key for key in now if was.get(key, now[key]) == now[key] and before.get(key) is not None}
+    refused = [key for key in changed if key not in same and not {key, key.split(".")[0]} & set(allowed)]
+    refused += [key for key in now if key not in changed and key not in same]
     if refused:
         hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""
-        lines = [(key, f"was {before.get(key)!r} when the run began, now {after.get(key)!r}") for key in refused]
+
+        def told(value: Any, digest: str | None) -> str:
+            return repr(value) if digest is None else f"{value!r} (content {digest[:12]})"
+
+        lines = [
+            (
+                key,
+                f"was {told(before.get(key), was.get(key))} when the run began,"
+                f" now {told(after.get(key), now.get(key))}",
+            )
+            for key in refused
+        ]
         advice = f"use another name for another run{'; optimizer and schedule may change ' + hint if hint else ''}"
         raise ConfigError(f"{schema.report(str(folder), lines)}\n  {advice}")
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
@@ -249,8 +283,11 @@ def refuse_secrets(data: dict[str, Any], source: str) -> None:
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; items of a list of sections have their numbers as keys."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:

@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from xlpretrain.errors import LaunchError, XLPretrainError
+from xlpretrain.errors import LaunchError, RankError, XLPretrainError
 
 T = TypeVar("T")
+_OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def start(*, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group, and set this rank's device and CPU threads. Every rank must call it, once.
 
-    gloo on CPU, NCCL on CUDA. Raises `LaunchError` where this machine has fewer GPUs than ranks.
+    gloo on CPU, NCCL on CUDA. Raises `RankError` where this machine has fewer GPUs than ranks, where the environment
+    does not tell who this rank is, and where the others are not met.
     """
+    _check_environment(os.environ)
     # Set here, not left to torchrun (which means 1 by OMP_NUM_THREADS): the same run whoever starts it.
     threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank() >= torch.cuda.device_count():
-            raise LaunchError(
+            raise RankError(
                 f"local rank {local_rank()} has no GPU: this machine shows {torch.cuda.device_count()}; "
                 "start at most that many processes here"
             )
@@ -40,12 +43,35 @@ def start(*, timeout_s: float = 1800.0) -> torch.device:
     timeout = timedelta(seconds=timeout_s)
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except (dist.DistError, ValueError) as error:
+            meet_at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RankError(
+                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not meet the others at {meet_at}"
+                f" (MASTER_ADDR, MASTER_PORT): {str(error).splitlines()[0]}"
+            ) from error
     else:
         dist.init_process_group(
             backend, timeout=timeout, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
         )
     return device
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """Raise `RankError` where only a part of what a rank is told is there, or is no rank."""
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if not environment.get(name)]
+    if "RANK" not in environment:
+        return
+    fix = "start ranks with torchrun or `xlpretrain train`, which set them all, or unset RANK to run alone"
+    if missing:
+        raise RankError(f"RANK is set, but not {', '.join(missing)}: {fix}")
+    numbers = {name: environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", *_OF_MACHINE)}
+    bad = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
+    if bad or not int(numbers["RANK"]) < int(numbers["WORLD_SIZE"]):
+        bad = bad or [f"RANK={numbers['RANK']} and WORLD_SIZE={numbers['WORLD_SIZE']}"]
+        raise RankError(f"{', '.join(bad)}: ranks are whole numbers from 0 to WORLD_SIZE - 1; {fix}")
 
 
 def stop() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _HERE = secrets.token_hex(4)  # process numbers of two hosts may be equal
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
 def sync(path: Path) -> None:
@@ -42,3 +44,8 @@ def replacing(path: Path, *, fence: Callable[[], None] = lambda: None) -> Iterat
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Check whether a file has a name that `replacing` gives: left there, its writer was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None

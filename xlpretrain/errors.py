@@ -42,6 +42,10 @@ class LaunchError(XLPretrainError):
     """A run that cannot be started where it was asked for."""
 
 
+class RankError(LaunchError):
+    """A mistake that this rank alone may have met, before it could ask the others."""
+
+
 class LeaseLostError(XLPretrainError):
     """Another start of the run has taken its folder over; this one may write nothing more."""
 
@@ -53,11 +57,11 @@ class TrainingError(XLPretrainError):
 
 
 def tell_once(error: XLPretrainError) -> int:
-    """Print an error that every rank has met, on rank 0; returns the exit code of every rank.
+    """Print an error that every rank has met, on rank 0, or one of this rank's own; returns its exit code.
 
     The others linger: the first rank to leave makes torchrun end the rest, maybe before rank 0 has spoken.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(2.0)

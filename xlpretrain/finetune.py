@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from xlpretrain import config as configuration
-from xlpretrain import schema
+from xlpretrain import origin, schema
 from xlpretrain.classifier import Figures, write_predictions
 from xlpretrain.config import RunConfig
 from xlpretrain.data.labelled import LabelledTexts
@@ -18,7 +18,7 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.plots import plot_confusion
 from xlpretrain.recipe import classifier_config
 from xlpretrain.run_folder import RunFolder
-from xlpretrain.trained import TrainedRun, find_tokenizer
+from xlpretrain.trained import TrainedRun
 
 
 def recipe(
@@ -38,8 +38,15 @@ def recipe(
     `ConfigError` and `DataError`.
     """
     theirs = configuration.load(source.config)
-    tokenizer = find_tokenizer(source, theirs)
-    content = classifier_config(theirs, tokenizer=tokenizer, train=train, valid=valid, text=text, label=label)
+    content = classifier_config(
+        theirs,
+        tokenizer=origin.open_tokenizer(source, theirs),
+        kept_at=origin.find_tokenizer(source, theirs),
+        train=train,
+        valid=valid,
+        text=text,
+        label=label,
+    )
     place = {"name": name, "runs_dir": str(runs_dir)}
     changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides)
     if any(changed[key] != value for key, value in place.items()):
@@ -47,11 +54,10 @@ def recipe(
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 
-def sum_up(run: TrainedRun) -> Figures:
+def sum_up(run: TrainedRun, valid: LabelledTexts) -> Figures:
     """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
-    valid, folder = run.data.valid, run.folder
+    folder = run.folder
     columns, labels = run.classifies
-    assert isinstance(valid, LabelledTexts), "made by `recipe`"
     probabilities = run.class_probabilities(valid.texts)
     write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
     figures = Figures.of(valid.labels, probabilities, labels)

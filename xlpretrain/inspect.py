@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from xlpretrain import config as configuration
+from xlpretrain import origin
 from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.stream import Row
 from xlpretrain.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.objectives.objective import Batch
+from xlpretrain.run_folder import RunFolder
 
 _ANSWERS = {
     "sop": ("the parts are in order", "the parts are swapped"),
@@ -61,27 +64,40 @@ def find_document(manifest: Manifest, number: int) -> tuple[int, int]:
     return end_of(number - 1) if number else 0, end_of(number)
 
 
-def show_sample(place: Path, *, step: int, stream: int, console: Console | None = None) -> None:
+def show_sample(
+    place: Path, *, step: int, stream: int, overrides: Sequence[str] = (), console: Console | None = None
+) -> None:
     """Print what a run, or a config, feeds the model in one row: tokens, targets, segments, order, what is hidden.
 
-    Raises `XLPretrainError` if there is no such config, data or stream.
+    overrides: to a config; to a run only those of `data`. Raises `XLPretrainError` if there is no such config, data or
+    stream, or the data is not what the run began with.
     """
     console = console or Console(soft_wrap=True)
-    config = configuration.load(place / "config.yaml" if place.is_dir() else place)
+    run = RunFolder(place) if place.is_dir() else None
+    config = configuration.load(place, overrides) if run is None else origin.load_config(run.require(), overrides)
     if not 0 <= stream < config.global_batch_size:
         raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
     if not config.objective.predicts_tokens:
         raise ConfigError(f"{place}: trains a classifier, whose rows are the texts of its files")
-    data = config.data.open()
-    rows = configuration.training_rows(config, data.train)
+    train, tokenizer = _open(config, run)
+    rows = configuration.training_rows(config, train)
     row = rows.row(step=step, stream=stream)
-    batch = config.objective.collator(data.tokenizer, seed=config.seed)([row])
+    batch = config.objective.collator(tokenizer, seed=config.seed)([row])
     corpus = f" of {rows.corpora[rows.corpus(step=step, stream=stream)]}" if rows.corpora else ""
     console.print(f"step {step}, stream {stream}: sample {row.sample}{corpus} in epoch {row.epoch}", highlight=False)
     for line in _describe(config, row, batch):
         console.print(line, highlight=False)
-    console.print(_text(batch, config, data.tokenizer), markup=False, highlight=False)
-    console.print(_table(batch, config, data.tokenizer))
+    console.print(_text(batch, config, tokenizer), markup=False, highlight=False)
+    console.print(_table(batch, config, tokenizer))
+
+
+def _open(config: RunConfig, run: RunFolder | None) -> tuple[Mixture, Tokenizer]:
+    """The training data, and what it is encoded by."""
+    if run is None:
+        data = config.data.open()
+        return data.train, data.tokenizer
+    tokenizer = origin.open_tokenizer(run, config)
+    return origin.open_train(config, run, tokenizer), tokenizer
 
 
 def _describe(config: RunConfig, row: Row, batch: Batch) -> Iterator[str]:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from xlpretrain.durable import is_temporary
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 
 BEAT_S = 2.0
@@ -165,7 +166,7 @@ def take(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
     except (FileExistsError, LeaseLostError):
         raise LaunchError(f"{folder.parent}: another start of the run was quicker; it has the run now") from None
     older = [_path(folder, n) for n in _numbers(folder) if n < number]
-    for left in [*older, *folder.parent.glob(".*.tmp")]:
+    for left in [*older, *filter(is_temporary, folder.parent.glob(".*.tmp"))]:
         left.unlink(missing_ok=True)
     return lease
 

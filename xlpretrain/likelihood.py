@@ -59,15 +59,22 @@ def log_likelihoods(
     """Of each text, in evaluation mode. mem_len: positions remembered, of a causal model.
 
     Longer texts than a row of `objective.seq_len` tokens: a causal model's memory goes on from row to row; for the
-    others each row is a text of its own. Raises `ConfigError` for an objective that predicts no tokens.
+    others each row is a text of its own. Raises `ConfigError` for an objective that has no likelihood of a text, or of
+    which none is known here.
     """
+    kind = type(objective)  # what is derived from a known one predicts something else
+    if kind not in (CausalLM, MaskedLM, PermutationLM):
+        raise ConfigError(
+            f"objective {objective.type} has no likelihood of a text here; expected causal_lm, masked_lm or"
+            " permutation_lm"
+        )
     encoded = tokenizer.encode_batch(list(texts))
-    if isinstance(objective, CausalLM):
-        nats = _causal(model, objective, tokenizer, encoded, mem_len=mem_len, batch_size=batch_size)
-    elif isinstance(objective, MaskedLM | PermutationLM):
-        nats = _pseudo(model, objective, tokenizer.vocabulary, encoded, batch_size=batch_size)
+    if kind is CausalLM:
+        causal = cast(CausalLM, objective)
+        nats = _causal(model, causal, tokenizer, encoded, mem_len=mem_len, batch_size=batch_size)
     else:
-        raise ConfigError(f"objective {objective.type} predicts no tokens, so it has no likelihood of a text")
+        pseudo = cast(MaskedLM | PermutationLM, objective)
+        nats = _pseudo(model, pseudo, tokenizer.vocabulary, encoded, batch_size=batch_size)
     return [
         Likelihood(total, len(tokens), len(text.encode()))
         for total, tokens, text in zip(nats.tolist(), encoded, texts, strict=True)

@@ -103,6 +103,12 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
+def last_evaluation(path: Path, step: int) -> dict[str, Any] | None:
+    """The newest line of a `metrics.jsonl`, up to `step`, that has an evaluation; None if none has."""
+    rows = (row for row in read_metrics(path) if row["step"] <= step and row.get("valid/loss") is not None)
+    return next(reversed(list(rows)), None)
+
+
 @dataclass
 class Stopwatch:
     """Wall time since the last `lap`, and how much of it was spent waiting for data."""

@@ -37,7 +37,8 @@ class Probe:
             return None
         content = classifier_config(
             run,
-            tokenizer=run.data.tokenizer_path(),
+            tokenizer=data.tokenizer,
+            kept_at=run.folder.tokenizer / data.tokenizer.file_name,
             train=probe.train,
             valid=probe.valid,
             text=probe.text,
@@ -47,7 +48,7 @@ class Probe:
         content |= {**length, "engine": {"type": "plain", "precision": "fp32"}, "seed": run.seed}
         content["schedule"]["total_steps"] = probe.steps
         config = schema.validate(RunConfig, content, f"{run.name}, its probe")
-        return cls(config, config.data.open())
+        return cls(config, config.data.open(kept=data.tokenizer))
 
     def run(self, weights_of: Engine, *, pause: Pause) -> Metrics:
         """The accuracy of a classifier that begins with the weights of an engine as they are.

@@ -24,7 +24,8 @@ _SYMBOLS = 3
 def classifier_config(
     theirs: RunConfig,
     *,
-    tokenizer: Path,
+    tokenizer: Tokenizer,
+    kept_at: Path,
     train: Path,
     valid: Path,
     text: Sequence[str] = (),
@@ -34,6 +35,7 @@ def classifier_config(
 
     Args:
         tokenizer: what the texts are encoded by.
+        kept_at: where it lies.
         train, valid: .csv or .tsv with a header, or .jsonl.
         text: the column of the text, or those of a pair (default: all columns but the label's, one or two).
         label: the column of the label.
@@ -42,9 +44,7 @@ def classifier_config(
         ConfigError, DataError: the files cannot be used.
     """
     text = text or _text_columns(train, label)
-    examples, held_out = (
-        LabelledTexts(path, Tokenizer.load(tokenizer), text=text, label=label) for path in (train, valid)
-    )
+    examples, held_out = (LabelledTexts(path, tokenizer, text=text, label=label) for path in (train, valid))
     check_labels(examples, held_out)
     per_epoch = math.ceil(len(examples.labels) / BATCH)
     every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
@@ -55,7 +55,7 @@ def classifier_config(
             "type": "labelled",
             "train": str(train.absolute()),
             "valid": str(valid.absolute()),
-            "tokenizer": str(tokenizer.absolute()),
+            "tokenizer": str(kept_at.absolute()),
             "text": list(text),
             "label": label,
         },

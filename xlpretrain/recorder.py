@@ -42,7 +42,7 @@ class Recorder:
         self._unwritable: dict[Path, float] = {}  # since when
         self._patience_s = config.stop.unwritable_s
         if rank == 0:
-            self._console = ConsoleTracker(max_steps=status.max_steps)
+            self._console = ConsoleTracker(max_steps=status.max_steps, log=folder.rank_log(0))
             wandb = WandbTracker(
                 config.wandb,
                 folder=folder.path,
@@ -94,11 +94,6 @@ class Recorder:
         if self._file is not None:
             write = partial(self._folder.write_status, self.status, fence=self._lease.check)
             self._try(self._folder.status, write)
-
-    @property
-    def status_is_written(self) -> bool:
-        """Whether status.json says what it was last told to."""
-        return self._folder.status not in self._unwritable
 
     def reason_to_stop(self) -> StopReason | None:
         """`disk`, if metrics or status could not be written for `stop.unwritable_s`, nor now."""

@@ -5,32 +5,64 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from xlpretrain.errors import LaunchError
-from xlpretrain.evaluate import Evaluation, evaluate_unigram
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.errors import DataError, LaunchError
+from xlpretrain.evaluate import Evaluation, covered, evaluate_unigram
 from xlpretrain.generate import sample_text
 from xlpretrain.goodput import describe
+from xlpretrain.metrics import last_evaluation
 from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
 
+_T = TypeVar("_T")
 _PROMPT_TOKENS = 48
 _WITHOUT_MEMORY = "memory off"
 
 
-def print_report(folder: RunFolder) -> None:
-    """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device."""
+def print_report(folder: RunFolder, moved: Sequence[str] = ()) -> None:
+    """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device.
+
+    Without the held-out data the figures are those of the run's last evaluation; without the training data there are
+    none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
+    """
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = TrainedRun.load(folder, device=device)
+    run = TrainedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:
         raise LaunchError(f"{folder.path}: is a classifier: its figures are in {folder.figures} and beside it")
-    found = _score(run, console)
+    valid = _data_or_none(lambda: run.valid, console)
+    found = {} if valid is None else _score(run, valid, console)
     console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
+    if found:
+        _print_figures(run, found, console)
+    else:
+        _print_last_evaluation(run, console)
+    if valid is not None and type(run.model.head) is CausalLMHead:
+        prompt, written = _sample(run, valid)
+        console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
+        for mark, text in (("-", prompt), ("+", written)):
+            console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
+    _print_what_else(run, moved, console)
+
+
+def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:
+    """Data, or a line that says why it is not there."""
+    try:
+        return open_it()
+    except DataError as error:
+        console.print(f"not at hand: {error}", markup=False, soft_wrap=True)
+        return None
+
+
+def _print_figures(run: TrainedRun, found: dict[str, Evaluation], console: Console) -> None:
     counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())
     console.print(f"held-out predictions: {counts}")
     console.print(_table(found))
@@ -40,26 +72,39 @@ def print_report(folder: RunFolder) -> None:
         console.print(
             f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
         )
-    if isinstance(run.model.head, CausalLMHead):
-        prompt, written = _sample(run)
-        console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
-        for mark, text in (("-", prompt), ("+", written)):
-            console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
+
+
+def _print_last_evaluation(run: TrainedRun, console: Console) -> None:
+    """Print what the run itself found of its held-out data, at or before its checkpoint."""
+    last = last_evaluation(run.folder.metrics, run.step)
+    if last is None:
+        console.print("held-out figures: none, since the run has no held-out data at hand, nor evaluated any")
+        return
+    console.print(f"held-out figures of the run's own evaluation after step {last['step']:,}")
+    for name, value in last.items():
+        if name.startswith("valid/") and value is not None:
+            console.print(f"  {name.removeprefix('valid/'):<17} {value:.4f}", markup=False)
+
+
+def _print_what_else(run: TrainedRun, moved: Sequence[str], console: Console) -> None:
+    folder, elsewhere = run.folder, list(moved)
+    if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved: its config has the old place
+        elsewhere.append(f"runs_dir={folder.path.absolute().parent}")
     if (status := folder.read_status()) is not None and status.goodput:
         console.print(f"\n{describe(status.goodput)}")
     console.print("\n[bold]Where things lie[/bold]")
-    for what, path in [
-        ("loss curve", folder.plot),
-        ("metrics", folder.metrics),
-        ("Weights & Biases", f"{folder.path / 'wandb'}   (to upload: wandb sync {folder.path / 'wandb'}/*run-*)"),
-        ("checkpoints", folder.checkpoints),
-    ]:
+    places = {"loss curve": folder.plot, "metrics": folder.metrics, "checkpoints": folder.checkpoints}
+    for what, path in places.items():
         console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
+    wandb = folder.path / "wandb"
+    if any(wandb.glob("offline-run-*")):
+        console.print(f"  {'Weights & Biases':<17} to upload: wandb sync {wandb}/*run-*", markup=False, soft_wrap=True)
     console.print("\n[bold]What to try next[/bold]")
     longer = 4 * run.step
     program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]
+    changes = ["name=longer", f"max_steps={longer}", f"schedule.total_steps={longer}", *elsewhere]
     lines = [
-        f"{program} train {folder.config} name=longer max_steps={longer} schedule.total_steps={longer}",
+        f"{program} train {folder.config} {' '.join(changes)}",
         f"{program} config --copy quickstart_data     # then name your own text in it (docs/data.md)",
     ]
     if run.config.model.mem_len:
@@ -72,21 +117,19 @@ def _as_trained(run: TrainedRun) -> str:
     return f"memory {run.config.model.mem_len}, as trained" if run.config.model.mem_len else "as trained"
 
 
-def _score(run: TrainedRun, console: Console) -> dict[str, Evaluation]:
+def _score(run: TrainedRun, valid: Manifest, console: Console) -> dict[str, Evaluation]:
     mem_len, settings = run.config.model.mem_len, run.config.eval
-    assert run.data.valid is not None
-    found = {
-        "unigram model": evaluate_unigram(
-            run.data.train,
-            run.data.valid,
-            tokenizer=run.data.tokenizer,
-            objective=run.config.evaluated_objective(settings),
-            config=settings,
+    found = dict[str, Evaluation]()
+    train = _data_or_none(lambda: run.train, console)
+    if train is not None:
+        objective = run.config.evaluated_objective(settings)
+        found["unigram model"] = evaluate_unigram(
+            train, valid, tokenizer=run.tokenizer, objective=objective, config=settings
         )
-    }
+    num_tokens, _ = covered(valid, settings.max_tokens)
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
-        console.print(f"scoring {found['unigram model'].num_tokens:,} held-out tokens: {name}")
+        console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
         found[name] = run.score(config=settings.model_copy(update={"mem_len": length}))
     return found
 
@@ -111,12 +154,11 @@ def _table(found: dict[str, Evaluation]) -> Table:
     return table
 
 
-def _sample(run: TrainedRun) -> tuple[str, str]:
+def _sample(run: TrainedRun, valid: Manifest) -> tuple[str, str]:
     """The beginning of a held-out document, and how the model would go on."""
-    assert run.data.valid is not None
-    tokenizer = run.data.tokenizer
-    eod = run.data.train.vocabulary.eod
-    prompt = run.data.valid.tokens(0, _PROMPT_TOKENS).tolist()
+    tokenizer = run.tokenizer
+    eod = tokenizer.vocabulary.eod
+    prompt = valid.tokens(0, _PROMPT_TOKENS).tolist()
     written = sample_text(
         run.model,
         [eod, *prompt],

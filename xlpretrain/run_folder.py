@@ -1,13 +1,13 @@
 """The folder of a run: what lies where, and what the outside may read of it while it goes on. Torch-free.
 
 config.yaml      the resolved configuration; what a resume must agree with
-provenance.json  where it came from: data fingerprints, W&B run id, host, versions
+provenance.json  where it came from: digests of its data and weights (origin.py), W&B run id, host, versions
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
-tokenizer/       of a model that was imported or fine-tuned
+tokenizer/       what its texts were encoded by
 lease/           which start of the run may write here (lease.py)
-logs/            where ranks hung (watchdog.py)
+logs/            what launcher and ranks said (rank_log.py); stacks of ranks that hung (watchdog.py)
 loss.png  wandb/
 predictions.csv  metrics.json  confusion.png    of a classifier, on its held-out texts
 STOP             the user's wish to save and end; `xlpretrain resume` removes it
@@ -24,7 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlpretrain.durable import replace_file, replacing, sync
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, USER_ERROR, LaunchError
+from xlpretrain.errors import LaunchError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The names that a run, and so its folder, may have: they go into job scripts and W&B."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
@@ -48,15 +51,6 @@ class Status:
     pid: int = 0
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> int:
-        """0 done; 2 the user's mistake; 75 stopped early with a checkpoint saved; 1 anything else."""
-        if self.state == "finished":
-            return FINISHED
-        if self.state == "stopped":
-            return STOPPED_EARLY
-        return USER_ERROR if self.reason == "error" else 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer of a model that was imported or fine-tuned; others lie beside the data."""
+        """The folder of the run's tokenizer; runs of earlier versions have it beside their data only."""
         return self.path / "tokenizer"
 
     @property
@@ -122,8 +116,17 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Where ranks hung."""
+        """What was said, and stacks of ranks that hung."""
         return self.path / "logs"
+
+    @property
+    def job_log(self) -> Path:
+        """What the launcher, or a job and its supervisor, said."""
+        return self.logs / "job.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank said."""
+        return self.logs / f"rank-{rank:05d}.log"
 
     @property
     def stop_file(self) -> Path:
@@ -133,6 +136,16 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return self.config.is_file()
+
+    def refuse_others(self) -> None:
+        """Raise `LaunchError` if files lie here that a new run would write over, and no run was begun or submitted."""
+        begun = (self.config, self.provenance, self.lease, self.path / "slurm")
+        written = (self.metrics, self.plot, self.predictions, self.figures, self.confusion)
+        found = [path for path in written if path.exists()]
+        if found and not any(path.exists() for path in begun):
+            raise LaunchError(
+                f"{found[0]}: lies there already, and is not of a run; choose another name, or move it away"
+            )
 
     def create(self, *, config: str, provenance: Mapping[str, Any], fence: Callable[[], None] = lambda: None) -> None:
         """Make the folder. The configuration is written last: a folder without one was never begun."""
@@ -144,20 +157,36 @@ class RunFolder:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
 
     def keep_tokenizer(self, name: str, model: bytes) -> None:
-        """Put a tokenizer's file there, if it is not. Raises OSError."""
-        if not (self.tokenizer / name).exists():
+        """Put a tokenizer's file there, if it is not. Raises `LaunchError`."""
+        if (self.tokenizer / name).exists():
+            return
+        try:
             self.tokenizer.mkdir(parents=True, exist_ok=True)
             with replacing(self.tokenizer / name) as temporary:
                 temporary.write_bytes(model)
                 sync(temporary)
+        except OSError as error:
+            raise LaunchError(f"{self.tokenizer}: the tokenizer cannot be kept there: {error.strerror}") from None
 
     def require(self) -> RunFolder:
         """Itself. Raises `LaunchError` if no run was begun here."""
         if not self.exists():
-            raise LaunchError(
-                f"{self.path}: not a run folder (it has no config.yaml); name one such as runs/quickstart"
-            )
+            raise self.missing()
         return self
+
+    def missing(self) -> LaunchError:
+        """The error for a folder without a run."""
+        return LaunchError(f"{self.path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+
+    def refuse_if_read_only(self) -> None:
+        """Raise `LaunchError` if this process may not write here, or not make the folder."""
+        above = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        for place in (above, self.lease, self.checkpoints):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise LaunchError(
+                    f"{place}: may only be read here, and a run writes to its folder; make it writable, or copy the run"
+                    f" ({self.path}) and resume the copy. `eval`, `report`, `export` and `status` only read"
+                )
 
     def read_provenance(self) -> dict[str, Any]:
         """What `create` was told."""

@@ -22,7 +22,8 @@ def main() -> int:
         prog="python -m xlpretrain.score_held_out", description="One rank of `xlpretrain eval`."
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("moved", nargs="*")
+    parser.add_argument("--data")
     parser.add_argument("--mem-len", type=int)
     parser.add_argument("--seq-len", type=int)
     parser.add_argument("--max-tokens", type=int)
@@ -40,7 +41,7 @@ def _score(options: argparse.Namespace) -> None:
 
     device = distributed.start()
     try:
-        run = TrainedRun.load(RunFolder(options.run), device=device)
+        run = TrainedRun.load(RunFolder(options.run), device=device, moved=options.moved)
         changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
         started = time.perf_counter()
         found = run.score(options.data, config=run.config.eval.model_copy(update=changes))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
 
 from pydantic import Field
 from rich.console import Console
@@ -23,14 +22,18 @@ from xlpretrain.schema import Section
 
 _CALL_TIMEOUT_S = 20.0  # longer than the worst log() seen (2 ms usual, 94 ms worst), shorter than anyone's patience
 _INIT_TIMEOUT_S = 30.0
+_TRUE = ("1", "on", "true", "yes")  # what transformers, which made WANDB_DISABLED known, takes for true
 logger = logging.getLogger(__name__)
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
 class WandbConfig(Section):
     """Weights & Biases."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where there is an API key, offline otherwise. A failure never stops or slows the run."""
+    mode: WandbMode = "auto"
+    """auto: online where you are logged in to W&B, offline otherwise. WANDB_MODE, WANDB_DISABLED and W&B's own settings
+    can only make it quieter. A failure never stops or slows the run."""
     project: str = Field("xlpretrain", min_length=1)
     """The project to log to."""
     entity: str | None = None
@@ -64,22 +67,27 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
         self._run: Any = None
-        mode = config.mode
-        if mode == "disabled":
-            return
-        if mode == "auto":
-            mode = "online" if _has_key() else "offline"
-        for attempt in dict.fromkeys([mode, "offline"]):
-            if attempt != mode:
+        for wanted in dict.fromkeys([config.mode, "offline"]):
+            if wanted != config.mode:
                 logger.warning("W&B: online logging is not possible; going on offline")
-            start = partial(self._start, config, attempt, folder, run_id, name, run_config)
-            self._guard(start, _INIT_TIMEOUT_S)
-            if self._run is not None:
+            start = partial(self._start, config, wanted, folder, run_id, name, run_config)
+            if self._guard(start, _INIT_TIMEOUT_S):
                 return
 
     def _start(
-        self, config: WandbConfig, mode: str, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]
+        self,
+        config: WandbConfig,
+        wanted: WandbMode,
+        folder: Path,
+        run_id: str,
+        name: str,
+        run_config: Mapping[str, Any],
     ) -> None:
+        mode = possible_mode(wanted)
+        if wanted == "online" and mode != wanted:
+            logger.warning("W&B: wandb.mode is online, but W&B is %s: switched so, or not logged in", mode)
+        if mode == "disabled":
+            return
         import wandb  # here, since it costs a second and is not needed by other ranks
 
         settings = wandb.Settings(
@@ -92,7 +100,7 @@ class WandbTracker:
             entity=config.entity,
             tags=list(config.tags),
             dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             resume="allow",
             config=dict(run_config),
             settings=settings,
@@ -112,14 +120,33 @@ class WandbTracker:
             self._guard(lambda: self._run.finish(), _CALL_TIMEOUT_S)
             self._run = None
 
-    def _guard(self, call: Callable[[], Any], timeout_s: float) -> None:
-        """Make a call; if it fails, W&B is off from now on."""
+    def _guard(self, call: Callable[[], Any], timeout_s: float) -> bool:
+        """Make a call; if it fails, W&B is off from now on. Returns whether it succeeded."""
         reason = _attempt(call, timeout_s)
         if reason is not None:
             logger.warning("W&B failed and is off for the rest of this start: %s", reason)
             self._run = None
             # Else W&B would try again when the process ends, and print a traceback or wait for ever.
             _attempt(_teardown, _CALL_TIMEOUT_S)
+        return reason is None
+
+
+def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
+    """The mode that is wanted, or a quieter one where W&B is switched off or knows no credentials. Never prompts.
+
+    W&B itself is asked: where it keeps credentials, and under which host, changes between its versions. May take
+    seconds; raises whatever W&B does, such as for a malformed API key.
+    """
+    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        return "disabled"
+    import wandb
+
+    own = wandb.setup(wandb.Settings(silent=True)).settings.mode  # of WANDB_MODE, `wandb offline` and `wandb disabled`
+    if own == "disabled":
+        return "disabled"
+    if wanted == "offline" or own in ("offline", "dryrun"):
+        return "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def _attempt(call: Callable[[], Any], timeout_s: float) -> str | None:
@@ -149,24 +176,13 @@ def _teardown() -> None:
     wandb.teardown()
 
 
-def _has_key() -> bool:
-    """Whether W&B would find an API key, without asking it: it may prompt, or wait for a network."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 class ConsoleTracker:
-    """One live line on a terminal, a plain line per logged step in a log."""
+    """One live line on a terminal, a plain line per logged step elsewhere."""
 
-    def __init__(self, *, max_steps: int):
+    def __init__(self, *, max_steps: int, log: Path | None = None):
+        """log: a file for plain lines, if this is a terminal; what goes elsewhere is copied there (rank_log.py)."""
         self._max_steps = max_steps
+        self._log = log
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._rate: float | None = None
@@ -176,6 +192,7 @@ class ConsoleTracker:
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
+        self._note(message)
         self._console.print(message, markup=False)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
@@ -186,6 +203,7 @@ class ConsoleTracker:
             return
         line = self._describe_step(metrics)
         if self._live:
+            self._note(line)
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self.say(line)
@@ -194,6 +212,13 @@ class ConsoleTracker:
         """Leave the last line standing."""
         if self._live:
             self._live.stop()
+
+    def _note(self, line: str) -> None:
+        if self._live and self._log is not None:
+            with suppress(OSError):
+                self._log.parent.mkdir(exist_ok=True)
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
 
     def _describe_step(self, metrics: Mapping[str, float | int]) -> str:
         step, now = int(metrics["step"]), time.monotonic()

@@ -11,11 +11,12 @@ from typing import cast
 import numpy as np
 import torch
 
-from xlpretrain import checkpoint
-from xlpretrain import config as configuration
+from xlpretrain import checkpoint, origin
 from xlpretrain.classifier import class_probabilities
 from xlpretrain.config import RunConfig
-from xlpretrain.data.paths import Datasets, LabelledPaths
+from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.mixture import Mixture
+from xlpretrain.data.paths import LabelledPaths
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.engine import DTYPES
 from xlpretrain.errors import ConfigError, DataError
@@ -40,16 +41,25 @@ class TrainedRun:
 
     @classmethod
     def load(
-        cls, folder: RunFolder, *, device: torch.device, step: int | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: RunFolder,
+        *,
+        device: torch.device,
+        step: int | None = None,
+        dtype: torch.dtype | None = None,
+        moved: Sequence[str] = (),
     ) -> TrainedRun:
         """The newest whole checkpoint of a run (the best one, if it keeps that), or that of `step`.
 
-        Raises `CheckpointError` if there is none.
+        Args:
+            dtype: of the weights (default: as the model was trained with).
+            moved: where its data lies now, as `data.train=DIR`.
 
-        dtype: of the weights (default: as the model was trained with).
+        Raises:
+            CheckpointError: there is none.
         """
-        config = configuration.load(folder.config)
-        size = folder.read_provenance().get("vocab_size") or _open_tokenizer(folder, config).vocabulary.size
+        config = origin.load_config(folder, moved)
+        size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
         model = config.build_model(size)
         if step is not None:
             source = folder.checkpoints / checkpoint.checkpoint_name(step)
@@ -61,12 +71,17 @@ class TrainedRun:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """What its texts were encoded by. Raises `DataError` if it is not there any more, or never was."""
-        return _open_tokenizer(self.folder, self.config)
+        return origin.open_tokenizer(self.folder, self.config)
 
     @cached_property
-    def data(self) -> Datasets:
-        """Its datasets. Raises `DataError` if they are not there any more."""
-        return self.config.data.open()
+    def train(self) -> Mixture:
+        """The data that it was trained on. Raises `DataError` if that is not there any more, or is other data now."""
+        return origin.open_train(self.config, self.folder, self.tokenizer)
+
+    @cached_property
+    def valid(self) -> Manifest | None:
+        """The data that it was evaluated on, if it was. Raises `DataError` as `train` does."""
+        return origin.open_valid(self.config, self.folder, self.tokenizer)
 
     def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
         """Of a classifier: each label's probability, for each text or pair of texts. Raises `ConfigError`."""
@@ -78,7 +93,7 @@ class TrainedRun:
     def classifies(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
-        if not isinstance(data, LabelledPaths) or not isinstance(objective, Classify):
+        if not isinstance(data, LabelledPaths) or type(objective) is not Classify:
             raise ConfigError(f"{self.folder.path}: is no classifier; make one of it with `xlpretrain finetune`")
         return data.text, objective.labels
 
@@ -92,9 +107,9 @@ class TrainedRun:
             )
         return class_probabilities(self.model, cast(Classify, self.config.objective), self.tokenizer, texts)
 
-    def score(self, split: Path | None = None, *, config: EvalConfig) -> Evaluation:
-        """Evaluate on the split in a folder (default: the run's held-out one). Every rank calls it."""
-        valid = self.data.valid if split is None else self.config.data.open_split(split, self.tokenizer)
+    def score(self, split: Path | str | None = None, *, config: EvalConfig) -> Evaluation:
+        """Evaluate on the split in a folder or behind a URL (default: the run's held-out one). Every rank calls it."""
+        valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
         return evaluate(
@@ -120,7 +135,7 @@ class TrainedRun:
             batch_size: rows side by side.
 
         Raises:
-            ConfigError: the model predicts no tokens (a classifier).
+            ConfigError: the objective has no likelihood of a text (a classifier's), or none is known.
         """
         return log_likelihoods(
             self.model,
@@ -158,7 +173,7 @@ class TrainedRun:
         Raises:
             ConfigError: the model was not trained to write text, or an argument is out of its range.
         """
-        if not isinstance(self.config.objective, CausalLM):
+        if type(self.config.objective) is not CausalLM:
             raise ConfigError(
                 f"{self.folder.path}: cannot write text: its objective was {self.config.objective.type}, and only"
                 " causal_lm predicts the next token"
@@ -186,17 +201,3 @@ class TrainedRun:
     def _forward(self, batch: Batch, mems: torch.Tensor) -> tuple[Loss, torch.Tensor]:
         loss, mems = self.model(batch, mems)
         return loss, mems
-
-
-def _open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
-    """What a run's texts were encoded by. Raises `DataError`."""
-    return Tokenizer.load(find_tokenizer(folder, config))
-
-
-def find_tokenizer(folder: RunFolder, config: RunConfig) -> Path:
-    """Where a run's tokenizer lies: in its folder (imported, fine-tuned) or by its data. Raises `DataError`."""
-    if folder.tokenizer.is_dir():
-        return Tokenizer.find(folder.tokenizer)
-    if folder.read_provenance().get("vocab_size"):
-        raise DataError(f"{folder.path}: was imported without a tokenizer; import it again with --tokenizer FILE")
-    return config.data.tokenizer_path()

@@ -1,6 +1,7 @@
 """Trains every kind of model in every engine; rank 0 writes the losses that `test_models.py` judges.
 
-Usage: model_cases.py OUT. Four rows in two micro-batches; on two ranks each has a micro-batch without rows.
+Usage: model_cases.py OUT. Four rows in two micro-batches; on two ranks each has a micro-batch without rows. Attention
+is the CPU's own, and in the engines that wait for every parameter also torch's, which accelerators run.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 from xlpretrain import distributed
 from xlpretrain.engine import Engine, EngineConfig, build_engine
 from xlpretrain.errors import end
-from xlpretrain.models import AlbertConfig, BertConfig, XLNetConfig
+from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
+from xlpretrain.models.attention import Attention, Implementation
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.objective import Batch, Objective, PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM
@@ -24,6 +27,7 @@ from xlpretrain.optimizers import AdamWConfig
 VOCAB, ROWS, TOKENS, PREDICTIONS, KEPT, MEMORY = 31, 4, 9, 3, 4, 6
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
 MODELS = {
+    "transformer_xl": (TransformerXLConfig(**SIZES, mem_len=MEMORY), CausalLM()),
     "xlnet": (XLNetConfig(**SIZES, mem_len=MEMORY), PermutationLM()),
     "albert": (AlbertConfig(**SIZES, d_embed=6, max_positions=12), MaskedLM(sentence_task="sop")),
     "bert": (BertConfig(**SIZES, max_positions=12), MaskedLM(sentence_task="nsp")),
@@ -55,17 +59,24 @@ def batch(objective: Objective, step: int, rows: range) -> Batch:
         )
         targets = tokens.gather(1, predict).flatten()
         return Batch(inputs, {"plm": targets, "plm_at": torch.arange(len(targets))}, {"plm": len(targets)})
+    if isinstance(objective, CausalLM):
+        inputs = BackboneInput(tokens, torch.full((len(rows),), min(TOKENS * step, MEMORY)))
+        targets = (tokens + 1) % VOCAB
+        return Batch(inputs, {"lm": targets.flatten(), "lm_at": torch.arange(targets.numel())}, {"lm": targets.numel()})
     (_, task), at = objective.terms, torch.arange(0, tokens.numel(), 3)
     inputs = BackboneInput(tokens, torch.zeros(len(rows), dtype=torch.int64), segments=segments)
     targets = {"mlm": tokens.flatten()[at], "mlm_at": at, task: segments[:, 0], f"{task}_at": torch.arange(len(rows))}
     return Batch(inputs, targets, {"mlm": len(at), task: len(rows)})
 
 
-def losses(name: str, config: EngineConfig) -> list[float]:
-    """The loss of each of a few steps."""
+def losses(name: str, config: EngineConfig, implementation: Implementation | None = None) -> list[float]:
+    """The loss of each of a few steps. implementation: of attention (default: the CPU's own)."""
     model_config, objective = MODELS[name]
     torch.manual_seed(0)
     backbone = model_config.build(VOCAB)
+    for module in backbone.modules():
+        if isinstance(module, Attention):
+            module.implementation = implementation
     engine = build_engine(
         config,
         PretrainingModel(backbone, objective.head(backbone)),
@@ -104,6 +115,9 @@ def main() -> None:
     """Writes the losses by model and engine."""
     distributed.start()
     found = {model: {name: losses(model, engine) for name, engine in ENGINES.items()} for model in MODELS}
+    for model, by_engine in found.items():
+        for name in ("zero 2", "zero 3"):
+            by_engine[f"{name}, sdpa"] = losses(model, ENGINES[name], "sdpa")
     if distributed.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
     distributed.stop()

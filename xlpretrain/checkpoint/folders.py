@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterator, Set
 from pathlib import Path
+
+from xlpretrain import folders
+from xlpretrain.durable import is_temporary
 
 TEMPORARY = ".tmp-"
 DAMAGED = "damaged"
 ABANDONED = "abandoned"
+KEPT = "kept"
+"""For what lay in a checkpoint that was removed, and was not of it."""
 
 _NAME = re.compile(r"step-(\d{8,})")
-_OWNED = re.compile(r"\.tmp-(\d+)-.*")
+_OWNED = re.compile(r"\.tmp-(\d+)-(?:old-|\d+-)*(step-\d{8,})(?:-\d+)*")
+_FILE = re.compile(r"manifest\.json|rank-\d{5,}\.(?:safetensors|done)")
 
 
 def checkpoint_name(step: int) -> str:
@@ -53,19 +58,21 @@ def clear_temporary(checkpoints: Path, *, owner: int) -> None:
     An older owner that still runs can commit nothing afterwards.
     """
     for path in _children(checkpoints):
-        if path.name.startswith(TEMPORARY):
-            match = _OWNED.fullmatch(path.name)
-            if match is None or int(match[1]) <= owner:
-                remove(path, owner=owner)
+        match = _OWNED.fullmatch(path.name)
+        if match and int(match[1]) <= owner:
+            remove(path, owner=owner)
 
 
 def remove(folder: Path, *, owner: int) -> None:
-    """Remove a folder, if it is there. Raises OSError."""
+    """Remove a folder, if it is there. What no save wrote into it goes to `kept/`. Raises OSError."""
     try:
         going = _move(folder, folder.parent / f"{TEMPORARY}{owner}-old-{folder.name.removeprefix(TEMPORARY)}")
     except FileNotFoundError:
         return  # whoever wrote it has committed or removed it
-    shutil.rmtree(going)
+    ours = [] if going.is_symlink() else [p for p in folders.unclaimed(going, ()) if _is_of_checkpoint(p)]
+    if not folders.remove(going, ours):
+        match = _OWNED.fullmatch(going.name)
+        _move(going, folder.parent / KEPT / (match[2] if match else folder.name))
 
 
 def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int | None], owner: int) -> None:
@@ -100,6 +107,10 @@ def _move(folder: Path, wanted: Path) -> Path:
     wanted.parent.mkdir(exist_ok=True)
     free: Iterator[Path] = (wanted if n == 1 else wanted.with_name(f"{wanted.name}-{n}") for n in itertools.count(1))
     return folder.rename(next(path for path in free if not path.exists()))
+
+
+def _is_of_checkpoint(path: Path) -> bool:
+    return len(path.parts) == 1 and (_FILE.fullmatch(path.name) is not None or is_temporary(path))
 
 
 def _children(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import torch
 
 from xlpretrain import distributed
 from xlpretrain.engine.engine import Engine
+from xlpretrain.version import __version__
 
 
 def layout(engine: Engine) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def layout(engine: Engine) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": version("numpy"),  # it draws the order of the data, masks and factorizations
         "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
-        "xlpretrain": version("xlpretrain"),
+        "xlpretrain": __version__,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -193,6 +194,19 @@ def load_weights_into(model: PretrainingModel, source: Path) -> int:
         return checkpoint.manifest.step
 
 
+def fingerprint(source: Path) -> str:
+    """The digest of the checkpoint that `load_weights` takes from `source`: of its manifest, which has every checksum.
+
+    Raises `CheckpointError` if there is none.
+    """
+    place = _place(source)
+    for folder in [place] if (place / MANIFEST).is_file() else list_checkpoints(place):
+        with suppress(OSError, DamagedError):
+            open_manifest(folder)
+            return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    raise _none_there(source)
+
+
 def find_best(checkpoints: Path) -> Path:
     """The checkpoint of a run's best evaluation, as its newest one remembers it; else the folder of all of them."""
     for folder in list_checkpoints(checkpoints):
@@ -206,11 +220,19 @@ def find_best(checkpoints: Path) -> Path:
 def _weights(
     source: Path, shapes: Mapping[str, torch.Size], reads: list[Range], *, other_head: bool = False
 ) -> Checkpoint:
-    place = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    found = _newest_whole(place, shapes, reads, other_head=other_head)
+    found = _newest_whole(_place(source), shapes, reads, other_head=other_head)
     if found is None:
-        raise CheckpointError(f"{source}: no checkpoint there; name a run's folder or a checkpoint in it")
+        raise _none_there(source)
     return found[0]
+
+
+def _place(source: Path) -> Path:
+    """A run's folder of checkpoints, or what was named if it is not a run."""
+    return source / "checkpoints" if (source / "checkpoints").is_dir() else source
+
+
+def _none_there(source: Path) -> CheckpointError:
+    return CheckpointError(f"{source}: no checkpoint there; name a run's folder or a checkpoint in it")
 
 
 def _newest_whole(

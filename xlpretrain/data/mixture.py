@@ -42,10 +42,12 @@ class Mixture:
     corpora: Sequence[Corpus]
 
     @classmethod
-    def open(cls, configs: Sequence[CorpusConfig], *, cache: Cache | None = None) -> Mixture:
+    def open(
+        cls, configs: Sequence[CorpusConfig], *, tokenizer_sha256: str | None = None, cache: Cache | None = None
+    ) -> Mixture:
         """Open and check the datasets of a config. Raises `DataError`."""
-        names = _short_names([Path(config.path) for config in configs])
-        first = Manifest.open(configs[0].path, cache=cache)
+        names = names_of(configs)
+        first = Manifest.open(configs[0].path, tokenizer_sha256=tokenizer_sha256, cache=cache)
         sha256 = first.tokenizer_sha256
         others = (Manifest.open(c.path, tokenizer_sha256=sha256, cache=cache) for c in configs[1:])
         return cls(
@@ -54,6 +56,10 @@ class Mixture:
                 for name, manifest, config in zip(names, (first, *others), configs, strict=True)
             ]
         )
+
+    def called(self, names: Sequence[str]) -> Mixture:
+        """The same corpora by other names."""
+        return Mixture([replace(corpus, name=name) for corpus, name in zip(self.corpora, names, strict=True)])
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -205,9 +211,9 @@ def _count_tokens(manifest: Manifest) -> np.ndarray:
     return counts
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of paths, without what they all end in, as short as tells them apart."""
-    parts = [path.parts for path in paths]
+def names_of(configs: Sequence[CorpusConfig]) -> list[str]:
+    """Names for corpora: the ends of their paths, without what they all end in, as short as tells them apart."""
+    parts = [Path(config.path).parts for config in configs]
     while len(parts) > 1 and len({p[-1:] for p in parts}) == 1:
         parts = [p[:-1] for p in parts]
     for length in range(1, max(map(len, parts)) + 1):

@@ -38,12 +38,24 @@ class DataPaths(Section, ABC):
     on_damage: OnDamage
 
     @abstractmethod
-    def open(self) -> Datasets:
-        """The datasets, checked. Raises `DataError`."""
+    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+        """Open and check the datasets. kept: the tokenizer, should it lie nowhere else. Raises `DataError`."""
 
     @abstractmethod
-    def open_split(self, split: Path, tokenizer: Tokenizer) -> Manifest:
+    def open_train(self, tokenizer: Tokenizer) -> Mixture:
+        """Open the training data alone. Raises `DataError`."""
+
+    @abstractmethod
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> Manifest:
         """Another dataset of this kind. Raises `DataError`."""
+
+    @abstractmethod
+    def places(self) -> dict[str, str]:
+        """Every path or URL of data, by its key in this section, such as `train` or `train.0.path`."""
+
+    @abstractmethod
+    def fingerprints(self, data: Datasets) -> dict[str, str]:
+        """The digest of what lies at each of `places`, once it was opened."""
 
     @abstractmethod
     def tokenizer_path(self) -> Path:
@@ -106,15 +118,33 @@ class CorpusPaths(DataPaths):
             return value[0].path
         return [corpus.model_dump(mode="json") for corpus in value]
 
-    def open(self) -> Datasets:
-        """The datasets, checked. Raises `DataError`."""
+    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+        """Open and check the datasets. kept: used in place of the tokenizer beside them if it is the same."""
         train = Mixture.open(self.train, cache=self.cache)
         valid = None if self.valid is None else self._open(self.valid, train.tokenizer_sha256)
-        return Datasets(train, valid, train.open_tokenizer())
+        is_theirs = kept is not None and kept.sha256 == train.tokenizer_sha256
+        return Datasets(train, valid, kept if kept is not None and is_theirs else train.open_tokenizer())
 
-    def open_split(self, split: Path, tokenizer: Tokenizer) -> Manifest:
-        """The split in a folder. Raises `DataError`, also if another tokenizer encoded it."""
+    def open_train(self, tokenizer: Tokenizer) -> Mixture:
+        """Open the training data alone. Raises `DataError`, also if another tokenizer encoded it."""
+        return Mixture.open(self.train, tokenizer_sha256=tokenizer.sha256, cache=self.cache)
+
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> Manifest:
+        """The split in a folder or behind a URL. Raises `DataError`, also if another tokenizer encoded it."""
         return self._open(str(split), tokenizer.sha256)
+
+    def places(self) -> dict[str, str]:
+        """Every path or URL of data by its key: `train` or, of a mixture, `train.0.path` and so on; `valid`."""
+        given = self._as_given(self.train)
+        found = (
+            {"train": given} if isinstance(given, str) else {f"train.{i}.path": c["path"] for i, c in enumerate(given)}
+        )
+        return found if self.valid is None else {**found, "valid": self.valid}
+
+    def fingerprints(self, data: Datasets) -> dict[str, str]:
+        """The digest of what lies at each of `places`, once it was opened."""
+        manifests = [*data.train.manifests, *([] if data.valid is None else [data.valid])]
+        return {key: manifest.fingerprint for key, manifest in zip(self.places(), manifests, strict=True)}
 
     def tokenizer_path(self) -> Path:
         """Beside the splits. Raises `DataError` if it is another one there."""
@@ -145,17 +175,37 @@ class LabelledPaths(DataPaths):
     shuffle_blocks: ClassVar[int] = 1  # type: ignore[misc]
     on_damage: ClassVar[OnDamage] = "error"  # type: ignore[misc]
 
-    def open(self) -> Datasets:
-        """The files, encoded. Raises `DataError`, also for labels that only one of them has."""
-        tokenizer = Tokenizer.load(self.tokenizer)
+    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+        """Read and encode the files. Raises `DataError`, also for labels that only one of them has.
+
+        kept: used in place of `tokenizer` if that is not there any more.
+        """
+        tokenizer = Tokenizer.load(self.tokenizer) if kept is None or self.tokenizer.exists() else kept
         train = self.open_split(self.train, tokenizer)
         valid = None if self.valid is None else self.open_split(self.valid, tokenizer)
         check_labels(train, valid)
-        return Datasets(Mixture([Corpus(self.train.stem, train, 1.0, None)]), valid, tokenizer)
+        return Datasets(self._mixture(train), valid, tokenizer)
 
-    def open_split(self, split: Path, tokenizer: Tokenizer) -> LabelledTexts:
+    def open_train(self, tokenizer: Tokenizer) -> Mixture:
+        """Read and encode the file to train on. Raises `DataError`."""
+        return self._mixture(self.open_split(self.train, tokenizer))
+
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledTexts:
         """Another file with the same columns. Raises `DataError`."""
-        return LabelledTexts(split, tokenizer, text=self.text, label=self.label)
+        return LabelledTexts(Path(split), tokenizer, text=self.text, label=self.label)
+
+    def _mixture(self, train: LabelledTexts) -> Mixture:
+        return Mixture([Corpus(self.train.stem, train, 1.0, None)])
+
+    def places(self) -> dict[str, str]:
+        """Every path by its key: `train`, `tokenizer` and `valid`."""
+        found = {"train": self.train, "tokenizer": self.tokenizer, "valid": self.valid}
+        return {key: str(path) for key, path in found.items() if path is not None}
+
+    def fingerprints(self, data: Datasets) -> dict[str, str]:
+        """The digest of what lies at each of `places`, once it was opened."""
+        found = {"train": data.train.fingerprint, "tokenizer": data.tokenizer.sha256}
+        return found if data.valid is None else {**found, "valid": data.valid.fingerprint}
 
     def tokenizer_path(self) -> Path:
         """As the config says."""

@@ -40,6 +40,12 @@ class Table:
         return list(zip(*(self.column(column) for column in columns), strict=True))
 
 
+def refuse_same_file(data: Path | None, to: Path | None) -> None:
+    """Raise `DataError` if the file that is to be written is the one that is read."""
+    if data is not None and to is not None and data.exists() and to.exists() and data.samefile(to):
+        raise DataError(f"{to}: is the file that is read (--data); name another one to write (--to)")
+
+
 def read_table(path: Path | None, *, columns: Sequence[str] = ()) -> Table:
     """The rows of a file, told by its name: .csv, .tsv, .jsonl; anything else, and standard input, is a text a line.
 

@@ -56,6 +56,8 @@ class Tokenizer:
 
     file_name = "spiece.model"
     """What its file is called in a dataset or a run."""
+    strips_sentences = False
+    """Whether a dataset's sentences are encoded without the white space around them, which would be tokens."""
 
     def __init__(self, model: bytes, *, name: str):
         """Raises `DataError` naming `name` if `model` is no SentencePiece model or lacks a special symbol."""
@@ -73,9 +75,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """The tokenizer in a file, or of a folder: a SentencePiece model, or a `.json`. Raises `DataError`."""
+        """The tokenizer in a file, or of a folder: a SentencePiece model, or a `.json`.
+
+        Raises `DataError`: it cannot be used, or the folder holds a model of others, whose files do not say by
+        themselves how that reads text.
+        """
         path = Path(path)
         if path.is_dir():
+            _refuse_models_of_others(path)
             spiece = path / Tokenizer.file_name  # a tokenizer.json beside it is but another form of it
             path = spiece if spiece.is_file() else cls.find(path)
         try:
@@ -119,6 +126,21 @@ class Tokenizer:
         """How a token is spelt, special symbols too."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
+
+
+def _refuse_models_of_others(folder: Path) -> None:
+    config, spiece = folder / "config.json", folder / Tokenizer.file_name
+    if not config.is_file() or not spiece.is_file():
+        return
+    try:
+        is_ours = bool(json.loads(config.read_bytes()).get("xlpretrain"))
+    except (OSError, ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise DataError(
+            f"{folder}: a model of others, which may read text otherwise than its {spiece.name} alone does; make a run"
+            f" of it (`xlpretrain import {folder} --as NAME`) and name the tokenizer of that (runs/NAME/tokenizer)"
+        )
 
 
 def _json_class(model: bytes) -> type[Tokenizer]:

@@ -19,6 +19,7 @@ class WordPiece(Tokenizer):
     normalization, words and pieces are used."""
 
     file_name = "tokenizer.json"
+    strips_sentences = True
 
     def __init__(self, model: bytes, *, name: str):
         """Raises `DataError` if `model` is no such tokenizer or lacks a special symbol."""
@@ -42,9 +43,7 @@ class WordPiece(Tokenizer):
         self.vocabulary = find_vocabulary(self._tokenizer.get_vocab(), {}, name)
 
     def encode(self, sentence: str) -> list[int]:
-        """The ids of a text, without special symbols."""
-        # What stands between sentences is nothing; to XLNet's tokenizer.json it would be a piece.
-        sentence = sentence.strip() if self._is_unigram else sentence
+        """The ids of a text, without special symbols: those of `AutoTokenizer` with `split_special_tokens`."""
         ids: list[int] = self._tokenizer.encode(sentence, add_special_tokens=False).ids
         return ids
 

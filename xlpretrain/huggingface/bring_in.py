@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,8 @@ from xlpretrain.config import RunConfig
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
+from xlpretrain.folders import put_in_place, temporary_folder
+from xlpretrain.huggingface.folder_tokenizer import read_folder
 from xlpretrain.huggingface.foreign import Foreign, load_weights, read_foreign
 from xlpretrain.run_folder import RunFolder, Status
 
@@ -37,7 +39,7 @@ def bring_in(
         source: a folder of transformers (XLNet, ALBERT, BERT, Transformer-XL of version 4, or an export of ours), or
             a file with the state dict of the authors' PyTorch Transformer-XL.
         data: a split that it is evaluated on, and whose tokenizer it has unless it brings its own.
-        tokenizer: a SentencePiece model, where `source` has none.
+        tokenizer: a file that is taken as it is, instead of the tokenizer of `source`.
         overrides: `model.key=value`, for what the source does not say.
 
     Returns:
@@ -47,14 +49,13 @@ def bring_in(
         XLPretrainError: naming what does not fit.
     """
     folder = RunFolder(runs_dir / name)
-    if folder.path.exists():
+    if os.path.lexists(folder.path):
         raise LaunchError(f"{folder.path}: is there already; choose another name (--as)")
     foreign = read_foreign(source)
-    vocabulary = _tokenizer(foreign, tokenizer, data)
+    vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
     model = config.build_model(foreign.vocab_size)
-    notes = load_weights(foreign, model, config)
-    temporary = RunFolder(folder.path.with_name(f".{name}.{os.getpid()}.tmp"))
+    notes += [*_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     provenance = {
         "wandb_id": "",
         "data_sha256": Manifest.open(data).fingerprint if data is not None else "",
@@ -65,46 +66,66 @@ def bring_in(
         "versions": {"torch": torch.__version__},
     }
     try:
-        temporary.create(config=schema.dump(config), provenance=provenance)
-        if vocabulary is not None:
-            temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
-        checkpoint.write_weights(temporary.checkpoints, model)
-        temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
-        temporary.path.rename(folder.path)
+        with temporary_folder(folder.path) as path:
+            temporary = RunFolder(path)
+            temporary.create(config=schema.dump(config), provenance=provenance)
+            if vocabulary is not None:
+                temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
+            checkpoint.write_weights(temporary.checkpoints, model)
+            temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
+            put_in_place(path, folder.path)
     except OSError as error:
         raise LaunchError(f"{folder.path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary.path, ignore_errors=True)
     return folder, notes
 
 
-def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> Tokenizer | None:
-    """The tokenizer of the model: given, its own, or that of the data. Raises `DataError` if it is another one."""
-    own = None
-    if foreign.folder is not None:  # a tokenizer.json beside a spiece.model is but another form of it
-        spiece = foreign.folder / Tokenizer.file_name
-        own = spiece if spiece.is_file() or foreign.kind != "bert" else Tokenizer.find(foreign.folder)
+def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> tuple[Tokenizer | None, list[str]]:
+    """The tokenizer of the model: given, its own, or that of the data; and what is worth telling of it.
+
+    Raises `DataError` if it is another one.
+    """
+    own = None if given is not None or foreign.folder is None else read_folder(foreign.folder, foreign.kind)
+    tokenizer, notes = own or (None, [])
     if given is not None:
         tokenizer = Tokenizer.load(given)
-    elif own is not None and own.is_file():
-        tokenizer = Tokenizer.load(own)
-    elif data is not None:
+    elif tokenizer is None and data is not None:
         tokenizer = Manifest.open(data).open_tokenizer()
-    elif foreign.kind == "transfo-xl":
-        return None  # its word list is of no use here; what it computes is
-    else:
+    elif tokenizer is None and foreign.kind == "transfo-xl":
+        return None, notes  # its word list is of no use here; what it computes is
+    elif tokenizer is None:
         raise DataError(
-            f"{foreign.source}: no spiece.model there (of a BERT, a tokenizer.json will do); name the tokenizer that it"
-            " was trained with (--tokenizer)"
+            f"{foreign.source}: no spiece.model or tokenizer.json there; name the tokenizer that it was trained with"
+            " (--tokenizer)"
         )
     if tokenizer.vocabulary.size != foreign.vocab_size:
         raise DataError(
             f"{foreign.source}: has vectors for {foreign.vocab_size} tokens, and the tokenizer"
-            f" {given or own or data} has {tokenizer.vocabulary.size} pieces; it is not the one it was trained with"
+            f" {given or (data if own is None else foreign.folder)} has {tokenizer.vocabulary.size} pieces; it is not"
+            " the one it was trained with"
         )
     if data is not None:
         Manifest.open(data, tokenizer_sha256=tokenizer.sha256)
-    return tokenizer
+    return tokenizer, notes
+
+
+def _assumptions(foreign: Foreign, config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """The keys that neither the source nor the user has told, as they were taken.
+
+    Raises `ConfigError` if one is among them that makes another model.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    untold = [key for key in foreign.untold if f"model.{key}" not in given]
+    needed = [key for key in untold if key in foreign.needed]
+    if needed:
+        raise ConfigError(
+            f"{foreign.source}: its weights do not tell {', '.join(f'model.{key}' for key in needed)}, without which it"
+            f" is another model; give {' '.join(f'model.{key}=...' for key in needed)} as it was trained"
+        )
+    if not untold:
+        return []
+    values = config.model.model_dump(mode="json")
+    taken = ", ".join(f"model.{key}={json.dumps(values[key])}" for key in untold)
+    return [f"assumed, since {foreign.source} does not tell: {taken}"]
 
 
 def _run_config(

@@ -10,7 +10,7 @@ from torch import Tensor
 from xlpretrain import schema
 from xlpretrain.data.paths import CorpusPaths
 from xlpretrain.errors import DataError
-from xlpretrain.metrics import read_metrics
+from xlpretrain.metrics import last_evaluation
 from xlpretrain.trained import TrainedRun
 
 _FIGURES = ("valid/", "train/loss")
@@ -58,28 +58,28 @@ def model_card(
 
 def _data(run: TrainedRun) -> str:
     try:
-        train = run.data.train.corpora
+        train = run.train
     except DataError:
         paths = run.config.data.train if isinstance(run.config.data, CorpusPaths) else ()
         names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
         return f"The dataset {names}, which was not at hand at the time of the export."
-    data, total = run.data.train, sum(corpus.weight for corpus in train)
+    total = sum(corpus.weight for corpus in train.corpora)
     parts = (
         f"{c.manifest.num_documents:,} documents, {c.manifest.num_sentences:,} sentences, {c.manifest.num_tokens:,}"
         f" tokens, {c.manifest.num_bytes:,} bytes of text (`{c.manifest.folder.parent.name}`"
-        f"{f', {c.weight / total:.1%} of what was read' if len(train) > 1 else ''})"
-        for c in train
+        f"{f', {c.weight / total:.1%} of what was read' if len(train.corpora) > 1 else ''})"
+        for c in train.corpora
     )
     return (
         f"{'; '.join(parts)}, of which the run read {run.step * run.config.tokens_per_step:,} tokens; tokenizer:"
-        f" {data.vocabulary.size:,} pieces, sha256 {data.tokenizer_sha256[:12]}."
+        f" {train.vocabulary.size:,} pieces, sha256 {train.tokenizer_sha256[:12]}."
     )
 
 
 def _figures(run: TrainedRun) -> str:
-    rows = [r for r in read_metrics(run.folder.metrics) if r["step"] <= run.step and r.get("valid/loss") is not None]
-    if not rows:
+    last = last_evaluation(run.folder.metrics, run.step)
+    if last is None:
         return "None were measured in pretraining."
-    found = {k: v for k, v in rows[-1].items() if k.startswith(_FIGURES) and v is not None}
+    found = {k: v for k, v in last.items() if k.startswith(_FIGURES) and v is not None}
     table = "\n".join(f"| {name.removeprefix('valid/')} | {value:.4f} |" for name, value in found.items())
-    return f"After step {rows[-1]['step']:,}, losses in nats per prediction:\n\n| figure | value |\n|---|---|\n{table}"
+    return f"After step {last['step']:,}, losses in nats per prediction:\n\n| figure | value |\n|---|---|\n{table}"

@@ -8,6 +8,7 @@ from typing import Any
 from xlpretrain import schema
 from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.errors import ConfigError
+from xlpretrain.huggingface import transfo_xl
 from xlpretrain.huggingface.names import is_albert
 from xlpretrain.models import AnyModel
 from xlpretrain.models.backbone import BackboneConfig
@@ -171,6 +172,17 @@ def read_config(theirs: Mapping[str, Any], source: str) -> StackConfig:
             "clamp_len": given.get("clamp_len") if (given.get("clamp_len") or -1) > 0 else None,
         }
     return validate_model(ours, source)
+
+
+def find_untold(theirs: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """Our keys for which a `config.json` leaves out theirs, so that they have the defaults of transformers' class."""
+    keys = {
+        "xlnet": XLNET_KEYS | {"ff_activation": "activation", "mem_len": "mem_len", "clamp_len": "clamp_len"},
+        "albert": ALBERT_KEYS | {"hidden_act": "activation"},
+        "bert": ENCODER_KEYS | {"hidden_act": "activation"},
+        "transfo-xl": transfo_xl.KEYS | transfo_xl.OTHER_KEYS,
+    }.get(kind, {})
+    return tuple(ours for key, ours in keys.items() if key not in theirs)
 
 
 def validate_model(ours: Mapping[str, Any], source: str) -> StackConfig:

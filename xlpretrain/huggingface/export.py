@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,32 @@ from torch import Tensor
 
 from xlpretrain.config import RunConfig
 from xlpretrain.data.wordpiece import WordPiece
-from xlpretrain.durable import sync
 from xlpretrain.errors import LaunchError
+from xlpretrain.folders import final_place, named, put_in_place, temporary_folder, tidy, unclaimed
+from xlpretrain.huggingface import exported
 from xlpretrain.huggingface.card import model_card
 from xlpretrain.huggingface.config import uncovered, write_config
 from xlpretrain.huggingface.names import is_albert, rules_of, write
 from xlpretrain.huggingface.tokenizer import Template, tokenizer_config, tokenizer_json
-from xlpretrain.models.encoder import EncoderConfig
+from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
 from xlpretrain.models.stack import StackConfig
+from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.objective import PretrainingModel
+from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.objective import Objective, PretrainingModel
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.trained import TrainedRun
+from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+
+TEMPLATES: dict[type[Objective], Template] = {CausalLM: "plain", PermutationLM: "xlnet", MaskedLM: "bert"}
+"""How the objectives that can be exported lay out their rows. Not what is derived from them: that is another one."""
+MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
+"""What a class of transformers, or the code in `MODELING`, can be."""
 
 
 def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -39,37 +48,58 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
 
     Args:
         step: of which checkpoint (default: the newest whole one).
-        force: replace what lies at `to`, if it is an exported model.
+        force: replace what lies at `to`, if that is an exported model and nothing else.
 
     Raises:
         XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
     """
-    if to.exists() and not (force and (to / "config.json").is_file()):
-        hint = "no model is there, remove it yourself" if force else "choose another folder, or use --force"
-        raise LaunchError(f"{to}: is there already; {hint}")
+    place = _place(to, force=force)
     run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
-    if not run.config.objective.predicts_tokens:
-        raise LaunchError(f"{folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    refuse_unknown(run)
     try:
-        temporary.mkdir(parents=True)
-        loader = _write(run, temporary, name=to.name)
-        _replace(temporary, to)
+        with temporary_folder(place) as temporary:
+            loader = _write(run, temporary, name=to.name)
+            put_in_place(temporary, place, claims=exported.claims if force else None)
     except OSError as error:
         raise LaunchError(f"{to}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return loader
 
 
-def _replace(new: Path, to: Path) -> None:
-    old = to.with_name(f".{to.name}.{os.getpid()}.old")
-    for path in [*new.iterdir(), new]:
-        sync(path)
-    if to.exists():
-        to.rename(old)
-    new.rename(to)
-    shutil.rmtree(old, ignore_errors=True)
+def refuse_unknown(run: TrainedRun) -> None:
+    """Raise `LaunchError` for an objective or a model that no class of transformers, and no code here, is known for."""
+    objective, model = run.config.objective, run.config.model
+    if not objective.predicts_tokens:
+        raise LaunchError(f"{run.folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
+    for section, found, known in (("objective", objective, TEMPLATES), ("model", model, MODELS)):
+        if type(found) not in known:
+            names = ", ".join(str(kind.model_fields["type"].default) for kind in known)
+            raise LaunchError(
+                f"{run.folder.path}: {section} {found.type} is not one that can be exported; expected one of {names}."
+                " Its weights are in the checkpoint, and xlpretrain.load reads them"
+            )
+
+
+def _place(to: Path, *, force: bool) -> Path:
+    """Where the folder goes, links followed. Raises `LaunchError` if something lies there that must not be replaced."""
+    try:
+        place = final_place(to)
+        tidy(place, claims=exported.claims)
+        if not place.exists():
+            return place
+        own = exported.claims(place)
+        others = unclaimed(place, own) if place.is_dir() else []
+    except OSError as error:
+        raise LaunchError(f"{error.filename or to}: {error.strerror or error}") from None
+    if not force:
+        raise LaunchError(f"{to}: is there already; choose another folder, or use --force")
+    if not own:
+        raise LaunchError(f"{to}: is there already; no model is there, remove it yourself")
+    if others:
+        raise LaunchError(
+            f"{to}: --force removes nothing but a model as it was exported, and {named(others)} there is something else"
+            " or was changed: move it away, or choose another folder"
+        )
+    return place
 
 
 def _write(run: TrainedRun, to: Path, *, name: str) -> str:
@@ -89,7 +119,6 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
     for file, content in {
-        "config.json": described,
         "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
         **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, template)}),
     }.items():
@@ -101,6 +130,7 @@ def _write(run: TrainedRun, to: Path, *, name: str) -> str:
     (to / "README.md").write_text(
         model_card(run, name=name, loader=loader, reasons=reasons, weights=weights), encoding="utf-8"
     )
+    exported.write_config(to, described)
     return loader
 
 
@@ -121,20 +151,18 @@ def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -
 def provenance(config: RunConfig, step: int) -> dict[str, Any]:
     """What `config.json` says of the run, beside what transformers knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
-    return {"version": version("xlpretrain"), "run": config.name, "step": step, **sections}
+    return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
 def template_of(config: RunConfig) -> Template:
     """How the objective laid out its rows."""
-    if isinstance(config.objective, CausalLM):
-        return "plain"
-    return "xlnet" if isinstance(config.objective, PermutationLM) else "bert"
+    return TEMPLATES[type(config.objective)]
 
 
 def describe_remote(config: RunConfig, run: TrainedRun, *, sentence: bool) -> dict[str, Any]:
     """`config.json` of a model that comes with its own code."""
     vocabulary = run.tokenizer.vocabulary
-    causal = isinstance(config.objective, CausalLM)
+    causal = template_of(config) == "plain"
     name = "XLPretrainForCausalLM" if causal else "XLPretrainForPreTraining"
     classes = ["AutoModelForCausalLM"] if causal else ["AutoModelForPreTraining", "AutoModelForMaskedLM"]
     module = MODELING.stem

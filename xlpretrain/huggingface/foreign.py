@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from xlpretrain.config import RunConfig
 from xlpretrain.data.tokenizer import Vocabulary
 from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.huggingface import transfo_xl
-from xlpretrain.huggingface.config import read_config, validate_model, write_config
+from xlpretrain.huggingface.config import find_untold, read_config, validate_model, write_config
 from xlpretrain.huggingface.names import read, rules_of
 from xlpretrain.huggingface.weights import read_file, read_weights, refuse_misfits
 from xlpretrain.models.encoder import EncoderConfig
@@ -41,6 +41,7 @@ class Foreign:
     """A model of others. kind: the model_type of its config.json, or transfo-xl.
 
     folder: None for a file. model, objective: sections of a run's config, not checked yet. weights: under their names.
+    untold: keys of the model section that the source does not tell.
     """
 
     source: Path
@@ -50,6 +51,10 @@ class Foreign:
     objective: _Json
     vocab_size: int
     weights: Mapping[str, Tensor]
+    untold: tuple[str, ...] = ()
+
+    needed: ClassVar[frozenset[str]] = frozenset({"pre_norm"})
+    """Keys without which it is not known which model it is: they change what it computes, and no tensor's shape."""
 
     @property
     def sentence(self) -> bool:
@@ -66,11 +71,11 @@ def read_foreign(source: Path) -> Foreign:
     Raises `XLPretrainError`.
     """
     if source.is_file():
-        weights = {name.removeprefix("module."): tensor for name, tensor in read_file(source).items()}
+        weights = _weights((name.removeprefix("module."), tensor) for name, tensor in read_file(source).items())
         model = transfo_xl.guess_config(weights, str(source))
         size = len(weights["crit.out_layers.0.bias"]) if model["div_val"] == 1 else 0
         size = size or sum(len(t) for name, t in weights.items() if "out_layers" in name and name.endswith("bias"))
-        return Foreign(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights)
+        return Foreign(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, transfo_xl.UNTOLD)
     try:
         theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
         kind, size = str(theirs.get("model_type")), int(theirs["vocab_size"])
@@ -81,12 +86,12 @@ def read_foreign(source: Path) -> Foreign:
     if kind not in (*_STOCK, "transfo-xl", "xlpretrain"):
         known = ", ".join((*_STOCK, "transfo-xl", "xlpretrain"))
         raise ConfigError(f"{source / 'config.json'}: model_type must be one of {known}, got {kind!r}")
-    weights = {_modern(name): tensor for name, tensor in read_weights(source).items()}
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(_NOT_WEIGHTS)}
+    weights = _weights((_modern(name), tensor) for name, tensor in read_weights(source).items())
     found = Foreign(source, source, kind, {}, {}, size, weights)
     model = _model_section(theirs, source, kind, sentence=found.sentence)
     objective = (theirs.get("xlpretrain") or {}).get("objective") or _objective(model, sentence=found.sentence)
-    return Foreign(source, source, kind, model, objective, size, weights)
+    untold = () if (theirs.get("xlpretrain") or {}).get("model") else find_untold(theirs, kind)
+    return Foreign(source, source, kind, model, objective, size, weights, untold)
 
 
 def load_weights(foreign: Foreign, model: PretrainingModel, config: RunConfig) -> list[str]:
@@ -103,13 +108,17 @@ def load_weights(foreign: Foreign, model: PretrainingModel, config: RunConfig) -
                 f" is {list(config.model.adaptive_cutoffs)}; give them, as model.adaptive_cutoffs=[20000,40000,200000]"
             )
         try:
-            ours = transfo_xl.translate(foreign.weights, config.model, downwards=foreign.folder is None)
+            ours = transfo_xl.translate(foreign.weights, config.model, foreign.source, downwards=foreign.folder is None)
         except KeyError as error:
             raise CheckpointError(f"{foreign.source}: its weights lack {error}") from None
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     refuse_misfits({name: tensor.shape for name, tensor in ours.items()}, expected, foreign.source)
     model.load_state_dict(ours)
     return notes
+
+
+def _weights(found: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in found if not name.endswith(_NOT_WEIGHTS)}
 
 
 def _modern(name: str) -> str:

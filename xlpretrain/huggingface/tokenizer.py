@@ -7,7 +7,8 @@ The stock conversion of transformers does not: see `_normalizer` and `_vocabular
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sentencepiece import sentencepiece_model_pb2
@@ -53,10 +54,10 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
+        "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": _post_processor(tokenizer, template),
+        "post_processor": post_processor(tokenizer, template),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -148,12 +149,22 @@ def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str]) -> Iterator[tu
         yield text, 1000.0 * len(piece.piece) - 500.0 if own else piece.score
 
 
-def _symbol(token: int, piece: str) -> _Json:
+def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
+    """An added token of `tokenizer.json`: found in a text before all else, if it is special only where asked for."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token, "content": piece, **flags, "special": True}
+    return {"id": token, "content": piece, **flags, "special": special}
 
 
-def _post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
+def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether a `tokenizer.json` is the one that is made here of a SentencePiece model, but for templates."""
+    try:
+        ours = json.loads(json.dumps(tokenizer_json(tokenizer, "plain")))
+    except DataError:
+        return False
+    return all(content.get(key) == ours[key] for key in ("normalizer", "pre_tokenizer", "model"))
+
+
+def post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
     """Segments are those of pretraining; XLNet's <cls> has one of its own."""
     if template == "plain":
         return None

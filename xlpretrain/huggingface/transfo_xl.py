@@ -7,7 +7,8 @@ authors number them downwards, transformers upwards, and so does this project.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from xlpretrain import schema
 from xlpretrain.errors import CheckpointError, ConfigError
+from xlpretrain.huggingface.weights import refuse_misfits
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 
 _Json = dict[str, Any]
@@ -48,6 +50,10 @@ _DEFAULTS: _Json = {  # of transformers 4.35, whose config.json leaves none out 
     "clamp_len": -1,
     "cutoffs": [],
 }
+OTHER_KEYS = {"clamp_len": "clamp_len", "cutoffs": "adaptive_cutoffs", "tie_word_embeddings": "tie_embeddings"}
+"""Theirs and ours, where the values are not alike."""
+UNTOLD = ("pre_norm", "mem_len", "clamp_len", "same_length", "dropout", "attention_dropout")
+"""Our keys that the authors' weights do not tell."""
 _MUST_BE: _Json = {"attn_type": 0, "sample_softmax": -1, "ext_len": 0}
 _ATTENTION = {"query": 0, "key": 1, "value": 2}
 
@@ -124,46 +130,74 @@ def _tied_projections(given: Any, num_tails: int) -> list[bool] | None:
 
 
 def translate(
-    theirs: Mapping[str, Tensor], config: TransformerXLConfig, *, downwards: bool = False
+    theirs: Mapping[str, Tensor], config: TransformerXLConfig, source: Path, *, downwards: bool = False
 ) -> dict[str, Tensor]:
     """Weights of transformers' model, or with `downwards` (and without the prefix) of the authors', under our names.
 
-    Raises KeyError with the name of one that is missing.
+    Raises KeyError with the name of one that is missing, and `CheckpointError` that names those without a place here.
     """
-    prefix = "" if downwards else "transformer."
+    prefix, left = "" if downwards else "transformer.", dict(theirs)
     ours: dict[str, Tensor] = {}
     for i in range(config.num_layers):
         old, new = f"{prefix}layers.{i}.", f"backbone.layers.{i}."
-        chunks = theirs[f"{old}dec_attn.qkv_net.weight"].chunk(3)
+        chunks = left.pop(f"{old}dec_attn.qkv_net.weight").chunk(3)
         ours |= {f"{new}attention.{part}.weight": chunks[place] for part, place in _ATTENTION.items()}
-        ours[f"{new}attention.distance.weight"] = theirs[f"{old}dec_attn.r_net.weight"]
-        ours[f"{new}attention.output.weight"] = theirs[f"{old}dec_attn.o_net.weight"]
+        ours[f"{new}attention.distance.weight"] = left.pop(f"{old}dec_attn.r_net.weight")
+        ours[f"{new}attention.output.weight"] = left.pop(f"{old}dec_attn.o_net.weight")
         for kind in ("weight", "bias"):
-            ours[f"{new}attention_norm.{kind}"] = theirs[f"{old}dec_attn.layer_norm.{kind}"]
-            ours[f"{new}feed_forward_norm.{kind}"] = theirs[f"{old}pos_ff.layer_norm.{kind}"]
-            ours[f"{new}feed_forward.inner.{kind}"] = theirs[f"{old}pos_ff.CoreNet.0.{kind}"]
-            ours[f"{new}feed_forward.outer.{kind}"] = theirs[f"{old}pos_ff.CoreNet.3.{kind}"]
+            ours[f"{new}attention_norm.{kind}"] = left.pop(f"{old}dec_attn.layer_norm.{kind}")
+            ours[f"{new}feed_forward_norm.{kind}"] = left.pop(f"{old}pos_ff.layer_norm.{kind}")
+            ours[f"{new}feed_forward.inner.{kind}"] = left.pop(f"{old}pos_ff.CoreNet.0.{kind}")
+            ours[f"{new}feed_forward.outer.{kind}"] = left.pop(f"{old}pos_ff.CoreNet.3.{kind}")
     for part, name in (("content_bias", "r_w_bias"), ("position_bias", "r_r_bias")):
         layers = [f"{prefix}layers.{i}.dec_attn.{name}" for i in range(config.num_layers)]
-        if not config.untie_r:
-            layers = [key for key in (f"{prefix}{name}", *layers) if key in theirs][:1] or layers[:1]
-        ours[f"backbone.{part}"] = torch.stack([theirs[key] for key in layers])
+        if not config.untie_r:  # one tensor, which some files have once for each layer too
+            first, *copies = [key for key in (f"{prefix}{name}", *layers) if key in left] or layers
+            _take_copies(left, first, copies, source)
+            layers = [first]
+        ours[f"backbone.{part}"] = torch.stack([left.pop(key) for key in layers])
+    ours |= _take_softmax(left, config, prefix, source, downwards=downwards)
+    refuse_misfits({name: tensor.shape for name, tensor in left.items()}, {}, source)
+    return {name: tensor.contiguous() for name, tensor in ours.items()}
+
+
+def _take_softmax(
+    left: dict[str, Tensor], config: TransformerXLConfig, prefix: str, source: Path, *, downwards: bool
+) -> dict[str, Tensor]:
+    """The embedding and the output layer, taken out of `left`."""
+    ours: dict[str, Tensor] = {}
+    tables, projections = f"{prefix}word_emb.emb_layers.", f"{prefix}word_emb.emb_projs."
     biases = {}
-    for name, weight in theirs.items():
-        number = _natural(name)[-1] if re.search(r"\.(emb|out)_", name) else 0
-        if "emb_layers" in name:
-            ours[f"backbone.embedding.tables.{number}.weight"] = weight
-        elif "emb_projs" in name:
-            ours[f"backbone.embedding.projections.{number}.weight"] = weight
-        elif "out_projs" in name and not config.tied_projections[number]:
-            ours[f"head.output.projections.{number}.weight"] = weight.T
-        elif "out_layers" in name and name.endswith("bias"):
-            biases[number] = weight
-        elif "out_layers" in name and not config.tie_embeddings:
-            ours[f"head.output.tables.{number}.weight"] = weight
+    for name in sorted(left):
+        if match := re.fullmatch(r"crit\.out_layers\.(\d+)\.(weight|bias)", name):
+            number, kind = int(match[1]), match[2]
+            if kind == "bias":
+                biases[number] = left.pop(name)
+            elif config.tie_embeddings:
+                _take_copies(left, f"{tables}{number}.weight", [name], source)
+            else:
+                ours[f"head.output.tables.{number}.weight"] = left.pop(name)
+        elif match := re.fullmatch(r"crit\.out_projs\.(\d+)", name):
+            number = int(match[1])
+            if number < len(config.tied_projections) and config.tied_projections[number]:
+                own = f"{projections}{number}"
+                _take_copies(left, own if own in left else f"{projections}0", [name], source)
+            else:
+                ours[f"head.output.projections.{number}.weight"] = left.pop(name).T
+    for theirs, name in ((tables, "tables"), (projections, "projections")):
+        for key in [key for key in left if key.startswith(theirs)]:
+            number = int(_natural(key)[-1])
+            ours[f"backbone.embedding.{name}.{number}.weight"] = left.pop(key)
     ours["head.output.bias"] = torch.cat([biases[number] for number in sorted(biases)])
     if config.adaptive_cutoffs:
         for kind in ("weight", "bias"):
-            clusters = theirs[f"crit.cluster_{kind}"]
+            clusters = left.pop(f"crit.cluster_{kind}")
             ours[f"head.output.cluster_{kind}"] = clusters.flip(0) if downwards else clusters
-    return {name: tensor.contiguous() for name, tensor in ours.items()}
+    return ours
+
+
+def _take_copies(left: dict[str, Tensor], original: str, copies: Sequence[str], source: Path) -> None:
+    """Drop what is there twice. Raises `CheckpointError` if it is not the same."""
+    for copy in copies:
+        if not torch.equal(left.pop(copy), left[original]):
+            raise CheckpointError(f"{source}: {copy} differs from {original}, which are one tensor here")

@@ -70,6 +70,10 @@ class Attention(nn.Module):
         return 2 * (seq_len + mem_len)
 
     def _implementation(self, hidden: Tensor) -> Implementation:
+        if not hidden.numel():
+            # Torch's own returns zeros that depend on neither the bias nor, in some versions, the queries: parameters
+            # without a gradient, for which ZeRO would wait.
+            return "plain"
         if self.implementation is not None:
             return self.implementation
         return "sdpa" if hidden.device.type != "cpu" or torch.compiler.is_compiling() else "blocks"

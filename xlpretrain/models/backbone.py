@@ -125,6 +125,10 @@ class BackboneConfig(Section, ABC):
         """What does not fit the rest of the config; keys are those of the whole config."""
         yield from ()
 
+    def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
+        """What does not fit the rows that an objective makes of the data; keys are those of the whole config."""
+        yield from ()
+
     @abstractmethod
     def build(self, vocab_size: int) -> Backbone:
         """The model with freshly drawn weights, from torch's global generator, in fp32."""

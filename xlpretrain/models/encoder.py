@@ -46,6 +46,14 @@ class EncoderConfig(StackConfig):
         if seq_len > self.max_positions:
             yield "objective.seq_len", f"must be at most model.max_positions ({self.max_positions}), got {seq_len}"
 
+    def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
+        """Segments without a vector."""
+        if num_segments > self.num_segments:
+            yield (
+                "model.num_segments",
+                f"must be at least {num_segments}, for these rows, got {self.num_segments}",
+            )
+
     def build(self, vocab_size: int) -> Encoder:
         """The model with freshly drawn weights."""
         return Encoder(self, vocab_size)

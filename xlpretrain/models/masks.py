@@ -32,11 +32,12 @@ def visible_keys(
 
 
 def additive(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B Q K"]:
-    """What is added to scores: 0 where a key may be seen, the lowest finite number where not.
+    """A mask to add to scores: 0 where a key may be seen, half the lowest finite number where not.
 
-    Finite, so that the softmax of a query that may see nothing is no NaN; attention then takes nothing.
+    Finite, so that the softmax of a query that may see nothing is no NaN; attention then takes nothing. Half of it,
+    since fused kernels multiply scores by log2(e), which must not make it infinite.
     """
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min / 2)
 
 
 def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q T"]:

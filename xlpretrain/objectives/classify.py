@@ -73,6 +73,13 @@ class Classify(Objective):
         """None beyond what opening the files finds."""
         yield from ()
 
+    def num_segments(self, data: Manifest) -> int:
+        """One for each text, and one for XLNet's CLS."""
+        assert isinstance(data, LabelledTexts), "RunConfig.problems() asks for it"
+        if self.layout == "document":
+            return 1
+        return 3 if self.layout == "cls_last" else len(data.parts[0])
+
     def training_rows(
         self,
         manifest: Manifest,

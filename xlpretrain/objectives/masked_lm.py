@@ -104,6 +104,10 @@ class MaskedLM(Objective):
                 " documents",
             )
 
+    def num_segments(self, data: Manifest) -> int:
+        """One for each part of a row."""
+        return 1 if self.sentence_task == "none" else 2
+
     def training_rows(
         self,
         manifest: Manifest,

@@ -139,6 +139,10 @@ class Objective(Section, ABC):
         """Whether training rows must say where documents and sentences end."""
         return True
 
+    def num_segments(self, data: Manifest) -> int:
+        """The number of segments that rows of this data have at most, counted from 0. Default: 1."""
+        return 1
+
     @abstractmethod
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
         """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`row_generator`)."""

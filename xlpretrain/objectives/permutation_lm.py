@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.stream import Row
 from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
@@ -116,6 +117,10 @@ class PermutationLM(Objective):
     def elsewhere(self) -> int:
         """For the second part of half of the pairs."""
         return self.pair_len
+
+    def num_segments(self, data: Manifest) -> int:
+        """A, B and CLS."""
+        return 3
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> PermutationLMCollator:
         """The CPU half."""

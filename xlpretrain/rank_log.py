@@ -1,0 +1,97 @@
+"""What a rank says is kept in the run's folder, in logs/rank-00000.log and so on. Torch-free.
+
+A rank on a terminal, or whose output goes elsewhere, hands it to a small process (this file, run as a program), which
+passes it on and adds it to the log. It is a process because a rank may be killed in the midst of a sentence, and
+because a terminal that goes away must not take the rank with it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+RUN = "XLPRETRAIN_RUN"
+"""The environment variable in which a launcher names the run's folder, for what is said before the rank knows it."""
+HEADING = "---"
+"""What the first line of each start begins with."""
+_OUT, _ERR = 1, 2
+_CHUNK_BYTES = 1 << 16
+_copier: subprocess.Popen[bytes] | None = None
+
+
+def heading(where: str) -> str:
+    """The first line of a start in a log, without its end."""
+    return f"{HEADING} {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {where}"
+
+
+def move_to(path: Path, *, where: str) -> None:
+    """Let standard output and error go to the end of a file, for what this process starts, too. Raises OSError."""
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), _OUT)
+        os.dup2(file.fileno(), _ERR)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    print(heading(where))
+
+
+def copy_to(path: Path) -> None:
+    """Let standard error, and standard output unless it is a terminal, go to the end of a file as well.
+
+    A terminal is left alone, for the live line; who writes that writes to the file, too. Once in a process. Where the
+    file or the copying process cannot be had, output stays as it is.
+    """
+    global _copier
+    if _copier is not None:
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{heading(f'{os.uname().nodename}, process {os.getpid()}')}\n")
+        pipes = {target: os.pipe() for target in (_OUT, _ERR) if not (target == _OUT and os.isatty(_OUT))}
+        ends = [f"{read}:{target}" for target, (read, _) in pipes.items()]
+        _copier = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(path), *ends],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[read for read, _ in pipes.values()],
+            start_new_session=True,  # a signal to the rank's group shall not silence what the rank says of it
+        )
+        for target, (read, write) in pipes.items():
+            os.dup2(write, target)
+            os.close(read)
+            os.close(write)
+
+
+def _copy(log: int, sources: dict[int, int]) -> None:
+    """Copy each source to its target and to the log, until all sources end. What cannot be written to is given up."""
+    dead: set[int] = set()
+    with selectors.DefaultSelector() as selector:
+        for source in sources:
+            selector.register(source, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, _CHUNK_BYTES)
+                if not data:
+                    selector.unregister(key.fd)
+                for to in {sources[key.fd], log} - dead:
+                    if not _write_all(to, data) and to != log:  # a full disk may have room again
+                        dead.add(to)
+
+
+def _write_all(descriptor: int, data: bytes) -> bool:
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    _copy(
+        os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND),
+        {int(source): int(target) for source, target in (end.split(":") for end in sys.argv[2:])},
+    )
