@@ -15,6 +15,7 @@ from data_pipelines.build import finish, run_stage, stages_of
 from data_pipelines.parallel import Workers
 from data_pipelines.progress import Stages
 from data_pipelines.work import Work
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import USER_ERROR, DataError
 
 FINISH, REPLACE = "finish", "replace"
@@ -22,6 +23,7 @@ FINISH, REPLACE = "finish", "replace"
 
 def main(arguments: list[str]) -> None:
     """Do it; a mistake of the user is one message and exit code 2."""
+    outlive_console()
     work = Work(Path(arguments[0]))
     try:
         if arguments[1] == FINISH:

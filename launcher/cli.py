@@ -24,6 +24,7 @@ from launcher.arguments import (
     RunsDir,
     TakeOver,
 )
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import USER_ERROR, ConfigError, XLPretrainError
 from xlpretrain.run_folder import RunFolder
 
@@ -265,6 +266,7 @@ def data_build(
     num_jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once, with --cluster.")] = 8,
 ) -> None:
     """Text into a tokenizer, shards and an index. Killed, the same command goes on."""
+    outlive_console()
     if cluster is None:
         from data_pipelines.parallel import start_server
 

@@ -21,6 +21,7 @@ from launcher.cluster import ClusterConfig
 from launcher.rank import exit_code_of
 from launcher.records import End, Job, SlurmFolder, Start
 from xlpretrain import lease, outcome, schema
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.outcome import Saved, Verdict
 from xlpretrain.run_folder import RunFolder, Status
@@ -30,6 +31,7 @@ _MARGIN_S = 15.0  # before the time limit: for the request to go on, should the 
 
 def run(path: str) -> NoReturn:
     """Make one start of the run in a folder, and leave with what it came to: 0, 1, 2, 75 or 76."""
+    outlive_console()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
         # They are for the ranks. Not SIG_IGN, which srun and the ranks would inherit.
         signal.signal(number, lambda *_: None)

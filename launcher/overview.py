@@ -102,9 +102,12 @@ def _own_state(status: Status | None, sign: tuple[lease.Owner | None, float] | N
         gone = heartbeat_s is None or heartbeat_s > lease.STALE_S or (owner is not None and owner.process.is_dead)
         return "crashed" if gone else "running"
     if status.state == "stopped":
-        return {"user": STOPPED_BY_USER, "time": "stopped in time", "signal": "stopped by a signal"}.get(
-            status.reason, "stopped"
-        )
+        return {
+            "user": STOPPED_BY_USER,
+            "time": "stopped in time",
+            "signal": "stopped by a signal",
+            "disk": "stopped, disk full",
+        }.get(status.reason, "stopped")
     return status.state
 
 

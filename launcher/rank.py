@@ -14,6 +14,7 @@ from pathlib import Path
 from launcher import rendezvous
 from launcher.records import SlurmFolder
 from xlpretrain import rank_log
+from xlpretrain.console import outlive_console
 from xlpretrain.durable import replace_file
 from xlpretrain.errors import end
 from xlpretrain.outcome import code_of_rank
@@ -24,6 +25,7 @@ def main(run: RunFolder) -> int:
     """Train one rank's part. Returns its exit code: for Slurm, to have stopped early is no failure."""
     from xlpretrain.__main__ import main as train
 
+    outlive_console()
     os.environ["MASTER_ADDR"] = rendezvous.pick()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]

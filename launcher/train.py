@@ -16,6 +16,7 @@ from xlpretrain import config as configuration
 from xlpretrain import lease, outcome, rank_log
 from xlpretrain.build import prepare
 from xlpretrain.config import RunConfig
+from xlpretrain.console import outlive_console
 from xlpretrain.data.labelled import LabelledTexts
 from xlpretrain.errors import FINISHED
 from xlpretrain.finetune import sum_up
@@ -34,6 +35,7 @@ def start_training(
     stopped_before: bool = False,
 ) -> int:
     """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
+    outlive_console()
     settings = configuration.load(config, overrides)
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
     settings, data, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)

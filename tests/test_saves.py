@@ -116,6 +116,66 @@ def test_once_another_start_has_taken_over_an_older_one_commits_nothing(
     verify_whole(tmp_path / "step-00000002")
 
 
+def test_what_an_evaluation_found_after_a_save_is_noted_in_it(tmp_path: Path, run: Training) -> None:
+    may_write = threading.Event()
+    behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None)
+    before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), TrainState(step=1, best_step=1, best_value=2.0)
+    streams, memory = range(STREAMS), torch.cat(run.mems, dim=1)
+    behind.start(before, run.engine, streams=streams, memory=memory)
+    assert behind.amend(after) is None  # it is still being written
+    may_write.set()
+    assert behind.wait() is None
+    assert behind.amend(TrainState(step=2)) is None, "of no step that was saved"
+    assert names(tmp_path) == ["step-00000001"]
+    found = restore(tmp_path, again := begin(PLAIN, seed=1))
+    assert found is not None and found.state == after
+    expected = whole_state(run.engine)
+    assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
+    assert behind.amend(before) is None  # it is on the disk
+    verify_whole(tmp_path / "step-00000001")
+    found = restore(tmp_path, begin(PLAIN))
+    assert found is not None and found.state == before
+
+
+def test_a_checkpoint_that_cannot_be_changed_stays_as_it_was_and_is_tried_again(tmp_path: Path, run: Training) -> None:
+    behind = saver(tmp_path)
+    begin_to_save(behind, run, 1)
+    assert behind.wait() is None
+    in_the_way = tmp_path / ".tmp-0-step-00000001-0"
+    in_the_way.touch()
+    told = behind.amend(TrainState(step=1, best_step=1))
+    assert told is not None and "the evaluation of step 1 could not be noted" in told
+    assert verify_whole(tmp_path / "step-00000001").state["best_step"] is None
+    in_the_way.unlink()
+    assert behind.wait() is None
+    assert verify_whole(tmp_path / "step-00000001").state["best_step"] == 1
+
+
+@pytest.mark.parametrize("sees_it", [True, False])
+def test_once_another_start_has_taken_over_an_older_one_changes_no_checkpoint(
+    tmp_path: Path, run: Training, sees_it: bool
+) -> None:
+    taken_over = False
+
+    def fence() -> None:
+        if taken_over:
+            clear_temporary(tmp_path, owner=2)
+            if sees_it:
+                raise LaunchError("taken over")
+
+    older = saver(tmp_path, owner=1, fence=fence)
+    begin_to_save(older, run, 1)
+    assert older.wait() is None
+    before, taken_over = (tmp_path / "step-00000001" / "manifest.json").read_bytes(), True
+    if sees_it:
+        with pytest.raises(LaunchError, match="taken over"):
+            older.amend(TrainState(step=1, best_step=1))
+    else:
+        assert "could not be noted" in str(older.amend(TrainState(step=1, best_step=1)))
+    assert (tmp_path / "step-00000001" / "manifest.json").read_bytes() == before
+    assert names(tmp_path) == ["step-00000001"]
+
+
 def test_a_start_removes_what_older_ones_were_writing_and_nothing_else(tmp_path: Path, run: Training) -> None:
     save(tmp_path, run, 1)
     for name in (".tmp-3-step-00000002-1", ".tmp-4-step-00000002-1", ".tmp-5-step-00000002-1"):

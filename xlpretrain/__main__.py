@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xlpretrain import rank_log
+from xlpretrain.console import outlive_console
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
 from xlpretrain.goodput import describe
 from xlpretrain.outcome import code_of_rank
@@ -90,15 +92,17 @@ def _train(run: Run) -> StopReason | None:
         run.watchdog.close()  # every rank has met it, and leaves when it likes
         recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
         raise
-    recorder.plot()
     state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
     recorder.tell(state, step=run.state.step, reason=reason)
+    recorder.plot()  # afterwards: little time may be left
     recorder.say(describe(recorder.goodput.metrics()))
     recorder.say(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
     return stopped
 
 
 if __name__ == "__main__":
+    outlive_console()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens, Ctrl-C ends it without a traceback
     faulthandler.enable()  # so that a crash in C++ tells where
     ours = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
     end(code_of_rank(main(keep_log=True), parent_knows=ours))

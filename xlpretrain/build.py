@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from xlpretrain import checkpoint, distributed, lease, origin
 from xlpretrain import config as configuration
@@ -23,10 +22,9 @@ from xlpretrain.data.paths import Datasets
 from xlpretrain.data.skipping import SkippingRows
 from xlpretrain.data.stream import Rows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluate import Evaluation, evaluate
+from xlpretrain.evaluate import Evaluation, Pause, evaluate
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
-from xlpretrain.objectives.objective import Batch, Loss
 from xlpretrain.probe import Probe
 from xlpretrain.recorder import Recorder
 from xlpretrain.run import Run
@@ -136,7 +134,7 @@ def _build(
         before_commit=recorder.sync,
     )
     saver.reserve(engine, streams=streams, memory=memory)
-    distributed.on_rank_0(partial(recorder.go_on_from, state.step, previous))
+    distributed.on_rank_0(partial(recorder.go_on_from, state, previous))
 
     return Run(
         config=config,
@@ -154,8 +152,8 @@ def _build(
         streams=streams,
         state=state,
         mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
-        evaluate=_evaluator(config, data, engine, watchdog),
-        probe=partial(probe.run, engine, progress=watchdog.progress) if probe is not None else None,
+        evaluate=_evaluator(config, data, engine),
+        probe=(lambda pause: probe.run(engine, pause=pause)) if probe is not None else None,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
@@ -203,19 +201,12 @@ def _build_engine(
     return engine, flops
 
 
-def _evaluator(
-    config: RunConfig, data: Datasets, engine: Engine, watchdog: Watchdog
-) -> Callable[[], Evaluation] | None:
+def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[Pause], Evaluation] | None:
     if data.valid is None:
         return None
-
-    def forward(batch: Batch, memory: Tensor) -> tuple[Loss, Tensor]:
-        watchdog.progress()
-        return engine.evaluate(batch, memory)
-
-    return partial(
+    call = partial(
         evaluate,
-        forward,
+        engine.evaluate,
         engine.model.backbone.empty_memory,
         manifest=data.valid,
         tokenizer=data.tokenizer,
@@ -224,6 +215,7 @@ def _evaluator(
         config=config.eval,
         device=engine.device,
     )
+    return lambda pause: call(pause=pause)
 
 
 def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Callable[[], None]) -> str:

@@ -146,6 +146,19 @@ def on_rank_0(call: Callable[[], T]) -> T:
     return result
 
 
+def share_trouble(error: XLPretrainError | None) -> None:
+    """Raise the first rank's `error` on every rank, if any rank has one. Every rank must call it."""
+    for found in gather_objects(error):
+        if found is not None:
+            raise found
+
+
+def share_any_trouble(error: XLPretrainError | None) -> None:
+    """The same, at the price of one small all-reduce as long as there is no error."""
+    if all_reduce_sum([error is not None])[0]:
+        share_trouble(error)
+
+
 def streams_of(rank: int, world_size: int, num_streams: int) -> range:
     """The streams that `rank` works on: consecutive, and as many as the others' to within one."""
     return range(rank * num_streams // world_size, (rank + 1) * num_streams // world_size)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +19,19 @@ from xlpretrain.data.loader import Loader
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.errors import XLPretrainError
 from xlpretrain.metrics import Metrics
 from xlpretrain.objectives.objective import Batch, Loss, Objective, Scores
 from xlpretrain.schema import Section
 
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
 """A forward pass in evaluation mode, such as `Engine.evaluate`."""
+Pause = Callable[[XLPretrainError | None], None]
+"""Called by every rank before each batch, with the error that this rank met while reading it, if any.
+
+If any rank has one it raises it on all of them. It may raise on all of them for reasons of its own, too.
+"""
+T = TypeVar("T")
 
 _SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same predictions
 
@@ -173,6 +181,21 @@ def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
     return blocks * manifest.block_tokens, sum(manifest.block_bytes(i) for i in range(blocks))
 
 
+def paused(batches: Generator[T], pause: Pause) -> Generator[T]:
+    """The same batches, as many on every rank, with a pause before each. Raises what `pause` does."""
+    with closing(batches):
+        while True:
+            trouble = None
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except XLPretrainError as error:
+                trouble = error
+            pause(trouble)
+            yield batch
+
+
 def evaluate(
     forward: Forward,
     empty_memory: Callable[[int, int], Tensor],
@@ -184,6 +207,7 @@ def evaluate(
     config: EvalConfig,
     device: torch.device,
     terms: tuple[str, ...] = (),
+    pause: Pause = distributed.share_any_trouble,
 ) -> Evaluation:
     """Score the held-out text. Every rank calls it; every rank gets the result.
 
@@ -197,6 +221,10 @@ def evaluate(
         objective: with the row length that is wanted.
         mem_len: positions remembered.
         terms: loss terms to score, the one that predicts tokens first (default: the objective's).
+        pause: called before each batch.
+
+    Raises:
+        XLPretrainError: on every rank, if one of them met damaged data; and what `pause` raises.
     """
     num_tokens, num_bytes = covered(manifest, config.max_tokens)
     terms = terms or objective.terms
@@ -208,7 +236,7 @@ def evaluate(
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, rows.num_clusters))
     mems = empty_memory(len(streams), mem_len).to(device)
-    for step, (batch,) in enumerate(loader.steps(start=0, stop=rows.num_steps)):
+    for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=rows.num_steps), pause)):
         loss, mems = forward(batch.to(device), mems)
         for number, term in enumerate(terms):
             scores = loss.scores[term]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -61,5 +62,8 @@ def sum_up(run: TrainedRun, valid: LabelledTexts) -> Figures:
     write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
     figures = Figures.of(valid.labels, probabilities, labels)
     replace_file(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
-    plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+    try:
+        plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+    except Exception as error:  # no picture is worth the figures
+        print(f"{folder.confusion}: cannot be drawn: {type(error).__name__}: {error}", file=sys.stderr)
     return figures

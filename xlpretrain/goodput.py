@@ -17,7 +17,8 @@ class Goodput:
     """Seconds since the run began, by rank 0's clock; every second is in one of these.
 
     step_s, data_wait_s, save_s, eval_s: in steps that count, waiting for data, held up by saves, in evaluations.
-    lost_s: all of these for steps that a crash undid; steps_redone counts those steps, as far as they were logged.
+    lost_s: all of these for steps that a crash undid, and evaluations that a stop cut; steps_redone counts those steps,
+        as far as they were logged.
     restart_s: until the first step of a start, from the last sign of the one before; restarts counts them.
     """
 

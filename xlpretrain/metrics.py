@@ -84,11 +84,12 @@ class MetricsFile:
             os.fsync(self._file.fileno())
         return rows
 
-    def close(self) -> None:
-        """Close the file; the next `append` opens it again. What could not be written is lost."""
+    def close(self) -> int:
+        """Close the file; the next `append` opens it again. Returns how many lines could not be written."""
         if self._file is not None:
             self._file.close()
             self._file = None
+        return len(self._pending)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

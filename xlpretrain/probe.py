@@ -6,7 +6,6 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,8 @@ from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import mix
 from xlpretrain.data.paths import Datasets
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluate import evaluate
+from xlpretrain.evaluate import Pause, evaluate, paused
 from xlpretrain.metrics import Metrics
-from xlpretrain.objectives.objective import Batch, Loss
 from xlpretrain.recipe import classifier_config
 
 
@@ -52,23 +50,19 @@ class Probe:
         config = schema.validate(RunConfig, content, f"{run.name}, its probe")
         return cls(config, config.data.open(kept=data.tokenizer))
 
-    def run(self, weights_of: Engine, *, progress: Callable[[], None]) -> Metrics:
+    def run(self, weights_of: Engine, *, pause: Pause) -> Metrics:
         """The accuracy of a classifier that begins with the weights of an engine as they are.
 
-        Every rank must call it. progress: called at each step and each batch of the evaluation, for the watchdog.
+        Every rank must call it. pause: called before each step and each batch of the evaluation; what it raises ends
+        the probe.
         """
         weights, device = whole_weights(weights_of), weights_of.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             engine = self._engine(weights, device)
-            self._train(engine, progress)
-
-            def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
-                progress()
-                return engine.evaluate(batch, mems)
-
+            self._train(engine, pause)
             assert self.data.valid is not None, "`of` names it"
             found = evaluate(
-                forward,
+                engine.evaluate,
                 engine.model.backbone.empty_memory,
                 manifest=self.data.valid,
                 tokenizer=self.data.tokenizer,
@@ -76,6 +70,7 @@ class Probe:
                 mem_len=0,
                 config=self.config.eval,
                 device=device,
+                pause=pause,
             )
         return {"valid/probe_accuracy": found.main.accuracy, "valid/probe_loss": found.loss}
 
@@ -95,20 +90,19 @@ class Probe:
             device=device,
         )
 
-    def _train(self, engine: Engine, progress: Callable[[], None]) -> None:
+    def _train(self, engine: Engine, pause: Pause) -> None:
         config, rank = self.config, distributed.rank()
         streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
         rows = training_rows(config, self.data.train)
         loader = Loader(rows, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
         memory = engine.model.backbone.empty_memory(len(streams), 0)
         assert config.max_steps is not None, "`of` says it"
-        for step, (batch,) in enumerate(loader.steps(start=0, stop=config.max_steps)):
+        for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
             torch.manual_seed(mix(config.seed, step, rank))
             engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each row has its label
             loss, _ = engine(batch.to(engine.device), memory)
             engine.backward(loss)
             engine.step(config.optimizer.lr * config.schedule.ratio(step))
-            progress()
 
 
 def whole_weights(engine: Engine) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def go_back(run: Run) -> None:
     rows = SkippingRows(run.rows, run.state.skipped_windows, run.config.objective.stride)
     run.loader = replace(run.loader, rows=rows)
     run.saver.go_back(run.state.step)
-    run.recorder.go_back(run.state.step)
+    run.recorder.go_back(run.state)
     run.recorder.say(
         f"step {then.step}: the loss spikes; back to step {run.state.step}, and on without the data of steps"
         f" {window[0]} to {window[1] - 1}"

@@ -13,7 +13,7 @@ from xlpretrain.data.loader import Loader
 from xlpretrain.data.stream import Rows
 from xlpretrain.engine.engine import Engine
 from xlpretrain.errors import XLPretrainError
-from xlpretrain.evaluate import Evaluation
+from xlpretrain.evaluate import Evaluation, Pause
 from xlpretrain.lease import Lease
 from xlpretrain.metrics import Metrics, Stopwatch
 from xlpretrain.objectives.objective import Batch
@@ -45,8 +45,8 @@ class Run:
     streams: range
     state: TrainState
     mems: list[Tensor]
-    evaluate: Callable[[], Evaluation] | None
-    probe: Callable[[], Metrics] | None
+    evaluate: Callable[[Pause], Evaluation] | None
+    probe: Callable[[Pause], Metrics] | None
     stop: StopRequest
     recorder: Recorder
     peak_flops: float

@@ -30,7 +30,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """The names that a run, and so its folder, may have: they go into job scripts and W&B."""
 
 State = Literal["running", "finished", "stopped", "failed"]
-Reason = Literal["", "finished", "signal", "time", "user", "error", "crash"]
+Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
 
 
 @dataclass(frozen=True)

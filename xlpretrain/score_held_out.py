@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from xlpretrain import distributed
 from xlpretrain.errors import XLPretrainError, tell_once
-from xlpretrain.evaluate import Evaluation
 from xlpretrain.run_folder import RunFolder
-from xlpretrain.trained import TrainedRun
+
+if TYPE_CHECKING:  # imported late: torch takes seconds, and Ctrl-C shall end them without a traceback
+    from xlpretrain.evaluate import Evaluation
 
 
 def main() -> int:
@@ -34,6 +36,9 @@ def main() -> int:
 
 
 def _score(options: argparse.Namespace) -> None:
+    from xlpretrain import distributed
+    from xlpretrain.trained import TrainedRun
+
     device = distributed.start()
     try:
         run = TrainedRun.load(RunFolder(options.run), device=device, moved=options.moved)
@@ -65,4 +70,5 @@ def describe(found: Evaluation) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

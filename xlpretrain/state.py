@@ -14,6 +14,7 @@ class TrainState:
     recent_losses: of the steps before this one, where spikes are looked for.
     skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
     failed_saves: checkpoints that could not be written. damaged_rows: left out since their block is damaged.
+    unrecorded: this step's metrics as far as they are known, while its evaluation or probe is still to be done.
     best_step, best_value: of the evaluation that found the best value of what `eval.best` names, if there was one.
     """
 
@@ -27,8 +28,14 @@ class TrainState:
     damaged_rows: int = 0
     rollbacks: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    unrecorded: dict[str, float | int] | None = None
     best_step: int | None = None
     best_value: float | None = None
 
     def __post_init__(self) -> None:
         self.skipped_windows = [(first, last) for first, last in self.skipped_windows]  # JSON gives lists
+
+    @property
+    def recorded_step(self) -> int:
+        """The last step whose metrics are in `metrics.jsonl`, where every step is logged."""
+        return self.step if self.unrecorded is None else self.step - 1

@@ -1,4 +1,4 @@
-"""Why a run should save and leave before its end: a signal, a STOP file, or its time being up."""
+"""Why a run should save and leave before its end: a signal, a STOP file, its time being up, or a disk that is full."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import Field
 
 from xlpretrain.schema import Section
 
-StopReason = Literal["signal", "time", "user"]
-STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time")
+StopReason = Literal["signal", "time", "user", "disk"]
+STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time", "disk")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """Which of them say that time is running out, and no more: what they are not told to may be finished."""
@@ -32,6 +32,9 @@ class StopConfig(Section):
     patience: int | None = Field(None, gt=0)
     """Evaluations in a row that are no better than the best one (eval.best) after which a run is finished (default: it
     goes on to max_steps)."""
+    unwritable_s: float = Field(300, gt=0)
+    """Seconds for which metrics.jsonl or status.json may be unwritable; after them the run saves and leaves with exit
+    code 75, as soon as it can save."""
     max_nonfinite_steps: int = Field(5, gt=0)
     """Steps in a row whose loss or gradient is not finite after which the run fails."""
 

@@ -160,7 +160,10 @@ def _attempt(call: Callable[[], Any], timeout_s: float) -> str | None:
             failure.append(error)
 
     thread = threading.Thread(target=run, daemon=True, name="wandb-call")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # no more threads
+        return str(error)
     thread.join(timeout_s)
     if failure:
         return f"{type(failure[0]).__name__}: {failure[0]}".splitlines()[0][:200]

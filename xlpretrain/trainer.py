@@ -3,6 +3,9 @@
     for each step: agree with the other ranks (counts, stop, trouble, saves), begin to save if due, put the
     micro-batches through the engine, update once, then log and evaluate if due.
 
+Before each batch of an evaluation the ranks agree on the same things, so that a stop cuts it short: the checkpoint then
+says that the evaluation of its step is still to be done, and the next start begins with that.
+
 Everything else has a home elsewhere: `build.py` puts a `Run` together, `__main__.py` starts it on each rank.
 """
 
@@ -10,10 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +27,23 @@ from xlpretrain.best import is_over, must_save, note
 from xlpretrain.corpus_losses import add_losses, corpus_metrics
 from xlpretrain.data.order import mix
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
+from xlpretrain.evaluate import Evaluation, Pause
+from xlpretrain.goodput import Work
 from xlpretrain.metrics import Metrics, Stopwatch, peak_memory_bytes
 from xlpretrain.objectives.objective import Batch
 from xlpretrain.rollback import found_spike, go_back, part_of_loss
 from xlpretrain.run import Run
 from xlpretrain.stopping import STOP_REASONS, StopReason
+
+T = TypeVar("T")
+
+
+class _LoopEndedError(Exception):
+    """The ranks agree to leave the loop at this step, for a reason to stop or to go back before a loss spike."""
+
+    def __init__(self, why: StopReason | Literal["spike"]):
+        super().__init__(why)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -58,31 +74,35 @@ def train(run: Run) -> StopReason | None:
 
 
 def _steps(run: Run) -> StopReason | None:
-    """Train until `max_steps`, or until the ranks agree to stop: returns why. After a loss spike, go back first."""
-    while (ended := _steps_until_spike(run)) == "spike":
-        _tell_of_failed_save(run, run.saver.wait())
-        go_back(run)
-        begin_to_save(run)
-    return ended
+    """Train until `max_steps`, or until the ranks agree to stop: returns why. After a loss spike, go back first.
+
+    Where it is the run's own files that cannot be written, it goes on until a checkpoint can be.
+    """
+    while True:
+        try:
+            _steps_to_the_end(run)
+            return None
+        except _LoopEndedError as ended:
+            if ended.why == "spike":
+                _tell_of_failed_save(run, run.saver.wait())
+                go_back(run)
+                begin_to_save(run)
+                continue
+            failure = _save_this_step(run) if ended.why == "disk" else None
+            if failure is None:
+                return ended.why
+            _tell_of_failed_save(run, failure)
+            run.recorder.be_patient()
 
 
-def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
-    """Train until `max_steps`, or until the ranks agree to stop, or that the last step's loss was a spike."""
-    stopped: StopReason | None = None
+def _steps_to_the_end(run: Run) -> None:
+    """Train until `max_steps`, or until `stop.patience` is over. Raises `_LoopEndedError`."""
+    _finish_row(run)  # which the start before was stopped at
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps and not is_over(run):
             batches = _fetch(run, batches_of_steps)
-            agreed = _agree(run, batches)
-            _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
-            if agreed.spike:
-                return "spike"
-            if agreed.stop:
-                stopped = agreed.stop
-                break
-            if agreed.saves.writing and must_save(run):
-                _tell_of_failed_save(run, run.saver.wait())
-            if must_save(run) or (agreed.saves.due and not agreed.saves.writing):
-                begin_to_save(run)
+            agreed = _agree(run, batches, reason=run.stop.reason() or run.recorder.reason_to_stop())
+            _act_on(run, agreed, before="step_s")
             if agreed.damaged_rows:
                 _tell_of_damage(run, agreed.damaged_rows)
             sums, grad_norm = _step(run, batches, agreed.counts)
@@ -90,15 +110,18 @@ def _steps_until_spike(run: Run) -> StopReason | Literal["spike"] | None:
             run.state.step += 1
             run.state.tokens += run.config.tokens_per_step
             _count_bad_numbers(run, grad_norm)
-            run.last_losses = part_of_loss(run, sums, agreed.counts)
+            if run.state.step < run.max_steps:
+                run.last_losses = part_of_loss(run, sums, agreed.counts)
             _record(run, sums, agreed.counts, grad_norm)
             _refuse_bad_numbers(run)
-    return stopped
 
 
-def begin_to_save(run: Run, *, behind: bool = True) -> None:
-    """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing."""
-    run.recorder.goodput.spent("step_s")
+def begin_to_save(run: Run, *, behind: bool = True, before: Work = "step_s") -> None:
+    """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing.
+
+    before: what the time until now was spent on.
+    """
+    run.recorder.goodput.spent(before)
     memory = torch.cat(run.mems, dim=1)
     run.saver.start(run.state, run.engine, streams=run.streams, memory=memory, behind=behind)
     run.recorder.goodput.spent("save_s")
@@ -106,12 +129,19 @@ def begin_to_save(run: Run, *, behind: bool = True) -> None:
 
 def _save_the_last(run: Run) -> None:
     """See this step on the disk. Raises `CheckpointError`, on every rank, if that fails."""
-    _tell_of_failed_save(run, run.saver.wait())
+    if failure := _save_this_step(run):
+        raise CheckpointError(failure)
+
+
+def _save_this_step(run: Run) -> str | None:
+    """See this step on the disk. Every rank calls it. Returns why it is not there."""
+    failure = run.saver.wait()
     if run.saver.saved_at != run.state.step:
+        _tell_of_failed_save(run, failure)
         begin_to_save(run, behind=False)
-        if failure := run.saver.wait():
-            raise CheckpointError(failure)
+        failure = run.saver.wait()
     run.recorder.goodput.spent("save_s")
+    return failure
 
 
 def _tell_of_failed_save(run: Run, failure: str | None) -> None:
@@ -135,10 +165,12 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
         run.recorder.goodput.spent("data_wait_s")
 
 
-def _agree(run: Run, batches: list[Batch]) -> Agreement:
-    """One small all-reduce: the step's counts per loss term, whether to stop, trouble on a rank, and its saves."""
+def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> Agreement:
+    """One small all-reduce: the step's counts per loss term, whether to stop, trouble on a rank, and its saves.
+
+    reason: this rank's, if there is one to stop. Raises the first rank's trouble on every rank.
+    """
     terms = run.config.objective.terms
-    reason = run.stop.reason()
     values = [
         *(sum(batch.counts[term] for batch in batches) for term in terms),
         *(reason == known for known in STOP_REASONS),
@@ -152,9 +184,25 @@ def _agree(run: Run, batches: list[Batch]) -> Agreement:
     asked = [known for known in STOP_REASONS if next(numbers)]
     damaged_rows = int(next(numbers))
     if next(numbers):
-        _share_trouble(run)
+        distributed.share_trouble(run.trouble)
     spike = found_spike(run, next(numbers))
     return Agreement(counts, damaged_rows, asked[0] if asked else None, checkpoint.Votes(*numbers), spike)
+
+
+def _act_on(run: Run, agreed: Agreement, *, before: Work) -> None:
+    """Leave the loop if that was agreed, by `_LoopEndedError`; else begin to save if due. Every rank calls it.
+
+    before: what the time until now was spent on.
+    """
+    _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
+    if agreed.spike:
+        raise _LoopEndedError("spike")
+    if agreed.stop:
+        raise _LoopEndedError(agreed.stop)
+    if agreed.saves.writing and must_save(run):
+        _tell_of_failed_save(run, run.saver.wait())
+    if must_save(run) or (agreed.saves.due and not agreed.saves.writing):
+        begin_to_save(run, before=before)
 
 
 def _tell_of_damage(run: Run, num_rows: int) -> None:
@@ -165,13 +213,6 @@ def _tell_of_damage(run: Run, num_rows: int) -> None:
             if message not in run.damage_told:
                 run.damage_told.add(message)
                 run.recorder.say(f"going on without the rows of a block: {message}")
-
-
-def _share_trouble(run: Run) -> None:
-    """Raise the first rank's trouble on every rank, if there is any."""
-    for error in distributed.gather_objects(run.trouble):
-        if error is not None:
-            raise error
 
 
 def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
@@ -219,49 +260,96 @@ def _refuse_bad_numbers(run: Run) -> None:
 
 
 def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm: float) -> None:
-    """Log and evaluate, if due."""
-    config, state = run.config, run.state
-    last = state.step == run.max_steps
-    metrics: Metrics = {}
-    if _is_logged(run, state.step):
-        losses = dict(zip(sums, distributed.all_reduce_sum([float(s) for s in sums.values()]), strict=True))
-        means = {term: losses[term] / counts[term] if counts[term] else 0.0 for term in losses}
-        weights = config.objective.weights
-        metrics |= {
-            "tokens": state.tokens,
-            "train/loss": sum(weights[term] * means[term] for term in means),
-            "train/lr": config.optimizer.lr * config.schedule.ratio(state.step - 1),
-            "train/grad_norm": grad_norm,
-            **{f"train/loss/{term}": mean for term, mean in means.items()},
-            "data/epoch": state.step / run.rows.steps_per_epoch,
-            **corpus_metrics(run),
-            "events/skipped_updates": state.skipped_updates,
-            "events/failed_saves": state.failed_saves,
-            "events/damaged_rows": state.damaged_rows,
-            "events/rollbacks": state.rollbacks,
-            "events/skipped_steps": sum(last - first for first, last in state.skipped_windows),
-            "memory/peak_bytes": peak_memory_bytes(run.engine.device),
-            **run.watch.lap(
-                tokens_per_step=config.tokens_per_step,
-                flops_per_token=run.flops_per_token,
-                peak_flops=run.peak_flops,
-            ),
-        }
+    """Log and evaluate, if due. Raises `_LoopEndedError` if the ranks agree to leave the loop before that is done."""
+    row = _training_metrics(run, sums, counts, grad_norm) if _is_logged(run, run.state.step) else {}
     run.recorder.goodput.spent("step_s")
-    if run.evaluate is not None and (last or _due(run, config.eval.every_steps)):
-        found = run.evaluate()
+    if _due_evaluation(run) or _due_probe(run):
+        run.state.unrecorded = row
+        _finish_row(run)
+    elif row:
+        run.recorder.record(run.state.step, row)
+
+
+def _training_metrics(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm: float) -> Metrics:
+    config, state = run.config, run.state
+    losses = dict(zip(sums, distributed.all_reduce_sum([float(s) for s in sums.values()]), strict=True))
+    means = {term: losses[term] / counts[term] if counts[term] else 0.0 for term in losses}
+    weights = config.objective.weights
+    return {
+        "tokens": state.tokens,
+        "train/loss": sum(weights[term] * means[term] for term in means),
+        "train/lr": config.optimizer.lr * config.schedule.ratio(state.step - 1),
+        "train/grad_norm": grad_norm,
+        **{f"train/loss/{term}": mean for term, mean in means.items()},
+        "data/epoch": state.step / run.rows.steps_per_epoch,
+        **corpus_metrics(run),
+        "events/skipped_updates": state.skipped_updates,
+        "events/failed_saves": state.failed_saves,
+        "events/damaged_rows": state.damaged_rows,
+        "events/rollbacks": state.rollbacks,
+        "events/skipped_steps": sum(last - first for first, last in state.skipped_windows),
+        "memory/peak_bytes": peak_memory_bytes(run.engine.device),
+        **run.watch.lap(
+            tokens_per_step=config.tokens_per_step,
+            flops_per_token=run.flops_per_token,
+            peak_flops=run.peak_flops,
+        ),
+    }
+
+
+def _finish_row(run: Run) -> None:
+    """Do what this step's metrics still lack, evaluation and probe, and record them. Raises `_LoopEndedError`.
+
+    Until then they are part of the state: a checkpoint of this step says what is to be done first by who goes on.
+    """
+    state, row = run.state, run.state.unrecorded
+    if row is None:
+        return
+    if (evaluate := _due_evaluation(run)) and "valid/loss" not in row:
+        found = _interruptible(run, evaluate)
         note(run, found)
-        metrics |= {"tokens": state.tokens, **found.metrics()}
-        run.watch = Stopwatch()
-        run.recorder.goodput.spent("eval_s")
-    if run.probe is not None and config.eval.probe and (last or _due(run, config.eval.probe.every_steps)):
-        metrics |= {"tokens": state.tokens, **run.probe()}
-        run.watch = Stopwatch()
-        run.recorder.goodput.spent("eval_s")
-    if metrics:
-        run.recorder.record(state.step, metrics)
-    if "valid/loss" in metrics:
+        row |= {"tokens": state.tokens, **found.metrics()}
+        _tell_of_failed_save(run, run.saver.amend(state))
+    if (probe := _due_probe(run)) and "valid/probe_loss" not in row:
+        row |= {"tokens": state.tokens, **_interruptible(run, probe)}
+    state.unrecorded = None
+    run.watch = Stopwatch()
+    if row:
+        run.recorder.record(state.step, row)
+    _tell_of_failed_save(run, run.saver.amend(state))
+    if "valid/loss" in row:
         run.recorder.plot()
+
+
+def _interruptible(run: Run, work: Callable[[Pause], T]) -> T:
+    """What an evaluation or a probe finds. If the ranks agree to leave the loop meanwhile, its time is lost."""
+    goodput = run.recorder.goodput
+    before_s = goodput.eval_s
+    try:
+        return work(partial(_pause, run))
+    except _LoopEndedError:
+        goodput.spent("eval_s")
+        goodput.lost_s += goodput.eval_s - before_s
+        goodput.eval_s = before_s
+        raise
+    finally:
+        goodput.spent("eval_s")
+
+
+def _pause(run: Run, trouble: XLPretrainError | None) -> None:
+    """Agree between two batches of an evaluation, as at a step boundary. Every rank calls it; see `Pause`."""
+    run.watchdog.progress()
+    run.trouble = trouble
+    _act_on(run, _agree(run, [], reason=run.stop.reason()), before="eval_s")
+
+
+def _due_evaluation(run: Run) -> Callable[[Pause], Evaluation] | None:
+    return run.evaluate if _due(run, run.config.eval.every_steps) else None
+
+
+def _due_probe(run: Run) -> Callable[[Pause], Metrics] | None:
+    probe = run.config.eval.probe
+    return run.probe if probe is not None and _due(run, probe.every_steps) else None
 
 
 def _is_logged(run: Run, step: int) -> bool:
@@ -269,4 +357,4 @@ def _is_logged(run: Run, step: int) -> bool:
 
 
 def _due(run: Run, every_steps: int) -> bool:
-    return run.state.step % every_steps == 0
+    return run.state.step == run.max_steps or run.state.step % every_steps == 0

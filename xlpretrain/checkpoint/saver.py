@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
 
 from xlpretrain import distributed
-from xlpretrain.checkpoint.format import memory_key, tensor_key
+from xlpretrain.checkpoint.format import DamagedError, memory_key, tensor_key
 from xlpretrain.checkpoint.host import HostFile
 from xlpretrain.checkpoint.layout import layout
-from xlpretrain.checkpoint.write import POLL_S, Copied, FolderGoneError, Place, write
+from xlpretrain.checkpoint.write import POLL_S, Copied, FolderGoneError, Place, amend, write
 from xlpretrain.engine.engine import Engine
 from xlpretrain.engine.partition import StateRange
 from xlpretrain.errors import CheckpointError
@@ -101,6 +101,7 @@ class Saver:
         self._failure: Exception | None = None
         self._gave_up = threading.Event()
         self._attempts = 0
+        self._outdated: dict[str, Any] | None = None  # what the last save's manifest should say
         self._begun_at = step
         self._next_s = time.monotonic() + (config.every_s or float("inf"))
 
@@ -130,7 +131,7 @@ class Saver:
         self._thread = None
         if not votes.failed:
             self.saved_at = self._begun_at
-            return None
+            return self._amend()
         failures = {rank: f for rank, f in enumerate(distributed.gather_objects(self._failure)) if f is not None}
         self._failure = None
         self._next_s = min(self._next_s, time.monotonic() + RETRY_S)
@@ -159,6 +160,7 @@ class Saver:
         """
         assert self._thread is None, "one save at a time"
         self._attempts += 1
+        self._outdated = None
         self._begun_at = state.step
         self._next_s = time.monotonic() + (self._config.every_s or float("inf"))
         self._gave_up.clear()
@@ -183,14 +185,43 @@ class Saver:
             votes = Votes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
             told = self.conclude(votes)
             if not votes.writing:
-                return told
+                return told or self._amend()
             if self._thread is not None:
                 self._thread.join(POLL_S)
+
+    def amend(self, state: TrainState) -> str | None:
+        """The state has changed since its step was saved, if it was: let the checkpoint say so, once it is written.
+
+        Every rank must call it. Returns and raises as `conclude` does; a checkpoint that cannot be changed stays whole,
+        and `wait` tries again.
+        """
+        if self._begun_at != state.step:
+            return None
+        self._outdated = asdict(state)
+        return self._amend()
+
+    def _amend(self) -> str | None:
+        state, step = self._outdated, self._begun_at
+        if state is None or self._thread is not None or self.saved_at != step:
+            return None
+
+        def change() -> str | None:
+            try:
+                amend(self._place, step, state)
+            except (OSError, DamagedError) as error:
+                return f"the evaluation of step {step} could not be noted in {self._place.checkpoints}: {error}"
+            return None
+
+        failure = distributed.on_rank_0(change)
+        if failure is None:
+            self._outdated = None
+        return failure
 
     def go_back(self, step: int) -> None:
         """The run goes on from the checkpoint of an earlier `step`. Every rank must call it, none writing."""
         assert self._thread is None, "what is being written is of a later step"
         self.saved_at = self._begun_at = step
+        self._outdated = None
         self._place = replace(self._place, verified=step)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from threading import Event
@@ -126,6 +126,28 @@ def write(place: Place, copied: Copied, gave_up: Event) -> None:
             remove(folder, owner=place.owner)
         place.fence()  # if the folder is gone because another start took over, say that
         raise
+
+
+def amend(place: Place, step: int, state: dict[str, Any]) -> None:
+    """Replace the state that the checkpoint of a step holds: its evaluation has been done since. Rank 0 alone.
+
+    Raises:
+        OSError, DamagedError: it is as it was.
+        XLPretrainError: by the fence; this start of the run is over.
+    """
+    folder = place.checkpoints / checkpoint_name(step)
+    manifest = replace(Manifest.read(folder), state=state)
+    temporary = place.checkpoints / temporary_name(place.owner, step, 0)  # attempts begin at 1
+    temporary.mkdir()
+    try:
+        replace_file(temporary / MANIFEST, manifest.to_json())
+        place.before_commit()
+        place.fence()
+        (temporary / MANIFEST).rename(folder / MANIFEST)  # a later start would have removed it
+        sync(folder)
+    finally:
+        with suppress(OSError):
+            remove(temporary, owner=place.owner)
 
 
 def _wait_until(ready: Callable[[], bool], gave_up: Event) -> None:

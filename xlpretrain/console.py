@@ -1,0 +1,79 @@
+"""Standard output and error that may fail, or take nothing, without ending or holding up the process. Torch-free."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_PATIENCE_S = 1.0
+_MISSING = b"\n(lines are missing here: the console took none for a while)\n"
+
+
+def outlive_console() -> None:
+    """Let this process go on whatever becomes of its console: a closed terminal or pipe, a full disk, one that hangs.
+
+    For programs whose output is worth less than their work. Streams that somebody has replaced already stay.
+    """
+    for descriptor in range(3):
+        with suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # else the next file opened would get this number, and be written to
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _outliving(sys.stdout, 1)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _outliving(sys.stderr, 2)
+
+
+def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:
+    with suppress(OSError, ValueError, AttributeError):
+        stream.flush()  # type: ignore[union-attr]
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    # A character that the console does not know is no reason to end either.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Console(descriptor)), encoding, errors="backslashreplace", line_buffering=True
+    )
+
+
+class _Console(io.RawIOBase):
+    """A file descriptor. What it cannot take, or does not take within `_PATIENCE_S`, is dropped."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self._is_stuck = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Returns the size of all of it, written or not."""
+        content = bytes(data)
+        with suppress(OSError):
+            if self._is_stuck and self._is_ready(0.0):
+                self._is_stuck = False
+                os.write(self._descriptor, _MISSING)
+            rest = content
+            while rest and not self._is_stuck:
+                if self._is_ready(_PATIENCE_S):
+                    rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]  # a pipe takes that at once
+                else:
+                    self._is_stuck = True
+        return len(content)
+
+    def _is_ready(self, timeout_s: float) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return bool(poll.poll(1000 * timeout_s))
