@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines import deduplicating, encoding, reading, shards
+from data_pipelines.build_warnings import find_warnings
 from data_pipelines.config import DataConfig
 from data_pipelines.finished import is_finished, open_splits
 from data_pipelines.in_place import put_in_place, remove_stale
 from data_pipelines.parallel import WorkerDiedError, Workers
 from data_pipelines.plan import make_plan
 from data_pipelines.progress import Stages
-from data_pipelines.report import read_report, report_table, write_report
+from data_pipelines.report import print_report, read_report, write_report
 from data_pipelines.stats import summary_table
 from data_pipelines.work import Stage, Work, run_task
 from xlpretrain.data.manifest import Manifest
@@ -58,8 +59,7 @@ def tell(out: Path, stages: Stages) -> BuildReport:
     """Print what a build that is finished made."""
     splits = open_splits(out)
     stages.console.print(summary_table(str(out), splits))
-    if table := report_table(out, read_report(out)):
-        stages.console.print(table)
+    print_report(stages.console, out, read_report(out))
     return BuildReport(out, splits, seconds=stages.seconds)
 
 
@@ -118,7 +118,15 @@ def finish(work: Work, *, replace: bool) -> None:
         path.unlink()
     read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
     cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
-    write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)
+    trained_on = work.counts(encoding.TOKENIZER)
+    write_report(
+        work.dataset,
+        num_read=read["read"],
+        num_kept=encoded["kept"],
+        cleaned=cleaned,
+        trained_on=trained_on,
+        warnings=list(find_warnings(plan.config, encoded, trained_on)),
+    )
     shards.write_indexes(work, plan.built_from)
     put_in_place(work.dataset, plan.out, replace=replace)
     work.remove()

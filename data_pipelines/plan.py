@@ -27,7 +27,7 @@ from xlpretrain.errors import DataError
 if TYPE_CHECKING:
     from data_pipelines.work import Work
 
-FORMAT = 1
+FORMAT = 2
 """Raised when work folders of an older xlpretrain cannot be gone on with."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 

@@ -26,7 +26,7 @@ class Masking:
     max_ngram: int
 
     def choose(self, tokens: np.ndarray, parts: list[tuple[int, int]], generator: np.random.Generator) -> np.ndarray:
-        """The positions to predict, ascending: within `parts` (start, stop), a share `rate` of all tokens, one at least.
+        """The positions to predict, ascending: a share `rate` of all tokens, one at least, all within `parts`.
 
         As ALBERT's code: words are visited in random order; at each, an n-gram with n in 1..max_ngram, p(n) ~ 1/n, is
         shortened until it fits what is still to be predicted, and taken unless it overlaps another. Deviations: an
