@@ -17,7 +17,7 @@ from xlpretrain.__main__ import main
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.objectives.objective import Objective
 
-SEQ_LEN, SAMPLES, STREAMS = 64, 480, 16
+SEQ_LEN, SAMPLES, STREAMS = 128, 480, 16
 SIZES = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32}
 MASKED = {"type": "masked_lm", "seq_len": SEQ_LEN}
 MODELS: dict[str, dict[str, Any]] = {
