@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from unicodedata import category
 
@@ -35,7 +35,7 @@ def _line_end_after(terminators: str) -> re.Pattern[str]:
     return re.compile(rf"\n(?<=[^\w,;:]\n)(?!\s*\0)(?:{closed})")
 
 
-_LEADING_MARKER = re.compile(rf"\0{_MARKER}")
+_LEADING_MARKER = re.compile(rf"\0(?![A-Z][abe-hjknopq-uwyz ]){_MARKER}")  # most sentences are ruled out at once
 _INNER_LINE_END = {
     True: _line_end_after(".!?"),  # in ASCII, in a third of the time
     False: _line_end_after(".!?" + "".join(c for c in map(chr, range(0x80, 0x20000)) if category(c) == "Po")),
@@ -53,9 +53,9 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
 
 def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
     """Where the sentences of a document begin, the first at 0. A paragraph break always ends a sentence."""
-    plain = text
+    plain = text.replace("\0", "\1")  # zeros stand between sentences in `_find_suspects`
     if not text.isascii() and any(space in text for space in _LONG_SPACES):
-        plain = _LONG_SPACE.sub(" ", text)  # as many characters
+        plain = _LONG_SPACE.sub(" ", plain)  # as many characters
     if config.splitter == "lines":
         parts = _LINE.findall(plain)
     elif config.line_ends:
@@ -63,7 +63,10 @@ def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
     else:
         if _ODD_BREAK.search(plain):  # sentencex knows no break with white space in it
             plain = PARAGRAPH_BREAK.sub(lambda found: "\n" * len(found[0]), plain)
-        parts = [part for chunk in _chunks(plain) for part in _segment(chunk, config.language)]
+        parts = []
+        for chunk in _chunks(plain):
+            parts += [chunk] if chunk == "\n\n" else _by_sentencex(chunk, config.language)
+        _repair(parts, config.language)
     ends = accumulate(map(len, parts))
     starts = [end - len(rest) for rest, end in zip(map(str.lstrip, parts), ends, strict=True) if rest]
     return [0, *starts[1:]]
@@ -86,19 +89,22 @@ def _chunks(text: str) -> Iterator[str]:
 def _segment(text: str, language: str) -> list[str]:
     """Parts that joined are the text: sentences, list markers with what follows them, and paragraph breaks."""
     parts = _by_sentencex(text, language)
+    _repair(parts, language)
+    return parts
+
+
+def _repair(parts: list[str], language: str) -> None:
+    """Make sentences of the parts that sentencex gave, where it has joined several, or set a list marker apart."""
     for number in sorted(_find_suspects(parts), reverse=True):
         *before, last = _cut_up(parts[number], language)
         previous = before[-1] if before else parts[number - 1] if number else "\n"
         following = number + (2 if previous.endswith("\n") and _MARKERS.fullmatch(last) else 1)
         parts[number:following] = [*before, last + "".join(parts[number + 1 : following])]
-    return parts
 
 
-def _find_suspects(parts: list[str]) -> Iterable[int]:
+def _find_suspects(parts: list[str]) -> set[int]:
     """The numbers of the parts that begin with a list marker, or in which a line may end as a sentence does."""
     joined = "\0".join(["", *parts, ""])  # in one search, since most texts have none
-    if joined.count("\0") > len(parts) + 1:
-        return range(len(parts))
     suspects = set()
     for suspect in (_LEADING_MARKER, _INNER_LINE_END[joined.isascii()]):
         number, position = -1, 0
