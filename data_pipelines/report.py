@@ -26,13 +26,12 @@ def write_report(
     warnings: Sequence[str],
 ) -> None:
     """Into the dataset that grows. trained_on: what the tokenizer was, if it was trained here. Raises OSError."""
-    whole = {
-        "documents_read": num_read,
-        "documents_kept": num_kept,
-        "cleaned": dict(sorted(cleaned.items())),
-        "tokenizer_trained_on": dict(sorted(trained_on.items())),
-        "warnings": list(warnings),
-    }
+    whole: dict[str, Any] = {"documents_read": num_read, "documents_kept": num_kept}
+    whole["cleaned"] = dict(sorted(cleaned.items()))
+    if trained_on:
+        whole["tokenizer_trained_on"] = dict(sorted(trained_on.items()))
+    if warnings:
+        whole["warnings"] = list(warnings)
     replace_file(folder / FILE, json.dumps(whole, indent=2) + "\n")
 
 
