@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks clean
+.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks house clean
 
 help:           ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -39,7 +39,7 @@ test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (un
 	$(PYTEST) -m "not slurm" --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 3000 -rs
 
 torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, none differ in a bit (15 minutes)
-	$(BIN)/python tests/torture.py
+	$(BIN)/python tests/support/torture.py
 
 check: $(VENV)/.installed-dev  ## style, types, and who may import whom
 	$(BIN)/ruff check
@@ -58,6 +58,9 @@ bench-loop: $(VENV)/.installed-dev  ## what loops cost around the model, ours an
 
 bench-ranks: $(VENV)/.installed-dev  ## what two processes gain over one, with ZeRO-1 and with torch's DDP
 	$(BIN)/python -W ignore benchmarks/ranks.py
+
+house: $(VENV)/.installed-dev  ## measure the floor plan: files per level, layers, cycles, files that a batch crosses
+	$(BIN)/python -W ignore tools/house.py $(ROOT)
 
 clean:          ## remove what was built, but neither data/ nor runs/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

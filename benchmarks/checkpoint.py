@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 
-from xlpretrain import config as configuration
 from xlpretrain import distributed
-from xlpretrain.build import build
-from xlpretrain.run import Run
-from xlpretrain.trainer import begin_to_save, train
+from xlpretrain.config import run_config
+from xlpretrain.train.loop import begin_to_save, train
+from xlpretrain.train.run import Run
+from xlpretrain.train.setup import build
 
 SAVES, EVERY_STEPS, SYNCHRONOUS = {"quickstart": 8, "100m": 3}, 60, 3
 LARGE = "{type: transformer_xl, num_layers: 13, d_model: 768, num_heads: 12, d_ff: 3072, mem_len: 64, pre_norm: true}"
@@ -92,7 +92,7 @@ def cost(size: str) -> None:
     folder = distributed.broadcast_object(tempfile.mkdtemp(dir="runs") if leader else None)
     overrides = [f"runs_dir={folder}", f"max_steps={EVERY_STEPS * (SAVES[size] + 1)}", *SIZES[size], *QUIET]
     overrides += ["data.valid=null", f"checkpoint.every_steps={EVERY_STEPS}", "checkpoint.keep=1"]
-    config = configuration.load(Path("configs/quickstart.yaml"), overrides)
+    config = run_config.load(Path("configs/quickstart.yaml"), overrides)
     with redirect_stdout(io.StringIO()):
         run = build(config, device=device)
         ticking = Ticking(_Inner(run))

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
-from xlpretrain.objectives.objective import Objective
 from xlpretrain.objectives.permutation_lm import PermutationLM
 
 SEQ_LEN, ROWS, SECONDS, REPEATS = 512, 32, 1.0, 5

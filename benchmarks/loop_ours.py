@@ -9,12 +9,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from xlpretrain import config as configuration
 from xlpretrain import distributed
-from xlpretrain.build import build
-from xlpretrain.metrics import Stopwatch
-from xlpretrain.run import Run
-from xlpretrain.trainer import train
+from xlpretrain.config import run_config
+from xlpretrain.train.loop import train
+from xlpretrain.train.run import Run
+from xlpretrain.train.setup import build
+from xlpretrain.train.throughput import Stopwatch
 
 STEPS = 20
 
@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"runs_dir={folder}", "engine.type=plain", "max_steps=100000", "eval.every_steps=1000000"]
         overrides += [f"checkpoint.every_steps={STEPS}", "data.valid=null", *sys.argv[2:]]
-        run = build(configuration.load(Path(sys.argv[1]), overrides), device=device)
+        run = build(run_config.load(Path(sys.argv[1]), overrides), device=device)
         with closing(run.lease), run.recorder:
             answers.write(f"{STEPS * run.config.tokens_per_step}\n")
             for line in sys.stdin:

@@ -30,7 +30,7 @@ from transformers import (  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xlpretrain.data.manifest import Manifest  # noqa: E402
+from xlpretrain.data.storage.dataset import Manifest  # noqa: E402
 
 STEPS, ROWS, LENGTH = 20, 16, 128
 

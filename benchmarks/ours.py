@@ -9,12 +9,14 @@ import torch
 
 from benchmarks.cases import Case
 from xlpretrain import distributed
-from xlpretrain.engine import EngineConfig, build_engine
+from xlpretrain.engine import build_engine
+from xlpretrain.engine.config import EngineConfig
 from xlpretrain.models import MODELS
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
-from xlpretrain.objectives.objective import Batch, Objective, PretrainingModel
-from xlpretrain.optimizers import AdamWConfig
+from xlpretrain.objectives.base import Objective
+from xlpretrain.optim import AdamWConfig
 
 EMBEDDING = {"albert": {"d_embed": 128}}
 

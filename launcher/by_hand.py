@@ -1,95 +1,16 @@
-"""A run in a job that was not submitted by `xlpretrain submit`: what slurm/pretrain.sbatch runs.
-
-    python -m launcher.by_hand CONFIG key=value ...
-
-The first start of a job writes down what the run is, as `submit` would, and leaves `slurm-<job>.run` where it was
-submitted, which points to the run folder: the job may be put back into the queue, and CONFIG may change meanwhile.
-"""
+"""Former name of `launcher.slurm.submission.plain_sbatch`, for copies of slurm/pretrain.sbatch made before 0.2."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher import job, runs, submit
-from launcher.allocation import Allocation
-from launcher.cluster import ClusterConfig
-from launcher.records import SlurmFolder
-from xlpretrain import schema
-from xlpretrain.durable import replace_file
-from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError, XLPretrainError
-from xlpretrain.run_folder import RunFolder
-
-if TYPE_CHECKING:  # imported late: torch takes seconds
-    from xlpretrain.config import RunConfig
-
-# What of a job's environment is a key of a site profile.
-_KEYS = {
-    "SLURM_JOB_PARTITION": "partition",
-    "SLURM_JOB_ACCOUNT": "account",
-    "SLURM_JOB_QOS": "qos",
-    "SLURM_NTASKS_PER_NODE": "tasks_per_node",
-    "SLURM_CPUS_PER_TASK": "cpus_per_task",
-    "SLURM_GPUS_ON_NODE": "gpus_per_node",
-}
-_NUMBERS = ("tasks_per_node", "cpus_per_task", "gpus_per_node")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Begin the run, or go on with it. Returns the job's exit code, if it does not leave with it."""
-    try:
-        allocation = Allocation.this()
-        where = Path(os.environ.get("SLURM_SUBMIT_DIR", ".")) / f"slurm-{allocation.job_id}.run"
-        if allocation.restart == 0 or not where.is_symlink():
-            if where.exists() and not where.is_symlink():
-                raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
-            config, profile = _check(arguments, allocation)
-            if runs.say_if_finished(config):
-                return FINISHED
-            folder = _write(config, profile)
-            where.unlink(missing_ok=True)
-            where.symlink_to(folder.path)
-    except XLPretrainError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR
-    folder = RunFolder(where.readlink())
-    replace_file(SlurmFolder.of(folder).cluster, schema.dump(profile_of(allocation, os.environ)))
-    os.chdir(folder.path / "code")  # so that the ranks run the copy
-    job.run(str(folder.path))
-
-
-def profile_of(allocation: Allocation, environment: Mapping[str, str]) -> ClusterConfig:
-    """The site profile that a job would have been submitted with. Raises `ConfigError`."""
-    given = {key: environment[name] for name, key in _KEYS.items() if environment.get(name, "(null)") != "(null)"}
-    data = {key: int(value) if key in _NUMBERS else value for key, value in given.items()}
-    # Slurm has given as many as it was asked for: a node that is not sound is a reason to go on with fewer.
-    nodes = "1" if len(allocation.nodes) == 1 else f"1-{len(allocation.nodes)}"
-    return schema.validate(ClusterConfig, {"nodes": nodes, **data}, "the job's environment")
-
-
-def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig, ClusterConfig]:
-    """What the job runs, resolved. Raises `XLPretrainError` for what cannot be run."""
-    from xlpretrain import config as configuration
-
-    if not arguments:
-        raise ConfigError("name a CONFIG: sbatch slurm/pretrain.sbatch CONFIG key=value ...")
-    profile = profile_of(allocation, os.environ)
-    config = configuration.load(Path(arguments[0]), arguments[1:])
-    config = submit.check(config, profile, allow_recipe_change=False)
-    if (before := submit.active_job(config.folder)) and before != allocation.job_id:
-        raise LaunchError(f"{config.folder.path}: is job {before} already")
-    return config, profile
-
-
-def _write(config: RunConfig, profile: ClusterConfig) -> RunFolder:
-    """Write down what the run is."""
-    for line in submit.write_files(config, profile):
-        print(f"left out of the copy of the code: {line}")
-    return config.folder
-
+from launcher.slurm.submission.plain_sbatch import main
 
 if __name__ == "__main__":
+    print(
+        "warning: python -m launcher.by_hand is now launcher.slurm.submission.plain_sbatch; update your copy of"
+        " slurm/pretrain.sbatch, since this name goes with the next version",
+        file=sys.stderr,
+        flush=True,
+    )
     sys.exit(main(sys.argv[1:]))

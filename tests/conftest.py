@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import signal
 import subprocess
@@ -15,20 +13,13 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from corpus import make_documents
+from datasets import VOCAB_SIZE, BuildSmall, build_dataset, write_jsonl
 from fake_slurm import FakeSlurm
-from rich.console import Console
 from slurm_cluster import SlurmCluster
 from slurm_packages import why_no_slurm, why_not_isolated
 
-from data_pipelines.build import build
-from data_pipelines.config import DataConfig
-from tests.corpus import make_documents
 from xlpretrain import distributed
-from xlpretrain.schema import validate
-
-VOCAB_SIZE = 300
-
-BuildSmall = Callable[..., Path]
 
 # Threads of the ranks that tests start sleep while they wait: spinning, on a busy machine, they keep from running those
 # that they wait for (a step of a tiny model took 2 s).
@@ -58,18 +49,6 @@ def group() -> Iterator[None]:
     distributed.start()
     yield
     distributed.stop()
-
-
-def write_jsonl(path: Path, documents: list[str]) -> Path:
-    """A file of one {"text": ...} a line."""
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
-    return path
-
-
-def build_dataset(out: Path, *, force: bool = False, **settings: Any) -> Path:
-    """A dataset under `out`, built quietly in this process unless `settings` say otherwise."""
-    config = validate(DataConfig, {"workers": 1, **settings, "out": str(out)}, "test")
-    return build(config, force=force, console=Console(file=io.StringIO())).out
 
 
 @pytest.fixture(scope="session")

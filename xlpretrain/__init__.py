@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xlpretrain.version import __version__
 
 if TYPE_CHECKING:
-    from xlpretrain.trained import TrainedRun
+    from xlpretrain.evaluation.loaded_run import TrainedRun
 
 __all__ = ["__version__", "load"]
 
@@ -26,8 +26,8 @@ def load(run: str | Path, *, step: int | None = None, device: str | None = None)
     """
     import torch
 
-    from xlpretrain.run_folder import RunFolder
-    from xlpretrain.trained import TrainedRun
+    from xlpretrain.evaluation.loaded_run import TrainedRun
+    from xlpretrain.run_dir.layout import RunFolder
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedRun.load(RunFolder(Path(run)).require(), device=place, step=step)

@@ -10,18 +10,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain import rank_log
-from xlpretrain.console import outlive_console
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
-from xlpretrain.goodput import describe
-from xlpretrain.outcome import code_of_rank
-from xlpretrain.run_folder import RunFolder
-from xlpretrain.stopping import hold_back_warnings
-from xlpretrain.watchdog import LAUNCHER, Watchdog
+from xlpretrain.run_dir import rank_log
+from xlpretrain.run_dir.goodput import describe
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.outcome import code_of_rank
+from xlpretrain.run_dir.stop import hold_back_warnings
+from xlpretrain.run_dir.watchdog import LAUNCHER, Watchdog
+from xlpretrain.tracking.console import outlive_console
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
-    from xlpretrain.run import Run
-    from xlpretrain.stopping import StopReason
+    from xlpretrain.run_dir.stop import StopReason
+    from xlpretrain.train.run import Run
 
 
 def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
@@ -55,11 +55,11 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
     """Train. Raises `XLPretrainError` for what the user can mend."""
     hold_back_warnings()
     with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
-        from xlpretrain import config as configuration
         from xlpretrain import distributed
-        from xlpretrain.build import build
+        from xlpretrain.config import run_config
+        from xlpretrain.train.setup import build
 
-        config = configuration.load(path, overrides)
+        config = run_config.load(path, overrides)
         device = distributed.start(timeout_s=config.watchdog.collective_timeout_s)
         try:
             run = build(
@@ -83,7 +83,7 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
 
 def _train(run: Run) -> StopReason | None:
     """Train, and write down how it ended."""
-    from xlpretrain.trainer import train
+    from xlpretrain.train.loop import train
 
     recorder = run.recorder
     try:

@@ -1,6 +1,6 @@
 """Configuration files: YAML and `key.sub=value` overrides into typed sections, every mistake in one report.
 
-A section is a frozen pydantic model that lives beside the code it configures; `xlpretrain.config` and
+A section is a frozen pydantic model that lives beside the code it configures; `xlpretrain.config.run_config` and
 `data_pipelines.config` compose them. Torch-free.
 """
 

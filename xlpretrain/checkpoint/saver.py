@@ -16,15 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from xlpretrain import distributed
-from xlpretrain.checkpoint.format import DamagedError, memory_key, tensor_key
-from xlpretrain.checkpoint.host import HostFile
-from xlpretrain.checkpoint.layout import layout
-from xlpretrain.checkpoint.write import POLL_S, Copied, FolderGoneError, Place, amend, write
-from xlpretrain.engine.engine import Engine
-from xlpretrain.engine.partition import StateRange
+from xlpretrain.checkpoint.environment import layout
+from xlpretrain.checkpoint.files import DamagedError, memory_key, tensor_key
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.writer import POLL_S, Copied, FolderGoneError, HostFile, Place, amend, write
+from xlpretrain.engine.base import Engine
+from xlpretrain.engine.state_shards import StateRange
 from xlpretrain.errors import CheckpointError
 from xlpretrain.schema import Section
-from xlpretrain.state import TrainState
 
 RETRY_S = 60.0
 """After a save that failed, when to try again, should none be due earlier."""

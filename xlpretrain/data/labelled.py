@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.held_out import slice_of
-from xlpretrain.data.manifest import NO_ENDS, Manifest
+from xlpretrain.data.evaluation_samples import slice_of
 from xlpretrain.data.order import Place, Shuffled
-from xlpretrain.data.shard_reader import Block
-from xlpretrain.data.stream import CorpusRows, EvaluationRows, Pair, Row
-from xlpretrain.data.tables import read_table
-from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.data.samples import CorpusRows, EvaluationRows, Pair, Row
+from xlpretrain.data.storage.dataset import NO_ENDS, Manifest
+from xlpretrain.data.storage.shard_reader import Block
+from xlpretrain.data.text_tables import read_table
+from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
 
 UNLABELLED = -1

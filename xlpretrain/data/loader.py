@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from xlpretrain.data.stream import Row, RowSource, empty_row
+from xlpretrain.data.samples import Row, RowSource, empty_row
 from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)

@@ -1,4 +1,4 @@
-"""What a run trains on: one corpus, or a mixture of several. Torch-free."""
+"""The training data of a run: one corpus, or a mixture of several. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from pydantic import PositiveFloat
 
-from xlpretrain.data.config import CorpusConfig
-from xlpretrain.data.dealing import Dealing
-from xlpretrain.data.manifest import Manifest
+from xlpretrain.data.mixture_schedule import Dealing
 from xlpretrain.data.order import mix
-from xlpretrain.data.remote import Cache
-from xlpretrain.data.stream import CorpusRows, Row, Rows
-from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+from xlpretrain.data.samples import CorpusRows, Row, Rows
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.remote import Cache
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.schema import Section
+
+
+class CorpusConfig(Section):
+    """One of the corpora that a run trains on."""
+
+    path: str
+    """Folder or URL of the training split (it holds an index.json)."""
+    weight: PositiveFloat = 1.0
+    """Its share of the rows is this, divided by the sum of all weights."""
+    max_epochs: PositiveFloat | None = None
+    """After so many passes it is not read any more, and the others share its part (default: no end)."""
 
 
 class MakeRows(Protocol):

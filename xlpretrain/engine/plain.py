@@ -10,10 +10,10 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from xlpretrain.engine.engine import Engine, TermScales
-from xlpretrain.engine.partition import Partition, Piece, clip, stacks_of
-from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
-from xlpretrain.optimizers import OptimizerConfig
+from xlpretrain.engine.base import Engine, TermScales
+from xlpretrain.engine.state_shards import Partition, Piece, clip, stacks_of
+from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
+from xlpretrain.optim import OptimizerConfig
 
 
 class PlainEngine(Engine):

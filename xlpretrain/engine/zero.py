@@ -17,14 +17,14 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlpretrain.engine.engine import Engine, TermScales
-from xlpretrain.engine.partition import Partition, Piece, clip, stacks_of
-from xlpretrain.objectives.objective import Batch, Loss, PretrainingModel
-from xlpretrain.optimizers import OptimizerConfig
-from xlpretrain.optimizers.optimizer import LayerWise
+from xlpretrain.engine.base import Engine, TermScales
+from xlpretrain.engine.state_shards import Partition, Piece, clip, stacks_of
+from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
+from xlpretrain.optim import OptimizerConfig
+from xlpretrain.optim.base import LayerWise
 
 if TYPE_CHECKING:
-    from xlpretrain.engine import EngineConfig
+    from xlpretrain.engine.config import EngineConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, with a warning

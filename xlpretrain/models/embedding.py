@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import OutputLayer
-from xlpretrain.models.chunked_loss import ChunkedLoss
+from xlpretrain.models.kernels.chunked_loss import ChunkedLoss
 
 _ROWS_OF_LOG_PROBS = 256
 

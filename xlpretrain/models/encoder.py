@@ -19,12 +19,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import Attention
+from xlpretrain.models.attention import Attention, additive, visible_keys
 from xlpretrain.models.backbone import BackboneInput, Hidden
-from xlpretrain.models.dropout import Dropout
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
+from xlpretrain.models.kernels.dropout import Dropout
 from xlpretrain.models.layers import ACTIVATIONS, draw
-from xlpretrain.models.masks import additive, visible_keys
 from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone
 from xlpretrain.schema import Problem
 

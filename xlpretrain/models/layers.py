@@ -1,4 +1,4 @@
-"""The layer that all models are made of, and what stands on top of one. Shapes as in `positions.py`."""
+"""The layer that all models are made of, and what stands on top of one. Shapes as in `relative_positions.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.models.attention import Attention
-from xlpretrain.models.dropout import Dropout
+from xlpretrain.models.kernels.dropout import Dropout
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 

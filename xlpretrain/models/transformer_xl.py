@@ -15,13 +15,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.attention import additive, visible_keys
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import Activation, draw
-from xlpretrain.models.masks import additive, visible_keys
-from xlpretrain.models.positions import Positions, encode_distances
-from xlpretrain.models.relative import RelativeConfig
-from xlpretrain.models.stack import Rate, StackedBackbone
+from xlpretrain.models.relative_positions import Positions, encode_distances
+from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone
 from xlpretrain.schema import Problem
 
 

@@ -19,14 +19,12 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.attention import RelativeAttention, additive, visible_keys
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import draw
-from xlpretrain.models.masks import additive, visible_keys
-from xlpretrain.models.positions import Positions, encode_distances
-from xlpretrain.models.relative import RelativeConfig
-from xlpretrain.models.stack import StackedBackbone
+from xlpretrain.models.relative_positions import Positions, encode_distances
+from xlpretrain.models.stack import RelativeConfig, StackedBackbone
 
 
 class XLNetConfig(RelativeConfig):

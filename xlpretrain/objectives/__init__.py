@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
+from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classify import Classify
+from xlpretrain.objectives.classification import Classify
 from xlpretrain.objectives.masked_lm import MaskedLM
-from xlpretrain.objectives.objective import Objective
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.schema import Choice
 

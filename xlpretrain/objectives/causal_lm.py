@@ -12,12 +12,13 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from xlpretrain.data.held_out import NextTokenRows
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Tokenizer
+from xlpretrain.data.evaluation_samples import NextTokenRows
+from xlpretrain.data.samples import Row
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens
+from xlpretrain.models.pretraining_model import Batch, Head, Loss
+from xlpretrain.objectives.base import Objective, predict_tokens
 
 
 class CausalLM(Objective):

@@ -18,15 +18,16 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.pairing import PairRules
-from xlpretrain.data.pairs import PairEvaluationRows, PairRows
-from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+from xlpretrain.data.samples import Row
+from xlpretrain.data.sentence_pairs.pairing import PairRules
+from xlpretrain.data.sentence_pairs.samples import PairEvaluationRows, PairRows
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.layers import Pooler, draw
-from xlpretrain.objectives.masking import Masking
-from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, Scores, predict_tokens, row_generator
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, Scores
+from xlpretrain.objectives.base import Objective, predict_tokens, row_generator
+from xlpretrain.objectives.token_masking import Masking
 from xlpretrain.schema import Problem
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from xlpretrain.data.manifest import Manifest
-from xlpretrain.data.stream import Row
-from xlpretrain.data.tokenizer import Tokenizer, Vocabulary
+from xlpretrain.data.samples import Row
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.objectives.objective import Batch, Head, Loss, Objective, predict_tokens, row_generator
-from xlpretrain.objectives.spans import SpanSampler
+from xlpretrain.models.pretraining_model import Batch, Head, Loss
+from xlpretrain.objectives.base import Objective, predict_tokens, row_generator
+from xlpretrain.objectives.span_sampling import SpanSampler
 from xlpretrain.schema import Problem
 
 NUM_SYMBOLS = 3

@@ -1,0 +1,50 @@
+"""What one job of a build on a cluster does: `python -m data_pipelines.build WORK STAGE NUM_JOBS`, or `WORK finish`.
+
+Of the tasks of the stage, it does every NUM_JOBS-th, beginning with the one whose number is SLURM_ARRAY_TASK_ID.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from data_pipelines.build.pipeline import finish, run_stage, stages_of
+from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.workers import Workers
+from data_pipelines.stages.work_dir import Work
+from xlpretrain.errors import USER_ERROR, DataError
+from xlpretrain.tracking.console import outlive_console
+
+FINISH, REPLACE = "finish", "replace"
+
+
+def main(arguments: list[str]) -> None:
+    """Do it; a mistake of the user is one message and exit code 2."""
+    outlive_console()
+    work = Work(Path(arguments[0]))
+    try:
+        if arguments[1] == FINISH:
+            finish(work, replace=REPLACE in arguments)
+            return
+        stage = next(stage for stage in stages_of(work.config) if stage.name == arguments[1])
+        part = slice(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")), None, int(arguments[2]))
+        with Workers(_cores(work)) as workers:
+            run_stage(work, stage, Stages(Console()), workers, part=part)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        print(f"error: {error.filename or work.folder}: {error.strerror or error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+
+
+def _cores(work: Work) -> int:
+    """Those of this node that Slurm gives the job."""
+    return min(work.config.workers, int(os.environ.get("SLURM_CPUS_ON_NODE") or work.config.workers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,79 @@
+"""Finished datasets: whether one is what a config describes, and its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from data_pipelines.config import DataConfig
+from data_pipelines.sharding.claims import INDEX, claims
+from data_pipelines.sharding.stats import dataset_folders
+from data_pipelines.sources.find import STANDARD_INPUT
+from data_pipelines.sources.records import fingerprint, source_files
+from data_pipelines.stages.plan import describe_settings
+from xlpretrain.data.storage.dataset import Manifest, read_index
+from xlpretrain.errors import DataError
+from xlpretrain.file_system.atomic_dirs import final_place, named, tidy, unclaimed
+
+
+def is_finished(config: DataConfig, console: Console, *, force: bool) -> bool:
+    """Check whether `config.out` is the dataset that the config describes. `force`: it is to be replaced.
+
+    Raises `DataError` if something else is there; with `force`, if anything besides the dataset is.
+    """
+    out = config.out
+    try:
+        tidy(final_place(out), claims=claims)
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return False
+        own = claims(out) if out.is_dir() else []
+        others = unclaimed(out, own) if own else []
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: {error.strerror or error}") from None
+    if not own:
+        advice = "--force replaces nothing else, choose another `out`" if force else "choose another `out`"
+        there = named(sorted(path.relative_to(out) for path in out.iterdir())) if out.is_dir() else "a file"
+        raise DataError(f"{out}: exists and holds no dataset that was built there, but {there}; {advice}")
+    if force and others:
+        raise DataError(
+            f"{out}: --force removes nothing but the dataset, and {named(others)} there is no part of it: move it away,"
+            " or choose another `out`"
+        )
+    if force:
+        return False
+    found = read_index(out / next(path for path in own if path.name == INDEX).parent).get("built_from", {})
+    if _settings(found) != describe_settings(config):
+        raise DataError(f"{out}: built with other settings; choose another `out`, or --force to replace it")
+    console.print(f"{out}: already built with these settings", highlight=False)
+    if _have_sources_changed(config, found):
+        console.print("The sources have changed since then; --force builds it anew.", highlight=False)
+    return True
+
+
+def open_splits(out: Path) -> dict[str, Manifest]:
+    """The splits of a finished dataset, by their paths in it. Raises `DataError`."""
+    folders = sorted(dataset_folders(out), key=lambda f: (f.parent, ("train", "valid", "test").index(f.name)))
+    return {str(folder.relative_to(out)): Manifest.open(folder) for folder in folders}
+
+
+def _settings(built_from: Mapping[str, Any]) -> Any:
+    """Those of a finished dataset, with what has become a setting since then at its default."""
+    settings = built_from.get("settings") or {}
+    try:
+        return describe_settings(DataConfig.model_validate({**settings, "out": "x"}, strict=False))
+    except (ValidationError, TypeError):
+        return settings
+
+
+def _have_sources_changed(config: DataConfig, found: Mapping[str, Any]) -> bool:
+    if any(getattr(source, "path", None) == STANDARD_INPUT for source in config.sources):
+        return False
+    try:
+        files = [file for source in config.sources for file in source_files(source)]
+    except DataError:  # A finished dataset can do without its sources.
+        return False
+    return fingerprint(files) != found.get("fingerprint")

@@ -1,0 +1,109 @@
+"""Documents and paragraphs that are in a corpus more than once, found by sorting hashes on disk.
+
+A document is known by its `order`, which is a hash of its text. Of near-duplicates, every document is removed that
+shares a band of MinHashes with one that comes before it, held-out ones being before all others: no two that stay share
+a band. Of paragraphs that are in several documents, the first one stays, by the same order.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from data_pipelines.cleaning.clean import MinHashConfig
+from data_pipelines.cleaning.decontamination import WORD, runs_of_words
+from data_pipelines.execution.external_sort import write_run
+from data_pipelines.tokenizing.sentences import PARAGRAPH_BREAK
+from xlpretrain.errors import DataError
+
+if TYPE_CHECKING:  # imported late: it takes a second
+    from datasketch import MinHash
+
+_SEED = 1
+_RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes
+
+
+class BandRuns:
+    """Writes the MinHash bands of documents as a sorted run: key of the band, precedence of the split, order."""
+
+    def __init__(self, config: MinHashConfig):
+        self._config = config
+        self._bands: list[np.ndarray] = []
+        self._documents: list[tuple[int, int]] = []
+
+    def add(self, text: str, order: int, precedence: int) -> None:
+        """One more document. Raises `DataError` if datasketch is not installed."""
+        self._bands.append(bands(text, self._config))
+        self._documents.append((precedence, order))
+
+    def write(self, path: Path) -> None:
+        """All of them."""
+        keys = np.concatenate([np.empty(0, np.uint64), *self._bands])
+        documents = np.asarray(self._documents, np.uint64).reshape(-1, 2).repeat(self._config.bands, axis=0)
+        write_run(path, [keys, documents[:, 0], documents[:, 1]], unique=True)
+
+
+class ParagraphRuns:
+    """Writes the paragraphs of documents as a sorted run: hash, precedence of the split, order, number in it."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int]] = []
+
+    def add(self, text: str, order: int, precedence: int) -> None:
+        """One more document."""
+        for number, paragraph in enumerate(PARAGRAPH_BREAK.split(text)[::2]):
+            if words := paragraph.split():
+                self._rows.append((xxhash.xxh64_intdigest(" ".join(words).encode()), precedence, order, number))
+
+    def write(self, path: Path) -> None:
+        """All of them."""
+        write_run(path, list(np.asarray(self._rows, np.uint64).reshape(-1, 4).T), unique=True)
+
+
+def bands(text: str, config: MinHashConfig) -> np.ndarray:
+    """The keys of a document's bands."""
+    runs = list(set(runs_of_words(text, config.words)))
+    if not runs:  # shorter than a run: as it is
+        runs = [xxhash.xxh64_intdigest((" ".join(WORD.findall(text.lower())) or text).encode())]
+    sketch = _empty_sketch(config.bands * config.rows).copy()
+    for start in range(0, len(runs), _RUNS_AT_ONCE):
+        sketch.update_batch(runs[start : start + _RUNS_AT_ONCE])
+    rows = np.ascontiguousarray(sketch.hashvalues.astype(np.uint64).reshape(config.bands, config.rows))
+    return np.array([xxhash.xxh64_intdigest(rows[i].tobytes(), seed=i) for i in range(config.bands)], np.uint64)
+
+
+def removed_by_bands(rows: np.ndarray) -> np.ndarray:
+    """The documents among sorted rows of `BandRuns` that do not come first in their band."""
+    keys, _, documents = rows
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    firsts = documents[starts].repeat(np.diff(starts, append=len(keys)))
+    return np.unique(documents[documents != firsts])
+
+
+def repeated_paragraphs(rows: np.ndarray) -> np.ndarray:
+    """Order and number of the paragraphs, among sorted rows of `ParagraphRuns`, that were there before."""
+    keys, _, documents, numbers = rows
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    lengths = np.diff(starts, append=len(keys))
+    first = (documents == documents[starts].repeat(lengths)) & (numbers == numbers[starts].repeat(lengths))
+    return np.stack([documents[~first], numbers[~first]])
+
+
+def without_paragraphs(text: str, numbers: set[int]) -> str:
+    """A document without some of its paragraphs."""
+    return "\n\n".join(p for i, p in enumerate(PARAGRAPH_BREAK.split(text)[::2]) if i not in numbers)
+
+
+@lru_cache(1)
+def _empty_sketch(num_hashes: int) -> MinHash:
+    try:
+        from datasketch import MinHash
+    except ImportError:
+        raise DataError(
+            "clean.near_duplicates: needs the package datasketch: pip install 'xlpretrain[corpora]'"
+        ) from None
+    return MinHash(num_hashes, seed=_SEED, hashfunc=int, scheme="affine64")

@@ -1,0 +1,127 @@
+"""The documentation of installed Python packages as a corpus: read with `ast`, nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import hashlib
+import importlib.util
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from data_pipelines.execution.workers import Workers
+from xlpretrain.errors import DataError
+
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "__pycache__", "lib2to3"}
+ADDS_DOCUMENTATION = re.compile(r"add_?(doc|newdoc|docstr|docstring)(_all)?$|^(auto|replace|add)_\w*docstrings?\w*$")
+"""Functions that packages call to document what is written in C++ (`torch/_torch_docs.py`) or generated."""
+
+FILES_PER_TASK = 32
+
+
+def find_modules(packages: Sequence[str], *, stdlib: bool) -> list[Path]:
+    """The source files of those packages that are installed, and of the standard library, sorted within each."""
+    folders = [Path(folder) for name in packages for folder in _package_folders(name)]
+    if stdlib:
+        folders.append(Path(sysconfig.get_paths()["stdlib"]))
+    files = {file: None for folder in folders for file in sorted(folder.rglob("*.py")) if _is_wanted(file, folder)}
+    if not files:
+        raise DataError(f"python_docs: none of these packages is installed: {', '.join(packages)}")
+    return list(files)
+
+
+def read_modules(files: Sequence[Path], workers: Workers) -> Iterator[str]:
+    """One document a module (and one for each help topic): its paragraphs, without those seen before."""
+    tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
+    seen: set[bytes] = set()
+    for documents in workers.map(_read_paragraphs, tasks):
+        for paragraphs in documents:
+            if document := "\n\n".join(_unseen(paragraphs, seen)):
+                yield document
+
+
+def _package_folders(name: str) -> list[str]:
+    top, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # of a top-level name: does not import it
+    except (ImportError, ValueError):
+        return []
+    return [str(Path(folder, *inner)) for folder in (spec.submodule_search_locations or ())] if spec else []
+
+
+def _is_wanted(file: Path, folder: Path) -> bool:
+    return SKIPPED_FOLDERS.isdisjoint(file.relative_to(folder).parts)
+
+
+def _unseen(paragraphs: Iterable[str], seen: set[bytes]) -> Iterator[str]:
+    for paragraph in paragraphs:
+        digest = hashlib.blake2b(" ".join(paragraph.split()).encode(), digest_size=12).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield paragraph
+
+
+def _read_paragraphs(files: Sequence[Path]) -> list[list[str]]:
+    """The paragraphs of every document in some modules; a module that does not parse has none."""
+    gc.disable()  # Syntax trees are many objects without cycles: parsing takes half the time.
+    try:
+        documents = [texts for file in files for texts in _read_module(file)]
+    finally:
+        gc.enable()
+    return [[p for text in texts for p in _paragraphs(text)] for texts in documents]
+
+
+def _read_module(file: Path) -> list[list[str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            tree = ast.parse(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    if file.parts[-2:] == ("pydoc_data", "topics.py"):
+        return [[topic] for topic in _long_strings(tree)]
+    return [list(_documentation(tree))]
+
+
+def _documentation(node: ast.AST) -> Iterator[str]:
+    """Docstrings in the order of the source, and the texts handed to functions that add documentation."""
+    match node:
+        case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            yield ast.get_docstring(node, clean=False) or ""
+    for call in [node.value] if isinstance(node, ast.Expr) else getattr(node, "decorator_list", ()):
+        if isinstance(call, ast.Call) and ADDS_DOCUMENTATION.search(_called_name(call)):
+            yield from (text for argument in [*call.args, *call.keywords] for text in _long_strings(argument))
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _documentation(child)
+
+
+def _long_strings(node: ast.AST) -> list[str]:
+    """String constants that are prose rather than names, in the order of the source."""
+    constants = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+    constants.sort(key=lambda constant: (constant.lineno, constant.col_offset))
+    return [c.value for c in constants if isinstance(c.value, str) and len(c.value.split()) > 3]
+
+
+def _paragraphs(text: str) -> list[str]:
+    found = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    return [paragraph.rstrip() for paragraph in found if paragraph.strip() and _is_encodable(paragraph)]
+
+
+def _called_name(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, written as an escape
+        return False
+    return True

@@ -1,0 +1,59 @@
+"""How the reading of a corpus is cut into tasks: by the files alone, never by who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from data_pipelines.sources.files import is_compressed
+from data_pipelines.sources.find import File
+
+SMALLEST_UNIT, LARGEST_UNIT = 8 << 20, 128 << 20
+WANTED_UNITS = 256
+EXPANDS = 4
+"""So much larger is text than its compressed file, about."""
+
+Piece = tuple[str, int, int]
+"""A file, and the part of it: [start, stop) in bytes, or in row groups. stop -1: all of it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces of files of one source, read by one task; about so many bytes of text."""
+
+    source: int
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+
+
+def unit_bytes(num_bytes: int) -> int:
+    """How much text a task should deal with, in a corpus of so much: what bounds the memory of a worker."""
+    return min(max(num_bytes // WANTED_UNITS, SMALLEST_UNIT), LARGEST_UNIT)
+
+
+def text_bytes(file: File) -> int:
+    """About how much text is in a file."""
+    return file.num_bytes * (EXPANDS if is_compressed(file.path) else 1)
+
+
+def cut(source: int, files: Iterable[tuple[File, bool]], *, wanted: int) -> Iterator[Unit]:
+    """The units of a source. Small files go together; large ones are cut if that can be (the bool)."""
+    pieces: list[Piece] = []
+    size = 0
+    for file, can_cut in files:
+        for piece, num_bytes in _pieces(file, wanted if can_cut else None):
+            if pieces and size + num_bytes > wanted:
+                yield Unit(source, tuple(pieces), size)
+                pieces, size = [], 0
+            pieces.append(piece)
+            size += num_bytes
+    if pieces:
+        yield Unit(source, tuple(pieces), size)
+
+
+def _pieces(file: File, wanted: int | None) -> Sequence[tuple[Piece, int]]:
+    if wanted is None or file.num_bytes <= wanted:
+        return [((file.path, 0, -1), text_bytes(file))]
+    count = -(-file.num_bytes // wanted)
+    starts = [file.num_bytes * i // count for i in range(count)] + [file.num_bytes]
+    return [((file.path, starts[i], starts[i + 1]), starts[i + 1] - starts[i]) for i in range(count)]

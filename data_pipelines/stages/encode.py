@@ -1,0 +1,139 @@
+"""The stages of a build that make tokens: a tokenizer, and with it the documents, each task in one range of their
+order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.execution.external_sort import Document
+from data_pipelines.stages.deduplicate import range_sizes, remaining_documents
+from data_pipelines.stages.read import documents_of
+from data_pipelines.stages.splits import SPLITS, Group, groups, require_documents
+from data_pipelines.stages.work_dir import Stage, Work, write_counts
+from data_pipelines.tokenizing.encode import Encoded, EncodedRun, encode
+from data_pipelines.tokenizing.train import RESERVED, clean_sentences, make_tokenizer
+from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
+from xlpretrain.errors import DataError
+
+TOKENIZER, NAME = "tokenizer", "encode"
+SAMPLE_TOKENS = 512
+"""What a sample has unless a run's objective says otherwise; longer sentences are cut."""
+
+
+def tokenizer_sizes(work: Work) -> list[int]:
+    """It is one task; as large as all the text, of which nobody knows how much it takes."""
+    return [sum(range_sizes(work))]
+
+
+def run_tokenizer(work: Work, task: int) -> None:
+    """Train a tokenizer, or copy the one that was brought. Raises `DataError`."""
+    require_documents(documents_of(work))
+    config = work.config
+    with work.making(TOKENIZER, task) as folder:
+        if config.tokenizer.path is not None:
+            tokenizer = load_tokenizer(config.tokenizer.path)
+            if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
+                raise DataError(f"{config.tokenizer.path}: changed after the build began; build again")
+        else:
+            sentences, counts = sample_sentences(work)
+            tokenizer = make_tokenizer(sentences, config.tokenizer)
+            write_counts(folder, counts)
+        (folder / tokenizer.file_name).write_bytes(tokenizer.model)
+
+
+def sample_sentences(work: Work) -> tuple[list[str], Counter[str]]:
+    """Sentences of training documents in their order, of each source as many as its weight says; and how much that is.
+
+    "left out" are bytes that a SentencePiece model cannot be trained on.
+    """
+    config = work.config
+    wanted = config.tokenizer.input_sentence_size
+    weights = [source.weight for source in config.sources]
+    if any(weights):
+        shares = [weight or 0 for weight in weights]
+        quotas = [round(wanted * share / sum(shares)) for share in shares]
+    else:
+        quotas = [wanted] * len(weights)
+    found: list[str] = []
+    counts: Counter[str] = Counter()
+    for document in _training_documents(work):
+        if quotas[document.source] <= 0:
+            continue
+        sentences = clean_sentences(document.text.decode(), config.sentences, config.tokenizer)
+        room = min(quotas[document.source], wanted - len(found))
+        new = [sentence for _, sentence in zip(range(room), sentences, strict=False)]
+        found += new
+        counts["bytes"] += sum(len(sentence.encode()) for sentence in new)
+        if config.tokenizer.model_type == "unigram":
+            counts["left out"] += document.text.count(RESERVED.encode()) * len(RESERVED.encode())
+        quotas[document.source] -= len(new)
+        if len(found) >= wanted or not any(quota > 0 for quota in quotas):
+            break
+    counts["sentences"] = len(found)
+    return found, counts
+
+
+def _training_documents(work: Work) -> Iterator[Document]:
+    for task in range(len(range_sizes(work))):
+        for document in remaining_documents(work, task, Counter()):
+            if document.split == 0:
+                yield document
+
+
+def run(work: Work, task: int) -> None:
+    """Encode the documents in one range of their order."""
+    tokenizer = tokenizer_of(work)
+    config = work.config
+    counts: Counter[str] = Counter()
+    texts: dict[Group, list[bytes]] = {group: [] for group in groups(config)}
+    for document in remaining_documents(work, task, counts):
+        texts[Group(config.sources[document.source].corpus or "", SPLITS[document.split])].append(document.text)
+    with work.making(NAME, task) as folder:
+        for group, documents in texts.items():
+            encoded = encode((text.decode() for text in documents), tokenizer, config.sentences)
+            encoded.save(folder / group.folder)
+            counts[f"unknown in {group.folder}"] = int((encoded.tokens == tokenizer.vocabulary.unk).sum())
+            counts[f"tokens in {group.folder}"] = len(encoded.tokens)
+            lengths = np.diff(np.union1d(encoded.document_ends, encoded.sentence_ends), prepend=-1)
+            counts[f"long in {group.folder}"] = int(lengths[lengths > SAMPLE_TOKENS].sum())
+            counts[f"empty in {group.folder}"] = int((np.diff(encoded.document_ends, prepend=-1) == 1).sum())
+            counts["kept"] += len(documents)
+        write_counts(folder, counts)
+
+
+def encoded_run(work: Work, group: Group) -> EncodedRun:
+    """All tokens of a group, in the order of its documents."""
+    folders = [work.output(NAME, task) / group.folder for task in range(len(range_sizes(work)))]
+    return EncodedRun(folders, Encoded.open)
+
+
+def tokenizer_path(work: Work) -> Path:
+    """The file of the tokenizer that was made."""
+    return find_tokenizer_file(work.output(TOKENIZER, 0))
+
+
+def tokenizer_of(work: Work) -> Tokenizer:
+    """The tokenizer that was made; read once in a process."""
+    path = tokenizer_path(work)
+    return _load_tokenizer(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(1)
+def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
+    return load_tokenizer(path)
+
+
+def cleaned(counts: dict[str, int]) -> dict[str, int]:
+    """Of what the tasks have counted: what cleaning has done."""
+    own = ("kept", "tokens in ", "unknown in ", "long in ", "empty in ")
+    return {name: count for name, count in counts.items() if not name.startswith(own)}
+
+
+TOKENIZER_STAGE = Stage(TOKENIZER, "Making the tokenizer", tokenizer_sizes, run_tokenizer)
+STAGE = Stage(NAME, "Encoding", range_sizes, run)

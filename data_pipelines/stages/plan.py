@@ -1,0 +1,171 @@
+"""What a build will do, made from its config and what the sources are now: the same plan, the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.cleaning.clean import sources_of
+from data_pipelines.config import DataConfig
+from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.workers import Workers
+from data_pipelines.sources import python_docs
+from data_pipelines.sources.config import PythonDocsSource, Source
+from data_pipelines.sources.files import CHUNK_BYTES, is_remote
+from data_pipelines.sources.find import STANDARD_INPUT, File, local_file, refuse_changed
+from data_pipelines.sources.read_units import Unit, unit_bytes
+from data_pipelines.sources.records import cut_into_units, fingerprint, source_files
+from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.errors import DataError
+from xlpretrain.file_system.atomic_dirs import final_place
+from xlpretrain.file_system.atomic_files import replacing
+
+FORMAT = 2
+"""Raised when work folders of an older xlpretrain cannot be gone on with."""
+_LIBRARIES = ("sentencepiece", "sentencex", "numpy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
+    depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
+    tokenizer_sha256: of the one that was brought along, if one was."""
+
+    out: Path
+    config: DataConfig
+    units: tuple[Unit, ...]
+    built_from: dict[str, Any]
+    state: str
+    files: tuple[File, ...] = ()
+    held_out: tuple[File, ...] = ()
+    tokenizer_sha256: str | None = None
+
+    @cached_property
+    def by_path(self) -> dict[str, File]:
+        """The files of the sources."""
+        return {file.path: file for file in self.files}
+
+    @property
+    def num_bytes(self) -> int:
+        """About so many bytes of text."""
+        return sum(unit.num_bytes for unit in self.units)
+
+    @property
+    def task_bytes(self) -> int:
+        """About so much text is dealt with by a task."""
+        return self.config.task_bytes or unit_bytes(self.num_bytes)
+
+    def to_json(self) -> str:
+        """What `plan.json` holds."""
+        units = [[unit.source, list(map(list, unit.pieces)), unit.num_bytes] for unit in self.units]
+        config = self.config.model_dump(mode="json", exclude={"workers"})
+        whole = {"out": str(self.out), "config": config, "units": units, "state": self.state}
+        files = {"files": list(map(astuple, self.files)), "held_out": list(map(astuple, self.held_out))}
+        return json.dumps({**whole, **files, "tokenizer": self.tokenizer_sha256, "built_from": self.built_from})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`; jobs may have begun with the plan of an older version."""
+        data = json.loads(text)
+        units = (Unit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"])
+        config = DataConfig.model_validate_json(json.dumps(data["config"]))
+        files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
+        return cls(
+            Path(data["out"]),
+            config,
+            tuple(units),
+            data["built_from"],
+            data["state"],
+            files=files,
+            held_out=held_out,
+            tokenizer_sha256=data.get("tokenizer"),
+        )
+
+
+def make_plan(config: DataConfig, spool: Path, stages: Stages, workers: Workers) -> Plan:
+    """Find the sources. What can be read only once is copied to the folder `spool`. Raises `DataError`, OSError."""
+    tokenizer = config.tokenizer.path and load_tokenizer(config.tokenizer.path).sha256
+    held_out = [file for source in sources_of(config.clean) for file in source_files(source)]
+    found: list[File] = []
+    read: list[list[File]] = []
+    for number, source in enumerate(config.sources):
+        if getattr(source, "path", None) == STANDARD_INPUT:
+            read.append([_copy_standard_input(spool)])
+            found.append(File(STANDARD_INPUT, read[-1][0].num_bytes))
+        else:
+            files = source_files(source)
+            _refuse_in_out(files, config.out)
+            found += files
+            read.append([_copy_docs(source, files, spool, number, stages, workers)] if _is_docs(source) else files)
+    inputs = [File("the tokenizer", 0, tokenizer)] if tokenizer else []
+    inputs += [*held_out, *(file for files in read for file in files)]
+    built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
+    versions = [str(FORMAT), *map(version, _LIBRARIES)]
+    return Plan(
+        out=final_place(config.out),
+        config=config,
+        units=tuple(cut_into_units(config.sources, read, wanted=config.task_bytes)),
+        built_from=built_from,
+        state=_digest([*versions, *(f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in inputs)]),
+        files=tuple(file for file in found if file.path != STANDARD_INPUT),
+        held_out=tuple(held_out),
+        tokenizer_sha256=tokenizer or None,
+    )
+
+
+def describe_settings(config: DataConfig) -> Any:
+    """What a dataset depends on: the configuration without `out`, `workers` and `task_bytes`, as JSON has it."""
+    return json.loads(config.model_dump_json(exclude={"out", "workers", "task_bytes"}))
+
+
+def _refuse_in_out(files: Iterable[File], out: Path) -> None:
+    place = final_place(out)
+    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_remote(file.path)):
+        if folder.resolve().is_relative_to(place):
+            raise DataError(f"{out}: files in {folder} are read, which lies there; choose another `out`")
+
+
+def _is_docs(source: Source) -> bool:
+    return isinstance(source, PythonDocsSource)
+
+
+def _copy_docs(source: Source, files: list[File], spool: Path, number: int, stages: Stages, workers: Workers) -> File:
+    """The documentation of packages as JSON lines. Its paragraphs depend on all files before, so it is one task."""
+    assert isinstance(source, PythonDocsSource)
+    key = _digest([source.model_dump_json(), *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files)])
+    path = spool / f"{number}-{key}.jsonl"
+    if not path.is_file():
+        documents = python_docs.read_modules([Path(file.path) for file in files], workers)
+        with (
+            stages.stage("Reading modules", "documents") as advance,
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8") as out,
+        ):
+            for document in documents:
+                out.write(json.dumps({"text": document}) + "\n")
+                advance(1)
+            refuse_changed(files)
+    return File(str(path), local_file(path).num_bytes, key)
+
+
+def _copy_standard_input(spool: Path) -> File:
+    if sys.stdin.isatty():
+        raise DataError("a source has the path -, and nothing is piped into standard input")
+    digest = hashlib.blake2b(digest_size=16)
+    with replacing(spool / "standard_input") as temporary, temporary.open("wb") as out:
+        while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
+            digest.update(chunk)
+            out.write(chunk)
+    path = spool / "standard_input"
+    return File(str(path), local_file(path).num_bytes, digest.hexdigest())
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -1,0 +1,103 @@
+"""The first stage of a build: sources to cleaned documents, in runs sorted by a hash of their text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from data_pipelines.cleaning.clean import clean, is_contaminated, sources_of
+from data_pipelines.cleaning.minhash import BandRuns, ParagraphRuns
+from data_pipelines.config import DataConfig
+from data_pipelines.execution.external_sort import Document, DocumentRuns
+from data_pipelines.sources.records import read_unchanged, source_files
+from data_pipelines.stages.splits import PRECEDENCE, SPLITS, Group, choose, groups, hash_text
+from data_pipelines.stages.work_dir import Stage, Work, write_counts
+from xlpretrain.errors import DataError
+
+NAME = "read"
+
+
+def sizes(work: Work) -> list[int]:
+    """Bytes of text in the units."""
+    return [unit.num_bytes for unit in work.plan.units]
+
+
+def run(work: Work, task: int) -> None:
+    """Read one unit. Raises `DataError`."""
+    config, unit = work.config, work.plan.units[task]
+    source = config.sources[unit.source]
+    into = None if source.into is None else SPLITS.index(source.into)
+    counts: Counter[str] = Counter()
+    with work.making(NAME, task) as folder:
+        writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
+        for raw in read_unchanged(source, unit.pieces, work.plan.by_path):
+            counts["read"] += 1
+            if (text := clean(raw, config.clean, counts)) is None:
+                continue
+            data = text.encode()
+            digest, order = hash_text(data, seed=config.seed)
+            split = choose(digest, config.splits) if into is None else into
+            if split == 0 and is_contaminated(text, config.clean, counts):
+                continue
+            counts[f"in {Group(source.corpus or '', SPLITS[split]).folder}"] += 1
+            counts["bytes"] += len(data)
+            writer.add(text, Document(order, data, split, unit.source))
+        writer.close()
+        _refuse_changed_held_out(work)
+        write_counts(folder, counts)
+
+
+def _refuse_changed_held_out(work: Work) -> None:
+    expected = list(work.plan.held_out)
+    if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
+        raise DataError("clean.overlap.against: these files have changed after the build began; build again")
+
+
+class _Writer:
+    """Documents, and what finds duplicates among them."""
+
+    def __init__(self, config: DataConfig, folder: Path, *, run_bytes: int):
+        self._folder, self._run_bytes, self._size, self._number = folder, run_bytes, 0, 0
+        self._documents = DocumentRuns(folder, run_bytes=run_bytes)
+        self._config = config.clean
+        self._new_runs()
+
+    def add(self, text: str, document: Document) -> None:
+        order, precedence = int.from_bytes(document.order[:8], "big"), PRECEDENCE[document.split]
+        self._documents.add(document)
+        if self._config.near_duplicates:
+            self._bands.add(text, order, precedence)
+        if self._config.duplicate_paragraphs:
+            self._paragraphs.add(text, order, precedence)
+        self._size += len(document.text)
+        if self._size >= self._run_bytes:
+            self._write()
+
+    def close(self) -> None:
+        self._documents.close()
+        self._write()
+
+    def _new_runs(self) -> None:
+        self._bands, self._paragraphs = BandRuns(self._config.minhash), ParagraphRuns()
+
+    def _write(self) -> None:
+        if self._config.near_duplicates:
+            self._bands.write(self._folder / f"{self._number:05d}.bands.npy")
+        if self._config.duplicate_paragraphs:
+            self._paragraphs.write(self._folder / f"{self._number:05d}.paragraphs.npy")
+        self._number, self._size = self._number + 1, 0
+        self._new_runs()
+
+
+def documents_of(work: Work) -> dict[Group, int]:
+    """How many documents were read into each group."""
+    counts = work.counts(NAME)
+    return {group: counts.get(f"in {group.folder}", 0) for group in groups(work.config)}
+
+
+def cleaned(counts: dict[str, int]) -> dict[str, int]:
+    """Of what the tasks have counted: what cleaning has done."""
+    return {name: count for name, count in counts.items() if name not in ("read", "bytes") and name[:3] != "in "}
+
+
+STAGE = Stage(NAME, "Reading", sizes, run)

@@ -1,0 +1,183 @@
+"""The work folder of a build: numbered tasks whose outputs are folders, there whole or not at all.
+
+    .NAME.work/            beside `out`
+        plan.json          what is built from what; another plan begins anew
+        lock               held by the process that builds here
+        read/00000/ ...    one folder for each task that is done, by stage
+
+A task writes under a temporary name and renames. So it is the same whether a build was killed, has one worker or many,
+or runs as jobs on a cluster: whoever comes does the tasks that have no output yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.config import DataConfig
+from data_pipelines.stages.plan import Plan
+from xlpretrain.errors import DataError
+from xlpretrain.file_system.atomic_dirs import final_place, named, remove, temporary_folder, unclaimed
+from xlpretrain.file_system.atomic_files import is_temporary, replace_file, sync
+
+_TASK = r"(\d{6}|\.\d{6}\.[0-9a-f]+(\.tmp)?)"
+_TOKENIZER = r"(spiece\.model|tokenizer\.json|vocabulary\.json)"
+_OURS = re.compile(
+    r"plan\.json|lock|spool/(standard_input|\d+-[0-9a-f]+\.jsonl)|slurm/(jobs\.json|[a-z]+\.sh|[a-z]+-\d+\.log)"
+    rf"|[a-z]+/{_TASK}/([\w.-]+/)*(\w+\.json|\w[\w.]*\.npy|\d+\.documents\.text|{_TOKENIZER})"
+    rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})"
+)
+"""Files of a work folder."""
+
+
+class Work:
+    """A work folder. Pickles to its path: workers read the plan once each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.spool = folder / "spool"
+        """For what can be read only once."""
+        self.dataset = folder / "dataset"
+        """Where the dataset grows, to be renamed to `out` in the end."""
+        self.plan_file = folder / "plan.json"
+
+    @classmethod
+    def of(cls, out: Path) -> Work:
+        """The one of a dataset. Raises `DataError` if no dataset can be put there."""
+        try:
+            out = final_place(out)
+        except OSError as error:
+            raise DataError(f"{out}: {error.strerror}") from None
+        return cls(out.parent / f".{out.name}.work")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Work, (self.folder,)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is built here."""
+        return Plan.from_json(self.plan_file.read_text())
+
+    @property
+    def config(self) -> DataConfig:
+        """That of the plan."""
+        return self.plan.config
+
+    def begin(self, plan: Plan) -> bool:
+        """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
+        path = self.plan_file
+        if path.is_file() and path.read_text() == plan.to_json():
+            return True
+        remove(self.folder, [p for p in self._files() if len(p.parts) > 1 and p.parts[0] != self.spool.name])
+        replace_file(path, plan.to_json())
+        self.__dict__.pop("plan", None)
+        return False
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only build here. Raises `DataError` if another process is, or the folder is somebody else's."""
+        self._refuse_others()
+        self.spool.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(f"{self.folder}: another process builds this dataset right now") from None
+            yield
+
+    def output(self, stage: str, task: int) -> Path:
+        """The folder that a task makes."""
+        return self.folder / stage / f"{task:06d}"
+
+    def is_done(self, stage: str, task: int) -> bool:
+        """Whether it has been made."""
+        return self.output(stage, task).is_dir()
+
+    @contextmanager
+    def making(self, stage: str, task: int) -> Iterator[Path]:
+        """A temporary folder that becomes the output of a task, down to the disk, unless somebody else was faster."""
+        out = self.output(stage, task)
+        with temporary_folder(out) as folder:
+            yield folder
+            for file in folder.rglob("*"):
+                sync(file)
+            sync(folder)
+            try:
+                folder.rename(out)
+            except OSError:
+                if not out.is_dir():
+                    raise
+            sync(out.parent)
+
+    def counts(self, stage: str) -> dict[str, int]:
+        """The sums of what the tasks of a stage have counted."""
+        total: dict[str, int] = {}
+        for path in sorted((self.folder / stage).glob("[0-9]*/counts.json")):
+            for name, count in json.loads(path.read_text()).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def forget(self, stage: str) -> None:
+        """Remove the outputs of a stage. Raises OSError."""
+        remove(self.folder, [path for path in self._files() if path.parts[0] == stage])
+
+    def remove(self) -> None:
+        """Remove what builds wrote; the plan first, so that what is left if that is cut short is never taken for work
+        done."""
+        with suppress(OSError):
+            self.plan_file.unlink(missing_ok=True)
+            remove(self.folder, self._files())
+
+    def remove_unless_in_use(self) -> None:
+        """Remove what a build left that was killed when its dataset was just in place."""
+        if self.folder.is_dir():
+            with suppress(DataError), self.lock():
+                self.remove()
+
+    def _refuse_others(self) -> None:
+        if self.folder.is_symlink():
+            raise DataError(f"{self.folder}: is a link, and a build renames what it makes there: remove the link")
+        if self.folder.is_dir() and (others := [p for p in unclaimed(self.folder, ()) if not self._is_ours(p)]):
+            raise DataError(
+                f"{self.folder}: builds keep their work there, and none of them wrote {named(others)}: move it away"
+            )
+
+    def _files(self) -> list[Path]:
+        return [path for path in unclaimed(self.folder, ()) if self._is_ours(path)] if self.folder.is_dir() else []
+
+    def _is_ours(self, path: Path) -> bool:
+        """Check whether builds write such a file; a folder with nothing in it may be anybody's."""
+        if _OURS.fullmatch(str(path)) or is_temporary(path):
+            return True
+        return (self.folder / path).is_dir() and not (self.folder / path).is_symlink()
+
+
+def write_counts(folder: Path, counts: dict[str, int]) -> None:
+    """What a task has counted, into its output."""
+    (folder / "counts.json").write_text(json.dumps(counts, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a build: tasks that need nothing of each other.
+
+    sizes: of each task, for the progress; may read what earlier stages have made. run: does one.
+    """
+
+    name: str
+    title: str
+    sizes: Callable[[Work], list[int]]
+    run: Callable[[Work, int], None]
+
+
+def run_task(work: Work, stage: Stage, task: int) -> int:
+    """Do a task; returns its number. Top-level, so that worker processes find it."""
+    stage.run(work, task)
+    return task

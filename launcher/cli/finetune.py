@@ -1,0 +1,106 @@
+"""Classifiers: one run for each seed, and what they say of new texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import cast
+
+from launcher.local.train import start_training
+from xlpretrain import schema
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.config import LabelledPaths
+from xlpretrain.data.text_tables import read_table, refuse_same_file
+from xlpretrain.errors import LaunchError
+from xlpretrain.evaluation.classification import Figures, write_predictions
+from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.finetune.results import recipe
+from xlpretrain.run_dir.layout import RunFolder
+
+_FIGURES = ("accuracy", "macro_f1", "roc_auc")
+
+
+def finetune(
+    source: RunFolder,
+    *,
+    train: Path,
+    valid: Path,
+    name: str,
+    text: Sequence[str],
+    label: str,
+    overrides: list[str],
+    num_seeds: int,
+    runs_dir: Path,
+    num_processes: int | None,
+    max_restarts: int,
+    take_over: bool,
+) -> int:
+    """Train a run in runs_dir/name, or, of several seeds, in runs_dir/name/seed-N. Returns the exit code.
+
+    Each run that is begun or finished is gone on with, so the same call continues. Raises `XLPretrainError`.
+    """
+    config = recipe(
+        source, train=train, valid=valid, name=name, runs_dir=runs_dir, text=text, label=label, overrides=overrides
+    )
+    configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
+    if RunFolder(runs_dir / name).exists() and num_seeds > 1:
+        raise LaunchError(f"{runs_dir / name}: is a run of one seed; say another name for several (--as)")
+    for one in configs:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "finetune.yaml"
+            path.write_text(schema.dump(one), encoding="utf-8")
+            code = start_training(
+                path,
+                [],
+                num_processes,
+                allow_recipe_change=False,
+                max_restarts=max_restarts,
+                take_over=take_over,
+            )
+        if code:
+            return code
+    if num_seeds > 1:
+        _sum_up(runs_dir / name, [one.folder for one in configs])
+    return 0
+
+
+def predict(run: TrainedRun, data: Path | None, to: Path | None) -> None:
+    """Print, or write, a prediction for each text of a file; print how good they are if it has labels."""
+    refuse_same_file(data, to)
+    table, (columns, labels) = read_table(data), run.classifies
+    if len(columns) == 1 and len(table.columns) == 1:
+        columns = table.columns  # whatever it is called
+    texts = table.columns_of(columns)
+    label = cast(LabelledPaths, run.config.data).label
+    truth = table.column(label) if label in table.columns else None
+    probabilities = run.class_probabilities(texts)
+    if to is not None:
+        write_predictions(to, columns, texts, probabilities, labels, truth)
+        print(f"{to}: {len(texts):,} predictions")
+    else:
+        for row in probabilities:
+            print(f"{labels[row.argmax()]}\t{row.max():.4f}")
+    if truth is not None:
+        print(Figures.of(truth, probabilities, labels).describe(), file=sys.stderr)
+
+
+def _of_seed(config: RunConfig, seed: int) -> RunConfig:
+    return config.model_copy(update={"runs_dir": config.runs_dir / config.name, "name": f"seed-{seed}", "seed": seed})
+
+
+def _sum_up(folder: Path, runs: Sequence[RunFolder]) -> None:
+    """Mean and spread (standard deviation over seeds) of each figure, printed and in metrics.json."""
+    found = [json.loads(run.figures.read_text(encoding="utf-8")) for run in runs]
+    summary = {}
+    for figure in _FIGURES:
+        values = [one[figure] for one in found]
+        if None not in values:
+            summary[figure] = {"mean": mean(values), "spread": stdev(values), "values": values}
+    replace_file(RunFolder(folder).figures, json.dumps(summary, indent=2) + "\n")
+    told = ", ".join(f"{name} {of['mean']:.4f} ± {of['spread']:.4f}" for name, of in summary.items())
+    print(f"{folder}: {told} (mean and standard deviation of {len(runs)} seeds)")

@@ -1,0 +1,177 @@
+"""The commands `xlpretrain stop`, `cancel` and `resume`, where Slurm has to do with them."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from launcher.finished import say_if_finished
+from launcher.slurm import client as slurm
+from launcher.slurm.client import JobState
+from launcher.slurm.records import Job, SlurmFolder, Start
+from xlpretrain.errors import LaunchError
+from xlpretrain.run_dir import lease, outcome
+from xlpretrain.run_dir.layout import RunFolder
+
+CANCEL_WAIT_S = 30.0
+_POLL_S = 0.5
+
+
+def stop(run: RunFolder) -> str:
+    """Leave the wish that a run saves and ends, and stays so. Returns what becomes of it. Raises `LaunchError`."""
+    _wish_to_stop(run)
+    job = SlurmFolder.of(run).read_job()
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
+    if job and state and state.is_waiting:
+        return (
+            f"{run.path}: its job {job.job_id} waits in the queue ({state}); it will end as soon as it starts."
+            f" `xlpretrain cancel {_quoted(run)}` removes it from the queue"
+        )
+    status = run.read_status()
+    if (state and state.is_running) or (status is not None and status.state == "running"):
+        return f"{run.path}: it will save and end at its next step"
+    return f"{run.path}: not running; it will not start again until resumed"
+
+
+def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
+    """End a run's job, or remove it from the queue, and wait until it is gone. Returns what remains of the run.
+
+    Raises `LaunchError` if there is no job to end.
+    """
+    job, state = _job_to_cancel(run)
+    # A job that is told to end would save and put itself back into the queue, were it not the user's wish.
+    _wish_to_stop(run)
+    slurm.ask("scancel", job.job_id)
+    deadline = time.monotonic() + wait_s
+    while True:
+        now = slurm.state_of(job.job_id)
+        if now is None or now.is_over:
+            break
+        if time.monotonic() > deadline:
+            return (
+                f"{run.path}: job {job.job_id} was cancelled and is still {now}: it saves, until Slurm kills it;"
+                f" `xlpretrain status {_quoted(run)}` shows when it is gone"
+            )
+        time.sleep(_POLL_S)
+    step = outcome.newest_step(run)
+    left = f"a checkpoint of step {step} is there" if step else "no checkpoint was made yet"
+    done = "removed from the queue" if state.is_waiting else "cancelled"
+    return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {_quoted(run)}` goes on"
+
+
+def resume(
+    run: RunFolder,
+    overrides: Sequence[str],
+    *,
+    nodes: str | None,
+    allow_recipe_change: bool,
+    take_over: bool,
+) -> None:
+    """Submit a run again that was submitted before, as it was or changed. Raises `XLPretrainError`."""
+    from launcher.slurm.submission import submit
+    from xlpretrain.config import run_config
+
+    records = SlurmFolder.of(run)
+    refuse_if_queued(run)
+    run.refuse_if_read_only()
+    _refuse_if_elsewhere(run, take_over=take_over)
+    profile = submit.load_cluster(records.cluster, nodes=nodes)
+    settings = run_config.load(newest_config(run), overrides)
+    settings = submit.check(settings, profile, allow_recipe_change=allow_recipe_change)
+    stopped = run.stop_file.exists()
+    run.stop_file.unlink(missing_ok=True)
+    if say_if_finished(settings):
+        return
+    try:
+        _refuse_without_sbatch(run)
+        submit.submit_runs([settings], profile, name=settings.name)
+    except BaseException:
+        if stopped:
+            run.stop_file.touch()
+        raise
+
+
+def _refuse_without_sbatch(run: RunFolder) -> None:
+    if shutil.which("sbatch") is None:
+        raise LaunchError(
+            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
+            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
+        )
+
+
+def refuse_if_queued(run: RunFolder) -> None:
+    """Raise `LaunchError` if a run's job waits or runs, as far as can be told here."""
+    job = SlurmFolder.of(run).read_job()
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
+    if job and state and not state.is_over:
+        doing = "waits in the queue" if state.is_waiting else "runs"
+        raise LaunchError(
+            f"{run.path}: its job {job.job_id} {doing} ({state}): nothing to resume; `xlpretrain status"
+            f" {_quoted(run)}` shows it, `xlpretrain cancel {_quoted(run)}` ends it"
+        )
+
+
+def was_submitted(run: RunFolder) -> bool:
+    """Whether a run's last start was asked of Slurm, and can be again."""
+    records = SlurmFolder.of(run)
+    return records.job.is_file() and records.cluster.is_file()
+
+
+def newest_config(run: RunFolder) -> Path:
+    """What a run was last told to be: where it began, or at its submission since then. Raises `LaunchError`."""
+    newest = SlurmFolder.of(run).newest_config()
+    if newest is None:
+        raise LaunchError(f"{run.path}: has no config.yaml any more; begin it anew with its config")
+    return newest
+
+
+def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:
+    job = SlurmFolder.of(run).read_job()
+    if job is None:
+        raise LaunchError(
+            f"{run.path}: was never submitted to Slurm, so there is no job to cancel;"
+            f" `xlpretrain stop {_quoted(run)}` ends a run on a machine"
+        )
+    here = ""
+    with suppress(LaunchError):  # no scontrol
+        here = slurm.cluster_name()
+    if here and job.cluster and here != job.cluster:
+        raise LaunchError(
+            f"{run.path}: its job {job.job_id} is one of cluster {job.cluster}, and this machine belongs to {here};"
+            f" cancel it from a machine of {job.cluster}"
+        )
+    states = slurm.states_of([job.job_id])
+    if states is None:
+        raise LaunchError(
+            f"{run.path}: Slurm does not answer on this machine (squeue, scontrol, sacct), so job {job.job_id} cannot"
+            " be cancelled from here; try a login node of the cluster"
+        )
+    state = states.get(job.job_id)
+    if state is None or state.is_over:
+        how = f" ({state})" if state else ""
+        raise LaunchError(f"{run.path}: its job {job.job_id} has ended{how}: nothing to cancel")
+    return job, state
+
+
+def _refuse_if_elsewhere(run: RunFolder, *, take_over: bool) -> None:
+    """Raise `LaunchError` if somebody has the run who is not of its last job, which has ended."""
+    starts = [event for event in SlurmFolder.of(run).read_events() if isinstance(event, Start)]
+    sign = lease.last_sign(run.lease)
+    if sign is None or (sign[0] is not None and starts and sign[0].host in starts[-1].nodes):
+        return
+    lease.refuse_if_held(run.lease, launch_id="", take_over=take_over)
+
+
+def _wish_to_stop(run: RunFolder) -> None:
+    try:
+        run.stop_file.touch()
+    except OSError as error:
+        raise LaunchError(f"{run.stop_file}: cannot be made: {error.strerror}") from None
+
+
+def _quoted(run: RunFolder) -> str:
+    return shlex.quote(str(run.path))

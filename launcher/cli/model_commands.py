@@ -1,0 +1,198 @@
+"""The commands for a model that is trained: take it elsewhere, or put it to use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
+from xlpretrain.run_dir.layout import RunFolder
+
+app = typer.Typer()
+
+Step = Annotated[
+    int | None, typer.Option("--step", min=0, help="Of which checkpoint (default: the newest).", show_default=False)
+]
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
+    step: Step = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
+) -> None:
+    """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
+    from xlpretrain.hub.export import export
+
+    loader = export(RunFolder(run).require(), to, step=step, force=force)
+    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model of others.", show_default=False)],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="What it does not say, as model.mem_len=384.", show_default=False),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="FILE", help="Taken as it is, instead of its own.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
+    from xlpretrain.hub.import_model import bring_in
+
+    folder, notes = bring_in(
+        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
+    )
+    for note in notes:
+        print(note)
+    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", metavar="TEXT", help="How the text begins (default: standard input).", show_default=False
+        ),
+    ] = None,
+    num_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Below 1: likelier words more often; 0: always the likeliest.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw among so many likeliest tokens.", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    mem_len: Annotated[
+        int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
+    ] = None,
+    on: Annotated[bool, typer.Option("--on", help="Go on after the end of a document.")] = False,
+    step: Step = None,
+) -> None:
+    """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
+    import xlpretrain
+
+    if prompt is None:
+        prompt = sys.stdin.read().rstrip("\n")
+    text = xlpretrain.load(run, step=step).generate(
+        prompt,
+        num_tokens=num_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        mem_len=mem_len,
+        stop=not on,
+    )
+    print(prompt + text)
+
+
+@app.command()
+def score(
+    run: RunPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="Two columns, a good text and a bad one: how often is the good one likelier?"),
+    ] = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of the text (text); with --pairs twice (the two there are)."),
+    ] = None,
+    mem_len: Annotated[
+        int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows side by side.")] = 32,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of each text there, as JSON lines.")
+    ] = None,
+    step: Step = None,
+) -> None:
+    """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
+    import xlpretrain
+    from launcher.cli.score import score
+
+    loaded = xlpretrain.load(run, step=step)
+    score(loaded, data, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to)
+
+
+@app.command()
+def finetune(
+    run: RunPath,
+    train: Annotated[Path, typer.Option("--train", metavar="FILE", help=".csv, .tsv or .jsonl.", show_default=False)],
+    valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="Held-out examples.", show_default=False)],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of the text; twice: of a pair (default: all but the label's)."),
+    ] = None,
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="Of the label.")] = "label",
+    seeds: Annotated[int, typer.Option(min=1, help="So many runs, with seeds 1, 2, ...; mean and spread.")] = 1,
+    runs_dir: RunsDir = Path("runs"),
+    num_processes: NumProcesses = None,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
+) -> None:
+    """Make a classifier of texts, or of pairs of texts, from a run. The same command again goes on where it was."""
+    from launcher.cli.finetune import finetune
+
+    code = finetune(
+        RunFolder(run).require(),
+        train=train,
+        valid=valid,
+        name=name or f"{run.resolve().name}-finetuned",
+        text=tuple(text or ()),
+        label=label,
+        overrides=overrides or [],
+        num_seeds=seeds,
+        runs_dir=runs_dir,
+        num_processes=num_processes,
+        max_restarts=max_restarts,
+        take_over=take_over,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
+    ] = None,
+    step: Step = None,
+) -> None:
+    """Classify new texts; where the file has labels, say how good that is."""
+    import xlpretrain
+    from launcher.cli.finetune import predict
+
+    predict(xlpretrain.load(run, step=step), data, to)

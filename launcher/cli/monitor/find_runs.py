@@ -1,0 +1,90 @@
+"""Run folders as they are found from outside, also half-made ones. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.slurm.records import SlurmFolder
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_dir.layout import NAME, RunFolder
+
+if TYPE_CHECKING:  # torch takes seconds
+    pass
+
+
+_MAX_DEPTH = 4
+_TAIL_BYTES = 1 << 17
+
+
+def find(folder: Path) -> list[RunFolder]:
+    """The runs in a folder and the folders in it, by name. Raises `LaunchError` if there is no such folder."""
+    if not folder.is_dir():
+        raise LaunchError(f"{folder}: no such folder; name the one that holds your runs: --runs-dir DIR")
+    return list(_find(folder, _MAX_DEPTH))
+
+
+def require(path: Path) -> RunFolder:
+    """The run in a folder, begun or only submitted. Raises `LaunchError` if there is none."""
+    run = RunFolder(path)
+    if is_run(run):
+        return run
+    raise run.missing()
+
+
+def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides with which a run goes on in the folder where it lies now, should it have been moved or copied.
+
+    Raises `ConfigError` if they name another place.
+    """
+    place = path.absolute()
+    wrong = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs_dir")]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: a run goes on in its own folder, which is {place}; move that instead")
+    if not re.match(NAME, place.name):
+        raise ConfigError(
+            f"{place}: a run is named after its folder, and {place.name!r} does not match {NAME}; rename the folder"
+        )
+    quoted = (json.dumps(str(part), ensure_ascii=False) for part in (place.parent, place.name))  # as YAML reads them
+    return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)
+
+
+def is_run(run: RunFolder) -> bool:
+    """Whether a run was begun or submitted here."""
+    slurm = SlurmFolder.of(run)
+    return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
+
+
+def read_tail(run: RunFolder) -> list[dict[str, Any]]:
+    """The last whole lines of the metrics, however long they are; none if there are none yet."""
+    try:
+        with run.metrics.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    rows = []
+    for line in lines if size <= _TAIL_BYTES else lines[1:]:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last one, while it is written
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _find(folder: Path, depth: int) -> Iterator[RunFolder]:
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return
+    for path in below:
+        if is_run(RunFolder(path)):
+            yield RunFolder(path)
+        elif depth > 1:
+            yield from _find(path, depth - 1)

@@ -1,0 +1,23 @@
+"""Runs with nothing left to do, as every command that starts one sees them. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xlpretrain.run_dir import outcome
+
+if TYPE_CHECKING:  # torch takes seconds
+    from xlpretrain.config.run_config import RunConfig
+
+
+def say_if_finished(config: RunConfig) -> bool:
+    """Whether a run is finished, so that another start would do nothing; then that is said."""
+    told = outcome.nothing_left(
+        config.folder,
+        max_steps=config.max_steps,
+        patience=config.stop.patience,
+        eval_every_steps=config.eval.every_steps,
+    )
+    if told is not None:
+        print(told)
+    return told is not None

@@ -1,0 +1,132 @@
+"""Training on this machine: what `train`, `resume` and `finetune` have in common."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import xlpretrain
+from launcher.finished import say_if_finished
+from launcher.local import torchrun
+from launcher.local.torchrun import Ended
+from xlpretrain.config import run_config
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.errors import FINISHED
+from xlpretrain.finetune.results import sum_up
+from xlpretrain.run_dir import job_log, lease, outcome, rank_log
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.outcome import Verdict
+from xlpretrain.tracking.console import outlive_console
+from xlpretrain.train.setup import prepare
+
+
+def start_training(
+    config: Path,
+    overrides: list[str],
+    num_processes: int | None,
+    *,
+    allow_recipe_change: bool,
+    max_restarts: int,
+    take_over: bool,
+    stopped_before: bool = False,
+) -> int:
+    """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
+    outlive_console()
+    settings = run_config.load(config, overrides)
+    num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
+    settings, data, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    folder = settings.folder
+    if stopped_before:
+        folder.stop_file.unlink(missing_ok=True)
+    outcome.refuse_if_stopped(folder)
+    if say_if_finished(settings):
+        code = FINISHED
+    else:
+        options = ["--allow-recipe-change"] if allow_recipe_change else []
+        code = _run(
+            [*options, str(config), *overrides],
+            settings,
+            num_processes=num_processes,
+            take_over=take_over,
+            max_restarts=max_restarts,
+        )
+    if code == FINISHED and isinstance(data.valid, LabelledTexts):
+        print(f"{folder.path}: {sum_up(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
+    return code
+
+
+def _run(
+    arguments: Sequence[str], settings: RunConfig, *, num_processes: int, take_over: bool, max_restarts: int
+) -> int:
+    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another start has the run.
+
+    After a crash it starts again, up to `max_restarts` times and as long as that brings new checkpoints; never after
+    a signal to this process, nor against the user's wish or another start of the run.
+    """
+    folder = settings.folder
+    os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
+    os.environ[rank_log.RUN] = str(folder.path.absolute())
+    # Rank 0 looks again, and takes it; here, the answer comes at once.
+    since = lease.refuse_if_held(folder.lease, launch_id=launch_id, take_over=take_over)
+    in_vain = restarts = 0
+    while True:
+        job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
+        before = outcome.saved(folder)
+        ended = torchrun.launch(
+            "xlpretrain",
+            ["--take-over", *arguments] if take_over and not restarts else arguments,
+            num_processes=num_processes,
+            grace_s=settings.stop.grace_s,
+            cost=lambda: outcome.cost_of_ending(folder),
+        )
+        found = _judge(folder, ended, launch_id=launch_id, since=since)
+        in_vain = 0 if outcome.made_progress(folder, before=before) else in_vain + 1
+        if found.ended != "crashed":
+            if found.ended in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
+                _tell(folder, f"error: {folder.path}: {found.message}")
+            return found.code
+        crash = f"the run crashed after step {_step(folder)}: {found.message.removeprefix('crashed: ')}"
+        why = outcome.why_no_more(restarts=restarts, limit=max_restarts, limit_name="--max-restarts", in_vain=in_vain)
+        if ended.signal:
+            why = "it was sent a signal"
+        if why is not None:
+            no_more = f"; no further restart: {why}" if max_restarts else ""
+            _tell(folder, f"error: {crash}{no_more}; `xlpretrain resume {folder.path}` goes on")
+            return found.code
+        restarts += 1
+        _tell(folder, f"{crash}; starting it again ({max_restarts - restarts} restarts left)")
+
+
+def _judge(folder: RunFolder, ended: Ended, *, launch_id: str, since: int) -> Verdict:
+    """How a start ended, by its status and by the exit code of its ranks."""
+    status = None
+    with suppress(ValueError, TypeError):  # damaged: the ranks' exit code tells
+        status = folder.read_status()
+    log = folder.rank_log(ended.rank)
+    words = job_log.last_words(log)
+    return outcome.judge(
+        status if status is not None and status.launch_id == launch_id else None,
+        exit_code=ended.exit_code,
+        lost=lease.is_lost(folder.lease, launch_id=launch_id, since=since),
+        stop_file=folder.stop_file.exists(),
+        last_words=f"{ended.describe()}; {words} ({log})" if words else ended.describe(),
+    )
+
+
+def _step(folder: RunFolder) -> int:
+    with suppress(ValueError, TypeError):
+        status = folder.read_status()
+        return status.step if status is not None else 0
+    return 0
+
+
+def _tell(folder: RunFolder, message: str) -> None:
+    """Say it on the terminal, and in the run's job.log."""
+    job_log.note(folder, message)
+    with suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,236 @@
+"""What a job does: one start of a run, from a look at the nodes to the decision what comes after.
+
+`run` is what `xlpretrain submit` hands to Slurm, and what by_hand.py comes to. It lives on the first node, outside the
+ranks, and outlasts them.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from launcher.slurm import client as slurm
+from launcher.slurm import history
+from launcher.slurm.job import allocation, node_check, requeue
+from launcher.slurm.job.allocation import Allocation
+from launcher.slurm.job.rank import exit_code_of
+from launcher.slurm.job.requeue import Resubmit
+from launcher.slurm.profile import ClusterConfig
+from launcher.slurm.records import End, Job, SlurmFolder, Start
+from xlpretrain import schema
+from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
+from xlpretrain.run_dir import job_log, lease, outcome
+from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.outcome import Saved, Verdict
+from xlpretrain.tracking.console import outlive_console
+
+_MARGIN_S = 15.0  # before the time limit: for the request to go on, should the ranks not be ready
+
+
+def run(path: str, *, resubmit: Resubmit) -> NoReturn:
+    """Make one start of the run in a folder, and exit with its code: 0, 1, 2, 75 or 76.
+
+    resubmit: submits the run again where the job cannot be put back into the queue.
+    """
+    outlive_console()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+        # They are for the ranks. Not SIG_IGN, which srun and the ranks would inherit.
+        signal.signal(number, lambda *_: None)
+    try:
+        code = _start(RunFolder(Path(path)), Allocation.this(), resubmit)
+    except XLPretrainError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _start(run: RunFolder, job: Allocation, resubmit: Resubmit) -> int:
+    records = SlurmFolder.of(run)
+    profile = schema.load(ClusterConfig, records.cluster)
+    _say(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
+    if run.stop_file.exists():
+        _say(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` goes on")
+        return STOPPED_EARLY
+    known = records.read_job()
+    if known is None or known.job_id != job.job_id:
+        log = known.log if known else str(run.job_log)
+        records.write_job(Job(job.job_id, job.cluster, time.time(), profile.nodes, log))
+    planned = min(len(job.nodes), profile.max_nodes) * profile.num_tasks
+    before = outcome.saved(run)
+    records.append(Start(job.job_id, job.restart, time.time(), job.nodes, planned, outcome.newest_step(run)))
+    try:
+        found = _train(run, job, profile)
+    except XLPretrainError as error:
+        found = Verdict("failed", USER_ERROR, str(error))
+    end = _decide(run, job, profile, found, before, resubmit)
+    _say(f"{end.outcome} at step {end.step}{': ' if end.message else ''}{end.message}")
+    return end.exit_code
+
+
+def _decide(
+    run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved, resubmit: Resubmit
+) -> End:
+    """Write down how the start ended, and put the job back into the queue if there shall be another."""
+    records = SlurmFolder.of(run)
+    progress = outcome.made_progress(run, before=before)
+    end = End(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
+    if records.is_replaced(job.job_id, job.restart):
+        return replace(end, outcome="fenced", exit_code=FENCED, message=outcome.TAKEN_OVER)
+    if not found.go_on:
+        assert found.ended != "crashed", "a crash goes on"
+        end = replace(end, outcome=found.ended)
+        records.append(end)
+        return end
+    limit = history.why_no_more(
+        [*records.read_events(), end],
+        restart=job.restart,
+        max_requeues=profile.max_requeues,
+        verdict=found,
+    )
+    if limit is not None:
+        end = replace(end, exit_code=1, message=limit)
+        _write_failure(run, job, limit)
+    elif not requeue.may_ask(job):
+        end = replace(end, outcome="stopped", message=f"{found.message}; Slurm has taken the job away")
+    else:
+        end = replace(end, outcome="requeued")
+    records.append(end)  # before: once it is back in the queue, this process has seconds to live
+    if end.outcome == "requeued":
+        trouble = requeue.ask(run, job, profile, end, resubmit)
+        if trouble is not None and not records.is_replaced(job.job_id, job.restart):
+            end = replace(end, outcome="stopped", message=f"{end.message}; {trouble}")
+            records.append(end)
+    return end
+
+
+def _train(run: RunFolder, job: Allocation, profile: ClusterConfig) -> Verdict:
+    """Look at the nodes, run the ranks on those that are sound, and say how it ended."""
+    masters = allocation.addresses(job.nodes[0])
+    where = {allocation.MASTERS: " ".join(masters)}
+    nodes = list(job.nodes)
+    if profile.health_check.enabled:
+        seen = _look_at(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
+        for node, why in seen.broken.items():
+            _say(
+                f"{node} is not sound: {why}; no further start of this run goes there ({SlurmFolder.of(run).excluded})"
+            )
+        if seen.broken:
+            SlurmFolder.of(run).exclude(seen.broken)
+        if seen.trouble:
+            return Verdict("crashed", 1, f"did not begin: {seen.trouble}")
+        nodes = [node for node in nodes if node not in seen.broken]
+    if len(nodes) < profile.min_nodes:
+        return Verdict("crashed", 1, f"did not begin: {len(nodes)} sound nodes, {profile.min_nodes} needed")
+    nodes = nodes[: profile.max_nodes]
+    if nodes[0] != job.nodes[0]:
+        where = {allocation.MASTERS: " ".join(allocation.addresses(nodes[0]))}
+    return _run_ranks(run, job, profile, nodes, where)
+
+
+def _look_at(nodes: Sequence[str], run: RunFolder, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
+    """The health check, on every node at once."""
+    limit = profile.health_check.timeout_s
+    arguments = [str(run.path), str(profile.num_gpus), str(max(1, limit // 2))]
+    step = allocation.step(profile, nodes, tasks_per_node=1, cpus_per_task=profile.cpus_per_task)
+    # One that fails shall not end the others, which have something to say.
+    command = [
+        *step,
+        "--kill-on-bad-exit=0",
+        allocation.python(profile),
+        "-u",
+        "-m",
+        "launcher.slurm.job.node_check",
+        *arguments,
+    ]
+    process = allocation.start(command, where, stdout=subprocess.PIPE)
+    try:
+        said, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # srun then ends the tasks
+        said, _ = process.communicate()
+    return node_check.judge(said, nodes)
+
+
+def _run_ranks(
+    run: RunFolder, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
+) -> Verdict:
+    from xlpretrain.config import run_config
+
+    grace_s = run_config.load(SlurmFolder.of(run).config).stop.grace_s
+    port, world_size = _port(job), len(nodes) * profile.num_tasks
+    environment = {
+        **where,
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(profile.num_tasks),
+        allocation.LAUNCH_ID: job.launch_id,
+    }
+    meet_at = f"{allocation.pick(where[allocation.MASTERS].split())}:{port}"
+    arguments = ["-m", "launcher.slurm.job.rank", str(run.path)]
+    command = allocation.ranks(profile, nodes, arguments, meet_at=meet_at, grace_s=grace_s)
+    since = _wait_for_lease(run, job)
+    before, log = run.read_status(), run.rank_log(0)
+    spoken = log.stat().st_size if log.exists() else 0
+    exit_code_of(run).unlink(missing_ok=True)
+    _say(f"{world_size} ranks on {', '.join(nodes)}, meeting at {meet_at}")
+    process = allocation.start(command, environment)
+    if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
+        return Verdict("crashed", 1, "had not saved when its time was up")
+    status = run.read_status()
+    words = job_log.last_words(log, since=spoken) or "rank 0 said nothing"
+    return outcome.judge(
+        status if status != before else None,
+        exit_code=int(exit_code_of(run).read_text()) if exit_code_of(run).exists() else None,
+        lost=lease.is_lost(run.lease, launch_id=job.launch_id, since=since),
+        stop_file=run.stop_file.exists(),
+        last_words=f"exit code {process.returncode}; {words} ({log})",
+    )
+
+
+def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:
+    """Until the ranks have ended; False if the job's time is up before that."""
+    while True:
+        known = slurm.state_of(job.job_id)
+        ends_at = known.ends_at if known else None
+        left = None if ends_at is None else max(0.0, ends_at - margin_s - time.time())
+        try:
+            process.wait(left)
+            return True
+        except subprocess.TimeoutExpired:
+            # Somebody may have given it more time meanwhile.
+            known = slurm.state_of(job.job_id)
+            if known is None or known.ends_at is None or known.ends_at - margin_s <= time.time():
+                return False
+
+
+def _wait_for_lease(run: RunFolder, job: Allocation) -> int:
+    """The number of the last lease. One that died elsewhere holds it for a minute. Raises `LaunchError`."""
+    deadline = time.monotonic() + lease.STALE_S + 2 * lease.BEAT_S
+    while True:
+        try:
+            return lease.refuse_if_held(run.lease, launch_id=job.launch_id, take_over=False)
+        except XLPretrainError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(lease.BEAT_S)
+
+
+def _write_failure(run: RunFolder, job: Allocation, message: str) -> None:
+    """Let `status` show why there is no further start."""
+    if not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
+        status = run.read_status() or Status("failed")
+        run.write_status(replace(status, state="failed", reason="crash", message=message))
+
+
+def _port(job: Allocation) -> str:
+    return str(allocation.free_port(int(job.number), job.restart))
+
+
+def _say(message: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}", flush=True)

@@ -1,0 +1,206 @@
+"""`xlpretrain data build --cluster`: the same build as jobs of Slurm, an array for each stage. Torch-free.
+
+Every array waits for the one before (`--dependency=afterok`), and a last job puts the dataset in its place. Nobody
+needs to stay: the command only watches, and when it is called again, it watches on, or hands in what is not done.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from data_pipelines.build.__main__ import FINISH, REPLACE
+from data_pipelines.build.pipeline import begin, owning, stages_of, tell
+from data_pipelines.build.up_to_date import is_finished
+from data_pipelines.config import DataConfig
+from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.workers import Workers
+from data_pipelines.stages.work_dir import Stage, Work
+from launcher.slurm import client as slurm
+from launcher.slurm.profile import ClusterConfig
+from launcher.slurm.submission import executor
+from xlpretrain.errors import DataError, LaunchError
+from xlpretrain.file_system.atomic_files import replace_file
+
+_POLL_S = 1.0
+_ASK_EVERY_S = 10.0
+_LAST_LINES = 10
+_GOES_ON = "what is done is kept, the same command goes on"
+
+
+@dataclass(frozen=True)
+class Array:
+    """Jobs that do a stage, or (`FINISH`) the end of a build."""
+
+    stage: str
+    job_id: str
+    num_jobs: int
+
+    @property
+    def elements(self) -> list[str]:
+        """The ids of its jobs."""
+        return [f"{self.job_id}_{i}" for i in range(self.num_jobs)]
+
+
+def build(
+    config: DataConfig, profile: ClusterConfig, *, num_jobs: int, force: bool, console: Console | None = None
+) -> None:
+    """Build on a cluster, and wait until it is done. Raises `DataError` or `LaunchError`."""
+    console = console or Console()
+    work = Work.of(config.out)
+    arrays = active_arrays(config.out)
+    if not arrays and is_finished(config, console, force=force):
+        work.remove_unless_in_use()
+        return
+    stages = Stages(console)
+    with owning(work):
+        if not arrays:
+            with Workers(config.workers) as workers:
+                begin(config, work, stages, workers)
+            arrays = _submit(work, config, profile, num_jobs=num_jobs, replace=force)
+        console.print(f"jobs {', '.join(array.job_id for array in arrays)}; logs in {_folder(work)}", highlight=False)
+        try:
+            _watch(work, config, arrays, stages)
+        except KeyboardInterrupt:
+            console.print("\nthe jobs go on; the same command watches them again")
+            raise
+    tell(config.out, stages)
+
+
+def active_arrays(out: Path) -> list[Array]:
+    """The jobs of a build that wait or run."""
+    try:
+        found = [Array(**entry) for entry in json.loads((_folder(Work.of(out)) / "jobs.json").read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+    states = slurm.states_of([job for array in found for job in array.elements]) or {}
+    return found if any(not state.is_over for state in states.values()) else []
+
+
+def refuse_if_active(out: Path) -> None:
+    """Raise `DataError` if a dataset is being built by jobs."""
+    if arrays := active_arrays(out):
+        raise DataError(
+            f"{out}: jobs {', '.join(array.job_id for array in arrays)} build this dataset; --cluster watches them,"
+            " scancel ends them"
+        )
+
+
+def script(work: Work, arguments: Sequence[str], profile: ClusterConfig, *, log: str) -> str:
+    """The batch script of a job. log: the first part of the name of its log."""
+    command = [profile.python, "-u", "-m", "data_pipelines.build", str(work.folder), *arguments]
+    lines = [
+        "#!/bin/bash",
+        f"exec >>{shlex.quote(str(_folder(work) / log))}-$SLURM_ARRAY_TASK_ID.log 2>&1",
+        f"cd -- {shlex.quote(str(Path.cwd()))}",
+        *profile.setup,
+        *(f"export {key}={shlex.quote(value)}" for key, value in profile.env.items()),
+        f"exec {shlex.join(command)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _submit(work: Work, config: DataConfig, profile: ClusterConfig, *, num_jobs: int, replace: bool) -> list[Array]:
+    _folder(work).mkdir(exist_ok=True)
+    one_node = profile.model_copy(update={"nodes": "1", "spare_nodes": 0, "tasks_per_node": 1})
+    options: dict[str, str | bool] = {**executor.options(one_node, exclude=[]), "output": "/dev/null"}
+    del options["signal"]  # a task that is killed is as good as one that has not begun
+    arrays: list[Array] = []
+    chain = [(stage.name, [stage.name, str(num_jobs)], num_jobs) for stage in stages_of(config)]
+    chain = [(name, arguments, 1 if name == "tokenizer" else count) for name, arguments, count in chain]
+    chain.append((FINISH, [FINISH, *([REPLACE] if replace else [])], 1))
+    try:
+        for name, arguments, count in chain:
+            path = _folder(work) / f"{name}.sh"
+            path.write_text(script(work, arguments, profile, log=name))
+            after = {"dependency": f"afterok:{arrays[-1].job_id}", "kill-on-invalid-dep": "yes"} if arrays else {}
+            asked: dict[str, str | bool] = {
+                **options,
+                **after,
+                "job-name": f"build-{config.out.name}",
+                "array": f"0-{count - 1}",
+            }
+            words = [f"--{key}" if value is True else f"--{key}={value}" for key, value in asked.items()]
+            with slurm.clean_environment():
+                said = slurm.ask("sbatch", "--parsable", *words, str(path))
+            arrays.append(Array(name, said.strip().partition(";")[0], count))
+    except LaunchError:
+        _cancel(arrays)
+        raise
+    replace_file(_folder(work) / "jobs.json", json.dumps([vars(array) for array in arrays]))
+    return arrays
+
+
+def _watch(work: Work, config: DataConfig, arrays: Sequence[Array], stages: Stages) -> None:
+    """Tell how far the jobs are, until the last is over. Raises `LaunchError` if one fails."""
+    by_name = {array.stage: array for array in arrays}
+    for stage in stages_of(config):
+        with suppress(FileNotFoundError):  # the last job removes all that is looked at
+            _watch_stage(work, stage, by_name[stage.name], arrays, stages)
+    for is_over in _looks([by_name[FINISH]]):
+        if not work.plan_file.exists() and not work.folder.exists():
+            return
+        if is_over:
+            _fail(work, by_name[FINISH], arrays)
+
+
+def _watch_stage(work: Work, stage: Stage, array: Array, arrays: Sequence[Array], stages: Stages) -> None:
+    sizes = stage.sizes(work)
+    waiting = {task for task in range(len(sizes)) if not work.is_done(stage.name, task)}
+    done = (sum(sizes) - sum(sizes[task] for task in waiting)) / 1e6
+    with stages.stage(stage.title, "MB", sum(sizes) / 1e6, done=done) as advance:
+        for is_over in _looks([array]):
+            for task in [task for task in waiting if work.is_done(stage.name, task)]:
+                waiting.remove(task)
+                advance(sizes[task] / 1e6)
+            if not waiting or not work.plan_file.exists():
+                return
+            if is_over:
+                _fail(work, array, arrays)
+
+
+def _looks(arrays: Sequence[Array]) -> Iterator[bool]:
+    """Whether all jobs of these arrays were over before now, again and again. Slurm is asked now and then only."""
+    jobs = [job for array in arrays for job in array.elements]
+    asked, is_over = time.monotonic(), False
+    while True:
+        yield is_over
+        time.sleep(_POLL_S)
+        if time.monotonic() - asked > _ASK_EVERY_S:
+            states = slurm.states_of(jobs)
+            # A job that Slurm has forgotten is over; what it does not answer says nothing.
+            is_over = states is not None and all(job not in states or states[job].is_over for job in jobs)
+            asked = time.monotonic()
+
+
+def _fail(work: Work, array: Array, arrays: Sequence[Array]) -> None:
+    _cancel(arrays)
+    said = ""
+    for log in sorted(_folder(work).glob(f"{array.stage}-*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        if errors := [line for line in lines if line.startswith("error: ")]:
+            raise LaunchError(f"{errors[-1].removeprefix('error: ')} (in {log}); {_GOES_ON}")
+        said = "\n".join(lines[-_LAST_LINES:])
+    states = slurm.states_of(array.elements) or {}
+    ended = ", ".join(sorted({str(state) for state in states.values()})) or "unknown"
+    raise LaunchError(
+        f"job {array.job_id} ended ({ended}) before its work was done; logs in {_folder(work)}; {_GOES_ON}"
+        + (f"\n{said}" if said else "")
+    )
+
+
+def _cancel(arrays: Sequence[Array]) -> None:
+    with suppress(LaunchError):
+        if arrays:
+            slurm.ask("scancel", *(array.job_id for array in arrays))
+
+
+def _folder(work: Work) -> Path:
+    return work.folder / "slurm"

@@ -1,0 +1,131 @@
+"""The code of a run: copied into its folder at submission, which later changes cannot reach. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from launcher.slurm.profile import SECRET_NAME
+from xlpretrain.errors import LaunchError
+from xlpretrain.file_system.atomic_dirs import put_in_place, temporary_folder, tidy, unclaimed
+from xlpretrain.file_system.atomic_files import replace_file
+
+_ROOT = Path(__file__).resolve().parents[3]
+_PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml")
+_MAX_BYTES = 1_000_000
+_CACHES = re.compile(r"__pycache__|\..*_cache|.*\.py[co]|.*\.egg-info")
+_SECRET = re.compile(
+    r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|keystore)"
+    r"|\.?(credentials?|secrets?|tokens?|api_?keys?)(\.(txt|json|ya?ml|toml|ini))?",
+    re.IGNORECASE,
+)
+_CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".cfg", ".ini", ".typed"}
+
+
+def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
+    """Copy the packages into the folder `target`, in place of an earlier copy. Returns what was left out, and why.
+
+    Readers see the old code or the new, whole. Only what code is made of is copied: no secrets, data, large files or
+    links. An earlier copy in which something was changed or added is kept beside it, as `NAME.changed`.
+
+    Args:
+        record: where the checksums of the copy are kept, which tell such changes. Without it only files that are no
+            code are taken for changes.
+
+    Raises:
+        LaunchError: it cannot be written.
+    """
+    left_out: list[str] = []
+    secrets_here = [
+        value.encode() for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8
+    ]
+    try:
+        claims = partial(_claims, checksums=_read(record))
+        tidy(target, claims=claims)
+        with temporary_folder(target) as fresh:
+            for path in _files(root):
+                reason = _why_not(path, secrets_here)
+                if reason is None:
+                    copy = fresh / path.relative_to(root)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+                else:
+                    left_out.append(f"{path.relative_to(root)} ({reason})")
+            checksums = {str(path): _sha256(fresh / path) for path in unclaimed(fresh, ())}
+            _keep_changed(target, claims(target))
+            put_in_place(fresh, target, claims=claims)
+        if record is not None:
+            replace_file(record, json.dumps(checksums, indent=1) + "\n")
+    except OSError as error:
+        raise LaunchError(f"{target}: the code cannot be copied there: {error.strerror} ({error.filename})") from None
+    return left_out
+
+
+def _claims(target: Path, *, checksums: Mapping[str, str] | None) -> list[Path]:
+    """The files of an earlier copy that are as they were copied, and what Python made of them."""
+    found = unclaimed(target, ()) if target.is_dir() else []
+    return [path for path in found if _is_cache(path) or _is_copy(target / path, str(path), checksums)]
+
+
+def _is_copy(path: Path, name: str, checksums: Mapping[str, str] | None) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    if checksums is None:
+        return Path(name).parts[0] in _PARTS and path.suffix in _CODE
+    return name in checksums and _sha256(path) == checksums[name]
+
+
+def _is_cache(path: Path) -> bool:
+    return any(_CACHES.fullmatch(part) for part in path.parts)
+
+
+def _keep_changed(target: Path, claimed: Sequence[Path]) -> None:
+    if not os.path.lexists(target) or not (target.is_symlink() or unclaimed(target, claimed)):
+        return
+    names = (f"{target.name}.changed{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+    kept = next(path for path in map(target.with_name, names) if not os.path.lexists(path))
+    target.rename(kept)
+    print(f"{kept}: the run's code, which somebody changed; the run gets a copy of what is installed", file=sys.stderr)
+
+
+def _read(record: Path | None) -> dict[str, str] | None:
+    try:
+        return None if record is None else dict(json.loads(record.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """What may be part of the code; caches are not worth a word."""
+    for part in _PARTS:
+        if (root / part).is_file():
+            yield root / part
+        for folder, folders, files in os.walk(root / part):
+            folders[:] = sorted(name for name in folders if not _CACHES.fullmatch(name))
+            yield from (Path(folder, name) for name in sorted(files) if not _CACHES.fullmatch(name))
+
+
+def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
+    """Why a file is no part of the code, if it is none. secrets_here: of this environment, to be in no file."""
+    if _SECRET.fullmatch(path.name):
+        return "its name is that of a secret"
+    if path.is_symlink() or not path.is_file():
+        return "not a plain file"
+    if path.suffix not in _CODE:
+        return "not code"
+    if path.stat().st_size > _MAX_BYTES:
+        return f"larger than {_MAX_BYTES:,} bytes"
+    content = path.read_bytes()
+    return "holds a secret of your environment" if any(secret in content for secret in secrets_here) else None

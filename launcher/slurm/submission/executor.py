@@ -1,0 +1,138 @@
+"""Hands runs to Slurm, through submitit: one job, or one array of them. Torch-free.
+
+Paths reach the job script quoted for the shell, and no option of sbatch, whose quotes differ: sbatch is called in the
+folder that its log lies in. What is left to refuse are the patterns of submitit.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.slurm import client as slurm
+from launcher.slurm.profile import ONE_LINERS, ClusterConfig
+from launcher.slurm.records import SlurmFolder
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_dir.layout import RunFolder
+
+if TYPE_CHECKING:  # imported late: it takes half a second
+    from submitit import SlurmExecutor
+
+LOG = "logs/job.log"
+"""Where a job's script and supervisor write, in the run folder."""
+_PATTERNS = ("%j", "%t", "%A", "%a")
+
+
+def options(profile: ClusterConfig, *, exclude: Sequence[str]) -> dict[str, str | bool]:
+    """The options of sbatch, by their long names; True for one without a value."""
+    chosen = {key.replace("_", "-"): getattr(profile, key) for key in ONE_LINERS}
+    passed = {key: value or True for key, value in profile.sbatch.items()}
+    asked = {
+        **{key: str(value) for key, value in chosen.items() if value is not None},
+        **_size(profile),
+        "signal": f"USR2@{profile.signal_before_end_s}",
+        "requeue": True,
+        "open-mode": "append",
+        **passed,
+    }
+    bad = ",".join(filter(None, [str(passed.get("exclude", "")), *exclude]))
+    return {**asked, **({"exclude": bad} if bad else {})}
+
+
+def _size(profile: ClusterConfig) -> dict[str, str]:
+    fewest, most = profile.min_nodes, profile.max_nodes + profile.spare_nodes
+    if fewest == most:
+        return {"nodes": str(most), "ntasks-per-node": str(profile.num_tasks)}
+    # With a number of tasks, Slurm takes as few nodes as hold the tasks of the fewest; so it is asked for processors.
+    return {"nodes": f"{fewest}-{most}", "mincpus": str(profile.num_tasks * (profile.cpus_per_task or 1))}
+
+
+def script(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str) -> str:
+    """The batch script for these runs, as `submit` would hand it to sbatch."""
+    executor = _executor(runs, profile, name=name, folder=_home(runs))
+    if len(runs) > 1:
+        executor.parameters["map_count"] = len(runs)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def submit(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, call: Callable[[str], object]) -> list[str]:
+    """Submit one job for each run, which calls `call` with its folder. Returns the job ids.
+
+    Raises `LaunchError` with Slurm's own words.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    home = _home(runs)
+    executor = _executor(runs, profile, name=name, folder=home)
+    home.mkdir(parents=True, exist_ok=True)
+    if len(runs) > 1:
+        (home / "runs").mkdir()
+        for index, run in enumerate(runs):
+            (home / "runs" / str(index)).symlink_to(run.path)
+    try:
+        with slurm.clean_environment(), chdir(home if len(runs) > 1 else runs[0].path):
+            if len(runs) == 1:
+                return [executor.submit(call, str(runs[0].path)).job_id]
+            return [made.job_id for made in executor.map_array(call, [str(run.path) for run in runs])]
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        if len(runs) > 1:
+            shutil.rmtree(home, ignore_errors=True)
+        raise LaunchError(f"Slurm did not take the job: {str(error).strip()}") from None
+
+
+def _home(runs: Sequence[RunFolder]) -> Path:
+    """Where submitit's files lie. A sweep has a folder of its own for them."""
+    if len(runs) == 1:
+        return SlurmFolder.of(runs[0]).submitit
+    return runs[0].path.parent / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _executor(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
+    from submitit import SlurmExecutor
+
+    for pattern in _PATTERNS:
+        if pattern in str(folder):
+            raise ConfigError(
+                f"runs_dir: {folder} holds {pattern}, which submitit reads as a pattern; rename the folder"
+            )
+    try:
+        executor = SlurmExecutor(folder, python=shlex.quote(profile.python))
+    except RuntimeError:
+        raise LaunchError("srun: there is no such command here; submit from a login node of the cluster") from None
+    array = len(runs) > 1
+    base = shlex.quote(str(folder / "runs")) + '/"$SLURM_ARRAY_TASK_ID"' if array else shlex.quote(str(runs[0].path))
+    excluded = dict.fromkeys(node for run in runs for node in SlurmFolder.of(run).read_excluded())
+    asked = options(profile, exclude=list(excluded))
+    # Slurm puts the folder before this, and then looks for patterns and escapes in all of it.
+    odd = any(char in str(path) for path in (folder, *(run.path for run in runs)) for char in "%\\")
+    asked["output"] = "/dev/null" if odd else f"runs/%a/{LOG}" if array else LOG
+    executor.update_parameters(
+        job_name=name,
+        time=None,  # or submitit would ask for 5 minutes
+        wckey=None,
+        use_srun=False,
+        stderr_to_stdout=True,
+        array_parallelism=profile.array_parallelism,
+        setup=[*([f"exec >>{base}/{LOG} 2>&1"] if odd else []), *_setup(profile, f"{base}/code")],
+        additional_parameters=asked,
+    )
+    return executor
+
+
+def _setup(profile: ClusterConfig, code: str) -> list[str]:
+    """What the script does before it starts the supervisor. code: the run's copy of the code, as a word of shell."""
+    return [
+        "trap : TERM USR1 USR2  # bash would end at once; the supervisor decides",
+        f"cd -- {shlex.quote(str(Path.cwd()))}",
+        *profile.setup,
+        *(f"export {key}={shlex.quote(value)}" for key, value in profile.env.items()),
+        f"cd -- {code}  # from here, `python -m` runs the run's copy of the code",
+        "unset PYTHONSAFEPATH",
+        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+    ]

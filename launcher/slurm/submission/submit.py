@@ -1,0 +1,172 @@
+"""The command `xlpretrain submit`: check everything before the queue, copy what the run needs, and hand it to Slurm."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.finished import say_if_finished
+from launcher.slurm import client as slurm
+from launcher.slurm.profile import ClusterConfig
+from launcher.slurm.records import Job, SlurmFolder
+from launcher.slurm.submission import code_snapshot, executor, sweep
+from launcher.slurm.submission.job_entry import run_job
+from xlpretrain import schema
+from xlpretrain.errors import LaunchError
+from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.run_dir import outcome
+from xlpretrain.run_dir.layout import RunFolder
+
+if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.config.run_config import RunConfig
+
+_ITS_TURN = {"Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Prolog"}
+
+
+def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
+    """A site profile. nodes: how many, in place of its own. Raises `ConfigError` with every mistake."""
+    # A key with nothing but comments below it is left as it is by default.
+    data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
+    return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))
+
+
+def submit(
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    cluster: Path,
+    nodes: str | None,
+    sweeps: Sequence[str],
+    allow_recipe_change: bool,
+    dry_run: bool,
+) -> None:
+    """Submit a run, or a sweep of runs. Raises `XLPretrainError`; nothing is left of a run that was new."""
+    from xlpretrain.config import run_config
+
+    profile = load_cluster(cluster, nodes=nodes)
+    variants = sweep.variants(sweeps)
+    name = run_config.load(config, overrides).name
+    settings = []
+    for variant in variants:
+        loaded = run_config.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
+        settings.append(check(loaded, profile, allow_recipe_change=allow_recipe_change))
+    waiting = [each for each in settings if not say_if_finished(each)]
+    if not waiting:
+        return
+    for each in waiting:
+        refuse_if_active(each.folder)
+        outcome.refuse_if_stopped(each.folder)
+    if dry_run:
+        print(executor.script([each.folder for each in waiting], profile, name=name))
+        return
+    submit_runs(waiting, profile, name=name)
+
+
+def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
+    """What the ranks will run: resolved, with absolute paths. Raises `XLPretrainError` for what would fail there."""
+    from xlpretrain.train.setup import prepare
+
+    config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
+    for num_nodes in {profile.min_nodes, profile.max_nodes}:
+        resolved, _, _ = prepare(
+            config, world_size=num_nodes * profile.num_tasks, allow_recipe_change=allow_recipe_change
+        )
+    return resolved
+
+
+def refuse_if_active(folder: RunFolder) -> None:
+    """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
+    from xlpretrain.run_dir import lease
+
+    if job_id := active_job(folder):
+        raise LaunchError(
+            f"{folder.path}: is job {job_id} already; `xlpretrain status {folder.path}` shows it,"
+            f" `xlpretrain cancel {folder.path}` ends it"
+        )
+    if SlurmFolder.of(folder).read_job() is None:
+        lease.refuse_if_held(folder.lease, launch_id="", take_over=False)
+
+
+def active_job(folder: RunFolder) -> str | None:
+    """The id of a run's job, if that waits in the queue or runs."""
+    job = SlurmFolder.of(folder).read_job()
+    state = slurm.state_here(job.job_id, job.cluster) if job else None
+    return job.job_id if job and state and not state.is_over else None
+
+
+def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
+    """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
+    folders = [config.folder for config in settings]
+    new: list[Path] = []
+    cluster = ""
+    try:
+        left_out: list[str] = []
+        for folder in folders:
+            with suppress(FileExistsError):
+                folder.path.mkdir(parents=True)
+                new.append(folder.path)  # made here, and so removed if it comes to nothing
+        for config in settings:
+            left_out = write_files(config, profile)
+        with suppress(LaunchError):
+            cluster = slurm.cluster_name()
+        ids = executor.submit(folders, profile, name=name, call=run_job)
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    jobs = []
+    for folder, job_id in zip(folders, ids, strict=True):
+        log = str(folder.path / executor.LOG)
+        jobs.append(Job(job_id=job_id, cluster=cluster, submitted_at=time.time(), nodes=profile.nodes, log=log))
+        SlurmFolder.of(folder).write_job(jobs[-1])
+    if left_out:
+        print(f"left out of the copy of the code: {', '.join(left_out)}", file=sys.stderr)
+    for folder, job in zip(folders, jobs, strict=True):
+        _tell(folder, job)
+    if hindrance := _hindrance(ids[0]):
+        print(
+            f"warning: Slurm gives {hindrance} as the reason why job {ids[0]} waits: it will not start as long as that"
+            " holds; if it is a limit, cancel it, and ask for less",
+            file=sys.stderr,
+        )
+    return jobs
+
+
+def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
+    """Put into a run folder what its job needs. Returns what the copy of the code leaves out. Raises `LaunchError`."""
+    folder = config.folder
+    records = SlurmFolder.of(folder)
+    try:
+        records.path.mkdir(parents=True, exist_ok=True)
+        folder.logs.mkdir(exist_ok=True)
+        records.write_config(schema.dump(config))
+        replace_file(records.cluster, schema.dump(profile))
+    except OSError as error:
+        raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
+    return code_snapshot.take(folder.path / "code", record=records.code)
+
+
+def _hindrance(job_id: str) -> str:
+    """Why a new job waits, if not for its turn. Slurm takes a moment to say so."""
+    for _ in range(10):
+        state = slurm.state_of(job_id)
+        if state is None or not state.is_waiting or state.reason in _ITS_TURN:
+            return ""
+        if state.reason:
+            return state.reason
+        time.sleep(0.2)
+    return ""
+
+
+def _tell(folder: RunFolder, job: Job) -> None:
+    run = shlex.quote(str(folder.path))
+    print(f"job {job.job_id}: {folder.path} on {job.nodes} node{'' if job.nodes == '1' else 's'}")
+    print(f"  log    {job.log}")
+    print(f"  watch  xlpretrain status {run}    xlpretrain logs {run} -f")
+    print(f"  end    xlpretrain stop {run}    xlpretrain cancel {run}")

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import pytest
+
+from launcher.cli import configs
+
+HEAVY = "torch|deepspeed|wandb|sentencepiece|matplotlib"
+
+
+def modules_after(code: str) -> str:
+    """What of the heavy packages a fresh interpreter has imported after running `code`."""
+    check = f"{code}\nimport sys; print(sorted(m for m in sys.modules if m in {HEAVY.split('|')!r}))"
+    return subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['xlpretrain', '--help']\nfrom launcher.cli.main import main\n"
+        "import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main()"
+    )
+    assert modules_after(code) == "[]"
+
+
+def test_commands_that_look_at_runs_import_nothing_heavy():
+    code = (
+        "from launcher.cli import lifecycle\nfrom launcher.cli.monitor import checkpoints, logs, run_status, status\n"
+        "from launcher.slurm import history\nfrom launcher.slurm.job import attempt, rank, requeue"
+    )
+    assert modules_after(code) == "[]"
+
+
+def test_loading_a_config_imports_no_deepspeed():
+    code = (
+        "from pathlib import Path\nfrom xlpretrain.config import run_config\n"
+        "run_config.load(Path('configs/quickstart.yaml'))"
+    )
+    assert "deepspeed" not in modules_after(code)
+
+
+def test_every_command_has_help():
+    for command in (
+        ["train"], ["resume"], ["submit"], ["status"], ["logs"], ["stop"], ["cancel"],
+        ["eval"], ["report"], ["checkpoints"], ["config"],
+        ["data"], ["data", "build"], ["data", "verify"], ["data", "stats"],
+    ):  # fmt: skip
+        out, _ = commands.run(*command, "--help")
+        assert "Usage: xlpretrain" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no.yaml"], "no.yaml: no such file"),
+        (["resume", "/nowhere"], "not a run folder"),
+        (["status", "/nowhere"], "not a run folder"),
+        (["status", "--runs-dir", "/nowhere"], "no such folder"),
+        (["logs", "/nowhere"], "not a run folder"),
+        (["stop", "/nowhere"], "not a run folder"),
+        (["cancel", "/nowhere"], "not a run folder"),
+        (["eval", "/nowhere"], "not a run folder"),
+        (["report", "/nowhere"], "not a run folder"),
+        (["checkpoints", "/nowhere"], "not a run folder"),
+        (["config"], "name a CONFIG"),
+        (["config", "--copy", "nothing"], "no shipped config is named 'nothing'"),
+        (["config", "configs/quickstart.yaml", "max_stepz=3"], "did you mean max_steps?"),
+        (["data", "build", "configs/quickstart.yaml"], "sources"),
+        (["data", "verify", "/nowhere"], "no dataset here"),
+        (["data", "stats", "/nowhere"], "no dataset here"),
+        (["train", "configs/quickstart.yaml", "data.train=/nowhere"], "/nowhere: no dataset here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_users_mistakes_are_one_message_and_2(arguments: list[str], message: str):
+    assert message in commands.refused(*arguments)
+
+
+def test_misused_options_are_2_as_well():
+    _, err = commands.run("train", expect=2)
+    assert "Missing argument" in err
+
+
+def test_bare_ranks_tell_a_config_error_once():
+    program = ["--nproc-per-node", 2, "-m", "xlpretrain", "configs/quickstart.yaml", "max_stepz=3"]
+    _, err = commands.run(*program, program="torchrun", expect=1)
+    assert err.count("did you mean max_steps?") == 1
+
+
+def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(commands.EXTRA, "RANK", "1")
+    _, err = commands.run("-m", "xlpretrain", "configs/quickstart.yaml", program="python", expect=2)
+    assert err.startswith("error: RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start ranks with torchrun")
+    assert len(err.splitlines()) == 1
+
+
+def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    configs.copy_shipped("quickstart")
+    assert Path("quickstart.yaml").read_text() == configs.shipped()["quickstart"].read_text()
+    with pytest.raises(Exception, match="exists already"):
+        configs.copy_shipped("quickstart.yaml")

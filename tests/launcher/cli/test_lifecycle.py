@@ -1,0 +1,123 @@
+"""What stop, cancel and resume answer where Slurm has to do with it; test_slurm_commands.py has the real one."""
+
+import time
+from pathlib import Path
+
+import commands
+import pytest
+from fake_slurm import UNKNOWN, FakeSlurm
+
+from launcher.cli import lifecycle
+from launcher.slurm.records import Job, SlurmFolder, Start
+from launcher.slurm.submission import submit
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.run_dir import lease
+from xlpretrain.run_dir.layout import RunFolder, Status
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Was submitted as job 12 of cluster big."""
+    run = RunFolder(tmp_path / "a run")
+    run.create(config="", provenance={})
+    slurm = SlurmFolder.of(run)
+    slurm.path.mkdir()
+    slurm.cluster.touch()
+    slurm.write_job(Job("12", "big", time.time(), "2", str(run.logs / "job.log")))
+    return run
+
+
+def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
+    assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in lifecycle.stop(run)
+    assert f"`xlpretrain cancel '{run.path}'` removes it" in lifecycle.stop(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
+    assert "it will save and end at its next step" in lifecycle.stop(run)
+    fake_slurm.has("squeue", error=UNKNOWN)
+    assert "not running; it will not start again until resumed" in lifecycle.stop(run)
+    assert run.stop_file.exists()
+
+
+def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm, tmp_path: Path):
+    with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
+        lifecycle.cancel(run)
+    fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
+    with pytest.raises(LaunchError, match=r"job 12 has ended \(FAILED \(NonZeroExitCode\)\)"):
+        lifecycle.cancel(run)
+    fake_slurm.has("squeue", error=UNKNOWN)
+    with pytest.raises(LaunchError, match="job 12 has ended: nothing to cancel"):
+        lifecycle.cancel(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
+    fake_slurm.has("scontrol", "ClusterName             = other")
+    with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
+        lifecycle.cancel(run)
+    local = RunFolder(tmp_path / "local")
+    local.create(config="", provenance={})
+    with pytest.raises(LaunchError, match=r"never submitted to Slurm.*`xlpretrain stop"):
+        lifecycle.cancel(local)
+    assert not run.stop_file.exists(), "nothing was done"
+    assert not any(asked.startswith("scancel") for asked in fake_slurm.asked)
+
+
+def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|COMPLETING|node1|N/A|None")
+    fake_slurm.has("scancel")
+    assert "is still COMPLETING" in lifecycle.cancel(run, wait_s=1)
+    assert "scancel 12" in fake_slurm.asked
+    assert run.stop_file.exists(), "so that it does not put itself back into the queue"
+
+
+def test_resume_is_refused_while_the_job_waits_or_runs(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
+    with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
+        lifecycle.refuse_if_queued(run)
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
+    with pytest.raises(LaunchError, match="runs"):
+        lifecycle.refuse_if_queued(run)
+    fake_slurm.has("squeue", "12|COMPLETED|node1|N/A|None")
+    lifecycle.refuse_if_queued(run)
+
+
+def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", error=UNKNOWN)
+    held = lease.take(run.lease, launch_id="x", take_over=False)
+    again = {"nodes": None, "allow_recipe_change": False, "take_over": False}
+    with pytest.raises(LaunchError, match="is in use on"):
+        lifecycle.resume(run, [], **again)
+    # One that its own last job left behind holds nobody up: the job has ended.
+    SlurmFolder.of(run).append(Start("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
+    with pytest.raises(ConfigError, match="model"):
+        lifecycle.resume(run, [], **again)
+    held.close()
+
+
+def test_a_run_goes_on_as_it_was_told_last(run: RunFolder):
+    slurm = SlurmFolder.of(run)
+    assert lifecycle.newest_config(run) == run.config
+    time.sleep(0.02)
+    slurm.config.touch()
+    assert lifecycle.newest_config(run) == slurm.config
+    run.config.unlink()
+    assert lifecycle.newest_config(run) == slurm.config
+    slurm.config.unlink()
+    with pytest.raises(LaunchError, match=r"no config\.yaml any more"):
+        lifecycle.newest_config(run)
+
+
+def test_nodes_are_for_slurm_only(tmp_path: Path):
+    run = RunFolder(tmp_path / "local")
+    run.create(config="", provenance={})
+    run.write_status(Status("stopped"))
+    assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
+
+
+def test_a_number_of_another_cluster_is_another_job(run: RunFolder, fake_slurm: FakeSlurm):
+    fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
+    with pytest.raises(LaunchError, match="its job 12 runs"):
+        lifecycle.refuse_if_queued(run)
+    fake_slurm.has("scontrol", "ClusterName             = big")
+    assert submit.active_job(run) == "12"
+    fake_slurm.has("scontrol", "ClusterName             = other")
+    assert submit.active_job(run) is None
+    lifecycle.refuse_if_queued(run)
+    assert "not running; it will not start again until resumed" in lifecycle.stop(run)

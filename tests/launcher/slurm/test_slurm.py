@@ -1,0 +1,185 @@
+"""Runs on a real cluster: to the end, through time limits, preemption, crashes and nodes that are not sound."""
+
+import os
+from pathlib import Path
+
+import commands
+import pytest
+from commands import BIN, curve, read_metrics
+from repository import ROOT
+from slurm_cluster import SlurmCluster, wait_until
+from slurm_runs import LONG, Site, each_step_once, ends, finish, log, sick_python, starts, status, wait_for_step
+
+from launcher.slurm.records import SlurmFolder
+from xlpretrain.run_dir.layout import RunFolder
+
+# Nodes and their timeouts are real: on a busy machine they take their time.
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def submit(slurm_cluster: SlurmCluster, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Submits a small run from `tmp_path`: one node of two ranks, no health check, unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    return Site(slurm_cluster, tmp_path, tiny_dataset)
+
+
+def test_two_nodes_train_to_the_curve_of_one_machine(slurm_cluster, submit, tmp_path):
+    (job,) = submit(None, "--nodes", 2, health_check={"timeout_s": 120})
+    events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r")
+    assert [(start.nodes, start.world_size, start.step) for start in starts(events)] == [(("node1", "node2"), 4, 0)]
+    assert [(end.outcome, end.exit_code, end.step) for end in ends(events)] == [("finished", 0, 60)]
+    assert status(run).world_size == 4
+    assert len(list((run / "logs").glob("rank-*.log"))) == 4
+    commands.run("train", tmp_path / "config.yaml", "name=here", "--nproc", 4)
+    there, here = curve(run), curve(tmp_path / "runs" / "here")
+    assert len(there) == 60
+    assert there == here
+
+
+def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_path):
+    slurm_cluster.env["WANDB_MODE"] = "offline"
+    (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1)
+    run = tmp_path / "runs" / "r"
+    wait_for_step(run, 5)
+    # As Slurm does before the time limit: to the ranks, and not to the job's script.
+    slurm_cluster.run("scancel", "--signal=USR2", job)
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
+    first, second = starts(events)
+    assert [(start.job_id, start.restart) for start in (first, second)] == [(job, 0), (job, 1)]
+    assert second.step >= 5
+    assert each_step_once(run) == 0
+    ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
+    assert ids == {RunFolder(run).read_provenance()["wandb_id"]}
+
+
+@pytest.mark.full
+def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit, tmp_path):
+    slurm_cluster.env["WANDB_MODE"] = "offline"
+    (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1, time="0:02:00", signal_before_end_s=60)
+    wait_for_step(submit.run, 5)
+    events = submit.goes_on(job, start=3)
+    assert [end.outcome for end in ends(events)] == ["requeued", "requeued", "stopped"]
+    assert [start.step for start in starts(events)[1:]] == [end.step for end in ends(events)[:-1]]
+    last = ends(events)[-1].step
+    submit.xlpretrain("resume", submit.run, f"max_steps={last + 10}")
+    wait_until(lambda: status(submit.run).state == "finished", 120, lambda: log(submit.run))
+    assert each_step_once(submit.run) == 0
+    assert read_metrics(submit.run)[-1]["step"] == last + 10
+    print([(start.restart, start.step) for start in starts(events)], last + 10)
+    ids = {path.name.rpartition("-")[2] for path in (submit.run / "wandb").glob("offline-run-*")}
+    assert ids == {RunFolder(submit.run).read_provenance()["wandb_id"]}
+
+
+def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit, tmp_path):
+    python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.rank* ]]')
+    (job,) = submit(python=str(python))
+    events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r", "FAILED")
+    assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
+    assert (status(run).state, status(run).reason) == ("failed", "crash")
+    assert "2 starts in a row brought no new checkpoint" in status(run).message
+
+
+def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path, tiny_dataset):
+    (tmp_path / "data").symlink_to(tiny_dataset)
+    # It passes every check that can be made before.
+    (job,) = submit({"data.train": str(tmp_path / "data" / "train")}, setup=[f"rm {tmp_path}/data"])
+    events = finish(slurm_cluster, job, tmp_path / "runs" / "r", "FAILED")
+    (end,) = ends(events)
+    assert (end.outcome, end.exit_code) == ("failed", 2)
+    assert f"{tmp_path}/data/train: no dataset here" in end.message
+
+
+NODE1_IS_SICK = '[[ "$*" == *launcher.health* && $SLURMD_NODENAME == node1 ]]'
+CHECKED = {"tasks_per_node": 1, "health_check": {"timeout_s": 40}}
+
+
+def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_path):
+    python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
+    (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), **CHECKED)
+    events = finish(slurm_cluster, job, submit.run)
+    assert [start.nodes for start in starts(events)] == [("node1", "node2"), ("node2", "node3")]
+    assert SlurmFolder.of(RunFolder(submit.run)).read_excluded() == ["node1"]
+
+
+@pytest.mark.full
+def test_a_spare_node_takes_the_place_of_one_that_is_not_sound(slurm_cluster, submit, tmp_path):
+    python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
+    (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), spare_nodes=1, **CHECKED)
+    events = finish(slurm_cluster, job, submit.run)
+    assert [start.nodes for start in starts(events)] == [("node1", "node2", "node3")]
+    assert "2 ranks on node2, node3" in log(submit.run)
+
+
+def test_odd_paths_and_values_are_text_all_the_way(slurm_cluster, submit, tmp_path, monkeypatch):
+    slurm_cluster.env["WANDB_API_KEY"] = key = "0123456789secret0123456789secret01234567"
+    odd = tmp_path / "a \"b' $(touch x)\n`touch x`; touch x 100% \\z"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    env = {"ODD": "'\"$(touch x)\n"}
+    (job,) = submit({"runs_dir": str(odd / "my runs"), "max_steps": 8}, env=env, setup=["pwd > where"])
+    finish(slurm_cluster, job, run := odd / "my runs" / "r")
+    del slurm_cluster.env["WANDB_API_KEY"]
+    assert (odd / "where").read_text() == f"{odd}\n"
+    assert "finished at step 8" in log(run)
+    assert not [path for path in tmp_path.rglob("*") if path.name == "x"]
+    assert not [path for path in run.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({"partition": "nosuch"}, "invalid partition specified: nosuch"),
+        ({"mem": "9T"}, "Memory specification can not be satisfied"),
+        ({"sbatch": {"no-such-option": True}}, "unrecognized option"),
+    ],
+    ids=["partition", "limit", "option"],
+)
+def test_what_slurm_refuses_is_told_in_its_words(slurm_cluster, submit, tmp_path, profile, message):
+    (said,) = submit(expect=2, **profile)
+    assert message in said
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+def test_the_plain_script_does_the_same(slurm_cluster, submit, tmp_path):
+    script = ROOT / "slurm" / "pretrain.sbatch"
+    slurm_cluster.env["PATH"] = f"{BIN}{os.pathsep}{slurm_cluster.env['PATH']}"
+    submit({"name": "r2"}, "--dry-run")  # for its config
+    options = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10", "--parsable"]
+    job = slurm_cluster.run(
+        "sbatch", *options, script, "config.yaml", "max_steps=100000", "checkpoint.every_steps=100000"
+    ).strip()
+    run = tmp_path / "runs" / "r"
+    wait_for_step(run, 5)
+    (tmp_path / "config.yaml").write_text("name: another\n")  # it may change: the job has its copy
+    slurm_cluster.run("scancel", "--signal=USR2", job)
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
+    assert each_step_once(run) == 0
+    assert (tmp_path / f"slurm-{job}.run").resolve() == run
+
+
+def test_a_sweep_is_an_array_two_at_a_time(slurm_cluster, submit, tmp_path):
+    sweep = ["--sweep", "optimizer.lr=1e-4,3e-4", "--sweep", "seed=1,2"]
+    jobs = submit({"max_steps": 8}, *sweep, array_parallelism=2)
+    names = ["r-lr1e-4-seed1", "r-lr1e-4-seed2", "r-lr3e-4-seed1", "r-lr3e-4-seed2"]
+    for job, name in zip(jobs, names, strict=True):
+        finish(slurm_cluster, job, tmp_path / "runs" / name)
+        assert (status(tmp_path / "runs" / name).state, status(tmp_path / "runs" / name).step) == ("finished", 8)
+    events = [SlurmFolder.of(RunFolder(tmp_path / "runs" / name)).read_events() for name in names]
+    over = sorted(end.at for each in events for end in ends(each))
+    begun = sorted(start.at for each in events for start in starts(each))
+    assert begun[2] > over[0]
+    assert begun[3] > over[1]
+
+
+@pytest.mark.full
+def test_one_torchrun_per_node_survives_the_warning(slurm_cluster, submit, tmp_path):
+    (job,) = submit(LONG, "--nodes", 2, launch="torchrun")
+    run = tmp_path / "runs" / "r"
+    wait_for_step(run, 5)
+    slurm_cluster.run("scancel", "--signal=USR2", job)
+    events = submit.goes_on(job)
+    assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
+    assert each_step_once(run) == 0

@@ -1,0 +1,39 @@
+"""Builds in processes of their own, and folders compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import commands
+from corpus import make_documents
+from datasets import write_jsonl
+
+DOCUMENTS = make_documents(200, seed=11)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, with its bytes."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def start_build(folder: Path, **settings: object) -> subprocess.Popen[str]:
+    """`xlpretrain data build` of 3000 documents into folder/data, by two workers."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_jsonl(corpus, make_documents(3000))
+    config = folder / "data.yaml"
+    tokenizer = {"vocab_size": 300, "input_sentence_size": 1000}
+    data = {"out": str(folder / "data"), "sources": [{"path": str(corpus), "type": "jsonl"}], "tokenizer": tokenizer}
+    config.write_text(json.dumps({**data, "workers": 2, **settings}))
+    return commands.start("data", "build", config)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

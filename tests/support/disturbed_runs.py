@@ -1,0 +1,36 @@
+"""Runs that are stopped and killed on their way."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import commands
+
+
+def disturb(config: Path, name: str, *overrides: str) -> Path:
+    """The same run stopped by SIGTERM in mid-run, and resumed; then its ranks are killed, and its launcher goes on."""
+    folder = config.parent / "runs" / name
+    arguments = ("train", config, f"name={name}", *overrides, "--nproc", 2)
+    process = commands.start(*arguments)
+    commands.wait_for_step(folder, 10, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = commands.finish(process, expect=75)
+    assert err == ""
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "signal")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{status['step']:08d}"]
+
+    process = commands.start("resume", folder, "--nproc", 2, "--max-restarts", 1)
+    commands.wait_for_step(folder, 45, process)
+    commands.kill_ranks(process)
+    assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "it was too fast to be killed"
+    out, err = commands.finish(process, expect=0)
+    assert out.count("going on from step") == 2
+    assert "starting it again (0 restarts left)" in err
+    goodput = json.loads((folder / "status.json").read_text())["goodput"]
+    assert goodput["goodput/restarts"] == 2
+    assert goodput["goodput/steps_redone"] >= 1, "those from 40 on were lost"
+    assert [path.name for path in (folder / "lease").iterdir()] == ["00000003"]
+    return folder

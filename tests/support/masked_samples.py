@@ -1,0 +1,38 @@
+"""Samples and a collator of masked language models."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xlpretrain.data.samples import Pair, Row
+from xlpretrain.data.tokenizers.base import Vocabulary
+from xlpretrain.objectives.masked_lm import MaskedLMCollator
+from xlpretrain.objectives.token_masking import Masking
+
+NONE = np.array([], dtype=np.int64)
+
+
+SIZE = 1000
+
+
+SPECIAL = Vocabulary(size=SIZE, pad=0, unk=1, cls=2, sep=3, mask=4, eod=5)
+
+
+WORD_STARTS = np.arange(SIZE) % 3 != 0  # a third of the tokens go on with a word
+
+
+def _row(tokens, split=None, label=0, *, sample=0, epoch=0):
+    return Row(
+        tokens=np.array(tokens, dtype=np.uint16),
+        document_ends=NONE,
+        sentence_ends=NONE,
+        stream=0,
+        epoch=epoch,
+        sample=sample,
+        pair=Pair(len(tokens) if split is None else split, label),
+    )
+
+
+def _collator(*, seq_len=16, task="sop", seed=0, **rules):
+    masking = {"mask": SPECIAL.mask, "rate": 0.15, "max_predictions": None, "max_ngram": 3, **rules}
+    return MaskedLMCollator(seq_len, SPECIAL, Masking(WORD_STARTS, **masking), task, seed)

@@ -1,0 +1,263 @@
+"""Kills a run again and again, at random moments, and compares what it came to with a run that nothing disturbed.
+
+    make torture          (100 kills, some 15 minutes on two cores)
+    .venv/bin/python tests/support/torture.py --kills 20 --seed 7 --engine deepspeed
+
+One rank, all ranks, the launcher, or all of them at once are killed by SIGKILL or SIGTERM: while a checkpoint is being
+written (half of the time), between steps, or while the run starts. After each kill it goes on: by `--max-restarts`
+where its launcher is alive, else by the same command again. In the end every step's loss, gradient norm and learning
+rate must be those of the undisturbed run in every bit, and no temporary file may be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import commands
+import psutil
+import yaml
+from corpus import make_documents
+
+from xlpretrain.run_dir.goodput import describe
+
+SAVE_EVERY, EVALUATE_EVERY = 6, 40
+WHOM = ("one rank", "all ranks", "launcher", "everything")
+WITH = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+WHEN = ("save", "save", "save", "step", "step", "start")
+ENGINES = {
+    "plain": {"type": "plain", "precision": "fp32"},
+    "deepspeed": {"type": "deepspeed", "zero_stage": 1, "precision": "bf16"},
+}
+
+
+@dataclass
+class Torture:
+    """A run, and who is after it.
+
+    kills: by moment, target and signal. starts: how often the command was run. slowest_end_s: from a kill until no
+    rank was left.
+    """
+
+    config: Path
+    rng: random.Random
+    kills: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    starts: int = 0
+    slowest_end_s: float = 0.0
+    launcher: psutil.Popen | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.config.parent / "runs" / "tortured"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody goes on with the run."""
+        return self.launcher is None or self.launcher.poll() is not None
+
+    def start(self, *overrides: str) -> psutil.Popen:
+        """Start the run, or go on with it, as a user would; its output goes to a file."""
+        arguments = ["train", str(self.config), "name=tortured", *overrides, "--nproc", "2", "--max-restarts", "1000"]
+        with (self.config.parent / "output.txt").open("a") as output:
+            self.launcher = psutil.Popen(
+                [str(commands.BIN / "xlpretrain"), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=commands.environment(),
+                start_new_session=True,
+            )
+        self.starts += 1
+        return self.launcher
+
+    def kill_once(self) -> None:
+        """At a random moment kill somebody; return once the run has ended, or its launcher has started it again."""
+        launcher = self.start() if self.launcher is None or self.ended else self.launcher
+        when = self._wait_for_a_moment()
+        ranks = _ranks(launcher)
+        whom, by = self.rng.choice(WHOM), self.rng.choice(WITH)
+        everybody = [launcher, *ranks]
+        victims = {"one rank": ranks and [self.rng.choice(ranks)], "all ranks": ranks, "launcher": [launcher]}
+        for victim in (chosen := victims.get(whom) or everybody):
+            _send(victim, signal.SIGSTOP)  # nobody shall notice another's death and tidy up
+        for victim in chosen:
+            _send(victim, by)
+            _send(victim, signal.SIGCONT)
+        self.kills[when, whom, by.name] += 1
+        killed_at = time.monotonic()
+        _, alive = psutil.wait_procs(ranks, timeout=120)
+        assert not alive, f"120 s after {by.name} to {whom} there is still {alive}"
+        self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - killed_at)
+        _until(lambda: self.ended or bool(_ranks(launcher)), "the run to end or to start again")
+        if self.ended:
+            assert launcher.poll() not in (0, 2, 76), f"exit code {launcher.poll()} after {by.name} to {whom}"
+
+    def _wait_for_a_moment(self) -> str:
+        when = self.rng.choice(WHEN)
+        if when == "start":
+            time.sleep(self.rng.uniform(0, 6))
+            return when
+        _until(lambda: self.ended or _goes_on(self.run), "the start to make a step")
+        for _ in range(self.rng.randint(1, 2) if when == "save" else 0):
+            _until(lambda: self.ended or not _saves(self.run), "a save to end", poll_s=1e-3)
+            _until(lambda: self.ended or _saves(self.run), "a save to begin", poll_s=1e-3)
+        time.sleep(self.rng.uniform(0, 0.02 if when == "save" else 1.0))
+        assert not self.ended, "the run ended of itself"
+        return when
+
+    def finish(self) -> None:
+        """Let the run come to an end a few steps on, undisturbed."""
+        if self.launcher is not None and not self.ended:
+            self.launcher.send_signal(signal.SIGTERM)
+            self.launcher.wait(120)
+        last = commands.read_metrics(self.run)[-1]["step"]
+        assert self.start(f"max_steps={last + 10}").wait(300) == 0
+
+
+def torture(config: Path, *, kills: int, seed: int) -> Torture:
+    """Kill a run so many times, and compare. Raises AssertionError if anything was lost or is left over."""
+    tortured = Torture(config, random.Random(seed))
+    begun = time.monotonic()
+    for number in range(1, kills + 1):
+        tortured.kill_once()
+        elapsed = time.monotonic() - begun
+        left = elapsed / number * (kills - number)
+        print(f"kill {number}/{kills}  {elapsed:4.0f} s, {left:4.0f} s left  {_describe(tortured.run)}", flush=True)
+    tortured.finish()
+    steps = commands.read_metrics(tortured.run)[-1]["step"]
+    commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "--nproc", 2)
+    _compare(commands.curve(tortured.run), commands.curve(config.parent / "runs" / "undisturbed"))
+    left_over = [str(path) for path in _left_over(tortured.run)]
+    assert not left_over, f"left over: {left_over}"
+    return tortured
+
+
+def write_config(folder: Path, dataset: Path, engine: str) -> Path:
+    """A tiny model with memory and dropout that saves all the time and never ends of itself."""
+    return commands.write_config(
+        folder / "tiny.yaml",
+        dataset,
+        engine=ENGINES[engine],
+        max_steps=1_000_000,
+        schedule={"type": "cosine", "warmup_steps": 5, "total_steps": 1_000_000},
+        checkpoint={"every_steps": SAVE_EVERY, "keep": 2},
+        eval={"every_steps": EVALUATE_EVERY, "max_tokens": 2000},
+        wandb={"mode": "disabled"},
+    )
+
+
+def report(tortured: Torture) -> str:
+    """What was done to a run, and what it came to."""
+    lines = [f"{sum(tortured.kills.values())} kills"]
+    for index, title in enumerate(("when", "whom", "by")):
+        counts: Counter[str] = Counter()
+        for kind, number in tortured.kills.items():
+            counts[kind[index]] += number
+        lines.append(f"  {title:<5} " + ", ".join(f"{name} {number}" for name, number in sorted(counts.items())))
+    status = json.loads((tortured.run / "status.json").read_text())
+    lines += [
+        f"{status['goodput']['goodput/restarts']} resumes; {tortured.starts} by hand, the others by --max-restarts",
+        f"slowest end of all ranks after a kill: {tortured.slowest_end_s:.1f} s",
+        f"{status['step']} steps, {status['goodput']['goodput/steps_redone']} of them done again",
+        "0 losses: every step there once, equal in every bit to the undisturbed run; nothing left over",
+        describe(status["goodput"]),
+    ]
+    return "\n".join(lines)
+
+
+def _compare(disturbed: dict[int, tuple], undisturbed: dict[int, tuple]) -> None:
+    assert list(disturbed) == list(undisturbed), "steps are missing"
+    wrong = [step for step in disturbed if disturbed[step] != undisturbed[step]]
+    assert not wrong, f"{len(wrong)} steps differ, first {wrong[0]}: {disturbed[wrong[0]]} {undisturbed[wrong[0]]}"
+
+
+def _left_over(run: Path) -> list[Path]:
+    """What should not be in the folder of a run that has ended."""
+    leases = sorted((run / "lease").iterdir())
+    unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name in ("damaged", "logs")]
+    return unexpected + leases[:-1] + [path for path in leases if not path.name.isdecimal()]
+
+
+def _ranks(launcher: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [child for child in launcher.children() if "xlpretrain" in child.cmdline()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether the last start has logged a step."""
+    rows, leases = commands.read_metrics(run), sorted((run / "lease").glob("0*"))
+    try:
+        return bool(rows) and rows[-1]["time/logged_at_s"] > json.loads(leases[-1].read_text())["taken_at"]
+    except (OSError, ValueError, IndexError):
+        return False  # this instant, it changes hands
+
+
+def _saves(run: Path) -> bool:
+    return any(path.name.startswith(".tmp-") for path in (run / "checkpoints").iterdir())
+
+
+def _describe(run: Path) -> str:
+    try:
+        status = json.loads((run / "status.json").read_text())
+    except OSError:
+        return "not begun"
+    goodput = status["goodput"]
+    return f"step {status['step']}, {goodput['goodput/restarts']} resumes, {goodput['goodput/steps_redone']} redone"
+
+
+def _until(holds: Callable[[], bool], what: str, *, poll_s: float = 0.02, timeout_s: float = 600) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(poll_s)
+
+
+def _build_dataset(folder: Path) -> Path:
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": document}) + "\n" for document in make_documents(4800)))
+    config = {
+        "out": str(folder / "data"),
+        "sources": [{"type": "jsonl", "path": str(corpus)}],
+        "tokenizer": {"vocab_size": 300, "input_sentence_size": 5000},
+        "splits": {"valid": 0.05},
+    }
+    (folder / "data.yaml").write_text(yaml.safe_dump(config))
+    commands.run("data", "build", folder / "data.yaml")
+    return folder / "data"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=ENGINES, default="plain")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    print(f"in {folder} (kept if anything is lost)", flush=True)
+    config = write_config(folder, _build_dataset(folder), options.engine)
+    print(report(torture(config, kills=options.kills, seed=options.seed)))
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Measures engines on every rank; rank 0 writes what `test_engine.py` judges. Usage: engine_cases.py OUT TIER"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference_lamb import albert_model, gated_model
+from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
+
+from xlpretrain import distributed
+from xlpretrain.engine.config import EngineConfig
+from xlpretrain.errors import end
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
+from xlpretrain.optim.base import Segment
+
+SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+FP32 = {
+    "plain fp32": EngineConfig(type="plain", precision="fp32"),
+    **{f"zero {stage} fp32": EngineConfig(zero_stage=stage, precision="fp32") for stage in (0, 1, 2, 3)},
+    "zero 3 fp32, all sharded": EngineConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
+}
+BF16 = {
+    "plain bf16": EngineConfig(type="plain"),
+    **{f"zero {stage} bf16": EngineConfig(zero_stage=stage) for stage in (1, 2, 3)},
+    "zero 3 bf16, all sharded": EngineConfig(zero_stage=3, deepspeed=SHARD_ALL),
+}
+ONE_BY_ONE = {"zero_optimization": {"sub_group_size": 1, "stage3_param_persistence_threshold": 0}}
+LAMB = LambConfig(grad_clip=0.5)
+
+
+def losses(config: EngineConfig, *, steps: int = 20) -> Any:
+    """Uneven streams: ranks of 3 and 4, micro-batches of 1 and 2, and a term that few rows have."""
+    return training(config, num_streams=7, num_micro_batches=2).steps(0, steps)
+
+
+def uncorrected_adamw(config: EngineConfig) -> Any:
+    optimizer = AdamWConfig(grad_clip=0.5, bias_correction=False)
+    return training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer).steps(0, 20)
+
+
+def lamb(config: EngineConfig) -> Any:
+    """A fused weight; with activation checkpointing, accumulation and clipping."""
+    return _lamb_run(config, gated_model(fused=True)).steps(0, 20)
+
+
+def lamb_on_albert(config: EngineConfig) -> Any:
+    return _lamb_run(config, albert_model()).steps(0, 20)
+
+
+def lamb_that_takes_three_tensors_for_one(config: EngineConfig) -> Any:
+    model = gated_model(fused=True)
+    model.backbone.mix.weights[0].num_fused = 1
+    return _lamb_run(config, model).steps(0, 20)
+
+
+def lamb_on_flat_slices(config: EngineConfig) -> Any:
+    """What a LAMB does that takes what ZeRO hands it for a tensor."""
+    run = _lamb_run(config, gated_model(fused=True))
+    optimizer, masters = run.engine._state.optimizer, run.engine._state.masters
+    whole = {master: [Segment(number, 0, master.numel())] for number, master in enumerate(masters)}
+    optimizer.attach(whole, num_tensors=len(masters), group=None)
+    return run.steps(0, 20)
+
+
+def _lamb_run(config: EngineConfig, model: PretrainingModel) -> Training:
+    config = config.model_copy(update={"activation_checkpointing": True})
+    return training(config, num_streams=7, num_micro_batches=2, optimizer=LAMB, model=model)
+
+
+def rows_of_none(config: EngineConfig) -> Any:
+    """Rank 0 of two has one stream for two micro-batches."""
+    return training(config, num_streams=3, num_micro_batches=2 if distributed.world_size() == 2 else 3).steps(0, 4)
+
+
+def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None) -> Any:
+    """A poisoned step, against a run that never made it."""
+    run, twin = (training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer) for _ in range(2))
+    assert run.steps(0, 2) == twin.steps(0, 2)
+    before, updates = whole_state(run.engine), run.engine.updates
+    ((_, norm),) = run.steps(2, 3, poisoned=2)
+    after = whole_state(run.engine)
+    return {
+        "norm is finite": math.isfinite(norm),
+        "unchanged": all(torch.equal(before[key], after[key]) for key in before) and run.engine.updates == updates == 2,
+        "goes on": run.steps(3, 5),
+        "goes on without it": twin.steps(3, 5),
+        "updates": run.engine.updates,
+    }
+
+
+def no_number_with_lamb(config: EngineConfig) -> Any:
+    return no_number(config, LAMB)
+
+
+def gradient(config: EngineConfig) -> Any:
+    """The gradient of one step over 32 micro-batches a rank, which is the first moment after one update."""
+    run = training(
+        config,
+        num_streams=64,
+        num_micro_batches=64 // distributed.world_size(),
+        optimizer=AdamWConfig(grad_clip=0.0),
+    )
+    ((_, norm),) = run.steps(0, 1)
+    state = whole_state(run.engine)
+    moments = torch.cat([values for (kind, _), values in state.items() if kind == "exp_avg"]).double() / 0.1
+    return {"norm": norm, "gradient": moments.tolist()}
+
+
+def evaluation(config: EngineConfig) -> Any:
+    """The loss on rows that only the last rank has, before and after training, and that training is not disturbed."""
+    run, twin = (training(config, num_streams=7, num_micro_batches=2) for _ in range(2))
+    found = [_evaluate(run)]
+    run.steps(0, 2), twin.steps(0, 2)
+    found.append(_evaluate(run))
+    assert run.engine.model.training
+    return {"losses": found, "goes on": run.steps(2, 3), "goes on without it": twin.steps(2, 3)}
+
+
+def _evaluate(run: Training) -> float:
+    last = distributed.rank() == distributed.world_size() - 1
+    batch = tiny_batch(1000, range(5) if last else range(0))
+    loss, _ = run.engine.evaluate(batch, run.engine.model.backbone.empty_memory(5 if last else 0, 2))
+    assert not loss.sums["lm"].requires_grad
+    return sum(distributed.all_reduce_sum([float(loss.sums[term]) for term in WEIGHTS]))
+
+
+def activation_checkpointing(config: EngineConfig) -> Any:
+    with_it = config.model_copy(update={"activation_checkpointing": True})
+    return {"without": losses(config, steps=3), "with": losses(with_it, steps=3)}
+
+
+def compiled(config: EngineConfig) -> Any:
+    both = config.model_copy(update={"compile": True, "activation_checkpointing": True})
+    run = training(both, num_streams=7, num_micro_batches=2)
+    return {"without": losses(config, steps=5), "with": run.steps(0, 5), "names": sorted(run.engine.shapes)}
+
+
+def _pick(*names: str) -> dict[str, EngineConfig]:
+    return {name: (FP32 | BF16)[name] for name in names}
+
+
+ALL = FP32 | BF16
+ONE_OF_EACH = _pick(*(name for name in ALL if name not in ("zero 3 fp32", "zero 3 bf16, all sharded")))
+MANY_SUB_GROUPS = {"zero 3 fp32, one by one": EngineConfig(zero_stage=3, precision="fp32", deepspeed=ONE_BY_ONE)}
+DEFAULT = {
+    "losses": (losses, {name: FP32[name] for name in FP32 if name in ONE_OF_EACH}),
+    "lamb": (lamb, _pick("zero 1 fp32") | MANY_SUB_GROUPS),
+    "lamb_on_albert": (lamb_on_albert, _pick("zero 1 fp32", "zero 2 fp32", "zero 3 fp32")),
+    "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32")),
+    "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, _pick("zero 2 fp32")),
+    "uncorrected_adamw": (uncorrected_adamw, _pick("zero 2 fp32")),
+    "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
+    "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
+    "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
+    "gradient": (gradient, _pick("zero 0 fp32", "plain bf16", "zero 1 bf16", "zero 2 bf16", "zero 3 bf16")),
+    "evaluation": (evaluation, _pick("zero 1 bf16", "zero 3 fp32, all sharded")),
+    "activation_checkpointing": (activation_checkpointing, _pick("zero 2 fp32")),
+}
+FULL = {
+    **{case: (measure, ALL) for case, (measure, _) in DEFAULT.items()},
+    "losses": (losses, FP32),
+    "lamb_on_albert": (lamb_on_albert, FP32),
+    "lamb": (lamb, ALL | MANY_SUB_GROUPS),
+    "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32", "zero 2 fp32")),
+    "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, FP32),
+    "uncorrected_adamw": (uncorrected_adamw, FP32),
+}
+TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {
+    "default": DEFAULT,
+    "full": FULL,
+    "compiled": {
+        "compiled": (compiled, _pick("plain fp32", "zero 1 bf16", "zero 2 fp32", "zero 3 fp32", "zero 3 bf16"))
+    },
+}
+
+
+def main(out: str, tier: str) -> None:
+    distributed.start()
+    found: dict[str, Any] = {}
+    for case, (measure, configs) in TIERS[tier].items():
+        found[case] = {name: measure(config) for name, config in configs.items()}
+    if distributed.rank() == 0:
+        Path(out).write_text(json.dumps(found))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    end(0)

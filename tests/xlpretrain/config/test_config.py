@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from mixtures import mixture_of
+from repository import ROOT
+
+from xlpretrain import schema
+from xlpretrain.config import data_rules, resume_rules, run_config
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.errors import ConfigError
+
+SHIPPED = sorted(ROOT.glob("configs/*.yaml"))
+MINIMAL = {
+    "data": {"train": "data/train"},
+    "model": {"type": "transformer_xl", "num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "mem_len": 16},
+    "objective": {"type": "causal_lm", "seq_len": 16},
+    "max_steps": 10,
+}
+
+
+def make_config(**changes) -> RunConfig:
+    return schema.validate(RunConfig, {**MINIMAL, **changes}, "test.yaml")
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if not p.stem.endswith("data")], ids=lambda p: p.stem)
+def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Path):
+    config = run_config.load(path)
+    (tmp_path / "dumped.yaml").write_text(schema.dump(config))
+    assert run_config.load(tmp_path / "dumped.yaml") == config
+
+
+def test_every_key_is_explained():
+    silent = [path for path, _, _, meaning in schema.describe(make_config()) if not meaning]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "lengths", [{"max_steps": None}, {"max_tokens": 100}, {"max_steps": None, "max_tokens": 1, "max_epochs": 1.0}]
+)
+def test_exactly_one_length_is_asked_for(lengths):
+    assert "give exactly one of max_steps, max_tokens, max_epochs" in refusal(make_config, **lengths)
+
+
+def test_mistakes_of_all_sections_come_in_one_report():
+    report = refusal(
+        make_config,
+        optimizer={"lr": -1},
+        engine={"type": "deepspeed", "precison": "fp32"},
+        model={**MINIMAL["model"], "mem_length": 3},
+        schedule={"type": "linear", "warmup_steps": 9, "total_steps": 9},
+        global_batch_size="many",
+    )
+    for line in (
+        "test.yaml: 5 problems",
+        "schedule.warmup_steps  must be below total_steps (9), got 9",
+        "model.mem_length       unknown key; did you mean mem_len?",
+        "optimizer.lr           must be greater than 0, got -1",
+        "engine.precison        unknown key; did you mean precision?",
+        'global_batch_size      must be a valid integer, got "many"',
+    ):
+        assert line in report
+
+
+def test_bf16_at_stage_0_and_owned_deepspeed_options_are_refused_by_name():
+    report = refusal(make_config, engine={"zero_stage": 0, "deepspeed": {"train_batch_size": 3}})
+    assert "engine.zero_stage" in report and "bf16" in report
+    assert "engine.deepspeed.train_batch_size" in report
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
+def test_a_name_stays_within_its_folder(name: str):
+    assert "name" in refusal(make_config, name=name)
+
+
+def test_tokens_and_epochs_become_steps(tiny_dataset: Path):
+    train = mixture_of(tiny_dataset / "train")
+    by_tokens = data_rules.resolve(make_config(max_steps=None, max_tokens=1000), train)
+    assert by_tokens.max_steps == 4  # 16 streams of 16 tokens
+    by_epochs = data_rules.resolve(make_config(max_steps=None, max_epochs=2.0), train)
+    assert by_epochs.max_steps == round(2 * train.manifests[0].num_blocks * train.manifests[0].block_tokens / 256)
+    assert by_epochs.schedule.total_steps == by_epochs.max_steps
+
+
+def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
+    train = mixture_of(tiny_dataset / "train")
+    begun = data_rules.resolve(make_config(), train)
+    longer = data_rules.resolve(make_config(max_steps=50), train, begun=begun)
+    assert (longer.max_steps, longer.schedule.total_steps) == (50, 10)
+    assert resume_rules.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False) == [
+        "max_steps: 10 -> 50"
+    ]
+
+
+def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
+    train = mixture_of(tiny_dataset / "train")
+    few = make_config(global_batch_size=2)
+    assert "2 streams cannot feed 4 ranks; use at least 4" in refusal(data_rules.check_data, few, train, 4)
+    large = make_config(global_batch_size=train.manifests[0].num_tokens)
+    assert "too small for one step" in refusal(data_rules.check_data, large, train, 1)
+    long = make_config(objective={"type": "causal_lm", "seq_len": train.manifests[0].block_tokens})
+    assert "does not fit a block" in refusal(data_rules.check_data, long, train, 1)
+
+
+@pytest.mark.parametrize(("task", "refused"), [("sop", True), ("nsp", True), ("none", False)])
+def test_rows_with_more_segments_than_the_model_has_are_refused(tiny_dataset: Path, task: str, refused: bool):
+    """Their vectors would be looked up beyond the table: a traceback, and on a GPU a dead context."""
+    train = mixture_of(tiny_dataset / "train")
+    config = make_config(
+        model={"type": "bert", "num_heads": 2, "d_model": 16, "num_segments": 1},
+        objective={"type": "masked_lm", "seq_len": 16, "sentence_task": task},
+    )
+    if refused:
+        expected = "model.num_segments  must be at least 2, for these rows, got 1"
+        assert expected in refusal(data_rules.check_data, config, train, 1)
+    else:
+        data_rules.check_data(config, train, 1)
+
+
+def test_what_a_resume_may_change():
+    old = make_config()
+    free = make_config(
+        max_steps=20, micro_batch_size=2, engine={"zero_stage": 3}, checkpoint={"keep": 1}, log={"every_steps": 1}
+    )
+    assert len(resume_rules.check_resume(old, free, folder=Path("r"), allow_recipe_change=False)) == 5
+    recipe = make_config(optimizer={"lr": 5e-4})
+    report = refusal(resume_rules.check_resume, old, recipe, folder=Path("runs/r"), allow_recipe_change=False)
+    assert "optimizer.lr  was 0.001 when the run began, now 0.0005" in report and "--allow-recipe-change" in report
+    resume_rules.check_resume(old, recipe, folder=Path("r"), allow_recipe_change=True)
+    for change, both_values in (
+        ({"seed": 2}, "seed  was 1 when the run began, now 2"),
+        ({"global_batch_size": 8}, "global_batch_size  was 16 when the run began, now 8"),
+        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 when the run began, now 64"),
+        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 when the run began, now 8"),
+    ):
+        report = refusal(
+            resume_rules.check_resume, old, make_config(**change), folder=Path("r"), allow_recipe_change=True
+        )
+        assert both_values in report and "another name" in report
+
+
+def test_what_looks_like_a_secret_is_refused_without_being_repeated(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "engine": {"deepspeed": {"hub_token": "hunter2"}}}))
+    report = refusal(run_config.load, path)
+    assert "engine.deepspeed.hub_token" in report and "hunter2" not in report

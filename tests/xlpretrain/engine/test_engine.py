@@ -1,0 +1,188 @@
+"""Engines against each other. The ranks measure (workers/engine_cases.py); what is right is said here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from reference_lamb import albert_model, gated_model, train_by_formula
+from tiny_model import training
+from torch import nn
+from torchrun import torchrun
+from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, uncorrected_adamw
+
+from xlpretrain import distributed
+from xlpretrain.engine.config import EngineConfig
+from xlpretrain.errors import ConfigError
+from xlpretrain.optim import OptimizerConfig
+from xlpretrain.schema import validate
+
+Numbers = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["default", pytest.param("full", marks=pytest.mark.full)])
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Numbers:
+    """What two ranks measured, without a compiler on PATH; `printed` and `extensions` are what else they left."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "bin").mkdir()
+    env = {"PATH": str(folder / "bin"), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    printed = torchrun("engine_cases.py", folder / "measured.json", request.param, nproc=2, env=env)
+    found = json.loads((folder / "measured.json").read_text())
+    return {**found, "printed": printed, "extensions": (folder / "extensions").exists()}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Numbers]:
+    """The oracle: the plain engine in fp32 on one process, which sees everything."""
+    distributed.start()
+    plain = FP32["plain fp32"]
+    yield {"losses": losses(plain), "rows_of_none": rows_of_none(plain), "gradient": gradient(plain)}
+    distributed.stop()
+
+
+def _largest_difference(found: list[list[float]], expected: list[tuple[float, float]]) -> float:
+    pairs = [pair for a, b in zip(found, expected, strict=True) for pair in zip(a, b, strict=True)]
+    return max(abs(a - b) / abs(b) for a, b in pairs)
+
+
+def test_every_stage_on_two_ranks_gives_the_losses_of_plain_on_one(measured: Numbers, alone: Numbers) -> None:
+    # Uneven counts, accumulation 2, clipping at an eighth of the norm, two parameter groups, a tied embedding.
+    assert len(measured["losses"]) >= 5
+    assert min(norm for _, norm in alone["losses"]) > 0.5
+    for name, found in measured["losses"].items():
+        assert len(found) == 20
+        assert _largest_difference(found, alone["losses"]) < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def lamb_by_formula() -> list[tuple[float, float]]:
+    """On the gated model with three weights in its gate."""
+    expected = train_by_formula(gated_model(fused=False), num_streams=7, steps=20, grad_clip=0.5)
+    assert min(norm for _, norm in expected) > 0.5
+    return expected
+
+
+def test_lamb_on_any_partition_is_its_formula_on_one_process(
+    measured: Numbers, alone: Numbers, lamb_by_formula: list[tuple[float, float]]
+) -> None:
+    # Uneven counts, accumulation 2, clipping, activation checkpointing, three projections in one weight, padding.
+    assert _largest_difference(lamb(FP32["plain fp32"]), lamb_by_formula) < 1e-5
+    for name, found in measured["lamb"].items():
+        assert len(found) == 20
+        assert _largest_difference(found, lamb_by_formula) < (1e-5 if "fp32" in name else 2e-2), name
+
+
+def test_lamb_trains_albert_by_its_formula_on_any_partition(measured: Numbers) -> None:
+    expected = train_by_formula(albert_model(), num_streams=7, steps=20, grad_clip=0.5)
+    assert len(measured["lamb_on_albert"]) >= 3
+    for name, found in measured["lamb_on_albert"].items():
+        assert len(found) == 20
+        assert _largest_difference(found, expected) < 1e-5, name
+
+
+def test_lamb_on_slices_taken_for_tensors_is_something_else(
+    measured: Numbers, lamb_by_formula: list[tuple[float, float]]
+) -> None:
+    for case in ("lamb_on_flat_slices", "lamb_that_takes_three_tensors_for_one"):
+        for name, found in measured[case].items():
+            assert _largest_difference(found, lamb_by_formula) > 1e-3, f"{case}, {name}"
+
+
+def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Numbers, alone: Numbers) -> None:
+    expected = uncorrected_adamw(FP32["plain fp32"])
+    for name, found in measured["uncorrected_adamw"].items():
+        assert _largest_difference(found, expected) < 1e-5, name
+
+
+class _WholeParametersConfig(OptimizerConfig):
+    type: Literal["adafactor"] = "adafactor"
+    state_kinds = ()
+    sees = "parameters"
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(list(parameters))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_optimizer_of_whole_parameters_is_refused_where_there_are_none(alone: Numbers, stage: int) -> None:
+    with pytest.raises(ConfigError, match=f"optimizer.type +adafactor needs whole .*engine.zero_stage {stage} .*use "):
+        training(EngineConfig(zero_stage=stage), num_streams=2, num_micro_batches=1, optimizer=_WholeParametersConfig())
+
+
+def test_a_micro_batch_without_rows_changes_nothing(measured: Numbers, alone: Numbers) -> None:
+    for name, found in measured["rows_of_none"].items():
+        assert _largest_difference(found, alone["rows_of_none"]) < (1e-5 if "fp32" in name else 1e-2), name
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(measured: Numbers) -> None:
+    assert len(measured["no_number"]) >= 8
+    for name, found in [*measured["no_number"].items(), *measured["no_number_with_lamb"].items()]:
+        assert not found["norm is finite"], name
+        assert found["unchanged"], name
+        assert found["goes on"] == found["goes on without it"], name
+        assert found["updates"] == 4, name
+
+
+def test_gradients_over_32_micro_batches_are_those_of_fp32(measured: Numbers, alone: Numbers) -> None:
+    expected = torch.tensor(alone["gradient"]["gradient"], dtype=torch.float64)
+    for name, found in measured["gradient"].items():
+        tolerance = 1e-5 if "fp32" in name else 0.01
+        gradient = torch.tensor(found["gradient"], dtype=torch.float64)
+        assert math.isclose(found["norm"], float(expected.norm()), rel_tol=tolerance), name
+        assert float((gradient - expected).norm() / expected.norm()) < tolerance, name
+
+
+def test_evaluation_sees_rows_that_only_one_rank_has_and_leaves_training_alone(measured: Numbers) -> None:
+    for name, found in measured["evaluation"].items():
+        before, after = found["losses"]
+        assert after < before, name
+        assert found["goes on"] == found["goes on without it"], name
+
+
+def test_activation_checkpointing_changes_no_bit(measured: Numbers) -> None:
+    for name, found in measured["activation_checkpointing"].items():
+        assert found["with"] == found["without"], name
+
+
+def test_nothing_is_compiled_and_nothing_is_printed(measured: Numbers) -> None:
+    assert not measured["extensions"]
+    assert measured["printed"] == ""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) -> None:
+    torchrun("engine_cases.py", tmp_path / "measured.json", "compiled", nproc=2, timeout_s=800)
+    for name, found in json.loads((tmp_path / "measured.json").read_text())["compiled"].items():
+        assert _largest_difference(found["with"], found["without"]) < (1e-5 if "fp32" in name else 1e-2), name
+        assert not any("_orig_mod" in parameter for parameter in found["names"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"zero_stage": 0}, "zero_stage"),
+        ({"precision": "fp32", "grad_dtype": "bf16"}, "grad_dtype"),
+        ({"deepspeed": {"train_batch_size": 8}}, "deepspeed.train_batch_size .*global_batch_size"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed.zero_optimization.stage .*engine.zero_stage"),
+        ({"deepspeed": {"gradient_clipping": 1.0}}, "optimizer.grad_clip"),
+        (
+            {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+            "offload_optimizer .*not passed",
+        ),
+        ({"type": "plain", "deepspeed": {"comms_logger": {"enabled": True}}}, "engine.type is plain"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(EngineConfig, data, "engine")
+
+
+def test_options_of_deepspeed_that_change_no_result_are_passed_on() -> None:
+    options = {"zero_optimization": {"reduce_bucket_size": 50_000_000}, "wall_clock_breakdown": False}
+    assert validate(EngineConfig, {"deepspeed": options}, "engine").deepspeed == options

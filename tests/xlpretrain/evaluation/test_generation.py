@@ -1,0 +1,134 @@
+"""Writing text: the memory stands in for the whole context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refused, run
+from imported_runs import make_run
+
+import xlpretrain
+from xlpretrain.errors import ConfigError
+from xlpretrain.evaluation.generation import sample_text
+from xlpretrain.models import TransformerXLConfig
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives import CausalLM
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def _model() -> PretrainingModel:
+    torch.manual_seed(0)
+    backbone = TransformerXLConfig(
+        num_layers=2, num_heads=2, d_model=12, d_ff=20, mem_len=8, tie_embeddings=False
+    ).build(30)
+    model = PretrainingModel(backbone, CausalLM(seq_len=4).head(backbone))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.8)
+    return model
+
+
+def test_greedy_text_is_that_of_reading_everything_anew_for_each_token():
+    model = _model()
+    written = sample_text(model, PROMPT, num_tokens=12, mem_len=20, temperature=0.0)
+    model.eval()
+    context = list(PROMPT)
+    for token in written:
+        inputs = BackboneInput(torch.tensor([context]), torch.tensor([0]))
+        with torch.no_grad():
+            hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
+            assert int(model.head.output.log_probs(hidden.tokens[0])[-1].argmax()) == token
+        context.append(token)
+    assert len(set(written)) > 2
+
+
+def test_without_memory_only_the_last_token_counts():
+    alone, remembering = (sample_text(_model(), [3], num_tokens=12, mem_len=m, temperature=0.0) for m in (0, 20))
+    model = _model().eval()
+    inputs = BackboneInput(torch.tensor([[3], *([token] for token in alone[:-1])]), torch.zeros(12, dtype=torch.int64))
+    with torch.no_grad():
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(12, 0))
+        assert model.head.output.log_probs(hidden.tokens[:, 0]).argmax(-1).tolist() == alone
+    assert remembering != alone
+
+
+def test_draws_repeat_with_their_seed_and_leave_the_global_generator_alone():
+    model = _model()
+    before = torch.get_rng_state()
+    texts = [sample_text(model, PROMPT, num_tokens=10, mem_len=8, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+def test_top_one_is_greedy_at_any_temperature():
+    greedy = sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, temperature=0.0)
+    assert sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, temperature=5.0, top_k=1) == greedy
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        sample_text(_model(), [], num_tokens=1, mem_len=8)
+
+
+def test_a_long_prompt_is_read_in_passes_as_if_in_one():
+    prompt = [token % 30 for token in range(1300)]
+    model = _model().eval()
+    with torch.no_grad():
+        inputs = BackboneInput(torch.tensor([prompt]), torch.tensor([0]))
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
+        likeliest = int(model.head.output.log_probs(hidden.tokens[0])[-1].argmax())
+    assert sample_text(model, prompt, num_tokens=1, mem_len=1300, temperature=0.0) == [likeliest]
+
+
+def test_top_p_draws_among_the_fewest_tokens_that_have_so_much():
+    model = _model().eval()
+    with torch.no_grad():
+        inputs = BackboneInput(torch.tensor([PROMPT]), torch.tensor([0]))
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
+        shares = model.head.output.log_probs(hidden.tokens[0])[-1].exp()
+    ordered = shares.sort(descending=True)
+    enough = int((ordered.values.cumsum(0) < 0.7).sum()) + 1
+    drawn = {
+        sample_text(model, PROMPT, num_tokens=1, mem_len=8, top_p=0.7, seed=seed)[0] for seed in range(50 * enough)
+    }
+    assert drawn == set(ordered.indices[:enough].tolist()) and 1 < enough < 30
+
+
+def test_it_ends_before_the_stop_token():
+    on = sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5)
+    stop = on[6]
+    assert sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5, stop=stop) == on[: on.index(stop)]
+
+
+def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_text(tmp_path: Path, tiny_dataset: Path):
+    folder = make_run(tmp_path, tiny_dataset, {"type": "transformer_xl"}).path
+    trained = xlpretrain.load(folder, device="cpu")
+    options = {"num_tokens": 12, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "seed": 3}
+    prompt = "The station"
+    text = trained.generate(prompt, **options)
+    given = ["--prompt", prompt, "--tokens", 12, "--temperature", 0.7, "--top-k", 40, "--top-p", 0.9, "--seed", 3]
+    assert run("generate", folder, *given)[0] == f"{prompt}{text}\n"
+    assert text and trained.generate(prompt, **options) == text != trained.generate(prompt, **{**options, "seed": 4})
+    ids = trained.tokenizer.encode(prompt)
+    assert trained.tokenizer.decode(ids) + text == trained.tokenizer.decode(
+        [
+            *ids,
+            *sample_text(
+                trained.model,
+                [trained.tokenizer.vocabulary.eod, *ids],
+                mem_len=12,
+                stop=trained.tokenizer.vocabulary.eod,
+                **options,
+            ),
+        ]
+    )
+    with pytest.raises(ConfigError, match=r"top_p above 0 and at most 1, got 1.0 and 1.5"):
+        trained.generate("a", top_p=1.5)
+    albert = make_run(tmp_path, tiny_dataset, {"type": "albert"}, name="albert").path
+    assert "cannot write text: its objective was masked_lm" in refused("generate", albert, "--prompt", "a")

@@ -1,0 +1,222 @@
+"""Classifiers: fine-tuned as a run like any other, and what they say of texts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
+from imported_runs import make_run
+from labelled_files import PLAIN, _files, _pairs, _write
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+import xlpretrain
+from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
+from xlpretrain.data.labelled import LabelledTexts, row_of
+from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.errors import ConfigError, DataError, LaunchError
+from xlpretrain.evaluation.classification import Figures
+from xlpretrain.finetune.results import recipe
+from xlpretrain.hub.export import export
+from xlpretrain.objectives.classification import ClassifyCollator
+from xlpretrain.run_dir.layout import RunFolder
+
+
+def _recipe(source: RunFolder, files: dict[str, Path], *overrides: str, **options):
+    return recipe(source, **files, name="tuned", runs_dir=source.path.parent, overrides=overrides, **options)
+
+
+@pytest.mark.parametrize("kind", ["transformer_xl", "xlnet", "albert", "bert"])
+def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, kind: str):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": kind})
+    for pairs in (False, True):
+        config = _recipe(source, _files(tmp_path, pairs=pairs))
+        data = config.data.open()
+        collator = config.objective.collator(data.tokenizer, seed=0)
+        rows = config.objective.evaluation_rows(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+        batch = collator([rows.row(step=0, stream=stream) for stream in range(3)])
+        pieces = [data.tokenizer.piece(token) for token in batch.inputs.tokens[0][batch.inputs.valid[0]].tolist()]
+        marks = [piece for piece in pieces if piece in ("<eod>", "<cls>", "<sep>")]
+        expected = {
+            "transformer_xl": ["<eod>"] * (2 + pairs),
+            "xlnet": [*["<sep>"] * (1 + pairs), "<cls>"],
+            "albert": ["<cls>", *["<sep>"] * (1 + pairs)],
+        }
+        assert marks == expected.get(kind, expected["albert"])
+        assert int(batch.inputs.segments.max()) == {"transformer_xl": 0, "xlnet": 2}.get(kind, int(pairs))
+        torch.manual_seed(0)
+        model = config.build_model(data.tokenizer.vocabulary.size)
+        loss, _ = model(batch, model.backbone.empty_memory(3, 0))
+        assert loss.sums["label"].item() / 3 == pytest.approx(np.log(3 - pairs), rel=0.3)
+        padded = collator([rows.row(step=0, stream=0)])  # alone, so with less padding
+        model.eval()
+        whole, _ = model.backbone(batch.inputs, model.backbone.empty_memory(3, 0))
+        alone, _ = model.backbone(padded.inputs, model.backbone.empty_memory(1, 0))
+        torch.testing.assert_close(model.head.logits(whole, batch)[:1], model.head.logits(alone, padded))
+
+
+@pytest.mark.parametrize("kind", ["transformer_xl", "xlnet", "albert"])
+def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
+    tmp_path: Path, tiny_dataset: Path, kind: str
+):
+    config = _recipe(make_run(tmp_path / "runs", tiny_dataset, {"type": kind}), _files(tmp_path))
+    data = config.data.open()
+    model = config.build_model(data.tokenizer.vocabulary.size)
+    rows = config.objective.evaluation_rows(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+    for read in ([], [rows.row(step=rows.num_steps, stream=0)]):
+        batch = config.objective.collator(data.tokenizer, seed=0)(read)
+        model.zero_grad()
+        loss, _ = model(batch, model.backbone.empty_memory(len(read), 0))
+        assert batch.counts == {"label": 0} and float(loss.sums["label"].detach()) == 0
+        loss.sums["label"].backward()
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
+    collator = ClassifyCollator(10, "cls_first", load_tokenizer(tiny_tokenizer).vocabulary)
+    tokens = collator([row_of([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
+    assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert"])
+def test_the_pooler_of_the_sentence_task_goes_on_and_the_classifier_is_new(
+    tmp_path: Path, tiny_dataset: Path, group: None, kind: str
+):
+    from xlpretrain.train.setup import build
+
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": kind})
+    built = build(_recipe(source, _files(tmp_path), *PLAIN), device=torch.device("cpu"))
+    with closing(built.lease), built.recorder:
+        pass
+    theirs = xlpretrain.load(source.path, device="cpu").model.state_dict()
+    ours = built.engine.model.state_dict()
+    assert torch.equal(ours["head.sentence.pooler.linear.weight"], theirs["head.sentence.pooler.linear.weight"].float())
+    assert all(torch.equal(ours[name], theirs[name].float()) for name in ours if name.startswith("backbone."))
+    assert ours["head.classifier.weight"].std() < 0.03  # theirs would be 0.3
+
+
+def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_dataset: Path):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
+    files, header = _files(tmp_path), ("text", "label")
+    cases = [
+        ([("a", "aye"), ("b", "aye")], "all of its rows have the label 'aye'"),
+        ([], "is empty"),
+        ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\)"),
+    ]
+    for rows, message in cases:
+        with pytest.raises(DataError, match=message):
+            _recipe(source, files | {"train": _write(tmp_path / "bad.csv", rows, header)})
+    strange = _write(tmp_path / "strange.csv", [("a", "aye"), ("b", "veto"), ("c", "veto")], header)
+    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 rows\)"):
+        _recipe(source, files | {"valid": strange})
+    with pytest.raises(DataError, match="has no column 'mark'"):
+        _recipe(source, files, text=("text",), label="mark")
+    wide = {name: _write(tmp_path / f"{name}w.csv", [("a", "b", "c", "x")], ("p", "q", "r", "label")) for name in files}
+    with pytest.raises(ConfigError, match="which columns hold the text"):
+        _recipe(source, wide)
+    with pytest.raises(ConfigError, match=r"objective\.seq_len"):
+        _recipe(source, files, "objective.seq_len=99")
+    with pytest.raises(ConfigError, match=r"data\.type"):
+        _recipe(source, files, "objective={type: masked_lm, seq_len: 32}")
+    assert not (tmp_path / "runs" / "tuned").exists()
+    with pytest.raises(ConfigError, match="is no classifier"):
+        xlpretrain.load(source.path, device="cpu").predict(["a"])
+
+
+def test_figures_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for labels in (("n", "y"), ("a", "b", "c")):
+        probabilities = rng.dirichlet(np.ones(len(labels)), 200)
+        truth = [labels[i] for i in rng.integers(len(labels), size=200)]
+        figures = Figures.of(truth, probabilities, labels)
+        predicted = [labels[i] for i in probabilities.argmax(1)]
+        assert figures.accuracy == accuracy_score(truth, predicted)
+        assert figures.macro_f1 == f1_score(truth, predicted, average="macro")
+        scores = probabilities[:, 1] if len(labels) == 2 else probabilities
+        assert figures.roc_auc == roc_auc_score(truth, scores, multi_class="ovr")
+        assert figures.confusion == confusion_matrix(truth, predicted).tolist()
+    assert Figures.of(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
+
+
+def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": "xlnet"})
+    files, folder = _files(tmp_path), tmp_path / "runs" / "tuned"
+    options = ["--train", files["train"], "--valid", files["valid"], "--as", "tuned", "--runs-dir", tmp_path / "runs"]
+    recipe_of_test = [*PLAIN, "optimizer.lr=0.01", "max_steps=60", "schedule.warmup_steps=5", "stop.patience=8"]
+    out, _ = run("finetune", source.path, *options, "--nproc", 1, *recipe_of_test)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert f"accuracy {metrics['accuracy']:.4f}" in out and metrics["accuracy"] > 0.5
+    logged = {row["step"]: row["valid/label_accuracy"] for row in read_metrics(folder) if "valid/loss" in row}
+    best = max(logged, key=lambda step: (logged[step], -step))
+    assert metrics["step"] == best and metrics["accuracy"] == pytest.approx(logged[best])
+    assert {path.name for path in list_checkpoints(folder / "checkpoints")} == {
+        checkpoint_name(step) for step in (best, max(row["step"] for row in read_metrics(folder)))
+    }
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+    assert (
+        truth
+        == LabelledTexts(
+            files["valid"], load_tokenizer(folder / "tokenizer" / "spiece.model"), text=("text",), label="label"
+        ).labels
+    )
+    assert metrics["accuracy"] == accuracy_score(truth, predicted)
+    assert metrics["macro_f1"] == f1_score(truth, predicted, average="macro")
+    shares = np.array([[float(row[f"p({label})"]) for label in metrics["labels"]] for row in rows])
+    assert metrics["roc_auc"] == roc_auc_score(truth, shares, multi_class="ovr")
+    assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+    new = tmp_path / "new.txt"
+    new.write_text("".join(f"{row['text']}\n" for row in rows[:5]))
+    source.path.rename(tmp_path / "gone")  # a classifier stands by itself
+    out, _ = run("predict", folder, "--data", new)
+    assert [line.split("\t")[0] for line in out.splitlines()] == predicted[:5]
+    probabilities = xlpretrain.load(folder, device="cpu").predict([row["text"] for row in rows[:5]])
+    assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
+    with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
+        xlpretrain.load(folder, device="cpu").generate("a")
+    with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
+        xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
+    with pytest.raises(LaunchError, match="is a classifier, which is not exported"):
+        export(RunFolder(folder), tmp_path / "out")
+    assert f"its figures are in {folder / 'metrics.json'}" in refused("report", folder)
+
+
+@pytest.mark.full
+def test_it_resumes_in_every_bit_and_several_seeds_have_a_mean_and_a_spread(tmp_path: Path, tiny_dataset: Path):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
+    files = _files(tmp_path, pairs=True)
+    options = ["--train", files["train"], "--valid", files["valid"], "--runs-dir", tmp_path / "runs", "--nproc", 2]
+    changes = [*PLAIN, "optimizer.lr=0.01", "max_steps=40", "schedule.warmup_steps=5", "eval.every_steps=5"]
+    command = ["finetune", source.path, *options, *changes, "checkpoint.every_steps=5", "--as"]
+    run(*command, "whole")
+    process = start(*command, "killed")
+    wait_for_step(tmp_path / "runs" / "killed", 17, process)
+    kill_all(process)
+    finish(start(*command, "killed"), expect=0)
+    for name in ("predictions.csv", "metrics.json"):
+        whole, killed = (tmp_path / "runs" / run / name for run in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
+    out, _ = run(*command, "many", "--seeds", 3)
+    summary = json.loads((tmp_path / "runs" / "many" / "metrics.json").read_text())
+    for figure in ("accuracy", "macro_f1", "roc_auc"):
+        values = [
+            json.loads((tmp_path / "runs" / "many" / f"seed-{seed}" / "metrics.json").read_text())[figure]
+            for seed in (1, 2, 3)
+        ]
+        assert summary[figure]["values"] == values
+        assert summary[figure]["mean"] == pytest.approx(np.mean(values))
+        assert summary[figure]["spread"] == pytest.approx(np.std(values, ddof=1))
+    assert "mean and standard deviation of 3 seeds" in out
+    new = _write(tmp_path / "new.csv", _pairs(9, seed=7), ("first", "second", "label"))
+    _, err = run("predict", tmp_path / "runs" / "many" / "seed-2", "--data", new, "--to", tmp_path / "said.csv")
+    with (tmp_path / "said.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = accuracy_score([row["label"] for row in rows], [row["predicted"] for row in rows])
+    assert f"accuracy {right:.4f}" in err and len(rows) == 9

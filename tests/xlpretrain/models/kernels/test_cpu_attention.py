@@ -1,0 +1,124 @@
+"""Attention by blocks against attention written down: values, gradients, what is dropped, and what nobody may see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xlpretrain.models.attention import Attention, RelativeAttention, additive, visible_keys
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels import cpu_attention
+from xlpretrain.models.kernels.cpu_attention import BlockAttention, Plan
+from xlpretrain.models.kernels.dropout import Dropout, kept_scale
+from xlpretrain.models.relative_positions import Positions, encode_distances
+
+ROWS, TOKENS, MEMORY, HEADS, WIDTH = 3, 9, 4, 3, 6
+KEYS = MEMORY + TOKENS
+
+
+@pytest.fixture(params=[(2**20, 128), (60, 2)], ids=["one block", "many blocks"])
+def small_blocks(request, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "_ELEMENTS", request.param[0])
+    monkeypatch.setattr(cpu_attention, "_QUERIES", request.param[1])
+
+
+def _everything(attention, dtype, *arguments):
+    """The output and the gradient of all that has one, for the same gradient of the output."""
+    inputs = [x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x for x in arguments[:3]]
+    output = attention(*inputs, *arguments[3:])
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    names = dict(attention.named_parameters())
+    gradients = torch.autograd.grad((output * weights).sum(), [*inputs, *names.values()], allow_unused=True)
+    return [output, *(torch.zeros(()) if g is None else g for g in gradients)]
+
+
+def _agree(attention, dtype, *arguments):
+    found = {}
+    for implementation in ("plain", "blocks", "sdpa"):
+        attention.implementation = implementation
+        found[implementation] = _everything(attention.to(dtype), dtype, *arguments)
+    limit = 1e-5 if dtype == torch.float32 else 0.03
+    for implementation in ("blocks", "sdpa"):
+        for ours, plain in zip(found[implementation], found["plain"], strict=True):
+            assert (ours - plain).abs().max() <= limit * plain.abs().max().clamp(min=0.1), implementation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_content_is_the_same_in_all_implementations(small_blocks, dtype):
+    torch.manual_seed(0)
+    attention = Attention(d_model=12, num_heads=HEADS, d_head=WIDTH, dropout=0.0, bias=True)
+    valid = torch.arange(TOKENS) < torch.tensor([[9], [5], [1]])
+    inputs = BackboneInput(
+        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64), valid=valid
+    )
+    mask = additive(visible_keys(inputs, mem_len=0, causal=False), dtype)
+    context = torch.randn(ROWS, TOKENS, 12)
+    _agree(attention, dtype, context, context[:, :0], torch.randn(ROWS, TOKENS, 12), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two streams"])
+def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, causal, dtype):
+    torch.manual_seed(0)
+    attention = RelativeAttention(d_model=12, num_heads=HEADS, d_head=WIDTH, dropout=0.0, bidirectional=not causal)
+    order = None if causal else torch.randint(0, 4, (ROWS, TOKENS))
+    predict = None if causal else torch.stack([torch.randperm(TOKENS)[:5] for _ in range(ROWS)])
+    inputs = BackboneInput(
+        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.tensor([4, 2, 0]), order=order, predict=predict
+    )
+    mask = additive(visible_keys(inputs, mem_len=MEMORY, causal=causal), dtype)
+    last, signs = (0, (1,)) if causal else (1 - TOKENS, (1, -1))
+    encoded = [encode_distances(s * KEYS, s * last, 12, clamp_len=None, device=mask.device, dtype=dtype) for s in signs]
+    positions = Positions(torch.stack(encoded))
+    if not causal:
+        torch.nn.init.normal_(attention.segment_embedding)
+        same = torch.rand(mask.shape) < 0.5
+        positions = Positions(torch.stack(encoded), torch.tensor([False, True, True]), predict, same)
+    biases = [torch.randn(HEADS, WIDTH).to(dtype) for _ in range(2 if causal else 3)]
+    queries = torch.randn(ROWS, mask.shape[1], 12)
+    memory, tokens = torch.randn(ROWS, KEYS, 12).split([MEMORY, TOKENS], dim=1)
+    _agree(attention, dtype, queries, memory, tokens, mask, positions, *biases)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_the_weights_that_were_kept(small_blocks, dtype):
+    """Values that are unit vectors show the weights, so the same can be written down with what was dropped."""
+    torch.manual_seed(0)
+    plan = Plan(torch.zeros(2, TOKENS, TOKENS, dtype=dtype), None, 0.4, seed=5)
+    query, key = (torch.randn(2, TOKENS, HEADS, TOKENS, dtype=dtype, requires_grad=True) for _ in range(2))
+    value = torch.eye(TOKENS, dtype=dtype)[None, :, None].repeat(2, 1, HEADS, 1).requires_grad_()
+    shown = BlockAttention.apply(query, key, value, None, None, None, plan)
+    kept = (shown.detach() != 0).transpose(1, 2) * kept_scale(0.4, dtype)
+    weights = torch.einsum("bqnh,bknh->bnqk", query, key).softmax(-1) * kept
+    written = torch.einsum("bnqk,bknh->bqnh", weights.to(dtype), value)
+    towards = torch.randn_like(shown)
+    limit = 1e-5 if dtype == torch.float32 else 0.03
+    assert (shown - written).abs().max() < limit
+    gradients = [torch.autograd.grad((x * towards).sum(), [query, key, value]) for x in (shown, written)]
+    for ours, plain in zip(*gradients, strict=True):
+        assert (ours - plain).abs().max() <= limit * plain.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_expectation(dtype):
+    torch.manual_seed(0)
+    ones = torch.ones(7, 99991, dtype=dtype, requires_grad=True)
+    dropout = Dropout(0.3)
+    dropped = dropout(ones)
+    found = dropped.detach().float()
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=3e-3)
+    assert float(found.mean()) == pytest.approx(1, abs=5e-3)
+    (gradient,) = torch.autograd.grad(dropped.sum(), ones)
+    assert torch.equal(gradient, dropped)
+    assert not torch.equal(dropout(ones), dropped)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(ones), dropped)
+    assert dropout.eval()(ones) is ones
+
+
+def test_what_is_dropped_in_a_row_says_nothing_of_the_next():
+    torch.manual_seed(1)
+    kept = (Dropout(0.5)(torch.ones(512, 4096, dtype=torch.bfloat16)) != 0).float()
+    for other in (kept.roll(1, 1), kept.roll(2, 1), kept.roll(1, 0), kept.roll(4, 1)):
+        correlation = float(((kept - 0.5) * (other - 0.5)).mean()) * 4
+        assert abs(correlation) < 5 / kept.numel() ** 0.5

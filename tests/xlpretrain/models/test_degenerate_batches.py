@@ -1,0 +1,144 @@
+"""Micro-batches with no rows or nothing to predict: every model, objective and attention implementation, and on the
+meta device the branches that an accelerator takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.data.samples import Row, empty_row
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.engine.base import TermScales
+from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
+from xlpretrain.models.attention import Attention, additive
+from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.objectives import OBJECTIVES
+from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.classification import Classify
+from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.permutation_lm import PermutationLM
+
+SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 8, "d_ff": 12, "dropout": 0.1, "attention_dropout": 0.1}
+MODELS = {
+    "transformer_xl": TransformerXLConfig(**SIZES),
+    "transformer_xl, adaptive": TransformerXLConfig(**SIZES, adaptive_cutoffs=(100, 200), div_val=2),
+    "xlnet": XLNetConfig(**SIZES),
+    "albert": AlbertConfig(**SIZES, d_embed=4, max_positions=16),
+    "bert": BertConfig(**SIZES, max_positions=16),
+}
+MASKED, LABELS = {"seq_len": 16}, {"seq_len": 16, "labels": ("no", "yes")}
+OBJECTIVE_KEYS = {
+    "causal_lm": CausalLM(seq_len=8),
+    "permutation_lm": PermutationLM(seq_len=16, reuse_len=8, perm_size=8, num_predict=5),
+    "masked_lm": MaskedLM(**MASKED, sentence_task="none"),
+    "masked_lm, sop": MaskedLM(**MASKED, sentence_task="sop"),
+    "masked_lm, nsp": MaskedLM(**MASKED, sentence_task="nsp"),
+    "classify, first": Classify(**LABELS, layout="cls_first"),
+    "classify, last": Classify(**LABELS, layout="cls_last"),
+    "classify, mean": Classify(**LABELS, layout="document"),
+}
+PAIRS = [
+    (model, name)
+    for model, config in MODELS.items()
+    for name, objective in OBJECTIVE_KEYS.items()
+    if objective.needs <= config.provides and (name != "classify, last" or config.type == "xlnet")
+]
+PATHS = [("cpu", "plain"), ("cpu", "blocks"), ("cpu", "sdpa"), ("meta", None)]
+ROWS = {"no rows": [], "one idle row": [empty_row(0)], "idle rows": [empty_row(0), empty_row(1)]}
+
+
+@pytest.fixture(scope="module")
+def train(tiny_dataset) -> Manifest:
+    return Manifest.open(tiny_dataset / "train")
+
+
+def _backward(model: PretrainingModel, objective, batch: Batch, mem_len: int) -> dict[str, torch.Tensor]:
+    """The sums of the loss terms after the whole step's backward pass, as an engine makes it."""
+    model.zero_grad()
+    loss, mems = model(batch, model.backbone.empty_memory(len(batch.inputs.tokens), mem_len))
+    assert mems.shape == model.backbone.empty_memory(len(batch.inputs.tokens), mem_len).shape
+    scales = TermScales(objective.weights)
+    scales.start(dict.fromkeys(objective.terms, 7))  # other ranks and micro-batches have some
+    scales.total(loss).backward()
+    return dict(loss.sums)
+
+
+def _model(model: str, objective, vocab_size: int, device: str, implementation) -> PretrainingModel:
+    torch.manual_seed(0)
+    backbone = MODELS[model].build(vocab_size)
+    built = PretrainingModel(backbone, objective.head(backbone)).to(device)
+    for module in built.modules():
+        if isinstance(module, Attention):
+            module.implementation = implementation
+    return built
+
+
+def test_every_model_and_objective_is_here():
+    assert {MODELS[model].type for model, _ in PAIRS} == {"transformer_xl", "xlnet", "albert", "bert"}
+    assert {OBJECTIVE_KEYS[objective].type for _, objective in PAIRS} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize(("device", "implementation"), PATHS)
+@pytest.mark.parametrize(("model", "objective"), PAIRS)
+def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
+    train: Manifest, model: str, objective: str, device: str, implementation: str | None, rows: Sequence[Row]
+):
+    """All parameters have a gradient: ZeRO 2 and 3 wait for each of them on every rank."""
+    if device == "meta" and "adaptive" in model:
+        pytest.skip("an adaptive softmax looks for the tokens of each cluster, which the meta device has not")
+    chosen = OBJECTIVE_KEYS[objective]
+    built = _model(model, chosen, train.vocabulary.size, device, implementation)
+    batch = chosen.collator(train.open_tokenizer(), seed=1)(rows).to(torch.device(device))
+    assert set(batch.counts.values()) == {0}
+    for mem_len in (0, 3) if MODELS[model].mem_len else (0,):
+        sums = _backward(built.train(), chosen, batch, mem_len)
+        with torch.no_grad():
+            scores = built.eval()(batch, built.backbone.empty_memory(len(rows), mem_len))[0].scores
+        assert {term: len(found.correct) for term, found in scores.items()} == batch.counts
+        assert [name for name, p in built.named_parameters() if p.grad is None] == []
+        if device == "cpu":
+            assert [float(value.detach()) for value in sums.values()] == [0.0] * len(chosen.terms)
+            assert [name for name, p in built.named_parameters() if p.grad.any()] == []
+
+
+@pytest.mark.parametrize("implementation", ["plain", "blocks", "sdpa"])
+@pytest.mark.parametrize("mem_len", [0, 3])
+def test_rows_of_one_token_train(train: Manifest, implementation: str, mem_len: int):
+    objective = CausalLM(seq_len=1)
+    model = _model("transformer_xl", objective, train.vocabulary.size, "cpu", implementation).eval()
+    rows = objective.training_rows(train, mem_len=mem_len, num_streams=2, seed=1, shuffle_blocks=4)
+    batch = objective.collator(train.open_tokenizer(), seed=1)([rows.row(step=0, stream=0)])
+    assert batch.counts == {"lm": 1}
+    (total,) = _backward(model, objective, batch, mem_len).values()
+    assert float(total.detach()) == pytest.approx(math.log(train.vocabulary.size), rel=0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_KEYS)
+@pytest.mark.parametrize("paired", [False, True])
+def test_segments_are_as_many_as_the_objective_says(train: Manifest, tmp_path: Path, name: str, paired: bool):
+    """An encoder looks each of them up in a table."""
+    objective = OBJECTIVE_KEYS[name]
+    data: Manifest = train
+    if isinstance(objective, Classify):
+        (tmp_path / "labelled.csv").write_text("label,a,b\nno,one,two\nyes,three,four\n")
+        columns = ("a", "b") if paired else ("a",)
+        data = LabelledTexts(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
+    rows = objective.training_rows(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
+    read = [rows.row(step=0, stream=stream) for stream in range(32)]
+    segments = objective.collator(train.open_tokenizer(), seed=1)(read).inputs.segments
+    assert objective.num_segments(data) == (1 if segments is None else int(segments.max()) + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_stays_finite_inside_fused_kernels(dtype: torch.dtype):
+    """They multiply it by log2(e); infinite, a query that may see nothing would become NaN."""
+    hidden = additive(torch.zeros(1, 1, 1, dtype=torch.bool), dtype)
+    assert (hidden * math.log2(math.e)).isfinite().all()
+    assert torch.softmax(torch.tensor([0.0, float(hidden)], dtype=dtype), 0).tolist() == [1.0, 0.0]

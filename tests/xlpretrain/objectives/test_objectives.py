@@ -1,0 +1,128 @@
+"""What every registered objective that predicts tokens must hold; a new one is taken along by its line there."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlpretrain import schema
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.models import MODELS
+from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.objectives import OBJECTIVES
+from xlpretrain.objectives.base import Objective
+
+SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 32, "d_ff": 64, "dropout": 0.0}
+SMALL = {"permutation_lm": {"reuse_len": 16, "perm_size": 16, "num_predict": 8}}
+"""Keys of an objective that its defaults do not fit rows of 32 tokens."""
+STREAMS = 4
+
+
+@pytest.fixture(scope="module")
+def train(tiny_dataset: Path) -> Manifest:
+    return Manifest.open(tiny_dataset / "train")
+
+
+@pytest.fixture(params=[name for name, kind in OBJECTIVES.items() if kind.predicts_tokens])
+def objective(request: pytest.FixtureRequest) -> Objective:
+    name = request.param
+    return schema.validate(OBJECTIVES[name], {"type": name, "seq_len": 32, **SMALL.get(name, {})}, "test")
+
+
+def _mem_len(objective: Objective) -> int:
+    """16 if the objective goes with a memory."""
+    return 0 if list(objective.run_problems(mem_len=16, global_batch_size=STREAMS)) else 16
+
+
+def _rows(objective: Objective, train: Manifest):
+    return objective.training_rows(train, mem_len=_mem_len(objective), num_streams=STREAMS, seed=1, shuffle_blocks=4)
+
+
+def _model(objective: Objective, train: Manifest) -> PretrainingModel:
+    """The first registered model that provides what the objective needs."""
+    mem_len = _mem_len(objective)
+    config = next(
+        config
+        for config in MODELS.values()
+        if objective.needs <= config.provides and (mem_len == 0 or "memory" in config.provides)
+    )
+    memory = {"mem_len": mem_len} if "memory" in config.provides else {}
+    torch.manual_seed(0)
+    backbone = schema.validate(config, {**SIZES, **memory}, "test").build(train.vocabulary.size)
+    return PretrainingModel(backbone, objective.head(backbone))
+
+
+def _flat(batch: Batch) -> list[tuple[str, list]]:
+    tensors = {**vars(batch.inputs), **batch.targets}
+    return [(name, value.tolist()) for name, value in tensors.items() if isinstance(value, torch.Tensor)]
+
+
+def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: Manifest):
+    """Not on who collates them, with which others, or what came before: any process layout gives the same."""
+    rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
+    for step in (0, 5, 1000):
+        read = [rows.row(step=step, stream=stream) for stream in range(STREAMS)]
+        whole = collator(read)
+        again = pickle.loads(pickle.dumps(collator))([rows.row(step=step, stream=s) for s in range(STREAMS)])
+        assert _flat(whole) == _flat(again)
+        halves = [collator(read[:1]), collator(read[1:])]
+        for name, value in vars(whole.inputs).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, torch.cat([getattr(half.inputs, name) for half in halves]))
+        for term in objective.terms:
+            assert whole.counts[term] == sum(half.counts[term] for half in halves)
+        term = objective.terms[0]
+        assert torch.equal(whole.targets[term], torch.cat([half.targets[term] for half in halves]))
+
+
+def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch(objective: Objective, train: Manifest):
+    model = _model(objective, train)
+    rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
+    batch = collator([rows.row(step=3, stream=stream) for stream in range(STREAMS)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    losses = []
+    for _ in range(120):
+        loss, _ = model(batch, model.backbone.empty_memory(STREAMS, _mem_len(objective)))
+        means = {term: loss.sums[term] / max(batch.counts[term], 1) for term in objective.terms}
+        losses.append({term: mean.item() for term, mean in means.items()})
+        optimizer.zero_grad()
+        sum(means.values()).backward()
+        optimizer.step()
+    assert losses[0][objective.terms[0]] == pytest.approx(math.log(train.vocabulary.size), rel=0.1)
+    for term in objective.terms:
+        assert losses[-1][term] < 0.2 * losses[0][term]
+
+
+def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(objective: Objective, train: Manifest):
+    model = _model(objective, train)
+    collator = objective.collator(train.open_tokenizer(), seed=7)
+    evaluation = objective.evaluation_rows(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
+    idle = evaluation.row(step=evaluation.num_steps + 5, stream=1)
+    assert len(idle.tokens) == 0
+    for rows in ([], [idle]):
+        batch = collator(rows)
+        assert set(batch.counts.values()) == {0}
+        model.zero_grad()
+        loss, _ = model(batch, model.backbone.empty_memory(len(rows), _mem_len(objective)))
+        assert all(float(total.detach()) == 0.0 for total in loss.sums.values())
+        sum(loss.sums.values()).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_evaluation_scores_every_term(objective: Objective, train: Manifest):
+    model = _model(objective, train).eval()
+    rows = objective.evaluation_rows(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
+    batch = objective.collator(train.open_tokenizer(), seed=0)([rows.row(step=0, stream=stream) for stream in (0, 1)])
+    with torch.no_grad():
+        loss, _ = model(batch, model.backbone.empty_memory(2, 0))
+    for term in objective.terms:
+        scores = loss.scores[term]
+        assert len(scores.nll) == len(scores.correct) == len(scores.rows) == batch.counts[term]
+        assert float(scores.nll.sum()) == pytest.approx(float(loss.sums[term]), rel=1e-5)
+        assert (scores.rows.diff() >= 0).all()
+    assert torch.equal(loss.scores[objective.terms[0]].rows, batch.rows_of(objective.terms[0]))

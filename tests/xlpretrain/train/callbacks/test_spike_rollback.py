@@ -1,0 +1,146 @@
+"""Loss spikes: which steps are one, and going back before one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlpretrain.__main__ import main, run
+from xlpretrain.config.sections import SpikeConfig
+from xlpretrain.data.skip_windows import SkippingRows, add_window, place_of
+from xlpretrain.data.storage.dataset import Manifest, seal_index
+from xlpretrain.data.storage.shard_reader import MEMBERS, TAR_BLOCK
+from xlpretrain.errors import TrainingError
+from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.train.callbacks.spike_rollback import is_spike
+
+
+def test_a_spike_stands_out_from_the_median_of_a_full_window():
+    config = SpikeConfig(threshold=1.0, window=5)
+    assert is_spike(4.1, [3.0, 2.9, 9.0, 3.1, 3.0], config)
+    assert not is_spike(3.9, [3.0, 2.9, 9.0, 3.1, 3.0], config)
+    assert not is_spike(99.0, [3.0, 2.9, 3.1, 3.0], config)
+    assert not is_spike(99.0, [3.0] * 5, SpikeConfig(window=5))
+
+
+windows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda w: (w[0], w[0] + w[1])), max_size=5)
+
+
+@given(windows)
+def test_the_data_of_windows_is_left_out_and_all_other_read_in_order(drawn: list[tuple[int, int]]):
+    merged: list[tuple[int, int]] = []
+    for window in drawn:
+        merged = add_window(merged, window)
+    left_out = {step for first, last in drawn for step in range(first, last)}
+    assert {step for first, last in merged for step in range(first, last)} == left_out
+    read = [place_of(step, merged) for step in range(30)]
+    assert [step for step, _ in read] == [step for step in range(200) if step not in left_out][:30]
+    for step, fresh_since in read:
+        assert fresh_since == max((last for _, last in merged if last <= step), default=0)
+
+
+def test_memories_start_fresh_after_a_window(tiny_dataset: Path):
+    train = Manifest.open(tiny_dataset / "train")
+    rows = CausalLM(seq_len=16).training_rows(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
+    skipping = SkippingRows(rows, [(5, 9)], 16)
+    for stream in range(3):
+        assert np.array_equal(skipping.row(step=4, stream=stream).tokens, rows.row(step=4, stream=stream).tokens)
+        assert np.array_equal(skipping.row(step=5, stream=stream).tokens, rows.row(step=9, stream=stream).tokens)
+    assert [skipping.row(step=step, stream=0).remembered for step in range(3, 9)] == [40, 40, 0, 16, 32, 40]
+
+
+def _poison(dataset: Path, block: int) -> None:
+    """Fill a training block with noise, as if it had been built so: every checksum is right."""
+    folder = dataset / "train"
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        if block >= len(shard["offset"]):
+            block -= len(shard["offset"])
+            continue
+        data = bytearray((folder / shard["name"]).read_bytes())
+        offset, crc32 = shard["offset"][block], 0
+        for member in MEMBERS:
+            size = tarfile.TarInfo.frombuf(bytes(data[offset : offset + TAR_BLOCK]), "utf-8", "strict").size
+            start = offset + TAR_BLOCK
+            if member == "tok":
+                tokens = np.random.default_rng(0).integers(6, 300, size=index["block_tokens"]).astype("<u2").tobytes()
+                data[start + size - len(tokens) : start + size] = tokens
+            crc32 = zlib.crc32(data[start : start + size], crc32)
+            offset = start + -(-size // TAR_BLOCK) * TAR_BLOCK
+        shard["crc32"][block], shard["sha256"] = crc32, hashlib.sha256(data).hexdigest()
+        (folder / shard["name"]).write_bytes(data)
+        break
+    (folder / "index.json").write_text(seal_index(index))
+
+
+@pytest.fixture
+def runs(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Configs of the same run on clean text and on text with one block of noise, which stream 0 reads at step 32."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(tiny_dataset, poisoned)
+    train = Manifest.open(tiny_dataset / "train")
+    objective = {"type": "causal_lm", "seq_len": 512}
+    rows = CausalLM(seq_len=512).training_rows(train, mem_len=24, num_streams=2, seed=1, shuffle_blocks=1)
+    _poison(poisoned, rows.order.place(step=32, stream=0).block)
+
+    def write(name: str, dataset: Path, **spike: float) -> Path:
+        return commands.write_config(
+            tmp_path / f"{name}.yaml",
+            dataset,
+            name=name,
+            seed=1,
+            engine={"type": "plain", "precision": "fp32"},
+            objective=objective,
+            global_batch_size=2,
+            max_steps=70,
+            checkpoint={"every_steps": 10, "keep": 2},
+            eval={"every_steps": 70, "max_tokens": 2000},
+            wandb={"mode": "disabled"},
+            spike=spike,
+        )
+
+    return write("clean", tiny_dataset), write, poisoned
+
+
+SPIKE = {"threshold": 0.6, "window": 10, "skip_before": 1, "skip_after": 33}
+
+
+def test_a_run_passes_a_poisoned_block_and_is_then_as_good_as_a_clean_one(runs, tmp_path: Path):
+    clean, write, poisoned = runs
+    for config in (clean, write("hurt", poisoned), write("poisoned", poisoned, **SPIKE)):
+        assert main([str(config)]) == 0
+    rows = {name: commands.read_metrics(tmp_path / "runs" / name) for name in ("clean", "hurt", "poisoned")}
+    assert [row["step"] for row in rows["poisoned"]] == list(range(1, 71))
+    last = rows["poisoned"][-1]
+    assert (last["events/rollbacks"], last["events/skipped_steps"]) == (1, 35)
+    # Until the spike nothing differs; the noise is nowhere in what counts.
+    assert [row["train/loss"] for row in rows["poisoned"][:30]] == [row["train/loss"] for row in rows["clean"][:30]]
+    worst = {name: max(row["train/loss"] for row in rows[name][31:]) for name in rows}
+    assert worst["poisoned"] < worst["clean"] + 0.3 < worst["hurt"]
+    assert last["valid/loss"] == pytest.approx(rows["clean"][-1]["valid/loss"], abs=0.15)
+    checkpoints = tmp_path / "runs" / "poisoned" / "checkpoints"
+    manifest = json.loads((checkpoints / "step-00000070" / "manifest.json").read_text())
+    assert manifest["state"]["skipped_windows"] == [[31, 66]]
+
+
+@pytest.mark.full
+def test_a_run_that_keeps_spiking_ends_with_advice_and_goes_on_where_it_was_cut(runs, tmp_path: Path):
+    _, write, poisoned = runs
+    config = write("stubborn", poisoned, **{**SPIKE, "skip_after": 0, "max_rollbacks": 1})
+    with pytest.raises(TrainingError, match=r"all 1 of spike\.max_rollbacks are used"):
+        run(config, [], allow_recipe_change=False, take_over=False)
+    status = json.loads((tmp_path / "runs" / "stubborn" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "error")
+    assert main([str(config), "spike.max_rollbacks=9", "spike.skip_after=33"]) == 0
+    assert commands.read_metrics(tmp_path / "runs" / "stubborn")[-1]["events/rollbacks"] == 2

@@ -1,0 +1,40 @@
+"""What made a checkpoint, as far as it decides whether going on is bit-identical."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlpretrain import distributed
+from xlpretrain.engine.base import Engine
+from xlpretrain.version import __version__
+
+
+def layout(engine: Engine) -> dict[str, Any]:
+    """What going on must share with what was saved to be bit-identical."""
+    return {
+        "world_size": distributed.world_size(),
+        **engine.layout,
+        "threads": torch.get_num_threads(),
+        "device": _device_name(engine.device),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),  # it draws the order of the data, masks and factorizations
+        "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
+        "xlpretrain": __version__,
+    }
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

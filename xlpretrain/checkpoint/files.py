@@ -1,0 +1,263 @@
+"""Checkpoint folders and their files: names, the manifest, checksums over chunks of 16 MiB, moving folders. Torch-free.
+
+Only rank 0 may move or remove a folder. A folder that is removed loses its name first, by one rename: readers never see
+a part of a checkpoint, and an older owner can no longer commit what it was still writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from xlpretrain.file_system import atomic_dirs
+from xlpretrain.file_system.atomic_files import is_temporary
+
+TEMPORARY = ".tmp-"
+DAMAGED = "damaged"
+ABANDONED = "abandoned"
+KEPT = "kept"
+"""For what lay in a checkpoint that was removed, and was not of it."""
+
+_NAME = re.compile(r"step-(\d{8,})")
+_OWNED = re.compile(r"\.tmp-(\d+)-(?:old-|\d+-)*(step-\d{8,})(?:-\d+)*")
+_FILE = re.compile(r"manifest\.json|rank-\d{5,}\.(?:safetensors|done)")
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def temporary_name(owner: int, step: int, attempt: int) -> str:
+    """Its name while start number `owner` of the run writes it; each of its saves has a number of its own."""
+    return f"{TEMPORARY}{owner}-{checkpoint_name(step)}-{attempt}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in a checkpoint's name; None if it has another name."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first."""
+    found = [(step, path) for path in _children(checkpoints) if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def list_put_away(checkpoints: Path, kind: str) -> list[Path]:
+    """What lies in `damaged/` or `abandoned/`, by name."""
+    return sorted(_children(checkpoints / kind))
+
+
+def clear_temporary(checkpoints: Path, *, owner: int) -> None:
+    """Remove what this start of the run, or one before it, was writing or removing when it ended. Raises OSError.
+
+    An older owner that still runs can commit nothing afterwards.
+    """
+    for path in _children(checkpoints):
+        match = _OWNED.fullmatch(path.name)
+        if match and int(match[1]) <= owner:
+            remove(path, owner=owner)
+
+
+def remove(folder: Path, *, owner: int) -> None:
+    """Remove a folder, if it is there. What no save wrote into it goes to `kept/`. Raises OSError."""
+    try:
+        going = _move(folder, folder.parent / f"{TEMPORARY}{owner}-old-{folder.name.removeprefix(TEMPORARY)}")
+    except FileNotFoundError:
+        return  # whoever wrote it has committed or removed it
+    ours = [] if going.is_symlink() else [p for p in atomic_dirs.unclaimed(going, ()) if _is_of_checkpoint(p)]
+    if not atomic_dirs.remove(going, ours):
+        match = _OWNED.fullmatch(going.name)
+        _move(going, folder.parent / KEPT / (match[2] if match else folder.name))
+
+
+def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int | None], owner: int) -> None:
+    """Remove all but the newest `keep`, multiples of `keep_every`, and steps that are to `stay`. Raises OSError."""
+    for old in list_checkpoints(checkpoints)[keep:]:
+        step = step_of(old) or 0
+        if step not in stay and (keep_every is None or step % keep_every):
+            remove(old, owner=owner)
+
+
+def put_away(folder: Path, reason: str) -> None:
+    """Move a damaged checkpoint to `damaged/`, under its name and what is wrong with it. Raises OSError."""
+    told = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
+    _move(folder, folder.parent / DAMAGED / f"{folder.name}-{told}")
+
+
+def abandon_newer(checkpoints: Path, step: int) -> list[Path]:
+    """Move every checkpoint of a later step to `abandoned/`, newest first; returns where they are now. Raises OSError.
+
+    For going back to `step`: its later steps can then be saved again. No save may be in flight.
+    """
+    return [abandon(path) for path in list_checkpoints(checkpoints) if (step_of(path) or 0) > step]
+
+
+def abandon(folder: Path) -> Path:
+    """Move a checkpoint to `abandoned/`; returns where it is now. Raises OSError."""
+    return _move(folder, folder.parent / ABANDONED / folder.name)
+
+
+def _move(folder: Path, wanted: Path) -> Path:
+    """Rename to `wanted`, or to the first of `wanted-2`, `wanted-3`, ... that is not taken."""
+    wanted.parent.mkdir(exist_ok=True)
+    free: Iterator[Path] = (wanted if n == 1 else wanted.with_name(f"{wanted.name}-{n}") for n in itertools.count(1))
+    return folder.rename(next(path for path in free if not path.exists()))
+
+
+def _is_of_checkpoint(path: Path) -> bool:
+    return len(path.parts) == 1 and (_FILE.fullmatch(path.name) is not None or is_temporary(path))
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+CHUNK = 16 * 2**20
+SCHEMA = 2
+MANIFEST = "manifest.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written. The message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A rank's file: its size, and the checksum of each chunk."""
+
+    size: int
+    chunks: list[str]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's shape, and its ranges [start, stop, file] in order; they tile it, for every kind."""
+
+    shape: list[int]
+    ranges: list[tuple[int, int, str]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint but its tensors.
+
+    state: the run's `TrainState`. layout: what made it, for telling whether going on is bit-identical.
+    updates: the optimizer's step count. kinds: of the tensors kept per parameter.
+    memory: ranges of streams [first, stop, file] in order.
+    """
+
+    step: int
+    state: dict[str, Any]
+    layout: dict[str, Any]
+    updates: int
+    kinds: list[str]
+    parameters: dict[str, Parameter]
+    memory: list[tuple[int, int, str]]
+    files: dict[str, File]
+
+    def to_json(self) -> str:
+        """The manifest with a checksum over itself, a line per field; no byte of it may change or be missing.
+
+        Not `asdict`, nor an indent: both are slow, and what they hold up is the training loop.
+        """
+        content = {"schema": SCHEMA, **vars(self)}
+        content["parameters"] = {name: vars(parameter) for name, parameter in self.parameters.items()}
+        content["files"] = {name: vars(file) for name, file in self.files.items()}
+        content["sha256"] = _checksum(content)
+        return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint's folder. Raises `DamagedError`."""
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            written = content.pop("sha256")
+        except FileNotFoundError:
+            raise DamagedError("no manifest") from None
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise DamagedError("manifest unreadable") from None
+        if written != _checksum(content):
+            raise DamagedError("manifest checksum")
+        if (schema := content.pop("schema")) != SCHEMA:
+            raise DamagedError(f"manifest of schema {schema}, not {SCHEMA}")
+        if step_of(folder) not in (None, content["step"]):
+            raise DamagedError(f"manifest of step {content['step']}")
+        parameters = {name: Parameter(**p) for name, p in content.pop("parameters").items()}
+        files = {name: File(**f) for name, f in content.pop("files").items()}
+        return cls(**content, parameters=parameters, files=files)
+
+
+def tensor_key(kind: str, name: str, start: int) -> str:
+    """The key in a rank's file of a range of a parameter."""
+    return f"{kind}|{name}|{start}"
+
+
+def memory_key(first_stream: int) -> str:
+    """The key in a rank's file of its streams' memories."""
+    return f"memory|{first_stream}"
+
+
+def rank_file(rank: int) -> str:
+    """The name of a rank's file, without its extension."""
+    return f"rank-{rank:05d}"
+
+
+def checksum(chunk: bytes | memoryview) -> str:
+    """128 bits of XXH3: against damage, not against people. SHA-256 takes 16 times as long, all of it the loop's."""
+    return xxhash.xxh3_128_hexdigest(chunk)
+
+
+def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[str]:
+    """The checksums of the chunks of a file, of all of them or of `which`."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for index in range(-(-size // CHUNK)) if which is None else which:
+            file.seek(index * CHUNK)
+            yield checksum(file.read(CHUNK))
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once its files are there and as long as it says. Raises `DamagedError`, OSError."""
+    manifest = Manifest.read(folder)
+    for name, file in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{name} missing")
+        if path.stat().st_size != file.size:
+            raise DamagedError(f"{name} has {path.stat().st_size} bytes, not {file.size}")
+    return manifest
+
+
+def verify_whole(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once every byte was read and is as it was written. Raises `DamagedError`."""
+    try:
+        manifest = open_manifest(folder)
+        for name in manifest.files:
+            verify_chunks(folder, name, manifest)
+    except OSError as error:
+        raise DamagedError(str(error)) from None
+    return manifest
+
+
+def verify_chunks(folder: Path, name: str, manifest: Manifest, which: Iterable[int] | None = None) -> None:
+    """Compare chunks of a file, all of them or `which`, with its manifest. Raises `DamagedError`, OSError."""
+    expected = manifest.files[name].chunks
+    which = range(len(expected)) if which is None else list(which)
+    for index, found in zip(which, chunk_checksums(folder / name, which), strict=True):
+        if found != expected[index]:
+            raise DamagedError(f"{name} checksum of chunk {index}")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,309 @@
+"""Reading checkpoints: every byte that is used is verified first, and only the ranges that a rank needs are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from safetensors import safe_open
+from torch import Tensor
+
+from xlpretrain import distributed
+from xlpretrain.checkpoint.environment import layout
+from xlpretrain.checkpoint.files import (
+    CHUNK,
+    DAMAGED,
+    MANIFEST,
+    DamagedError,
+    checkpoint_name,
+    clear_temporary,
+    list_checkpoints,
+    memory_key,
+    open_manifest,
+    put_away,
+    tensor_key,
+    verify_chunks,
+)
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.engine.base import Engine
+from xlpretrain.errors import CheckpointError
+from xlpretrain.models.pretraining_model import PretrainingModel
+
+Range = tuple[str, str, int, int]
+"""(kind, parameter name, start, stop)."""
+_HEAD = "head."
+Segment = tuple[str, str, int, int]
+"""(file, key, start, stop): elements of a tensor along the dimension it is cut in."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A run's state as of a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
+
+    differences: what is not as it was when it was saved, such as "world_size: 2 -> 1"; where there are none, going on
+    is bit-identical.
+    """
+
+    state: TrainState
+    memory: Shaped[Tensor, "L S M D"]
+    differences: list[str]
+
+
+class Checkpoint:
+    """One checkpoint's folder, open for reading. Raises `DamagedError` where it is not as written."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = open_manifest(folder)
+        self._open = ExitStack()
+        self._files: dict[str, Any] = {}
+        self._offsets: dict[str, dict[str, tuple[int, int, int]]] = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def verify(self, ranges: Iterable[Range], streams: range = range(0)) -> None:
+        """Check every chunk that reading these (kind, name, start, stop), and these streams' memories, would touch."""
+        wanted: dict[str, set[int]] = {}
+        segments = [s for request in ranges for s in self._segments(*request)] + list(self._memory_segments(streams))
+        for file, key, start, stop in segments:
+            if file not in self._offsets:
+                self._offsets[file] = self._read_header(file, wanted.setdefault(file, set()))
+            begin, end, rows = self._offsets[file][key]
+            if not key.startswith("memory|"):  # a memory is cut along its second dimension: all of it is touched
+                size = (end - begin) // max(rows, 1)
+                begin, end = begin + start * size, begin + stop * size
+            wanted.setdefault(file, set()).update(range(begin // CHUNK, -(-end // CHUNK)))
+        for file, chunks in wanted.items():
+            verify_chunks(self.folder, file, self.manifest, sorted(chunks))
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Float[Tensor, " N"]:
+        """Elements [start, stop) of a flattened parameter or of its optimizer state: fp32, on the CPU."""
+        parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._segments(kind, name, start, stop)]
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def read_memory(self, streams: range) -> Shaped[Tensor, "L S M D"]:
+        """The memories of these streams, on the CPU, as they were saved."""
+        first, _, file = self.manifest.memory[0]
+        empty = self._file(file).get_slice(memory_key(first))[:, 0:0]
+        parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_segments(streams)]
+        return torch.cat([empty, *parts], dim=1)
+
+    def _segments(self, kind: str, name: str, start: int, stop: int) -> Iterator[Segment]:
+        for low, high, file in self.manifest.parameters[name].ranges:
+            if max(start, low) < min(stop, high):
+                yield file, tensor_key(kind, name, low), max(start, low) - low, min(stop, high) - low
+
+    def _memory_segments(self, streams: range) -> Iterator[Segment]:
+        for low, high, file in self.manifest.memory:
+            first, last = max(streams.start, low), min(streams.stop, high)
+            if first < last:
+                yield file, memory_key(low), first - low, last - low
+
+    def _read_header(self, file: str, wanted: set[int]) -> dict[str, tuple[int, int, int]]:
+        """Per key: first byte and end in the file, and the length of its first dimension. Its chunks are verified."""
+        with (self.folder / file).open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            chunks = range(min(-(-(8 + length) // CHUNK), len(self.manifest.files[file].chunks)))
+            verify_chunks(self.folder, file, self.manifest, chunks)
+            opened.seek(8)
+            header = json.loads(opened.read(length))
+        base = 8 + length
+        return {
+            key: (base + entry["data_offsets"][0], base + entry["data_offsets"][1], entry["shape"][0])
+            for key, entry in header.items()
+            if key != "__metadata__"
+        }
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = self._open.enter_context(safe_open(self.folder / name, framework="pt"))
+        return self._files[name]
+
+
+def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> Restored | None:
+    """Go on from the newest whole checkpoint; None where there has been none. Every rank must call it.
+
+    Ranks verify what they need, and agree before any of them changes its engine. What is passed over moves to
+    `damaged/`.
+
+    Args:
+        streams: those this rank works on.
+        owner: the number of this start of the run: what it and earlier ones left half-written is removed first.
+
+    Raises:
+        CheckpointError: on every rank; there are checkpoints, but none is whole, or they are of another model.
+    """
+    if distributed.rank() == 0:
+        clear_temporary(checkpoints, owner=owner)
+    reads = [(kind, *piece) for piece in engine.loads() for kind in engine.kinds]
+    found = _newest_whole(checkpoints, engine.shapes, reads, streams)
+    if found is None:
+        return None
+    checkpoint, passed_over = found
+    with checkpoint:
+        manifest = checkpoint.manifest
+        engine.load_state(checkpoint.read, manifest.updates)
+        dtype = engine.model.backbone.empty_memory(0, 0).dtype
+        memory = checkpoint.read_memory(streams).to(dtype)
+    if distributed.rank() == 0:
+        for folder, reason in passed_over:
+            put_away(folder, reason)
+    distributed.barrier()
+    now = layout(engine)
+    differences = [f"{key}: {then} -> {now.get(key)}" for key, then in manifest.layout.items() if then != now.get(key)]
+    return Restored(TrainState(**manifest.state), memory, differences)
+
+
+def load_weights(source: Path, engine: Engine) -> list[str]:
+    """Take over the weights of a run's newest whole checkpoint. Every rank must call it.
+
+    The backbone must be the same. A head may be another one: what has the same name there goes on, the rest is new.
+
+    Args:
+        source: a run's folder, its `checkpoints`, or one of them.
+
+    Returns:
+        The names of the parameters that are new.
+
+    Raises:
+        CheckpointError: on every rank.
+    """
+    reads = [("weight", *piece) for piece in engine.loads()]
+    with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
+        fresh = engine.shapes.keys() - checkpoint.manifest.parameters.keys()
+        engine.load_weights(checkpoint.read, fresh=fresh)
+    return sorted(fresh)
+
+
+@torch.no_grad()
+def load_weights_into(model: PretrainingModel, source: Path) -> int:
+    """As `load_weights`, into a model without an engine: every rank, or a process of its own, reads all of it."""
+    parameters = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    reads = [("weight", name, 0, parameter.numel()) for name, parameter in parameters.items()]
+    with _weights(source, shapes, reads) as checkpoint:
+        for read, parameter in zip(reads, parameters.values(), strict=True):
+            parameter.copy_(checkpoint.read(*read).view_as(parameter))
+        return checkpoint.manifest.step
+
+
+def fingerprint(source: Path) -> str:
+    """The digest of the checkpoint that `load_weights` takes from `source`: of its manifest, which has every checksum.
+
+    Raises `CheckpointError` if there is none.
+    """
+    place = _place(source)
+    for folder in [place] if (place / MANIFEST).is_file() else list_checkpoints(place):
+        with suppress(OSError, DamagedError):
+            open_manifest(folder)
+            return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    raise _none_there(source)
+
+
+def find_best(checkpoints: Path) -> Path:
+    """The checkpoint of a run's best evaluation, as its newest one remembers it; else the folder of all of them."""
+    for folder in list_checkpoints(checkpoints):
+        with suppress(OSError, DamagedError):
+            best = open_manifest(folder).state.get("best_step")
+            place = checkpoints / checkpoint_name(best or 0)
+            return place if best is not None and place.is_dir() else checkpoints
+    return checkpoints
+
+
+def _weights(
+    source: Path, shapes: Mapping[str, torch.Size], reads: list[Range], *, other_head: bool = False
+) -> Checkpoint:
+    found = _newest_whole(_place(source), shapes, reads, other_head=other_head)
+    if found is None:
+        raise _none_there(source)
+    return found[0]
+
+
+def _place(source: Path) -> Path:
+    """A run's folder of checkpoints, or what was named if it is not a run."""
+    return source / "checkpoints" if (source / "checkpoints").is_dir() else source
+
+
+def _none_there(source: Path) -> CheckpointError:
+    return CheckpointError(f"{source}: no checkpoint there; name a run's folder or a checkpoint in it")
+
+
+def _newest_whole(
+    source: Path,
+    shapes: Mapping[str, torch.Size],
+    reads: list[Range],
+    streams: range = range(0),
+    *,
+    other_head: bool = False,
+) -> tuple[Checkpoint, list[tuple[Path, str]]] | None:
+    """The newest checkpoint all of whose ranks can read what they need, and the newer ones with what is wrong there.
+
+    `source` is a folder of checkpoints, or a checkpoint itself. None: there has never been one.
+    other_head: what stands on the backbone may be something else; what is not there is not read.
+    """
+    own = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
+    passed_over: list[tuple[Path, str]] = []
+    for folder in distributed.broadcast_object(own):
+        checkpoint, error = _open(folder, reads, streams, shapes, other_head=other_head)
+        errors = [error for error in distributed.gather_objects(error) if error is not None]
+        if checkpoint is not None and not errors:
+            return checkpoint, passed_over
+        if isinstance(errors[0], CheckpointError):
+            raise errors[0]
+        passed_over.append((folder, str(errors[0])))
+    if passed_over:
+        told = "; ".join(f"{folder.name}: {reason}" for folder, reason in passed_over)
+        raise CheckpointError(f"{source}: none of its checkpoints is whole ({told}); nothing was changed")
+    if distributed.broadcast_object((source / DAMAGED).is_dir()):
+        raise CheckpointError(
+            f"{source}: all its checkpoints lie in {DAMAGED}/; put a whole one back, or remove the folder to begin anew"
+        )
+    return None
+
+
+def _open(
+    folder: Path, reads: list[Range], streams: range, shapes: Mapping[str, torch.Size], *, other_head: bool
+) -> tuple[Checkpoint | None, Exception | None]:
+    """A checkpoint of which all that is to be read was verified; or what is wrong, a `CheckpointError` if the model."""
+    try:
+        checkpoint = Checkpoint(folder)
+        saved = checkpoint.manifest.parameters
+        if other_head:
+            shapes = {name: shape for name, shape in shapes.items() if name in saved or not name.startswith(_HEAD)}
+            reads = [read for read in reads if read[1] in shapes]
+        _check_model(checkpoint, shapes, other_head=other_head)
+        if not {kind for kind, *_ in reads} <= set(checkpoint.manifest.kinds):
+            raise CheckpointError(
+                f"{folder}: holds weights alone (it was imported), and a run cannot go on from it; begin a new one with"
+                " init_from"
+            )
+        checkpoint.verify(reads, streams)
+    except OSError as error:
+        return None, DamagedError(str(error))
+    except (DamagedError, CheckpointError) as error:
+        return None, error
+    return checkpoint, None
+
+
+def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_head: bool) -> None:
+    saved = {name: tuple(parameter.shape) for name, parameter in checkpoint.manifest.parameters.items()}
+    if other_head:
+        saved = {name: shape for name, shape in saved.items() if name in shapes or not name.startswith(_HEAD)}
+    for name in sorted(saved.keys() | shapes.keys()):
+        got, expected = saved.get(name), tuple(shapes[name]) if name in shapes else None
+        if got != expected:
+            raise CheckpointError(
+                f"{checkpoint.folder}: is of another model: {name} has shape {got} there and {expected} in this one"
+                " (None: not there); use the model section of the config that it was made with"
+            )

@@ -1,0 +1,94 @@
+"""Rules between a run and its data: derived keys, lengths, and the samples it trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from xlpretrain import schema
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.mixture import MixedRows, Mixture
+from xlpretrain.data.samples import Rows
+from xlpretrain.errors import ConfigError
+from xlpretrain.schema import Problem
+
+
+def training_rows(config: RunConfig, train: Mixture) -> Rows:
+    """What the streams of a run read. Raises `DataError`."""
+    make = partial(
+        config.objective.training_rows,
+        mem_len=config.model.mem_len,
+        num_streams=config.global_batch_size,
+        shuffle_blocks=config.data.shuffle_blocks,
+    )
+    return train.rows(make, seed=config.seed)
+
+
+def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
+    """The same run with its length in steps, its schedule's end fixed, and absolute data paths.
+
+    begun: the run as it was when it began, if it did: an end of the schedule that is not given stays what it was.
+    """
+    steps = config.max_steps
+    if config.max_tokens is not None:
+        steps = -(-config.max_tokens // config.tokens_per_step)
+    elif config.max_epochs is not None:
+        steps = max(1, round(config.max_epochs * training_rows(config, train).steps_per_epoch))
+    assert steps is not None, "RunConfig.problems() asks for a length"
+    total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
+    resolved = config.model_copy(
+        update={
+            "max_steps": steps,
+            "max_tokens": None,
+            "max_epochs": None,
+            "schedule": config.schedule.model_copy(update={"total_steps": total}),
+            "init_from": config.init_from.absolute() if config.init_from else None,
+            "data": config.data.absolute(),
+            "eval": config.eval.absolute(),
+        }
+    )
+    # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.
+    return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
+
+
+def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
+    """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
+    config.evaluated_objective(config.eval)
+    found: list[Problem] = []
+    for manifest in train.manifests:
+        found += config.objective.data_problems(manifest)
+        found += config.model.data_problems(num_segments=config.objective.num_segments(manifest))
+    found = list(dict.fromkeys(found))
+    if config.data.type == "corpus":
+        found += _length_problems(config, train)
+    if config.global_batch_size < world_size:
+        found.append(
+            (
+                "global_batch_size",
+                f"{config.global_batch_size} streams cannot feed {world_size} ranks; use at least {world_size}",
+            )
+        )
+    if found:
+        raise ConfigError(schema.report(config.name, found))
+
+
+def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
+    """Whether there is enough to read for one step, and as far as max_epochs lets it, for all."""
+    single = train.is_one_dataset
+    for index, corpus in enumerate(train.corpora):
+        data, needed = corpus.manifest, config.tokens_per_step if single else 1
+        if data.num_blocks * data.block_tokens < needed:
+            yield (
+                "data.train" if single else f"data.train.{index}",
+                f"too small for one step: {needed:,} tokens are needed, and it has"
+                f" {data.num_blocks} whole blocks of {data.block_tokens:,}; build it from more text, or with a"
+                " smaller block_tokens",
+            )
+            return
+    rows = None if single else training_rows(config, train)
+    if isinstance(rows, MixedRows) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
+        yield (
+            "max_steps",
+            f"after {rows.num_steps} steps every corpus of data.train has been read max_epochs times, got"
+            f" {config.max_steps}; lower it, or raise max_epochs of a corpus (leave it out: no end)",
+        )

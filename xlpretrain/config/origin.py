@@ -1,0 +1,184 @@
+"""Data, tokenizer and initial weights of a run: found by path, recognized by content, so that they may move.
+
+The folder of a run keeps what it began with: its tokenizer, and in `provenance.json` `contents`, a digest for each key
+of the config that names data or weights, and `corpora`, the names of its corpora in metrics. Runs of earlier versions
+have only `data_sha256` and `tokenizer_sha256`; the rest is added at their next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xlpretrain.checkpoint.reader import fingerprint
+from xlpretrain.config import resume_rules, run_config
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.config import CorpusPaths, Datasets
+from xlpretrain.data.mixture import Mixture, names_of
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.remote import is_url
+from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
+from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.run_dir.layout import RunFolder
+
+
+def load_config(folder: RunFolder, moved: Sequence[str] = ()) -> RunConfig:
+    """The config of a run that was begun. moved: `data.key=place` overrides. Raises `ConfigError` for others."""
+    wrong = [override for override in moved if not override.startswith("data.")]
+    if wrong:
+        raise ConfigError(f"only where the data lies may be given here, such as data.train=DIR; got {', '.join(wrong)}")
+    return run_config.load(folder.config, moved)
+
+
+def find_tokenizer(folder: RunFolder, config: RunConfig) -> Path:
+    """The file of a run's tokenizer: in the run's folder; of a run of an earlier version, beside its data.
+
+    Raises `DataError`.
+    """
+    kept = find_tokenizer_file(folder.tokenizer)
+    if kept.is_file():
+        return kept
+    if folder.read_provenance().get("vocab_size"):
+        raise DataError(f"{folder.path}: was imported without a tokenizer; import it again with --tokenizer FILE")
+    try:
+        return config.data.tokenizer_path()
+    except DataError as error:
+        raise DataError(
+            f"{error}\n  {folder.path} has no tokenizer of its own, since an earlier version began it: copy the"
+            f" tokenizer/ folder of its data to {folder.tokenizer}"
+        ) from None
+
+
+def open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
+    """A run's tokenizer. Raises `DataError` if there is none, or it is not the one that the run began with."""
+    path = find_tokenizer(folder, config)
+    tokenizer, expected = load_tokenizer(path), folder.read_provenance().get("tokenizer_sha256")
+    if expected and tokenizer.sha256 != expected:
+        raise DataError(
+            f"{path}: is not the tokenizer of {folder.path} (sha256 {tokenizer.sha256[:12]}, expected {expected[:12]});"
+            f" put that one into {folder.tokenizer}"
+        )
+    return tokenizer
+
+
+def open_data(config: RunConfig, folder: RunFolder) -> Datasets:
+    """Open what a run reads, begun or not; `check_resume` compares it. Raises `DataError`."""
+    if not folder.exists():
+        return config.data.open()
+    kept = find_tokenizer_file(folder.tokenizer).is_file()
+    try:
+        data = config.data.open(kept=open_tokenizer(folder, config) if kept else None)
+    except DataError as error:
+        raise DataError(f"{error}{_if_moved(config)}") from None
+    return Datasets(_called_as_before(data.train, folder), data.valid, data.tokenizer)
+
+
+def open_train(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Mixture:
+    """Open what a run was trained on. Raises `DataError` if it is not there, or other data is."""
+    try:
+        train = config.data.open_train(tokenizer)
+    except DataError as error:
+        raise DataError(f"{error}{_if_moved(config)}") from None
+    _check_train(folder, train)
+    return _called_as_before(train, folder)
+
+
+def open_valid(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Manifest | None:
+    """Open what a run was evaluated on; None if it was on nothing. Raises `DataError` as `open_train` does."""
+    place = config.data.places().get("valid")
+    if place is None:
+        return None
+    try:
+        valid = config.data.open_split(place, tokenizer)
+    except DataError as error:
+        raise DataError(f"{error}{_if_moved(config)}") from None
+    _check(folder, place, valid.fingerprint, folder.read_provenance().get("contents", {}).get("data.valid"))
+    return valid
+
+
+def check_init(config: RunConfig, data: Datasets) -> None:
+    """Check the weights that a run is to begin with.
+
+    Raises `CheckpointError` if there are none, `ConfigError` if they were trained with another tokenizer, as far as is
+    known.
+    """
+    source = config.init_from
+    if source is None:
+        return
+    fingerprint(source)
+    places = (RunFolder(place) for place in (source, *list(source.absolute().parents)[:2]))
+    folder = next((place for place in places if place.exists()), None)
+    theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256
+    if theirs and theirs != ours:
+        raise ConfigError(
+            f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than that of"
+            f" {data.train.manifests[0].folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
+        )
+
+
+def check_resume(begun: RunConfig, config: RunConfig, data: Datasets, *, allow_recipe_change: bool) -> list[str]:
+    """The changes with which a run goes on. Raises `ConfigError` and `DataError` for what may not change."""
+    folder = config.folder
+    was, now = folder.read_provenance().get("contents", {}), _contents_of_data(config, data)
+    if config.init_from is not None and config.init_from != begun.init_from and "init_from" in was:
+        now["init_from"] = fingerprint(config.init_from)
+    changes = resume_rules.check_resume(
+        begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change, was=was, now=now
+    )
+    _check_train(folder, data.train)
+    return changes
+
+
+def record(config: RunConfig, data: Datasets) -> dict[str, Any]:
+    """The part of the provenance that later starts compare, of a run that begins or was found to be the same."""
+    folder = config.folder
+    was = folder.read_provenance() if folder.exists() else {}
+    contents = {**was.get("contents", {}), **_contents_of_data(config, data)}
+    if not was and config.init_from is not None:
+        contents["init_from"] = fingerprint(config.init_from)
+    return {
+        "data_sha256": data.train.fingerprint,
+        "tokenizer_sha256": data.train.tokenizer_sha256,
+        **was,
+        "contents": contents,
+        "corpora": [corpus.name for corpus in data.train.corpora],
+    }
+
+
+def _contents_of_data(config: RunConfig, data: Datasets) -> dict[str, str]:
+    return {f"data.{key}": digest for key, digest in config.data.fingerprints(data).items()}
+
+
+def _check_train(folder: RunFolder, train: Mixture) -> None:
+    names = " and ".join(str(manifest.folder) for manifest in train.manifests)
+    _check(folder, names, train.fingerprint, folder.read_provenance()["data_sha256"])
+
+
+def _check(folder: RunFolder, place: str, found: str, expected: str | None) -> None:
+    if expected and found != expected:
+        raise DataError(
+            f"{folder.path}: began with other data: {place} was {expected[:12]} then and is {found[:12]} now; name the"
+            " place where the data of then lies, or begin another run"
+        )
+
+
+def _called_as_before(train: Mixture, folder: RunFolder) -> Mixture:
+    """The corpora by the names that they had when the run began: metrics are kept under them."""
+    names = folder.read_provenance().get("corpora")
+    if names is None:
+        begun = run_config.load(folder.config).data
+        names = names_of(begun.train) if isinstance(begun, CorpusPaths) else ()
+    return train.called(names) if len(names) == len(train.corpora) else train
+
+
+def _if_moved(config: RunConfig) -> str:
+    places = config.data.places().items()
+    gone = [f"data.{key}=PLACE" for key, place in places if not is_url(place) and not Path(place).exists()]
+    if not gone:
+        return ""
+    return (
+        "\n  if the data was moved, add to the command where it lies now; it is recognized by its content:"
+        f" {' '.join(gone)}"
+    )

@@ -1,0 +1,147 @@
+"""The configuration of a run: every section together, what must hold between them, and what a resume may change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from xlpretrain import schema
+from xlpretrain.checkpoint.saver import CheckpointConfig
+from xlpretrain.config.sections import EvalConfig, SpikeConfig, StopConfig
+from xlpretrain.data.config import AnyData
+from xlpretrain.engine.config import EngineConfig
+from xlpretrain.errors import ConfigError
+from xlpretrain.models import AnyModel
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives import AnyObjective
+from xlpretrain.objectives.base import Objective
+from xlpretrain.optim import AdamWConfig, AnyOptimizer
+from xlpretrain.optim.schedules import AnySchedule, Cosine
+from xlpretrain.run_dir.layout import NAME, RunFolder
+from xlpretrain.run_dir.watchdog import WatchdogConfig
+from xlpretrain.schema import Problem, Section
+from xlpretrain.tracking.trackers import LogConfig, WandbConfig
+
+_SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
+
+
+class RunConfig(Section):
+    """A run, whole. Everything has a default but the data, the model, the objective and the length."""
+
+    name: str = Field("run", pattern=NAME)
+    """The run's folder in runs_dir, and its name in Weights & Biases."""
+    runs_dir: Path = Path("runs")
+    """Where run folders lie."""
+    seed: int = Field(1, ge=0, lt=2**63)
+    """The seed of the weights, the data order and dropout."""
+    data: AnyData
+    model: AnyModel
+    objective: AnyObjective
+    optimizer: AnyOptimizer = AdamWConfig()
+    schedule: AnySchedule = Cosine()
+    engine: EngineConfig = EngineConfig()
+    init_from: Path | None = None
+    """A run folder or a checkpoint whose weights to begin with; optimizer and step start anew."""
+    global_batch_size: int = Field(16, gt=0)
+    """Rows in one step, which is the number of streams: fixed for the life of a run."""
+    micro_batch_size: int = Field(8, gt=0)
+    """The most rows that one rank puts through the model at once; accumulation follows from it."""
+    max_steps: int | None = Field(None, gt=0)
+    """Steps to train for. Give this, or max_tokens, or max_epochs."""
+    max_tokens: int | None = Field(None, gt=0)
+    """Tokens to train on."""
+    max_epochs: float | None = Field(None, gt=0)
+    """Passes over the training split."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    wandb: WandbConfig = WandbConfig()
+    stop: StopConfig = StopConfig()
+    spike: SpikeConfig = SpikeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+
+    def problems(self) -> Iterator[Problem]:
+        """What does not fit together, before any data is looked at."""
+        lengths = [name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            yield (
+                "max_steps",
+                f"give exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
+            )
+        if (self.data.type == "labelled") is self.objective.predicts_tokens:
+            wanted = "corpus" if self.objective.predicts_tokens else "labelled"
+            yield "data.type", f"must be {wanted} with objective {self.objective.type}, got {self.data.type}"
+        lacking = sorted(self.objective.needs - self.model.provides)
+        if lacking:
+            yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
+        yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
+        yield from self.model.run_problems(seq_len=self.objective.seq_len)
+
+    def evaluated_mem_len(self, settings: EvalConfig) -> int:
+        """Positions remembered in an evaluation."""
+        return self.model.mem_len if settings.mem_len is None else settings.mem_len
+
+    def evaluated_objective(self, settings: EvalConfig) -> Objective:
+        """The objective with the row length of an evaluation. Raises `ConfigError` if its settings do not fit."""
+        objective, source = self.objective, f"{self.name}, its evaluation"
+        if settings.seq_len is not None:
+            data = self.model_dump(mode="json")
+            data["objective"]["seq_len"] = settings.seq_len
+            objective = schema.validate(RunConfig, data, source).objective
+        mem_len = self.evaluated_mem_len(settings)
+        found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
+        if mem_len and "memory" not in self.model.provides:
+            found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
+        if found:
+            raise ConfigError(schema.report(source, found))
+        return objective
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run lies."""
+        return RunFolder(self.runs_dir / self.name)
+
+    def build_model(self, vocab_size: int) -> PretrainingModel:
+        """Backbone and head with freshly drawn weights, from torch's global generator, in fp32."""
+        backbone = self.model.build(vocab_size)
+        return PretrainingModel(backbone, self.objective.head(backbone))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """New tokens in one step, over all ranks."""
+        return self.global_batch_size * self.objective.stride
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run's configuration from YAML and `key=value` overrides. Raises `ConfigError` with every mistake."""
+    data = schema.apply_overrides(schema.read_yaml(path), overrides)
+    refuse_secrets(data, str(path))
+    return schema.validate(RunConfig, data, str(path))
+
+
+def refuse_secrets(data: dict[str, Any], source: str) -> None:
+    """Raise `ConfigError` if a key looks like a credential: configs are copied into runs, logs and W&B."""
+    found = [
+        (key, "looks like a secret; give it by the environment (WANDB_API_KEY)")
+        for key in _flatten(data)
+        if _SECRET.search(key)
+    ]
+    if found:
+        raise ConfigError(schema.report(source, found))
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; items of a list of sections have their numbers as keys."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

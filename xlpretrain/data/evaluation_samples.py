@@ -1,0 +1,121 @@
+"""What the streams of an evaluation read: consecutive tokens of the held-out split. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from xlpretrain.data.order import mix
+from xlpretrain.data.samples import ELSEWHERE, EvaluationRows, Row, read_text
+from xlpretrain.data.storage.dataset import Manifest
+
+
+@dataclass(frozen=True)
+class NextTokenRows(EvaluationRows):
+    """The first `num_tokens` tokens, cut into `num_streams` slices of even length, each token a target exactly once.
+
+    The corpus is preceded by an end-of-document symbol, so that its first token is predicted too. Only for objectives
+    that predict the token after each input (window = stride + 1).
+    """
+
+    manifest: Manifest
+    num_tokens: int
+    num_streams: int
+    stride: int
+    mem_len: int
+
+    every_token: ClassVar[bool] = True
+
+    @property
+    def num_steps(self) -> int:
+        """Rows in the longest slice."""
+        return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.stride)
+
+    @property
+    def num_clusters(self) -> int:
+        """Documents, the last one as far as it goes."""
+        return len(self._document_starts)
+
+    def targets(self, *, step: int, stream: int) -> range:
+        """The positions in the corpus that the row predicts."""
+        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
+        start = min(first + step * self.stride, last)
+        return range(start, min(start + self.stride, last))
+
+    def clusters(self, *, step: int, stream: int) -> np.ndarray:
+        """The document of each target."""
+        targets = self.targets(step=step, stream=stream)
+        return np.searchsorted(self._document_starts, np.arange(targets.start, targets.stop), side="right") - 1
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """The row whose targets are `targets(step, stream)`; empty past the end of the slice."""
+        targets = self.targets(step=step, stream=stream)
+        start, stop = (targets.start - 1, targets.stop) if targets else (0, 0)
+        remembered = min(self.mem_len, step * self.stride)
+        text = read_text(self.manifest, start, stop)
+        return Row(**vars(text), stream=stream, epoch=0, sample=targets.start, remembered=remembered)
+
+    @cached_property
+    def _document_starts(self) -> np.ndarray:
+        return document_starts(self.manifest, self.num_tokens)
+
+
+@dataclass(frozen=True)
+class SliceRows(EvaluationRows):
+    """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
+
+    Rows advance by `stride`; a slice ends with the last row that is a whole window (or with its only one).
+    """
+
+    manifest: Manifest
+    num_tokens: int
+    num_streams: int
+    window: int
+    stride: int
+    mem_len: int
+    seed: int = 0
+    elsewhere: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Rows in the longest slice."""
+        longest = math.ceil(self.num_tokens / self.num_streams)
+        return max(0, longest - self.window) // self.stride + 1
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """Row `step` of slice `stream`; empty past its end."""
+        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
+        start = first + step * self.stride
+        stop = min(start + self.window, last)
+        if step and stop - start < self.window:
+            start = stop = first
+        text = read_text(self.manifest, start, stop)
+        elsewhere = None
+        if self.elsewhere:
+            at = mix(self.seed, start, ELSEWHERE) % self.num_tokens
+            ends = self.manifest.sentence_ends(max(0, at - self.manifest.block_tokens), at)
+            at = int(ends[-1]) + 1 if len(ends) else at
+            elsewhere = read_text(self.manifest, at, min(at + self.elsewhere, self.num_tokens))
+        return Row(
+            **vars(text),
+            stream=stream,
+            epoch=0,
+            sample=start,
+            remembered=min(self.mem_len, step * self.stride),
+            elsewhere=elsewhere,
+        )
+
+
+def document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
+    """Where the documents among the first `num_tokens` tokens begin."""
+    starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
+    return starts[starts < num_tokens]
+
+
+def slice_of(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
+    """Where the part of `stream` begins and ends, if `total` things are dealt to streams in order and evenly."""
+    return stream * total // num_streams, (stream + 1) * total // num_streams

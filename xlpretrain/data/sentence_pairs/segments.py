@@ -1,0 +1,143 @@
+"""The sentences of a block, and the greedy cutter that makes runs of them. Torch-free."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlpretrain.data.order import mix
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.shard_reader import Block
+from xlpretrain.errors import DamagedDataError
+
+_MEASURED_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The sentences of a block: where each starts and stops (token positions), and the number of its document.
+
+    Within a document each starts where the one before it stops. End-of-document symbols are in none. What the edges of
+    the block leave of a sentence is a sentence.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    documents: np.ndarray
+
+    @classmethod
+    def of(cls, block: Block, *, longest: int) -> Sentences:
+        """Those of a block; a sentence of more than `longest` tokens is cut into even pieces, which count as sentences.
+
+        The originals cut off what is too long, and never read it.
+        """
+        num_tokens = len(block.tokens)
+        ends = block.document_ends.astype(np.int64)
+        stops = block.sentence_ends.astype(np.int64) + 1
+        covered = max(int(stops[-1]) if len(stops) else 0, int(ends[-1]) + 1 if len(ends) else 0)
+        if covered < num_tokens:
+            stops = np.append(stops, num_tokens)
+        documents = ends.searchsorted(stops - 1)
+        document_starts = np.concatenate([[0], ends + 1])
+        starts = np.maximum(np.concatenate([[0], stops[:-1]])[: len(stops)], document_starts[documents])
+
+        lengths = stops - starts
+        pieces = -(-lengths // longest)
+        of = np.repeat(np.arange(len(lengths)), pieces)
+        piece = np.arange(len(of)) - (np.cumsum(pieces) - pieces)[of]
+        cuts = [starts[of] + (piece + i) * lengths[of] // pieces[of] for i in (0, 1)]
+        return cls(cuts[0], cuts[1], documents[of])
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Consecutive sentences of one document each: sentences[first:last]. Each sentence is in one run."""
+
+    first: np.ndarray
+    last: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def cut_runs(sentences: Sentences, *, longest: int, short_seq_prob: float, generator: np.random.Generator) -> Runs:
+    """Cut documents into runs of up to `longest` tokens.
+
+    The greedy cutter of BERT (arXiv:1810.04805) and ALBERT (arXiv:1909.11942): sentences are added until the run has
+    the length wanted, which is `longest` or, with `short_seq_prob`, uniform in 2..longest; the last run of a document
+    is what remains. Two deviations. The originals add the sentence that goes beyond `longest` and cut off the excess,
+    which nobody reads; here it begins the next run, so that every sentence is read whole. And they draw the length
+    wanted once a document, here once a run.
+    """
+    num_sentences = len(sentences.starts)
+    short = generator.random(num_sentences) < short_seq_prob
+    lengths = np.where(short, generator.integers(2, longest, num_sentences, endpoint=True), longest)
+    wanted, starts, stops = lengths.tolist(), sentences.starts.tolist(), sentences.stops.tolist()
+    document_stops = sentences.documents.searchsorted(sentences.documents, side="right").tolist()
+    cuts, here = [0], 0
+    while here < num_sentences:
+        start, limit = starts[here], document_stops[here]
+        last = min(bisect_left(stops, start + wanted[here], here, limit) + 1, limit)
+        if last - here > 1 and stops[last - 1] - start > longest:
+            last -= 1
+        cuts.append(last)
+        here = last
+    return Runs(np.asarray(cuts[:-1], np.int64), np.asarray(cuts[1:], np.int64))
+
+
+def count_slots(manifest: Manifest, *, longest: int, short_seq_prob: float) -> np.ndarray:
+    """How many samples each block gives in an epoch, the tail's last: about as many as its runs.
+
+    From the columns of the index: documents whose lengths were exponential, of mean m, would give 1 / (1 - exp(-a/m))
+    runs of mean length a each. The cutter is then run over a few blocks, never more than 16, to scale that by the
+    number of runs it really makes: by the formula alone, documents of nearly `longest` tokens would be given 1.4 slots
+    a run.
+    """
+    num_blocks = len(manifest.documents)
+    fragments = manifest.documents + 1.0  # what the edges of a block leave of documents are documents
+    texts = np.full(num_blocks, manifest.block_tokens) - manifest.documents
+    texts[manifest.num_blocks :] += manifest.tail_tokens - manifest.block_tokens
+    sentence = texts.sum() / max(manifest.num_sentences, 1)
+    wanted = (1 - short_seq_prob) * longest + short_seq_prob * (longest + 2) / 2 - min(sentence, longest) / 2
+    formula = np.where(texts > 0, fragments / -np.expm1(-wanted * fragments / np.maximum(texts, 1)), 0.0)
+
+    measured = np.unique(np.linspace(0, num_blocks - 1, min(_MEASURED_BLOCKS, num_blocks)).astype(np.int64))
+    num_runs = 0
+    measured = np.array([number for number in measured.tolist() if _is_whole(manifest, number)], np.int64)
+    for number in map(int, measured):
+        sentences = Sentences.of(manifest.block(number), longest=longest)
+        generator = np.random.Generator(np.random.Philox(key=mix(number)))
+        num_runs += len(cut_runs(sentences, longest=longest, short_seq_prob=short_seq_prob, generator=generator))
+    scale = num_runs / formula[measured].sum() if num_runs else 1.0
+    return np.where(formula > 0, np.maximum(np.rint(formula * scale), 1), 0).astype(np.int64)
+
+
+def _is_whole(manifest: Manifest, number: int) -> bool:
+    """Whoever reads a damaged block will say so, or leave it out; here it is only not measured."""
+    try:
+        manifest.block(number)
+    except DamagedDataError:
+        return False
+    return True
+
+
+def deal_runs(
+    spans: np.ndarray, *, num_tokens: int, num_slots: int, turn: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Which run each slot of a block reads, ascending; spans: (R, 2), where each run starts and stops.
+
+    With more slots than runs some runs are read twice, none more: slots beyond twice the runs stay empty, and the
+    result is shorter than `num_slots`. With fewer, the runs left out lie within the third of the block whose `turn`
+    (mod 3) it is: a sentence that is not read in one epoch is read in the next two, as long as a third of the block
+    is enough to leave out.
+    """
+    num_runs = len(spans)
+    extra = num_slots - num_runs
+    if extra >= 0:
+        return np.sort(np.concatenate([np.arange(num_runs), generator.permutation(num_runs)[:extra]]))
+    thirds = np.stack([spans[:, 0], spans[:, 1] - 1], axis=1) * 3 // num_tokens
+    protected = (thirds != turn % 3).any(axis=1)
+    first_out = np.argsort(protected + generator.random(num_runs), kind="stable")
+    return np.sort(first_out[-extra:])

@@ -1,0 +1,77 @@
+"""Rows without those of windows that were left out after a loss spike. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from xlpretrain.data.samples import Row, Rows
+
+Window = tuple[int, int]
+"""[first, last) steps of the data, as it would be read with nothing left out."""
+
+
+@dataclass(frozen=True)
+class SkippingRows(Rows):
+    """The rows of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
+
+    stride: tokens by which a row makes the memory of its stream grow.
+    """
+
+    rows: Rows
+    windows: Sequence[Window]
+    stride: int
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """As if nothing were left out."""
+        return self.rows.steps_per_epoch
+
+    def prefetch(self, *, step: int, stream: int) -> None:
+        """Let what the row needs be fetched."""
+        self.rows.prefetch(step=place_of(step, self.windows)[0], stream=stream)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there is anything to prefetch."""
+        return self.rows.is_remote
+
+    @property
+    def corpora(self) -> Sequence[str]:
+        """The names of the corpora of a mixture."""
+        return self.rows.corpora
+
+    def corpus(self, *, step: int, stream: int) -> int:
+        """The number of a row's corpus."""
+        return self.rows.corpus(step=place_of(step, self.windows)[0], stream=stream)
+
+    def epochs(self, step: int) -> Mapping[str, float]:
+        """What is left out counts as read."""
+        return self.rows.epochs(place_of(step, self.windows)[0])
+
+    def row(self, *, step: int, stream: int) -> Row:
+        """What `stream` reads at training step `step`."""
+        data_step, fresh_since = place_of(step, self.windows)
+        row = self.rows.row(step=data_step, stream=stream)
+        return replace(row, remembered=min(row.remembered, (data_step - fresh_since) * self.stride))
+
+
+def place_of(step: int, windows: Iterable[Window]) -> tuple[int, int]:
+    """The step of the data that training step `step` reads, and the one after the last window before it (or 0)."""
+    fresh_since = 0
+    for first, last in windows:
+        if step < first:
+            break
+        step, fresh_since = step + last - first, last
+    return step, fresh_since
+
+
+def add_window(windows: Iterable[Window], new: Window) -> list[Window]:
+    """The windows with one more: ascending, and those that meet made one."""
+    merged: list[Window] = []
+    for first, last in sorted([*windows, new]):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged

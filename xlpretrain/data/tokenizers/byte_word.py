@@ -1,0 +1,106 @@
+"""Vocabularies of bytes and of words, as figures for enwik8 and WikiText-103 are told in. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from xlpretrain.data.tokenizers.base import SPECIAL_PIECES, Tokenizer, Vocabulary
+from xlpretrain.errors import DataError
+
+END_OF_LINE = "<eos>"
+"""How WikiText's literature spells the word that an end of a line is."""
+
+_SPECIAL = [spellings[0] for spellings in SPECIAL_PIECES.values()]
+_WORD = re.compile(r"\n|[^ \n]+")
+
+
+class _Plain(Tokenizer):
+    """One whose file is JSON of ours: {"type": ..., ...}."""
+
+    file_name = "vocabulary.json"
+    kind = ""
+
+    def __init__(self, model: bytes, *, name: str):
+        """Raises `DataError` naming `name` if `model` is no such file."""
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            self._pieces = self._read(json.loads(model))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{name}: not a vocabulary of ours ({error})") from None
+        self.vocabulary = Vocabulary(size=len(self._pieces), **{role: i for i, role in enumerate(SPECIAL_PIECES)})
+
+    def _read(self, data: Any) -> list[str]:
+        """The pieces, special symbols first."""
+        raise NotImplementedError
+
+    def word_starts(self) -> np.ndarray:
+        """Which tokens begin a word, by id: all."""
+        return np.ones(self.vocabulary.size, bool)
+
+    def piece(self, token: int) -> str:
+        """How a token is spelt, special symbols too."""
+        return self._pieces[int(token)]
+
+
+class ByteTokenizer(_Plain):
+    """Every byte of UTF-8 is a token; nothing is normalized, and nothing is unknown."""
+
+    kind = "bytes"
+
+    @classmethod
+    def make(cls) -> Self:
+        """The only one there is."""
+        return cls(json.dumps({"type": cls.kind}).encode(), name=cls.kind)
+
+    def _read(self, data: Any) -> list[str]:
+        return [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+
+    def encode(self, sentence: str) -> list[int]:
+        """The ids of a text, without special symbols."""
+        return [byte + len(_SPECIAL) for byte in sentence.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special symbols are left out."""
+        return bytes(int(i) - len(_SPECIAL) for i in ids if i >= len(_SPECIAL)).decode(errors="replace")
+
+
+class WordTokenizer(_Plain):
+    """Every word between spaces is a token, and every end of a line; rare words are unknown."""
+
+    kind = "word"
+
+    @classmethod
+    def make(cls, texts: Iterable[str], *, vocab_size: int) -> Self:
+        """Of the most frequent words. `vocab_size` is the most there can be, special symbols included."""
+        counts = Counter(word for text in texts for word in _WORD.findall(text))
+        frequent = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(_SPECIAL)]
+        if not frequent:
+            raise DataError("the training documents hold no text that a tokenizer could be trained on; add text")
+        return cls(json.dumps({"type": cls.kind, "words": frequent}).encode(), name=cls.kind)
+
+    def _read(self, data: Any) -> list[str]:
+        words = [str(word) for word in data["words"]]
+        self._ids = {word: i for i, word in enumerate(words, start=len(_SPECIAL))}
+        self._ids.setdefault("<unk>", _SPECIAL.index("<unk>"))  # WikiText spells out what it left out
+        return [*_SPECIAL, *(END_OF_LINE if word == "\n" else word for word in words)]
+
+    def encode(self, sentence: str) -> list[int]:
+        """The ids of a text, without special symbols."""
+        unknown = self.vocabulary.unk
+        return [self._ids.get(word, unknown) for word in _WORD.findall(sentence)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special symbols but the unknown are left out."""
+        words = [self.piece(i) for i in ids if i >= len(_SPECIAL) or i == self.vocabulary.unk]
+        return re.sub(" ?<eos> ?", "\n", " ".join(words))
+
+
+KINDS: dict[str, type[_Plain]] = {kind.kind: kind for kind in (ByteTokenizer, WordTokenizer)}

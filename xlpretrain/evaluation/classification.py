@@ -1,0 +1,98 @@
+"""What a fine-tuned run says about texts: probabilities, and how good they are (by scikit-learn)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from xlpretrain.data.labelled import UNLABELLED, row_of
+from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives.classification import Classify, ClassifyHead
+
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How predictions compare with labels.
+
+    roc_auc: of two labels, that of the second by its probability; of more, the mean of each against the rest. None
+        where a label does not occur. confusion: rows are labels, columns predictions, in the order of `labels`.
+    """
+
+    num_examples: int
+    accuracy: float
+    macro_f1: float
+    roc_auc: float | None
+    labels: tuple[str, ...]
+    confusion: list[list[int]]
+
+    @classmethod
+    def of(cls, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> Figures:
+        """The figures of one distribution an example [N, labels]."""
+        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+        predicted = [labels[i] for i in probabilities.argmax(axis=1)]
+        roc_auc = None
+        if set(truth) == set(labels):
+            numbers = [labels.index(label) for label in truth]
+            scores = probabilities[:, 1] if len(labels) == 2 else probabilities
+            roc_auc = float(roc_auc_score(numbers, scores, multi_class="ovr", labels=range(len(labels))))
+        return cls(
+            num_examples=len(truth),
+            accuracy=float(accuracy_score(truth, predicted)),
+            macro_f1=float(f1_score(truth, predicted, labels=list(labels), average="macro", zero_division=0)),
+            roc_auc=roc_auc,
+            labels=tuple(labels),
+            confusion=confusion_matrix(truth, predicted, labels=list(labels)).tolist(),
+        )
+
+    def describe(self) -> str:
+        """In a line."""
+        auc = "undefined (a label does not occur)" if self.roc_auc is None else f"{self.roc_auc:.4f}"
+        figures = f"accuracy {self.accuracy:.4f}, macro F1 {self.macro_f1:.4f}, ROC AUC {auc}"
+        return f"{figures}, of {self.num_examples:,} examples"
+
+
+@torch.no_grad()
+def class_probabilities(
+    model: PretrainingModel, objective: Classify, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """A distribution over `objective.labels` for each text, or pair of texts: [N, labels], fp64."""
+    head, device = cast(ClassifyHead, model.head), next(model.parameters()).device
+    rows = [row_of(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
+    collate = objective.collator(tokenizer, seed=0)
+    found = np.zeros((len(rows), len(objective.labels)))
+    order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # rows of like length waste no padding
+    for start in range(0, len(order), _ROWS):
+        chosen = order[start : start + _ROWS]
+        batch = collate([rows[i] for i in chosen]).to(device)
+        hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(chosen), 0))
+        found[chosen] = head.logits(hidden, batch).double().softmax(-1).cpu().numpy()
+    return found
+
+
+def write_predictions(
+    path: Path,
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    truth: Sequence[str] | None,
+) -> None:
+    """A .csv: the texts, the label if it is known, the prediction, and each label's probability in full precision."""
+    header = [*columns, *(["label"] if truth is not None else []), "predicted", *(f"p({label})" for label in labels)]
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for i, row in enumerate(probabilities):
+            known = [truth[i]] if truth is not None else []
+            writer.writerow([*texts[i], *known, labels[row.argmax()], *row.tolist()])

@@ -1,0 +1,94 @@
+"""Text from a trained causal language model, its memory growing as it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives.causal_lm import CausalLMHead
+
+_LONGEST_PASS = 512  # tokens of a prompt read at once: bounds its cost, whatever its length
+
+
+@torch.no_grad()
+def sample_text(
+    model: PretrainingModel,
+    tokens: Sequence[int],
+    *,
+    num_tokens: int,
+    mem_len: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: int | None = None,
+) -> list[int]:
+    """The tokens that follow a prompt, `num_tokens` at most.
+
+    The prompt is read in passes of up to 512 tokens, then each token by itself against the memory: a constant cost per
+    token, whatever has been written. With `mem_len` at least all that is read, this is the same as reading everything
+    anew each time. Draws from a generator of its own: torch's global one is left alone. One process; not for a model
+    that ZeRO-3 has partitioned.
+
+    Args:
+        model: a backbone that is causal, with the head of a causal language model.
+        tokens: the prompt, one token at least.
+        num_tokens: how many to write.
+        mem_len: positions remembered; 0 leaves each token alone with the one before.
+        temperature: what logits are divided by; 0 takes the likeliest token.
+        top_k: draw among the likeliest `top_k` only.
+        top_p: draw among the likeliest tokens that together have this probability only, of those that `top_k` leaves
+            (Holtzman et al. 2020, arXiv:1904.09751, "nucleus sampling").
+        seed: of the draws.
+        stop: a token after which nothing more is written; it is left out.
+
+    Raises:
+        ValueError: an empty prompt, or a model that predicts something else than the next token.
+    """
+    if not tokens:
+        raise ValueError("the prompt is empty; give at least one token, for instance the end-of-document symbol")
+    if type(model.head) is not CausalLMHead:  # one that is derived from it may predict something else
+        raise ValueError(f"only a causal language model writes text, got the head {type(model.head).__name__}")
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    try:
+        mems = model.backbone.empty_memory(1, mem_len)
+        unread, written, num_read = list(tokens), list[int](), 0
+        while len(written) < num_tokens:
+            new, unread = unread[:_LONGEST_PASS], unread[_LONGEST_PASS:]
+            inputs = BackboneInput(
+                tokens=torch.tensor([new], device=device),
+                remembered=torch.tensor([min(num_read, mem_len)], device=device),
+            )
+            hidden, mems = model.backbone(inputs, mems)
+            num_read += len(new)
+            if unread:
+                continue
+            log_probs = model.head.output.log_probs(hidden.tokens[:, -1])[0]
+            token = _draw(log_probs, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            if token == stop:
+                break
+            written.append(token)
+            unread = [token]
+        return written
+    finally:
+        model.train(was_training)
+
+
+def _draw(
+    log_probs: Float[Tensor, " V"], *, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator
+) -> int:
+    if temperature == 0:
+        return int(log_probs.argmax())
+    values, candidates = log_probs.topk(min(top_k or len(log_probs), len(log_probs)))
+    shares = torch.softmax(values / temperature, dim=0)
+    if top_p < 1:
+        shares = shares.masked_fill(shares.cumsum(0) - shares >= top_p, 0)  # those before it have enough
+    return int(candidates[torch.multinomial(shares, 1, generator=generator)])

@@ -1,0 +1,251 @@
+"""Held-out scores: the same on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xlpretrain import distributed
+from xlpretrain.config.sections import EvalConfig
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.mixture import Mixture
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.errors import XLPretrainError
+from xlpretrain.models.pretraining_model import Batch, Loss, Scores
+from xlpretrain.objectives.base import Objective
+from xlpretrain.tracking.metrics_file import Metrics
+
+Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
+"""A forward pass in evaluation mode, such as `Engine.evaluate`."""
+Pause = Callable[[XLPretrainError | None], None]
+"""Called by every rank before each batch, with the error that this rank met while reading it, if any.
+
+If any rank has one it raises it on all of them. It may raise on all of them for reasons of its own, too.
+"""
+T = TypeVar("T")
+
+_SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same predictions
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the predictions of one loss term came to: the summed loss in nats, how many they are, how many were right.
+
+    A prediction is right if no other answer was likelier.
+    """
+
+    nll: float
+    count: int
+    correct: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per prediction."""
+        return self.nll / max(self.count, 1)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of predictions that were right."""
+        return self.correct / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
+    num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
+    predicts_tokens: whether the first term does.
+    cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or rows).
+    """
+
+    scores: Mapping[str, Score]
+    weights: Mapping[str, float]
+    num_tokens: int
+    num_bytes: int
+    every_token: bool
+    predicts_tokens: bool
+    cluster_nll: np.ndarray
+    cluster_counts: np.ndarray
+
+    @property
+    def main(self) -> Score:
+        """The score of the first term."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum of the terms' losses, as in training."""
+        return sum(self.weights[term] * score.loss for term, score in self.scores.items())
+
+    @property
+    def perplexity(self) -> float:
+        """e to the first term's loss."""
+        return self.main.perplexity
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the source text as it was read: comparable over tokenizers. NaN unless `every_token`."""
+        return self.main.nll / math.log(2) / self.num_bytes if self.every_token else math.nan
+
+    def metrics(self) -> Metrics:
+        """The figures under their names in `metrics.jsonl`."""
+        metrics: Metrics = {"valid/loss": self.loss}
+        if self.predicts_tokens:
+            metrics["valid/perplexity"] = self.perplexity
+        if self.every_token:
+            metrics["valid/bits_per_byte"] = self.bits_per_byte
+        for term, score in self.scores.items():
+            if len(self.scores) > 1:
+                metrics[f"valid/loss/{term}"] = score.loss
+            metrics[f"valid/{term}_accuracy"] = score.accuracy
+        return metrics
+
+    def gain_over(self, other: Evaluation) -> tuple[float, float]:
+        """By how many nats per prediction this is better than `other`, and the standard error of that over texts.
+
+        A ratio estimator over texts as clusters: predictions in one document are not independent.
+        """
+        difference = other.cluster_nll - self.cluster_nll
+        total = float(self.cluster_counts.sum())
+        gain = float(difference.sum()) / total
+        residual = difference - gain * self.cluster_counts
+        n = len(difference)
+        return gain, math.sqrt(float((residual**2).sum()) * n / max(n - 1, 1)) / total
+
+
+def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
+    """How many tokens an evaluation reads, and the bytes of text they stand for."""
+    if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
+        return manifest.num_tokens, manifest.num_bytes
+    blocks = max(1, max_tokens // manifest.block_tokens)
+    return blocks * manifest.block_tokens, sum(manifest.block_bytes(i) for i in range(blocks))
+
+
+def paused(batches: Generator[T], pause: Pause) -> Generator[T]:
+    """The same batches, as many on every rank, with a pause before each. Raises what `pause` does."""
+    with closing(batches):
+        while True:
+            trouble = None
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except XLPretrainError as error:
+                trouble = error
+            pause(trouble)
+            yield batch
+
+
+def evaluate(
+    forward: Forward,
+    empty_memory: Callable[[int, int], Tensor],
+    *,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    mem_len: int,
+    config: EvalConfig,
+    device: torch.device,
+    terms: tuple[str, ...] = (),
+    pause: Pause = distributed.share_any_trouble,
+) -> Evaluation:
+    """Score the held-out text. Every rank calls it; every rank gets the result.
+
+    It is read in `config.num_streams` streams, which ranks share out. Each carries its own memory, apart from the
+    memories of training. A rank without a stream runs empty batches (ZeRO-3 gathers weights in the forward pass). Sums
+    are kept per stream and added in the order of streams, so that ranks do not change them.
+
+    Args:
+        forward: scores every term of `terms`.
+        empty_memory: of so many rows and positions.
+        objective: with the row length that is wanted.
+        mem_len: positions remembered.
+        terms: loss terms to score, the one that predicts tokens first (default: the objective's).
+        pause: called before each batch.
+
+    Raises:
+        XLPretrainError: on every rank, if one of them met damaged data; and what `pause` raises.
+    """
+    num_tokens, num_bytes = covered(manifest, config.max_tokens)
+    terms = terms or objective.terms
+    rows = objective.evaluation_rows(manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len)
+    streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
+    loader = Loader(rows, objective.collator(tokenizer, seed=_SEED), [streams])
+
+    # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
+    totals = np.zeros((len(streams), len(terms), 3))
+    clusters = np.zeros((len(streams), 2, rows.num_clusters))
+    mems = empty_memory(len(streams), mem_len).to(device)
+    for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=rows.num_steps), pause)):
+        loss, mems = forward(batch.to(device), mems)
+        for number, term in enumerate(terms):
+            scores = loss.scores[term]
+            if scores.correct is None:
+                raise TypeError(f"{objective.type} scores no {term} in evaluation mode")
+            of_row = scores.rows.cpu().numpy()
+            nll, correct = scores.nll.double().cpu().numpy(), scores.correct.cpu().numpy()
+            for i, stream in enumerate(streams):
+                low, high = np.searchsorted(of_row, [i, i + 1])
+                totals[i, number] += nll[low:high].sum(), high - low, correct[low:high].sum()
+                if number == 0 and low < high:
+                    texts = np.broadcast_to(rows.clusters(step=step, stream=stream), high - low)
+                    np.add.at(clusters[i, 0], texts, nll[low:high])
+                    np.add.at(clusters[i, 1], texts, 1)
+    by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
+    cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
+    return Evaluation(
+        scores={
+            term: Score(float(nll), int(count), int(correct))
+            for term, (nll, count, correct) in zip(terms, by_term, strict=True)
+        },
+        weights=objective.weights,
+        num_tokens=num_tokens,
+        num_bytes=num_bytes,
+        every_token=rows.every_token,
+        predicts_tokens=objective.predicts_tokens,
+        cluster_nll=cluster_nll,
+        cluster_counts=cluster_counts,
+    )
+
+
+def evaluate_unigram(
+    train: Mixture, valid: Manifest, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
+) -> Evaluation:
+    """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
+
+    It answers the same questions as `evaluate` asks a model, those of the first loss term.
+    """
+    counts = 1 + train.token_counts()
+    nll_of, likeliest = torch.from_numpy(-np.log(counts / counts.sum())), int(counts.argmax())
+    term = objective.terms[0]
+
+    def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
+        targets = batch.targets[term]
+        nll = nll_of[targets]
+        return Loss({term: nll.sum()}, {term: Scores(batch.rows_of(term), nll, targets == likeliest)}), mems
+
+    return evaluate(
+        forward,
+        lambda num_rows, mem_len: torch.zeros(0, num_rows, mem_len, 0),
+        manifest=valid,
+        tokenizer=tokenizer,
+        objective=objective,
+        mem_len=0,
+        config=config,
+        device=torch.device("cpu"),
+        terms=(term,),
+    )

@@ -1,0 +1,176 @@
+"""What a run came to: held-out figures beside a unigram model's, a sample of text, and where to look."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.errors import DataError, LaunchError
+from xlpretrain.evaluation.generation import sample_text
+from xlpretrain.evaluation.held_out import Evaluation, covered, evaluate_unigram
+from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.objectives.causal_lm import CausalLMHead
+from xlpretrain.run_dir.goodput import describe
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.tracking.metrics_file import last_evaluation
+
+_T = TypeVar("_T")
+_PROMPT_TOKENS = 48
+_WITHOUT_MEMORY = "memory off"
+
+
+def print_report(folder: RunFolder, moved: Sequence[str] = ()) -> None:
+    """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device.
+
+    Without the held-out data the figures are those of the run's last evaluation; without the training data there are
+    none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
+    """
+    console = Console(highlight=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = TrainedRun.load(folder, device=device, moved=moved)
+    if not run.config.objective.predicts_tokens:
+        raise LaunchError(f"{folder.path}: is a classifier: its figures are in {folder.figures} and beside it")
+    valid = _data_or_none(lambda: run.valid, console)
+    found = {} if valid is None else _score(run, valid, console)
+    console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
+    if found:
+        _print_figures(run, found, console)
+    else:
+        _print_last_evaluation(run, console)
+    if valid is not None and type(run.model.head) is CausalLMHead:
+        prompt, written = _sample(run, valid)
+        console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
+        for mark, text in (("-", prompt), ("+", written)):
+            console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
+    _print_what_else(run, moved, console)
+
+
+def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:
+    """Data, or a line that says why it is not there."""
+    try:
+        return open_it()
+    except DataError as error:
+        console.print(f"not at hand: {error}", markup=False, soft_wrap=True)
+        return None
+
+
+def _print_figures(run: TrainedRun, found: dict[str, Evaluation], console: Console) -> None:
+    counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())
+    console.print(f"held-out predictions: {counts}")
+    console.print(_table(found))
+    if _WITHOUT_MEMORY in found:
+        gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
+        texts = "documents" if found[_WITHOUT_MEMORY].every_token else "rows"
+        console.print(
+            f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
+        )
+
+
+def _print_last_evaluation(run: TrainedRun, console: Console) -> None:
+    """Print what the run itself found of its held-out data, at or before its checkpoint."""
+    last = last_evaluation(run.folder.metrics, run.step)
+    if last is None:
+        console.print("held-out figures: none, since the run has no held-out data at hand, nor evaluated any")
+        return
+    console.print(f"held-out figures of the run's own evaluation after step {last['step']:,}")
+    for name, value in last.items():
+        if name.startswith("valid/") and value is not None:
+            console.print(f"  {name.removeprefix('valid/'):<17} {value:.4f}", markup=False)
+
+
+def _print_what_else(run: TrainedRun, moved: Sequence[str], console: Console) -> None:
+    folder, elsewhere = run.folder, list(moved)
+    if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved: its config has the old place
+        elsewhere.append(f"runs_dir={folder.path.absolute().parent}")
+    if (status := folder.read_status()) is not None and status.goodput:
+        console.print(f"\n{describe(status.goodput)}")
+    console.print("\n[bold]Where things lie[/bold]")
+    places = {"loss curve": folder.plot, "metrics": folder.metrics, "checkpoints": folder.checkpoints}
+    for what, path in places.items():
+        console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
+    wandb = folder.path / "wandb"
+    if any(wandb.glob("offline-run-*")):
+        console.print(f"  {'Weights & Biases':<17} to upload: wandb sync {wandb}/*run-*", markup=False, soft_wrap=True)
+    console.print("\n[bold]What to try next[/bold]")
+    longer = 4 * run.step
+    program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]
+    changes = ["name=longer", f"max_steps={longer}", f"schedule.total_steps={longer}", *elsewhere]
+    lines = [
+        f"{program} train {folder.config} {' '.join(changes)}",
+        f"{program} config --copy quickstart_data     # then name your own text in it (docs/data.md)",
+    ]
+    if run.config.model.mem_len:
+        lines.insert(1, f"{program} eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # a longer memory")
+    for line in lines:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _as_trained(run: TrainedRun) -> str:
+    return f"memory {run.config.model.mem_len}, as trained" if run.config.model.mem_len else "as trained"
+
+
+def _score(run: TrainedRun, valid: Manifest, console: Console) -> dict[str, Evaluation]:
+    mem_len, settings = run.config.model.mem_len, run.config.eval
+    found = dict[str, Evaluation]()
+    train = _data_or_none(lambda: run.train, console)
+    if train is not None:
+        objective = run.config.evaluated_objective(settings)
+        found["unigram model"] = evaluate_unigram(
+            train, valid, tokenizer=run.tokenizer, objective=objective, config=settings
+        )
+    num_tokens, _ = covered(valid, settings.max_tokens)
+    lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
+    for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
+        console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
+        found[name] = run.score(config=settings.model_copy(update={"mem_len": length}))
+    return found
+
+
+def _table(found: dict[str, Evaluation]) -> Table:
+    """A row per model; of further loss terms, which have no perplexity, loss and accuracy."""
+    last = list(found.values())[-1]
+    others = list(last.scores)[1:]
+    table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
+    columns = ["perplexity", *(["bits per byte"] if last.every_token else []), "nats each", "accuracy"]
+    columns += [f"{term} {what}" for term in others for what in ("nats", "accuracy")]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, result in found.items():
+        cells = [f"{result.perplexity:.2f}"]
+        cells += [f"{result.bits_per_byte:.3f}"] if last.every_token else []
+        cells += [f"{result.main.loss:.4f}", f"{result.main.accuracy:.3f}"]
+        for term in others:
+            score = result.scores.get(term)
+            cells += ["", ""] if score is None else [f"{score.loss:.4f}", f"{score.accuracy:.3f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def _sample(run: TrainedRun, valid: Manifest) -> tuple[str, str]:
+    """The beginning of a held-out document, and how the model would go on."""
+    tokenizer = run.tokenizer
+    eod = tokenizer.vocabulary.eod
+    prompt = valid.tokens(0, _PROMPT_TOKENS).tolist()
+    written = sample_text(
+        run.model,
+        [eod, *prompt],
+        num_tokens=120,
+        mem_len=run.config.model.mem_len,
+        temperature=1.0,
+        top_k=40,
+        seed=run.config.seed,
+        stop=eod,
+    )
+    return tokenizer.decode(prompt), tokenizer.decode(written)
+
+
+def _tokens(run: TrainedRun) -> int:
+    return run.step * run.config.tokens_per_step

@@ -1,0 +1,157 @@
+"""What the model is fed, made readable: a document of a dataset, or the row that a stream reads at a step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from xlpretrain.config import data_rules, origin, run_config
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.mixture import Mixture
+from xlpretrain.data.samples import Row
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
+from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.run_dir.layout import RunFolder
+
+_ANSWERS = {
+    "sop": ("the parts are in order", "the parts are swapped"),
+    "nsp": ("the second part follows", "the second part is from elsewhere"),
+}
+
+
+def show_document(folder: Path, number: int, *, console: Console | None = None) -> None:
+    """Print a document of a dataset, a sentence a line: its pieces, and the text that they decode to.
+
+    Raises `DataError` if there is no such document.
+    """
+    console = console or Console(soft_wrap=True)
+    manifest = Manifest.open(folder)
+    tokenizer = manifest.open_tokenizer()
+    start, stop = find_document(manifest, number)
+    console.print(
+        f"document {number} of {manifest.num_documents:,}: tokens {start:,} to {stop:,} of {manifest.num_tokens:,},"
+        f" from block {start // manifest.block_tokens} on",
+        highlight=False,
+    )
+    tokens = manifest.tokens(start, stop)
+    edges = [0, *(manifest.sentence_ends(start, stop) - start + 1).tolist(), len(tokens)]
+    for begin, end in pairwise(edges):
+        if begin < end:
+            pieces = " ".join(tokenizer.piece(token) for token in tokens[begin:end])
+            console.print(f"\n{tokenizer.decode(tokens[begin:end].tolist())}", markup=False, highlight=False)
+            console.print(pieces, style="dim", markup=False, highlight=False)
+
+
+def find_document(manifest: Manifest, number: int) -> tuple[int, int]:
+    """Where a document starts and stops, its end-of-document symbol included. Raises `DataError`."""
+    if not 0 <= number < manifest.num_documents:
+        raise DataError(f"{manifest.folder} has documents 0 to {manifest.num_documents - 1:,}, got {number:,}")
+    counts = np.cumsum(manifest.documents)
+
+    def end_of(document: int) -> int:
+        block = int(counts.searchsorted(document, side="right"))
+        within = document - int(counts[block] - manifest.documents[block])
+        return block * manifest.block_tokens + int(manifest.block(block).document_ends[within]) + 1
+
+    return end_of(number - 1) if number else 0, end_of(number)
+
+
+def show_sample(
+    place: Path, *, step: int, stream: int, overrides: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """Print what a run, or a config, feeds the model in one row: tokens, targets, segments, order, what is hidden.
+
+    overrides: to a config; to a run only those of `data`. Raises `XLPretrainError` if there is no such config, data or
+    stream, or the data is not what the run began with.
+    """
+    console = console or Console(soft_wrap=True)
+    run = RunFolder(place) if place.is_dir() else None
+    config = run_config.load(place, overrides) if run is None else origin.load_config(run.require(), overrides)
+    if not 0 <= stream < config.global_batch_size:
+        raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
+    if not config.objective.predicts_tokens:
+        raise ConfigError(f"{place}: trains a classifier, whose rows are the texts of its files")
+    train, tokenizer = _open(config, run)
+    rows = data_rules.training_rows(config, train)
+    row = rows.row(step=step, stream=stream)
+    batch = config.objective.collator(tokenizer, seed=config.seed)([row])
+    corpus = f" of {rows.corpora[rows.corpus(step=step, stream=stream)]}" if rows.corpora else ""
+    console.print(f"step {step}, stream {stream}: sample {row.sample}{corpus} in epoch {row.epoch}", highlight=False)
+    for line in _describe(config, row, batch):
+        console.print(line, highlight=False)
+    console.print(_text(batch, config, tokenizer), markup=False, highlight=False)
+    console.print(_table(batch, config, tokenizer))
+
+
+def _open(config: RunConfig, run: RunFolder | None) -> tuple[Mixture, Tokenizer]:
+    """The training data, and what it is encoded by."""
+    if run is None:
+        data = config.data.open()
+        return data.train, data.tokenizer
+    tokenizer = origin.open_tokenizer(run, config)
+    return origin.open_train(config, run, tokenizer), tokenizer
+
+
+def _describe(config: RunConfig, row: Row, batch: Batch) -> Iterator[str]:
+    yield f"{len(row.tokens)} tokens of the data, read {'from the end' if row.reverse else 'forwards'}"
+    if config.model.mem_len:
+        yield f"memory: {row.remembered} of {config.model.mem_len} positions are this stream's own, the others hidden"
+    for term in config.objective.terms:
+        if term in _ANSWERS:
+            asked = batch.targets[term].tolist()
+            yield f"{term}: {asked[0]}, {_ANSWERS[term][asked[0]]}" if asked else f"{term}: not asked"
+        else:
+            yield f"{term}: {batch.counts[term]} tokens to predict"
+
+
+def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
+    """The token that is asked for at each position where one is."""
+    term = config.objective.terms[0]
+    answers = dict(zip(batch.targets[f"{term}_at"].tolist(), batch.targets[term].tolist(), strict=True))
+    if batch.inputs.predict is not None:
+        answers = {batch.inputs.predict[0].tolist()[place]: token for place, token in answers.items()}
+    return answers
+
+
+def _text(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> str:
+    """The row as text, what it reads with spaces for word boundaries; what some positions are asked stands in ⟦⟧."""
+    inputs, answers = batch.inputs, _answers(batch, config)
+    valid = [True] * inputs.tokens.shape[1] if inputs.valid is None else inputs.valid[0].tolist()
+    marked = {} if len(answers) == sum(valid) else answers
+    pieces = [
+        f"⟦{tokenizer.piece(marked[position])}⟧" if position in marked else tokenizer.piece(token)
+        for position, token in enumerate(inputs.tokens[0].tolist())
+        if valid[position]
+    ]
+    return "".join(pieces).replace(WORD_BOUNDARY, " ").strip()
+
+
+def _table(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> Table:
+    """A line a position. What a model reads of it, and what it must answer there.
+
+    Order: a token sees those whose number is no higher than its own; it is predicted from lower numbers alone.
+    """
+    inputs, answers = batch.inputs, _answers(batch, config)
+    tokens = inputs.tokens[0].tolist()
+    columns = {"segment": inputs.segments, "order": inputs.order}
+    shown = {name: values[0].tolist() for name, values in columns.items() if values is not None}
+    valid = [True] * len(tokens) if inputs.valid is None else inputs.valid[0].tolist()
+    table = Table("position", "reads", "answers", *shown, box=None, header_style="bold", pad_edge=False)
+    for position, token in enumerate(tokens):
+        if valid[position]:
+            answer = tokenizer.piece(answers[position]) if position in answers else ""
+            reads = tokenizer.piece(token)
+            if inputs.predict is not None and answer:
+                reads += "  (hidden from its own prediction)"
+            cells = [str(values[position]) for values in shown.values()]
+            table.add_row(*(cell.replace("[", r"\[") for cell in (str(position), reads, answer, *cells)))
+    if not all(valid):
+        table.add_row(f"+{valid.count(False)}", "padding, which nothing sees", "")
+    return table

@@ -1,0 +1,100 @@
+"""How a pretrained model becomes a classifier: the config of that run, with defaults for any backbone and any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.labelled import LabelledTexts, check_labels
+from xlpretrain.data.text_tables import read_table
+from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.errors import ConfigError
+from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.objectives.classification import Layout
+
+BATCH, EPOCHS, DROPOUT = 32, 6, 0.1
+EVALUATIONS_PER_EPOCH = 2
+LONGEST = 512
+_SYMBOLS = 3
+
+
+def classifier_config(
+    theirs: RunConfig,
+    *,
+    tokenizer: Tokenizer,
+    kept_at: Path,
+    train: Path,
+    valid: Path,
+    text: Sequence[str] = (),
+    label: str = "label",
+) -> dict[str, Any]:
+    """The keys of a run that trains a classifier with the backbone of `theirs`; no name, and weights from nowhere.
+
+    Args:
+        tokenizer: what the texts are encoded by.
+        kept_at: where it lies.
+        train, valid: .csv or .tsv with a header, or .jsonl.
+        text: the column of the text, or those of a pair (default: all columns but the label's, one or two).
+        label: the column of the label.
+
+    Raises:
+        ConfigError, DataError: the files cannot be used.
+    """
+    text = text or _text_columns(train, label)
+    examples, held_out = (LabelledTexts(path, tokenizer, text=text, label=label) for path in (train, valid))
+    check_labels(examples, held_out)
+    per_epoch = math.ceil(len(examples.labels) / BATCH)
+    every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
+    total = EPOCHS * per_epoch
+    model = theirs.model.model_dump(mode="json") | {"mem_len": 0, "dropout": DROPOUT, "attention_dropout": DROPOUT}
+    return {
+        "data": {
+            "type": "labelled",
+            "train": str(train.absolute()),
+            "valid": str(valid.absolute()),
+            "tokenizer": str(kept_at.absolute()),
+            "text": list(text),
+            "label": label,
+        },
+        "model": model | ({"same_length": False} if "same_length" in model else {}),
+        "objective": {
+            "type": "classify",
+            "labels": sorted(set(examples.labels)),
+            "layout": _layout(theirs.model),
+            "seq_len": min(max(8, examples.longest + _SYMBOLS), LONGEST, model.get("max_positions", LONGEST)),
+        },
+        "optimizer": {"type": "adamw", "lr": _rate(theirs.model), "betas": [0.9, 0.999], "weight_decay": 0.01},
+        "schedule": {"type": "linear", "warmup_steps": total // 10},
+        "engine": theirs.engine.model_dump(mode="json"),
+        "wandb": theirs.wandb.model_dump(mode="json"),
+        "global_batch_size": BATCH,
+        "micro_batch_size": BATCH,
+        "max_steps": total,
+        "eval": {"every_steps": every, "num_streams": BATCH, "best": "accuracy"},
+        "checkpoint": {"every_steps": every, "keep": 1, "keep_best": True},
+        "stop": {"patience": 3 * EVALUATIONS_PER_EPOCH},
+    }
+
+
+def _text_columns(train: Path, label: str) -> tuple[str, ...]:
+    others = tuple(column for column in read_table(train).columns if column != label)
+    if not 1 <= len(others) <= 2:
+        raise ConfigError(
+            f"{train}: which columns hold the text? Beside {label!r} it has {', '.join(others) or 'none'};"
+            " say it with --text COLUMN (twice for pairs)"
+        )
+    return others
+
+
+def _layout(model: BackboneConfig) -> Layout:
+    if "causal" in model.provides:
+        return "document"
+    return "cls_last" if "two_stream" in model.provides else "cls_first"
+
+
+def _rate(model: BackboneConfig) -> float:
+    """The highest learning rate: 3e-5 at the width of the base models, and in inverse proportion to it."""
+    return 3e-5 * 768 / int(model.model_dump()["d_model"])

@@ -1,0 +1,69 @@
+"""A classifier from a pretrained run: a run like any other, and what it comes to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from xlpretrain import schema
+from xlpretrain.config import origin, run_config
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.errors import ConfigError
+from xlpretrain.evaluation.classification import Figures, write_predictions
+from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.finetune.config import classifier_config
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.tracking.plots import plot_confusion
+
+
+def recipe(
+    source: RunFolder,
+    *,
+    train: Path,
+    valid: Path,
+    name: str,
+    runs_dir: Path,
+    text: Sequence[str] = (),
+    label: str = "label",
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """The config of a run that fine-tunes the newest checkpoint of `source` on labelled texts.
+
+    train, valid, text, label: see `classifier_config`. overrides: `key=value` changes to what that says. Raises
+    `ConfigError` and `DataError`.
+    """
+    theirs = run_config.load(source.config)
+    content = classifier_config(
+        theirs,
+        tokenizer=origin.open_tokenizer(source, theirs),
+        kept_at=origin.find_tokenizer(source, theirs),
+        train=train,
+        valid=valid,
+        text=text,
+        label=label,
+    )
+    place = {"name": name, "runs_dir": str(runs_dir)}
+    changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides)
+    if any(changed[key] != value for key, value in place.items()):
+        raise ConfigError("name, runs_dir: say them with --as and --runs-dir")
+    return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
+
+
+def sum_up(run: TrainedRun, valid: LabelledTexts) -> Figures:
+    """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
+    folder = run.folder
+    columns, labels = run.classifies
+    probabilities = run.class_probabilities(valid.texts)
+    write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
+    figures = Figures.of(valid.labels, probabilities, labels)
+    replace_file(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
+    try:
+        plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+    except Exception as error:  # no picture is worth the figures
+        print(f"{folder.confusion}: cannot be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    return figures

@@ -1,0 +1,194 @@
+"""A run's model as a folder that transformers loads by itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.tokenizers.huggingface import WordPiece
+from xlpretrain.errors import LaunchError
+from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.file_system.atomic_dirs import final_place, named, put_in_place, temporary_folder, tidy, unclaimed
+from xlpretrain.hub import exported_files
+from xlpretrain.hub.model_card import model_card
+from xlpretrain.hub.tokenizers.export import Template, tokenizer_config, tokenizer_json
+from xlpretrain.hub.transformers_config import uncovered, write_config
+from xlpretrain.hub.weight_map import is_albert, rules_of, write
+from xlpretrain.models.backbone import BackboneConfig
+from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.models.stack import StackConfig
+from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.models.xlnet import XLNetConfig
+from xlpretrain.objectives.base import Objective
+from xlpretrain.objectives.causal_lm import CausalLM
+from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.permutation_lm import PermutationLM
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.version import __version__
+
+MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+
+TEMPLATES: dict[type[Objective], Template] = {CausalLM: "plain", PermutationLM: "xlnet", MaskedLM: "bert"}
+"""How the objectives that can be exported lay out their rows. Not what is derived from them: that is another one."""
+MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
+"""What a class of transformers, or the code in `MODELING`, can be."""
+
+
+def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool = False) -> str:
+    """Write the model of a run, with its tokenizer and a model card, to the folder `to`; returns what loads it.
+
+    The folder is there whole or not at all. It has fp32 weights, whatever the run computed with.
+
+    Args:
+        step: of which checkpoint (default: the newest whole one).
+        force: replace what lies at `to`, if that is an exported model and nothing else.
+
+    Raises:
+        XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
+    """
+    place = _place(to, force=force)
+    run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
+    refuse_unknown(run)
+    try:
+        with temporary_folder(place) as temporary:
+            loader = _write(run, temporary, name=to.name)
+            put_in_place(temporary, place, claims=exported_files.claims if force else None)
+    except OSError as error:
+        raise LaunchError(f"{to}: cannot be written: {error.strerror or error}") from None
+    return loader
+
+
+def refuse_unknown(run: TrainedRun) -> None:
+    """Raise `LaunchError` for an objective or a model that no class of transformers, and no code here, is known for."""
+    objective, model = run.config.objective, run.config.model
+    if not objective.predicts_tokens:
+        raise LaunchError(f"{run.folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
+    for section, found, known in (("objective", objective, TEMPLATES), ("model", model, MODELS)):
+        if type(found) not in known:
+            names = ", ".join(str(kind.model_fields["type"].default) for kind in known)
+            raise LaunchError(
+                f"{run.folder.path}: {section} {found.type} is not one that can be exported; expected one of {names}."
+                " Its weights are in the checkpoint, and xlpretrain.load reads them"
+            )
+
+
+def _place(to: Path, *, force: bool) -> Path:
+    """Where the folder goes, links followed. Raises `LaunchError` if something lies there that must not be replaced."""
+    try:
+        place = final_place(to)
+        tidy(place, claims=exported_files.claims)
+        if not place.exists():
+            return place
+        own = exported_files.claims(place)
+        others = unclaimed(place, own) if place.is_dir() else []
+    except OSError as error:
+        raise LaunchError(f"{error.filename or to}: {error.strerror or error}") from None
+    if not force:
+        raise LaunchError(f"{to}: is there already; choose another folder, or use --force")
+    if not own:
+        raise LaunchError(f"{to}: is there already; no model is there, remove it yourself")
+    if others:
+        raise LaunchError(
+            f"{to}: --force removes nothing but a model as it was exported, and {named(others)} there is something else"
+            " or was changed: move it away, or choose another folder"
+        )
+    return place
+
+
+def _write(run: TrainedRun, to: Path, *, name: str) -> str:
+    config, tokenizer = run.config, run.tokenizer
+    model = config.model
+    assert isinstance(model, StackConfig)
+    sentence = has_sentence_head(run.model)
+    template, wordpiece = template_of(config), isinstance(tokenizer, WordPiece)
+    reasons = uncovered(model, sentence=sentence)
+    if reasons:
+        described, weights = describe_remote(config, run, sentence=sentence), dict(run.model.state_dict())
+        shutil.copyfile(MODELING, to / MODELING.name)
+    else:
+        described = write_config(model, tokenizer.vocabulary, sentence=sentence)
+        weights = to_theirs(run.model, model, sentence=sentence)
+    described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
+    save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
+    max_length = model.max_positions if isinstance(model, EncoderConfig) else None
+    for file, content in {
+        "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
+        **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, template)}),
+    }.items():
+        (to / file).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (to / tokenizer.file_name).write_bytes(tokenizer.model)
+    if run.folder.plot.is_file():
+        shutil.copyfile(run.folder.plot, to / "loss.png")
+    loader = _loader(described)
+    (to / "README.md").write_text(
+        model_card(run, name=name, loader=loader, reasons=reasons, weights=weights), encoding="utf-8"
+    )
+    exported_files.write_config(to, described)
+    return loader
+
+
+def has_sentence_head(model: PretrainingModel) -> bool:
+    """Whether the head has a sentence task."""
+    return getattr(model.head, "sentence", None) is not None
+
+
+def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
+    """The weights under transformers' names; ALBERT's projection of the embedding is the identity if there is none."""
+    weights = write(rules_of(config, sentence=sentence), model.state_dict())
+    if isinstance(config, EncoderConfig) and is_albert(config) and config.embed_size == config.d_model:
+        weights["albert.encoder.embedding_hidden_mapping_in.weight"] = torch.eye(config.d_model)
+        weights["albert.encoder.embedding_hidden_mapping_in.bias"] = torch.zeros(config.d_model)
+    return weights
+
+
+def provenance(config: RunConfig, step: int) -> dict[str, Any]:
+    """What `config.json` says of the run, beside what transformers knows."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
+    return {"version": __version__, "run": config.name, "step": step, **sections}
+
+
+def template_of(config: RunConfig) -> Template:
+    """How the objective laid out its rows."""
+    return TEMPLATES[type(config.objective)]
+
+
+def describe_remote(config: RunConfig, run: TrainedRun, *, sentence: bool) -> dict[str, Any]:
+    """`config.json` of a model that comes with its own code."""
+    vocabulary = run.tokenizer.vocabulary
+    causal = template_of(config) == "plain"
+    name = "XLPretrainForCausalLM" if causal else "XLPretrainForPreTraining"
+    classes = ["AutoModelForCausalLM"] if causal else ["AutoModelForPreTraining", "AutoModelForMaskedLM"]
+    module = MODELING.stem
+    return {
+        "model_type": "xlpretrain",
+        "architectures": [name],
+        "auto_map": {
+            "AutoConfig": f"{module}.XLPretrainConfig",
+            "AutoModel": f"{module}.XLPretrainModel",
+            **dict.fromkeys(classes, f"{module}.{name}"),
+        },
+        **config.model.model_dump(mode="json"),
+        "vocab_size": vocabulary.size,
+        "sentence_head": sentence,
+        "pad_token_id": vocabulary.pad,
+        "bos_token_id": vocabulary.eod if causal else vocabulary.cls,
+        "eos_token_id": vocabulary.eod if causal else vocabulary.sep,
+    }
+
+
+def _loader(described: dict[str, Any]) -> str:
+    """The class and arguments that load the folder."""
+    (architecture,) = described["architectures"]
+    if "auto_map" in described:
+        auto = "AutoModelForCausalLM" if architecture.endswith("CausalLM") else "AutoModelForPreTraining"
+        return f"{auto}.from_pretrained(DIR, trust_remote_code=True)"
+    auto = "AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModelForPreTraining"
+    return f"{auto}.from_pretrained(DIR)"

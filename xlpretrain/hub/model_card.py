@@ -1,0 +1,85 @@
+"""The README.md of an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from xlpretrain import schema
+from xlpretrain.data.config import CorpusPaths
+from xlpretrain.errors import DataError
+from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.tracking.metrics_file import last_evaluation
+
+_FIGURES = ("valid/", "train/loss")
+
+
+def model_card(
+    run: TrainedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]
+) -> str:
+    """What the model is, how to load it, what it was trained on and how, and what that came to.
+
+    name: of the folder. loader: what loads it. reasons: why it comes with its own code, if it does.
+    """
+    config, num_weights = run.config, sum(tensor.numel() for tensor in weights.values())
+    tags = "\n".join(f"- {tag}" for tag in ("xlpretrain", config.model.type, config.objective.type))
+    auto, _, arguments = loader.partition(".from_pretrained(DIR")
+    lines = [
+        f"---\nlibrary_name: transformers\ntags:\n{tags}\n---",
+        f"# {config.name}",
+        f"A {config.model.type} of {num_weights:,} weights, pretrained from scratch by {config.objective.type} for"
+        f" {run.step:,} steps with xlpretrain.",
+        "```python\n"
+        f"from transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{name}"{arguments}\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}"{arguments}\n'
+        "```",
+    ]
+    if reasons:
+        lines.append(
+            f"It comes with its own code (`modeling_xlpretrain.py`), since no class of transformers covers it:"
+            f" {', '.join(reasons)}."
+        )
+    lines += [
+        "Special symbols that a text spells out are read as text, as in pretraining; give"
+        " `split_special_tokens=False` to have them read as symbols.",
+        "## Data",
+        _data(run),
+        "## Held-out figures",
+        _figures(run),
+    ]
+    if run.folder.plot.is_file():
+        lines.append("![loss curve](loss.png)")
+    lines += ["## Recipe", f"```yaml\n{schema.dump(config).strip()}\n```"]
+    return "\n\n".join(lines) + "\n"
+
+
+def _data(run: TrainedRun) -> str:
+    try:
+        train = run.train
+    except DataError:
+        paths = run.config.data.train if isinstance(run.config.data, CorpusPaths) else ()
+        names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
+        return f"The dataset {names}, which was not at hand at the time of the export."
+    total = sum(corpus.weight for corpus in train.corpora)
+    parts = (
+        f"{c.manifest.num_documents:,} documents, {c.manifest.num_sentences:,} sentences, {c.manifest.num_tokens:,}"
+        f" tokens, {c.manifest.num_bytes:,} bytes of text (`{c.manifest.folder.parent.name}`"
+        f"{f', {c.weight / total:.1%} of what was read' if len(train.corpora) > 1 else ''})"
+        for c in train.corpora
+    )
+    return (
+        f"{'; '.join(parts)}, of which the run read {run.step * run.config.tokens_per_step:,} tokens; tokenizer:"
+        f" {train.vocabulary.size:,} pieces, sha256 {train.tokenizer_sha256[:12]}."
+    )
+
+
+def _figures(run: TrainedRun) -> str:
+    last = last_evaluation(run.folder.metrics, run.step)
+    if last is None:
+        return "None were measured in pretraining."
+    found = {k: v for k, v in last.items() if k.startswith(_FIGURES) and v is not None}
+    table = "\n".join(f"| {name.removeprefix('valid/')} | {value:.4f} |" for name, value in found.items())
+    return f"After step {last['step']:,}, losses in nats per prediction:\n\n| figure | value |\n|---|---|\n{table}"

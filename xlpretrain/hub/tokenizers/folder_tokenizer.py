@@ -1,0 +1,257 @@
+"""The tokenizer of a folder of transformers: the ids that `AutoTokenizer` gives there. Torch-free.
+
+Lower-casing, accents, quotes and numbers before a comma are no part of `spiece.model`. They are in `tokenizer.json`, or
+in the class that reads the folder and the options in `tokenizer_config.json`; and versions 4 and 5 of transformers
+differ: 4 takes a `tokenizer.json` as it is, 5 takes the vocabulary of it and makes the rest anew. Whatever the folder
+has, the result is one `tokenizer.json`, which says it all. Symbols that a text spells out are text, as with
+`AutoTokenizer.from_pretrained(folder, split_special_tokens=True)`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
+from xlpretrain.data.tokenizers.huggingface import WordPiece
+from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.errors import DataError
+from xlpretrain.hub.tokenizers.export import Template, post_processor, same_ids, symbol
+
+_Json = dict[str, Any]
+
+_CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer", "bert": "BertTokenizer"}
+"""What reads a folder whose files name no class, by model_type."""
+_PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
+"""What takes `tokenizer.json` as it is."""
+_TEMPLATES: dict[str, Template] = {"AlbertTokenizer": "bert", "XLNetTokenizer": "xlnet"}
+_SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
+    "AlbertTokenizer": {
+        **{"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+        **{"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    },
+    "XLNetTokenizer": {
+        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        **{"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"},
+        "additional_special_tokens": ["<eop>", "<eod>"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What reads the folder. kind: the class of the tokenizer, without Fast. version: 4 or 5, of transformers."""
+
+    folder: Path
+    kind: str | None
+    version: int
+    options: _Json
+
+    @classmethod
+    def of(cls, folder: Path, model_type: str) -> _Reader:
+        """Raises `DataError` if a file of the folder cannot be used."""
+        config, options = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+        named = options.get("tokenizer_class") or config.get("tokenizer_class")
+        if options.get("auto_map"):
+            named = f"{named or 'AutoTokenizer'} with code of its own"
+        written = str(config.get("transformers_version") or "4").partition(".")[0]
+        is_new = "backend" in options if options else written.isdecimal() and int(written) >= 5
+        kind = str(named).removesuffix("Fast") if named else _CLASSES.get(model_type)
+        return cls(folder, kind, 5 if is_new else 4, options)
+
+    def option(self, name: str, default: bool) -> bool:
+        """Of `tokenizer_config.json`."""
+        return bool(self.options.get(name, default))
+
+    def __str__(self) -> str:
+        chosen = [f"{name}={self.options[name]}" for name in _OPTIONS if name in self.options]
+        return f"{self.kind} of transformers {self.version}" + (f" ({', '.join(chosen)})" if chosen else "")
+
+
+_OPTIONS = ("do_lower_case", "keep_accents", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+
+
+def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | None:
+    """The tokenizer of a folder, and what is worth telling; None if there is no file of one.
+
+    model_type: of its config.json.
+
+    Raises:
+        DataError: the files cannot be used, or it is not known what `AutoTokenizer` makes of them.
+    """
+    spiece, file = folder / Tokenizer.file_name, folder / WordPiece.file_name
+    if not spiece.is_file() and not file.is_file():
+        return None
+    reader = _Reader.of(folder, model_type)
+    if not file.is_file():
+        if reader.kind is None or reader.kind in _PLAIN:
+            return load_tokenizer(spiece), []
+        if reader.kind == "BertTokenizer":
+            return load_tokenizer(spiece), [f"tokenizer: {spiece.name} as it is; {reader} does not read it at all"]
+        content = _from_spiece(reader, load_tokenizer(spiece))
+        return _made(content, folder), [f"tokenizer: {spiece.name} as {reader} reads it"]
+    content = _read(file)
+    if spiece.is_file() and same_ids(content, load_tokenizer(spiece)):
+        return load_tokenizer(spiece), []
+    changed = _from_json(reader, content)
+    if changed == content:
+        return load_tokenizer(file), []
+    return _made(changed, folder), [f"tokenizer: {file.name} as {reader} reads it"]
+
+
+def _made(content: _Json, folder: Path) -> WordPiece:
+    return WordPiece(json.dumps(content, ensure_ascii=False).encode(), name=str(folder))
+
+
+def _read(path: Path) -> _Json:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object, got {type(found).__name__}")
+    return found
+
+
+def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
+    """What the class makes of a SentencePiece model."""
+    if reader.kind not in _SYMBOLS:
+        raise _unknown(reader, Tokenizer.file_name)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(spiece.model)
+    trainer, charsmap, pieces = model.trainer_spec, model.normalizer_spec.precompiled_charsmap, model.pieces
+    if trainer.model_type != trainer.UNIGRAM:
+        raise DataError(f"{reader.folder / Tokenizer.file_name}: is not a unigram model; {reader} reads no other")
+    content: _Json = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            symbol(i, piece.piece, special=piece.type == piece.CONTROL)
+            for i, piece in enumerate(pieces)
+            if piece.type in (piece.CONTROL, piece.USER_DEFINED)
+        ],
+        "normalizer": _normalizer(reader, base64.b64encode(charsmap).decode()),
+        "pre_tokenizer": _pre_tokenizer(reader),
+        "post_processor": post_processor(spiece, _TEMPLATES[str(reader.kind)]),
+        "decoder": _metaspace(reader),
+        "model": {
+            "type": "Unigram",
+            "unk_id": 1 if reader.version == 5 and reader.kind == "AlbertTokenizer" else trainer.unk_id,
+            "vocab": [[piece.piece, piece.score - _penalty(reader, piece.piece)] for piece in pieces],
+            "byte_fallback": False,
+        },
+    }
+    return _with_symbols(reader, content)
+
+
+def _penalty(reader: _Reader, piece: str) -> float:
+    """Of a number with the comma after it, so that they are two pieces; version 5 has none."""
+    return 100.0 if reader.version == 4 and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else 0.0
+
+
+def _with_symbols(reader: _Reader, content: _Json) -> _Json:
+    """With the added tokens that the options name; in version 4, symbols are those that have a role there."""
+    if reader.version == 5:
+        return content
+    ids = {piece: i for i, (piece, _) in enumerate(content["model"]["vocab"])}
+    added = {token["content"]: token for token in content["added_tokens"]}
+    for number, token in (reader.options.get("added_tokens_decoder") or {}).items():
+        added[token["content"]] = {**symbol(int(number), token["content"], special=False), **token}
+    named = {**_SYMBOLS[str(reader.kind)], **_read(reader.folder / "special_tokens_map.json"), **reader.options}
+    roles = [named[name] for name in named if name.endswith("_token")] + (named.get("additional_special_tokens") or [])
+    special = {role["content"] if isinstance(role, dict) else role for role in roles}
+    for text in special & ids.keys() - added.keys():
+        added[text] = symbol(ids[text], text, special=True)
+    extra = {text: token["id"] for text, token in added.items() if text not in ids}
+    extra |= {text: number for text, number in _read(reader.folder / "added_tokens.json").items() if text not in added}
+    if any(added[text]["id"] != ids[text] for text in added.keys() & ids.keys()) or sorted(extra.values()) != list(
+        range(len(ids), len(ids) + len(extra))
+    ):
+        raise DataError(
+            f"{reader.folder / 'tokenizer_config.json'}: its added_tokens_decoder has other ids than the vocabulary;"
+            " save the tokenizer anew"
+        )
+    return {
+        **content,
+        "added_tokens": [
+            {**token, "special": token["special"] or text in special}
+            for text, token in sorted(added.items(), key=lambda item: int(item[1]["id"]))
+        ],
+    }
+
+
+def _from_json(reader: _Reader, content: _Json) -> _Json:
+    """What the class makes of a `tokenizer.json`."""
+    if reader.kind is None or reader.kind in _PLAIN:
+        return content
+    if reader.kind == "BertTokenizer":
+        return _bert(reader, content)
+    if reader.kind not in _SYMBOLS:
+        raise _unknown(reader, WordPiece.file_name)
+    if reader.version == 4:
+        return _with_symbols(reader, content)
+    steps = (content.get("normalizer") or {}).get("normalizers") or [content.get("normalizer") or {}]
+    charsmap = next((step.get("precompiled_charsmap") for step in steps if step.get("type") == "Precompiled"), None)
+    return {**content, "normalizer": _normalizer(reader, charsmap), "pre_tokenizer": _pre_tokenizer(reader)}
+
+
+def _bert(reader: _Reader, content: _Json) -> _Json:
+    """The options rule over the file, where it is of BERT's kind."""
+    options = {
+        "lowercase": reader.option("do_lower_case", True),
+        "strip_accents": reader.options.get("strip_accents"),
+        "handle_chinese_chars": reader.option("tokenize_chinese_chars", True),
+    }
+    normalizer = content.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer":
+        raise DataError(
+            f"{reader.folder / WordPiece.file_name}: its normalizer is {normalizer.get('type')}, and it is not known"
+            f" what {reader} makes of that; name the file itself if it is what the model was trained with (--tokenizer)"
+        )
+    if reader.version == 4:
+        return {**content, "normalizer": {**normalizer, **options}}
+    made = {"type": "BertNormalizer", "clean_text": True, **options}
+    return {**content, "normalizer": made, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+
+
+def _unknown(reader: _Reader, name: str) -> DataError:
+    return DataError(
+        f"{reader.folder}: it is not known what {reader} makes of {name}, so its ids may be others than the model was"
+        f" trained with; known are {', '.join(_CLASSES.values())}, and a tokenizer.json that is read as it is. Name the"
+        " file itself if it is what the model was trained with (--tokenizer)"
+    )
+
+
+def _normalizer(reader: _Reader, charsmap: str | None) -> _Json:
+    ignored = reader.version == 5 and reader.kind == "XLNetTokenizer"  # the option is there, and not looked at
+    accents = reader.option("keep_accents", False) and not ignored
+    steps: list[_Json] = [_replace("``", '"'), _replace("''", '"')]
+    steps += [] if accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
+    steps += [{"type": "Lowercase"}] if reader.option("do_lower_case", reader.kind == "AlbertTokenizer") else []
+    steps += [{"type": "Precompiled", "precompiled_charsmap": charsmap}] if charsmap else []
+    steps += [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}] if reader.version == 4 else []
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _replace(text: str, content: str) -> _Json:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def _pre_tokenizer(reader: _Reader) -> _Json:
+    if reader.version == 4:
+        return _metaspace(reader)
+    return {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, _metaspace(reader)]}
+
+
+def _metaspace(reader: _Reader) -> _Json:
+    chosen = reader.version == 5 and reader.kind == "AlbertTokenizer"  # others do not look at the option
+    scheme = "always" if not chosen or reader.option("add_prefix_space", True) else "never"
+    return {"type": "Metaspace", "replacement": WORD_BOUNDARY, "prepend_scheme": scheme, "split": True}

@@ -1,0 +1,267 @@
+"""Attention on CPUs, a few heads and queries at a time, so that scores stay in the cache, with its own backward pass.
+
+One tensor of the size of the scores is kept for the backward pass: the weights, negative where they were dropped. Keys
+that no query of a block may see (those after it, in a causal model) are left out of all products. Shapes as in
+`relative_positions.py`; n heads, q queries and k keys of a block, r distances of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from xlpretrain.models.kernels.dropout import dropped_signs, kept_scale
+from xlpretrain.models.relative_positions import Positions, gather_distances, relative_shift
+
+_ELEMENTS = 2**20
+"""Scores of a block, about: 2 MB in bf16."""
+_QUERIES = 128
+"""Queries of a block, where leaving out keys is worth it."""
+_BLOCKS = WeakTensorKeyDictionary()
+"""The blocks of each mask that is in use: all layers have the same."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one product: heads [n0, n1), queries [q0, q1) of one row, and the keys before k1."""
+
+    row: int
+    n0: int
+    n1: int
+    q0: int
+    q1: int
+    k1: int
+    masked: bool
+    """Whether any of these keys is hidden from any of these queries."""
+    blind: bool
+    """Whether any of these queries may see nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to attend: what does not depend on the layer but for the dropout's seed."""
+
+    mask: Tensor
+    positions: Positions | None
+    rate: float
+    seed: int | None
+
+    def predictions_from(self, num_queries: int) -> int:
+        """The first query of the second stream."""
+        predict = self.positions.predict if self.positions is not None else None
+        return num_queries - (0 if predict is None else predict.shape[1])
+
+    def blocks(self, num_heads: int) -> list[Block]:
+        """The cut of all scores, in the order in which what is dropped is drawn."""
+        num_queries = self.mask.shape[1]
+        tokens = self.predictions_from(num_queries)
+        known: dict[tuple[int, int], list[Block]] = _BLOCKS.setdefault(self.mask, {})  # type: ignore[no-untyped-call]
+        if (num_heads, tokens) not in known:
+            known[num_heads, tokens] = self._cut(num_heads, tokens, num_queries)
+        return known[num_heads, tokens]
+
+    def _cut(self, num_heads: int, tokens: int, num_queries: int) -> list[Block]:
+        seen_BQK = self.mask == 0
+        blocks = []
+        for row, seen_QK in enumerate(seen_BQK):
+            for start, stop in ((0, tokens), (tokens, num_queries)):
+                for q0, q1, k1 in _cuts(seen_QK, start, stop):
+                    part = seen_QK[q0:q1, :k1]
+                    masked = not bool(part.all())
+                    blind = masked and not bool(part.any(dim=1).all())
+                    heads = max(1, _ELEMENTS // ((q1 - q0) * max(k1, 1)))
+                    for n0 in range(0, num_heads, heads):
+                        blocks.append(Block(row, n0, min(n0 + heads, num_heads), q0, q1, k1, masked, blind))
+        return blocks
+
+
+def _cuts(seen_QK: Tensor, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Queries from start to stop, cut where keys can be left out: (first, last + 1, keys before)."""
+    if start == stop:
+        return
+    edges = [*range(start, stop, _QUERIES), stop]
+    reach = [_reach(seen_QK[a:b]) for a, b in pairwise(edges)]
+    if all(k1 == reach[0] for k1 in reach):
+        yield start, stop, reach[0]
+    else:
+        yield from ((first, last, k1) for (first, last), k1 in zip(pairwise(edges), reach, strict=True))
+
+
+def _reach(seen_QK: Tensor) -> int:
+    """One more than the last key that any query may see; at least 1."""
+    seen = seen_QK.any(dim=0).nonzero()
+    return int(seen[-1]) + 1 if len(seen) else 1
+
+
+class BlockAttention(torch.autograd.Function):
+    """softmax(scores) values: see `attention.py` for the scores. Queries come scaled by 1 / sqrt(H)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BQNH: Tensor,
+        key_BKNH: Tensor,
+        value_BKNH: Tensor,
+        by_position_BQNH: Tensor | None,
+        distance_GRNH: Tensor | None,
+        segment_BQN: Tensor | None,
+        plan: Plan,
+    ) -> Tensor:
+        """The attended values "B Q N H". segment_BQN: what a key of the query's own segment scores more than others."""
+        blocks, generator = plan.blocks(query_BQNH.shape[2]), np.random.SFC64(plan.seed or 0)
+        scale = 1.0 if plan.seed is None else kept_scale(plan.rate, query_BQNH.dtype)
+        attended_BQNH = torch.empty_like(query_BQNH)
+        saved = []
+        for at in blocks:
+            key_nkH, value_nkH = _heads(key_BKNH, at), _heads(value_BKNH, at)
+            scores_nqk = _scores(query_BQNH, key_nkH, by_position_BQNH, distance_GRNH, segment_BQN, plan, at)
+            weights_nqk = torch.softmax(scores_nqk, dim=-1)
+            if at.blind:
+                # A query that may see nothing has an average of all that is hidden from it: nothing instead.
+                weights_nqk.mul_(plan.mask[at.row, at.q0 : at.q1, : at.k1].amax(dim=-1, keepdim=True) == 0)
+            if plan.seed is None:
+                kept_nqk = weights_nqk
+            else:
+                signs = dropped_signs(generator, weights_nqk, plan.rate)
+                weights_nqk.view(signs.dtype).bitwise_or_(signs)
+                kept_nqk, value_nkH = torch.relu(weights_nqk), value_nkH * scale
+            torch.bmm(kept_nqk, value_nkH, out=_queries(attended_BQNH, at))
+            saved.append(weights_nqk)
+        ctx.save_for_backward(query_BQNH, key_BKNH, value_BKNH, by_position_BQNH, distance_GRNH, segment_BQN, *saved)
+        ctx.plan, ctx.blocks, ctx.scale = plan, blocks, scale
+        return attended_BQNH
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, by_position, distance, segment, *saved = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        d_query, d_key, d_value = torch.empty_like(query), _zeros(key), _zeros(value)
+        d_position = None if by_position is None else torch.empty_like(by_position)
+        d_distance = None if distance is None else _zeros(distance, torch.float32)
+        d_segment = None if segment is None else torch.zeros_like(segment)
+        for at, weights_nqk in zip(ctx.blocks, saved, strict=True):
+            d_attended_nqH = _queries(gradients[0], at) * ctx.scale
+            d_weights_nqk = torch.bmm(d_attended_nqH, _heads(value, at).transpose(1, 2))
+            kept_nqk = weights_nqk
+            if plan.seed is not None:
+                d_weights_nqk = torch.ops.aten.threshold_backward(d_weights_nqk, weights_nqk, 0)
+                kept_nqk, weights_nqk = torch.relu(weights_nqk), weights_nqk.abs()
+            _add_product(d_value[at.row, at.n0 : at.n1, : at.k1], kept_nqk, d_attended_nqH)
+            d_scores_nqk = torch._softmax_backward_data(d_weights_nqk, weights_nqk, -1, weights_nqk.dtype)
+            torch.bmm(d_scores_nqk, _heads(key, at), out=_queries(d_query, at))
+            _add_product(d_key[at.row, at.n0 : at.n1, : at.k1], d_scores_nqk, _queries(query, at))
+            if d_position is not None and d_distance is not None:
+                _position_backward(d_scores_nqk, by_position, distance, d_position, d_distance, plan, at)
+            if d_segment is not None and plan.positions is not None and plan.positions.same_segment is not None:
+                same_qk = plan.positions.same_segment[at.row, at.q0 : at.q1, : at.k1]
+                d_segment[at.row, at.q0 : at.q1, at.n0 : at.n1] = (d_scores_nqk * same_qk.to(key.dtype)).sum(-1).T
+        return (
+            d_query,
+            d_key.transpose(1, 2),
+            d_value.transpose(1, 2),
+            d_position,
+            None if d_distance is None else d_distance.to(distance.dtype).permute(0, 2, 1, 3),
+            d_segment,
+            None,
+        )
+
+
+def _heads(context_BKNH: Tensor, at: Block) -> Tensor:
+    """Keys or values of a block, "n k H"; laid out so that a product with their transpose copies nothing."""
+    return context_BKNH[at.row, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
+
+
+def _queries(query_BQNH: Tensor, at: Block) -> Tensor:
+    """Queries of a block, or what belongs to them, "n q H"; a view."""
+    return query_BQNH[at.row, at.q0 : at.q1, at.n0 : at.n1].transpose(0, 1)
+
+
+def _add_product(total_nkH: Tensor, weights_nqk: Tensor, values_nqH: Tensor) -> None:
+    """Adds, for every key, the values of the queries by their weights."""
+    torch.baddbmm(total_nkH, weights_nqk.transpose(1, 2), values_nqH, out=total_nkH)
+
+
+def _zeros(like_BKNH: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Where gradients are added up: heads before keys."""
+    rows, keys, heads, width = like_BKNH.shape
+    return torch.zeros(rows, heads, keys, width, dtype=dtype or like_BKNH.dtype)
+
+
+def _scores(
+    query_BQNH: Tensor,
+    key_nkH: Tensor,
+    by_position_BQNH: Tensor | None,
+    distance_GRNH: Tensor | None,
+    segment_BQN: Tensor | None,
+    plan: Plan,
+    at: Block,
+) -> Tensor:
+    """All terms, masked. What is the same for all keys of a query is left out: the softmax does not see it."""
+    query_nqH = _queries(query_BQNH, at)
+    if by_position_BQNH is None or distance_GRNH is None:
+        scores_nqk = torch.bmm(query_nqH, key_nkH.transpose(1, 2))
+    else:
+        distance_nrH, predict = _distances(distance_GRNH, by_position_BQNH, plan, at)
+        scores_nqr = torch.bmm(_queries(by_position_BQNH, at), distance_nrH.transpose(1, 2))
+        if predict is None:
+            by_key_nqk = relative_shift(scores_nqr[None], at.k1)[0]
+        else:
+            num_tokens = plan.predictions_from(query_BQNH.shape[1])
+            by_key_nqk = gather_distances(scores_nqr[None], predict, num_tokens=num_tokens, num_keys=at.k1)[0]
+        scores_nqk = torch.baddbmm(by_key_nqk, query_nqH, key_nkH.transpose(1, 2))
+    if segment_BQN is not None and plan.positions is not None and plan.positions.same_segment is not None:
+        same_qk = plan.positions.same_segment[at.row, at.q0 : at.q1, : at.k1].to(scores_nqk.dtype)
+        scores_nqk.addcmul_(same_qk, segment_BQN[at.row, at.q0 : at.q1, at.n0 : at.n1].T[..., None])
+    if at.masked:
+        scores_nqk.add_(plan.mask[at.row, at.q0 : at.q1, : at.k1])
+    return scores_nqk
+
+
+def _distances(distance_GRNH: Tensor, by_position_BQNH: Tensor, plan: Plan, at: Block) -> tuple[Tensor, Tensor | None]:
+    """The distances of a block "n r H"; and, in the second stream, where its queries stand, "1 q"."""
+    positions = plan.positions
+    assert positions is not None
+    group = 0 if positions.reverse is None else int(positions.reverse[at.row])
+    distance_RnH = distance_GRNH[group, :, at.n0 : at.n1]
+    num_tokens = plan.predictions_from(by_position_BQNH.shape[1])
+    if at.q0 >= num_tokens:
+        assert positions.predict is not None
+        at_q = positions.predict[at.row, at.q0 - num_tokens : at.q1 - num_tokens]
+        return distance_RnH.transpose(0, 1).contiguous(), at_q[None]
+    first = num_tokens - at.q1
+    return distance_RnH[first : first + at.k1 + at.q1 - at.q0].transpose(0, 1).contiguous(), None
+
+
+def _position_backward(
+    d_scores_nqk: Tensor,
+    by_position_BQNH: Tensor,
+    distance_GRNH: Tensor,
+    d_position_BQNH: Tensor,
+    d_distance_GNRH: Tensor,
+    plan: Plan,
+    at: Block,
+) -> None:
+    """From scores by key back to scores by distance, and on to queries and distances."""
+    distance_nrH, predict = _distances(distance_GRNH, by_position_BQNH, plan, at)
+    d_scores_nqr = d_scores_nqk.new_zeros(*d_scores_nqk.shape[:2], distance_nrH.shape[1])
+    num_tokens, first = plan.predictions_from(by_position_BQNH.shape[1]), 0
+    if predict is None:
+        relative_shift(d_scores_nqr[None], at.k1)[0].copy_(d_scores_nqk)
+        first = num_tokens - at.q1
+    else:
+        columns_q1 = num_tokens - predict[0, :, None]
+        index = (columns_q1 + torch.arange(at.k1)).expand(len(d_scores_nqk), -1, -1)
+        d_scores_nqr.scatter_(2, index, d_scores_nqk)
+    torch.bmm(d_scores_nqr, distance_nrH, out=_queries(d_position_BQNH, at))
+    group = 0 if plan.positions is None or plan.positions.reverse is None else int(plan.positions.reverse[at.row])
+    d_distance_GNRH[group, at.n0 : at.n1, first : first + distance_nrH.shape[1]] += torch.bmm(
+        d_scores_nqr.transpose(1, 2), _queries(by_position_BQNH, at)
+    )

@@ -1,0 +1,88 @@
+"""A backbone and a head: the module that an engine steps, what it is given, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `counts` is how many predictions each loss term has in it, known before the forward pass.
+
+    targets: the right answers of a term that predicts tokens under its name, and under `<term>_at` where they are
+    asked for, ascending: row * width + position, of the query stream if there is one, else of the tokens.
+    """
+
+    inputs: BackboneInput
+    targets: Mapping[str, Tensor]
+    counts: Mapping[str, int]
+
+    def rows_of(self, term: str) -> Int[Tensor, " N"]:
+        """The row of each prediction of a term that predicts tokens."""
+        places = self.inputs.tokens if self.inputs.predict is None else self.inputs.predict
+        return self.targets[f"{term}_at"] // max(places.shape[1], 1)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
+        return Batch(self.inputs.to(device), targets, self.counts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How the predictions of one term fared, one by one; those of a row stand together, in the order of positions."""
+
+    rows: Int[Tensor, " N"]
+    """The row of each, ascending."""
+    nll: Float[Tensor, " N"]
+    """Detached, in nats."""
+    correct: Bool[Tensor, " N"] | None
+    """Whether no other answer was likelier; only in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums, never means: the engine divides once, by the counts of the whole step."""
+
+    sums: Mapping[str, Float[Tensor, ""]]
+    """Per term, fp32, nats."""
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    """Per term: for evaluation."""
+
+
+class Head(nn.Module, ABC):
+    """Hidden states and targets into a loss."""
+
+    @abstractmethod
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        """The summed loss of each term."""
+
+    @abstractmethod
+    def flops_per_token(self) -> float:
+        """Matrix-product FLOPs of forward and backward, divided by the tokens of a row."""
+
+
+class PretrainingModel(nn.Module):
+    """A backbone and a head: what an engine trains."""
+
+    def __init__(self, backbone: Backbone, head: Head):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        """The loss of one micro-batch and its streams' next memory."""
+        hidden, mems = self.backbone(batch.inputs, mems)
+        return self.head(hidden, batch), mems
+
+    def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
+        """Matrix-product FLOPs of forward and backward for one token of a row of `seq_len`."""
+        return self.backbone.flops_per_token(seq_len, mem_len, num_predictions) + self.head.flops_per_token()

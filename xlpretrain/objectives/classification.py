@@ -1,0 +1,202 @@
+"""Classification of texts, and of pairs of texts: what a pretrained backbone is fine-tuned on.
+
+A row is laid out as in pretraining, and one vector stands for it: [CLS] A [SEP] B [SEP] and the first token's for
+ALBERT and BERT (arXiv:1810.04805, section 3.2); A SEP B SEP CLS and the last one's for XLNet (arXiv:1906.08237, section
+2.5); for a causal model, which has read such texts as documents, EOD A EOD B EOD and the mean of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from xlpretrain.data.labelled import UNLABELLED, ExampleEvaluationRows, ExampleRows, LabelledTexts
+from xlpretrain.data.samples import Row
+from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
+from xlpretrain.models.layers import Pooler, draw
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, Scores
+from xlpretrain.objectives.base import Objective
+from xlpretrain.schema import Problem
+
+Layout = Literal["cls_first", "cls_last", "document"]
+_MULTIPLE = 8  # rows of a micro-batch are padded to a multiple of it
+
+
+class Classify(Objective):
+    """-log p(label | the text, or the pair of texts)."""
+
+    type: Literal["classify"] = "classify"
+    """Which objective this is."""
+    seq_len: int = Field(128, ge=8)
+    """The most tokens in a row, symbols among them; what is longer loses its end, of a pair the longer text first."""
+    labels: tuple[str, ...] = Field(min_length=2)
+    """The labels there are."""
+    layout: Layout
+    """cls_first: [CLS] A [SEP] B [SEP], as ALBERT and BERT are pretrained; cls_last: A SEP B SEP CLS, as XLNet;
+    document: EOD A EOD B EOD, for causal models."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of what stands for the row."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    terms: ClassVar[tuple[str, ...]] = ("label",)
+    predicts_tokens: ClassVar[bool] = False
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong between keys."""
+        if len(set(self.labels)) < len(self.labels):
+            yield "labels", f"must differ, got {', '.join(self.labels)}"
+
+    @property
+    def window(self) -> int:
+        """A whole row."""
+        return self.seq_len
+
+    @property
+    def stride(self) -> int:
+        """As many tokens as a row has at most."""
+        return self.seq_len
+
+    def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
+        """Rows do not go on where others end."""
+        yield from self.memory_problems(mem_len)
+
+    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+        """None beyond what opening the files finds."""
+        yield from ()
+
+    def num_segments(self, data: Manifest) -> int:
+        """One for each text, and one for XLNet's CLS."""
+        assert isinstance(data, LabelledTexts), "RunConfig.problems() asks for it"
+        if self.layout == "document":
+            return 1
+        return 3 if self.layout == "cls_last" else len(data.parts[0])
+
+    def training_rows(
+        self,
+        manifest: Manifest,
+        *,
+        mem_len: int,
+        num_streams: int,
+        seed: int,
+        shuffle_blocks: int,
+        block_tokens: int | None = None,
+    ) -> ExampleRows:
+        """Every example once an epoch."""
+        assert isinstance(manifest, LabelledTexts), "RunConfig.problems() asks for it"
+        return ExampleRows(manifest, self.labels, num_streams=num_streams, seed=seed)
+
+    def evaluation_rows(
+        self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> ExampleEvaluationRows:
+        """Every example once."""
+        assert isinstance(manifest, LabelledTexts), "RunConfig.problems() asks for it"
+        return ExampleEvaluationRows(manifest, self.labels, num_streams=num_streams)
+
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassifyCollator:
+        """The CPU half, which draws nothing."""
+        return ClassifyCollator(self.seq_len, self.layout, tokenizer.vocabulary)
+
+    def head(self, backbone: Backbone) -> ClassifyHead:
+        """The device half."""
+        return ClassifyHead(backbone.d_model, self)
+
+
+@dataclass(frozen=True)
+class ClassifyCollator:
+    """Rows into tokens, padded on the right to the longest of them. Segments are 0 for A, 1 for B, 2 for XLNet's CLS.
+
+    A row without a label (past the end of an evaluation) is laid out, and asks nothing.
+    """
+
+    seq_len: int
+    layout: Layout
+    vocabulary: Vocabulary
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """A batch of as many rows, which may be none."""
+        laid_out = [self._lay_out(row) for row in rows]
+        longest = max((len(tokens) for tokens, _ in laid_out), default=1)
+        shape = (len(rows), min(-(-longest // _MULTIPLE) * _MULTIPLE, self.seq_len))
+        tokens, segments = np.full(shape, self.vocabulary.pad, np.int64), np.zeros(shape, np.int64)
+        valid, labels = np.zeros(shape, bool), np.full(len(rows), UNLABELLED)
+        for i, (row, (symbols, parts)) in enumerate(zip(rows, laid_out, strict=True)):
+            assert row.pair is not None, "rows of `ExampleRows`"
+            tokens[i, : len(symbols)], segments[i, : len(symbols)], labels[i] = symbols, parts, row.pair.label
+            valid[i, : len(symbols)] = True
+        inputs = BackboneInput(
+            tokens=torch.from_numpy(tokens),
+            remembered=torch.zeros(len(rows), dtype=torch.int64),
+            valid=torch.from_numpy(valid),
+            segments=torch.from_numpy(segments),
+        )
+        asked = np.flatnonzero(labels != UNLABELLED)
+        targets = {"label": torch.from_numpy(labels[asked]), "label_at": torch.from_numpy(asked)}
+        return Batch(inputs, targets, {"label": len(asked)})
+
+    def _lay_out(self, row: Row) -> tuple[list[int], list[int]]:
+        """A row's tokens and their segments."""
+        assert row.pair is not None, "rows of `ExampleRows`"
+        first, second = row.tokens[: row.pair.split].tolist(), row.tokens[row.pair.split :].tolist()
+        paired = bool(second)
+        room = self.seq_len - (3 if paired else 2)
+        while len(first) + len(second) > room:
+            (first if len(first) > len(second) else second).pop()
+        eod, cls, sep = self.vocabulary.eod, [self.vocabulary.cls], [self.vocabulary.sep]
+        if self.layout == "document":
+            tokens = [eod, *first, eod, *([*second, eod] if paired else [])]
+            return tokens, [0] * len(tokens)
+        tail, tail_segments = (second + sep, [1] * (len(second) + 1)) if paired else ([], [])
+        if self.layout == "cls_first":
+            return [*cls, *first, *sep, *tail], [0] * (len(first) + 2) + tail_segments
+        return [*first, *sep, *tail, *cls], [*[0] * (len(first) + 1), *tail_segments, 2]
+
+
+class ClassifyHead(Head):
+    """One vector a row, through a pooler, onto the labels."""
+
+    def __init__(self, d_model: int, objective: Classify):
+        super().__init__()
+        self.layout, self.seq_len = objective.layout, objective.seq_len
+        # Named as in masked language models with a sentence task, so that their pooler goes on where it was.
+        self.sentence = nn.ModuleDict({"pooler": Pooler(d_model)})
+        self.dropout = nn.Dropout(objective.dropout)
+        self.classifier = nn.Linear(d_model, len(objective.labels))
+        draw(self.classifier, 0.02)
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        """The summed loss of the rows that have a label, and each one's."""
+        at, labels = batch.targets["label_at"], batch.targets["label"]
+        logits = self.logits(hidden, batch)[at]
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        correct = None if self.training else logits.argmax(dim=-1) == labels
+        return Loss({"label": nll.sum()}, {"label": Scores(rows=at, nll=nll.detach(), correct=correct)})
+
+    def logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
+        """Of each row, fp32."""
+        pooled = self.sentence["pooler"](self._summarize(hidden.tokens, batch)[:, None])
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits.float()
+
+    def flops_per_token(self) -> float:
+        """Forward and backward of pooler and classifier, which see one vector a row."""
+        return 6.0 * sum(p.numel() for p in self.parameters()) / self.seq_len
+
+    def _summarize(self, hidden: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B D"]:
+        valid = batch.inputs.valid
+        assert valid is not None, "the collator says it"
+        if self.layout == "cls_first":
+            return hidden[:, 0]
+        if self.layout == "document":
+            there = valid.to(hidden.dtype)[..., None]
+            return (hidden * there).sum(1) / there.sum(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), valid.sum(1) - 1]

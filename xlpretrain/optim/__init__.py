@@ -1,0 +1,15 @@
+"""The optimizers. A new one is a file and a line here."""
+
+from typing import Annotated
+
+from xlpretrain.optim.adamw import AdamWConfig
+from xlpretrain.optim.base import OptimizerConfig
+from xlpretrain.optim.lamb import LambConfig
+from xlpretrain.schema import Choice
+
+__all__ = ["OPTIMIZERS", "AdamWConfig", "AnyOptimizer", "LambConfig", "OptimizerConfig"]
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "lamb": LambConfig}
+
+AnyOptimizer = Annotated[OptimizerConfig, Choice(OPTIMIZERS)]
+"""The config of any optimizer, told by its key `type`."""

@@ -1,0 +1,96 @@
+"""AdamW, with bias correction (torch's own) or without (BERT's)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from xlpretrain.optim.base import OptimizerConfig, Sees, decay_groups
+
+Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+
+
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019), torch's fused implementation.
+
+    The optimizer of BERT, XLNet and ALBERT ("AdamWeightDecay") is this with `bias_correction: false`, `eps: 1.0e-6`
+    and `betas: [0.9, 0.999]`.
+    """
+
+    type: Literal["adamw"] = "adamw"
+    """Which optimizer this is."""
+    betas: Betas = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    bias_correction: bool = True
+    """Divide the moments, which begin at 0, by the share of them that has been filled."""
+
+    state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    sees: ClassVar[Sees] = "elements"
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = decay_groups(parameters, self.weight_decay)
+        if self.bias_correction:
+            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return UncorrectedAdamW(groups, {"lr": self.lr, "betas": self.betas, "eps": self.eps})
+
+
+class UncorrectedAdamW(torch.optim.Optimizer):
+    """w -= lr * (m / (sqrt(v) + eps) + weight_decay * w), with m and v the moving averages of g and g^2 from 0 on."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            masters = [master for master in group["params"] if master.grad is not None]
+            move(masters, masters, self.state, group, lr=group["lr"], weight_decay=group["weight_decay"])
+
+
+def move(
+    targets: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    state: MutableMapping[Tensor, Any],
+    group: dict[str, Any],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    bias_correction: bool = False,
+) -> None:
+    """Renew the moments of `masters` by their gradients and move `targets`, of the same shapes, by a step of Adam.
+
+    One pass of torch's fused kernel, without waiting for the device. `group` has `betas` and `eps`.
+    """
+    if not masters:
+        return
+    for master in masters:
+        if not state[master]:
+            state[master] = {"step": master.new_zeros(()), "exp_avg": torch.zeros_like(master)}
+            state[master]["exp_avg_sq"] = torch.zeros_like(master)
+    states = [state[master] for master in masters]
+    steps = [s["step"] for s in states]
+    if not bias_correction:
+        torch._foreach_add_(steps, 1)
+        # The kernel divides by 1 - beta^step: told that infinitely many steps went before, it divides by 1.
+        steps = [steps[0].new_full((), math.inf)] * len(steps)
+    adamw(
+        list(targets),
+        [master.grad for master in masters if master.grad is not None],
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+        [],
+        steps,
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        eps=group["eps"],
+        lr=lr,
+        weight_decay=weight_decay,
+    )

@@ -1,0 +1,120 @@
+"""LAMB (You et al., "Large batch optimization for deep learning", 2020, arXiv:1904.00962, algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from xlpretrain.optim.adamw import Betas, move
+from xlpretrain.optim.base import LayerWise, OptimizerConfig, Sees, Segment, decay_groups
+from xlpretrain.schema import Problem
+
+
+class LambConfig(OptimizerConfig):
+    """Adam whose step is scaled, tensor by tensor, to the norm of the weights. The defaults are ALBERT's.
+
+    Biases and norms (fewer than two dimensions) neither decay nor are scaled.
+    """
+
+    type: Literal["lamb"] = "lamb"
+    """Which optimizer this is."""
+    lr: Annotated[float, Field(gt=0)] = 1.76e-3
+    """Peak learning rate, which the schedule scales; the default goes with batches of 4096 rows."""
+    betas: Betas = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the root of the second moment."""
+    bias_correction: bool = False
+    """Divide the moments, which begin at 0, by the share of them that has been filled: the paper does, ALBERT not."""
+    min_trust_ratio: Annotated[float, Field(ge=0)] | None = None
+    """The least that a step is multiplied by (null: no bound); the ratio is |weights| / |step|."""
+    max_trust_ratio: Annotated[float, Field(gt=0)] | None = None
+    """The most that a step is multiplied by (null: no bound); 10 is usual elsewhere."""
+
+    state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    sees: ClassVar[Sees] = "segments"
+
+    def problems(self) -> Iterator[Problem]:
+        """The bounds must not cross."""
+        low, high = self.min_trust_ratio, self.max_trust_ratio
+        if low is not None and high is not None and low > high:
+            yield "min_trust_ratio", f"must not be above max_trust_ratio ({high:g}), got {low:g}"
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = decay_groups(parameters, self.weight_decay)
+        defaults = self.model_dump(include={"lr", "betas", "eps", "bias_correction"})
+        low, high = self.min_trust_ratio, self.max_trust_ratio
+        return Lamb(groups, {**defaults, "bounds": (low or 0.0, math.inf if high is None else high)})
+
+
+class Lamb(LayerWise):
+    """One all-reduce of two numbers per tensor and call; a temporary of the size of the stepped masters."""
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]):
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            group["scaled"] = group["params"][0].ndim >= 2  # said now: masters that come later are flat
+        self._segments: Mapping[Tensor, Sequence[Segment]] | None = None
+        self._num_tensors = 0
+        self._process_group: dist.ProcessGroup | None = None
+        self._numbers: dict[Tensor, Tensor] = {}
+
+    def attach(
+        self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
+    ) -> None:
+        self._segments, self._num_tensors, self._process_group = segments, num_tensors, group
+        # On the device once and for all: a copy in each step would wait for it.
+        self._numbers = {
+            m: torch.tensor([s.tensor for s in of], device=m.device, dtype=torch.long) for m, of in segments.items()
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Called by DeepSpeed once for each master, by the plain engine once for all. Every rank must call it."""
+        if self._segments is None:
+            raise RuntimeError("LAMB does not know where tensors lie: call attach() before the first step")
+        for group in self.param_groups:
+            masters = [master for master in group["params"] if master.grad is not None]
+            correct = group["bias_correction"]
+            if not masters:
+                continue
+            if not group["scaled"]:
+                move(masters, masters, self.state, group, lr=group["lr"], bias_correction=correct)
+                continue
+            steps = [torch.zeros_like(master) for master in masters]
+            move(steps, masters, self.state, group, lr=-1.0, bias_correction=correct)
+            if group["weight_decay"]:
+                torch._foreach_add_(steps, masters, alpha=group["weight_decay"])
+            self._apply(masters, steps, group)
+
+    def _apply(self, masters: Sequence[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """w -= lr * |w| / |step| * step, for each tensor; padding is left alone."""
+        assert self._segments is not None
+        cuts = [(index, s) for index, master in enumerate(masters) for s in self._segments[master]]
+        weights = [masters[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
+        updates = [steps[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
+        numbers = torch.cat([self._numbers[master] for master in masters])
+        ratios = self._trust_ratios(weights, updates, numbers, group["bounds"])
+        if weights:
+            torch._foreach_addcmul_(weights, updates, ratios.float().unbind(), value=-group["lr"])
+
+    def _trust_ratios(
+        self, weights: list[Tensor], updates: list[Tensor], numbers: Tensor, bounds: tuple[float, float]
+    ) -> Float[Tensor, " S"]:
+        """|w| / |step| within bounds, of the tensor that each segment is of; 1 where a norm is 0. In float64."""
+        squares = torch.zeros(2, self._num_tensors, dtype=torch.float64, device=numbers.device)
+        for row, segments in zip(squares, (weights, updates), strict=True):
+            if segments:
+                row[numbers] = torch.stack(torch._foreach_norm(segments, dtype=torch.float64)).square()
+        if self._process_group is not None:
+            dist.all_reduce(squares, group=self._process_group)  # also from ranks that hold nothing of these masters
+        weight, update = squares.sqrt()
+        ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
+        return ratios[numbers]

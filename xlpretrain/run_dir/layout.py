@@ -1,0 +1,206 @@
+"""The folder of a run: what lies where, and what the outside may read of it while it goes on. Torch-free.
+
+config.yaml      the resolved configuration; what a resume must agree with
+provenance.json  where it came from: digests of its data and weights (origin.py), W&B run id, host, versions
+metrics.jsonl    one line per logged step
+status.json      what it is doing, or why and where it ended
+checkpoints/     step-00000100/ ...
+tokenizer/       what its texts were encoded by
+lease/           which start of the run may write here (lease.py)
+logs/            what launcher and ranks said (rank_log.py); stacks of ranks that hung (watchdog.py)
+loss.png  wandb/
+predictions.csv  metrics.json  confusion.png    of a classifier, on its held-out texts
+STOP             the user's wish to save and end; `xlpretrain resume` removes it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from xlpretrain.errors import LaunchError
+from xlpretrain.file_system.atomic_files import replace_file, replacing, sync
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The names that a run, and so its folder, may have: they go into job scripts and W&B."""
+
+State = Literal["running", "finished", "stopped", "failed"]
+Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status.json` says. `reason` tells why a run is no longer running; `step` counts completed ones.
+
+    goodput: what became of the run's time until `updated_at`, by the names that it has in the metrics.
+    """
+
+    state: State
+    reason: Reason = ""
+    step: int = 0
+    max_steps: int = 0
+    message: str = ""
+    launch_id: str = ""
+    world_size: int = 1
+    host: str = ""
+    pid: int = 0
+    updated_at: float = 0.0
+    goodput: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Where the run came from."""
+        return self.path / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the run is doing."""
+        return self.path / "status.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def predictions(self) -> Path:
+        """What a classifier says of each of its held-out texts."""
+        return self.path / "predictions.csv"
+
+    @property
+    def figures(self) -> Path:
+        """How good that is."""
+        return self.path / "metrics.json"
+
+    @property
+    def confusion(self) -> Path:
+        """Which labels it takes for which."""
+        return self.path / "confusion.png"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's tokenizer; runs of earlier versions have it beside their data only."""
+        return self.path / "tokenizer"
+
+    @property
+    def lease(self) -> Path:
+        """Who may write here."""
+        return self.path / "lease"
+
+    @property
+    def logs(self) -> Path:
+        """What was said, and stacks of ranks that hung."""
+        return self.path / "logs"
+
+    @property
+    def job_log(self) -> Path:
+        """What the launcher, or a job and its supervisor, said."""
+        return self.logs / "job.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank said."""
+        return self.logs / f"rank-{rank:05d}.log"
+
+    @property
+    def stop_file(self) -> Path:
+        """While it exists, the run saves and ends, and nothing restarts it."""
+        return self.path / "STOP"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    def refuse_others(self) -> None:
+        """Raise `LaunchError` if files lie here that a new run would write over, and no run was begun or submitted."""
+        begun = (self.config, self.provenance, self.lease, self.path / "slurm")
+        written = (self.metrics, self.plot, self.predictions, self.figures, self.confusion)
+        found = [path for path in written if path.exists()]
+        if found and not any(path.exists() for path in begun):
+            raise LaunchError(
+                f"{found[0]}: lies there already, and is not of a run; choose another name, or move it away"
+            )
+
+    def create(self, *, config: str, provenance: Mapping[str, Any], fence: Callable[[], None] = lambda: None) -> None:
+        """Make the folder. The configuration is written last: a folder without one was never begun."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            replace_file(self.provenance, json.dumps(provenance, indent=2) + "\n", fence=fence)
+            replace_file(self.config, config, fence=fence)
+        except OSError as error:
+            raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
+
+    def keep_tokenizer(self, name: str, model: bytes) -> None:
+        """Put a tokenizer's file there, if it is not. Raises `LaunchError`."""
+        if (self.tokenizer / name).exists():
+            return
+        try:
+            self.tokenizer.mkdir(parents=True, exist_ok=True)
+            with replacing(self.tokenizer / name) as temporary:
+                temporary.write_bytes(model)
+                sync(temporary)
+        except OSError as error:
+            raise LaunchError(f"{self.tokenizer}: the tokenizer cannot be kept there: {error.strerror}") from None
+
+    def require(self) -> RunFolder:
+        """Itself. Raises `LaunchError` if no run was begun here."""
+        if not self.exists():
+            raise self.missing()
+        return self
+
+    def missing(self) -> LaunchError:
+        """The error for a folder without a run."""
+        return LaunchError(f"{self.path}: not a run folder (it has no config.yaml); name one such as runs/quickstart")
+
+    def refuse_if_read_only(self) -> None:
+        """Raise `LaunchError` if this process may not write here, or not make the folder."""
+        above = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        for place in (above, self.lease, self.checkpoints):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise LaunchError(
+                    f"{place}: may only be read here, and a run writes to its folder; make it writable, or copy the run"
+                    f" ({self.path}) and resume the copy. `eval`, `report`, `export` and `status` only read"
+                )
+
+    def read_provenance(self) -> dict[str, Any]:
+        """What `create` was told."""
+        data: dict[str, Any] = json.loads(self.provenance.read_text(encoding="utf-8"))
+        return data
+
+    def read_status(self) -> Status | None:
+        """The status, or None if there is none yet."""
+        try:
+            return Status(**json.loads(self.status.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write_status(self, status: Status, *, fence: Callable[[], None] = lambda: None) -> None:
+        """Replace the status. Raises OSError, and what `fence` raises just before."""
+        stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
+        replace_file(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)

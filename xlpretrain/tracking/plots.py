@@ -1,0 +1,79 @@
+"""What people would rather see than read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.tracking.metrics_file import read_metrics
+
+
+def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[], None] = lambda: None) -> None:
+    """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate.
+
+    Raises OSError, and what `fence` raises once the picture is ready to replace the old one.
+    """
+    from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
+
+    rows = list(read_metrics(metrics))
+    trained = np.array([(r["step"], r["train/loss"], r["train/lr"]) for r in rows if r.get("train/loss") is not None])
+    held_out = np.array([(r["step"], r["valid/loss"]) for r in rows if r.get("valid/loss") is not None])
+    if not len(trained):
+        return
+    accuracies = sorted({name for row in rows for name in row if name.endswith("_accuracy")})
+    figure = Figure(figsize=(8, 7.5 if accuracies else 5.5), layout="constrained")
+    above, *middle, below = figure.subplots(
+        2 + bool(accuracies), 1, sharex=True, height_ratios=[4, 2, 1] if accuracies else [4, 1]
+    )
+    above.plot(trained[:, 0], trained[:, 1], color="tab:blue", alpha=0.35, linewidth=1, label="training, as logged")
+    above.plot(trained[:, 0], _smooth(trained[:, 1]), color="tab:blue", linewidth=2, label="training, smoothed")
+    if len(held_out):
+        above.plot(held_out[:, 0], held_out[:, 1], "o-", color="tab:orange", label="held out")
+    above.set(ylabel="loss (nats per prediction)", title=title)
+    above.grid(alpha=0.3)
+    above.legend()
+    for axis in middle:
+        for name in accuracies:
+            known = np.array([(r["step"], r[name]) for r in rows if r.get(name) is not None])
+            axis.plot(known[:, 0], known[:, 1], "o-", label=name.removeprefix("valid/").removesuffix("_accuracy"))
+        axis.set(ylabel="held-out accuracy")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    below.plot(trained[:, 0], trained[:, 2], color="tab:gray")
+    below.set(xlabel="step", ylabel="learning rate")
+    below.grid(alpha=0.3)
+    with replacing(picture, fence=fence) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], picture: Path, *, title: str) -> None:
+    """How often each label (rows) was predicted as which (columns), shaded by its share of the row. Raises OSError."""
+    from matplotlib.figure import Figure
+
+    table = np.array(counts)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.7 * len(labels)
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        axis.text(column, row, f"{count:,}\n{shares[row, column]:.0%}", ha="center", va="center", color=color)
+    axis.set(title=title, xlabel="predicted", ylabel="label")
+    axis.set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 8 else 0)
+    axis.set_yticks(range(len(labels)), labels)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a twentieth of the values, corrected for its start."""
+    weight = 1 - 1 / max(2.0, len(values) / 20)
+    averages, average = np.empty(len(values)), 0.0
+    for i, value in enumerate(values):
+        average = weight * average + (1 - weight) * value
+        averages[i] = average / (1 - weight ** (i + 1))
+    return averages

@@ -1,0 +1,116 @@
+"""A short fine-tune of a copy of the model while it trains: what it has learnt for a task so far.
+
+The run does not feel it: the copy has an engine of its own, torch's generator is put back, and the weights are only
+read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlpretrain import distributed, schema
+from xlpretrain.config.data_rules import training_rows
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.config import Datasets
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.order import mix
+from xlpretrain.engine import Engine, build_engine
+from xlpretrain.evaluation.held_out import Pause, evaluate, paused
+from xlpretrain.finetune.config import classifier_config
+from xlpretrain.tracking.metrics_file import Metrics
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier's run in small. config: as `recipe.classifier_config` makes it, but shorter."""
+
+    config: RunConfig
+    data: Datasets
+
+    @classmethod
+    def of(cls, run: RunConfig, data: Datasets) -> Probe | None:
+        """What `eval.probe` of a run asks for, checked. Raises `ConfigError` and `DataError`."""
+        probe = run.eval.probe
+        if probe is None:
+            return None
+        content = classifier_config(
+            run,
+            tokenizer=data.tokenizer,
+            kept_at=run.folder.tokenizer / data.tokenizer.file_name,
+            train=probe.train,
+            valid=probe.valid,
+            text=probe.text,
+            label=probe.label,
+        )
+        length = {"max_steps": probe.steps, "schedule": {"type": "linear", "warmup_steps": probe.steps // 10}}
+        content |= {**length, "engine": {"type": "plain", "precision": "fp32"}, "seed": run.seed}
+        content["schedule"]["total_steps"] = probe.steps
+        config = schema.validate(RunConfig, content, f"{run.name}, its probe")
+        return cls(config, config.data.open(kept=data.tokenizer))
+
+    def run(self, weights_of: Engine, *, pause: Pause) -> Metrics:
+        """The accuracy of a classifier that begins with the weights of an engine as they are.
+
+        Every rank must call it. pause: called before each step and each batch of the evaluation; what it raises ends
+        the probe.
+        """
+        weights, device = whole_weights(weights_of), weights_of.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            engine = self._engine(weights, device)
+            self._train(engine, pause)
+            assert self.data.valid is not None, "`of` names it"
+            found = evaluate(
+                engine.evaluate,
+                engine.model.backbone.empty_memory,
+                manifest=self.data.valid,
+                tokenizer=self.data.tokenizer,
+                objective=self.config.objective,
+                mem_len=0,
+                config=self.config.eval,
+                device=device,
+                pause=pause,
+            )
+        return {"valid/probe_accuracy": found.main.accuracy, "valid/probe_loss": found.loss}
+
+    def _engine(self, weights: dict[str, Tensor], device: torch.device) -> Engine:
+        torch.manual_seed(self.config.seed)
+        model = self.config.build_model(self.data.train.vocabulary.size)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:  # the classifier is new
+                    parameter.copy_(weights[name].view_as(parameter))
+        return build_engine(
+            self.config.engine,
+            model,
+            self.config.optimizer,
+            num_micro_batches=1,
+            weights=self.config.objective.weights,
+            device=device,
+        )
+
+    def _train(self, engine: Engine, pause: Pause) -> None:
+        config, rank = self.config, distributed.rank()
+        streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
+        rows = training_rows(config, self.data.train)
+        loader = Loader(rows, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
+        memory = engine.model.backbone.empty_memory(len(streams), 0)
+        assert config.max_steps is not None, "`of` says it"
+        for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
+            torch.manual_seed(mix(config.seed, step, rank))
+            engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each row has its label
+            loss, _ = engine(batch.to(engine.device), memory)
+            engine.backward(loss)
+            engine.step(config.optimizer.lr * config.schedule.ratio(step))
+
+
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter's fp32 weights, flat, on the CPU, put together from all ranks. Every rank must call it."""
+    pieces = [(r.name, r.start, r.stop, r.tensor.cpu()) for r in engine.state_ranges() if r.kind == "weight"]
+    found = {name: torch.empty(shape.numel()) for name, shape in engine.shapes.items()}
+    for of_rank in distributed.gather_objects(pieces):
+        for name, start, stop, values in of_rank:
+            found[name][start:stop] = values
+    return found

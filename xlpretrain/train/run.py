@@ -1,0 +1,69 @@
+"""One rank's part in a run: what the training loop works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from xlpretrain.checkpoint.saver import Saver
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.samples import Rows
+from xlpretrain.engine.base import Engine
+from xlpretrain.errors import XLPretrainError
+from xlpretrain.evaluation.held_out import Evaluation, Pause
+from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.lease import Lease
+from xlpretrain.run_dir.stop import StopRequest
+from xlpretrain.run_dir.watchdog import Watchdog
+from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.prediction_share import PredictionCounter
+from xlpretrain.train.recorder import Recorder
+from xlpretrain.train.throughput import Stopwatch
+
+
+@dataclass
+class Run:
+    """One rank's part in a run, ready to go on from `state.step`.
+
+    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
+    peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
+    corpus_losses: this rank's sums and counts by corpus, of the last step that is logged.
+    predictions: counts how much of the steps that are logged is predicted.
+    damage_told: what was said of damaged blocks.
+    last_losses: this rank's part of the last step's loss, until the ranks have looked whether it is a spike.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    lease: Lease
+    watchdog: Watchdog
+    engine: Engine
+    loader: Loader[Batch]
+    rows: Rows
+    streams: range
+    state: TrainState
+    mems: list[Tensor]
+    evaluate: Callable[[Pause], Evaluation] | None
+    probe: Callable[[Pause], Metrics] | None
+    stop: StopRequest
+    recorder: Recorder
+    peak_flops: float
+    flops_per_token: float
+    saver: Saver
+    predictions: PredictionCounter
+    trouble: XLPretrainError | None = None
+    last_losses: float | None = None
+    corpus_losses: Tensor | None = None
+    damage_told: set[str] = field(default_factory=set)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def max_steps(self) -> int:
+        """The step at which the run is finished."""
+        assert self.config.max_steps is not None, "the config was resolved"
+        return self.config.max_steps

@@ -1,0 +1,63 @@
+"""Meters of speed and memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from xlpretrain.tracking.metrics_file import Metrics
+
+# Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
+_GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
+
+
+@dataclass
+class Stopwatch:
+    """Wall time since the last `lap`, and how much of it was spent waiting for data."""
+
+    started_at: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    data_wait_s: float = 0.0
+
+    def lap(self, *, tokens_per_step: int, flops_per_token: float, peak_flops: float) -> Metrics:
+        """Rates per step since the last lap, which begins anew. `peak_flops`: of all ranks together."""
+        elapsed = max(time.perf_counter() - self.started_at, 1e-9)
+        steps = max(self.steps, 1)
+        tokens_per_second = self.steps * tokens_per_step / elapsed
+        lap: Metrics = {
+            "time/step_s": elapsed / steps,
+            "time/data_wait_s": self.data_wait_s / steps,
+            "time/tokens_per_second": tokens_per_second,
+            "time/mfu": tokens_per_second * flops_per_token / peak_flops,
+        }
+        self.started_at, self.steps, self.data_wait_s = time.perf_counter(), 0, 0.0
+        return lap
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held: on the GPU if there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s this rank could reach in matrix products: the data sheet's for a known GPU (bf16), else measured once."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for model, peak in _GPU_PEAKS.items():
+            if model in name:
+                return peak
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
