@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines import deduplicating, encoding, reading, shards
+from data_pipelines.build_warnings import find_warnings
 from data_pipelines.claims import claims
 from data_pipelines.config import DataConfig
 from data_pipelines.files import is_remote
@@ -19,7 +20,7 @@ from data_pipelines.finished import is_finished, open_splits
 from data_pipelines.parallel import WorkerDiedError, Workers
 from data_pipelines.plan import make_plan
 from data_pipelines.progress import Stages
-from data_pipelines.report import read_report, report_table, write_report
+from data_pipelines.report import print_report, read_report, write_report
 from data_pipelines.stats import summary_table
 from data_pipelines.work import Stage, Work, run_task
 from xlpretrain.data.manifest import Manifest
@@ -61,8 +62,7 @@ def tell(out: Path, stages: Stages) -> BuildReport:
     """Print what a build that is finished made."""
     splits = open_splits(out)
     stages.console.print(summary_table(str(out), splits))
-    if table := report_table(out, read_report(out)):
-        stages.console.print(table)
+    print_report(stages.console, out, read_report(out))
     return BuildReport(out, splits, seconds=stages.seconds)
 
 
@@ -121,7 +121,15 @@ def finish(work: Work, *, replace: bool) -> None:
     refuse_changed(file for file in plan.files if not is_remote(file.path))
     read, encoded = work.counts(reading.NAME), work.counts(encoding.NAME)
     cleaned = {**reading.cleaned(read), **encoding.cleaned(encoded)}
-    write_report(work.dataset, num_read=read["read"], num_kept=encoded["kept"], cleaned=cleaned)
+    trained_on = work.counts(encoding.TOKENIZER)
+    write_report(
+        work.dataset,
+        num_read=read["read"],
+        num_kept=encoded["kept"],
+        cleaned=cleaned,
+        trained_on=trained_on,
+        warnings=list(find_warnings(plan.config, encoded, trained_on)),
+    )
     shards.write_indexes(work, plan.built_from)
     put_in_place(work.dataset, plan.out, claims=claims if replace else None)
     work.remove()

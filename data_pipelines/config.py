@@ -78,6 +78,8 @@ class SentenceConfig(Section):
     """By the sentencex library, or one sentence a line."""
     language: str = "en"
     """The language of the text, as an ISO 639 code."""
+    line_ends: bool = False
+    """End a sentence at each line end, too; for text that is not wrapped at a fixed width."""
 
 
 class DataConfig(Section):

@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.deduplicating import range_sizes, remaining_documents
 from data_pipelines.pack import Encoded, EncodedRun, encode
 from data_pipelines.reading import documents_of
 from data_pipelines.runs import Document
 from data_pipelines.splits import SPLITS, Group, groups, require_documents
-from data_pipelines.train_tokenizer import clean_sentences, make_tokenizer
+from data_pipelines.train_tokenizer import RESERVED, clean_sentences, make_tokenizer
 from data_pipelines.work import Stage, Work, write_counts
 from xlpretrain.data.tokenizer import Tokenizer
 from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
+SAMPLE_TOKENS = 512
+"""What a sample has unless a run's objective says otherwise; longer sentences are cut."""
 
 
 def tokenizer_sizes(work: Work) -> list[int]:
@@ -36,12 +40,17 @@ def run_tokenizer(work: Work, task: int) -> None:
             if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
                 raise DataError(f"{config.tokenizer.path}: changed after the build began; build again")
         else:
-            tokenizer = make_tokenizer(sample_sentences(work), config.tokenizer)
+            sentences, counts = sample_sentences(work)
+            tokenizer = make_tokenizer(sentences, config.tokenizer)
+            write_counts(folder, counts)
         (folder / tokenizer.file_name).write_bytes(tokenizer.model)
 
 
-def sample_sentences(work: Work) -> list[str]:
-    """Sentences of training documents in their order: of each source as many as its weight says."""
+def sample_sentences(work: Work) -> tuple[list[str], Counter[str]]:
+    """Sentences of training documents in their order, of each source as many as its weight says; and how much that is.
+
+    "left out" are bytes that a SentencePiece model cannot be trained on.
+    """
     config = work.config
     wanted = config.tokenizer.input_sentence_size
     weights = [source.weight for source in config.sources]
@@ -51,6 +60,7 @@ def sample_sentences(work: Work) -> list[str]:
     else:
         quotas = [wanted] * len(weights)
     found: list[str] = []
+    counts: Counter[str] = Counter()
     for document in _training_documents(work):
         if quotas[document.source] <= 0:
             continue
@@ -58,10 +68,14 @@ def sample_sentences(work: Work) -> list[str]:
         room = min(quotas[document.source], wanted - len(found))
         new = [sentence for _, sentence in zip(range(room), sentences, strict=False)]
         found += new
+        counts["bytes"] += sum(len(sentence.encode()) for sentence in new)
+        if config.tokenizer.model_type == "unigram":
+            counts["left out"] += document.text.count(RESERVED.encode()) * len(RESERVED.encode())
         quotas[document.source] -= len(new)
         if len(found) >= wanted or not any(quota > 0 for quota in quotas):
             break
-    return found
+    counts["sentences"] = len(found)
+    return found, counts
 
 
 def _training_documents(work: Work) -> Iterator[Document]:
@@ -85,6 +99,9 @@ def run(work: Work, task: int) -> None:
             encoded.save(folder / group.folder)
             counts[f"unknown in {group.folder}"] = int((encoded.tokens == tokenizer.vocabulary.unk).sum())
             counts[f"tokens in {group.folder}"] = len(encoded.tokens)
+            lengths = np.diff(np.union1d(encoded.document_ends, encoded.sentence_ends), prepend=-1)
+            counts[f"long in {group.folder}"] = int(lengths[lengths > SAMPLE_TOKENS].sum())
+            counts[f"empty in {group.folder}"] = int((np.diff(encoded.document_ends, prepend=-1) == 1).sum())
             counts["kept"] += len(documents)
         write_counts(folder, counts)
 
@@ -113,7 +130,7 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
     """Of what the tasks have counted: what cleaning has done."""
-    own = ("kept", "tokens in ", "unknown in ")
+    own = ("kept", "tokens in ", "unknown in ", "long in ", "empty in ")
     return {name: count for name, count in counts.items() if not name.startswith(own)}
 
 

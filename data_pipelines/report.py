@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from xlpretrain.durable import replace_file
@@ -17,9 +18,22 @@ KEYS = ("documents_read", "documents_kept", "cleaned")
 """What every report has."""
 
 
-def write_report(folder: Path, *, num_read: int, num_kept: int, cleaned: Mapping[str, int]) -> None:
-    """Into the dataset that grows. Raises OSError."""
-    whole = {"documents_read": num_read, "documents_kept": num_kept, "cleaned": dict(sorted(cleaned.items()))}
+def write_report(
+    folder: Path,
+    *,
+    num_read: int,
+    num_kept: int,
+    cleaned: Mapping[str, int],
+    trained_on: Mapping[str, int],
+    warnings: Sequence[str],
+) -> None:
+    """Into the dataset that grows. trained_on: what the tokenizer was, if it was trained here. Raises OSError."""
+    whole: dict[str, Any] = {"documents_read": num_read, "documents_kept": num_kept}
+    whole["cleaned"] = dict(sorted(cleaned.items()))
+    if trained_on:
+        whole["tokenizer_trained_on"] = dict(sorted(trained_on.items()))
+    if warnings:
+        whole["warnings"] = list(warnings)
     replace_file(folder / FILE, json.dumps(whole, indent=2) + "\n")
 
 
@@ -31,6 +45,14 @@ def read_report(out: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(f"{out / FILE}: cannot be read: {error}") from None
+
+
+def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
+    """What cleaning has done, if anything, and the warnings."""
+    if table := report_table(out, report):
+        console.print(table)
+    for warning in report.get("warnings", []):
+        console.print(f"warning: {warning}", highlight=False, markup=False, style="yellow")
 
 
 def report_table(out: Path, report: Mapping[str, Any]) -> Table | None:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.report import read_report, report_table
+from data_pipelines.report import print_report, read_report
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.errors import DataError
 
@@ -53,8 +53,8 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
     for what in ("documents", "sentences"):
         console.print(histogram(f"tokens in a {what[:-1]}", {n: getattr(m, what) for n, m in measured.items()}))
     for out in (folder, folder.absolute().parent):
-        if cleaning := report_table(out, read_report(out)):
-            console.print(cleaning)
+        if report := read_report(out):
+            print_report(console, out, report)
             break
     if plot is not None:
         write_plot(plot, measured)

@@ -22,7 +22,11 @@ NUM_THREADS = 4
 """Fixed: another number gives another vocabulary."""
 
 LONGEST_SENTENCE_BYTES = 1 << 16
-"""SentencePiece leaves out longer ones, at 4,192 bytes by default."""
+"""SentencePiece leaves out longer ones, at 4,192 bytes by default; so they are cut."""
+
+RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"
+"""SentencePiece leaves out sentences with this character, its own for what is unknown; so it is left out by itself."""
+_SPACES = str.maketrans({"\0": " ", RESERVED: " "})
 
 
 def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokenizer:
@@ -76,8 +80,25 @@ def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerC
     for sentence in split_sentences(document, config):
         if tokenizer.model_type == "word":
             yield sentence
-        elif words := sentence.replace("\0", " ").split():
-            yield " ".join(words)
+        elif words := sentence.translate(_SPACES).split():
+            yield from _cut(" ".join(words))
+
+
+def _cut(sentence: str) -> Iterator[str]:
+    """A sentence in pieces that SentencePiece takes, at spaces where there are any."""
+    if len(sentence) * 4 <= LONGEST_SENTENCE_BYTES or len(data := sentence.encode()) <= LONGEST_SENTENCE_BYTES:
+        yield sentence
+        return
+    start = 0
+    while len(data) - start > LONGEST_SENTENCE_BYTES:
+        end = data.rfind(b" ", start + 1, start + LONGEST_SENTENCE_BYTES + 1)
+        if end < 0:
+            end = start + LONGEST_SENTENCE_BYTES
+            while data[end] & 0xC0 == 0x80:  # not within a character
+                end -= 1
+        yield data[start:end].decode()
+        start = end + (data[end] == ord(" "))
+    yield data[start:].decode()
 
 
 def _finish(model: bytes) -> bytes:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import build_dataset, write_jsonl
-from tests.corpus import make_sentence
+from tests.conftest import BuildSmall, build_dataset, write_jsonl
+from tests.corpus import WORDS, make_sentence
 from xlpretrain.data.manifest import Manifest
 from xlpretrain.data.pairing import PairRules, Samples
 from xlpretrain.data.pairs import PairEvaluationRows, PairRows
@@ -350,3 +350,34 @@ def test_slots_and_rows_cost_little(train: Manifest):
     print(f"{len(slots)} blocks counted in {counted - started:.3f} s; {640 / seconds:,.0f} rows per second")
     assert counted - started < 2
     assert seconds < 5
+
+
+def test_numbered_lines_do_not_make_order_pairs_cut_within_sentences(build_small: BuildSmall):
+    """Of 80 sentences a document, one a line; runs of one sentence are cut in two, or left out."""
+    rng = random.Random(5)
+    words = [word for word in WORDS if len(word) > 6]  # no abbreviations
+    documents = []
+    for _ in range(400):
+        lines = [" ".join(rng.choices(words, k=rng.randint(2, 4))).capitalize() + "." for _ in range(80)]
+        lines[10], lines[70] = f"1. {lines[10]}", f"2. {lines[70]}"
+        documents.append("\n".join(lines))
+    train = Manifest.open(build_small(documents, block_tokens=1 << 20) / "train")
+    assert train.num_sentences == 80 * len(documents)
+    assert _share_cut_within_lines(train, PairRules(longest=125, single_sentence="skip")) == 0
+    assert _share_cut_within_lines(train, PairRules(longest=509)) <= 0.02
+
+
+def _share_cut_within_lines(train: Manifest, rules: PairRules) -> float:
+    """Of the samples that ask for the order: those with a part that does not end as a line does."""
+    tokenizer = train.open_tokenizer()
+    rows = PairRows(train, rules, num_streams=1, seed=1, shuffle_blocks=4)
+    asked = within = 0
+    for step in range(min(rows.num_samples, 1000)):
+        row = rows.row(step=step, stream=0)
+        assert row.pair is not None
+        if row.pair.label >= 0:
+            parts = [tokenizer.decode(part) for part in np.split(row.tokens, [row.pair.split])]
+            asked += 1
+            within += not all(part.endswith(".") and not part.endswith("⁇ .") for part in parts)  # a number is ⁇
+    assert asked > 500
+    return within / asked

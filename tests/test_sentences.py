@@ -1,3 +1,5 @@
+from itertools import cycle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,10 +10,82 @@ from data_pipelines.sentences import split_sentences
 TEXT_WITH_ENDS = st.text(alphabet=st.sampled_from("aB. !?\n\r\t。é\u2028\xa0\u3000"))
 
 
-@pytest.mark.parametrize("splitter", ["sentencex", "lines"])
-@given(text=st.one_of(st.text(), TEXT_WITH_ENDS))
-def test_sentences_joined_are_the_document(splitter: str, text: str):
-    assert "".join(split_sentences(text, SentenceConfig(splitter=splitter))) == text
+LISTS = st.lists(
+    st.sampled_from(
+        ["1. ", "2) ", "(3) ", "a. ", "\t- ", "• ", "iv.) ", "It is so. ", "„It", "is“ ", "\n", "\n\n", "word "]
+    )
+).map("".join)
+CODES = (
+    "am ar bg bn ca da de el en es fa fi fr gu he hi it ja kk kn ko ml mr my nl pa pl pt ru sk sv ta te th tr uk vi zh"
+)
+
+
+@pytest.mark.parametrize("config", [{}, {"splitter": "lines"}, {"line_ends": True}, {"language": "de"}])
+@given(text=st.one_of(st.text(), TEXT_WITH_ENDS, LISTS))
+def test_sentences_joined_are_the_document(config: dict, text: str):
+    assert "".join(split_sentences(text, SentenceConfig(**config))) == text
+
+
+def lines_with(*pair: str) -> str:
+    """80 sentences, one a line, of which two are given."""
+    lines = [f"Her {word} number {n} was old." for n, word in zip(range(80), cycle(["house", "tree", "river"]))]
+    lines[10], lines[70] = pair
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("language", CODES.split())
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("1. She was late.", "2. She was early."),
+        ("1) She was late.", "2) She was early."),
+        ("1.) She was late.", "2.) She was early."),
+        ("(1) She was late.", "(b) She was early."),
+        ("a. She was late.", "b. She was early."),
+        ("ii. She was late.", "iii. She was early."),
+        ("- She was late.", "- She was early."),
+        ("• She was late.", "She was early."),
+        ("1. She was late.", "She was early."),
+        ('She was 5" tall.', 'She was 6" tall.'),
+        ("She (was late.", "She was) early."),
+        ("She was “late.", "She was” early."),
+    ],
+    ids=" ".join,
+)
+def test_neither_list_markers_nor_stray_quotes_join_lines(language: str, pair: tuple[str, str]):
+    text = lines_with(*pair)
+    for line_ends in (False, True):
+        sentences = split_sentences(text, SentenceConfig(language=language, line_ends=line_ends))
+        assert sentences == text.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("1. One. Two.\n2. Three. Four.\n", ["1. One. ", "Two.\n", "2. Three. ", "Four.\n"]),
+        ("He came\n- late. So\n- early.\nIt is.", ["He came\n", "- late. ", "So\n", "- early.\n", "It is."]),
+        ("1. One\nmore line.\n2. Two", ["1. One\nmore line.\n", "2. Two"]),
+        (
+            "It is 1. Then two. (a) Three. (b) Four. Five.",
+            ["It is 1. ", "Then two. ", "(a) Three. ", "(b) Four. ", "Five."],
+        ),
+        ("1. a) One.\n   b) Two.\n2. Three.", ["1. a) One.\n   ", "b) Two.\n", "2. Three."]),
+        ("1. One.\n\n2. Two.\n\n", ["1. One.\n\n", "2. Two.\n\n"]),
+        ('She said: "I came.\nI saw." He left.', ['She said: "I came.\n', 'I saw." ', "He left."]),
+        ("She saw (and\nwas seen by) him. He left.", ["She saw (and\nwas seen by) him. ", "He left."]),
+        ("She came in\n1999. Then she left.", ["She came in\n1999. ", "Then she left."]),
+    ],
+)
+def test_the_sentences_of_list_items_and_quotes(text: str, sentences: list[str]):
+    assert split_sentences(text, SentenceConfig()) == sentences
+
+
+def test_line_ends_end_sentences_only_if_it_is_said():
+    text = "A title\nThis is wrapped\nat some width. And\nthis.\n"
+    assert split_sentences(text, SentenceConfig()) == ["A title\nThis is wrapped\nat some width. ", "And\nthis.\n"]
+    assert split_sentences(text, SentenceConfig(line_ends=True)) == [
+        "A title\n", "This is wrapped\n", "at some width. ", "And\n", "this.\n",
+    ]  # fmt: skip
 
 
 @given(st.lists(st.text(alphabet="ab. \n", min_size=1).map(lambda text: f"x{text.strip()}"), min_size=1))

@@ -1,4 +1,5 @@
 import io
+import random
 import unicodedata
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.config import TokenizerConfig
-from data_pipelines.train_tokenizer import train_tokenizer
+from data_pipelines.config import SentenceConfig, TokenizerConfig
+from data_pipelines.train_tokenizer import LONGEST_SENTENCE_BYTES, clean_sentences, train_tokenizer
 from tests.corpus import make_documents
 from xlpretrain.data.tokenizer import Tokenizer, _begins_word
 from xlpretrain.errors import DataError
@@ -96,6 +97,22 @@ def test_a_vocabulary_that_is_too_small_names_the_smallest():
         train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=16))
 
 
+def test_what_sentencepiece_would_leave_out_is_trained_on():
+    rng = random.Random(0)
+    spaced, unspaced = ("".join(rng.choices(letters, k=30_000)) for letters in ("กขค ", "กขค"))  # three bytes each
+    sentences = [
+        sentence
+        for document in [*SENTENCES, spaced + "жж", unspaced + "щщ", *["Ю ▅ is ▅ here."] * 3]
+        for sentence in clean_sentences(document, SentenceConfig(), TokenizerConfig())
+    ]
+    assert max(len(sentence.encode()) for sentence in sentences) <= LONGEST_SENTENCE_BYTES
+    found = "".join(sentences).replace(" ", "")
+    assert spaced.replace(" ", "") + "жж" in found and unspaced + "щщ" in found
+    model = train_tokenizer(sentences, TokenizerConfig(vocab_size=300, character_coverage=1.0))
+    tokenizer = Tokenizer(model, name="test")
+    assert tokenizer.vocabulary.unk not in tokenizer.encode("กжщЮ")
+
+
 def test_training_on_no_text_is_refused():
     with pytest.raises(DataError, match="no text"):
         train_tokenizer([], TokenizerConfig(vocab_size=300))
@@ -117,6 +134,15 @@ def test_training_on_no_text_is_refused():
         ("42", True),
         ("語", True),
         ("ไทย", True),
+        ("ꦗꦮ", True),
+        ("<0x41>", False),  # A
+        ("<0x31>", True),  # 1
+        ("<0xC3>", False),  # é begins with it
+        ("<0xC2>", True),  # «
+        ("<0xD8>", False),  # letters of Arabic
+        ("<0xE6>", True),  # 漢
+        ("<0xBC>", False),  # what follows
+        ("<0xF0>", True),
     ],
 )
 def test_which_pieces_begin_a_word(piece: str, begins: bool):

@@ -25,6 +25,7 @@ from xlpretrain.engine import Engine, build_engine
 from xlpretrain.evaluate import Evaluation, Pause, evaluate
 from xlpretrain.lease import Lease, Process
 from xlpretrain.metrics import peak_flops
+from xlpretrain.predictions import PredictionCounter
 from xlpretrain.probe import Probe
 from xlpretrain.recorder import Recorder
 from xlpretrain.run import Run
@@ -159,6 +160,7 @@ def _build(
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
         flops_per_token=flops_per_token,
         saver=saver,
+        predictions=PredictionCounter(config.objective),
     )
 
 

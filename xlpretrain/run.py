@@ -17,6 +17,7 @@ from xlpretrain.evaluate import Evaluation, Pause
 from xlpretrain.lease import Lease
 from xlpretrain.metrics import Metrics, Stopwatch
 from xlpretrain.objectives.objective import Batch
+from xlpretrain.predictions import PredictionCounter
 from xlpretrain.recorder import Recorder
 from xlpretrain.run_folder import RunFolder
 from xlpretrain.state import TrainState
@@ -31,6 +32,7 @@ class Run:
     streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
     peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
     corpus_losses: this rank's sums and counts by corpus, of the last step that is logged.
+    predictions: counts how much of the steps that are logged is predicted.
     damage_told: what was said of damaged blocks.
     last_losses: this rank's part of the last step's loss, until the ranks have looked whether it is a spike.
     """
@@ -52,6 +54,7 @@ class Run:
     peak_flops: float
     flops_per_token: float
     saver: checkpoint.Saver
+    predictions: PredictionCounter
     trouble: XLPretrainError | None = None
     last_losses: float | None = None
     corpus_losses: Tensor | None = None

@@ -224,6 +224,8 @@ def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
     mems: list[Tensor] = []
     logged = _is_logged(run, run.state.step + 1)
+    if logged:
+        run.predictions.count(batches)
     for number, (batch, remembered) in enumerate(zip(batches, run.mems, strict=True)):
         loss, memory = engine(batch.to(engine.device), remembered)
         engine.backward(loss)
@@ -283,6 +285,7 @@ def _training_metrics(run: Run, sums: dict[str, Tensor], counts: dict[str, int],
         **{f"train/loss/{term}": mean for term, mean in means.items()},
         "data/epoch": state.step / run.rows.steps_per_epoch,
         **corpus_metrics(run),
+        **run.predictions.metrics(is_last=state.step == run.max_steps, warn=run.recorder.say),
         "events/skipped_updates": state.skipped_updates,
         "events/failed_saves": state.failed_saves,
         "events/damaged_rows": state.damaged_rows,

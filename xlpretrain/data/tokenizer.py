@@ -30,8 +30,12 @@ _ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_PIECES.values(
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 """What SentencePiece writes for the space before a word."""
 
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
-_UNSPACED = re.compile("CJK|HIRAGANA|KATAKANA|THAI|LAO|KHMER|MYANMAR|TIBETAN")
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_UNSPACED = re.compile(
+    "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|TANGUT|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |JAVANESE|BALINESE"
+)
+_LATIN_1_SIGNS, _THREE_BYTES = 0xC2, 0xE0
+"""Lead bytes in UTF-8: of U+0080 to U+00BF; and, with those above, of what takes three bytes or more."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class Tokenizer:
 
     def word_starts(self) -> np.ndarray:
         """Which tokens begin a word, by id: special symbols, pieces with a word boundary before them, and all that is
-        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs).
+        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs). Of a
+        character that is spelt in bytes the first one alone is known, so all characters of three bytes or more begin a
+        word: that is right for ideographs, kana, Thai and symbols, and makes words of the letters of Korean and Hindi.
 
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
         or capital letter for a word of its own, which is not what its paper means.
@@ -156,8 +162,9 @@ def _json_class(model: bytes) -> type[Tokenizer]:
 
 
 def _begins_word(piece: str) -> bool:
-    if _BYTE.fullmatch(piece):
-        return False  # of a character that begins a word there is a boundary before it
+    if byte := _BYTE.fullmatch(piece):
+        lead = int(byte[1], 16)
+        return lead in (_LATIN_1_SIGNS, *range(_THREE_BYTES, 0x100)) if lead >= 0x80 else not chr(lead).isalpha()
     if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
         return True
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)

@@ -79,6 +79,12 @@ class MaskedLM(Objective):
         return self.seq_len
 
     @property
+    def predicted_share(self) -> tuple[float, float]:
+        """A fifth less and more than is asked for: 12 to 18 %."""
+        least = min(self.mask_rate, (self.max_predictions or self.seq_len) / self.seq_len)
+        return 0.8 * least, 1.2 * self.mask_rate
+
+    @property
     def rules(self) -> PairRules:
         """How documents are cut."""
         return PairRules(

@@ -120,6 +120,11 @@ class Objective(Section, ABC):
         return dict.fromkeys(self.terms, 1.0)
 
     @property
+    def predicted_share(self) -> tuple[float, float] | None:
+        """The least and the most that may be predicted of the tokens of many rows; None: no warning is called for."""
+        return None
+
+    @property
     def num_predictions(self) -> int:
         """The most positions of a row that a second stream predicts; 0 without one."""
         return 0

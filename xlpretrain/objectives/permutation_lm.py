@@ -109,6 +109,12 @@ class PermutationLM(Objective):
         return self.num_predict
 
     @property
+    def predicted_share(self) -> tuple[float, float]:
+        """A fifth less and more than is asked for, of which some may fall on SEP and CLS."""
+        share = self.num_predict / self.seq_len
+        return 0.8 * (share - NUM_SYMBOLS / self.seq_len), 1.2 * share
+
+    @property
     def both_ways(self) -> bool:
         """With `bi_data`. Evaluation reads forwards."""
         return self.bi_data
