@@ -186,7 +186,8 @@ def _compare(disturbed: dict[int, tuple], undisturbed: dict[int, tuple]) -> None
 def _left_over(run: Path) -> list[Path]:
     """What should not be in the folder of a run that has ended."""
     leases = sorted((run / "lease").iterdir())
-    unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name in ("damaged", "logs")]
+    wrong = ("damaged", "hang-")
+    unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name.startswith(wrong)]
     return unexpected + leases[:-1] + [path for path in leases if not path.name.isdecimal()]
 
 

@@ -8,6 +8,7 @@ because a terminal that goes away must not take the rank with it.
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 import sys
@@ -20,7 +21,8 @@ RUN = "XLPRETRAIN_RUN"
 HEADING = "---"
 """What the first line of each start begins with."""
 _OUT, _ERR = 1, 2
-_CHUNK_BYTES = 1 << 16
+_CHUNK_BYTES = select.PIPE_BUF  # which a pipe that is ready takes at once
+_PATIENCE_S = 1.0
 _copier: subprocess.Popen[bytes] | None = None
 
 
@@ -66,8 +68,12 @@ def copy_to(path: Path) -> None:
 
 
 def _copy(log: int, sources: dict[int, int]) -> None:
-    """Copy each source to its target and to the log, until all sources end. What cannot be written to is given up."""
+    """Copy each source to its target and to the log, until all sources end. What cannot be written to is given up.
+
+    A target that takes nothing for `_PATIENCE_S` misses what is said until it does, and the log has it.
+    """
     dead: set[int] = set()
+    stuck: set[int] = set()
     with selectors.DefaultSelector() as selector:
         for source in sources:
             selector.register(source, selectors.EVENT_READ)
@@ -76,9 +82,20 @@ def _copy(log: int, sources: dict[int, int]) -> None:
                 data = os.read(key.fd, _CHUNK_BYTES)
                 if not data:
                     selector.unregister(key.fd)
-                for to in {sources[key.fd], log} - dead:
-                    if not _write_all(to, data) and to != log:  # a full disk may have room again
-                        dead.add(to)
+                _write_all(log, data)  # a full disk may have room again
+                target = sources[key.fd]
+                if target in dead or not _is_ready(target, 0.0 if target in stuck else _PATIENCE_S):
+                    stuck.add(target)
+                    continue
+                stuck.discard(target)
+                if not _write_all(target, data):
+                    dead.add(target)
+
+
+def _is_ready(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(1000 * timeout_s))
 
 
 def _write_all(descriptor: int, data: bytes) -> bool:

@@ -86,8 +86,13 @@ def test_a_console_that_takes_nothing_holds_nobody_up_and_says_that_lines_are_mi
 
 
 @pytest.mark.parametrize("reader", ["dies", pytest.param("never reads", marks=pytest.mark.full)])
-def test_a_run_whose_console_fails_trains_on_and_saves_at_a_stop(tiny_dataset: Path, tmp_path: Path, reader: str):
-    """`xlpretrain train CONFIG | tee log`, and Ctrl-C, which ends `tee` as well."""
+def test_a_run_whose_console_and_plots_fail_trains_on_and_saves_at_a_stop(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+):
+    """`xlpretrain train CONFIG | tee log`, and Ctrl-C, which ends `tee` as well; and matplotlib is broken."""
+    (tmp_path / "broken" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "broken" / "matplotlib" / "__init__.py").write_text("raise RuntimeError('a broken installation')")
+    monkeypatch.setattr(commands, "EXTRA", {"PYTHONPATH": str(tmp_path / "broken")})
     config = commands.write_config(
         tmp_path / "tiny.yaml",
         tiny_dataset,
@@ -115,5 +120,6 @@ def test_a_run_whose_console_fails_trains_on_and_saves_at_a_stop(tiny_dataset: P
     assert verify_whole(list_checkpoints(run / "checkpoints")[0]).step == status["step"] >= seen + 10
     rows = commands.read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, status["step"] + 1))
+    assert "loss.png: cannot be written: RuntimeError: a broken" in (run / "logs" / "rank-00000.log").read_text()
     for stream in (process.stdout, process.stderr):
         stream.close()

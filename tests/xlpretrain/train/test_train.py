@@ -232,6 +232,28 @@ def test_a_damaged_block_ends_the_run_with_one_message(tiny_dataset: Path, tmp_p
     assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
 
 
+def test_held_out_text_that_is_damaged_for_one_rank_ends_all_with_one_message(tiny_dataset: Path, tmp_path: Path):
+    dataset = tmp_path / "data"
+    shutil.copytree(tiny_dataset, dataset)
+    shard = json.loads((dataset / "valid" / "index.json").read_text())["shards"][-1]
+    path = dataset / "valid" / shard["name"]
+    data = bytearray(path.read_bytes())
+    data[shard["offset"][-1] + 100] ^= 1  # the last block: rank 1 reads it, rank 0 does not
+    path.write_bytes(data)
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        wandb={"mode": "disabled"},
+        max_steps=2,
+        schedule={"type": "cosine", "warmup_steps": 1},
+        eval={"max_tokens": None, "num_streams": 2, "seq_len": 64},
+    )
+    assert "damaged" in commands.refused("train", config, "--nproc", 2)
+    status = json.loads((tmp_path / "runs/run/status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "error") and "damaged" in status["message"]
+
+
 def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dataset: Path, tmp_path: Path):
     small = tmp_path / "small"
     small.mkdir()
