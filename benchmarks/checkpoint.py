@@ -31,9 +31,9 @@ import torch
 
 from xlpretrain import distributed
 from xlpretrain.config import run_config
-from xlpretrain.train.loop import begin_to_save, train
+from xlpretrain.train.loop import start_save, train
 from xlpretrain.train.run import Run
-from xlpretrain.train.setup import build
+from xlpretrain.train.setup import set_up_run
 
 SAVES, EVERY_STEPS, SYNCHRONOUS = {"quickstart": 8, "100m": 3}, 60, 3
 LARGE = "{type: transformer_xl, num_layers: 13, d_model: 768, num_heads: 12, d_ff: 3072, mem_len: 64, pre_norm: true}"
@@ -87,14 +87,14 @@ class Ticking:
 
 def cost(size: str) -> None:
     """Print what a save costs a loop. Every rank calls it."""
-    device = distributed.start()
+    device = distributed.init()
     leader = distributed.rank() == 0
     folder = distributed.broadcast_object(tempfile.mkdtemp(dir="runs") if leader else None)
     overrides = [f"runs_dir={folder}", f"max_steps={EVERY_STEPS * (SAVES[size] + 1)}", *SIZES[size], *QUIET]
     overrides += ["data.valid=null", f"checkpoint.every_steps={EVERY_STEPS}", "checkpoint.keep=1"]
     config = run_config.load(Path("configs/quickstart.yaml"), overrides)
     with redirect_stdout(io.StringIO()):
-        run = build(config, device=device)
+        run = set_up_run(config, device=device)
         ticking = Ticking(_Inner(run))
         run.loader = ticking  # type: ignore[assignment]
         with closing(run.lease), run.recorder:
@@ -116,7 +116,7 @@ def cost(size: str) -> None:
         print(f"  cost of a save behind it    {1000 * behind:8.1f} ms  ({_range(saves)})")
         print(f"  as many steps without one   {1000 * statistics.median(without):8.1f} ms  ({_range(without)})")
         print(f"  of the save, waited for     {100 * behind / synchronous:8.1f} %", flush=True)
-    distributed.stop()
+    distributed.shutdown()
 
 
 class _Inner:
@@ -129,7 +129,7 @@ class _Inner:
 def _synchronous(run: Run) -> tuple[float, float]:
     run.state.step += 1
     started = time.perf_counter()
-    begin_to_save(run, behind=False)
+    start_save(run, behind=False)
     copied = time.perf_counter()
     assert run.saver.wait() is None
     return time.perf_counter() - started, copied - started

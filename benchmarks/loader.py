@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="the Python of an environment with the others")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    manifest = Manifest.open(options.dataset / "train")
+    manifest = TokenDataset.open(options.dataset / "train")
     with tempfile.TemporaryDirectory() as folder:
         flat = Path(folder) / "tokens.npy"
         np.save(flat, manifest.tokens(0, manifest.num_tokens))
@@ -80,7 +80,7 @@ def _rate(step: Callable[[int], object]) -> float:
     return next(numbers) * ROWS * SEQ_LEN / (time.process_time() - started)
 
 
-def _ours(manifest: Manifest, objective: Objective, mem_len: int) -> Callable[[int], object]:
+def _ours(manifest: TokenDataset, objective: Objective, mem_len: int) -> Callable[[int], object]:
     rows = objective.training_rows(manifest, mem_len=mem_len, num_streams=ROWS, seed=1, shuffle_blocks=64)
     return Loader(rows, objective.collator(manifest.open_tokenizer(), seed=1), [range(ROWS)]).step
 

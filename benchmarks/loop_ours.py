@@ -13,8 +13,8 @@ from xlpretrain import distributed
 from xlpretrain.config import run_config
 from xlpretrain.train.loop import train
 from xlpretrain.train.run import Run
-from xlpretrain.train.setup import build
-from xlpretrain.train.throughput import Stopwatch
+from xlpretrain.train.setup import set_up_run
+from xlpretrain.train.throughput import StepTimer
 
 STEPS = 20
 
@@ -23,16 +23,16 @@ def main() -> None:
     """Serve until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    device = distributed.start()
+    device = distributed.init()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"runs_dir={folder}", "engine.type=plain", "max_steps=100000", "eval.every_steps=1000000"]
         overrides += [f"checkpoint.every_steps={STEPS}", "data.valid=null", *sys.argv[2:]]
-        run = build(run_config.load(Path(sys.argv[1]), overrides), device=device)
+        run = set_up_run(run_config.load(Path(sys.argv[1]), overrides), device=device)
         with closing(run.lease), run.recorder:
             answers.write(f"{STEPS * run.config.tokens_per_step}\n")
             for line in sys.stdin:
                 answers.write(f"{_bare(run) if line.strip() == 'bare' else _loop(run)}\n")
-    distributed.stop()
+    distributed.shutdown()
 
 
 def _bare(run: Run) -> float:
@@ -41,7 +41,7 @@ def _bare(run: Run) -> float:
     started = time.perf_counter()
     for batches in steps:
         engine.start_step({term: sum(batch.counts[term] for batch in batches) for term in batches[0].counts})
-        for batch, mems in zip(batches, run.mems, strict=True):
+        for batch, mems in zip(batches, run.memory, strict=True):
             loss, _ = engine(batch.to(engine.device), mems)
             engine.backward(loss)
         engine.step(1e-9)
@@ -50,7 +50,7 @@ def _bare(run: Run) -> float:
 
 def _loop(run: Run) -> float:
     run.config = run.config.model_copy(update={"max_steps": run.state.step + STEPS})
-    run.watch = Stopwatch()
+    run.step_timer = StepTimer()
     started = time.perf_counter()
     train(run)
     return time.perf_counter() - started

@@ -30,14 +30,14 @@ from transformers import (  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xlpretrain.data.storage.dataset import Manifest  # noqa: E402
+from xlpretrain.data.storage.dataset import TokenDataset  # noqa: E402
 
 STEPS, ROWS, LENGTH = 20, 16, 128
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    dataset = Manifest.open(sys.argv[1])
+    dataset = TokenDataset.open(sys.argv[1])
     vocabulary = dataset.vocabulary
     names = {f"t{id}": id for id in range(vocabulary.size)}
     special = {"mask_token": vocabulary.mask, "cls_token": vocabulary.cls, "sep_token": vocabulary.sep}
@@ -84,7 +84,7 @@ def main() -> None:
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
     """The tokens of a dataset, cut into rows."""
 
-    def __init__(self, dataset: Manifest):
+    def __init__(self, dataset: TokenDataset):
         self._dataset = dataset
 
     def __len__(self) -> int:

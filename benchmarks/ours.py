@@ -25,7 +25,7 @@ def build(
     case: Case, *, engine_keys: dict[str, Any] | None = None, micro_batches: int = 1
 ) -> tuple[Callable[[], Any], float]:
     """A step (forward, backward, clipping, AdamW), and the FLOPs of its matrix products, on each rank."""
-    device = distributed.start()
+    device = distributed.init()
     torch.set_num_threads(case.threads)
     model, objective = pretraining_model(case)
     keys = {"type": "plain", "precision": case.precision, **(engine_keys or {})}
@@ -95,10 +95,12 @@ def make_batch(case: Case, objective: Objective) -> Batch:
     if case.model == "xlnet":
         order = torch.stack([torch.randperm(case.seq_len) for _ in range(case.rows)])
         order = order.where(torch.zeros(shape, dtype=torch.bool).scatter(1, at, True), -1)
-        inputs = BackboneInput(tokens, remembered, segments=segments, order=order, predict=at, keep=case.seq_len // 2)
+        inputs = BackboneInput(
+            tokens, remembered, segments=segments, perm_rank=order, target_positions=at, reuse_len=case.seq_len // 2
+        )
         (term,) = objective.terms
         return Batch(inputs, {term: answers, f"{term}_at": torch.arange(at.numel())}, {term: at.numel()})
-    inputs = BackboneInput(tokens, remembered, valid=torch.ones(shape, dtype=torch.bool), segments=segments)
+    inputs = BackboneInput(tokens, remembered, attention_mask=torch.ones(shape, dtype=torch.bool), segments=segments)
     flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
     _, task = objective.terms
     labels = torch.randint(2, (case.rows,))

@@ -143,7 +143,7 @@ def _ddp(of: Case) -> Callable[[], Any]:
     from benchmarks.ours import make_batch, pretraining_model
     from xlpretrain import distributed
 
-    distributed.start()
+    distributed.init()
     model, objective = pretraining_model(of)
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)

@@ -13,8 +13,8 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from built_datasets import VOCAB_SIZE, BuildSmall, build_dataset, write_jsonl
 from corpus import make_documents
-from datasets import VOCAB_SIZE, BuildSmall, build_dataset, write_jsonl
 from fake_slurm import FakeSlurm
 from slurm_cluster import SlurmCluster
 from slurm_packages import why_no_slurm, why_not_isolated
@@ -46,9 +46,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def group() -> Iterator[None]:
     """This process as a group of one."""
-    distributed.start()
+    distributed.init()
     yield
-    distributed.stop()
+    distributed.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from xlpretrain.version import __version__
 
 if TYPE_CHECKING:
-    from xlpretrain.evaluation.loaded_run import TrainedRun
+    from xlpretrain.evaluation.loaded_run import LoadedRun
 
 __all__ = ["__version__", "load"]
 
 
-def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> TrainedRun:
+def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> LoadedRun:
     """A trained or imported run, for notebooks: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
 
     Args:
@@ -26,8 +26,8 @@ def load(run: str | Path, *, step: int | None = None, device: str | None = None)
     """
     import torch
 
-    from xlpretrain.evaluation.loaded_run import TrainedRun
-    from xlpretrain.run_dir.layout import RunFolder
+    from xlpretrain.evaluation.loaded_run import LoadedRun
+    from xlpretrain.run_dir.layout import RunDir
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TrainedRun.load(RunFolder(Path(run)).require(), device=place, step=step)
+    return LoadedRun.load(RunDir(Path(run)).check_exists(), device=place, step=step)

@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, end, tell_once
+from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, exit_rank, print_error_once
 from xlpretrain.run_dir import rank_log
 from xlpretrain.run_dir.goodput import describe
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import code_of_rank
-from xlpretrain.run_dir.stop import hold_back_warnings
+from xlpretrain.run_dir.stop import block_signals
 from xlpretrain.run_dir.watchdog import LAUNCHER, Watchdog
 from xlpretrain.tracking.console import outlive_console
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
     parser.add_argument("--take-over", action="store_true", help="take the run away from a start that seems alive")
     options = parser.parse_args(arguments)
     if keep_log and (known := os.environ.get(rank_log.RUN)):
-        rank_log.copy_to(RunFolder(Path(known)).rank_log(int(os.environ["RANK"])))
+        rank_log.copy_to(RunDir(Path(known)).rank_log(int(os.environ["RANK"])))
     try:
         return run(
             options.config,
@@ -48,21 +48,21 @@ def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
             keep_log=keep_log,
         )
     except XLPretrainError as error:
-        return tell_once(error)
+        return print_error_once(error)
 
 
 def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool, keep_log: bool = False) -> int:
     """Train. Raises `XLPretrainError` for what the user can mend."""
-    hold_back_warnings()
+    block_signals()
     with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
         from xlpretrain import distributed
         from xlpretrain.config import run_config
-        from xlpretrain.train.setup import build
+        from xlpretrain.train.setup import set_up_run
 
         config = run_config.load(path, overrides)
-        device = distributed.start(timeout_s=config.watchdog.collective_timeout_s)
+        device = distributed.init(timeout_s=config.watchdog.collective_timeout_s)
         try:
-            run = build(
+            run = set_up_run(
                 config,
                 device=device,
                 allow_recipe_change=allow_recipe_change,
@@ -77,7 +77,7 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
             watchdog.close()  # ranks may now end at different times
             distributed.barrier()
         finally:
-            distributed.stop()
+            distributed.shutdown()
     return STOPPED_EARLY if stopped else FINISHED
 
 
@@ -90,13 +90,13 @@ def _train(run: Run) -> StopReason | None:
         stopped = train(run)
     except XLPretrainError as error:
         run.watchdog.close()  # every rank has met it, and leaves when it likes
-        recorder.tell("failed", step=run.state.step, reason="error", message=str(error))
+        recorder.write_status("failed", step=run.state.step, reason="error", message=str(error))
         raise
     state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
-    recorder.tell(state, step=run.state.step, reason=reason)
+    recorder.write_status(state, step=run.state.step, reason=reason)
     recorder.plot()  # afterwards: little time may be left
-    recorder.say(describe(recorder.goodput.metrics()))
-    recorder.say(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
+    recorder.print(describe(recorder.goodput.metrics()))
+    recorder.print(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
     return stopped
 
 
@@ -105,4 +105,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens, Ctrl-C ends it without a traceback
     faulthandler.enable()  # so that a crash in C++ tells where
     ours = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
-    end(code_of_rank(main(keep_log=True), parent_knows=ours))
+    exit_rank(code_of_rank(main(keep_log=True), parent_knows=ours))

@@ -21,7 +21,7 @@ T = TypeVar("T")
 _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def start(*, timeout_s: float = 1800.0) -> torch.device:
+def init(*, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group, and set this rank's device and CPU threads. Every rank must call it, once.
 
     gloo on CPU, NCCL on CUDA. Raises `RankError` where this machine has fewer GPUs than ranks, where the environment
@@ -74,7 +74,7 @@ def _check_environment(environment: Mapping[str, str]) -> None:
         raise RankError(f"{', '.join(bad)}: ranks are whole numbers from 0 to WORLD_SIZE - 1; {fix}")
 
 
-def stop() -> None:
+def shutdown() -> None:
     """Leave the process group. Every rank must call it, after its last collective."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -126,7 +126,7 @@ def broadcast_object(value: Any) -> Any:
     return values[0]
 
 
-def on_rank_0(call: Callable[[], T]) -> T:
+def run_on_rank_0(call: Callable[[], T]) -> T:
     """What `call` gives on rank 0, on every rank, all of which must call it.
 
     What the user did wrong there, and what the file system refused, is raised on every rank as `XLPretrainError`.

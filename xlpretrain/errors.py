@@ -56,7 +56,7 @@ class TrainingError(XLPretrainError):
     """A recipe that does not train: losses or gradients that are not finite, step after step."""
 
 
-def tell_once(error: XLPretrainError) -> int:
+def print_error_once(error: XLPretrainError) -> int:
     """Print an error that every rank has met, on rank 0, or one of this rank's own; returns its exit code.
 
     The others linger: the first rank to leave makes torchrun end the rest, maybe before rank 0 has spoken.
@@ -68,7 +68,7 @@ def tell_once(error: XLPretrainError) -> int:
     return error.exit_code
 
 
-def end(code: int) -> NoReturn:
+def exit_rank(code: int) -> NoReturn:
     """End this rank at once, when all is done and written.
 
     Where Python ends it, a thread of torch's that wakes up in the midst of that now and then aborts it (SIGABRT).

@@ -44,7 +44,7 @@ S = TypeVar("S", bound=Section)
 _ONE, _SEVERAL = "(one)", "(several)"  # pydantic puts them into the place of an error
 
 
-class Choice:
+class TaggedUnion:
     """Annotates a field as one of several sections, told apart by their key `type` (default: the first).
 
     `Annotated[Base, Choice({"a": A, "b": B})]`: adding a variant is one line in the mapping.
@@ -63,7 +63,7 @@ class Choice:
         return core_schema.tagged_union_schema(choices, discriminator=tag)
 
 
-class OrOne:
+class OneOrMany:
     """Annotates a tuple of sections: a plain value stands for one section, of which it is the value of `key`."""
 
     def __init__(self, section: type[Section], key: str):
@@ -159,7 +159,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         except (ValueError, IndexError):
             wrong.append((path, "there is no such item in this list; items are numbered from 0"))
     if wrong:
-        raise ConfigError(report("command line", wrong))
+        raise ConfigError(format_problems("command line", wrong))
     return result
 
 
@@ -182,10 +182,10 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
         errors = [e for e in raised if not _is_echo(e)]
         found = [_explain_error(section, data, e) for e in errors]
         found += _problems_of_sound_parts(section, data, unsound={e["loc"][0] for e in errors if e["loc"]})
-        raise ConfigError(report(source, found)) from None
+        raise ConfigError(format_problems(source, found)) from None
     found = list(_walk_problems(value))
     if found:
-        raise ConfigError(report(source, found))
+        raise ConfigError(format_problems(source, found))
     return value
 
 
@@ -199,20 +199,20 @@ def dump(value: Section) -> str:
     return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
-def report(source: str, found: Sequence[Problem]) -> str:
+def format_problems(source: str, found: Sequence[Problem]) -> str:
     """`source: N problems`, then a line each."""
     width = max(len(path) for path, _ in found)
     head = f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}"
     return "\n".join([head, *(f"  {path:<{width}}  {what}" for path, what in found)])
 
 
-def describe(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
+def explain(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
     """Every key of a section: dotted path, value, whether it is the default, and what it means."""
     dumped = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
         item = getattr(value, name)
         if isinstance(item, Section):
-            yield from describe(item, f"{prefix}{name}.")
+            yield from explain(item, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True, validated_data={})
             yield f"{prefix}{name}", dumped[name], item == default, " ".join((field.description or "").split())
@@ -282,14 +282,14 @@ def _locate(section: type[Section], data: Any, loc: tuple[int | str, ...]) -> tu
         known = here.model_fields if here is not None else {}
         path.append(str(part))
         if isinstance(part, str) and part in known and part != str(loc[-1]):
-            choice = next((m for m in known[part].metadata if isinstance(m, Choice)), None)
+            choice = next((m for m in known[part].metadata if isinstance(m, TaggedUnion)), None)
             variants = choice.variants if choice else None
             inner = [t for t in (known[part].annotation, *get_args(known[part].annotation)) if _is_section(t)]
             element = [
                 m.variants
                 for t in get_args(known[part].annotation)
                 for m in getattr(t, "__metadata__", ())
-                if isinstance(m, Choice)
+                if isinstance(m, TaggedUnion)
             ]
             variants = variants or (element[0] if element else None)
             here = None if variants else (inner[0] if inner else None)

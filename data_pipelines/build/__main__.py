@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_pipelines.build.pipeline import finish, run_stage, stages_of
-from data_pipelines.execution.progress import Stages
+from data_pipelines.build.pipeline import publish, run_stage, stages_of
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
-from data_pipelines.stages.work_dir import Work
+from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.errors import USER_ERROR, DataError
 from xlpretrain.tracking.console import outlive_console
 
@@ -24,15 +24,15 @@ FINISH, REPLACE = "finish", "replace"
 def main(arguments: list[str]) -> None:
     """Do it; a mistake of the user is one message and exit code 2."""
     outlive_console()
-    work = Work(Path(arguments[0]))
+    work = WorkDir(Path(arguments[0]))
     try:
         if arguments[1] == FINISH:
-            finish(work, replace=REPLACE in arguments)
+            publish(work, replace=REPLACE in arguments)
             return
         stage = next(stage for stage in stages_of(work.config) if stage.name == arguments[1])
         part = slice(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")), None, int(arguments[2]))
         with Workers(_cores(work)) as workers:
-            run_stage(work, stage, Stages(Console()), workers, part=part)
+            run_stage(work, stage, ProgressReporter(Console()), workers, part=part)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(USER_ERROR)
 
 
-def _cores(work: Work) -> int:
+def _cores(work: WorkDir) -> int:
     """Those of this node that Slurm gives the job."""
     return min(work.config.workers, int(os.environ.get("SLURM_CPUS_ON_NODE") or work.config.workers))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines.build.build_warnings import find_warnings
-from data_pipelines.build.up_to_date import is_finished, open_splits
+from data_pipelines.build.up_to_date import is_up_to_date, open_splits
 from data_pipelines.config import DataConfig
-from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import WorkerDiedError, Workers
 from data_pipelines.sharding import write_shards
 from data_pipelines.sharding.claims import claims
@@ -23,10 +23,10 @@ from data_pipelines.sources.files import is_remote
 from data_pipelines.sources.find import refuse_changed
 from data_pipelines.stages import deduplicate, encode, read
 from data_pipelines.stages.plan import make_plan
-from data_pipelines.stages.work_dir import Stage, Work, run_task
-from xlpretrain.data.storage.dataset import Manifest
+from data_pipelines.stages.work_dir import Stage, WorkDir, run_task
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
-from xlpretrain.file_system.atomic_dirs import put_in_place
+from xlpretrain.file_system.atomic_dirs import publish_dir
 from xlpretrain.file_system.atomic_files import is_temporary
 
 
@@ -35,7 +35,7 @@ class BuildReport:
     """What a build made. `reused`: it was there already. `seconds` has the time of each stage."""
 
     out: Path
-    splits: Mapping[str, Manifest]
+    splits: Mapping[str, TokenDataset]
     reused: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -46,20 +46,20 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
     One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
     """
     console = console or Console()
-    work = Work.of(config.out)
-    if is_finished(config, console, force=force):
+    work = WorkDir.of(config.out)
+    if is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
         return BuildReport(config.out, open_splits(config.out), reused=True)
-    stages = Stages(console)
-    with owning(work), Workers(config.workers) as workers:
-        begin(config, work, stages, workers)
+    stages = ProgressReporter(console)
+    with build_lock(work), Workers(config.workers) as workers:
+        start_build(config, work, stages, workers)
         for stage in stages_of(config):
             run_stage(work, stage, stages, workers)
-        finish(work, replace=force)
-    return tell(config.out, stages)
+        publish(work, replace=force)
+    return print_summary(config.out, stages)
 
 
-def tell(out: Path, stages: Stages) -> BuildReport:
+def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
     """Print what a build that is finished made."""
     splits = open_splits(out)
     stages.console.print(summary_table(str(out), splits))
@@ -75,7 +75,7 @@ def stages_of(config: DataConfig) -> list[Stage]:
 
 
 @contextmanager
-def owning(work: Work) -> Iterator[None]:
+def build_lock(work: WorkDir) -> Iterator[None]:
     """Be the one who builds there. What was done is removed if the build cannot be mended by going on with it.
 
     Raises `DataError` in place of OSError.
@@ -94,7 +94,7 @@ def owning(work: Work) -> Iterator[None]:
         raise DataError(f"{error.filename or work.folder}: cannot be written: {reason}; {_goes_on(work)}") from None
 
 
-def begin(config: DataConfig, work: Work, stages: Stages, workers: Workers) -> None:
+def start_build(config: DataConfig, work: WorkDir, stages: ProgressReporter, workers: Workers) -> None:
     """Find the sources and write the plan, or go on with a build that had the same. Raises `DataError`, OSError."""
     goes_on = work.begin(make_plan(config, work.spool, stages, workers))
     if not work.dataset.is_dir():  # killed when it was just in place
@@ -103,7 +103,9 @@ def begin(config: DataConfig, work: Work, stages: Stages, workers: Workers) -> N
         stages.console.print(f"going on with the build in {work.folder}", highlight=False)
 
 
-def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, part: slice = slice(None)) -> None:
+def run_stage(
+    work: WorkDir, stage: Stage, stages: ProgressReporter, workers: Workers, *, part: slice = slice(None)
+) -> None:
     """Do the tasks of a stage that are not done. part: which of them are ours. Raises `DataError`, OSError."""
     sizes = stage.sizes(work)
     own = range(len(sizes))[part]
@@ -114,7 +116,7 @@ def run_stage(work: Work, stage: Stage, stages: Stages, workers: Workers, *, par
             advance(sizes[task] / 1e6)
 
 
-def finish(work: Work, *, replace: bool) -> None:
+def publish(work: WorkDir, *, replace: bool) -> None:
     """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
     plan = work.plan
     for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
@@ -132,9 +134,9 @@ def finish(work: Work, *, replace: bool) -> None:
         warnings=list(find_warnings(plan.config, kept, trained_on)),
     )
     write_shards.write_indexes(work, plan.built_from)
-    put_in_place(work.dataset, plan.out, claims=claims if replace else None)
+    publish_dir(work.dataset, plan.out, claims=claims if replace else None)
     work.remove()
 
 
-def _goes_on(work: Work) -> str:
+def _goes_on(work: WorkDir) -> str:
     return f"what is done is kept in {work.folder}: run the same command again to go on, or remove it"

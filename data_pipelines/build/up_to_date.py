@@ -15,12 +15,12 @@ from data_pipelines.sharding.stats import dataset_folders
 from data_pipelines.sources.find import STANDARD_INPUT
 from data_pipelines.sources.records import fingerprint, source_files
 from data_pipelines.stages.plan import describe_settings
-from xlpretrain.data.storage.dataset import Manifest, read_index
+from xlpretrain.data.storage.dataset import TokenDataset, read_index
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place, named, tidy, unclaimed
 
 
-def is_finished(config: DataConfig, console: Console, *, force: bool) -> bool:
+def is_up_to_date(config: DataConfig, console: Console, *, force: bool) -> bool:
     """Check whether `config.out` is the dataset that the config describes. `force`: it is to be replaced.
 
     Raises `DataError` if something else is there; with `force`, if anything besides the dataset is.
@@ -54,10 +54,10 @@ def is_finished(config: DataConfig, console: Console, *, force: bool) -> bool:
     return True
 
 
-def open_splits(out: Path) -> dict[str, Manifest]:
+def open_splits(out: Path) -> dict[str, TokenDataset]:
     """The splits of a finished dataset, by their paths in it. Raises `DataError`."""
     folders = sorted(dataset_folders(out), key=lambda f: (f.parent, ("train", "valid", "test").index(f.name)))
-    return {str(folder.relative_to(out)): Manifest.open(folder) for folder in folders}
+    return {str(folder.relative_to(out)): TokenDataset.open(folder) for folder in folders}
 
 
 def _settings(built_from: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_pipelines.cleaning import quality
-from data_pipelines.cleaning.decontamination import OverlapConfig, load_ngrams, overlaps
+from data_pipelines.cleaning.decontamination import DecontaminationConfig, load_ngrams, overlaps
 from data_pipelines.sources.config import Source
 from xlpretrain.errors import DataError
 from xlpretrain.schema import Problem, Section
@@ -39,7 +39,7 @@ class CleanConfig(Section):
     """Leave out longer documents."""
     rules: tuple[Literal["c4", "gopher"], ...] = ()
     """Simple quality rules after C4 (drops lines too) and Gopher; for English."""
-    overlap: OverlapConfig | None = None
+    overlap: DecontaminationConfig | None = None
     """Leave out training documents that share a run of words with a held-out set."""
     exact_duplicates: bool = True
     """Keep one of several documents with the same text."""
@@ -64,9 +64,9 @@ def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
         text = repaired
     for rule in sorted(config.rules):  # c4, which drops lines, before gopher, which judges what remains
         if rule == "c4":
-            text, reason = quality.apply_c4(text)
+            text, reason = quality.apply_c4_rules(text)
         else:
-            reason = quality.judge_by_gopher(text)
+            reason = quality.passes_gopher(text)
         if reason is not None:
             counts[f"{rule}: {reason}"] += 1
             return None

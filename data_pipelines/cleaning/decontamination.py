@@ -16,7 +16,7 @@ from xlpretrain.schema import Problem, Section
 WORD = re.compile(r"\w+")
 
 
-class OverlapConfig(Section):
+class DecontaminationConfig(Section):
     """The held-out set, and how much of it a training document may not hold."""
 
     against: tuple[Source, ...] = Field(min_length=1)
@@ -30,22 +30,22 @@ class OverlapConfig(Section):
 
 
 @lru_cache(1)
-def load_ngrams(config: OverlapConfig) -> frozenset[int]:
+def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
     """The hashes of the runs of words of a held-out set, in memory. Raises `DataError`."""
     files = [source_files(source) for source in config.against]
     found: set[int] = set()
     for unit in cut_into_units(config.against, files):
         for document in read_pieces(config.against[unit.source], unit.pieces):
-            found.update(runs_of_words(document, config.words))
+            found.update(word_ngrams(document, config.words))
     return frozenset(found)
 
 
 def overlaps(text: str, ngrams: frozenset[int], num_words: int) -> bool:
     """Whether a document has a run of words that is among these."""
-    return any(run in ngrams for run in runs_of_words(text, num_words))
+    return any(run in ngrams for run in word_ngrams(text, num_words))
 
 
-def runs_of_words(text: str, num_words: int) -> Iterator[int]:
+def word_ngrams(text: str, num_words: int) -> Iterator[int]:
     """The hashes of all runs of so many words in a text, without regard to case and punctuation."""
     words = WORD.findall(text.lower())
     for start in range(len(words) - num_words + 1):

@@ -15,8 +15,8 @@ import numpy as np
 import xxhash
 
 from data_pipelines.cleaning.clean import MinHashConfig
-from data_pipelines.cleaning.decontamination import WORD, runs_of_words
-from data_pipelines.execution.external_sort import write_run
+from data_pipelines.cleaning.decontamination import WORD, word_ngrams
+from data_pipelines.execution.external_sort import write_sorted_run
 from data_pipelines.tokenizing.sentences import PARAGRAPH_BREAK
 from xlpretrain.errors import DataError
 
@@ -27,7 +27,7 @@ _SEED = 1
 _RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes
 
 
-class BandRuns:
+class MinHashWriter:
     """Writes the MinHash bands of documents as a sorted run: key of the band, precedence of the split, order."""
 
     def __init__(self, config: MinHashConfig):
@@ -37,17 +37,17 @@ class BandRuns:
 
     def add(self, text: str, order: int, precedence: int) -> None:
         """One more document. Raises `DataError` if datasketch is not installed."""
-        self._bands.append(bands(text, self._config))
+        self._bands.append(minhash_bands(text, self._config))
         self._documents.append((precedence, order))
 
     def write(self, path: Path) -> None:
         """All of them."""
         keys = np.concatenate([np.empty(0, np.uint64), *self._bands])
         documents = np.asarray(self._documents, np.uint64).reshape(-1, 2).repeat(self._config.bands, axis=0)
-        write_run(path, [keys, documents[:, 0], documents[:, 1]], unique=True)
+        write_sorted_run(path, [keys, documents[:, 0], documents[:, 1]], unique=True)
 
 
-class ParagraphRuns:
+class ParagraphWriter:
     """Writes the paragraphs of documents as a sorted run: hash, precedence of the split, order, number in it."""
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class ParagraphRuns:
 
     def write(self, path: Path) -> None:
         """All of them."""
-        write_run(path, list(np.asarray(self._rows, np.uint64).reshape(-1, 4).T), unique=True)
+        write_sorted_run(path, list(np.asarray(self._rows, np.uint64).reshape(-1, 4).T), unique=True)
 
 
-def bands(text: str, config: MinHashConfig) -> np.ndarray:
+def minhash_bands(text: str, config: MinHashConfig) -> np.ndarray:
     """The keys of a document's bands."""
-    runs = list(set(runs_of_words(text, config.words)))
+    runs = list(set(word_ngrams(text, config.words)))
     if not runs:  # shorter than a run: as it is
         runs = [xxhash.xxh64_intdigest((" ".join(WORD.findall(text.lower())) or text).encode())]
     sketch = _empty_sketch(config.bands * config.rows).copy()
@@ -76,8 +76,8 @@ def bands(text: str, config: MinHashConfig) -> np.ndarray:
     return np.array([xxhash.xxh64_intdigest(rows[i].tobytes(), seed=i) for i in range(config.bands)], np.uint64)
 
 
-def removed_by_bands(rows: np.ndarray) -> np.ndarray:
-    """The documents among sorted rows of `BandRuns` that do not come first in their band."""
+def near_duplicates(rows: np.ndarray) -> np.ndarray:
+    """The documents among sorted rows of `MinHashWriter` that do not come first in their band."""
     keys, _, documents = rows
     starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     firsts = documents[starts].repeat(np.diff(starts, append=len(keys)))
@@ -85,7 +85,7 @@ def removed_by_bands(rows: np.ndarray) -> np.ndarray:
 
 
 def repeated_paragraphs(rows: np.ndarray) -> np.ndarray:
-    """Order and number of the paragraphs, among sorted rows of `ParagraphRuns`, that were there before."""
+    """Order and number of the paragraphs, among sorted rows of `ParagraphWriter`, that were there before."""
     keys, _, documents, numbers = rows
     starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     lengths = np.diff(starts, append=len(keys))

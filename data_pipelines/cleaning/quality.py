@@ -12,7 +12,7 @@ _STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"]
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 
-def apply_c4(text: str) -> tuple[str, str | None]:
+def apply_c4_rules(text: str) -> tuple[str, str | None]:
     """The lines that are sentences (C4, section 2.2), and why the document is left out, if it is."""
     lower = text.lower()
     if "lorem ipsum" in lower:
@@ -26,7 +26,7 @@ def apply_c4(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def judge_by_gopher(text: str) -> str | None:
+def passes_gopher(text: str) -> str | None:
     """Why a document is left out (Gopher, table A1 in part); None if it is not."""
     words = text.split()
     if not 50 <= len(words) <= 100_000:

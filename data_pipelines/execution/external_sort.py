@@ -11,7 +11,7 @@ import numpy as np
 KEYS = 1 << 64
 
 
-def write_run(path: Path, columns: Sequence[np.ndarray], *, unique: bool = False) -> None:
+def write_sorted_run(path: Path, columns: Sequence[np.ndarray], *, unique: bool = False) -> None:
     """Columns of uint64 to a file, sorted by the first, then the second, and so on. unique: without repeated rows."""
     table = np.stack([np.asarray(column, np.uint64) for column in columns])
     table = table[:, np.lexsort(table[::-1])]
@@ -55,7 +55,7 @@ class Document(NamedTuple):
     source: int
 
 
-class DocumentRuns:
+class SortedDocumentWriter:
     """Writes documents as sorted runs into a folder, of about `run_bytes` of text each; call `close` in the end."""
 
     def __init__(self, folder: Path, *, run_bytes: int):

@@ -15,7 +15,7 @@ PLAIN_LINE_EVERY_S = 10.0
 Advance = Callable[[float], None]
 
 
-class Stages:
+class ProgressReporter:
     """Tells the stages of some work as they pass, and keeps how long each took (`seconds`, by name)."""
 
     def __init__(self, console: Console):

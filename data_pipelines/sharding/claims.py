@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipelines.sharding.report import FILE, KEYS
 from data_pipelines.stages.splits import SPLITS
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 
 INDEX = "index.json"
@@ -34,12 +34,12 @@ def claims(out: Path) -> list[Path]:
     return [*files, *(folder / INDEX for folder in own)]
 
 
-def _splits(out: Path) -> Iterator[tuple[Path, Manifest]]:
+def _splits(out: Path) -> Iterator[tuple[Path, TokenDataset]]:
     """The splits that lie where their build has put them, by their paths in `out`."""
     for path in sorted([*out.glob(f"*/{INDEX}"), *out.glob(f"*/*/{INDEX}")]):
         folder = path.parent.relative_to(out)
         try:
-            split = Manifest.parse(path.parent)
+            split = TokenDataset.parse(path.parent)
         except DataError:
             continue  # what is damaged claims nothing
         sources = (split.built_from.get("settings") or {}).get("sources") or [{}]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xlpretrain.errors import DataError
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.file_system.atomic_files import atomic_write
 
 FILE = "report.json"
 KEYS = ("documents_read", "documents_kept", "cleaned")
@@ -34,7 +34,7 @@ def write_report(
         whole["tokenizer_trained_on"] = dict(sorted(trained_on.items()))
     if warnings:
         whole["warnings"] = list(warnings)
-    replace_file(folder / FILE, json.dumps(whole, indent=2) + "\n")
+    atomic_write(folder / FILE, json.dumps(whole, indent=2) + "\n")
 
 
 def read_report(out: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.sharding.report import print_report, read_report
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
@@ -21,7 +21,7 @@ _BAR = 20
 
 
 @dataclass(frozen=True)
-class Measured:
+class DatasetStats:
     """Tokens in each document and sentence, and tokens in a word (a sign of punctuation is one), of what was read."""
 
     documents: np.ndarray
@@ -36,7 +36,7 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
     Raises `DataError`.
     """
     console = console or Console()
-    manifests = {_name(path, folder): Manifest.open(path) for path in dataset_folders(folder)}
+    manifests = {_name(path, folder): TokenDataset.open(path) for path in dataset_folders(folder)}
     measured = {name: measure(manifest) for name, manifest in manifests.items()}
     table = summary_table(str(folder), manifests)
     table.add_row("pieces per word", *(_two_digits(m.pieces_per_word) for m in measured.values()))
@@ -72,7 +72,7 @@ def dataset_folders(folder: Path) -> list[Path]:
     return found
 
 
-def measure(manifest: Manifest) -> Measured:
+def measure(manifest: TokenDataset) -> DatasetStats:
     """Read a dataset, or samples of a large one. Reads, and so verifies, every block of those."""
     documents, sentences, num_tokens = [], [], 0
     num_pieces = num_words = 0
@@ -91,7 +91,7 @@ def measure(manifest: Manifest) -> Measured:
             for low in range(first, last, manifest.block_tokens):
                 tokens = manifest.tokens(low, min(low + manifest.block_tokens, last))
                 num_words += int(np.count_nonzero(starts[tokens] & (tokens != manifest.vocabulary.eod)))
-    return Measured(
+    return DatasetStats(
         documents=np.concatenate(documents),
         sentences=np.concatenate(sentences),
         pieces_per_word=num_pieces / num_words if num_words else None,
@@ -113,7 +113,7 @@ def histogram(title: str, lengths: Mapping[str, np.ndarray]) -> Table:
     return table
 
 
-def write_plot(path: Path, measured: Mapping[str, Measured]) -> None:
+def write_plot(path: Path, measured: Mapping[str, DatasetStats]) -> None:
     """How long documents and sentences are, as a picture. Raises `DataError`."""
     import matplotlib
 
@@ -137,9 +137,9 @@ def write_plot(path: Path, measured: Mapping[str, Measured]) -> None:
         pyplot.close(figure)
 
 
-def summary_table(title: str, manifests: Mapping[str, Manifest]) -> Table:
+def summary_table(title: str, manifests: Mapping[str, TokenDataset]) -> Table:
     """One column a split; from the indexes alone."""
-    rows: dict[str, Callable[[Manifest], str]] = {
+    rows: dict[str, Callable[[TokenDataset], str]] = {
         "documents": lambda m: f"{m.num_documents:,}",
         "sentences": lambda m: f"{m.num_sentences:,}",
         "tokens": lambda m: f"{m.num_tokens:,}",
@@ -164,7 +164,7 @@ def _name(path: Path, folder: Path) -> str:
     return path.name if path == folder else str(path.relative_to(folder))
 
 
-def _ranges(manifest: Manifest) -> Iterator[tuple[int, int]]:
+def _ranges(manifest: TokenDataset) -> Iterator[tuple[int, int]]:
     if manifest.num_blocks <= MOST_BLOCKS:
         yield 0, manifest.num_tokens
         return
@@ -173,7 +173,7 @@ def _ranges(manifest: Manifest) -> Iterator[tuple[int, int]]:
         yield first * manifest.block_tokens, (first + SAMPLES) * manifest.block_tokens
 
 
-def _word_starts(manifest: Manifest) -> np.ndarray | None:
+def _word_starts(manifest: TokenDataset) -> np.ndarray | None:
     try:
         return manifest.open_tokenizer().word_starts()
     except DataError:  # a dataset that was moved without it

@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console
 
 from data_pipelines.execution.cores import usable_cores
-from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sharding.claims import TOKENIZER_FOLDER
 from data_pipelines.sharding.stats import dataset_folders
-from xlpretrain.data.storage.dataset import Manifest, Shard, check_size
+from xlpretrain.data.storage.dataset import ShardEntry, TokenDataset, check_shard_size
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DataError
 
@@ -36,7 +36,7 @@ def verify(folder: Path, *, console: Console | None = None, workers: int | None 
     size = sum(file.stat().st_size for path in folders for file in path.glob("*.tar"))
     with Workers(workers or (usable_cores() if size > SMALL_BYTES else 1)) as pool:
         for path in folders:
-            found = list(_verify_dataset(path, Stages(console), pool))
+            found = list(_verify_dataset(path, ProgressReporter(console), pool))
             problems += found
             for problem in found:
                 console.print(problem, style="red", highlight=False, markup=False)
@@ -45,16 +45,16 @@ def verify(folder: Path, *, console: Console | None = None, workers: int | None 
     return problems
 
 
-def _verify_dataset(folder: Path, stages: Stages, workers: Workers) -> Iterator[str]:
+def _verify_dataset(folder: Path, stages: ProgressReporter, workers: Workers) -> Iterator[str]:
     try:
-        manifest = Manifest.parse(folder)
+        manifest = TokenDataset.parse(folder)
     except DataError as error:
         yield str(error)
         return
     readable = []
     for number, shard in enumerate(manifest.shards):
         try:
-            check_size(shard)
+            check_shard_size(shard)
             readable.append(number)
         except DataError as error:
             yield str(error)
@@ -72,11 +72,11 @@ def _verify_dataset(folder: Path, stages: Stages, workers: Workers) -> Iterator[
 
 
 @lru_cache(1)
-def _manifest(folder: Path, stamp: int) -> Manifest:
-    return Manifest.parse(folder)
+def _manifest(folder: Path, stamp: int) -> TokenDataset:
+    return TokenDataset.parse(folder)
 
 
-def _open(folder: Path) -> Manifest:
+def _open(folder: Path) -> TokenDataset:
     """Once a worker."""
     return _manifest(folder, (folder / "index.json").stat().st_mtime_ns)
 
@@ -90,7 +90,7 @@ def _check_blocks(folder: Path, numbers: Sequence[int]) -> list[str]:
     return [problem for number in numbers for problem in _check_block(manifest, number)]
 
 
-def _problems_of_shard(shard: Shard) -> Iterator[str]:
+def _problems_of_shard(shard: ShardEntry) -> Iterator[str]:
     with shard.path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             yield f"{shard.path}: other bytes than were written; copy the dataset again, or build it again"
@@ -106,7 +106,7 @@ def _problems_of_shard(shard: Shard) -> Iterator[str]:
         yield f"{shard.path}: a member must not point elsewhere, got {strange[0]!r}; do not unpack this file"
 
 
-def _check_block(manifest: Manifest, number: int) -> Iterator[str]:
+def _check_block(manifest: TokenDataset, number: int) -> Iterator[str]:
     where = f"{manifest.shards[manifest.shard_numbers[number]].path}: block {number}"
     try:
         block = manifest.block(number)
@@ -123,7 +123,7 @@ def _check_block(manifest: Manifest, number: int) -> Iterator[str]:
         yield f"{where}: its documents do not end where its end-of-document symbols are"
 
 
-def _check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _check_tokenizer(folder: Path, manifest: TokenDataset) -> Iterator[str]:
     path = find_tokenizer_file(folder.absolute().parent / TOKENIZER_FOLDER)
     try:
         tokenizer = load_tokenizer(path)

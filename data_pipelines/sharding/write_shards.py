@@ -20,14 +20,14 @@ from numpy.lib import format as npy
 from data_pipelines.sharding.claims import INDEX, TOKENIZER_FOLDER
 from data_pipelines.stages import encode
 from data_pipelines.stages.encode import encoded_run, tokenizer_of, tokenizer_path
-from data_pipelines.stages.splits import Group, groups
-from data_pipelines.stages.work_dir import Stage, Work
-from data_pipelines.tokenizing.encode import Encoded, EncodedRun, choose_block_tokens
+from data_pipelines.stages.splits import SplitKey, groups
+from data_pipelines.stages.work_dir import Stage, WorkDir
+from data_pipelines.tokenizing.encode import EncodedDocuments, EncodedStream, choose_block_tokens
 from data_pipelines.tokenizing.word_encoder import token_dtype
-from xlpretrain.data.storage.dataset import SCHEMA_VERSION, seal_index
+from xlpretrain.data.storage.dataset import SCHEMA_VERSION, add_checksum
 from xlpretrain.data.storage.shard_reader import ENDS_DTYPE, MEMBERS, TAR_BLOCK, member_name
 from xlpretrain.errors import DataError
-from xlpretrain.file_system.atomic_files import replace_file, replacing, sync
+from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer, fsync
 
 NAME = "write"
 COLUMNS = ("offset", "crc32", "documents", "sentences", "source_bytes")
@@ -38,7 +38,7 @@ _HEADER_BYTES = 128  # of a .npy
 class ShardPlan:
     """Which blocks of a group a shard holds: [first, last)."""
 
-    group: Group
+    group: SplitKey
     number: int
     first: int
     last: int
@@ -51,7 +51,7 @@ class ShardPlan:
         return f"shard-{self.number:05d}.tar"
 
 
-def plan_shards(work: Work) -> list[ShardPlan]:
+def plan_shards(work: WorkDir) -> list[ShardPlan]:
     """All shards of a build, each of about `shard_bytes`. Raises `DataError` if a group has no documents left."""
     counts, config = work.counts(encode.NAME), work.config
     itemsize = token_dtype(tokenizer_of(work).vocabulary.size).itemsize
@@ -60,7 +60,7 @@ def plan_shards(work: Work) -> list[ShardPlan]:
         num_tokens = counts[f"tokens in {group.folder}"]
         if not num_tokens:
             raise DataError(f"no document is left in {group.folder}: cleaning has removed them all")
-        training = counts[f"tokens in {Group(group.corpus, 'train').folder}"]
+        training = counts[f"tokens in {SplitKey(group.corpus, 'train').folder}"]
         block_tokens = config.block_tokens or choose_block_tokens(training)
         num_blocks = -(-num_tokens // block_tokens)
         ends = encoded_run(work, group).num_ends * ENDS_DTYPE.itemsize // num_blocks
@@ -72,31 +72,31 @@ def plan_shards(work: Work) -> list[ShardPlan]:
     return shards
 
 
-def sizes(work: Work) -> list[int]:
+def sizes(work: WorkDir) -> list[int]:
     """Bytes of tokens in the shards."""
     return [2 * shard.block_tokens * (shard.last - shard.first) for shard in plan_shards(work)]
 
 
-def run(work: Work, task: int) -> None:
+def run(work: WorkDir, task: int) -> None:
     """Write one shard into the dataset, and what the index says of it into the task's output. Raises OSError."""
     shard = plan_shards(work)[task]
     folder = work.dataset / shard.group.folder
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
     tokens = encoded_run(work, shard.group)
-    with work.making(NAME, task) as output:
-        with replacing(folder / shard.name) as temporary:
+    with work.task_output(NAME, task) as output:
+        with atomic_writer(folder / shard.name) as temporary:
             # The standard library's tar writer: webdataset's gives the same bytes, but importing it imports torch.
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for number in range(shard.first, shard.last):
                     _write_block(tar, tokens, number, shard, columns)
             members = len(MEMBERS) * len(columns["offset"])
             entry = {"name": shard.name, **_seal(temporary), "num_members": members, **columns}
-        sync(folder)  # the shard is there before the output says so
+        fsync(folder)  # the shard is there before the output says so
         (output / "shard.json").write_text(json.dumps(entry, sort_keys=True))
 
 
-def write_indexes(work: Work, built_from: Mapping[str, Any]) -> None:
+def write_indexes(work: WorkDir, built_from: Mapping[str, Any]) -> None:
     """What is still missing in the dataset: the index of every group, and the tokenizer. Raises OSError."""
     counts, tokenizer = work.counts(encode.NAME), tokenizer_of(work)
     shards = plan_shards(work)
@@ -115,20 +115,20 @@ def write_indexes(work: Work, built_from: Mapping[str, Any]) -> None:
             "built_from": built_from,
             "shards": [json.loads((work.output(NAME, number) / "shard.json").read_text()) for number in own],
         }
-        replace_file(work.dataset / group.folder / INDEX, seal_index(index))
+        atomic_write(work.dataset / group.folder / INDEX, add_checksum(index))
     for corpus in dict.fromkeys(group.corpus for group in groups(work.config)):
         folder = work.dataset / corpus / TOKENIZER_FOLDER
         folder.mkdir(exist_ok=True)
         copy = folder / tokenizer.file_name
         shutil.copyfile(tokenizer_path(work), copy)
-        sync(copy)
+        fsync(copy)
 
 
 def _write_block(
-    tar: tarfile.TarFile, run: EncodedRun, number: int, shard: ShardPlan, columns: Mapping[str, list[int]]
+    tar: tarfile.TarFile, run: EncodedStream, number: int, shard: ShardPlan, columns: Mapping[str, list[int]]
 ) -> None:
     start = number * shard.block_tokens
-    block: Encoded = run.slice(start, min(start + shard.block_tokens, run.num_tokens))
+    block: EncodedDocuments = run.slice(start, min(start + shard.block_tokens, run.num_tokens))
     arrays = {
         "doc": block.document_ends.astype(ENDS_DTYPE),
         "sent": block.sentence_ends.astype(ENDS_DTYPE),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Choice, Problem, Section
+from xlpretrain.schema import Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
 _RESERVED = ("train", "valid", "test", "tokenizer")
@@ -121,5 +121,5 @@ _SOURCES = {
 
 Source = Annotated[
     TextSource | JsonlSource | ParquetSource | WebdatasetSource | HuggingFaceSource | PythonDocsSource,
-    Choice(_SOURCES),
+    TaggedUnion(_SOURCES),
 ]

@@ -120,7 +120,7 @@ class ChunkReader(io.RawIOBase):
         return count
 
 
-class Watched(Iterator[bytes]):
+class TailWatcher(Iterator[bytes]):
     """Chunks, of which the last ones can be looked at again."""
 
     _KEPT = 4  # of a mebibyte, when they are not decompressed: more than what a reader of them reads ahead

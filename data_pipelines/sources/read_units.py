@@ -13,16 +13,16 @@ WANTED_UNITS = 256
 EXPANDS = 4
 """So much larger is text than its compressed file, about."""
 
-Piece = tuple[str, int, int]
+FileRange = tuple[str, int, int]
 """A file, and the part of it: [start, stop) in bytes, or in row groups. stop -1: all of it."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class ReadUnit:
     """Pieces of files of one source, read by one task; about so many bytes of text."""
 
     source: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FileRange, ...]
     num_bytes: int
 
 
@@ -36,22 +36,22 @@ def text_bytes(file: File) -> int:
     return file.num_bytes * (EXPANDS if is_compressed(file.path) else 1)
 
 
-def cut(source: int, files: Iterable[tuple[File, bool]], *, wanted: int) -> Iterator[Unit]:
+def cut(source: int, files: Iterable[tuple[File, bool]], *, wanted: int) -> Iterator[ReadUnit]:
     """The units of a source. Small files go together; large ones are cut if that can be (the bool)."""
-    pieces: list[Piece] = []
+    pieces: list[FileRange] = []
     size = 0
     for file, can_cut in files:
         for piece, num_bytes in _pieces(file, wanted if can_cut else None):
             if pieces and size + num_bytes > wanted:
-                yield Unit(source, tuple(pieces), size)
+                yield ReadUnit(source, tuple(pieces), size)
                 pieces, size = [], 0
             pieces.append(piece)
             size += num_bytes
     if pieces:
-        yield Unit(source, tuple(pieces), size)
+        yield ReadUnit(source, tuple(pieces), size)
 
 
-def _pieces(file: File, wanted: int | None) -> Sequence[tuple[Piece, int]]:
+def _pieces(file: File, wanted: int | None) -> Sequence[tuple[FileRange, int]]:
     if wanted is None or file.num_bytes <= wanted:
         return [((file.path, 0, -1), text_bytes(file))]
     count = -(-file.num_bytes // wanted)

@@ -23,7 +23,7 @@ from data_pipelines.sources.config import (
 )
 from data_pipelines.sources.files import (
     ChunkReader,
-    Watched,
+    TailWatcher,
     decode,
     is_compressed,
     line_number,
@@ -32,7 +32,7 @@ from data_pipelines.sources.files import (
     read_text,
 )
 from data_pipelines.sources.find import File, find_files, local_file, refuse_changed
-from data_pipelines.sources.read_units import Piece, Unit, cut, text_bytes, unit_bytes
+from data_pipelines.sources.read_units import FileRange, ReadUnit, cut, text_bytes, unit_bytes
 from xlpretrain.errors import DataError
 
 
@@ -55,7 +55,7 @@ def fingerprint(files: Iterable[File]) -> str:
 
 def cut_into_units(
     sources: Sequence[Source], files: Sequence[Sequence[File]], *, wanted: int | None = None
-) -> list[Unit]:
+) -> list[ReadUnit]:
     """The tasks of reading. wanted: about so much text in each, if it is not to follow from the files."""
     wanted = wanted or unit_bytes(sum(text_bytes(file) for group in files for file in group))
     return [
@@ -65,7 +65,7 @@ def cut_into_units(
     ]
 
 
-def read_pieces(source: Source, pieces: Sequence[Piece]) -> Iterator[str]:
+def read_pieces(source: Source, pieces: Sequence[FileRange]) -> Iterator[str]:
     """The documents in parts of files; those without any text are left out. Raises `DataError`."""
     for path, start, stop in pieces:
         for document in _read(source, path, start, stop):
@@ -73,7 +73,7 @@ def read_pieces(source: Source, pieces: Sequence[Piece]) -> Iterator[str]:
                 yield document
 
 
-def read_unchanged(source: Source, pieces: Sequence[Piece], found: Mapping[str, File]) -> Iterator[str]:
+def read_unchanged(source: Source, pieces: Sequence[FileRange], found: Mapping[str, File]) -> Iterator[str]:
     """The documents in parts of files that stay as they were when they were found, as `read_pieces` gives them.
 
     found: by their paths; others are not looked at. Raises `DataError`, in the end if a file has changed.
@@ -163,7 +163,7 @@ def _parse_line(line: bytes, source: RecordSource, *, where: str) -> str:
 
 
 def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
-    chunks = Watched(read_chunks(path))
+    chunks = TailWatcher(read_chunks(path))
     num_found, others = 0, ""
     try:
         with tarfile.open(fileobj=io.BufferedReader(ChunkReader(chunks)), mode="r|") as tar:

@@ -10,42 +10,42 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.cleaning.minhash import removed_by_bands, repeated_paragraphs, without_paragraphs
-from data_pipelines.execution.external_sort import Document, gather, gather_documents, key_range, write_run
+from data_pipelines.cleaning.minhash import near_duplicates, repeated_paragraphs, without_paragraphs
+from data_pipelines.execution.external_sort import Document, gather, gather_documents, key_range, write_sorted_run
 from data_pipelines.sources.read_units import unit_bytes
 from data_pipelines.stages import read
 from data_pipelines.stages.splits import PRECEDENCE
-from data_pipelines.stages.work_dir import Stage, Work
+from data_pipelines.stages.work_dir import Stage, WorkDir
 
 NEAR, PARAGRAPHS = "near", "paragraphs"
 
 
-def range_sizes(work: Work) -> list[int]:
+def range_sizes(work: WorkDir) -> list[int]:
     """Bytes of text in the ranges that the documents are cut into, by their order; by what was read."""
     num_bytes = work.counts(read.NAME).get("bytes", 0)
     count = max(-(-num_bytes // (work.config.task_bytes or unit_bytes(num_bytes))), 1)
     return [num_bytes // count] * count
 
 
-def run_near(work: Work, task: int) -> None:
+def run_near(work: WorkDir, task: int) -> None:
     """Find near-duplicates by the bands in one range of their keys."""
     low, high = key_range(task, len(range_sizes(work)))
     rows = gather(sorted((work.folder / read.NAME).glob("[0-9]*/*.bands.npy")), low, high, num_columns=3)
-    with work.making(NEAR, task) as folder:
-        write_run(folder / "removed.npy", [removed_by_bands(rows)])
+    with work.task_output(NEAR, task) as folder:
+        write_sorted_run(folder / "removed.npy", [near_duplicates(rows)])
 
 
-def run_paragraphs(work: Work, task: int) -> None:
+def run_paragraphs(work: WorkDir, task: int) -> None:
     """Find repeated paragraphs by their hashes in one range."""
     low, high = key_range(task, len(range_sizes(work)))
     rows = gather(sorted((work.folder / read.NAME).glob("[0-9]*/*.paragraphs.npy")), low, high, num_columns=4)
     for path in _removed_files(work):  # their paragraphs may be nowhere else
         rows = rows[:, ~np.isin(rows[2], np.load(path, mmap_mode="r")[0])]
-    with work.making(PARAGRAPHS, task) as folder:
-        write_run(folder / "removed.npy", list(repeated_paragraphs(rows)), unique=True)
+    with work.task_output(PARAGRAPHS, task) as folder:
+        write_sorted_run(folder / "removed.npy", list(repeated_paragraphs(rows)), unique=True)
 
 
-def remaining_documents(work: Work, task: int, counts: Counter[str]) -> Iterator[Document]:
+def remaining_documents(work: WorkDir, task: int, counts: Counter[str]) -> Iterator[Document]:
     """The documents in one range of their order that are not removed; `counts` says how many are, and why."""
     config = work.config.clean
     low, high = key_range(task, len(range_sizes(work)))
@@ -73,13 +73,13 @@ def remaining_documents(work: Work, task: int, counts: Counter[str]) -> Iterator
             yield document
 
 
-def _removed(work: Work, low: int, high: int) -> set[int]:
+def _removed(work: WorkDir, low: int, high: int) -> set[int]:
     if not work.config.clean.near_duplicates:
         return set()
     return set(gather(_removed_files(work), low, high, num_columns=1)[0].tolist())
 
 
-def _removed_paragraphs(work: Work, low: int, high: int) -> dict[int, set[int]]:
+def _removed_paragraphs(work: WorkDir, low: int, high: int) -> dict[int, set[int]]:
     found: defaultdict[int, set[int]] = defaultdict(set)
     if work.config.clean.duplicate_paragraphs:
         files = sorted((work.folder / PARAGRAPHS).glob("[0-9]*/removed.npy"))
@@ -88,7 +88,7 @@ def _removed_paragraphs(work: Work, low: int, high: int) -> dict[int, set[int]]:
     return found
 
 
-def _removed_files(work: Work) -> list[Path]:
+def _removed_files(work: WorkDir) -> list[Path]:
     return sorted((work.folder / NEAR).glob("[0-9]*/removed.npy"))
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from data_pipelines.execution.external_sort import Document
 from data_pipelines.stages.deduplicate import range_sizes, remaining_documents
 from data_pipelines.stages.read import documents_of
-from data_pipelines.stages.splits import SPLITS, Group, groups, require_documents
-from data_pipelines.stages.work_dir import Stage, Work, write_counts
-from data_pipelines.tokenizing.encode import Encoded, EncodedRun, encode
+from data_pipelines.stages.splits import SPLITS, SplitKey, groups, require_documents
+from data_pipelines.stages.work_dir import Stage, WorkDir, write_counts
+from data_pipelines.tokenizing.encode import EncodedDocuments, EncodedStream, encode
 from data_pipelines.tokenizing.train import RESERVED, clean_sentences, make_tokenizer
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
@@ -26,16 +26,16 @@ SAMPLE_TOKENS = 512
 """What a sample has unless a run's objective says otherwise; longer sentences are cut."""
 
 
-def tokenizer_sizes(work: Work) -> list[int]:
+def tokenizer_sizes(work: WorkDir) -> list[int]:
     """It is one task; as large as all the text, of which nobody knows how much it takes."""
     return [sum(range_sizes(work))]
 
 
-def run_tokenizer(work: Work, task: int) -> None:
+def run_tokenizer(work: WorkDir, task: int) -> None:
     """Train a tokenizer, or copy the one that was brought. Raises `DataError`."""
     require_documents(documents_of(work))
     config = work.config
-    with work.making(TOKENIZER, task) as folder:
+    with work.task_output(TOKENIZER, task) as folder:
         if config.tokenizer.path is not None:
             tokenizer = load_tokenizer(config.tokenizer.path)
             if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
@@ -47,7 +47,7 @@ def run_tokenizer(work: Work, task: int) -> None:
         (folder / tokenizer.file_name).write_bytes(tokenizer.model)
 
 
-def sample_sentences(work: Work) -> tuple[list[str], Counter[str]]:
+def sample_sentences(work: WorkDir) -> tuple[list[str], Counter[str]]:
     """Sentences of training documents in their order, of each source as many as its weight says; and how much that is.
 
     "left out" are bytes that a SentencePiece model cannot be trained on.
@@ -79,22 +79,22 @@ def sample_sentences(work: Work) -> tuple[list[str], Counter[str]]:
     return found, counts
 
 
-def _training_documents(work: Work) -> Iterator[Document]:
+def _training_documents(work: WorkDir) -> Iterator[Document]:
     for task in range(len(range_sizes(work))):
         for document in remaining_documents(work, task, Counter()):
             if document.split == 0:
                 yield document
 
 
-def run(work: Work, task: int) -> None:
+def run(work: WorkDir, task: int) -> None:
     """Encode the documents in one range of their order."""
     tokenizer = tokenizer_of(work)
     config = work.config
     counts: Counter[str] = Counter()
-    texts: dict[Group, list[bytes]] = {group: [] for group in groups(config)}
+    texts: dict[SplitKey, list[bytes]] = {group: [] for group in groups(config)}
     for document in remaining_documents(work, task, counts):
-        texts[Group(config.sources[document.source].corpus or "", SPLITS[document.split])].append(document.text)
-    with work.making(NAME, task) as folder:
+        texts[SplitKey(config.sources[document.source].corpus or "", SPLITS[document.split])].append(document.text)
+    with work.task_output(NAME, task) as folder:
         for group, documents in texts.items():
             encoded = encode((text.decode() for text in documents), tokenizer, config.sentences)
             encoded.save(folder / group.folder)
@@ -107,18 +107,18 @@ def run(work: Work, task: int) -> None:
         write_counts(folder, counts)
 
 
-def encoded_run(work: Work, group: Group) -> EncodedRun:
+def encoded_run(work: WorkDir, group: SplitKey) -> EncodedStream:
     """All tokens of a group, in the order of its documents."""
     folders = [work.output(NAME, task) / group.folder for task in range(len(range_sizes(work)))]
-    return EncodedRun(folders, Encoded.open)
+    return EncodedStream(folders, EncodedDocuments.open)
 
 
-def tokenizer_path(work: Work) -> Path:
+def tokenizer_path(work: WorkDir) -> Path:
     """The file of the tokenizer that was made."""
     return find_tokenizer_file(work.output(TOKENIZER, 0))
 
 
-def tokenizer_of(work: Work) -> Tokenizer:
+def tokenizer_of(work: WorkDir) -> Tokenizer:
     """The tokenizer that was made; read once in a process."""
     path = tokenizer_path(work)
     return _load_tokenizer(path, path.stat().st_mtime_ns)

@@ -14,18 +14,18 @@ from typing import Any
 
 from data_pipelines.cleaning.clean import sources_of
 from data_pipelines.config import DataConfig
-from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sources import python_docs
 from data_pipelines.sources.config import PythonDocsSource, Source
 from data_pipelines.sources.files import CHUNK_BYTES, is_remote
 from data_pipelines.sources.find import STANDARD_INPUT, File, local_file, refuse_changed
-from data_pipelines.sources.read_units import Unit, unit_bytes
+from data_pipelines.sources.read_units import ReadUnit, unit_bytes
 from data_pipelines.sources.records import cut_into_units, fingerprint, source_files
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
-from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.file_system.atomic_files import atomic_writer
 
 FORMAT = 2
 """Raised when work folders of an older xlpretrain cannot be gone on with."""
@@ -33,14 +33,14 @@ _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
     depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
     tokenizer_sha256: of the one that was brought along, if one was."""
 
     out: Path
     config: DataConfig
-    units: tuple[Unit, ...]
+    units: tuple[ReadUnit, ...]
     built_from: dict[str, Any]
     state: str
     files: tuple[File, ...] = ()
@@ -71,10 +71,12 @@ class Plan:
         return json.dumps({**whole, **files, "tokenizer": self.tokenizer_sha256, "built_from": self.built_from})
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str) -> BuildPlan:
         """The inverse of `to_json`; jobs may have begun with the plan of an older version."""
         data = json.loads(text)
-        units = (Unit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"])
+        units = (
+            ReadUnit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"]
+        )
         config = DataConfig.model_validate_json(json.dumps(data["config"]))
         files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
         return cls(
@@ -89,7 +91,7 @@ class Plan:
         )
 
 
-def make_plan(config: DataConfig, spool: Path, stages: Stages, workers: Workers) -> Plan:
+def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers: Workers) -> BuildPlan:
     """Find the sources. What can be read only once is copied to the folder `spool`. Raises `DataError`, OSError."""
     tokenizer = config.tokenizer.path and load_tokenizer(config.tokenizer.path).sha256
     held_out = [file for source in sources_of(config.clean) for file in source_files(source)]
@@ -108,7 +110,7 @@ def make_plan(config: DataConfig, spool: Path, stages: Stages, workers: Workers)
     inputs += [*held_out, *(file for files in read for file in files)]
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
     versions = [str(FORMAT), *map(version, _LIBRARIES)]
-    return Plan(
+    return BuildPlan(
         out=final_place(config.out),
         config=config,
         units=tuple(cut_into_units(config.sources, read, wanted=config.task_bytes)),
@@ -136,7 +138,9 @@ def _is_docs(source: Source) -> bool:
     return isinstance(source, PythonDocsSource)
 
 
-def _copy_docs(source: Source, files: list[File], spool: Path, number: int, stages: Stages, workers: Workers) -> File:
+def _copy_docs(
+    source: Source, files: list[File], spool: Path, number: int, stages: ProgressReporter, workers: Workers
+) -> File:
     """The documentation of packages as JSON lines. Its paragraphs depend on all files before, so it is one task."""
     assert isinstance(source, PythonDocsSource)
     key = _digest([source.model_dump_json(), *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files)])
@@ -145,7 +149,7 @@ def _copy_docs(source: Source, files: list[File], spool: Path, number: int, stag
         documents = python_docs.read_modules([Path(file.path) for file in files], workers)
         with (
             stages.stage("Reading modules", "documents") as advance,
-            replacing(path) as temporary,
+            atomic_writer(path) as temporary,
             temporary.open("w", encoding="utf-8") as out,
         ):
             for document in documents:
@@ -159,7 +163,7 @@ def _copy_standard_input(spool: Path) -> File:
     if sys.stdin.isatty():
         raise DataError("a source has the path -, and nothing is piped into standard input")
     digest = hashlib.blake2b(digest_size=16)
-    with replacing(spool / "standard_input") as temporary, temporary.open("wb") as out:
+    with atomic_writer(spool / "standard_input") as temporary, temporary.open("wb") as out:
         while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
             digest.update(chunk)
             out.write(chunk)

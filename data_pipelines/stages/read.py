@@ -6,29 +6,29 @@ from collections import Counter
 from pathlib import Path
 
 from data_pipelines.cleaning.clean import clean, is_contaminated, sources_of
-from data_pipelines.cleaning.minhash import BandRuns, ParagraphRuns
+from data_pipelines.cleaning.minhash import MinHashWriter, ParagraphWriter
 from data_pipelines.config import DataConfig
-from data_pipelines.execution.external_sort import Document, DocumentRuns
+from data_pipelines.execution.external_sort import Document, SortedDocumentWriter
 from data_pipelines.sources.records import read_unchanged, source_files
-from data_pipelines.stages.splits import PRECEDENCE, SPLITS, Group, choose, groups, hash_text
-from data_pipelines.stages.work_dir import Stage, Work, write_counts
+from data_pipelines.stages.splits import PRECEDENCE, SPLITS, SplitKey, assign_split, groups, hash_text
+from data_pipelines.stages.work_dir import Stage, WorkDir, write_counts
 from xlpretrain.errors import DataError
 
 NAME = "read"
 
 
-def sizes(work: Work) -> list[int]:
+def sizes(work: WorkDir) -> list[int]:
     """Bytes of text in the units."""
     return [unit.num_bytes for unit in work.plan.units]
 
 
-def run(work: Work, task: int) -> None:
+def run(work: WorkDir, task: int) -> None:
     """Read one unit. Raises `DataError`."""
     config, unit = work.config, work.plan.units[task]
     source = config.sources[unit.source]
     into = None if source.into is None else SPLITS.index(source.into)
     counts: Counter[str] = Counter()
-    with work.making(NAME, task) as folder:
+    with work.task_output(NAME, task) as folder:
         writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
         for raw in read_unchanged(source, unit.pieces, work.plan.by_path):
             counts["read"] += 1
@@ -36,10 +36,10 @@ def run(work: Work, task: int) -> None:
                 continue
             data = text.encode()
             digest, order = hash_text(data, seed=config.seed)
-            split = choose(digest, config.splits) if into is None else into
+            split = assign_split(digest, config.splits) if into is None else into
             if split == 0 and is_contaminated(text, config.clean, counts):
                 continue
-            counts[f"in {Group(source.corpus or '', SPLITS[split]).folder}"] += 1
+            counts[f"in {SplitKey(source.corpus or '', SPLITS[split]).folder}"] += 1
             counts["bytes"] += len(data)
             writer.add(text, Document(order, data, split, unit.source))
         writer.close()
@@ -47,7 +47,7 @@ def run(work: Work, task: int) -> None:
         write_counts(folder, counts)
 
 
-def _refuse_changed_held_out(work: Work) -> None:
+def _refuse_changed_held_out(work: WorkDir) -> None:
     expected = list(work.plan.held_out)
     if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
         raise DataError("clean.overlap.against: these files have changed after the build began; build again")
@@ -58,7 +58,7 @@ class _Writer:
 
     def __init__(self, config: DataConfig, folder: Path, *, run_bytes: int):
         self._folder, self._run_bytes, self._size, self._number = folder, run_bytes, 0, 0
-        self._documents = DocumentRuns(folder, run_bytes=run_bytes)
+        self._documents = SortedDocumentWriter(folder, run_bytes=run_bytes)
         self._config = config.clean
         self._new_runs()
 
@@ -78,7 +78,7 @@ class _Writer:
         self._write()
 
     def _new_runs(self) -> None:
-        self._bands, self._paragraphs = BandRuns(self._config.minhash), ParagraphRuns()
+        self._bands, self._paragraphs = MinHashWriter(self._config.minhash), ParagraphWriter()
 
     def _write(self) -> None:
         if self._config.near_duplicates:
@@ -89,7 +89,7 @@ class _Writer:
         self._new_runs()
 
 
-def documents_of(work: Work) -> dict[Group, int]:
+def documents_of(work: WorkDir) -> dict[SplitKey, int]:
     """How many documents were read into each group."""
     counts = work.counts(NAME)
     return {group: counts.get(f"in {group.folder}", 0) for group in groups(work.config)}

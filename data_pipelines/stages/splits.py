@@ -14,7 +14,7 @@ PRECEDENCE = (2, 1, 0)
 
 
 @dataclass(frozen=True)
-class Group:
+class SplitKey:
     """What becomes a dataset of its own: a split of a corpus (or of all that has no name)."""
 
     corpus: str
@@ -26,13 +26,13 @@ class Group:
         return f"{self.corpus}/{self.split}" if self.corpus else self.split
 
 
-def groups(config: DataConfig) -> list[Group]:
+def groups(config: DataConfig) -> list[SplitKey]:
     """All that a build makes; the training split of every corpus first."""
     corpora = dict.fromkeys(source.corpus or "" for source in config.sources)
     named = {(source.corpus or "", source.into) for source in config.sources}
     shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}
     return [
-        Group(corpus, split)
+        SplitKey(corpus, split)
         for corpus in corpora
         for split in SPLITS
         if split == "train" or (shares[split] > 0 and (corpus, None) in named) or (corpus, split) in named
@@ -45,7 +45,7 @@ def hash_text(text: bytes, *, seed: int) -> tuple[bytes, bytes]:
     return digest, hashlib.blake2b(digest, key=str(seed).encode(), digest_size=16).digest()
 
 
-def choose(digest: bytes, config: SplitConfig) -> int:
+def assign_split(digest: bytes, config: SplitConfig) -> int:
     """The split of a document, as its number in `SPLITS`."""
     point = int.from_bytes(digest[:8], "big") / 2**64
     for number, share in ((2, config.test), (1, config.valid)):
@@ -55,7 +55,7 @@ def choose(digest: bytes, config: SplitConfig) -> int:
     return 0
 
 
-def require_documents(counts: dict[Group, int]) -> None:
+def require_documents(counts: dict[SplitKey, int]) -> None:
     """Raise `DataError` if a group would be empty."""
     total = sum(counts.values())
     if total == 0:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.config import DataConfig
-from data_pipelines.stages.plan import Plan
+from data_pipelines.stages.plan import BuildPlan
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place, named, remove, temporary_folder, unclaimed
-from xlpretrain.file_system.atomic_files import is_temporary, replace_file, sync
+from xlpretrain.file_system.atomic_files import atomic_write, fsync, is_temporary
 
 _TASK = r"(\d{6}|\.\d{6}\.[0-9a-f]+(\.tmp)?)"
 _TOKENIZER = r"(spiece\.model|tokenizer\.json|vocabulary\.json)"
@@ -37,7 +37,7 @@ _OURS = re.compile(
 """Files of a work folder."""
 
 
-class Work:
+class WorkDir:
     """A work folder. Pickles to its path: workers read the plan once each."""
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class Work:
         self.plan_file = folder / "plan.json"
 
     @classmethod
-    def of(cls, out: Path) -> Work:
+    def of(cls, out: Path) -> WorkDir:
         """The one of a dataset. Raises `DataError` if no dataset can be put there."""
         try:
             out = final_place(out)
@@ -58,25 +58,25 @@ class Work:
         return cls(out.parent / f".{out.name}.work")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Work, (self.folder,)
+        return WorkDir, (self.folder,)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> BuildPlan:
         """What is built here."""
-        return Plan.from_json(self.plan_file.read_text())
+        return BuildPlan.from_json(self.plan_file.read_text())
 
     @property
     def config(self) -> DataConfig:
         """That of the plan."""
         return self.plan.config
 
-    def begin(self, plan: Plan) -> bool:
+    def begin(self, plan: BuildPlan) -> bool:
         """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
         path = self.plan_file
         if path.is_file() and path.read_text() == plan.to_json():
             return True
         remove(self.folder, [p for p in self._files() if len(p.parts) > 1 and p.parts[0] != self.spool.name])
-        replace_file(path, plan.to_json())
+        atomic_write(path, plan.to_json())
         self.__dict__.pop("plan", None)
         return False
 
@@ -101,20 +101,20 @@ class Work:
         return self.output(stage, task).is_dir()
 
     @contextmanager
-    def making(self, stage: str, task: int) -> Iterator[Path]:
+    def task_output(self, stage: str, task: int) -> Iterator[Path]:
         """A temporary folder that becomes the output of a task, down to the disk, unless somebody else was faster."""
         out = self.output(stage, task)
         with temporary_folder(out) as folder:
             yield folder
             for file in folder.rglob("*"):
-                sync(file)
-            sync(folder)
+                fsync(file)
+            fsync(folder)
             try:
                 folder.rename(out)
             except OSError:
                 if not out.is_dir():
                     raise
-            sync(out.parent)
+            fsync(out.parent)
 
     def counts(self, stage: str) -> dict[str, int]:
         """The sums of what the tasks of a stage have counted."""
@@ -173,11 +173,11 @@ class Stage:
 
     name: str
     title: str
-    sizes: Callable[[Work], list[int]]
-    run: Callable[[Work, int], None]
+    sizes: Callable[[WorkDir], list[int]]
+    run: Callable[[WorkDir, int], None]
 
 
-def run_task(work: Work, stage: Stage, task: int) -> int:
+def run_task(work: WorkDir, stage: Stage, task: int) -> int:
     """Do a task; returns its number. Top-level, so that worker processes find it."""
     stage.run(work, task)
     return task

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.tokenizing.config import LARGEST_BLOCK, SentenceConfig
 from data_pipelines.tokenizing.sentences import sentence_starts
-from data_pipelines.tokenizing.word_cache import begins
+from data_pipelines.tokenizing.word_cache import offsets
 from data_pipelines.tokenizing.word_encoder import encode_sentences
 from xlpretrain.data.tokenizers.base import Tokenizer
 
@@ -26,7 +26,7 @@ WANTED_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDocuments:
     """Documents as one run of tokens.
 
     document_ends, sentence_ends: positions of last tokens; a document's is its end-of-document symbol, which belongs to
@@ -49,30 +49,30 @@ class Encoded:
             np.save(folder / f"{field.name}.npy", array if field.name == "tokens" else array.astype(positions))
 
     @classmethod
-    def open(cls, folder: Path) -> Encoded:
+    def open(cls, folder: Path) -> EncodedDocuments:
         """What `save` wrote, through memory maps."""
         return cls(**{field.name: _open_array(folder / f"{field.name}.npy") for field in fields(cls)})
 
 
-def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceConfig) -> Encoded:
+def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceConfig) -> EncodedDocuments:
     """The documents in their order."""
     parts = [_encode_batch(batch, tokenizer, sentences) for batch in _batches(documents)]
-    return join(parts) if parts else _encode_batch([], tokenizer, sentences)
+    return concatenate(parts) if parts else _encode_batch([], tokenizer, sentences)
 
 
-def join(parts: Sequence[Encoded]) -> Encoded:
+def concatenate(parts: Sequence[EncodedDocuments]) -> EncodedDocuments:
     """One run of tokens out of several."""
-    run = EncodedRun(parts, lambda part: part)
+    run = EncodedStream(parts, lambda part: part)
     return run.slice(0, run.num_tokens)
 
 
-class EncodedRun:
+class EncodedStream:
     """Several runs of tokens, one after the other, of which any part can be had.
 
     open_part: gives each of `parts`. One is held at a time: the pages of a file that is mapped go with it.
     """
 
-    def __init__(self, parts: Sequence[T], open_part: Callable[[T], Encoded]):
+    def __init__(self, parts: Sequence[T], open_part: Callable[[T], EncodedDocuments]):
         self._part = lru_cache(1)(lambda number: open_part(parts[number]))
         self._num_parts = len(parts)
         self._starts, self.num_ends = [0], 0
@@ -86,9 +86,9 @@ class EncodedRun:
         """Of all parts."""
         return self._starts[-1]
 
-    def slice(self, start: int, stop: int) -> Encoded:
+    def slice(self, start: int, stop: int) -> EncodedDocuments:
         """The tokens at [start, stop) and what ends among them, positions counted from `start`."""
-        found: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Encoded)}
+        found: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(EncodedDocuments)}
         number = min(bisect_right(self._starts, start), self._num_parts) - 1
         while number < self._num_parts and (self._starts[number] < stop or not any(found.values())):
             part, first = self._part(number), self._starts[number]
@@ -102,7 +102,7 @@ class EncodedRun:
             found["text_ends"].append(part.text_ends[texts].astype(np.int64) + shift)
             found["text_bytes"].append(part.text_bytes[texts].astype(np.int64))
             number += 1
-        return Encoded(**{name: np.concatenate(arrays) for name, arrays in found.items()})
+        return EncodedDocuments(**{name: np.concatenate(arrays) for name, arrays in found.items()})
 
 
 def choose_block_tokens(num_tokens: int) -> int:
@@ -123,12 +123,12 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: SentenceConfig) -> Encoded:
+def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: SentenceConfig) -> EncodedDocuments:
     text = "".join(documents)
     sizes = np.fromiter(map(len, documents), np.int64, len(documents))
     cut = [sentence_starts(document, config) for document in documents]
     sentences = np.fromiter(map(len, cut), np.int64, len(cut))  # of each document
-    starts = np.fromiter(chain.from_iterable(cut), np.int64) + begins(sizes).repeat(sentences)
+    starts = np.fromiter(chain.from_iterable(cut), np.int64) + offsets(sizes).repeat(sentences)
     data = text.encode()
     starts = _in_bytes(starts, text, data)
     tokens, lengths = encode_sentences(data, starts, tokenizer)
@@ -142,7 +142,7 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
     ends_document[last + np.arange(len(last))] = True
     # Text without tokens counts where the next token of its document is.
     text_bytes = np.diff(np.cumsum(num_bytes)[has_tokens], prepend=0)
-    return Encoded(
+    return EncodedDocuments(
         tokens=tokens,
         document_ends=ends[ends_document],
         sentence_ends=ends[has_tokens & ~ends_document],

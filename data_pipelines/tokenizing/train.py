@@ -14,7 +14,7 @@ from data_pipelines.tokenizing.config import SentenceConfig, TokenizerConfig
 from data_pipelines.tokenizing.normalization import normalization_arguments
 from data_pipelines.tokenizing.sentences import split_sentences
 from data_pipelines.tokenizing.word_encoder import BY_CHARACTER, SCORE_UNIT
-from xlpretrain.data.tokenizers.base import SPECIAL_PIECES, Tokenizer
+from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer, WordTokenizer
 from xlpretrain.errors import DataError
 
@@ -45,7 +45,7 @@ def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokeniz
 
 def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
     """A SentencePiece model: the same one for the same sentences, in the same order. Raises `DataError`."""
-    pieces = {role: spellings[0] for role, spellings in SPECIAL_PIECES.items()}
+    pieces = {role: spellings[0] for role, spellings in SPECIAL_TOKENS.items()}
     model = io.BytesIO()
     fallback: dict[str, Any] = {"byte_fallback": True} if config.byte_fallback else {}  # told in the model if given
     try:

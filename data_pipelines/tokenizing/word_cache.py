@@ -14,7 +14,7 @@ Ids = tuple[np.ndarray, np.ndarray]
 """Those of several texts, one after the other, and how many each has (int64)."""
 
 
-def begins(sizes: np.ndarray) -> np.ndarray:
+def offsets(sizes: np.ndarray) -> np.ndarray:
     """Where each run begins."""
     return np.asarray(np.cumsum(sizes) - sizes)
 
@@ -25,7 +25,7 @@ def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + (first - ends + sizes).repeat(sizes))
 
 
-def sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def segment_sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Of each run."""
     return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(sizes))])
 
@@ -36,7 +36,7 @@ def interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
         return yes
     first, sizes = np.empty((2, len(which)), np.int64)
     sizes[which], sizes[~which] = yes[1], no[1]
-    first[which], first[~which] = begins(yes[1]), begins(no[1]) + len(yes[0])
+    first[which], first[~which] = offsets(yes[1]), offsets(no[1]) + len(yes[0])
     return np.concatenate([yes[0], no[0]]).take(ranges(first, sizes)), sizes
 
 
@@ -54,7 +54,7 @@ class Words(NamedTuple):
 
     starts: np.ndarray
     lengths: np.ndarray
-    goes_on: np.ndarray
+    continues: np.ndarray
 
 
 class WordTable:
@@ -80,7 +80,7 @@ class WordTable:
         source = np.concatenate([found.view(ids.dtype), ids])
         row, at = found.itemsize // ids.itemsize, 16 // ids.itemsize  # they come after `low` and `high`
         where, sizes = np.arange(len(found)) * row + at, found["count"].astype(np.int64)
-        where[new], sizes[new] = (len(found) * row + begins(counts))[which], counts[which]
+        where[new], sizes[new] = (len(found) * row + offsets(counts))[which], counts[which]
         return source.take(ranges(where, sizes)), sizes
 
     def _find_same(self, keys: _Keys) -> np.ndarray:
@@ -95,7 +95,7 @@ class WordTable:
         own = np.flatnonzero(keys.is_short & (counts <= _MOST_IDS))
         learned = np.zeros(len(own), self._slots.dtype)
         learned["low"], learned["high"], learned["count"] = keys.low[own], keys.high[own], counts[own]
-        places = begins(counts)[own, None] + np.arange(_MOST_IDS)  # those of the next word do no harm
+        places = offsets(counts)[own, None] + np.arange(_MOST_IDS)  # those of the next word do no harm
         learned["ids"] = np.append(ids, np.zeros(_MOST_IDS, ids.dtype))[places]
         self._slots.put(keys.slot[own], learned)
 
@@ -122,6 +122,6 @@ def _keys_of(data: np.ndarray, words: Words) -> _Keys:
     eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
     lengths = np.minimum(words.lengths, MARGIN)
     low = eight[words.starts] & _LOW.take(lengths)
-    high = eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.goes_on
+    high = eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.continues
     slot = ((low * _MIX[0]) ^ (high * _MIX[1])) * _MIX[2] >> np.uint64(64 - _TABLE_BITS)
     return _Keys(low, high, slot.astype(np.int64), words.lengths <= _LONGEST)

@@ -23,7 +23,16 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from data_pipelines.tokenizing.word_cache import MARGIN, Ids, Words, WordTable, begins, interleave, ranges, sums
+from data_pipelines.tokenizing.word_cache import (
+    MARGIN,
+    Ids,
+    Words,
+    WordTable,
+    interleave,
+    offsets,
+    ranges,
+    segment_sums,
+)
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 
 SCORE_UNIT = 1 / 256
@@ -64,7 +73,7 @@ class WordEncoder:
         # A character takes at most this from a score, and the best score at any place is no worse than all of them.
         self._longest = int(2**24 * SCORE_UNIT / (_UNKNOWN_PENALTY - lowest_score)) // 2 - 2
         self._spaces = [ord(space) for space in spaces]
-        pieces = [tokenizer.piece(token) for token in range(tokenizer.vocabulary.size)]
+        pieces = [tokenizer.id_to_token(token) for token in range(tokenizer.vocabulary.size)]
         self._begins_word = np.array([piece.startswith(WORD_BOUNDARY) for piece in pieces])
         self._are_apart, self._alone = _find_cuts(tokenizer, pieces)
         self._table = WordTable(token_dtype(len(pieces)))
@@ -88,7 +97,7 @@ class WordEncoder:
         ids, counts = self._table.look_up(data, Words(words, ends - words, np.zeros(len(words), bool)), self._encode)
         others = (text[starts[i] : starts[i] + lengths[i]] for i in np.flatnonzero(~is_plain))
         singly = _encode_singly(others, self._tokenizer)
-        return interleave(is_plain, (ids, sums(counts, of_sentences)), singly)
+        return interleave(is_plain, (ids, segment_sums(counts, of_sentences)), singly)
 
     def _controls(self, data: np.ndarray) -> np.ndarray:
         """Where control characters are that are no spaces."""
@@ -99,17 +108,17 @@ class WordEncoder:
 
     def _encode(self, data: np.ndarray, words: Words) -> Ids:
         """The ids of words by those of their parts."""
-        places, first = ranges(words.starts, words.lengths), begins(words.lengths)
+        places, first = ranges(words.starts, words.lengths), offsets(words.lengths)
         # What comes after an ASCII character may be an accent that becomes one with it.
         is_cut = self._are_apart[data[places - 1], data[places]] & (data[places + 1] < 0x80)
         is_cut[first] = True
         parts = np.flatnonzero(is_cut)
         of_words = np.diff(parts.searchsorted(first), append=len(parts))
         goes_on = np.ones(len(parts), bool)
-        goes_on[begins(of_words)] = False
+        goes_on[offsets(of_words)] = False
         lengths = np.diff(parts, append=len(places))
         ids, counts = self._table.look_up(data, Words(places[parts], lengths, goes_on), self._encode_parts)
-        return ids, sums(counts, of_words)
+        return ids, segment_sums(counts, of_words)
 
     def _encode_parts(self, data: np.ndarray, words: Words) -> Ids:
         """The ids of words and parts of words by SentencePiece.
@@ -118,7 +127,7 @@ class WordEncoder:
         """
         starts, lengths, goes_on = words
         sizes = lengths + goes_on + 1
-        text, first = data.take(ranges(starts - goes_on - 1, sizes)), begins(sizes)
+        text, first = data.take(ranges(starts - goes_on - 1, sizes)), offsets(sizes)
         text[first] = ord(" ")
         is_ascii = np.ones(len(starts), bool)
         is_ascii[first.searchsorted(np.flatnonzero(text >= 0x80), "right") - 1] = False
@@ -127,7 +136,7 @@ class WordEncoder:
         singly = _encode_singly(others, self._tokenizer)
         ids, counts = interleave(is_ascii, self._encode_ascii(text[is_ascii.repeat(sizes)], sizes[is_ascii]), singly)
         before = np.where(goes_on, self._alone[data[starts - 1]], 0)  # of the character before
-        return ids.take(ranges(begins(counts) + before, counts - before)), counts - before
+        return ids.take(ranges(offsets(counts) + before, counts - before)), counts - before
 
     def _encode_ascii(self, text: np.ndarray, sizes: np.ndarray) -> Ids:
         """The ids of words with a space before each, as many at once as do not round."""

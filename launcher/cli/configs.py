@@ -16,7 +16,7 @@ from xlpretrain.schema import Section
 _LAUNCHER = Path(__file__).parents[1]
 
 
-def shipped() -> dict[str, Path]:
+def builtin_configs() -> dict[str, Path]:
     """The configs that come with xlpretrain, by name: in launcher/ in a wheel, else beside the packages."""
     folder = _LAUNCHER / "configs"
     return {
@@ -26,7 +26,7 @@ def shipped() -> dict[str, Path]:
 
 def list_shipped() -> None:
     """Print their names and first comment lines."""
-    for name, path in shipped().items():
+    for name, path in builtin_configs().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
@@ -34,12 +34,12 @@ def list_shipped() -> None:
 def copy_shipped(name: str) -> None:
     """Copy one into the current folder. Raises `ConfigError` for an unknown name or a file that is there."""
     name = name.removesuffix(".yaml")
-    if name not in shipped():
-        raise ConfigError(f"no shipped config is named {name!r}; there are {', '.join(shipped())}")
+    if name not in builtin_configs():
+        raise ConfigError(f"no shipped config is named {name!r}; there are {', '.join(builtin_configs())}")
     target = Path(f"{name}.yaml")
     if target.exists():
         raise ConfigError(f"{target}: exists already; move it away first")
-    shutil.copyfile(shipped()[name], target)
+    shutil.copyfile(builtin_configs()[name], target)
     print(f"wrote {target}")
 
 
@@ -50,7 +50,7 @@ def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
         print(schema.dump(config), end="")
         return
     table = Table("key", "value", "", "meaning", box=None, header_style="bold", pad_edge=False)
-    for key, value, is_default, meaning in schema.describe(config):
+    for key, value, is_default, meaning in schema.explain(config):
         table.add_row(key, str(value), "" if is_default else "set", meaning)
     Console(highlight=False).print(table)
 

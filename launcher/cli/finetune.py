@@ -13,20 +13,20 @@ from typing import cast
 from launcher.local.train import start_training
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import LabelledPaths
+from xlpretrain.data.config import LabelledDataConfig
 from xlpretrain.data.text_tables import read_table, refuse_same_file
 from xlpretrain.errors import LaunchError
-from xlpretrain.evaluation.classification import Figures, write_predictions
-from xlpretrain.evaluation.loaded_run import TrainedRun
-from xlpretrain.file_system.atomic_files import replace_file
-from xlpretrain.finetune.results import recipe
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
+from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.file_system.atomic_files import atomic_write
+from xlpretrain.finetune.results import finetune_config
+from xlpretrain.run_dir.layout import RunDir
 
 _FIGURES = ("accuracy", "macro_f1", "roc_auc")
 
 
 def finetune(
-    source: RunFolder,
+    source: RunDir,
     *,
     train: Path,
     valid: Path,
@@ -44,11 +44,11 @@ def finetune(
 
     Each run that is begun or finished is gone on with, so the same call continues. Raises `XLPretrainError`.
     """
-    config = recipe(
+    config = finetune_config(
         source, train=train, valid=valid, name=name, runs_dir=runs_dir, text=text, label=label, overrides=overrides
     )
     configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
-    if RunFolder(runs_dir / name).exists() and num_seeds > 1:
+    if RunDir(runs_dir / name).exists() and num_seeds > 1:
         raise LaunchError(f"{runs_dir / name}: is a run of one seed; say another name for several (--as)")
     for one in configs:
         with tempfile.TemporaryDirectory() as folder:
@@ -69,14 +69,14 @@ def finetune(
     return 0
 
 
-def predict(run: TrainedRun, data: Path | None, to: Path | None) -> None:
+def predict(run: LoadedRun, data: Path | None, to: Path | None) -> None:
     """Print, or write, a prediction for each text of a file; print how good they are if it has labels."""
     refuse_same_file(data, to)
-    table, (columns, labels) = read_table(data), run.classifies
+    table, (columns, labels) = read_table(data), run.is_classifier
     if len(columns) == 1 and len(table.columns) == 1:
         columns = table.columns  # whatever it is called
     texts = table.columns_of(columns)
-    label = cast(LabelledPaths, run.config.data).label
+    label = cast(LabelledDataConfig, run.config.data).label
     truth = table.column(label) if label in table.columns else None
     probabilities = run.class_probabilities(texts)
     if to is not None:
@@ -86,14 +86,14 @@ def predict(run: TrainedRun, data: Path | None, to: Path | None) -> None:
         for row in probabilities:
             print(f"{labels[row.argmax()]}\t{row.max():.4f}")
     if truth is not None:
-        print(Figures.of(truth, probabilities, labels).describe(), file=sys.stderr)
+        print(ClassificationMetrics.compute(truth, probabilities, labels).describe(), file=sys.stderr)
 
 
 def _of_seed(config: RunConfig, seed: int) -> RunConfig:
     return config.model_copy(update={"runs_dir": config.runs_dir / config.name, "name": f"seed-{seed}", "seed": seed})
 
 
-def _sum_up(folder: Path, runs: Sequence[RunFolder]) -> None:
+def _sum_up(folder: Path, runs: Sequence[RunDir]) -> None:
     """Mean and spread (standard deviation over seeds) of each figure, printed and in metrics.json."""
     found = [json.loads(run.figures.read_text(encoding="utf-8")) for run in runs]
     summary = {}
@@ -101,6 +101,6 @@ def _sum_up(folder: Path, runs: Sequence[RunFolder]) -> None:
         values = [one[figure] for one in found]
         if None not in values:
             summary[figure] = {"mean": mean(values), "spread": stdev(values), "values": values}
-    replace_file(RunFolder(folder).figures, json.dumps(summary, indent=2) + "\n")
+    atomic_write(RunDir(folder).figures, json.dumps(summary, indent=2) + "\n")
     told = ", ".join(f"{name} {of['mean']:.4f} ± {of['spread']:.4f}" for name, of in summary.items())
     print(f"{folder}: {told} (mean and standard deviation of {len(runs)} seeds)")

@@ -12,16 +12,16 @@ from pathlib import Path
 from launcher.finished import say_if_finished
 from launcher.slurm import client as slurm
 from launcher.slurm.client import JobState
-from launcher.slurm.records import Job, SlurmFolder, Start
+from launcher.slurm.records import AttemptStart, Job, SlurmFolder
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_dir import lease, outcome
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 CANCEL_WAIT_S = 30.0
 _POLL_S = 0.5
 
 
-def stop(run: RunFolder) -> str:
+def stop(run: RunDir) -> str:
     """Leave the wish that a run saves and ends, and stays so. Returns what becomes of it. Raises `LaunchError`."""
     _wish_to_stop(run)
     job = SlurmFolder.of(run).read_job()
@@ -37,7 +37,7 @@ def stop(run: RunFolder) -> str:
     return f"{run.path}: not running; it will not start again until resumed"
 
 
-def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
+def cancel(run: RunDir, *, wait_s: float = CANCEL_WAIT_S) -> str:
     """End a run's job, or remove it from the queue, and wait until it is gone. Returns what remains of the run.
 
     Raises `LaunchError` if there is no job to end.
@@ -64,7 +64,7 @@ def cancel(run: RunFolder, *, wait_s: float = CANCEL_WAIT_S) -> str:
 
 
 def resume(
-    run: RunFolder,
+    run: RunDir,
     overrides: Sequence[str],
     *,
     nodes: str | None,
@@ -95,7 +95,7 @@ def resume(
         raise
 
 
-def _refuse_without_sbatch(run: RunFolder) -> None:
+def _refuse_without_sbatch(run: RunDir) -> None:
     if shutil.which("sbatch") is None:
         raise LaunchError(
             f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
@@ -103,7 +103,7 @@ def _refuse_without_sbatch(run: RunFolder) -> None:
         )
 
 
-def refuse_if_queued(run: RunFolder) -> None:
+def refuse_if_queued(run: RunDir) -> None:
     """Raise `LaunchError` if a run's job waits or runs, as far as can be told here."""
     job = SlurmFolder.of(run).read_job()
     state = slurm.state_here(job.job_id, job.cluster) if job else None
@@ -115,13 +115,13 @@ def refuse_if_queued(run: RunFolder) -> None:
         )
 
 
-def was_submitted(run: RunFolder) -> bool:
+def was_submitted(run: RunDir) -> bool:
     """Whether a run's last start was asked of Slurm, and can be again."""
     records = SlurmFolder.of(run)
     return records.job.is_file() and records.cluster.is_file()
 
 
-def newest_config(run: RunFolder) -> Path:
+def newest_config(run: RunDir) -> Path:
     """What a run was last told to be: where it began, or at its submission since then. Raises `LaunchError`."""
     newest = SlurmFolder.of(run).newest_config()
     if newest is None:
@@ -129,7 +129,7 @@ def newest_config(run: RunFolder) -> Path:
     return newest
 
 
-def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:
+def _job_to_cancel(run: RunDir) -> tuple[Job, JobState]:
     job = SlurmFolder.of(run).read_job()
     if job is None:
         raise LaunchError(
@@ -157,21 +157,21 @@ def _job_to_cancel(run: RunFolder) -> tuple[Job, JobState]:
     return job, state
 
 
-def _refuse_if_elsewhere(run: RunFolder, *, take_over: bool) -> None:
+def _refuse_if_elsewhere(run: RunDir, *, take_over: bool) -> None:
     """Raise `LaunchError` if somebody has the run who is not of its last job, which has ended."""
-    starts = [event for event in SlurmFolder.of(run).read_events() if isinstance(event, Start)]
-    sign = lease.last_sign(run.lease)
+    starts = [event for event in SlurmFolder.of(run).read_events() if isinstance(event, AttemptStart)]
+    sign = lease.last_heartbeat(run.lease)
     if sign is None or (sign[0] is not None and starts and sign[0].host in starts[-1].nodes):
         return
-    lease.refuse_if_held(run.lease, launch_id="", take_over=take_over)
+    lease.check_available(run.lease, launch_id="", take_over=take_over)
 
 
-def _wish_to_stop(run: RunFolder) -> None:
+def _wish_to_stop(run: RunDir) -> None:
     try:
         run.stop_file.touch()
     except OSError as error:
         raise LaunchError(f"{run.stop_file}: cannot be made: {error.strerror}") from None
 
 
-def _quoted(run: RunFolder) -> str:
+def _quoted(run: RunDir) -> str:
     return shlex.quote(str(run.path))

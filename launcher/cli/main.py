@@ -25,7 +25,7 @@ from launcher.cli.options import (
     TakeOver,
 )
 from xlpretrain.errors import USER_ERROR, ConfigError, XLPretrainError
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.console import outlive_console
 
 app = typer.Typer(
@@ -205,7 +205,7 @@ def evaluate(
     from launcher.local import torchrun
     from xlpretrain.config import run_config
 
-    folder = RunFolder(run).require()
+    folder = RunDir(run).check_exists()
     num_streams = run_config.load(folder.config).eval.num_streams
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
     given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
@@ -221,7 +221,7 @@ def report(run: RunPath, moved: Moved = None) -> None:
     """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
     from xlpretrain.evaluation.report import print_report
 
-    print_report(RunFolder(run).require(), moved or [])
+    print_report(RunDir(run).check_exists(), moved or [])
 
 
 @app.command()
@@ -232,7 +232,7 @@ def checkpoints(
     """What a run has saved: step, age, size, what made it. Exit code 2 if one is damaged."""
     from launcher.cli.monitor.checkpoints import show
 
-    if not show(RunFolder(run).require().checkpoints, verify=verify):
+    if not show(RunDir(run).check_exists().checkpoints, verify=verify):
         raise typer.Exit(USER_ERROR)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def export(
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
     from xlpretrain.hub.export import export
 
-    loader = export(RunFolder(run).require(), to, step=step, force=force)
+    loader = export(RunDir(run).check_exists(), to, step=step, force=force)
     print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
 
 
@@ -50,9 +50,9 @@ def import_model(
     ] = None,
 ) -> None:
     """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
-    from xlpretrain.hub.import_model import bring_in
+    from xlpretrain.hub.import_model import import_model
 
-    folder, notes = bring_in(
+    folder, notes = import_model(
         source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
     )
     for note in notes:
@@ -163,7 +163,7 @@ def finetune(
     from launcher.cli.finetune import finetune
 
     code = finetune(
-        RunFolder(run).require(),
+        RunDir(run).check_exists(),
         train=train,
         valid=valid,
         name=name or f"{run.resolve().name}-finetuned",

@@ -13,15 +13,15 @@ from typing import Any
 from xlpretrain.data.text_tables import TEXT, Table, read_table, refuse_same_file
 from xlpretrain.errors import DataError
 from xlpretrain.evaluation.likelihood import Likelihood
-from xlpretrain.evaluation.loaded_run import TrainedRun
-from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.file_system.atomic_files import atomic_writer
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
 """How the columns of minimal pairs are called, BLiMP's first."""
 
 
 def score(
-    run: TrainedRun,
+    run: LoadedRun,
     data: Path | None,
     *,
     pairs: bool,
@@ -39,7 +39,7 @@ def score(
     rows = table.columns_of(columns)
     found = run.log_likelihoods([text for row in rows for text in row], mem_len=mem_len, batch_size=batch_size)
     with ExitStack() as stack:
-        out = sys.stdout if to is None else stack.enter_context(stack.enter_context(replacing(to)).open("w"))
+        out = sys.stdout if to is None else stack.enter_context(stack.enter_context(atomic_writer(to)).open("w"))
         for i in range(len(rows)):
             of_row = found[i * len(columns) : (i + 1) * len(columns)]
             print(json.dumps(_pair(of_row) if pairs else _text(of_row[0])), file=out)

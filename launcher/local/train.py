@@ -15,14 +15,14 @@ from launcher.local import torchrun
 from launcher.local.torchrun import Ended
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.data.labelled import LabelledDataset
 from xlpretrain.errors import FINISHED
-from xlpretrain.finetune.results import sum_up
+from xlpretrain.finetune.results import summarize
 from xlpretrain.run_dir import job_log, lease, outcome, rank_log
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import Verdict
 from xlpretrain.tracking.console import outlive_console
-from xlpretrain.train.setup import prepare
+from xlpretrain.train.setup import resolve_run
 
 
 def start_training(
@@ -39,7 +39,7 @@ def start_training(
     outlive_console()
     settings = run_config.load(config, overrides)
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
-    settings, data, _ = prepare(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
     folder = settings.folder
     if stopped_before:
         folder.stop_file.unlink(missing_ok=True)
@@ -55,8 +55,8 @@ def start_training(
             take_over=take_over,
             max_restarts=max_restarts,
         )
-    if code == FINISHED and isinstance(data.valid, LabelledTexts):
-        print(f"{folder.path}: {sum_up(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
+    if code == FINISHED and isinstance(data.valid, LabelledDataset):
+        print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
     return code
 
 
@@ -72,7 +72,7 @@ def _run(
     os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
-    since = lease.refuse_if_held(folder.lease, launch_id=launch_id, take_over=take_over)
+    since = lease.check_available(folder.lease, launch_id=launch_id, take_over=take_over)
     in_vain = restarts = 0
     while True:
         job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
@@ -102,7 +102,7 @@ def _run(
         _tell(folder, f"{crash}; starting it again ({max_restarts - restarts} restarts left)")
 
 
-def _judge(folder: RunFolder, ended: Ended, *, launch_id: str, since: int) -> Verdict:
+def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdict:
     """How a start ended, by its status and by the exit code of its ranks."""
     status = None
     with suppress(ValueError, TypeError):  # damaged: the ranks' exit code tells
@@ -118,14 +118,14 @@ def _judge(folder: RunFolder, ended: Ended, *, launch_id: str, since: int) -> Ve
     )
 
 
-def _step(folder: RunFolder) -> int:
+def _step(folder: RunDir) -> int:
     with suppress(ValueError, TypeError):
         status = folder.read_status()
         return status.step if status is not None else 0
     return 0
 
 
-def _tell(folder: RunFolder, message: str) -> None:
+def _tell(folder: RunDir, message: str) -> None:
     """Say it on the terminal, and in the run's job.log."""
     job_log.note(folder, message)
     with suppress(OSError):  # the terminal may be gone

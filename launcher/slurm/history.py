@@ -4,46 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.slurm.records import End, Start
+from launcher.slurm.records import AttemptEnd, AttemptStart
 from xlpretrain.run_dir import outcome
 from xlpretrain.run_dir.outcome import Verdict
 
 
-def why_no_more(events: Sequence[Start | End], *, restart: int, max_requeues: int, verdict: Verdict) -> str | None:
+def stop_reason(
+    events: Sequence[AttemptStart | AttemptEnd], *, restart: int, max_requeues: int, verdict: Verdict
+) -> str | None:
     """The reason why a run that would go on must not; None if it may. events: those of this start included."""
     events = since_submitted(events)
-    restart = max(restart, sum(isinstance(event, Start) for event in events) - 1)
+    restart = max(restart, sum(isinstance(event, AttemptStart) for event in events) - 1)
     why = outcome.why_no_more(
-        restarts=restart, limit=max_requeues, limit_name="max_requeues", in_vain=starts_in_vain(events)
+        restarts=restart, limit=max_requeues, limit_name="max_requeues", in_vain=attempts_without_progress(events)
     )
     return why and f"{why}; the last start {verdict.message}"
 
 
-def since_submitted(events: Sequence[Start | End]) -> Sequence[Start | End]:
+def since_submitted(events: Sequence[AttemptStart | AttemptEnd]) -> Sequence[AttemptStart | AttemptEnd]:
     """Those since the run's user submitted it: of the last job, and of those that submitted themselves anew."""
     first, job_id, handed_on = 0, "", False
     for index, event in enumerate(events):
-        if isinstance(event, End):
+        if isinstance(event, AttemptEnd):
             handed_on = event.outcome == "resubmitted"
         elif event.job_id != job_id:
             first, job_id = first if handed_on else index, event.job_id
     return events[first:]
 
 
-def made_progress(start: Start, end: End) -> bool:
+def made_progress(start: AttemptStart, end: AttemptEnd) -> bool:
     """Whether a start wrote a checkpoint. Records of earlier versions have only the steps."""
     return end.step > start.step if end.progress is None else end.progress
 
 
-def starts_in_vain(events: Sequence[Start | End]) -> int:
+def attempts_without_progress(events: Sequence[AttemptStart | AttemptEnd]) -> int:
     """The number of last starts in a row that asked for another one without a new checkpoint.
 
     A start without an end was taken by Slurm (preemption, a lost node), which says nothing against the run.
     """
     in_vain = 0
-    began: Start | None = None
+    began: AttemptStart | None = None
     for event in events:
-        if isinstance(event, Start):
+        if isinstance(event, AttemptStart):
             began = event
         elif began is not None:
             if made_progress(began, event):

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from xlpretrain.file_system.atomic_files import replace_file
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.file_system.atomic_files import atomic_write
+from xlpretrain.run_dir.layout import RunDir
 
 Outcome = Literal["finished", "stopped", "requeued", "resubmitted", "failed", "fenced"]
 
@@ -46,7 +46,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Start:
+class AttemptStart:
     """A job began to run. restart: how often Slurm had requeued it. step: of the newest checkpoint (0: none)."""
 
     job_id: str
@@ -58,7 +58,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class End:
+class AttemptEnd:
     """A start of the run is over.
 
     step: of the newest checkpoint. message: the reason, where there is one. progress: whether the start wrote a
@@ -80,7 +80,7 @@ class SlurmFolder:
     path: Path
 
     @classmethod
-    def of(cls, run: RunFolder) -> SlurmFolder:
+    def of(cls, run: RunDir) -> SlurmFolder:
         """That of a run."""
         return cls(run.path / "slurm")
 
@@ -121,7 +121,7 @@ class SlurmFolder:
 
     def write_config(self, text: str) -> None:
         """Replace the configuration that the ranks run; its first line says what `config.yaml` was. Raises OSError."""
-        replace_file(self.config, f"{_FOLLOWS}{_digest(self._run.config)}\n{text}")
+        atomic_write(self.config, f"{_FOLLOWS}{_digest(self._run.config)}\n{text}")
 
     def newest_config(self) -> Path | None:
         """The file that says what the run was last told to be: at its last start, or at a submission since then.
@@ -137,8 +137,8 @@ class SlurmFolder:
         return self.config if first.removeprefix(_FOLLOWS) == _digest(self._run.config) else self._run.config
 
     @property
-    def _run(self) -> RunFolder:
-        return RunFolder(self.path.parent)
+    def _run(self) -> RunDir:
+        return RunDir(self.path.parent)
 
     def read_job(self) -> Job | None:
         """The last job; None if the run was never submitted."""
@@ -149,9 +149,9 @@ class SlurmFolder:
 
     def write_job(self, job: Job) -> None:
         """Replace it. Raises OSError."""
-        replace_file(self.job, json.dumps(asdict(job), indent=2) + "\n")
+        atomic_write(self.job, json.dumps(asdict(job), indent=2) + "\n")
 
-    def read_events(self) -> list[Start | End]:
+    def read_events(self) -> list[AttemptStart | AttemptEnd]:
         """All starts and ends, oldest first. A line that a killed writer left unfinished is passed over."""
         try:
             lines = self.starts.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -159,14 +159,14 @@ class SlurmFolder:
             return []
         return [event for event in map(_read_event, lines) if event is not None]
 
-    def is_replaced(self, job_id: str, restart: int) -> bool:
+    def is_superseded(self, job_id: str, restart: int) -> bool:
         """Whether another start began after that one, which was given up: cut off from the network, it may not know."""
-        starts = [event for event in self.read_events() if isinstance(event, Start)]
+        starts = [event for event in self.read_events() if isinstance(event, AttemptStart)]
         return bool(starts) and (starts[-1].job_id, starts[-1].restart) != (job_id, restart)
 
-    def append(self, event: Start | End) -> None:
+    def append(self, event: AttemptStart | AttemptEnd) -> None:
         """Add a start or an end, and see it on the disk. Raises OSError."""
-        line = json.dumps({"event": "start" if isinstance(event, Start) else "end", **asdict(event)})
+        line = json.dumps({"event": "start" if isinstance(event, AttemptStart) else "end", **asdict(event)})
         with self.starts.open("a+b") as file:
             # What was left unfinished shall not swallow this line.
             unfinished = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
@@ -184,7 +184,7 @@ class SlurmFolder:
     def exclude(self, nodes: Iterable[str]) -> None:
         """Add nodes to those. Raises OSError."""
         known = self.read_excluded()
-        replace_file(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
+        atomic_write(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
 
 
 def _digest(path: Path) -> str:
@@ -192,11 +192,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _read_event(line: str) -> Start | End | None:
+def _read_event(line: str) -> AttemptStart | AttemptEnd | None:
     try:
         fields: dict[str, Any] = json.loads(line)
         if fields.pop("event") == "start":
-            return Start(**{**fields, "nodes": tuple(fields["nodes"])})
-        return End(**fields)
+            return AttemptStart(**{**fields, "nodes": tuple(fields["nodes"])})
+        return AttemptEnd(**fields)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -9,12 +9,12 @@ from unicodedata import normalize
 import commands
 import numpy as np
 import pytest
-from datasets import build_dataset, write_jsonl
+from built_datasets import build_dataset, write_jsonl
 from languages import LANGUAGES
 
 from xlpretrain.__main__ import main
 from xlpretrain.config import run_config
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.objectives.base import Objective
 
 SEQ_LEN, SAMPLES, STREAMS = 128, 480, 16
@@ -71,7 +71,7 @@ def build_language(folder: Path, name: str, tokenizer: dict[str, Any]) -> tuple[
 
 def check_that_nothing_is_lost(out: Path, documents: list[str]) -> None:
     """Of the text but spaces, and what SentencePiece takes for the same character."""
-    splits = [Manifest.open(out / name) for name in ("train", "valid")]
+    splits = [TokenDataset.open(out / name) for name in ("train", "valid")]
     assert sum(split.num_bytes for split in splits) == sum(len(document.encode()) for document in documents)
     assert sum(split.num_sentences for split in splits) == sum(len(document.splitlines()) for document in documents)
     assert sum(split.num_unknown for split in splits) == 0
@@ -87,15 +87,15 @@ def _letters(text: str) -> str:
     return "".join(normalize("NFKC", text).split())
 
 
-def share_predicted(objective: Objective, manifest: Manifest) -> tuple[float, int]:
+def share_predicted(objective: Objective, manifest: TokenDataset) -> tuple[float, int]:
     """Of the tokens of 480 samples; and how many of these samples predict nothing."""
-    rows = objective.training_rows(manifest, mem_len=0, num_streams=STREAMS, seed=1, shuffle_blocks=4)
+    rows = objective.training_samples(manifest, mem_len=0, num_streams=STREAMS, seed=1, shuffle_blocks=4)
     collate = objective.collator(manifest.open_tokenizer(), seed=1)
     tokens = predictions = without = 0
     for step in range(SAMPLES // STREAMS):
         batch = collate([rows.row(step=step, stream=stream) for stream in range(STREAMS)])
         per_row = np.bincount(batch.rows_of(objective.terms[0]).numpy(), minlength=STREAMS)
-        valid = batch.inputs.valid
+        valid = batch.inputs.attention_mask
         tokens += STREAMS * SEQ_LEN if valid is None else int(valid.sum())
         predictions += int(per_row.sum())
         without += int((per_row == 0).sum())
@@ -126,7 +126,7 @@ def check_training(folder: Path, out: Path, model: str, capsys: pytest.CaptureFi
     objective, metrics = train_six_steps(folder, out, model, capsys)
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
     assert len(losses) == 6 and np.isfinite(losses).all()
-    share, without = share_predicted(objective, Manifest.open(out / "train"))
+    share, without = share_predicted(objective, TokenDataset.open(out / "train"))
     assert without == 0
     if objective.type == "masked_lm":
         assert 0.145 <= share <= 0.155

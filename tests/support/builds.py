@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import commands
+from built_datasets import write_jsonl
 from corpus import make_documents
-from datasets import write_jsonl
 
 DOCUMENTS = make_documents(200, seed=11)
 

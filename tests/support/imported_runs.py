@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.writer import write_weights
+from xlpretrain.checkpoint.writer import save_weights_only
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.run_dir.layout import RunDir
 
 SIZES = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24}
 PERMUTATION = {"type": "permutation_lm", "seq_len": 32, "reuse_len": 12, "perm_size": 4, "num_predict": 5}
@@ -25,7 +25,7 @@ OBJECTIVES = {
 
 def make_run(
     runs_dir: Path, dataset: Path, model: dict[str, Any], *, objective: dict[str, Any] | None = None, name: str = "run"
-) -> RunFolder:
+) -> RunDir:
     """A run of `model` (sizes: the smallest unless given) on a dataset, with a checkpoint of large random weights."""
     keys = {**SIZES, **model}
     if keys["type"] in ("transformer_xl", "xlnet"):
@@ -47,7 +47,7 @@ def make_run(
         },
         name,
     )
-    manifest = Manifest.open(dataset / "train")
+    manifest = TokenDataset.open(dataset / "train")
     torch.manual_seed(0)
     built = config.build_model(manifest.vocabulary.size)
     with torch.no_grad():
@@ -56,5 +56,5 @@ def make_run(
     folder = config.folder
     provenance = {"tokenizer_sha256": manifest.tokenizer_sha256, "data_sha256": manifest.fingerprint}
     folder.create(config=schema.dump(config), provenance=provenance)
-    write_weights(folder.checkpoints, built)
+    save_weights_only(folder.checkpoints, built)
     return folder

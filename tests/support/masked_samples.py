@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from xlpretrain.data.samples import Pair, Row
+from xlpretrain.data.samples import PairTarget, Sample
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.objectives.masked_lm import MaskedLMCollator
-from xlpretrain.objectives.token_masking import Masking
+from xlpretrain.objectives.token_masking import TokenMasker
 
 NONE = np.array([], dtype=np.int64)
 
@@ -22,17 +22,17 @@ WORD_STARTS = np.arange(SIZE) % 3 != 0  # a third of the tokens go on with a wor
 
 
 def _row(tokens, split=None, label=0, *, sample=0, epoch=0):
-    return Row(
+    return Sample(
         tokens=np.array(tokens, dtype=np.uint16),
         document_ends=NONE,
         sentence_ends=NONE,
         stream=0,
         epoch=epoch,
-        sample=sample,
-        pair=Pair(len(tokens) if split is None else split, label),
+        sample_index=sample,
+        pair_target=PairTarget(len(tokens) if split is None else split, label),
     )
 
 
 def _collator(*, seq_len=16, task="sop", seed=0, **rules):
     masking = {"mask": SPECIAL.mask, "rate": 0.15, "max_predictions": None, "max_ngram": 3, **rules}
-    return MaskedLMCollator(seq_len, SPECIAL, Masking(WORD_STARTS, **masking), task, seed)
+    return MaskedLMCollator(seq_len, SPECIAL, TokenMasker(WORD_STARTS, **masking), task, seed)

@@ -49,7 +49,7 @@ class Reference:
     def attend(self, layer: int, keys: list[Tensor], query: int) -> Tensor:
         """Equation (3): a + b + c + d = q.k + q.(W R) + u.k + v.(W R)."""
         name = f"backbone.layers.{layer}.attention."
-        size = self.config.head_size
+        size = self.config.resolved_d_head
         results = []
         for head in range(self.config.num_heads):
             rows = slice(head * size, (head + 1) * size)
@@ -118,7 +118,7 @@ class Reference:
         return self.weights[f"{owner}.tables.{cluster}.weight"][token - (0, *self.config.adaptive_cutoffs)[cluster]]
 
     def project(self, cluster: int, hidden: Tensor) -> Tensor:
-        if self.config.div_val == 1 and self.config.embed_size == self.config.d_model:
+        if self.config.div_val == 1 and self.config.resolved_d_embed == self.config.d_model:
             return hidden
         if not self.config.tied_projections[cluster]:
             return self.weights[f"head.output.projections.{cluster}.weight"] @ hidden

@@ -52,7 +52,7 @@ class ReferenceXLNet:
             before = self.order[t] <= self.order[at] if own else self.order[t] < self.order[at]
             if before and self.valid[t]:
                 keys.append((key, at - t, self.segments[at] != self.segments[t]))
-        name, size = f"layers.{layer}.attention.", self.config.head_size
+        name, size = f"layers.{layer}.attention.", self.config.resolved_d_head
         results = []
         for head in range(self.config.num_heads):
             rows = slice(head * size, (head + 1) * size)

@@ -13,8 +13,8 @@ import yaml
 from commands import BIN, read_metrics, write_config
 from slurm_cluster import SlurmCluster, wait_until
 
-from launcher.slurm.records import End, SlurmFolder, Start
-from xlpretrain.run_dir.layout import RunFolder, Status
+from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
+from xlpretrain.run_dir.layout import RunDir, Status
 
 LONG = {"max_steps": 100_000, "checkpoint.every_steps": 100_000, "eval.every_steps": 100_000}
 _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
@@ -57,7 +57,7 @@ class Site:
         config, cluster = self.folder / "config.yaml", self.folder / "site.yaml"
         return self.xlpretrain("submit", config, *changes, "--cluster", cluster, *options, expect=expect)
 
-    def goes_on(self, job: str, *, start: int = 2) -> list[Start | End]:
+    def goes_on(self, job: str, *, start: int = 2) -> list[AttemptStart | AttemptEnd]:
         """Wait until a run without end trains on after so many starts, and stop it; what was written down of them."""
         began = wait_for_start(self.run, start)
         before = max([began.step, *(row["step"] for row in read_metrics(self.run))])
@@ -70,19 +70,19 @@ class Site:
         return self.cluster.run(*self._xlpretrain, *arguments, expect=expect)
 
 
-def finish(cluster: SlurmCluster, job: str, run: Path, state: str = "COMPLETED") -> list[Start | End]:
+def finish(cluster: SlurmCluster, job: str, run: Path, state: str = "COMPLETED") -> list[AttemptStart | AttemptEnd]:
     """Wait for a job's end, which is to be `state`; what was written down of its starts."""
     wait_until(lambda: cluster.job(job)["JobState"] in _OVER, 240, lambda: f"{cluster.job(job)}\n{log(run)}")
     assert cluster.job(job)["JobState"] == state, log(run)
-    return SlurmFolder.of(RunFolder(run)).read_events()
+    return SlurmFolder.of(RunDir(run)).read_events()
 
 
-def starts(events: Sequence[Start | End]) -> list[Start]:
-    return [event for event in events if isinstance(event, Start)]
+def starts(events: Sequence[AttemptStart | AttemptEnd]) -> list[AttemptStart]:
+    return [event for event in events if isinstance(event, AttemptStart)]
 
 
-def ends(events: Sequence[Start | End]) -> list[End]:
-    return [event for event in events if isinstance(event, End)]
+def ends(events: Sequence[AttemptStart | AttemptEnd]) -> list[AttemptEnd]:
+    return [event for event in events if isinstance(event, AttemptEnd)]
 
 
 def wait_for_step(run: Path, step: int) -> None:
@@ -90,9 +90,9 @@ def wait_for_step(run: Path, step: int) -> None:
     wait_until(lambda: any(row["step"] >= step for row in read_metrics(run)), 240, lambda: log(run))
 
 
-def wait_for_start(run: Path, number: int) -> Start:
+def wait_for_start(run: Path, number: int) -> AttemptStart:
     """Until a run has been started so often."""
-    folder = SlurmFolder.of(RunFolder(run))
+    folder = SlurmFolder.of(RunDir(run))
     wait_until(lambda: len(starts(folder.read_events())) >= number, 240, lambda: log(run))
     return starts(folder.read_events())[number - 1]
 
@@ -112,7 +112,7 @@ def log(run: Path) -> str:
 
 
 def status(run: Path) -> Status:
-    told = RunFolder(run).read_status()
+    told = RunDir(run).read_status()
     assert told is not None
     return told
 

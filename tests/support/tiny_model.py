@@ -30,7 +30,7 @@ class TinyOutput(OutputLayer):
     def log_probs(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias).float().log_softmax(-1)
 
-    def score(self, hidden: Tensor, targets: Tensor, *, accuracy: bool) -> tuple[Tensor, Tensor | None]:
+    def token_losses(self, hidden: Tensor, targets: Tensor, *, accuracy: bool) -> tuple[Tensor, Tensor | None]:
         log_probs = self.log_probs(hidden)
         correct = log_probs.argmax(dim=-1) == targets if accuracy else None
         return F.nll_loss(log_probs, targets, reduction="none"), correct
@@ -139,7 +139,7 @@ class Training:
 
     def __post_init__(self) -> None:
         empty = self.engine.model.backbone.empty_memory
-        self.mems = [empty(len(streams), MEMORY) for streams in self.micro_batches]
+        self.memory = [empty(len(streams), MEMORY) for streams in self.micro_batches]
 
     def steps(self, start: int, stop: int, *, poisoned: int | None = None) -> list[tuple[float, float]]:
         """Step `poisoned` has a loss of NaN in one micro-batch of rank 0."""
@@ -150,7 +150,7 @@ class Training:
         totals = all_reduce_sum([sum(batch.counts[term] for batch in batches) for term in WEIGHTS])
         self.engine.start_step({term: int(total) for term, total in zip(WEIGHTS, totals, strict=True)})
         sums, mems = dict.fromkeys(WEIGHTS, 0.0), []
-        for batch, remembered in zip(batches, self.mems, strict=True):
+        for batch, remembered in zip(batches, self.memory, strict=True):
             loss, memory = self.engine(batch, remembered)
             sums = {term: sums[term] + float(loss.sums[term].detach()) for term in WEIGHTS}
             if poison and not mems:
@@ -159,7 +159,7 @@ class Training:
             mems.append(memory)
         norm = self.engine.step(rate(step))
         if math.isfinite(norm):
-            self.mems = mems
+            self.memory = mems
         reduced = all_reduce_sum(list(sums.values()))
         parts = zip(WEIGHTS.values(), reduced, totals, strict=True)
         return sum(weight * value / total for weight, value, total in parts), norm
@@ -197,7 +197,7 @@ def whole_state(engine: Engine) -> dict[tuple[str, str], Tensor]:
     state = {
         (kind, name): torch.full((shape.numel(),), math.nan)
         for name, shape in engine.shapes.items()
-        for kind in engine.kinds
+        for kind in engine.state_keys
     }
     for kind, name, start, stop, values in itertools.chain(*gather_objects(pieces)):
         assert state[kind, name][start:stop].isnan().all(), f"{kind} of {name}[{start}:{stop}] is held twice"

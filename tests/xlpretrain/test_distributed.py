@@ -34,14 +34,14 @@ def test_micro_batches_cover_every_stream_once_in_order_evenly(
 
 
 def test_without_an_environment_the_group_is_a_real_one_of_one() -> None:
-    device = distributed.start()
+    device = distributed.init()
     try:
         assert dist.is_initialized() and (distributed.rank(), distributed.world_size()) == (0, 1)
         assert device == torch.device("cpu") or device.type == "cuda"
         assert distributed.all_reduce_sum([1.5, 2.0]) == [1.5, 2.0]
         assert distributed.gather_objects("a") == ["a"] and distributed.broadcast_object("b") == "b"
     finally:
-        distributed.stop()
+        distributed.shutdown()
     assert not dist.is_initialized() and distributed.world_size() == 1
 
 
@@ -62,7 +62,7 @@ def test_a_rank_that_cannot_meet_the_others_is_one_message(
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RankError, match=message):
-        distributed.start(timeout_s=1)
+        distributed.init(timeout_s=1)
     assert not dist.is_initialized()
 
 

@@ -22,7 +22,7 @@ from tiny_model import whole_state
 from data_pipelines.sharding.verify import verify
 from xlpretrain.config import run_config
 from xlpretrain.train.loop import train
-from xlpretrain.train.setup import build
+from xlpretrain.train.setup import set_up_run
 
 GOLDEN = TESTS / "golden"
 VERSIONS = sorted(path.parent for path in GOLDEN.glob("*/expected.json"))
@@ -73,11 +73,11 @@ def test_datasets_are_whole(version: Path, tmp_path: Path):
 def test_every_byte_is_loaded_and_the_next_losses_agree(golden: tuple[Path, Mapping[str, Any]], group: None):
     folder, expected = golden
     changes = [*RESUMED_AS_PLAIN, f"max_steps={STEPS + NEXT}", "log.every_steps=1"]
-    run = build(run_config.load(folder / "config.yaml", changes), device=torch.device("cpu"))
+    run = set_up_run(run_config.load(folder / "config.yaml", changes), device=torch.device("cpu"))
     with closing(run.lease), run.recorder:
         state = {f"{kind}|{name}": digest(values) for (kind, name), values in whole_state(run.engine).items()}
         assert state == expected["state"]
-        memory = torch.cat(run.mems, dim=1)
+        memory = torch.cat(run.memory, dim=1)
         assert (digest(memory.float()) if memory.numel() else None) == expected["memory"]
         kept = {key: getattr(run.state, key) for key in expected["train_state"]}
         assert json.loads(json.dumps(kept)) == expected["train_state"]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
-from xlpretrain.schema import Choice, Section
+from xlpretrain.schema import Section, TaggedUnion
 
 
 class Circle(Section):
@@ -24,7 +24,7 @@ class Square(Section):
             yield "side_len", "13 brings bad luck"
 
 
-Shape = Annotated[Circle | Square, Choice({"circle": Circle, "square": Square})]
+Shape = Annotated[Circle | Square, TaggedUnion({"circle": Circle, "square": Square})]
 
 
 class Drawing(Section):
@@ -150,6 +150,6 @@ def test_numbers_are_read_as_people_write_them():
 
 
 def test_describe_tells_defaults_from_what_was_set():
-    rows = {path: (value, default, meaning) for path, value, default, meaning in schema.describe(Drawing(name="x"))}
+    rows = {path: (value, default, meaning) for path, value, default, meaning in schema.explain(Drawing(name="x"))}
     assert rows["shape.radius"] == (1.0, True, "How wide.")
     assert rows["name"][1] is False

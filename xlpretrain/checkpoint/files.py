@@ -41,7 +41,7 @@ def temporary_name(owner: int, step: int, attempt: int) -> str:
     return f"{TEMPORARY}{owner}-{checkpoint_name(step)}-{attempt}"
 
 
-def step_of(folder: Path) -> int | None:
+def parse_step(folder: Path) -> int | None:
     """The step in a checkpoint's name; None if it has another name."""
     match = _NAME.fullmatch(folder.name)
     return int(match[1]) if match else None
@@ -49,11 +49,11 @@ def step_of(folder: Path) -> int | None:
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """The folders of finished checkpoints, newest first."""
-    found = [(step, path) for path in _children(checkpoints) if (step := step_of(path)) is not None]
+    found = [(step, path) for path in _children(checkpoints) if (step := parse_step(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def list_put_away(checkpoints: Path, kind: str) -> list[Path]:
+def list_quarantined(checkpoints: Path, kind: str) -> list[Path]:
     """What lies in `damaged/` or `abandoned/`, by name."""
     return sorted(_children(checkpoints / kind))
 
@@ -84,26 +84,26 @@ def remove(folder: Path, *, owner: int) -> None:
 def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int | None], owner: int) -> None:
     """Remove all but the newest `keep`, multiples of `keep_every`, and steps that are to `stay`. Raises OSError."""
     for old in list_checkpoints(checkpoints)[keep:]:
-        step = step_of(old) or 0
+        step = parse_step(old) or 0
         if step not in stay and (keep_every is None or step % keep_every):
             remove(old, owner=owner)
 
 
-def put_away(folder: Path, reason: str) -> None:
+def quarantine(folder: Path, reason: str) -> None:
     """Move a damaged checkpoint to `damaged/`, under its name and what is wrong with it. Raises OSError."""
     told = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
     _move(folder, folder.parent / DAMAGED / f"{folder.name}-{told}")
 
 
-def abandon_newer(checkpoints: Path, step: int) -> list[Path]:
+def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
     """Move every checkpoint of a later step to `abandoned/`, newest first; returns where they are now. Raises OSError.
 
     For going back to `step`: its later steps can then be saved again. No save may be in flight.
     """
-    return [abandon(path) for path in list_checkpoints(checkpoints) if (step_of(path) or 0) > step]
+    return [set_aside(path) for path in list_checkpoints(checkpoints) if (parse_step(path) or 0) > step]
 
 
-def abandon(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
     """Move a checkpoint to `abandoned/`; returns where it is now. Raises OSError."""
     return _move(folder, folder.parent / ABANDONED / folder.name)
 
@@ -133,7 +133,7 @@ class DamagedError(Exception):
 
 
 @dataclass(frozen=True)
-class File:
+class FileEntry:
     """A rank's file: its size, and the checksum of each chunk."""
 
     size: int
@@ -141,7 +141,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterEntry:
     """A parameter's shape, and its ranges [start, stop, file] in order; they tile it, for every kind."""
 
     shape: list[int]
@@ -149,7 +149,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """Everything about a checkpoint but its tensors.
 
     state: the run's `TrainState`. layout: what made it, for telling whether going on is bit-identical.
@@ -162,9 +162,9 @@ class Manifest:
     layout: dict[str, Any]
     updates: int
     kinds: list[str]
-    parameters: dict[str, Parameter]
+    parameters: dict[str, ParameterEntry]
     memory: list[tuple[int, int, str]]
-    files: dict[str, File]
+    files: dict[str, FileEntry]
 
     def to_json(self) -> str:
         """The manifest with a checksum over itself, a line per field; no byte of it may change or be missing.
@@ -178,7 +178,7 @@ class Manifest:
         return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()) + "\n}"
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def read(cls, folder: Path) -> CheckpointManifest:
         """The manifest of a checkpoint's folder. Raises `DamagedError`."""
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -191,10 +191,10 @@ class Manifest:
             raise DamagedError("manifest checksum")
         if (schema := content.pop("schema")) != SCHEMA:
             raise DamagedError(f"manifest of schema {schema}, not {SCHEMA}")
-        if step_of(folder) not in (None, content["step"]):
+        if parse_step(folder) not in (None, content["step"]):
             raise DamagedError(f"manifest of step {content['step']}")
-        parameters = {name: Parameter(**p) for name, p in content.pop("parameters").items()}
-        files = {name: File(**f) for name, f in content.pop("files").items()}
+        parameters = {name: ParameterEntry(**p) for name, p in content.pop("parameters").items()}
+        files = {name: FileEntry(**f) for name, f in content.pop("files").items()}
         return cls(**content, parameters=parameters, files=files)
 
 
@@ -227,9 +227,9 @@ def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[
             yield checksum(file.read(CHUNK))
 
 
-def open_manifest(folder: Path) -> Manifest:
+def open_manifest(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest, once its files are there and as long as it says. Raises `DamagedError`, OSError."""
-    manifest = Manifest.read(folder)
+    manifest = CheckpointManifest.read(folder)
     for name, file in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -239,7 +239,7 @@ def open_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_whole(folder: Path) -> Manifest:
+def verify_whole(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest, once every byte was read and is as it was written. Raises `DamagedError`."""
     try:
         manifest = open_manifest(folder)
@@ -250,7 +250,7 @@ def verify_whole(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_chunks(folder: Path, name: str, manifest: Manifest, which: Iterable[int] | None = None) -> None:
+def verify_chunks(folder: Path, name: str, manifest: CheckpointManifest, which: Iterable[int] | None = None) -> None:
     """Compare chunks of a file, all of them or `which`, with its manifest. Raises `DamagedError`, OSError."""
     expected = manifest.files[name].chunks
     which = range(len(expected)) if which is None else list(which)

@@ -27,7 +27,7 @@ from xlpretrain.checkpoint.files import (
     list_checkpoints,
     memory_key,
     open_manifest,
-    put_away,
+    quarantine,
     tensor_key,
     verify_chunks,
 )
@@ -44,7 +44,7 @@ Segment = tuple[str, str, int, int]
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoreResult:
     """A run's state as of a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
 
     differences: what is not as it was when it was saved, such as "world_size: 2 -> 1"; where there are none, going on
@@ -131,7 +131,7 @@ class Checkpoint:
         return self._files[name]
 
 
-def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> Restored | None:
+def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> RestoreResult | None:
     """Go on from the newest whole checkpoint; None where there has been none. Every rank must call it.
 
     Ranks verify what they need, and agree before any of them changes its engine. What is passed over moves to
@@ -146,7 +146,7 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
     """
     if distributed.rank() == 0:
         clear_temporary(checkpoints, owner=owner)
-    reads = [(kind, *piece) for piece in engine.loads() for kind in engine.kinds]
+    reads = [(kind, *piece) for piece in engine.ranges_to_load() for kind in engine.state_keys]
     found = _newest_whole(checkpoints, engine.shapes, reads, streams)
     if found is None:
         return None
@@ -158,11 +158,11 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
         memory = checkpoint.read_memory(streams).to(dtype)
     if distributed.rank() == 0:
         for folder, reason in passed_over:
-            put_away(folder, reason)
+            quarantine(folder, reason)
     distributed.barrier()
     now = layout(engine)
     differences = [f"{key}: {then} -> {now.get(key)}" for key, then in manifest.layout.items() if then != now.get(key)]
-    return Restored(TrainState(**manifest.state), memory, differences)
+    return RestoreResult(TrainState(**manifest.state), memory, differences)
 
 
 def load_weights(source: Path, engine: Engine) -> list[str]:
@@ -179,7 +179,7 @@ def load_weights(source: Path, engine: Engine) -> list[str]:
     Raises:
         CheckpointError: on every rank.
     """
-    reads = [("weight", *piece) for piece in engine.loads()]
+    reads = [("weight", *piece) for piece in engine.ranges_to_load()]
     with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
         fresh = engine.shapes.keys() - checkpoint.manifest.parameters.keys()
         engine.load_weights(checkpoint.read, fresh=fresh)

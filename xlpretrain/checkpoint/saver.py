@@ -19,7 +19,15 @@ from xlpretrain import distributed
 from xlpretrain.checkpoint.environment import layout
 from xlpretrain.checkpoint.files import DamagedError, memory_key, tensor_key
 from xlpretrain.checkpoint.train_state import TrainState
-from xlpretrain.checkpoint.writer import POLL_S, Copied, FolderGoneError, HostFile, Place, amend, write
+from xlpretrain.checkpoint.writer import (
+    POLL_S,
+    HostBuffer,
+    SaveTarget,
+    StaleDirectoryError,
+    StateSnapshot,
+    amend,
+    write_checkpoint,
+)
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.state_shards import StateRange
 from xlpretrain.errors import CheckpointError
@@ -44,7 +52,7 @@ class CheckpointConfig(Section):
     """Save after each evaluation that is the best one so far (eval.best), and keep that; it is the one that is used."""
 
 
-class Votes(NamedTuple):
+class SaveVotes(NamedTuple):
     """What ranks tell each other of their saves at every step; each a number of ranks, once summed.
 
     writing: still busy with one. failed: could not do their part in it. due: find that it is time for one.
@@ -78,12 +86,12 @@ class Saver:
     ):
         """A saver for a run that is at `step`, and goes on from the checkpoint of `saved_at` (None: from none).
 
-        owner, fence, before_commit: see `Place`. An error of the fence's that is neither an OSError nor a
+        owner, fence, before_commit: see `SaveTarget`. An error of the fence's that is neither an OSError nor a
         `CheckpointError` ends the run: `conclude` raises it on every rank.
         """
         self.saved_at = saved_at
         self._config = config
-        self._place = Place(
+        self._place = SaveTarget(
             checkpoints=checkpoints,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -95,7 +103,7 @@ class Saver:
             keep_best=config.keep_best,
             verified=saved_at,
         )
-        self._host = HostFile()
+        self._host = HostBuffer()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._gave_up = threading.Event()
@@ -108,16 +116,16 @@ class Saver:
         """Take the memory for copies now, so that the first save holds the loop no longer than others."""
         self._host.copy(_tensors(engine.state_ranges(), streams, memory))
 
-    def votes(self, step: int) -> Votes:
+    def votes(self, step: int) -> SaveVotes:
         """This rank's view of its saves after `step`."""
         writing = (
             self._thread is not None and self._thread.is_alive()
         )  # before the failure, which is final once it ends
         every = self._config.every_steps
         due = every is not None and step // every > self._begun_at // every
-        return Votes(writing, self._failure is not None, due or time.monotonic() >= self._next_s)
+        return SaveVotes(writing, self._failure is not None, due or time.monotonic() >= self._next_s)
 
-    def conclude(self, votes: Votes) -> str | None:
+    def apply_votes(self, votes: SaveVotes) -> str | None:
         """Draw the consequences of all ranks' summed votes. Every rank must call it with the same.
 
         Returns what to tell of a save that has failed, once. Raises what ends the run, on every rank.
@@ -138,7 +146,7 @@ class Saver:
             if not isinstance(failure, OSError | CheckpointError):
                 raise failure
         # Where one rank fails, others follow: theirs is not the reason.
-        rank, told = min(failures.items(), key=lambda item: (isinstance(item[1], FolderGoneError), item[0]))
+        rank, told = min(failures.items(), key=lambda item: (isinstance(item[1], StaleDirectoryError), item[0]))
         checkpoints = self._place.checkpoints
         return f"the checkpoint of step {self._begun_at} could not be written to {checkpoints} (rank {rank}): {told}"
 
@@ -164,7 +172,7 @@ class Saver:
         self._next_s = time.monotonic() + (self._config.every_s or float("inf"))
         self._gave_up.clear()
         ranges = engine.state_ranges()
-        copied = Copied(
+        copied = StateSnapshot(
             step=state.step,
             attempt=self._attempts,
             content=self._host.copy(_tensors(ranges, streams, memory)),
@@ -172,7 +180,7 @@ class Saver:
             streams=(streams.start, streams.stop),
             state=asdict(state),
             layout=layout(engine),
-            updates=engine.updates,
+            updates=engine.num_updates,
             shapes={name: tuple(shape) for name, shape in engine.shapes.items()},
         )
         self._thread = threading.Thread(target=self._write, args=(copied, behind), name="checkpoint", daemon=True)
@@ -181,8 +189,8 @@ class Saver:
     def wait(self) -> str | None:
         """Wait until no rank is writing. Every rank must call it. Returns and raises as `conclude` does."""
         while True:
-            votes = Votes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
-            told = self.conclude(votes)
+            votes = SaveVotes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
+            told = self.apply_votes(votes)
             if not votes.writing:
                 return told or self._amend()
             if self._thread is not None:
@@ -211,12 +219,12 @@ class Saver:
                 return f"the evaluation of step {step} could not be noted in {self._place.checkpoints}: {error}"
             return None
 
-        failure = distributed.on_rank_0(change)
+        failure = distributed.run_on_rank_0(change)
         if failure is None:
             self._outdated = None
         return failure
 
-    def go_back(self, step: int) -> None:
+    def reset_to(self, step: int) -> None:
         """The run goes on from the checkpoint of an earlier `step`. Every rank must call it, none writing."""
         assert self._thread is None, "what is being written is of a later step"
         self.saved_at = self._begun_at = step
@@ -229,12 +237,12 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
 
-    def _write(self, copied: Copied, behind: bool) -> None:
+    def _write(self, copied: StateSnapshot, behind: bool) -> None:
         if behind and hasattr(os, "setpriority"):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread alone
         try:
-            write(self._place, copied, self._gave_up)
+            write_checkpoint(self._place, copied, self._gave_up)
         except Exception as error:
             self._failure = error
 

@@ -27,25 +27,25 @@ from torch import Tensor
 from xlpretrain.checkpoint.files import (
     CHUNK,
     MANIFEST,
+    CheckpointManifest,
     DamagedError,
-    File,
-    Manifest,
-    Parameter,
-    abandon,
+    FileEntry,
+    ParameterEntry,
     checkpoint_name,
     checksum,
     clear_temporary,
     prune,
-    put_away,
+    quarantine,
     rank_file,
     remove,
+    set_aside,
     temporary_name,
     tensor_key,
     verify_whole,
 )
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.errors import CheckpointError
-from xlpretrain.file_system.atomic_files import replace_file, sync
+from xlpretrain.file_system.atomic_files import atomic_write, fsync
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -53,7 +53,7 @@ _PAGE = 4096
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
-class HostFile:
+class HostBuffer:
     """Memory for a file in the safetensors format, used again as long as the same tensors come.
 
     The format: 8 bytes that give the length of a JSON header (key: dtype, shape, offsets), the header, and the tensors
@@ -102,12 +102,12 @@ POLL_S = 0.02
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-class FolderGoneError(CheckpointError):
+class StaleDirectoryError(CheckpointError):
     """The folder was taken away: another rank's failure, or another start of the run, is the reason."""
 
 
 @dataclass(frozen=True)
-class Place:
+class SaveTarget:
     """Where checkpoints are written, by whom, and which stay.
 
     owner: the number of this start of the run; a later one has a higher number, and removes what an earlier one was
@@ -129,7 +129,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Copied:
+class StateSnapshot:
     """A state, copied from the loop.
 
     attempt: the number of this save in this start of the run. content: this rank's file. ranges: (kind, name, start,
@@ -148,7 +148,7 @@ class Copied:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def write(place: Place, copied: Copied, gave_up: Event) -> None:
+def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -> None:
     """This rank's part in a save. Every rank must call it.
 
     Raises:
@@ -161,7 +161,7 @@ def write(place: Place, copied: Copied, gave_up: Event) -> None:
         try:
             _write_own(folder, place, copied)
         except OSError as error:
-            raise (error if folder.is_dir() else FolderGoneError(f"{folder} is gone")) from None
+            raise (error if folder.is_dir() else StaleDirectoryError(f"{folder} is gone")) from None
         return
     with suppress(OSError):
         clear_temporary(place.checkpoints, owner=place.owner)  # where a failed save could not even be removed
@@ -175,7 +175,7 @@ def write(place: Place, copied: Copied, gave_up: Event) -> None:
         _write_manifest(folder, copied, {name: json.loads(path.read_text()) for name, path in done.items()})
         for path in done.values():
             path.unlink()
-        sync(folder)
+        fsync(folder)
         place.before_commit()
         _commit(folder, place, copied)
     except BaseException:
@@ -185,7 +185,7 @@ def write(place: Place, copied: Copied, gave_up: Event) -> None:
         raise
 
 
-def amend(place: Place, step: int, state: dict[str, Any]) -> None:
+def amend(place: SaveTarget, step: int, state: dict[str, Any]) -> None:
     """Replace the state that the checkpoint of a step holds: its evaluation has been done since. Rank 0 alone.
 
     Raises:
@@ -193,15 +193,15 @@ def amend(place: Place, step: int, state: dict[str, Any]) -> None:
         XLPretrainError: by the fence; this start of the run is over.
     """
     folder = place.checkpoints / checkpoint_name(step)
-    manifest = replace(Manifest.read(folder), state=state)
+    manifest = replace(CheckpointManifest.read(folder), state=state)
     temporary = place.checkpoints / temporary_name(place.owner, step, 0)  # attempts begin at 1
     temporary.mkdir()
     try:
-        replace_file(temporary / MANIFEST, manifest.to_json())
+        atomic_write(temporary / MANIFEST, manifest.to_json())
         place.before_commit()
         place.fence()
         (temporary / MANIFEST).rename(folder / MANIFEST)  # a later start would have removed it
-        sync(folder)
+        fsync(folder)
     finally:
         with suppress(OSError):
             remove(temporary, owner=place.owner)
@@ -210,17 +210,17 @@ def amend(place: Place, step: int, state: dict[str, Any]) -> None:
 def _wait_until(ready: Callable[[], bool], gave_up: Event) -> None:
     while not ready():
         if gave_up.wait(POLL_S):
-            raise FolderGoneError("another rank failed")
+            raise StaleDirectoryError("another rank failed")
 
 
-def _write_own(folder: Path, place: Place, copied: Copied) -> None:
+def _write_own(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
     name = rank_file(place.rank)
     file = _write_file(folder / f"{name}.safetensors", copied.content)
     done = {"file": vars(file), "ranges": copied.ranges, "streams": copied.streams}
-    replace_file(folder / f"{name}.done", json.dumps(done))
+    atomic_write(folder / f"{name}.done", json.dumps(done))
 
 
-def _write_file(path: Path, content: memoryview) -> File:
+def _write_file(path: Path, content: memoryview) -> FileEntry:
     """Write in chunks, and wait for the disk. Raises OSError. Hashing and writing release the interpreter lock."""
     checksums = []
     with os.fdopen(_open_direct(path), "wb", buffering=0) as file:
@@ -230,7 +230,7 @@ def _write_file(path: Path, content: memoryview) -> File:
             while len(chunk):
                 chunk = chunk[_write_some(file, chunk) :]
         os.fsync(file.fileno())
-    return File(len(content), checksums)
+    return FileEntry(len(content), checksums)
 
 
 def _open_direct(path: Path) -> int:
@@ -259,11 +259,11 @@ def _write_some(file: FileIO, chunk: memoryview) -> int:
     return file.write(chunk)
 
 
-def _write_manifest(folder: Path, copied: Copied, done: Mapping[str, dict[str, Any]]) -> None:
+def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict[str, Any]]) -> None:
     files = {f"{name}.safetensors": entry for name, entry in done.items()}
     owned = [(*r, name) for name, entry in files.items() for r in entry["ranges"]]
     kinds = sorted({kind for kind, *_ in owned})
-    manifest = Manifest(
+    manifest = CheckpointManifest(
         step=copied.step,
         state=copied.state,
         layout=copied.layout,
@@ -271,14 +271,14 @@ def _write_manifest(folder: Path, copied: Copied, done: Mapping[str, dict[str, A
         kinds=kinds,
         parameters=dict(_parameters(copied.shapes, kinds, owned)),
         memory=sorted((*e["streams"], name) for name, e in files.items() if len(range(*e["streams"]))),
-        files={name: File(**entry["file"]) for name, entry in files.items()},
+        files={name: FileEntry(**entry["file"]) for name, entry in files.items()},
     )
-    replace_file(folder / MANIFEST, manifest.to_json())
+    atomic_write(folder / MANIFEST, manifest.to_json())
 
 
 def _parameters(
     shapes: Mapping[str, tuple[int, ...]], kinds: list[str], owned: list[tuple[str, str, int, int, str]]
-) -> Iterator[tuple[str, Parameter]]:
+) -> Iterator[tuple[str, ParameterEntry]]:
     """Each parameter's ranges; they must tile it, and be the same for all kinds, or nothing is committed."""
     by_name: dict[str, dict[str, list[tuple[int, int, str]]]] = {name: {kind: [] for kind in kinds} for name in shapes}
     for kind, name, start, stop, file in owned:
@@ -292,10 +292,10 @@ def _parameters(
         assert [start for start, _, _ in ranges] == bounds[:-1], f"{name}: ranges with gaps or overlaps: {ranges}"
         assert bounds[-1] == size, f"{name}: ranges end at {bounds[-1]}, not at {size}"
         assert all(sorted(other) == ranges for other in by_kind.values()), f"{name}: ranges differ between kinds"
-        yield name, Parameter(list(shapes[name]), ranges)
+        yield name, ParameterEntry(list(shapes[name]), ranges)
 
 
-def _commit(folder: Path, place: Place, copied: Copied) -> None:
+def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
     """Make the folder a checkpoint by its name, and remove what is then too many.
 
     Should a later start of the run take over after the last look at the fence (this process may be stopped there for
@@ -304,17 +304,17 @@ def _commit(folder: Path, place: Place, copied: Copied) -> None:
     final = place.checkpoints / checkpoint_name(copied.step)
     place.fence()
     if final.exists():
-        mine = Manifest.read(folder)
+        mine = CheckpointManifest.read(folder)
         try:
             if verify_whole(final).state == mine.state:
                 return remove(folder, owner=place.owner)  # committed before, though it then looked as if it had failed
             place.fence()  # reading took its time: what is there may be a later start's by now
-            abandon(final)  # the run has gone back to it, and leaves out some data from there on
+            set_aside(final)  # the run has gone back to it, and leaves out some data from there on
         except DamagedError as error:
             place.fence()
-            put_away(final, str(error))
+            quarantine(final, str(error))
     folder.rename(final)
-    sync(place.checkpoints)
+    fsync(place.checkpoints)
     place.fence()
     prune(
         place.checkpoints,
@@ -325,11 +325,11 @@ def _commit(folder: Path, place: Place, copied: Copied) -> None:
     )
 
 
-def write_weights(checkpoints: Path, model: PretrainingModel) -> None:
+def save_weights_only(checkpoints: Path, model: PretrainingModel) -> None:
     """Commit the weights of a model as the checkpoint of step 0. One process; raises OSError."""
     parameters = dict(model.named_parameters())
     flat = {tensor_key("weight", name, 0): p.detach().float().flatten().contiguous() for name, p in parameters.items()}
-    place = Place(
+    place = SaveTarget(
         checkpoints=checkpoints,
         rank=0,
         world_size=1,
@@ -341,7 +341,7 @@ def write_weights(checkpoints: Path, model: PretrainingModel) -> None:
         keep_best=False,
         verified=None,
     )
-    copied = Copied(
+    copied = StateSnapshot(
         step=0,
         attempt=0,
         content=memoryview(save(flat)),
@@ -352,4 +352,4 @@ def write_weights(checkpoints: Path, model: PretrainingModel) -> None:
         updates=0,
         shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},
     )
-    write(place, copied, Event())
+    write_checkpoint(place, copied, Event())

@@ -7,16 +7,16 @@ from functools import partial
 
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.mixture import MixedRows, Mixture
-from xlpretrain.data.samples import Rows
+from xlpretrain.data.mixture import Mixture, MixtureSamples
+from xlpretrain.data.samples import TrainSamples
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import Problem
 
 
-def training_rows(config: RunConfig, train: Mixture) -> Rows:
+def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
     """What the streams of a run read. Raises `DataError`."""
     make = partial(
-        config.objective.training_rows,
+        config.objective.training_samples,
         mem_len=config.model.mem_len,
         num_streams=config.global_batch_size,
         shuffle_blocks=config.data.shuffle_blocks,
@@ -33,7 +33,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
-        steps = max(1, round(config.max_epochs * training_rows(config, train).steps_per_epoch))
+        steps = max(1, round(config.max_epochs * make_training_samples(config, train).steps_per_epoch))
     assert steps is not None, "RunConfig.problems() asks for a length"
     total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
     resolved = config.model_copy(
@@ -51,9 +51,9 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
     return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
 
 
-def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
+def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
     """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
-    config.evaluated_objective(config.eval)
+    config.eval_objective(config.eval)
     found: list[Problem] = []
     for manifest in train.manifests:
         found += config.objective.data_problems(manifest)
@@ -69,7 +69,7 @@ def check_data(config: RunConfig, train: Mixture, world_size: int) -> None:
             )
         )
     if found:
-        raise ConfigError(schema.report(config.name, found))
+        raise ConfigError(schema.format_problems(config.name, found))
 
 
 def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
@@ -85,8 +85,8 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 " smaller block_tokens",
             )
             return
-    rows = None if single else training_rows(config, train)
-    if isinstance(rows, MixedRows) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
+    rows = None if single else make_training_samples(config, train)
+    if isinstance(rows, MixtureSamples) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
         yield (
             "max_steps",
             f"after {rows.num_steps} steps every corpus of data.train has been read max_epochs times, got"

@@ -14,17 +14,17 @@ from typing import Any
 from xlpretrain.checkpoint.reader import fingerprint
 from xlpretrain.config import resume_rules, run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import CorpusPaths, Datasets
+from xlpretrain.data.config import CorpusDataConfig, DataSplits
 from xlpretrain.data.mixture import Mixture, names_of
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.storage.remote import is_url
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import ConfigError, DataError
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 
-def load_config(folder: RunFolder, moved: Sequence[str] = ()) -> RunConfig:
+def load_config(folder: RunDir, moved: Sequence[str] = ()) -> RunConfig:
     """The config of a run that was begun. moved: `data.key=place` overrides. Raises `ConfigError` for others."""
     wrong = [override for override in moved if not override.startswith("data.")]
     if wrong:
@@ -32,7 +32,7 @@ def load_config(folder: RunFolder, moved: Sequence[str] = ()) -> RunConfig:
     return run_config.load(folder.config, moved)
 
 
-def find_tokenizer(folder: RunFolder, config: RunConfig) -> Path:
+def open_run_tokenizer(folder: RunDir, config: RunConfig) -> Path:
     """The file of a run's tokenizer: in the run's folder; of a run of an earlier version, beside its data.
 
     Raises `DataError`.
@@ -51,9 +51,9 @@ def find_tokenizer(folder: RunFolder, config: RunConfig) -> Path:
         ) from None
 
 
-def open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
+def open_tokenizer(folder: RunDir, config: RunConfig) -> Tokenizer:
     """A run's tokenizer. Raises `DataError` if there is none, or it is not the one that the run began with."""
-    path = find_tokenizer(folder, config)
+    path = open_run_tokenizer(folder, config)
     tokenizer, expected = load_tokenizer(path), folder.read_provenance().get("tokenizer_sha256")
     if expected and tokenizer.sha256 != expected:
         raise DataError(
@@ -63,7 +63,7 @@ def open_tokenizer(folder: RunFolder, config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def open_data(config: RunConfig, folder: RunFolder) -> Datasets:
+def open_data(config: RunConfig, folder: RunDir) -> DataSplits:
     """Open what a run reads, begun or not; `check_resume` compares it. Raises `DataError`."""
     if not folder.exists():
         return config.data.open()
@@ -72,10 +72,10 @@ def open_data(config: RunConfig, folder: RunFolder) -> Datasets:
         data = config.data.open(kept=open_tokenizer(folder, config) if kept else None)
     except DataError as error:
         raise DataError(f"{error}{_if_moved(config)}") from None
-    return Datasets(_called_as_before(data.train, folder), data.valid, data.tokenizer)
+    return DataSplits(_called_as_before(data.train, folder), data.valid, data.tokenizer)
 
 
-def open_train(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Mixture:
+def open_train(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> Mixture:
     """Open what a run was trained on. Raises `DataError` if it is not there, or other data is."""
     try:
         train = config.data.open_train(tokenizer)
@@ -85,7 +85,7 @@ def open_train(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Mi
     return _called_as_before(train, folder)
 
 
-def open_valid(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Manifest | None:
+def open_valid(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> TokenDataset | None:
     """Open what a run was evaluated on; None if it was on nothing. Raises `DataError` as `open_train` does."""
     place = config.data.places().get("valid")
     if place is None:
@@ -98,7 +98,7 @@ def open_valid(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Ma
     return valid
 
 
-def check_init(config: RunConfig, data: Datasets) -> None:
+def check_init(config: RunConfig, data: DataSplits) -> None:
     """Check the weights that a run is to begin with.
 
     Raises `CheckpointError` if there are none, `ConfigError` if they were trained with another tokenizer, as far as is
@@ -108,7 +108,7 @@ def check_init(config: RunConfig, data: Datasets) -> None:
     if source is None:
         return
     fingerprint(source)
-    places = (RunFolder(place) for place in (source, *list(source.absolute().parents)[:2]))
+    places = (RunDir(place) for place in (source, *list(source.absolute().parents)[:2]))
     folder = next((place for place in places if place.exists()), None)
     theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256
     if theirs and theirs != ours:
@@ -118,7 +118,7 @@ def check_init(config: RunConfig, data: Datasets) -> None:
         )
 
 
-def check_resume(begun: RunConfig, config: RunConfig, data: Datasets, *, allow_recipe_change: bool) -> list[str]:
+def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool) -> list[str]:
     """The changes with which a run goes on. Raises `ConfigError` and `DataError` for what may not change."""
     folder = config.folder
     was, now = folder.read_provenance().get("contents", {}), _contents_of_data(config, data)
@@ -131,7 +131,7 @@ def check_resume(begun: RunConfig, config: RunConfig, data: Datasets, *, allow_r
     return changes
 
 
-def record(config: RunConfig, data: Datasets) -> dict[str, Any]:
+def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:
     """The part of the provenance that later starts compare, of a run that begins or was found to be the same."""
     folder = config.folder
     was = folder.read_provenance() if folder.exists() else {}
@@ -147,16 +147,16 @@ def record(config: RunConfig, data: Datasets) -> dict[str, Any]:
     }
 
 
-def _contents_of_data(config: RunConfig, data: Datasets) -> dict[str, str]:
+def _contents_of_data(config: RunConfig, data: DataSplits) -> dict[str, str]:
     return {f"data.{key}": digest for key, digest in config.data.fingerprints(data).items()}
 
 
-def _check_train(folder: RunFolder, train: Mixture) -> None:
+def _check_train(folder: RunDir, train: Mixture) -> None:
     names = " and ".join(str(manifest.folder) for manifest in train.manifests)
     _check(folder, names, train.fingerprint, folder.read_provenance()["data_sha256"])
 
 
-def _check(folder: RunFolder, place: str, found: str, expected: str | None) -> None:
+def _check(folder: RunDir, place: str, found: str, expected: str | None) -> None:
     if expected and found != expected:
         raise DataError(
             f"{folder.path}: began with other data: {place} was {expected[:12]} then and is {found[:12]} now; name the"
@@ -164,12 +164,12 @@ def _check(folder: RunFolder, place: str, found: str, expected: str | None) -> N
         )
 
 
-def _called_as_before(train: Mixture, folder: RunFolder) -> Mixture:
+def _called_as_before(train: Mixture, folder: RunDir) -> Mixture:
     """The corpora by the names that they had when the run began: metrics are kept under them."""
     names = folder.read_provenance().get("corpora")
     if names is None:
         begun = run_config.load(folder.config).data
-        names = names_of(begun.train) if isinstance(begun, CorpusPaths) else ()
+        names = names_of(begun.train) if isinstance(begun, CorpusDataConfig) else ()
     return train.called(names) if len(names) == len(train.corpora) else train
 
 

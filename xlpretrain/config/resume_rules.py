@@ -77,5 +77,5 @@ def check_resume(
             for key in refused
         ]
         advice = f"use another name for another run{'; optimizer and schedule may change ' + hint if hint else ''}"
-        raise ConfigError(f"{schema.report(str(folder), lines)}\n  {advice}")
+        raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {advice}")
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]

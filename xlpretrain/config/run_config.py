@@ -12,7 +12,7 @@ from pydantic import Field
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
 from xlpretrain.config.sections import EvalConfig, SpikeConfig, StopConfig
-from xlpretrain.data.config import AnyData
+from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import EngineConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import AnyModel
@@ -21,7 +21,7 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
-from xlpretrain.run_dir.layout import NAME, RunFolder
+from xlpretrain.run_dir.layout import NAME, RunDir
 from xlpretrain.run_dir.watchdog import WatchdogConfig
 from xlpretrain.schema import Problem, Section
 from xlpretrain.tracking.trackers import LogConfig, WandbConfig
@@ -38,7 +38,7 @@ class RunConfig(Section):
     """Where run folders lie."""
     seed: int = Field(1, ge=0, lt=2**63)
     """The seed of the weights, the data order and dropout."""
-    data: AnyData
+    data: DataConfigUnion
     model: AnyModel
     objective: AnyObjective
     optimizer: AnyOptimizer = AdamWConfig()
@@ -75,35 +75,35 @@ class RunConfig(Section):
         if (self.data.type == "labelled") is self.objective.predicts_tokens:
             wanted = "corpus" if self.objective.predicts_tokens else "labelled"
             yield "data.type", f"must be {wanted} with objective {self.objective.type}, got {self.data.type}"
-        lacking = sorted(self.objective.needs - self.model.provides)
+        lacking = sorted(self.objective.requires - self.model.provides)
         if lacking:
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
         yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
         yield from self.model.run_problems(seq_len=self.objective.seq_len)
 
-    def evaluated_mem_len(self, settings: EvalConfig) -> int:
+    def eval_mem_len(self, settings: EvalConfig) -> int:
         """Positions remembered in an evaluation."""
         return self.model.mem_len if settings.mem_len is None else settings.mem_len
 
-    def evaluated_objective(self, settings: EvalConfig) -> Objective:
+    def eval_objective(self, settings: EvalConfig) -> Objective:
         """The objective with the row length of an evaluation. Raises `ConfigError` if its settings do not fit."""
         objective, source = self.objective, f"{self.name}, its evaluation"
         if settings.seq_len is not None:
             data = self.model_dump(mode="json")
             data["objective"]["seq_len"] = settings.seq_len
             objective = schema.validate(RunConfig, data, source).objective
-        mem_len = self.evaluated_mem_len(settings)
+        mem_len = self.eval_mem_len(settings)
         found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
         if mem_len and "memory" not in self.model.provides:
             found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
         if found:
-            raise ConfigError(schema.report(source, found))
+            raise ConfigError(schema.format_problems(source, found))
         return objective
 
     @property
-    def folder(self) -> RunFolder:
+    def folder(self) -> RunDir:
         """Where the run lies."""
-        return RunFolder(self.runs_dir / self.name)
+        return RunDir(self.runs_dir / self.name)
 
     def build_model(self, vocab_size: int) -> PretrainingModel:
         """Backbone and head with freshly drawn weights, from torch's global generator, in fp32."""
@@ -113,7 +113,7 @@ class RunConfig(Section):
     @property
     def tokens_per_step(self) -> int:
         """New tokens in one step, over all ranks."""
-        return self.global_batch_size * self.objective.stride
+        return self.global_batch_size * self.objective.new_tokens
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -131,7 +131,7 @@ def refuse_secrets(data: dict[str, Any], source: str) -> None:
         if _SECRET.search(key)
     ]
     if found:
-        raise ConfigError(schema.report(source, found))
+        raise ConfigError(schema.format_problems(source, found))
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,35 +10,35 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 
-from xlpretrain.data.labelled import LabelledTexts, check_labels
+from xlpretrain.data.labelled import LabelledDataset, check_labels
 from xlpretrain.data.mixture import Corpus, CorpusConfig, Mixture
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.data.storage.remote import Cache, default_folder, is_url
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.data.storage.remote import BlockCache, default_folder, is_url
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
-from xlpretrain.schema import Choice, OrOne, Problem, Section
+from xlpretrain.schema import OneOrMany, Problem, Section, TaggedUnion
 
-OnDamage = Literal["error", "skip"]
+DamagePolicy = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
-class Datasets:
+class DataSplits:
     """The splits of a run, and the tokenizer of both."""
 
     train: Mixture
-    valid: Manifest | None
+    valid: TokenDataset | None
     tokenizer: Tokenizer
 
 
-class DataPaths(Section, ABC):
+class DataConfig(Section, ABC):
     """The splits of a run."""
 
     type: str
     shuffle_blocks: int
-    on_damage: OnDamage
+    on_damage: DamagePolicy
 
     @abstractmethod
-    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+    def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
         """Open and check the datasets. kept: the tokenizer, should it lie nowhere else. Raises `DataError`."""
 
     @abstractmethod
@@ -46,7 +46,7 @@ class DataPaths(Section, ABC):
         """Open the training data alone. Raises `DataError`."""
 
     @abstractmethod
-    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> Manifest:
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TokenDataset:
         """Another dataset of this kind. Raises `DataError`."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class DataPaths(Section, ABC):
         """Every path or URL of data, by its key in this section, such as `train` or `train.0.path`."""
 
     @abstractmethod
-    def fingerprints(self, data: Datasets) -> dict[str, str]:
+    def fingerprints(self, data: DataSplits) -> dict[str, str]:
         """The digest of what lies at each of `places`, once it was opened."""
 
     @abstractmethod
@@ -66,12 +66,12 @@ class DataPaths(Section, ABC):
         """The same places, wherever one stands."""
 
 
-class CorpusPaths(DataPaths):
+class CorpusDataConfig(DataConfig):
     """Datasets made by `xlpretrain data build`."""
 
     type: Literal["corpus"] = "corpus"
     """Which kind of data this is."""
-    train: Annotated[tuple[CorpusConfig, ...], Field(min_length=1), OrOne(CorpusConfig, "path")]
+    train: Annotated[tuple[CorpusConfig, ...], Field(min_length=1), OneOrMany(CorpusConfig, "path")]
     """Folder or URL of the training split (it holds an index.json); or a mixture, a list of {path, weight, max_epochs}.
     """
     valid: str | None = None
@@ -79,7 +79,7 @@ class CorpusPaths(DataPaths):
     shuffle_blocks: PositiveInt = 64
     """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
 
-    on_damage: OnDamage = "error"
+    on_damage: DamagePolicy = "error"
     """What to do about a block whose checksum is wrong. error: end with its name; skip: go on without its rows, counted
     in events/damaged_rows."""
 
@@ -91,9 +91,9 @@ class CorpusPaths(DataPaths):
     """For how long a fetch that fails is tried again."""
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> BlockCache:
         """Of datasets behind a URL."""
-        return Cache(self.cache_dir or default_folder(), self.cache_bytes, self.patience_s)
+        return BlockCache(self.cache_dir or default_folder(), self.cache_bytes, self.patience_s)
 
     def absolute(self) -> Self:
         """The same with absolute paths."""
@@ -118,18 +118,18 @@ class CorpusPaths(DataPaths):
             return value[0].path
         return [corpus.model_dump(mode="json") for corpus in value]
 
-    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+    def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
         """Open and check the datasets. kept: used in place of the tokenizer beside them if it is the same."""
         train = Mixture.open(self.train, cache=self.cache)
         valid = None if self.valid is None else self._open(self.valid, train.tokenizer_sha256)
         is_theirs = kept is not None and kept.sha256 == train.tokenizer_sha256
-        return Datasets(train, valid, kept if kept is not None and is_theirs else train.open_tokenizer())
+        return DataSplits(train, valid, kept if kept is not None and is_theirs else train.open_tokenizer())
 
     def open_train(self, tokenizer: Tokenizer) -> Mixture:
         """Open the training data alone. Raises `DataError`, also if another tokenizer encoded it."""
         return Mixture.open(self.train, tokenizer_sha256=tokenizer.sha256, cache=self.cache)
 
-    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> Manifest:
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TokenDataset:
         """The split in a folder or behind a URL. Raises `DataError`, also if another tokenizer encoded it."""
         return self._open(str(split), tokenizer.sha256)
 
@@ -141,22 +141,22 @@ class CorpusPaths(DataPaths):
         )
         return found if self.valid is None else {**found, "valid": self.valid}
 
-    def fingerprints(self, data: Datasets) -> dict[str, str]:
+    def fingerprints(self, data: DataSplits) -> dict[str, str]:
         """The digest of what lies at each of `places`, once it was opened."""
         manifests = [*data.train.manifests, *([] if data.valid is None else [data.valid])]
         return {key: manifest.fingerprint for key, manifest in zip(self.places(), manifests, strict=True)}
 
     def tokenizer_path(self) -> Path:
         """Beside the splits. Raises `DataError` if it is another one there."""
-        first = Manifest.open(self.train[0].path, cache=self.cache)
+        first = TokenDataset.open(self.train[0].path, cache=self.cache)
         first.open_tokenizer()
         return first.tokenizer_path
 
-    def _open(self, split: str, tokenizer_sha256: str) -> Manifest:
-        return Manifest.open(split, tokenizer_sha256=tokenizer_sha256, cache=self.cache)
+    def _open(self, split: str, tokenizer_sha256: str) -> TokenDataset:
+        return TokenDataset.open(split, tokenizer_sha256=tokenizer_sha256, cache=self.cache)
 
 
-class LabelledPaths(DataPaths):
+class LabelledDataConfig(DataConfig):
     """Files of labelled texts: CSV or TSV with a header, or JSON lines."""
 
     type: Literal["labelled"] = "labelled"
@@ -173,9 +173,9 @@ class LabelledPaths(DataPaths):
     """The column of the label."""
 
     shuffle_blocks: ClassVar[int] = 1  # type: ignore[misc]
-    on_damage: ClassVar[OnDamage] = "error"  # type: ignore[misc]
+    on_damage: ClassVar[DamagePolicy] = "error"  # type: ignore[misc]
 
-    def open(self, *, kept: Tokenizer | None = None) -> Datasets:
+    def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
         """Read and encode the files. Raises `DataError`, also for labels that only one of them has.
 
         kept: used in place of `tokenizer` if that is not there any more.
@@ -184,17 +184,17 @@ class LabelledPaths(DataPaths):
         train = self.open_split(self.train, tokenizer)
         valid = None if self.valid is None else self.open_split(self.valid, tokenizer)
         check_labels(train, valid)
-        return Datasets(self._mixture(train), valid, tokenizer)
+        return DataSplits(self._mixture(train), valid, tokenizer)
 
     def open_train(self, tokenizer: Tokenizer) -> Mixture:
         """Read and encode the file to train on. Raises `DataError`."""
         return self._mixture(self.open_split(self.train, tokenizer))
 
-    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledTexts:
+    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledDataset:
         """Another file with the same columns. Raises `DataError`."""
-        return LabelledTexts(Path(split), tokenizer, text=self.text, label=self.label)
+        return LabelledDataset(Path(split), tokenizer, text=self.text, label=self.label)
 
-    def _mixture(self, train: LabelledTexts) -> Mixture:
+    def _mixture(self, train: LabelledDataset) -> Mixture:
         return Mixture([Corpus(self.train.stem, train, 1.0, None)])
 
     def places(self) -> dict[str, str]:
@@ -202,7 +202,7 @@ class LabelledPaths(DataPaths):
         found = {"train": self.train, "tokenizer": self.tokenizer, "valid": self.valid}
         return {key: str(path) for key, path in found.items() if path is not None}
 
-    def fingerprints(self, data: Datasets) -> dict[str, str]:
+    def fingerprints(self, data: DataSplits) -> dict[str, str]:
         """The digest of what lies at each of `places`, once it was opened."""
         found = {"train": data.train.fingerprint, "tokenizer": data.tokenizer.sha256}
         return found if data.valid is None else {**found, "valid": data.valid.fingerprint}
@@ -220,5 +220,5 @@ def _absolute(place: str) -> str:
     return place if is_url(place) else str(Path(place).absolute())
 
 
-AnyData = Annotated[DataPaths, Choice({"corpus": CorpusPaths, "labelled": LabelledPaths})]
+DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, "labelled": LabelledDataConfig})]
 """The data of a run, told by its key `type`."""

@@ -9,31 +9,31 @@ from typing import ClassVar
 
 import numpy as np
 
-from xlpretrain.data.order import mix
-from xlpretrain.data.samples import ELSEWHERE, EvaluationRows, Row, read_text
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.order import hash_ints
+from xlpretrain.data.samples import ELSEWHERE, EvalSamples, Sample, read_text
+from xlpretrain.data.storage.dataset import TokenDataset
 
 
 @dataclass(frozen=True)
-class NextTokenRows(EvaluationRows):
+class NextTokenEvalSamples(EvalSamples):
     """The first `num_tokens` tokens, cut into `num_streams` slices of even length, each token a target exactly once.
 
     The corpus is preceded by an end-of-document symbol, so that its first token is predicted too. Only for objectives
     that predict the token after each input (window = stride + 1).
     """
 
-    manifest: Manifest
+    manifest: TokenDataset
     num_tokens: int
     num_streams: int
-    stride: int
+    new_tokens: int
     mem_len: int
 
-    every_token: ClassVar[bool] = True
+    covers_all_tokens: ClassVar[bool] = True
 
     @property
     def num_steps(self) -> int:
         """Rows in the longest slice."""
-        return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.stride)
+        return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.new_tokens)
 
     @property
     def num_clusters(self) -> int:
@@ -42,22 +42,22 @@ class NextTokenRows(EvaluationRows):
 
     def targets(self, *, step: int, stream: int) -> range:
         """The positions in the corpus that the row predicts."""
-        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
-        start = min(first + step * self.stride, last)
-        return range(start, min(start + self.stride, last))
+        first, last = slice_bounds(stream, self.num_streams, total=self.num_tokens)
+        start = min(first + step * self.new_tokens, last)
+        return range(start, min(start + self.new_tokens, last))
 
     def clusters(self, *, step: int, stream: int) -> np.ndarray:
         """The document of each target."""
         targets = self.targets(step=step, stream=stream)
         return np.searchsorted(self._document_starts, np.arange(targets.start, targets.stop), side="right") - 1
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """The row whose targets are `targets(step, stream)`; empty past the end of the slice."""
         targets = self.targets(step=step, stream=stream)
         start, stop = (targets.start - 1, targets.stop) if targets else (0, 0)
-        remembered = min(self.mem_len, step * self.stride)
+        remembered = min(self.mem_len, step * self.new_tokens)
         text = read_text(self.manifest, start, stop)
-        return Row(**vars(text), stream=stream, epoch=0, sample=targets.start, remembered=remembered)
+        return Sample(**vars(text), stream=stream, epoch=0, sample_index=targets.start, mem_valid_len=remembered)
 
     @cached_property
     def _document_starts(self) -> np.ndarray:
@@ -65,57 +65,57 @@ class NextTokenRows(EvaluationRows):
 
 
 @dataclass(frozen=True)
-class SliceRows(EvaluationRows):
+class WindowEvalSamples(EvalSamples):
     """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
 
     Rows advance by `stride`; a slice ends with the last row that is a whole window (or with its only one).
     """
 
-    manifest: Manifest
+    manifest: TokenDataset
     num_tokens: int
     num_streams: int
-    window: int
-    stride: int
+    span_len: int
+    new_tokens: int
     mem_len: int
     seed: int = 0
-    elsewhere: int = 0
+    random_segment: int = 0
 
     @property
     def num_steps(self) -> int:
         """Rows in the longest slice."""
         longest = math.ceil(self.num_tokens / self.num_streams)
-        return max(0, longest - self.window) // self.stride + 1
+        return max(0, longest - self.span_len) // self.new_tokens + 1
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """Row `step` of slice `stream`; empty past its end."""
-        first, last = slice_of(stream, self.num_streams, total=self.num_tokens)
-        start = first + step * self.stride
-        stop = min(start + self.window, last)
-        if step and stop - start < self.window:
+        first, last = slice_bounds(stream, self.num_streams, total=self.num_tokens)
+        start = first + step * self.new_tokens
+        stop = min(start + self.span_len, last)
+        if step and stop - start < self.span_len:
             start = stop = first
         text = read_text(self.manifest, start, stop)
         elsewhere = None
-        if self.elsewhere:
-            at = mix(self.seed, start, ELSEWHERE) % self.num_tokens
+        if self.random_segment:
+            at = hash_ints(self.seed, start, ELSEWHERE) % self.num_tokens
             ends = self.manifest.sentence_ends(max(0, at - self.manifest.block_tokens), at)
             at = int(ends[-1]) + 1 if len(ends) else at
-            elsewhere = read_text(self.manifest, at, min(at + self.elsewhere, self.num_tokens))
-        return Row(
+            elsewhere = read_text(self.manifest, at, min(at + self.random_segment, self.num_tokens))
+        return Sample(
             **vars(text),
             stream=stream,
             epoch=0,
-            sample=start,
-            remembered=min(self.mem_len, step * self.stride),
-            elsewhere=elsewhere,
+            sample_index=start,
+            mem_valid_len=min(self.mem_len, step * self.new_tokens),
+            random_segment=elsewhere,
         )
 
 
-def document_starts(manifest: Manifest, num_tokens: int) -> np.ndarray:
+def document_starts(manifest: TokenDataset, num_tokens: int) -> np.ndarray:
     """Where the documents among the first `num_tokens` tokens begin."""
     starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
     return starts[starts < num_tokens]
 
 
-def slice_of(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
+def slice_bounds(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
     """Where the part of `stream` begins and ends, if `total` things are dealt to streams in order and evenly."""
     return stream * total // num_streams, (stream + 1) * total // num_streams

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.evaluation_samples import slice_of
-from xlpretrain.data.order import Place, Shuffled
-from xlpretrain.data.samples import CorpusRows, EvaluationRows, Pair, Row
-from xlpretrain.data.storage.dataset import NO_ENDS, Manifest
-from xlpretrain.data.storage.shard_reader import Block
+from xlpretrain.data.evaluation_samples import slice_bounds
+from xlpretrain.data.order import BlockPosition, Shuffled
+from xlpretrain.data.samples import CorpusSamples, EvalSamples, PairTarget, Sample
+from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
+from xlpretrain.data.storage.shard_reader import TokenBlock
 from xlpretrain.data.text_tables import read_table
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
@@ -26,7 +26,7 @@ from xlpretrain.errors import DataError
 UNLABELLED = -1
 
 
-class LabelledTexts(Manifest):
+class LabelledDataset(TokenDataset):
     """A document an example: its one or two texts are sentences, whole; collators cut what is too long.
 
     texts, labels: of each example. parts: its texts' tokens.
@@ -37,7 +37,7 @@ class LabelledTexts(Manifest):
         table = read_table(path)
         self.path, self._tokenizer, self._columns = path, tokenizer, (text, label)
         self.texts, self.labels = table.columns_of(text), table.column(label)
-        for line, value in zip(table.lines, self.labels, strict=True):
+        for line, value in zip(table.line_numbers, self.labels, strict=True):
             if not value.strip():
                 raise DataError(f"{path}: line {line}: has no label ({label})")
         self.parts = [tokenizer.encode_batch(texts) for texts in self.texts]
@@ -48,11 +48,11 @@ class LabelledTexts(Manifest):
                 sentences += [len(tokens) - 1] if part else []
             tokens.append(tokenizer.vocabulary.eod)
             documents.append(len(tokens) - 1)
-        self._block = Block(np.array(tokens, "<u4"), np.array(documents, "<u4"), np.array(sentences, "<u4"))
+        self._block = TokenBlock(np.array(tokens, "<u4"), np.array(documents, "<u4"), np.array(sentences, "<u4"))
         super().__init__(path.parent, self._index())
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Tokens in the longest example."""
         return max(sum(len(part) for part in parts) for parts in self.parts)
 
@@ -60,7 +60,7 @@ class LabelledTexts(Manifest):
         """The tokenizer that encoded it."""
         return self._tokenizer
 
-    def row(self, number: int, *, label: int, epoch: int, stream: int) -> Row:
+    def row(self, number: int, *, label: int, epoch: int, stream: int) -> Sample:
         """Example `number` as a row."""
         return row_of(self.parts[number], label=label, epoch=epoch, sample=number, stream=stream)
 
@@ -68,7 +68,7 @@ class LabelledTexts(Manifest):
         text, label = self._columns
         return _open, (self.path, self._tokenizer, text, label)
 
-    def _load_block(self, number: int) -> Block:
+    def _load_block(self, number: int) -> TokenBlock:
         return self._block
 
     def _index(self) -> dict[str, Any]:
@@ -98,24 +98,24 @@ class LabelledTexts(Manifest):
         }
 
 
-def _open(path: Path, tokenizer: Tokenizer, text: Sequence[str], label: str) -> LabelledTexts:
-    return LabelledTexts(path, tokenizer, text=text, label=label)
+def _open(path: Path, tokenizer: Tokenizer, text: Sequence[str], label: str) -> LabelledDataset:
+    return LabelledDataset(path, tokenizer, text=text, label=label)
 
 
-def row_of(parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample: int = 0, stream: int = 0) -> Row:
+def row_of(parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample: int = 0, stream: int = 0) -> Sample:
     """One or two texts' tokens as a row."""
-    return Row(
+    return Sample(
         np.array([token for part in parts for token in part], np.int64),
-        NO_ENDS,
-        NO_ENDS,
+        EMPTY_ENDS,
+        EMPTY_ENDS,
         stream=stream,
         epoch=epoch,
-        sample=sample,
-        pair=Pair(split=len(parts[0]), label=label),
+        sample_index=sample,
+        pair_target=PairTarget(split=len(parts[0]), label=label),
     )
 
 
-def check_labels(train: LabelledTexts, valid: LabelledTexts | None) -> None:
+def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Whether a classifier can be trained on one and tried on the other. Raises `DataError`."""
     known = set(train.labels)
     if len(known) < 2:
@@ -126,13 +126,13 @@ def check_labels(train: LabelledTexts, valid: LabelledTexts | None) -> None:
         raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
 
 
-class ExampleRows(CorpusRows):
+class LabelledSamples(CorpusSamples):
     """The rows of a run: every example once an epoch, shuffled anew. labels: in the order of their numbers."""
 
-    manifest: LabelledTexts
-    both_ways = False
+    manifest: LabelledDataset
+    bidirectional_streams = False
 
-    def __init__(self, examples: LabelledTexts, labels: Sequence[str], *, num_streams: int, seed: int):
+    def __init__(self, examples: LabelledDataset, labels: Sequence[str], *, num_streams: int, seed: int):
         self.manifest = examples
         self.order = Shuffled(np.array([len(examples.labels)]), num_streams=num_streams, seed=seed, window_blocks=1)
         self._labels = _numbers(examples, labels)
@@ -142,18 +142,18 @@ class ExampleRows(CorpusRows):
         """How many examples there are."""
         return len(self._labels)
 
-    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
         """The row of an example."""
         return self.manifest.row(place.row, label=self._labels[place.row], epoch=place.epoch, stream=stream)
 
-    def prefetch_at(self, place: Place) -> None:
+    def prefetch_at(self, place: BlockPosition) -> None:
         """Nothing: it is in memory."""
 
 
-class ExampleEvaluationRows(EvaluationRows):
+class LabelledEvalSamples(EvalSamples):
     """Every example once, in the file's order, cut into `num_streams` slices."""
 
-    def __init__(self, examples: LabelledTexts, labels: Sequence[str], *, num_streams: int):
+    def __init__(self, examples: LabelledDataset, labels: Sequence[str], *, num_streams: int):
         self.manifest, self.num_streams = examples, num_streams
         self._labels = _numbers(examples, labels)
 
@@ -162,16 +162,16 @@ class ExampleEvaluationRows(EvaluationRows):
         """Rows in the longest slice."""
         return -(-len(self._labels) // self.num_streams)
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """Row `step` of slice `stream`; past its end an empty one, which asks nothing."""
-        first, last = slice_of(stream, self.num_streams, total=len(self._labels))
+        first, last = slice_bounds(stream, self.num_streams, total=len(self._labels))
         number = first + step
         if number >= last:
             return row_of([[]], label=UNLABELLED, stream=stream)
         return self.manifest.row(number, label=self._labels[number], epoch=0, stream=stream)
 
 
-def _numbers(examples: LabelledTexts, labels: Sequence[str]) -> list[int]:
+def _numbers(examples: LabelledDataset, labels: Sequence[str]) -> list[int]:
     """Each example's label as a number. Raises `DataError` for one that is not known."""
     number_of = {label: number for number, label in enumerate(labels)}
     strange = sorted(set(examples.labels) - set(number_of))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from xlpretrain.data.samples import Row, RowSource, empty_row
+from xlpretrain.data.samples import Sample, SampleSource, empty_sample
 from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)
@@ -20,7 +20,7 @@ _AHEAD = 2  # steps; reading and collating a step costs far less than training o
 class Collate(Protocol[B_co]):
     """Rows into one micro-batch."""
 
-    def __call__(self, rows: Sequence[Row]) -> B_co: ...
+    def __call__(self, rows: Sequence[Sample]) -> B_co: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Loader(Generic[B_co]):
         damage: of each step that was read and has such rows, what is wrong, a message a row.
     """
 
-    rows: RowSource
+    rows: SampleSource
     collate: Collate[B_co]
     micro_batches: Sequence[range]
     skip_damage: bool = False
@@ -57,12 +57,12 @@ class Loader(Generic[B_co]):
             ahead = step + _FETCHED_AHEAD
             yield step
 
-    def _read_or_skip(self, *, step: int, stream: int) -> Row:
+    def _read_or_skip(self, *, step: int, stream: int) -> Sample:
         try:
             return self.rows.row(step=step, stream=stream)
         except DamagedDataError as error:
             self.damage.setdefault(step, []).append(str(error))
-            return empty_row(stream)
+            return empty_sample(stream)
 
     def steps(self, *, start: int, stop: int | None = None) -> Generator[list[B_co]]:
         """The micro-batches of steps start, start + 1, ..., read ahead by a thread.

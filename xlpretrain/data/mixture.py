@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from pydantic import PositiveFloat
 
-from xlpretrain.data.mixture_schedule import Dealing
-from xlpretrain.data.order import mix
-from xlpretrain.data.samples import CorpusRows, Row, Rows
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.data.storage.remote import Cache
+from xlpretrain.data.mixture_schedule import MixtureSchedule
+from xlpretrain.data.order import hash_ints
+from xlpretrain.data.samples import CorpusSamples, Sample, TrainSamples
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.data.storage.remote import BlockCache
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.schema import Section
 
@@ -31,10 +31,10 @@ class CorpusConfig(Section):
     """After so many passes it is not read any more, and the others share its part (default: no end)."""
 
 
-class MakeRows(Protocol):
+class SampleFactory(Protocol):
     """The rows of one corpus, in blocks of a size."""
 
-    def __call__(self, manifest: Manifest, *, seed: int, block_tokens: int) -> CorpusRows: ...
+    def __call__(self, manifest: TokenDataset, *, seed: int, block_tokens: int) -> CorpusSamples: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Corpus:
     """A dataset and its part in the mixture. name: what tells its path from the others'."""
 
     name: str
-    manifest: Manifest
+    manifest: TokenDataset
     weight: float
     max_epochs: float | None
 
@@ -55,13 +55,13 @@ class Mixture:
 
     @classmethod
     def open(
-        cls, configs: Sequence[CorpusConfig], *, tokenizer_sha256: str | None = None, cache: Cache | None = None
+        cls, configs: Sequence[CorpusConfig], *, tokenizer_sha256: str | None = None, cache: BlockCache | None = None
     ) -> Mixture:
         """Open and check the datasets of a config. Raises `DataError`."""
         names = names_of(configs)
-        first = Manifest.open(configs[0].path, tokenizer_sha256=tokenizer_sha256, cache=cache)
+        first = TokenDataset.open(configs[0].path, tokenizer_sha256=tokenizer_sha256, cache=cache)
         sha256 = first.tokenizer_sha256
-        others = (Manifest.open(c.path, tokenizer_sha256=sha256, cache=cache) for c in configs[1:])
+        others = (TokenDataset.open(c.path, tokenizer_sha256=sha256, cache=cache) for c in configs[1:])
         return cls(
             [
                 Corpus(name, manifest, config.weight, config.max_epochs)
@@ -74,7 +74,7 @@ class Mixture:
         return Mixture([replace(corpus, name=name) for corpus, name in zip(self.corpora, names, strict=True)])
 
     @property
-    def manifests(self) -> list[Manifest]:
+    def manifests(self) -> list[TokenDataset]:
         """Of each corpus."""
         return [corpus.manifest for corpus in self.corpora]
 
@@ -104,7 +104,7 @@ class Mixture:
         by."""
         return self.manifests[0].open_tokenizer()
 
-    def rows(self, make: MakeRows, *, seed: int) -> Rows:
+    def rows(self, make: SampleFactory, *, seed: int) -> TrainSamples:
         """The rows of a run, of those that `make` gives for each corpus.
 
         All read blocks of one size, the smallest there is: then a stream's turns are of one length, whichever corpora
@@ -113,13 +113,15 @@ class Mixture:
         smallest = min(manifest.block_tokens for manifest in self.manifests)
         if self.is_one_dataset:
             return make(self.manifests[0], seed=seed, block_tokens=smallest)
-        parts = [make(manifest, seed=mix(seed, i), block_tokens=smallest) for i, manifest in enumerate(self.manifests)]
+        parts = [
+            make(manifest, seed=hash_ints(seed, i), block_tokens=smallest) for i, manifest in enumerate(self.manifests)
+        ]
         limits = [
-            None if corpus.max_epochs is None else max(int(corpus.max_epochs * part.order.num_turns), 1)
+            None if corpus.max_epochs is None else max(int(corpus.max_epochs * part.order.num_visits), 1)
             for corpus, part in zip(self.corpora, parts, strict=True)
         ]
-        dealing = Dealing([corpus.weight for corpus in self.corpora], limits)
-        return MixedRows([corpus.name for corpus in self.corpora], parts, dealing)
+        dealing = MixtureSchedule([corpus.weight for corpus in self.corpora], limits)
+        return MixtureSamples([corpus.name for corpus in self.corpora], parts, dealing)
 
     def token_counts(self) -> np.ndarray:
         """How often each token occurs, weighted as the corpora are. Reads everything."""
@@ -134,7 +136,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class MixedRows(Rows):
+class MixtureSamples(TrainSamples):
     """The rows of a mixture: streams take turns, and turns are dealt to corpora.
 
     A turn is a block where there is a memory, which starts fresh with each, and a row where there is none. Each corpus
@@ -142,8 +144,8 @@ class MixedRows(Rows):
     """
 
     names: Sequence[str]
-    parts: Sequence[CorpusRows]
-    dealing: Dealing
+    parts: Sequence[CorpusSamples]
+    dealing: MixtureSchedule
 
     @property
     def steps_per_epoch(self) -> float:
@@ -153,32 +155,32 @@ class MixedRows(Rows):
     @property
     def num_steps(self) -> int | None:
         """How many steps there are before every corpus has been read max_epochs times; None if there is no end."""
-        turns = self.dealing.num_turns
+        turns = self.dealing.num_visits
         return None if turns is None else self._first_step(turns)
 
     @property
-    def dropouts(self) -> list[tuple[int, str]]:
+    def exhausted_at(self) -> list[tuple[int, str]]:
         """The steps from which on corpora are not read any more, and their names."""
-        return [(self._first_step(turn), self.names[corpus]) for turn, corpus in self.dealing.dropouts]
+        return [(self._first_step(turn), self.names[corpus]) for turn, corpus in self.dealing.exhausted_at]
 
     @property
     def corpora(self) -> Sequence[str]:
         """Their names."""
         return self.names
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`."""
         turn = self.parts[0].turn(step=step, stream=stream)
-        corpus, own = self.dealing.of(self._in_time(turn.number))
+        corpus, own = self.dealing.corpus_at(self._in_time(turn.number))
         part = self.parts[corpus]
         row = part.read(part.order.at(own, turn.row), stream=stream, behind=turn.behind)
         # Samples of all corpora have numbers of their own: what is drawn about them is never the same.
-        return replace(row, sample=row.sample + sum(other.num_samples for other in self.parts[:corpus]))
+        return replace(row, sample_index=row.sample_index + sum(other.num_samples for other in self.parts[:corpus]))
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Let what the row needs be fetched."""
         turn = self.parts[0].turn(step=step, stream=stream)
-        corpus, own = self.dealing.of(self._in_time(turn.number))
+        corpus, own = self.dealing.corpus_at(self._in_time(turn.number))
         self.parts[corpus].prefetch_at(self.parts[corpus].order.at(own, turn.row))
 
     @property
@@ -188,13 +190,13 @@ class MixedRows(Rows):
 
     def corpus(self, *, step: int, stream: int) -> int:
         """The corpus of a row."""
-        return self.dealing.of(self._in_time(self.parts[0].turn(step=step, stream=stream).number))[0]
+        return self.dealing.corpus_at(self._in_time(self.parts[0].turn(step=step, stream=stream).number))[0]
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each corpus has been read by then, in turns as they were dealt."""
         order = self.parts[0].order
-        counts = self.dealing.counts(step * order.num_streams // order.rows_per_turn)
-        turns = (part.order.num_turns for part in self.parts)
+        counts = self.dealing.counts(step * order.num_streams // order.samples_per_visit)
+        turns = (part.order.num_visits for part in self.parts)
         return {name: int(count) / num for name, count, num in zip(self.names, counts, turns, strict=True)}
 
     def _in_time(self, number: int) -> int:
@@ -207,16 +209,16 @@ class MixedRows(Rows):
         order = self.parts[0].order
         round_, place = divmod(turn, order.num_streams)
         stream = order.num_streams - 1 - place
-        return max(round_ * order.rows_per_turn - stream * order.rows_per_turn // order.num_streams, 0)
+        return max(round_ * order.samples_per_visit - stream * order.samples_per_visit // order.num_streams, 0)
 
 
-def shares(mixture: Mixture) -> Iterator[tuple[Corpus, float]]:
+def effective_shares(mixture: Mixture) -> Iterator[tuple[Corpus, float]]:
     """Each corpus and its share of the turns, as they are dealt."""
-    dealing = Dealing([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
+    dealing = MixtureSchedule([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
     yield from zip(mixture.corpora, dealing.shares, strict=True)
 
 
-def _count_tokens(manifest: Manifest) -> np.ndarray:
+def _count_tokens(manifest: TokenDataset) -> np.ndarray:
     counts = np.zeros(manifest.vocabulary.size)
     for number in range(len(manifest.offsets)):
         counts += np.bincount(manifest.block(number).tokens, minlength=len(counts))

@@ -15,7 +15,7 @@ LONGEST_PERIOD = 100_000
 
 
 @dataclass(frozen=True)
-class Phase:
+class SchedulePhase:
     """Turns `first`, first + 1, ... are dealt to `corpora`, in a period that repeats itself.
 
     dealt: the corpus of each turn of a period. rank: how many turns of that period its corpus has had before.
@@ -28,14 +28,14 @@ class Phase:
     per_period: np.ndarray
     before: np.ndarray
 
-    def turn_of(self, corpus: int, own: int) -> int:
+    def visit_of(self, corpus: int, own: int) -> int:
         """The turn that is number `own` of a corpus; it lies in this phase or after it."""
         periods, rank = divmod(own - int(self.before[corpus]), int(self.per_period[corpus]))
         place = np.flatnonzero(self.dealt == corpus)[rank]
         return self.first + periods * len(self.dealt) + int(place)
 
 
-class Dealing:
+class MixtureSchedule:
     """Deals the turns 0, 1, 2, ... to corpora by weight. Any turn costs the same to find.
 
     Of the first k turns since the corpora were last others, a corpus of share w has had more than k * w - 1 and fewer
@@ -48,28 +48,28 @@ class Dealing:
 
     def __init__(self, weights: Sequence[float], limits: Sequence[int | None]):
         """limits: the most turns of each corpus, or None."""
-        whole = whole_weights(weights)
+        whole = integer_weights(weights)
         self.shares = [weight / sum(whole) for weight in whole]
-        self.dropouts: list[tuple[int, int]] = []
-        self._phases: list[Phase] = []
+        self.exhausted_at: list[tuple[int, int]] = []
+        self._phases: list[SchedulePhase] = []
         left, first, before = list(range(len(whole))), 0, np.zeros(len(whole), np.int64)
         while left:
             phase = _phase(first, [w if i in left else 0 for i, w in enumerate(whole)], before)
             self._phases.append(phase)
-            ends = {i: phase.turn_of(i, limit - 1) + 1 for i in left if (limit := limits[i]) is not None}
+            ends = {i: phase.visit_of(i, limit - 1) + 1 for i in left if (limit := limits[i]) is not None}
             if not ends:
                 break
             corpus = min(ends, key=lambda i: ends[i])
             first, before = ends[corpus], self.counts(ends[corpus])
-            self.dropouts.append((first, corpus))
+            self.exhausted_at.append((first, corpus))
             left.remove(corpus)
 
     @property
-    def num_turns(self) -> int | None:
+    def num_visits(self) -> int | None:
         """How many turns there are before every corpus has dropped out; None if there is no end."""
-        return self.dropouts[-1][0] if len(self.dropouts) == len(self.shares) else None
+        return self.exhausted_at[-1][0] if len(self.exhausted_at) == len(self.shares) else None
 
-    def of(self, turn: int) -> tuple[int, int]:
+    def corpus_at(self, turn: int) -> tuple[int, int]:
         """The corpus of a turn, and which of the corpus's own turns it is."""
         phase = self._phase_of(turn)
         periods, place = divmod(turn - phase.first, len(phase.dealt))
@@ -85,11 +85,11 @@ class Dealing:
         counts: np.ndarray = phase.before + periods * phase.per_period + rest
         return counts
 
-    def _phase_of(self, turn: int) -> Phase:
+    def _phase_of(self, turn: int) -> SchedulePhase:
         return next(phase for phase in reversed(self._phases) if phase.first <= turn)
 
 
-def whole_weights(weights: Sequence[float]) -> list[int]:
+def integer_weights(weights: Sequence[float]) -> list[int]:
     """Weights as whole numbers in lowest terms: exactly, if their sum is at most `LONGEST_PERIOD`, else to so many
     parts of it, one at least."""
     exact = [Fraction(repr(weight)) for weight in weights]
@@ -102,18 +102,18 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
     return [weight // divisor for weight in whole]
 
 
-def _phase(first: int, whole: Sequence[int], before: np.ndarray) -> Phase:
+def _phase(first: int, whole: Sequence[int], before: np.ndarray) -> SchedulePhase:
     divisor = math.gcd(*whole)
-    dealt = deal(tuple(weight // divisor for weight in whole))
+    dealt = make_schedule(tuple(weight // divisor for weight in whole))
     rank = np.empty(len(dealt), np.int64)
     for corpus in range(len(whole)):
         places = np.flatnonzero(dealt == corpus)
         rank[places] = np.arange(len(places))
-    return Phase(first, dealt, rank, np.bincount(dealt, minlength=len(whole)), before)
+    return SchedulePhase(first, dealt, rank, np.bincount(dealt, minlength=len(whole)), before)
 
 
 @lru_cache
-def deal(weights: tuple[int, ...]) -> np.ndarray:
+def make_schedule(weights: tuple[int, ...]) -> np.ndarray:
     """The corpus of each turn of a period, which has sum(weights) turns; a weight may be 0.
 
     Among those that would not get too far ahead, the turn goes to the one that would soonest fall too far behind:

@@ -18,7 +18,7 @@ _ROUNDS = 4
 _CHUNK = 1024
 
 
-def mix(*values: int) -> int:
+def hash_ints(*values: int) -> int:
     """A 64-bit hash of integers (the finalizer of SplitMix64, chained): keys for permutations and generators."""
     state = 0
     for value in values:
@@ -42,7 +42,7 @@ def permute(index: int, *, size: int, key: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for i in range(_ROUNDS):
-            left, right = right, left ^ (mix(key, i, right) & mask)
+            left, right = right, left ^ (hash_ints(key, i, right) & mask)
         index = (left << half) | right
         if index < size:
             return index
@@ -53,7 +53,7 @@ def _half(size: int) -> int:
     return max(1, (max(size - 1, 1).bit_length() + 1) // 2)
 
 
-class Place(NamedTuple):
+class BlockPosition(NamedTuple):
     """Where a stream stands: row `row` of block `block`, in pass `epoch` over the corpus."""
 
     epoch: int
@@ -61,7 +61,7 @@ class Place(NamedTuple):
     row: int
 
 
-class Turn(NamedTuple):
+class BlockVisit(NamedTuple):
     """What a stream is at: row `row` of turn `number`, of which it has read `behind` rows, all there were before.
 
     Turns are numbered over all streams, from the run's first on.
@@ -79,23 +79,23 @@ class Order(ABC):
 
     @property
     @abstractmethod
-    def num_turns(self) -> int:
+    def num_visits(self) -> int:
         """Turns in one pass over the corpus."""
 
     @property
     @abstractmethod
-    def rows_per_turn(self) -> int:
+    def samples_per_visit(self) -> int:
         """Rows that a stream reads before its next turn."""
 
     @abstractmethod
-    def turn(self, *, step: int, stream: int) -> Turn:
+    def turn(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at; the same for every corpus that is read in rows and turns of the same length."""
 
     @abstractmethod
-    def at(self, number: int, row: int) -> Place:
+    def at(self, number: int, row: int) -> BlockPosition:
         """Where row `row` of turn `number` lies."""
 
-    def place(self, *, step: int, stream: int) -> Place:
+    def place(self, *, step: int, stream: int) -> BlockPosition:
         """What `stream` reads at `step`."""
         turn = self.turn(step=step, stream=stream)
         return self.at(turn.number, turn.row)
@@ -103,7 +103,7 @@ class Order(ABC):
     @property
     def steps_per_epoch(self) -> float:
         """Steps in which as many rows are read as the corpus has."""
-        return self.num_turns * self.rows_per_turn / self.num_streams
+        return self.num_visits * self.samples_per_visit / self.num_streams
 
 
 @dataclass(frozen=True)
@@ -123,30 +123,30 @@ class Contiguous(Order):
     seed: int
 
     @property
-    def num_turns(self) -> int:
+    def num_visits(self) -> int:
         """One a block."""
         return self.num_blocks
 
     @property
-    def rows_per_turn(self) -> int:
+    def samples_per_visit(self) -> int:
         """A block."""
         return self.rows_per_block
 
-    def turn(self, *, step: int, stream: int) -> Turn:
+    def turn(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at."""
         visit, row = divmod(step + stream * self.rows_per_block // self.num_streams, self.rows_per_block)
-        return Turn(visit * self.num_streams + stream, row, behind=min(step, row))
+        return BlockVisit(visit * self.num_streams + stream, row, behind=min(step, row))
 
-    def at(self, number: int, row: int) -> Place:
+    def at(self, number: int, row: int) -> BlockPosition:
         """Where row `row` of turn `number` lies."""
-        return Place(*_block_of_turn(number, self.num_blocks, self.seed), row)
+        return BlockPosition(*_block_of_turn(number, self.num_blocks, self.seed), row)
 
 
 @lru_cache(1 << 14)  # a stream asks once a row
 def _block_of_turn(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
     """Epoch and block."""
     epoch, index = divmod(number, num_blocks)
-    return epoch, permute(index, size=num_blocks, key=mix(seed, epoch))
+    return epoch, permute(index, size=num_blocks, key=hash_ints(seed, epoch))
 
 
 class Shuffled(Order):
@@ -165,26 +165,26 @@ class Shuffled(Order):
         self._cached_places = lru_cache(16)(self._find_places)
 
     @property
-    def num_turns(self) -> int:
+    def num_visits(self) -> int:
         """One a row."""
         return self.num_rows
 
     @property
-    def rows_per_turn(self) -> int:
+    def samples_per_visit(self) -> int:
         """One."""
         return 1
 
-    def turn(self, *, step: int, stream: int) -> Turn:
+    def turn(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at. What was read before is of no use."""
-        return Turn(step * self.num_streams + stream, row=0, behind=0)
+        return BlockVisit(step * self.num_streams + stream, row=0, behind=0)
 
-    def at(self, number: int, row: int) -> Place:
+    def at(self, number: int, row: int) -> BlockPosition:
         """Where turn `number` lies."""
         epoch, index = divmod(number, self.num_rows)
         chunk, place = divmod(index, _CHUNK)
         return self._cached_places(epoch, chunk)[place]
 
-    def _find_places(self, epoch: int, chunk: int) -> list[Place]:
+    def _find_places(self, epoch: int, chunk: int) -> list[BlockPosition]:
         """Those of `_CHUNK` rows at once, which costs little more than one."""
         blocks, starts = self._cached_epoch(epoch)
         rows = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.num_rows))
@@ -193,19 +193,21 @@ class Shuffled(Order):
             first = window * self.window_blocks
             last = min(first + self.window_blocks, len(blocks))
             low, high, here = int(starts[first]), int(starts[last]), windows == window
-            key = mix(self._seed, epoch, window)
-            rows[here] = low + permute_each(rows[here] - low, size=high - low, key=key)
+            key = hash_ints(self._seed, epoch, window)
+            rows[here] = low + permute_array(rows[here] - low, size=high - low, key=key)
         at = starts.searchsorted(rows, side="right") - 1
         found = zip(blocks[at].tolist(), (rows - starts[at]).tolist(), strict=True)
-        return [Place(epoch, block, row) for block, row in found]
+        return [BlockPosition(epoch, block, row) for block, row in found]
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
-        blocks = np.argsort(mix_each(np.arange(len(self.rows_of_block)), mix(self._seed, epoch)))  # no two are alike
+        blocks = np.argsort(
+            hash_array(np.arange(len(self.rows_of_block)), hash_ints(self._seed, epoch))
+        )  # no two are alike
         return blocks, np.concatenate([[0], np.cumsum(self.rows_of_block[blocks])])
 
 
-def permute_each(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
+def permute_array(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
     """`permute` of each of some indices."""
     half = _half(size)
     mask, result = np.uint64((1 << half) - 1), indices.astype(np.uint64)
@@ -214,14 +216,14 @@ def permute_each(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
         here = result[walking]
         left, right = here >> np.uint64(half), here & mask
         for i in range(_ROUNDS):
-            left, right = right, left ^ (_mix_on(mix(key, i), right) & mask)
+            left, right = right, left ^ (_mix_on(hash_ints(key, i), right) & mask)
         result[walking] = here = (left << np.uint64(half)) | right
         walking = walking[here >= size]
     return result.astype(np.int64)
 
 
 def _mix_on(state: int, values: np.ndarray) -> np.ndarray:
-    """`mix` of what led to `state`, and then each value."""
+    """`hash_ints` of what led to `state`, and then each value."""
     with np.errstate(over="ignore"):
         mixed = values + np.uint64((state + 0x9E3779B97F4A7C15) & _MASK64)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -229,7 +231,7 @@ def _mix_on(state: int, values: np.ndarray) -> np.ndarray:
         return mixed ^ (mixed >> np.uint64(31))
 
 
-def mix_each(values: np.ndarray, key: int) -> np.ndarray:
+def hash_array(values: np.ndarray, key: int) -> np.ndarray:
     """A 64-bit hash of each value under a key (the finalizer of SplitMix64)."""
     with np.errstate(over="ignore"):
         state = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key)

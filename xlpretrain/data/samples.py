@@ -13,14 +13,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from xlpretrain.data.order import Contiguous, Order, Place, Shuffled, Turn, mix
-from xlpretrain.data.storage.dataset import NO_ENDS, Manifest
+from xlpretrain.data.order import BlockPosition, BlockVisit, Contiguous, Order, Shuffled, hash_ints
+from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 
 ELSEWHERE = 1  # sets its draw apart from the others of the same row
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenSpan:
     """Consecutive tokens, in the direction in which they are read.
 
     document_ends, sentence_ends: positions whose token is the last, as read, of a document or a sentence.
@@ -32,7 +32,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairTarget:
     """How the tokens of a row fall into two parts.
 
     split: where the second begins; the number of tokens if there is none.
@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Row(Text):
+class Sample(TokenSpan):
     """One row of one stream: a window of tokens and where it stands.
 
     tokens: at most the objective's window; shorter only where a block or the corpus ends (the collator pads), empty
@@ -58,24 +58,32 @@ class Row(Text):
 
     stream: int
     epoch: int
-    sample: int
-    remembered: int = 0
-    reverse: bool = False
-    elsewhere: Text | None = None
-    pair: Pair | None = None
+    sample_index: int
+    mem_valid_len: int = 0
+    reversed: bool = False
+    random_segment: TokenSpan | None = None
+    pair_target: PairTarget | None = None
 
 
-def empty_row(stream: int) -> Row:
+def empty_sample(stream: int) -> Sample:
     """A row without tokens."""
     nothing = np.empty(0, np.uint16)
-    return Row(nothing, NO_ENDS, NO_ENDS, stream=stream, epoch=0, sample=0, pair=Pair(split=0, label=-1))
+    return Sample(
+        nothing,
+        EMPTY_ENDS,
+        EMPTY_ENDS,
+        stream=stream,
+        epoch=0,
+        sample_index=0,
+        pair_target=PairTarget(split=0, label=-1),
+    )
 
 
-class RowSource(ABC):
+class SampleSource(ABC):
     """Where rows come from: a pure function of step and stream."""
 
     @abstractmethod
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
@@ -101,7 +109,7 @@ class RowSource(ABC):
         return {}
 
 
-class Rows(RowSource):
+class TrainSamples(SampleSource):
     """Rows without end."""
 
     @property
@@ -110,7 +118,7 @@ class Rows(RowSource):
         """Steps in which as many rows are read as there are."""
 
 
-class EvaluationRows(RowSource):
+class EvalSamples(SampleSource):
     """Rows that come to an end. Streams past theirs give empty rows.
 
     Predictions of one text are not independent of each other: standard errors are computed over texts, here "clusters".
@@ -119,7 +127,7 @@ class EvaluationRows(RowSource):
 
     num_streams: int
 
-    every_token: ClassVar[bool] = False
+    covers_all_tokens: ClassVar[bool] = False
     """Whether each token is predicted exactly once, so that bits per byte mean something."""
 
     @property
@@ -137,12 +145,12 @@ class EvaluationRows(RowSource):
         return np.asarray([step * self.num_streams + stream])
 
 
-class CorpusRows(Rows):
+class CorpusSamples(TrainSamples):
     """The rows of a run that reads one corpus, or of its part of a mixture."""
 
-    manifest: Manifest
+    manifest: TokenDataset
     order: Order
-    both_ways: bool
+    bidirectional_streams: bool
     """Whether streams 2k and 2k + 1 share the turns of the order's stream k, the second reading from the other end."""
 
     @property
@@ -151,16 +159,16 @@ class CorpusRows(Rows):
         """Rows' `sample` is below this."""
 
     @abstractmethod
-    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
         """The row at a place; its stream has read `behind` rows of the same turn before."""
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`."""
         turn = self.turn(step=step, stream=stream)
         return self.read(self.order.at(turn.number, turn.row), stream=stream, behind=turn.behind)
 
     @abstractmethod
-    def prefetch_at(self, place: Place) -> None:
+    def prefetch_at(self, place: BlockPosition) -> None:
         """Let the row at a place be fetched."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
@@ -173,9 +181,9 @@ class CorpusRows(Rows):
         """Whether the corpus lies behind a URL."""
         return self.manifest.remote is not None
 
-    def turn(self, *, step: int, stream: int) -> Turn:
+    def turn(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at."""
-        return self.order.turn(step=step, stream=stream // 2 if self.both_ways else stream)
+        return self.order.turn(step=step, stream=stream // 2 if self.bidirectional_streams else stream)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -184,7 +192,7 @@ class CorpusRows(Rows):
 
 
 @dataclass(frozen=True)
-class StreamRows(CorpusRows):
+class StreamSamples(CorpusSamples):
     """Rows of whole blocks; a last short block is never read.
 
     A row has `stride` new tokens (fewer at a block's end, if the stride does not divide it) and the `window - stride`
@@ -194,21 +202,21 @@ class StreamRows(CorpusRows):
     backwards, from its last token to its first (XLNet's `bi_data`).
     """
 
-    manifest: Manifest
+    manifest: TokenDataset
     order: Order
     block_tokens: int
-    window: int
-    stride: int
+    span_len: int
+    new_tokens: int
     mem_len: int
     seed: int
-    both_ways: bool = False
-    elsewhere: int = 0
-    ends: bool = True
+    bidirectional_streams: bool = False
+    random_segment: int = 0
+    needs_boundaries: bool = True
 
     @classmethod
     def of(
         cls,
-        manifest: Manifest,
+        manifest: TokenDataset,
         *,
         window: int,
         stride: int,
@@ -220,7 +228,7 @@ class StreamRows(CorpusRows):
         both_ways: bool = False,
         elsewhere: int = 0,
         ends: bool = True,
-    ) -> StreamRows:
+    ) -> StreamSamples:
         """The rows of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
 
         block_tokens: read blocks as if they were so small; it divides their size. elsewhere: how many tokens of text
@@ -242,68 +250,68 @@ class StreamRows(CorpusRows):
     @property
     def rows_per_block(self) -> int:
         """Rows in a block."""
-        return math.ceil(self.block_tokens / self.stride)
+        return math.ceil(self.block_tokens / self.new_tokens)
 
     @property
     def num_samples(self) -> int:
         """Rows in the corpus, in both directions if both are read."""
         blocks = self.manifest.num_blocks * (self.manifest.block_tokens // self.block_tokens)
-        return blocks * self.rows_per_block * (2 if self.both_ways else 1)
+        return blocks * self.rows_per_block * (2 if self.bidirectional_streams else 1)
 
-    def prefetch_at(self, place: Place) -> None:
+    def prefetch_at(self, place: BlockPosition) -> None:
         """The block, and its neighbours for rows that go on into them."""
-        begin, offset = place.block * self.block_tokens, place.row * self.stride
-        positions = [begin, begin + offset + self.window]
-        if self.both_ways:
-            positions.append(begin + self.block_tokens - offset - self.window - 1)
+        begin, offset = place.block * self.block_tokens, place.row * self.new_tokens
+        positions = [begin, begin + offset + self.span_len]
+        if self.bidirectional_streams:
+            positions.append(begin + self.block_tokens - offset - self.span_len - 1)
         for position in positions:
             if 0 <= position < self.manifest.num_tokens:
                 self.manifest.prefetch(position // self.manifest.block_tokens)
 
-    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
         """The row at a place; its stream has read `behind` rows of the same block before."""
-        reverse = self.both_ways and stream % 2 == 1
+        reverse = self.bidirectional_streams and stream % 2 == 1
         sample = place.block * self.rows_per_block + place.row
-        sample = 2 * sample + reverse if self.both_ways else sample
+        sample = 2 * sample + reverse if self.bidirectional_streams else sample
 
         block_tokens = self.block_tokens
-        offset = place.row * self.stride
-        length = min(self.stride, block_tokens - offset) + self.window - self.stride
+        offset = place.row * self.new_tokens
+        length = min(self.new_tokens, block_tokens - offset) + self.span_len - self.new_tokens
         begin, end = place.block * block_tokens, (place.block + 1) * block_tokens
         start, stop = (end - offset - length, end - offset) if reverse else (begin + offset, begin + offset + length)
-        if self.ends or reverse:
+        if self.needs_boundaries or reverse:
             text = read_text(self.manifest, start, stop, reverse=reverse)
         else:
-            text = Text(self.manifest.tokens(start, min(stop, self.manifest.num_tokens)), NO_ENDS, NO_ENDS)
+            text = TokenSpan(self.manifest.tokens(start, min(stop, self.manifest.num_tokens)), EMPTY_ENDS, EMPTY_ENDS)
         elsewhere = None
-        if self.elsewhere:
-            key = mix(self.seed, place.epoch, sample, ELSEWHERE)
+        if self.random_segment:
+            key = hash_ints(self.seed, place.epoch, sample, ELSEWHERE)
             elsewhere = self._read_elsewhere(begin, end, key=key, reverse=reverse)
-        return Row(
+        return Sample(
             text.tokens,
             text.document_ends,
             text.sentence_ends,
             stream,
             place.epoch,
             sample,
-            min(self.mem_len, behind * self.stride),
+            min(self.mem_len, behind * self.new_tokens),
             reverse,
             elsewhere,
         )
 
-    def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> Text:
+    def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> TokenSpan:
         """Up to `elsewhere` tokens of [begin, end), from the beginning of a random token's sentence on."""
         at = begin + key % (end - begin)
         if reverse:
             last = self.manifest.first_sentence_end(at, end)
             stop = end if last is None else last + 1
-            return read_text(self.manifest, max(stop - self.elsewhere, begin), stop, reverse=True)
+            return read_text(self.manifest, max(stop - self.random_segment, begin), stop, reverse=True)
         before = self.manifest.last_sentence_end(begin, at)
         start = begin if before is None else before + 1
-        return read_text(self.manifest, start, min(start + self.elsewhere, end), reverse=False)
+        return read_text(self.manifest, start, min(start + self.random_segment, end), reverse=False)
 
 
-def read_text(manifest: Manifest, start: int, stop: int, *, reverse: bool = False) -> Text:
+def read_text(manifest: TokenDataset, start: int, stop: int, *, reverse: bool = False) -> TokenSpan:
     """The tokens at [start, stop), as far as there are any; an end-of-document symbol stands before the first.
 
     A sentence read backwards ends with what is its first token.
@@ -315,7 +323,7 @@ def read_text(manifest: Manifest, start: int, stop: int, *, reverse: bool = Fals
         before, last = max(first - 1, 0), max(stop - 1, first - 1, 0)
         ends = manifest.document_ends(before, last), manifest.sentence_ends(before, last)
         documents, sentences = (stop - 2 - e[::-1] for e in ends)
-        return Text(tokens[::-1], documents, sentences)
+        return TokenSpan(tokens[::-1], documents, sentences)
     if start < 0:
         tokens = np.concatenate([np.asarray([manifest.vocabulary.eod], tokens.dtype), tokens])
-    return Text(tokens, manifest.document_ends(first, stop) - start, manifest.sentence_ends(first, stop) - start)
+    return TokenSpan(tokens, manifest.document_ends(first, stop) - start, manifest.sentence_ends(first, stop) - start)

@@ -5,58 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from xlpretrain.data.samples import Row, Rows
+from xlpretrain.data.samples import Sample, TrainSamples
 
 Window = tuple[int, int]
 """[first, last) steps of the data, as it would be read with nothing left out."""
 
 
 @dataclass(frozen=True)
-class SkippingRows(Rows):
+class SkippedWindows(TrainSamples):
     """The rows of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
 
     stride: tokens by which a row makes the memory of its stream grow.
     """
 
-    rows: Rows
+    samples: TrainSamples
     windows: Sequence[Window]
-    stride: int
+    new_tokens: int
 
     @property
     def steps_per_epoch(self) -> float:
         """As if nothing were left out."""
-        return self.rows.steps_per_epoch
+        return self.samples.steps_per_epoch
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Let what the row needs be fetched."""
-        self.rows.prefetch(step=place_of(step, self.windows)[0], stream=stream)
+        self.samples.prefetch(step=shifted_step(step, self.windows)[0], stream=stream)
 
     @property
     def is_remote(self) -> bool:
         """Whether there is anything to prefetch."""
-        return self.rows.is_remote
+        return self.samples.is_remote
 
     @property
     def corpora(self) -> Sequence[str]:
         """The names of the corpora of a mixture."""
-        return self.rows.corpora
+        return self.samples.corpora
 
     def corpus(self, *, step: int, stream: int) -> int:
         """The number of a row's corpus."""
-        return self.rows.corpus(step=place_of(step, self.windows)[0], stream=stream)
+        return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
 
     def epochs(self, step: int) -> Mapping[str, float]:
         """What is left out counts as read."""
-        return self.rows.epochs(place_of(step, self.windows)[0])
+        return self.samples.epochs(shifted_step(step, self.windows)[0])
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at training step `step`."""
-        data_step, fresh_since = place_of(step, self.windows)
-        row = self.rows.row(step=data_step, stream=stream)
-        return replace(row, remembered=min(row.remembered, (data_step - fresh_since) * self.stride))
+        data_step, fresh_since = shifted_step(step, self.windows)
+        row = self.samples.row(step=data_step, stream=stream)
+        return replace(row, mem_valid_len=min(row.mem_valid_len, (data_step - fresh_since) * self.new_tokens))
 
 
-def place_of(step: int, windows: Iterable[Window]) -> tuple[int, int]:
+def shifted_step(step: int, windows: Iterable[Window]) -> tuple[int, int]:
     """The step of the data that training step `step` reads, and the one after the last window before it (or 0)."""
     fresh_since = 0
     for first, last in windows:

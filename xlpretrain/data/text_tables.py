@@ -23,7 +23,7 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[str]]
-    lines: Sequence[int]
+    line_numbers: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.rows)

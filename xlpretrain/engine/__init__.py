@@ -12,7 +12,7 @@ from xlpretrain.engine.state_shards import ReadRange, StateRange
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import OptimizerConfig
-from xlpretrain.schema import report
+from xlpretrain.schema import format_problems
 
 __all__ = ["Engine", "EngineConfig", "ReadRange", "StateRange", "build_engine"]
 
@@ -37,12 +37,12 @@ def build_engine(
     Raises:
         ConfigError: the optimizer is not right on the pieces of parameters that ZeRO would hand it.
     """
-    if config.type == "deepspeed" and config.zero_stage > 0 and optimizer.sees == "parameters":
+    if config.type == "deepspeed" and config.zero_stage > 0 and optimizer.parameter_view == "parameters":
         problem = (
             f"{optimizer.type} needs whole parameters, and engine.zero_stage {config.zero_stage} has only pieces of"
             " them; use adamw or lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
         )
-        raise ConfigError(report("engine", [("optimizer.type", problem)]))
+        raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
     if config.activation_checkpointing:
         model.backbone.activation_checkpointing = True
     precision, grad_dtype = DTYPES[config.precision], DTYPES[config.grad_dtype]

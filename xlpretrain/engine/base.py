@@ -13,7 +13,7 @@ from xlpretrain.engine.state_shards import Partition, ReadRange, StateRange
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 
 
-class TermScales:
+class LossTermScales:
     """From sums to the step's loss: sum_k weight_k * sums_k / counts_k."""
 
     def __init__(self, weights: Mapping[str, float]):
@@ -42,7 +42,7 @@ class Engine(ABC):
     device: torch.device
     shapes: Mapping[str, torch.Size]
     """Of every parameter by name, tied ones once. (Under ZeRO-3 the model's own are those of empty tensors.)"""
-    kinds: tuple[str, ...]
+    state_keys: tuple[str, ...]
     """Of the state kept per parameter: `weight`, and the optimizer's."""
     layout: Mapping[str, str | int]
     """What must be as it was for going on to be bit-identical: engine, stage, precision and so on."""
@@ -78,14 +78,14 @@ class Engine(ABC):
         """What this rank must save for the run to go on. Call it only between steps."""
         return self._state.ranges()
 
-    def loads(self) -> list[tuple[str, int, int]]:
+    def ranges_to_load(self) -> list[tuple[str, int, int]]:
         """(name, start, stop) of what loading will read on this rank, for every kind that it loads."""
-        return self._state.loads()
+        return self._state.ranges_to_load()
 
     @property
-    def updates(self) -> int:
+    def num_updates(self) -> int:
         """How many updates the optimizer has made (skipped ones left out)."""
-        return self._state.updates
+        return self._state.num_updates
 
     def load_state(self, read: ReadRange, updates: int) -> None:
         """Take over a saved state, of any engine, stage and world size."""

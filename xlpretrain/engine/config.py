@@ -13,7 +13,7 @@ from xlpretrain.schema import Problem, Section
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-PASSED_THROUGH = frozenset(
+ALLOWED_KEYS = frozenset(
     {
         "zero_optimization.allgather_bucket_size",
         "zero_optimization.contiguous_gradients",
@@ -37,7 +37,7 @@ PASSED_THROUGH = frozenset(
 """DeepSpeed options that change how it works but not what it computes or where state lies."""
 
 
-OWNED = {
+RESERVED_KEYS = {
     "activation_checkpointing": "set engine.activation_checkpointing",
     "bf16": "set engine.precision",
     "checkpoint": "checkpoints are xlpretrain's own",
@@ -101,8 +101,8 @@ def _leaves(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _refusal(path: str) -> str | None:
-    if path in OWNED:
-        return f"not here: {OWNED[path]}"
-    if path not in PASSED_THROUGH:
-        return f"not passed on to DeepSpeed; these are: {', '.join(sorted(PASSED_THROUGH))}"
+    if path in RESERVED_KEYS:
+        return f"not here: {RESERVED_KEYS[path]}"
+    if path not in ALLOWED_KEYS:
+        return f"not passed on to DeepSpeed; these are: {', '.join(sorted(ALLOWED_KEYS))}"
     return None

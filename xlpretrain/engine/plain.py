@@ -10,8 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from xlpretrain.engine.base import Engine, TermScales
-from xlpretrain.engine.state_shards import Partition, Piece, clip, stacks_of
+from xlpretrain.engine.base import Engine, LossTermScales
+from xlpretrain.engine.state_shards import Partition, Piece, clip_by_global_norm, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 
@@ -31,11 +31,11 @@ class PlainEngine(Engine):
     ):
         self.model = model.to(device).train()
         self.device = device
-        self._scales = TermScales(weights)
+        self._scales = LossTermScales(weights)
         self._max_norm = optimizer.grad_clip
         named = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
-        self.kinds = ("weight", *optimizer.state_kinds)
+        self.state_keys = ("weight", *optimizer.state_keys)
         self._parameters = list(named.values())
         for parameter in self._parameters:
             dist.broadcast(parameter.data, src=0)
@@ -56,9 +56,9 @@ class PlainEngine(Engine):
         self._state = Partition(
             [Piece(master, 0, name, 0, master.numel()) for name, master in zip(named, self._masters, strict=True)],
             self._optimizer,
-            optimizer.state_kinds,
+            optimizer.state_keys,
             self._masters,
-            stacks=stacks_of(model),
+            stacks=fused_tensors(model),
             replicated=True,
         )
 
@@ -90,7 +90,7 @@ class PlainEngine(Engine):
         if dist.get_world_size() > 1:
             dist.all_reduce(self._flat)
         gradients = [gradient.float() for gradient in self._gradients]
-        norm = clip(gradients, self._max_norm)
+        norm = clip_by_global_norm(gradients, self._max_norm)
         if norm < float("inf"):
             for group in self._optimizer.param_groups:
                 group["lr"] = lr

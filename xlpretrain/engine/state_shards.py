@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xlpretrain.optim.base import LayerWise, Segment
+from xlpretrain.optim.base import LayerwiseOptimizer, Segment
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Stack:
     size: int
 
 
-def stacks_of(model: nn.Module) -> dict[str, Stack]:
+def fused_tensors(model: nn.Module) -> dict[str, Stack]:
     """By parameter name, tied ones once. A parameter with the attribute `num_fused` is so many tensors, others are one.
 
     To be called before ZeRO takes the model over.
@@ -93,36 +93,38 @@ class Partition:
         self.pieces = pieces
         self.replicated = replicated
         self.optimizer = optimizer
-        self.kinds = kinds
-        self.masters = list(masters)
-        for master in self.masters:
+        self.state_keys = kinds
+        self.master_weights = list(masters)
+        for master in self.master_weights:
             # A step counter each: torch counts up in place, so a shared one would run away.
             state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
             state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
             optimizer.state[master] = state
-        if isinstance(optimizer, LayerWise):
-            segments: dict[Tensor, list[Segment]] = {master: [] for master in self.masters}
+        if isinstance(optimizer, LayerwiseOptimizer):
+            segments: dict[Tensor, list[Segment]] = {master: [] for master in self.master_weights}
             for piece in pieces:
                 segments[piece.master] += _segments(piece, stacks[piece.name])
             num_tensors = sum(stack.count for stack in stacks.values())
-            optimizer.attach(segments, num_tensors=num_tensors, group=None if replicated else dist.group.WORLD)
+            optimizer.set_parameter_slices(
+                segments, num_tensors=num_tensors, group=None if replicated else dist.group.WORLD
+            )
 
     def ranges(self) -> list[StateRange]:
         """Live views of the weights and the optimizer's state that this rank saves."""
         return [
             StateRange(kind, piece.name, piece.start, piece.stop, piece.view(self._tensor(piece.master, kind)))
             for piece in (_share(self.pieces) if self.replicated else self.pieces)
-            for kind in ("weight", *self.kinds)
+            for kind in ("weight", *self.state_keys)
         ]
 
-    def loads(self) -> list[tuple[str, int, int]]:
+    def ranges_to_load(self) -> list[tuple[str, int, int]]:
         """What `load` reads, for each kind."""
         return [(piece.name, piece.start, piece.stop) for piece in self.pieces]
 
     @property
-    def updates(self) -> int:
+    def num_updates(self) -> int:
         """The optimizer's step count."""
-        return int(self.optimizer.state[self.masters[0]]["step"])
+        return int(self.optimizer.state[self.master_weights[0]]["step"])
 
     @torch.no_grad()
     def load(self, read: ReadRange, updates: int | None, *, fresh: Set[str] = frozenset()) -> None:
@@ -131,12 +133,12 @@ class Partition:
         fresh: parameters that are as they were drawn, and stay so.
         """
         drawn = {i: piece.view(piece.master).clone() for i, piece in enumerate(self.pieces) if piece.name in fresh}
-        for master in self.masters:
-            for kind in ("weight", *self.kinds):
+        for master in self.master_weights:
+            for kind in ("weight", *self.state_keys):
                 self._tensor(master, kind).detach().zero_()
             self.optimizer.state[master]["step"].fill_(updates or 0)
         for i, piece in enumerate(self.pieces):
-            for kind in ("weight", *self.kinds) if updates is not None else ("weight",):
+            for kind in ("weight", *self.state_keys) if updates is not None else ("weight",):
                 values = drawn[i] if i in drawn else read(kind, piece.name, piece.start, piece.stop)
                 piece.view(self._tensor(piece.master, kind)).copy_(values)
 
@@ -173,7 +175,7 @@ def _share(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 @torch.no_grad()
-def clip(gradients: Sequence[Tensor], max_norm: float) -> float:
+def clip_by_global_norm(gradients: Sequence[Tensor], max_norm: float) -> float:
     """Scale gradients in place to a global L2 norm of at most `max_norm` (0: leave them). Returns the norm before.
 
     The norm is accumulated in float64 over parts of 1024: torch's fp32 norm of 2M elements on CPU was measured to be

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlpretrain.engine.base import Engine, TermScales
-from xlpretrain.engine.state_shards import Partition, Piece, clip, stacks_of
+from xlpretrain.engine.base import Engine, LossTermScales
+from xlpretrain.engine.state_shards import Partition, Piece, clip_by_global_norm, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
-from xlpretrain.optim.base import LayerWise
+from xlpretrain.optim.base import LayerwiseOptimizer
 
 if TYPE_CHECKING:
     from xlpretrain.engine.config import EngineConfig
@@ -69,18 +69,18 @@ class ZeroEngine(Engine):
     ):
         self.model = model
         self.device = device
-        self._scales = TermScales(weights)
+        self._scales = LossTermScales(weights)
         self._num_micro_batches = num_micro_batches
         self._backwards = 0
         self._max_norm = optimizer.grad_clip
         self._stage = _actual_stage(config)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self.kinds = ("weight", *optimizer.state_kinds)
+        self.state_keys = ("weight", *optimizer.state_keys)
         names = {parameter: name for name, parameter in model.named_parameters()}
-        tensors = stacks_of(model)
+        tensors = fused_tensors(model)
         options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build(names)
-        assert isinstance(client, LayerWise) == (optimizer.sees == "segments"), (
+        assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "segments"), (
             f"{optimizer.type} does not say the truth"
         )
         with warnings.catch_warnings():
@@ -107,7 +107,7 @@ class ZeroEngine(Engine):
         self._state = Partition(
             list(layout),
             self._engine.basic_optimizer,
-            optimizer.state_kinds,
+            optimizer.state_keys,
             masters,
             stacks=tensors,
             replicated=self._stage == 0,
@@ -144,7 +144,9 @@ class ZeroEngine(Engine):
 
     def _step_0(self) -> float:
         """Clipping and the check for NaN are ours: DeepSpeed has no check here, and clips by an fp32 norm."""
-        norm = clip([master.grad for master in self._state.masters if master.grad is not None], self._max_norm)
+        norm = clip_by_global_norm(
+            [master.grad for master in self._state.master_weights if master.grad is not None], self._max_norm
+        )
         if norm < float("inf"):
             self._engine.step()
         else:
@@ -192,7 +194,7 @@ def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
         # At stage 0 we clip. Unless told otherwise, DeepSpeed clips at 1.0.
         "gradient_clipping": optimizer.grad_clip if stage > 0 else 0.0,
-        "zero_allow_untested_optimizer": True,  # which are right is known by `OptimizerConfig.sees`
+        "zero_allow_untested_optimizer": True,  # which are right is known by `OptimizerConfig.parameter_view`
         "communication_data_type": config.grad_dtype,
         "data_types": {"grad_accum_dtype": config.grad_dtype},
     }

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain.errors import XLPretrainError, tell_once
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.errors import XLPretrainError, print_error_once
+from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late: torch takes seconds, and Ctrl-C shall end them without a traceback
-    from xlpretrain.evaluation.held_out import Evaluation
+    from xlpretrain.evaluation.held_out import EvalResult
 
 
 def main() -> int:
@@ -31,20 +31,20 @@ def main() -> int:
     try:
         _score(options)
     except XLPretrainError as error:
-        return tell_once(error)
+        return print_error_once(error)
     return 0
 
 
 def _score(options: argparse.Namespace) -> None:
     from xlpretrain import distributed
-    from xlpretrain.evaluation.loaded_run import TrainedRun
+    from xlpretrain.evaluation.loaded_run import LoadedRun
 
-    device = distributed.start()
+    device = distributed.init()
     try:
-        run = TrainedRun.load(RunFolder(options.run), device=device, moved=options.moved)
+        run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved)
         changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
         started = time.perf_counter()
-        found = run.score(options.data, config=run.config.eval.model_copy(update=changes))
+        found = run.evaluate(options.data, config=run.config.eval.model_copy(update=changes))
         elapsed = time.perf_counter() - started
         if distributed.rank() == 0:
             mem_len = run.config.model.mem_len if options.mem_len is None else options.mem_len
@@ -53,17 +53,17 @@ def _score(options: argparse.Namespace) -> None:
             print(f"({found.num_tokens / elapsed:,.0f} tokens per second)")
         distributed.barrier()
     finally:
-        distributed.stop()
+        distributed.shutdown()
 
 
-def describe(found: Evaluation) -> str:
+def describe(found: EvalResult) -> str:
     """The figures of an evaluation, a block of lines for each loss term."""
     lines = []
     for number, (term, score) in enumerate(found.scores.items()):
         lines += [f"{term}: {score.count:,} predictions", f"  nats each       {score.loss:.9f}"]
         if number == 0:
             lines.append(f"  perplexity      {score.perplexity:.6f}")
-        if number == 0 and found.every_token:
+        if number == 0 and found.covers_all_tokens:
             lines.append(f"  bits per byte   {found.bits_per_byte:.9f}")
         lines.append(f"  accuracy        {score.accuracy:.6f}   ({score.correct:,} of {score.count:,})")
     return "\n".join(lines)

@@ -13,15 +13,15 @@ import torch
 
 from xlpretrain.data.labelled import UNLABELLED, row_of
 from xlpretrain.data.tokenizers.base import Tokenizer
-from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.objectives.classification import Classify, ClassifyHead
+from xlpretrain.objectives.classification import Classification, ClassificationHead
 
 _ROWS = 32
 
 
 @dataclass(frozen=True)
-class Figures:
+class ClassificationMetrics:
     """How predictions compare with labels.
 
     roc_auc: of two labels, that of the second by its probability; of more, the mean of each against the rest. None
@@ -36,7 +36,7 @@ class Figures:
     confusion: list[list[int]]
 
     @classmethod
-    def of(cls, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> Figures:
+    def compute(cls, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> ClassificationMetrics:
         """The figures of one distribution an example [N, labels]."""
         from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
@@ -64,10 +64,10 @@ class Figures:
 
 @torch.no_grad()
 def class_probabilities(
-    model: PretrainingModel, objective: Classify, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
+    model: PretrainingModel, objective: Classification, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """A distribution over `objective.labels` for each text, or pair of texts: [N, labels], fp64."""
-    head, device = cast(ClassifyHead, model.head), next(model.parameters()).device
+    head, device = cast(ClassificationHead, model.head), next(model.parameters()).device
     rows = [row_of(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
     collate = objective.collator(tokenizer, seed=0)
     found = np.zeros((len(rows), len(objective.labels)))
@@ -90,7 +90,7 @@ def write_predictions(
 ) -> None:
     """A .csv: the texts, the label if it is known, the prediction, and each label's probability in full precision."""
     header = [*columns, *(["label"] if truth is not None else []), "predicted", *(f"p({label})" for label in labels)]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_writer(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for i, row in enumerate(probabilities):

@@ -65,7 +65,7 @@ def sample_text(
             new, unread = unread[:_LONGEST_PASS], unread[_LONGEST_PASS:]
             inputs = BackboneInput(
                 tokens=torch.tensor([new], device=device),
-                remembered=torch.tensor([min(num_read, mem_len)], device=device),
+                mem_valid_len=torch.tensor([min(num_read, mem_len)], device=device),
             )
             hidden, mems = model.backbone(inputs, mems)
             num_read += len(new)

@@ -16,10 +16,10 @@ from xlpretrain import distributed
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.mixture import Mixture
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import XLPretrainError
-from xlpretrain.models.pretraining_model import Batch, Loss, Scores
+from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
 from xlpretrain.tracking.metrics_file import Metrics
 
@@ -36,7 +36,7 @@ _SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same
 
 
 @dataclass(frozen=True)
-class Score:
+class TermScore:
     """What the predictions of one loss term came to: the summed loss in nats, how many they are, how many were right.
 
     A prediction is right if no other answer was likelier.
@@ -63,7 +63,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalResult:
     """What an evaluation found.
 
     scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
@@ -72,17 +72,17 @@ class Evaluation:
     cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or rows).
     """
 
-    scores: Mapping[str, Score]
+    scores: Mapping[str, TermScore]
     weights: Mapping[str, float]
     num_tokens: int
     num_bytes: int
-    every_token: bool
+    covers_all_tokens: bool
     predicts_tokens: bool
     cluster_nll: np.ndarray
     cluster_counts: np.ndarray
 
     @property
-    def main(self) -> Score:
+    def main(self) -> TermScore:
         """The score of the first term."""
         return next(iter(self.scores.values()))
 
@@ -99,14 +99,14 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float:
         """Bits per byte of the source text as it was read: comparable over tokenizers. NaN unless `every_token`."""
-        return self.main.nll / math.log(2) / self.num_bytes if self.every_token else math.nan
+        return self.main.nll / math.log(2) / self.num_bytes if self.covers_all_tokens else math.nan
 
     def metrics(self) -> Metrics:
         """The figures under their names in `metrics.jsonl`."""
         metrics: Metrics = {"valid/loss": self.loss}
         if self.predicts_tokens:
             metrics["valid/perplexity"] = self.perplexity
-        if self.every_token:
+        if self.covers_all_tokens:
             metrics["valid/bits_per_byte"] = self.bits_per_byte
         for term, score in self.scores.items():
             if len(self.scores) > 1:
@@ -114,7 +114,7 @@ class Evaluation:
             metrics[f"valid/{term}_accuracy"] = score.accuracy
         return metrics
 
-    def gain_over(self, other: Evaluation) -> tuple[float, float]:
+    def gain_over(self, other: EvalResult) -> tuple[float, float]:
         """By how many nats per prediction this is better than `other`, and the standard error of that over texts.
 
         A ratio estimator over texts as clusters: predictions in one document are not independent.
@@ -127,7 +127,7 @@ class Evaluation:
         return gain, math.sqrt(float((residual**2).sum()) * n / max(n - 1, 1)) / total
 
 
-def covered(manifest: Manifest, max_tokens: int | None) -> tuple[int, int]:
+def covered(manifest: TokenDataset, max_tokens: int | None) -> tuple[int, int]:
     """How many tokens an evaluation reads, and the bytes of text they stand for."""
     if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
         return manifest.num_tokens, manifest.num_bytes
@@ -154,7 +154,7 @@ def evaluate(
     forward: Forward,
     empty_memory: Callable[[int, int], Tensor],
     *,
-    manifest: Manifest,
+    manifest: TokenDataset,
     tokenizer: Tokenizer,
     objective: Objective,
     mem_len: int,
@@ -162,7 +162,7 @@ def evaluate(
     device: torch.device,
     terms: tuple[str, ...] = (),
     pause: Pause = distributed.share_any_trouble,
-) -> Evaluation:
+) -> EvalResult:
     """Score the held-out text. Every rank calls it; every rank gets the result.
 
     It is read in `config.num_streams` streams, which ranks share out. Each carries its own memory, apart from the
@@ -182,7 +182,9 @@ def evaluate(
     """
     num_tokens, num_bytes = covered(manifest, config.max_tokens)
     terms = terms or objective.terms
-    rows = objective.evaluation_rows(manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len)
+    rows = objective.evaluation_samples(
+        manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len
+    )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
     loader = Loader(rows, objective.collator(tokenizer, seed=_SEED), [streams])
 
@@ -207,15 +209,15 @@ def evaluate(
                     np.add.at(clusters[i, 1], texts, 1)
     by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
     cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
-    return Evaluation(
+    return EvalResult(
         scores={
-            term: Score(float(nll), int(count), int(correct))
+            term: TermScore(float(nll), int(count), int(correct))
             for term, (nll, count, correct) in zip(terms, by_term, strict=True)
         },
         weights=objective.weights,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
-        every_token=rows.every_token,
+        covers_all_tokens=rows.covers_all_tokens,
         predicts_tokens=objective.predicts_tokens,
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
@@ -223,8 +225,8 @@ def evaluate(
 
 
 def evaluate_unigram(
-    train: Mixture, valid: Manifest, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
-) -> Evaluation:
+    train: Mixture, valid: TokenDataset, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
+) -> EvalResult:
     """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
 
     It answers the same questions as `evaluate` asks a model, those of the first loss term.
@@ -236,7 +238,7 @@ def evaluate_unigram(
     def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
         targets = batch.targets[term]
         nll = nll_of[targets]
-        return Loss({term: nll.sum()}, {term: Scores(batch.rows_of(term), nll, targets == likeliest)}), mems
+        return Loss({term: nll.sum()}, {term: TokenScores(batch.rows_of(term), nll, targets == likeliest)}), mems
 
     return evaluate(
         forward,

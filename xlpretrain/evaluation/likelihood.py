@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlpretrain.data.samples import Row
-from xlpretrain.data.storage.dataset import NO_ENDS
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.storage.dataset import EMPTY_ENDS
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import BackboneInput
@@ -101,14 +101,14 @@ def _causal(
         mems = model.backbone.empty_memory(len(chosen), mem_len)
         for start in range(0, longest, seq_len):
             rows = [
-                Row(
+                Sample(
                     np.array([tokenizer.vocabulary.eod, *encoded[i]][start : start + seq_len + 1]),
-                    NO_ENDS,
-                    NO_ENDS,
+                    EMPTY_ENDS,
+                    EMPTY_ENDS,
                     stream=0,
                     epoch=0,
-                    sample=0,
-                    remembered=min(mem_len, start),
+                    sample_index=0,
+                    mem_valid_len=min(mem_len, start),
                 )
                 for i in chosen
             ]
@@ -144,7 +144,7 @@ def _pseudo(
         asked = questions[first : first + batch_size]
         hidden = _read(model, asked, vocabulary, masked=masked)
         answers = torch.tensor([q.tokens[q.at] for q in asked], device=hidden.device)
-        nll, _ = head.output.score(hidden, answers, accuracy=False)
+        nll, _ = head.output.token_losses(hidden, answers, accuracy=False)
         np.subtract.at(totals, [q.text for q in asked], nll.double().cpu().numpy())
     return totals
 
@@ -183,11 +183,11 @@ def _read(model: PretrainingModel, asked: Sequence[_Question], vocabulary: Vocab
         order = torch.zeros(shape, dtype=torch.int64).scatter(1, at[:, None], 1)  # the token last, so nobody sees it
     inputs = BackboneInput(
         tokens=tokens,
-        remembered=torch.zeros(len(asked), dtype=torch.int64),
-        valid=valid,
+        mem_valid_len=torch.zeros(len(asked), dtype=torch.int64),
+        attention_mask=valid,
         segments=segments,
-        order=order,
-        predict=None if masked else at[:, None],
+        perm_rank=order,
+        target_positions=None if masked else at[:, None],
     ).to(device)
     hidden, _ = model.backbone(inputs, model.backbone.empty_memory(len(asked), 0))
     states: Tensor = hidden.tokens[torch.arange(len(asked), device=device), at.to(device)]

@@ -16,27 +16,27 @@ from xlpretrain.checkpoint.reader import find_best, load_weights_into
 from xlpretrain.config import origin
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import EvalConfig
-from xlpretrain.data.config import LabelledPaths
+from xlpretrain.data.config import LabelledDataConfig
 from xlpretrain.data.mixture import Mixture
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.classification import class_probabilities
 from xlpretrain.evaluation.generation import sample_text
-from xlpretrain.evaluation.held_out import Evaluation, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, evaluate
 from xlpretrain.evaluation.likelihood import Likelihood, log_likelihoods
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classification import Classify
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.objectives.classification import Classification
+from xlpretrain.run_dir.layout import RunDir
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class LoadedRun:
     """A run's model in evaluation mode, in the precision it was trained in."""
 
-    folder: RunFolder
+    folder: RunDir
     config: RunConfig
     model: PretrainingModel
     step: int
@@ -45,13 +45,13 @@ class TrainedRun:
     @classmethod
     def load(
         cls,
-        folder: RunFolder,
+        folder: RunDir,
         *,
         device: torch.device,
         step: int | None = None,
         dtype: torch.dtype | None = None,
         moved: Sequence[str] = (),
-    ) -> TrainedRun:
+    ) -> LoadedRun:
         """The newest whole checkpoint of a run (the best one, if it keeps that), or that of `step`.
 
         Args:
@@ -82,35 +82,35 @@ class TrainedRun:
         return origin.open_train(self.config, self.folder, self.tokenizer)
 
     @cached_property
-    def valid(self) -> Manifest | None:
+    def valid(self) -> TokenDataset | None:
         """The data that it was evaluated on, if it was. Raises `DataError` as `train` does."""
         return origin.open_valid(self.config, self.folder, self.tokenizer)
 
     def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
         """Of a classifier: each label's probability, for each text or pair of texts. Raises `ConfigError`."""
         pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        _, labels = self.classifies
+        _, labels = self.is_classifier
         return [dict(zip(labels, row, strict=True)) for row in self.class_probabilities(pairs).tolist()]
 
     @property
-    def classifies(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
-        if not isinstance(data, LabelledPaths) or type(objective) is not Classify:
+        if not isinstance(data, LabelledDataConfig) or type(objective) is not Classification:
             raise ConfigError(f"{self.folder.path}: is no classifier; make one of it with `xlpretrain finetune`")
         return data.text, objective.labels
 
     def class_probabilities(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
         """Of a classifier: a distribution over its labels for each text, or pair of texts. Raises `ConfigError`."""
-        columns, _ = self.classifies
+        columns, _ = self.is_classifier
         strange = next((text for text in texts if len(text) != len(columns)), None)
         if strange is not None:
             raise ConfigError(
                 f"{self.folder.path}: an example has {len(columns)} texts ({', '.join(columns)}), got {len(strange)}"
             )
-        return class_probabilities(self.model, cast(Classify, self.config.objective), self.tokenizer, texts)
+        return class_probabilities(self.model, cast(Classification, self.config.objective), self.tokenizer, texts)
 
-    def score(self, split: Path | str | None = None, *, config: EvalConfig) -> Evaluation:
+    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
         """Evaluate on the split in a folder or behind a URL (default: the run's held-out one). Every rank calls it."""
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
@@ -120,8 +120,8 @@ class TrainedRun:
             self.model.backbone.empty_memory,
             manifest=valid,
             tokenizer=self.tokenizer,
-            objective=self.config.evaluated_objective(config),
-            mem_len=self.config.evaluated_mem_len(config),
+            objective=self.config.eval_objective(config),
+            mem_len=self.config.eval_mem_len(config),
             config=config,
             device=self.device,
         )

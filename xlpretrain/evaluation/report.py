@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError, LaunchError
 from xlpretrain.evaluation.generation import sample_text
-from xlpretrain.evaluation.held_out import Evaluation, covered, evaluate_unigram
-from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.evaluation.held_out import EvalResult, covered, evaluate_unigram
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_dir.goodput import describe
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.metrics_file import last_evaluation
 
 _T = TypeVar("_T")
@@ -27,7 +27,7 @@ _PROMPT_TOKENS = 48
 _WITHOUT_MEMORY = "memory off"
 
 
-def print_report(folder: RunFolder, moved: Sequence[str] = ()) -> None:
+def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
     """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device.
 
     Without the held-out data the figures are those of the run's last evaluation; without the training data there are
@@ -35,7 +35,7 @@ def print_report(folder: RunFolder, moved: Sequence[str] = ()) -> None:
     """
     console = Console(highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = TrainedRun.load(folder, device=device, moved=moved)
+    run = LoadedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:
         raise LaunchError(f"{folder.path}: is a classifier: its figures are in {folder.figures} and beside it")
     valid = _data_or_none(lambda: run.valid, console)
@@ -62,19 +62,19 @@ def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:
         return None
 
 
-def _print_figures(run: TrainedRun, found: dict[str, Evaluation], console: Console) -> None:
+def _print_figures(run: LoadedRun, found: dict[str, EvalResult], console: Console) -> None:
     counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())
     console.print(f"held-out predictions: {counts}")
     console.print(_table(found))
     if _WITHOUT_MEMORY in found:
         gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
-        texts = "documents" if found[_WITHOUT_MEMORY].every_token else "rows"
+        texts = "documents" if found[_WITHOUT_MEMORY].covers_all_tokens else "rows"
         console.print(
             f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
         )
 
 
-def _print_last_evaluation(run: TrainedRun, console: Console) -> None:
+def _print_last_evaluation(run: LoadedRun, console: Console) -> None:
     """Print what the run itself found of its held-out data, at or before its checkpoint."""
     last = last_evaluation(run.folder.metrics, run.step)
     if last is None:
@@ -86,7 +86,7 @@ def _print_last_evaluation(run: TrainedRun, console: Console) -> None:
             console.print(f"  {name.removeprefix('valid/'):<17} {value:.4f}", markup=False)
 
 
-def _print_what_else(run: TrainedRun, moved: Sequence[str], console: Console) -> None:
+def _print_what_else(run: LoadedRun, moved: Sequence[str], console: Console) -> None:
     folder, elsewhere = run.folder, list(moved)
     if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved: its config has the old place
         elsewhere.append(f"runs_dir={folder.path.absolute().parent}")
@@ -113,16 +113,16 @@ def _print_what_else(run: TrainedRun, moved: Sequence[str], console: Console) ->
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _as_trained(run: TrainedRun) -> str:
+def _as_trained(run: LoadedRun) -> str:
     return f"memory {run.config.model.mem_len}, as trained" if run.config.model.mem_len else "as trained"
 
 
-def _score(run: TrainedRun, valid: Manifest, console: Console) -> dict[str, Evaluation]:
+def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, EvalResult]:
     mem_len, settings = run.config.model.mem_len, run.config.eval
-    found = dict[str, Evaluation]()
+    found = dict[str, EvalResult]()
     train = _data_or_none(lambda: run.train, console)
     if train is not None:
-        objective = run.config.evaluated_objective(settings)
+        objective = run.config.eval_objective(settings)
         found["unigram model"] = evaluate_unigram(
             train, valid, tokenizer=run.tokenizer, objective=objective, config=settings
         )
@@ -130,22 +130,22 @@ def _score(run: TrainedRun, valid: Manifest, console: Console) -> dict[str, Eval
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
         console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
-        found[name] = run.score(config=settings.model_copy(update={"mem_len": length}))
+        found[name] = run.evaluate(config=settings.model_copy(update={"mem_len": length}))
     return found
 
 
-def _table(found: dict[str, Evaluation]) -> Table:
+def _table(found: dict[str, EvalResult]) -> Table:
     """A row per model; of further loss terms, which have no perplexity, loss and accuracy."""
     last = list(found.values())[-1]
     others = list(last.scores)[1:]
     table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
-    columns = ["perplexity", *(["bits per byte"] if last.every_token else []), "nats each", "accuracy"]
+    columns = ["perplexity", *(["bits per byte"] if last.covers_all_tokens else []), "nats each", "accuracy"]
     columns += [f"{term} {what}" for term in others for what in ("nats", "accuracy")]
     for column in columns:
         table.add_column(column, justify="right")
     for name, result in found.items():
         cells = [f"{result.perplexity:.2f}"]
-        cells += [f"{result.bits_per_byte:.3f}"] if last.every_token else []
+        cells += [f"{result.bits_per_byte:.3f}"] if last.covers_all_tokens else []
         cells += [f"{result.main.loss:.4f}", f"{result.main.accuracy:.3f}"]
         for term in others:
             score = result.scores.get(term)
@@ -154,7 +154,7 @@ def _table(found: dict[str, Evaluation]) -> Table:
     return table
 
 
-def _sample(run: TrainedRun, valid: Manifest) -> tuple[str, str]:
+def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
     """The beginning of a held-out document, and how the model would go on."""
     tokenizer = run.tokenizer
     eod = tokenizer.vocabulary.eod
@@ -172,5 +172,5 @@ def _sample(run: TrainedRun, valid: Manifest) -> tuple[str, str]:
     return tokenizer.decode(prompt), tokenizer.decode(written)
 
 
-def _tokens(run: TrainedRun) -> int:
+def _tokens(run: LoadedRun) -> int:
     return run.step * run.config.tokens_per_step

@@ -13,12 +13,12 @@ from rich.table import Table
 from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.mixture import Mixture
-from xlpretrain.data.samples import Row
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.models.pretraining_model import Batch
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 _ANSWERS = {
     "sop": ("the parts are in order", "the parts are swapped"),
@@ -32,7 +32,7 @@ def show_document(folder: Path, number: int, *, console: Console | None = None) 
     Raises `DataError` if there is no such document.
     """
     console = console or Console(soft_wrap=True)
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     tokenizer = manifest.open_tokenizer()
     start, stop = find_document(manifest, number)
     console.print(
@@ -44,12 +44,12 @@ def show_document(folder: Path, number: int, *, console: Console | None = None) 
     edges = [0, *(manifest.sentence_ends(start, stop) - start + 1).tolist(), len(tokens)]
     for begin, end in pairwise(edges):
         if begin < end:
-            pieces = " ".join(tokenizer.piece(token) for token in tokens[begin:end])
+            pieces = " ".join(tokenizer.id_to_token(token) for token in tokens[begin:end])
             console.print(f"\n{tokenizer.decode(tokens[begin:end].tolist())}", markup=False, highlight=False)
             console.print(pieces, style="dim", markup=False, highlight=False)
 
 
-def find_document(manifest: Manifest, number: int) -> tuple[int, int]:
+def find_document(manifest: TokenDataset, number: int) -> tuple[int, int]:
     """Where a document starts and stops, its end-of-document symbol included. Raises `DataError`."""
     if not 0 <= number < manifest.num_documents:
         raise DataError(f"{manifest.folder} has documents 0 to {manifest.num_documents - 1:,}, got {number:,}")
@@ -72,25 +72,27 @@ def show_sample(
     stream, or the data is not what the run began with.
     """
     console = console or Console(soft_wrap=True)
-    run = RunFolder(place) if place.is_dir() else None
-    config = run_config.load(place, overrides) if run is None else origin.load_config(run.require(), overrides)
+    run = RunDir(place) if place.is_dir() else None
+    config = run_config.load(place, overrides) if run is None else origin.load_config(run.check_exists(), overrides)
     if not 0 <= stream < config.global_batch_size:
         raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
     if not config.objective.predicts_tokens:
         raise ConfigError(f"{place}: trains a classifier, whose rows are the texts of its files")
     train, tokenizer = _open(config, run)
-    rows = data_rules.training_rows(config, train)
+    rows = data_rules.make_training_samples(config, train)
     row = rows.row(step=step, stream=stream)
     batch = config.objective.collator(tokenizer, seed=config.seed)([row])
     corpus = f" of {rows.corpora[rows.corpus(step=step, stream=stream)]}" if rows.corpora else ""
-    console.print(f"step {step}, stream {stream}: sample {row.sample}{corpus} in epoch {row.epoch}", highlight=False)
+    console.print(
+        f"step {step}, stream {stream}: sample {row.sample_index}{corpus} in epoch {row.epoch}", highlight=False
+    )
     for line in _describe(config, row, batch):
         console.print(line, highlight=False)
     console.print(_text(batch, config, tokenizer), markup=False, highlight=False)
     console.print(_table(batch, config, tokenizer))
 
 
-def _open(config: RunConfig, run: RunFolder | None) -> tuple[Mixture, Tokenizer]:
+def _open(config: RunConfig, run: RunDir | None) -> tuple[Mixture, Tokenizer]:
     """The training data, and what it is encoded by."""
     if run is None:
         data = config.data.open()
@@ -99,10 +101,10 @@ def _open(config: RunConfig, run: RunFolder | None) -> tuple[Mixture, Tokenizer]
     return origin.open_train(config, run, tokenizer), tokenizer
 
 
-def _describe(config: RunConfig, row: Row, batch: Batch) -> Iterator[str]:
-    yield f"{len(row.tokens)} tokens of the data, read {'from the end' if row.reverse else 'forwards'}"
+def _describe(config: RunConfig, row: Sample, batch: Batch) -> Iterator[str]:
+    yield f"{len(row.tokens)} tokens of the data, read {'from the end' if row.reversed else 'forwards'}"
     if config.model.mem_len:
-        yield f"memory: {row.remembered} of {config.model.mem_len} positions are this stream's own, the others hidden"
+        yield f"memory: {row.mem_valid_len} of {config.model.mem_len} positions are this stream's, the rest is hidden"
     for term in config.objective.terms:
         if term in _ANSWERS:
             asked = batch.targets[term].tolist()
@@ -114,19 +116,19 @@ def _describe(config: RunConfig, row: Row, batch: Batch) -> Iterator[str]:
 def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
     """The token that is asked for at each position where one is."""
     term = config.objective.terms[0]
-    answers = dict(zip(batch.targets[f"{term}_at"].tolist(), batch.targets[term].tolist(), strict=True))
-    if batch.inputs.predict is not None:
-        answers = {batch.inputs.predict[0].tolist()[place]: token for place, token in answers.items()}
+    answers = dict(zip(batch.targets[f"{term}_positions"].tolist(), batch.targets[term].tolist(), strict=True))
+    if batch.inputs.target_positions is not None:
+        answers = {batch.inputs.target_positions[0].tolist()[place]: token for place, token in answers.items()}
     return answers
 
 
 def _text(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> str:
     """The row as text, what it reads with spaces for word boundaries; what some positions are asked stands in ⟦⟧."""
     inputs, answers = batch.inputs, _answers(batch, config)
-    valid = [True] * inputs.tokens.shape[1] if inputs.valid is None else inputs.valid[0].tolist()
+    valid = [True] * inputs.tokens.shape[1] if inputs.attention_mask is None else inputs.attention_mask[0].tolist()
     marked = {} if len(answers) == sum(valid) else answers
     pieces = [
-        f"⟦{tokenizer.piece(marked[position])}⟧" if position in marked else tokenizer.piece(token)
+        f"⟦{tokenizer.id_to_token(marked[position])}⟧" if position in marked else tokenizer.id_to_token(token)
         for position, token in enumerate(inputs.tokens[0].tolist())
         if valid[position]
     ]
@@ -140,15 +142,15 @@ def _table(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> Table:
     """
     inputs, answers = batch.inputs, _answers(batch, config)
     tokens = inputs.tokens[0].tolist()
-    columns = {"segment": inputs.segments, "order": inputs.order}
+    columns = {"segment": inputs.segments, "order": inputs.perm_rank}
     shown = {name: values[0].tolist() for name, values in columns.items() if values is not None}
-    valid = [True] * len(tokens) if inputs.valid is None else inputs.valid[0].tolist()
+    valid = [True] * len(tokens) if inputs.attention_mask is None else inputs.attention_mask[0].tolist()
     table = Table("position", "reads", "answers", *shown, box=None, header_style="bold", pad_edge=False)
     for position, token in enumerate(tokens):
         if valid[position]:
-            answer = tokenizer.piece(answers[position]) if position in answers else ""
-            reads = tokenizer.piece(token)
-            if inputs.predict is not None and answer:
+            answer = tokenizer.id_to_token(answers[position]) if position in answers else ""
+            reads = tokenizer.id_to_token(token)
+            if inputs.target_positions is not None and answer:
                 reads += "  (hidden from its own prediction)"
             cells = [str(values[position]) for values in shown.values()]
             table.add_row(*(cell.replace("[", r"\[") for cell in (str(position), reads, answer, *cells)))

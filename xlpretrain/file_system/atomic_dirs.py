@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from xlpretrain.file_system.atomic_files import sync
+from xlpretrain.file_system.atomic_files import fsync
 
 Claims = Callable[[Path], Sequence[Path]]
 """The files in a folder that this program wrote, as paths relative to it. Those that tell what the others are come
@@ -56,7 +56,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def put_in_place(new: Path, target: Path, *, claims: Claims | None = None) -> None:
+def publish_dir(new: Path, target: Path, *, claims: Claims | None = None) -> None:
     """Rename `new` to `target`, down to the disk.
 
     Args:
@@ -67,10 +67,10 @@ def put_in_place(new: Path, target: Path, *, claims: Claims | None = None) -> No
         OSError: `target` holds something else or cannot be written; both folders are as they were.
     """
     for path in [*new.rglob("*"), new]:
-        sync(path)
+        fsync(path)
     if not target.is_dir() or target.is_symlink() or not any(target.iterdir()):
         new.rename(target)
-        return sync(target.parent)
+        return fsync(target.parent)
     if others := unclaimed(target, claims(target) if claims else ()):
         raise FileExistsError(errno.EEXIST, f"holds {named(others)}, which is not replaced: move it away", str(target))
     old = target.with_name(f".{target.name}.{secrets.token_hex(8)}.replaced")
@@ -81,7 +81,7 @@ def put_in_place(new: Path, target: Path, *, claims: Claims | None = None) -> No
         if not os.path.lexists(target):
             old.rename(target)
         raise
-    sync(target.parent)
+    fsync(target.parent)
     if claims:
         remove(old, claims(old))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledTexts, check_labels
+from xlpretrain.data.labelled import LabelledDataset, check_labels
 from xlpretrain.data.text_tables import read_table
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import BackboneConfig
-from xlpretrain.objectives.classification import Layout
+from xlpretrain.objectives.classification import TokenLayout
 
 BATCH, EPOCHS, DROPOUT = 32, 6, 0.1
 EVALUATIONS_PER_EPOCH = 2
@@ -44,7 +44,7 @@ def classifier_config(
         ConfigError, DataError: the files cannot be used.
     """
     text = text or _text_columns(train, label)
-    examples, held_out = (LabelledTexts(path, tokenizer, text=text, label=label) for path in (train, valid))
+    examples, held_out = (LabelledDataset(path, tokenizer, text=text, label=label) for path in (train, valid))
     check_labels(examples, held_out)
     per_epoch = math.ceil(len(examples.labels) / BATCH)
     every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
@@ -64,7 +64,7 @@ def classifier_config(
             "type": "classify",
             "labels": sorted(set(examples.labels)),
             "layout": _layout(theirs.model),
-            "seq_len": min(max(8, examples.longest + _SYMBOLS), LONGEST, model.get("max_positions", LONGEST)),
+            "seq_len": min(max(8, examples.max_length + _SYMBOLS), LONGEST, model.get("max_positions", LONGEST)),
         },
         "optimizer": {"type": "adamw", "lr": _rate(theirs.model), "betas": [0.9, 0.999], "weight_decay": 0.01},
         "schedule": {"type": "linear", "warmup_steps": total // 10},
@@ -89,7 +89,7 @@ def _text_columns(train: Path, label: str) -> tuple[str, ...]:
     return others
 
 
-def _layout(model: BackboneConfig) -> Layout:
+def _layout(model: BackboneConfig) -> TokenLayout:
     if "causal" in model.provides:
         return "document"
     return "cls_last" if "two_stream" in model.provides else "cls_first"

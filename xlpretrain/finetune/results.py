@@ -11,18 +11,18 @@ from pathlib import Path
 from xlpretrain import schema
 from xlpretrain.config import origin, run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledTexts
+from xlpretrain.data.labelled import LabelledDataset
 from xlpretrain.errors import ConfigError
-from xlpretrain.evaluation.classification import Figures, write_predictions
-from xlpretrain.evaluation.loaded_run import TrainedRun
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
+from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.config import classifier_config
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.plots import plot_confusion
 
 
-def recipe(
-    source: RunFolder,
+def finetune_config(
+    source: RunDir,
     *,
     train: Path,
     valid: Path,
@@ -41,7 +41,7 @@ def recipe(
     content = classifier_config(
         theirs,
         tokenizer=origin.open_tokenizer(source, theirs),
-        kept_at=origin.find_tokenizer(source, theirs),
+        kept_at=origin.open_run_tokenizer(source, theirs),
         train=train,
         valid=valid,
         text=text,
@@ -54,14 +54,14 @@ def recipe(
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 
-def sum_up(run: TrainedRun, valid: LabelledTexts) -> Figures:
+def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
     """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
     folder = run.folder
-    columns, labels = run.classifies
+    columns, labels = run.is_classifier
     probabilities = run.class_probabilities(valid.texts)
     write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
-    figures = Figures.of(valid.labels, probabilities, labels)
-    replace_file(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
+    figures = ClassificationMetrics.compute(valid.labels, probabilities, labels)
+    atomic_write(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
     try:
         plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
     except Exception as error:  # no picture is worth the figures

@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.tokenizers.huggingface import WordPiece
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import LaunchError
-from xlpretrain.evaluation.loaded_run import TrainedRun
-from xlpretrain.file_system.atomic_dirs import final_place, named, put_in_place, temporary_folder, tidy, unclaimed
+from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
 from xlpretrain.hub.model_card import model_card
 from xlpretrain.hub.tokenizers.export import Template, tokenizer_config, tokenizer_json
-from xlpretrain.hub.transformers_config import uncovered, write_config
-from xlpretrain.hub.weight_map import is_albert, rules_of, write
+from xlpretrain.hub.transformers_config import unsupported_features, write_config
+from xlpretrain.hub.weight_map import is_albert, weight_rules, write
 from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -31,7 +31,7 @@ from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
@@ -42,7 +42,7 @@ MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, Al
 """What a class of transformers, or the code in `MODELING`, can be."""
 
 
-def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool = False) -> str:
+def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
     """Write the model of a run, with its tokenizer and a model card, to the folder `to`; returns what loads it.
 
     The folder is there whole or not at all. It has fp32 weights, whatever the run computed with.
@@ -55,18 +55,18 @@ def export(folder: RunFolder, to: Path, *, step: int | None = None, force: bool 
         XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
     """
     place = _place(to, force=force)
-    run = TrainedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
+    run = LoadedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
     refuse_unknown(run)
     try:
         with temporary_folder(place) as temporary:
             loader = _write(run, temporary, name=to.name)
-            put_in_place(temporary, place, claims=exported_files.claims if force else None)
+            publish_dir(temporary, place, claims=exported_files.claims if force else None)
     except OSError as error:
         raise LaunchError(f"{to}: cannot be written: {error.strerror or error}") from None
     return loader
 
 
-def refuse_unknown(run: TrainedRun) -> None:
+def refuse_unknown(run: LoadedRun) -> None:
     """Raise `LaunchError` for an objective or a model that no class of transformers, and no code here, is known for."""
     objective, model = run.config.objective, run.config.model
     if not objective.predicts_tokens:
@@ -103,19 +103,19 @@ def _place(to: Path, *, force: bool) -> Path:
     return place
 
 
-def _write(run: TrainedRun, to: Path, *, name: str) -> str:
+def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     config, tokenizer = run.config, run.tokenizer
     model = config.model
     assert isinstance(model, StackConfig)
     sentence = has_sentence_head(run.model)
-    template, wordpiece = template_of(config), isinstance(tokenizer, WordPiece)
-    reasons = uncovered(model, sentence=sentence)
+    template, wordpiece = template_of(config), isinstance(tokenizer, HuggingFaceTokenizer)
+    reasons = unsupported_features(model, sentence=sentence)
     if reasons:
-        described, weights = describe_remote(config, run, sentence=sentence), dict(run.model.state_dict())
+        described, weights = remote_code_config(config, run, sentence=sentence), dict(run.model.state_dict())
         shutil.copyfile(MODELING, to / MODELING.name)
     else:
         described = write_config(model, tokenizer.vocabulary, sentence=sentence)
-        weights = to_theirs(run.model, model, sentence=sentence)
+        weights = to_transformers(run.model, model, sentence=sentence)
     described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
@@ -140,10 +140,10 @@ def has_sentence_head(model: PretrainingModel) -> bool:
     return getattr(model.head, "sentence", None) is not None
 
 
-def to_theirs(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
+def to_transformers(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
     """The weights under transformers' names; ALBERT's projection of the embedding is the identity if there is none."""
-    weights = write(rules_of(config, sentence=sentence), model.state_dict())
-    if isinstance(config, EncoderConfig) and is_albert(config) and config.embed_size == config.d_model:
+    weights = write(weight_rules(config, sentence=sentence), model.state_dict())
+    if isinstance(config, EncoderConfig) and is_albert(config) and config.resolved_d_embed == config.d_model:
         weights["albert.encoder.embedding_hidden_mapping_in.weight"] = torch.eye(config.d_model)
         weights["albert.encoder.embedding_hidden_mapping_in.bias"] = torch.zeros(config.d_model)
     return weights
@@ -160,7 +160,7 @@ def template_of(config: RunConfig) -> Template:
     return TEMPLATES[type(config.objective)]
 
 
-def describe_remote(config: RunConfig, run: TrainedRun, *, sentence: bool) -> dict[str, Any]:
+def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> dict[str, Any]:
     """`config.json` of a model that comes with its own code."""
     vocabulary = run.tokenizer.vocabulary
     causal = template_of(config) == "plain"

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.writer import write_weights
+from xlpretrain.checkpoint.writer import save_weights_only
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
-from xlpretrain.file_system.atomic_dirs import put_in_place, temporary_folder
-from xlpretrain.hub.external.model import Foreign, load_weights, read_foreign
+from xlpretrain.file_system.atomic_dirs import publish_dir, temporary_folder
+from xlpretrain.hub.external.model import ExternalModel, load_weights, read_external_model
 from xlpretrain.hub.tokenizers.folder_tokenizer import read_folder
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 _Json = dict[str, Any]
 
 
-def bring_in(
+def import_model(
     source: Path,
     *,
     name: str,
@@ -34,7 +34,7 @@ def bring_in(
     data: Path | None = None,
     tokenizer: Path | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[RunFolder, list[str]]:
+) -> tuple[RunDir, list[str]]:
     """Make the run folder runs_dir/name of a model; it is there whole or not at all.
 
     Args:
@@ -50,17 +50,17 @@ def bring_in(
     Raises:
         XLPretrainError: naming what does not fit.
     """
-    folder = RunFolder(runs_dir / name)
+    folder = RunDir(runs_dir / name)
     if os.path.lexists(folder.path):
         raise LaunchError(f"{folder.path}: is there already; choose another name (--as)")
-    foreign = read_foreign(source)
+    foreign = read_external_model(source)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
     model = config.build_model(foreign.vocab_size)
     notes += [*_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     provenance = {
         "wandb_id": "",
-        "data_sha256": Manifest.open(data).fingerprint if data is not None else "",
+        "data_sha256": TokenDataset.open(data).fingerprint if data is not None else "",
         "tokenizer_sha256": vocabulary.sha256 if vocabulary is not None else "",
         "vocab_size": foreign.vocab_size,
         "imported_from": str(source.absolute()),
@@ -69,19 +69,19 @@ def bring_in(
     }
     try:
         with temporary_folder(folder.path) as path:
-            temporary = RunFolder(path)
+            temporary = RunDir(path)
             temporary.create(config=schema.dump(config), provenance=provenance)
             if vocabulary is not None:
                 temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
-            write_weights(temporary.checkpoints, model)
+            save_weights_only(temporary.checkpoints, model)
             temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
-            put_in_place(path, folder.path)
+            publish_dir(path, folder.path)
     except OSError as error:
         raise LaunchError(f"{folder.path}: cannot be written: {error.strerror or error}") from None
     return folder, notes
 
 
-def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> tuple[Tokenizer | None, list[str]]:
+def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer of the model: given, its own, or that of the data; and what is worth telling of it.
 
     Raises `DataError` if it is another one.
@@ -91,7 +91,7 @@ def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> tuple
     if given is not None:
         tokenizer = load_tokenizer(given)
     elif tokenizer is None and data is not None:
-        tokenizer = Manifest.open(data).open_tokenizer()
+        tokenizer = TokenDataset.open(data).open_tokenizer()
     elif tokenizer is None and foreign.kind == "transfo-xl":
         return None, notes  # its word list is of no use here; what it computes is
     elif tokenizer is None:
@@ -106,11 +106,11 @@ def _tokenizer(foreign: Foreign, given: Path | None, data: Path | None) -> tuple
             " the one it was trained with"
         )
     if data is not None:
-        Manifest.open(data, tokenizer_sha256=tokenizer.sha256)
+        TokenDataset.open(data, tokenizer_sha256=tokenizer.sha256)
     return tokenizer, notes
 
 
-def _assumptions(foreign: Foreign, config: RunConfig, overrides: Sequence[str]) -> list[str]:
+def _assumptions(foreign: ExternalModel, config: RunConfig, overrides: Sequence[str]) -> list[str]:
     """The keys that neither the source nor the user has told, as they were taken.
 
     Raises `ConfigError` if one is among them that makes another model.
@@ -131,7 +131,7 @@ def _assumptions(foreign: Foreign, config: RunConfig, overrides: Sequence[str]) 
 
 
 def _run_config(
-    foreign: Foreign, *, name: str, runs_dir: Path, data: Path | None, overrides: Sequence[str]
+    foreign: ExternalModel, *, name: str, runs_dir: Path, data: Path | None, overrides: Sequence[str]
 ) -> RunConfig:
     wrong = [override for override in overrides if not override.startswith(("model.", "objective."))]
     if wrong:

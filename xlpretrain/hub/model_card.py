@@ -8,17 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from xlpretrain import schema
-from xlpretrain.data.config import CorpusPaths
+from xlpretrain.data.config import CorpusDataConfig
 from xlpretrain.errors import DataError
-from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.tracking.metrics_file import last_evaluation
 
 _FIGURES = ("valid/", "train/loss")
 
 
-def model_card(
-    run: TrainedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]
-) -> str:
+def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]) -> str:
     """What the model is, how to load it, what it was trained on and how, and what that came to.
 
     name: of the folder. loader: what loads it. reasons: why it comes with its own code, if it does.
@@ -56,11 +54,11 @@ def model_card(
     return "\n\n".join(lines) + "\n"
 
 
-def _data(run: TrainedRun) -> str:
+def _data(run: LoadedRun) -> str:
     try:
         train = run.train
     except DataError:
-        paths = run.config.data.train if isinstance(run.config.data, CorpusPaths) else ()
+        paths = run.config.data.train if isinstance(run.config.data, CorpusDataConfig) else ()
         names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
         return f"The dataset {names}, which was not at hand at the time of the export."
     total = sum(corpus.weight for corpus in train.corpora)
@@ -76,7 +74,7 @@ def _data(run: TrainedRun) -> str:
     )
 
 
-def _figures(run: TrainedRun) -> str:
+def _figures(run: LoadedRun) -> str:
     last = last_evaluation(run.folder.metrics, run.step)
     if last is None:
         return "None were measured in pretraining."

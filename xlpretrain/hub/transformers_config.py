@@ -86,18 +86,18 @@ _DEFAULTS: dict[str, _Json] = {  # of keys that a config.json may leave out
 }
 
 
-def uncovered(config: BackboneConfig, *, sentence: bool) -> list[str]:
+def unsupported_features(config: BackboneConfig, *, sentence: bool) -> list[str]:
     """Why no class of transformers is this model; empty: one is."""
     if not isinstance(config, XLNetConfig | EncoderConfig):
         return [f"transformers has no {config.type}"]
     reasons = {
         "norms before the layers": config.pre_norm,
-        "heads of another width": config.head_size * config.num_heads != config.d_model,
+        "heads of another width": config.resolved_d_head * config.num_heads != config.d_model,
     }
     if isinstance(config, XLNetConfig):
         reasons |= {
-            "shared layers": config.num_own_layers < config.num_layers or config.layers_per_group > 1,
-            "token vectors of another width": config.embed_size != config.d_model,
+            "shared layers": config.num_distinct_layers < config.num_layers or config.layers_per_group > 1,
+            "token vectors of another width": config.resolved_d_embed != config.d_model,
             "a first memory of zeros": config.initial_memory == "zeros" and config.mem_len > 0,
             "a sentence task": sentence,
         }
@@ -105,7 +105,7 @@ def uncovered(config: BackboneConfig, *, sentence: bool) -> list[str]:
 
 
 def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool) -> _Json:
-    """`config.json` for the class of transformers that covers the model (`uncovered`)."""
+    """`config.json` for the class of transformers that covers the model (`unsupported_features`)."""
     written: _Json = {
         "vocab_size": vocabulary.size,
         "pad_token_id": vocabulary.pad,
@@ -119,7 +119,7 @@ def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool)
             "model_type": "xlnet",
             "architectures": ["XLNetLMHeadModel"],
             **{theirs: getattr(config, ours) for theirs, ours in XLNET_KEYS.items()},
-            "d_head": config.head_size,
+            "d_head": config.resolved_d_head,
             "ff_activation": activation,
             "mem_len": config.mem_len or None,
             "clamp_len": config.longest_distance or -1,
@@ -143,7 +143,7 @@ def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool)
     }
     if albert:
         written |= {
-            "embedding_size": config.embed_size,
+            "embedding_size": config.resolved_d_embed,
             "num_hidden_groups": config.num_layer_groups or config.num_layers,
             "classifier_dropout_prob": config.dropout,
         }
@@ -163,7 +163,7 @@ def read_config(theirs: Mapping[str, Any], source: str) -> StackConfig:
     if activation not in _OURS:
         found.append(("activation", f"must be one of {', '.join(_OURS)}, got {activation!r}"))
     if found:
-        raise ConfigError(schema.report(source, found))
+        raise ConfigError(schema.format_problems(source, found))
     ours: _Json = {"type": kind, **{name: given[key] for key, name in keys.items()}, "activation": _OURS[activation]}
     if kind == "xlnet":
         ours |= {

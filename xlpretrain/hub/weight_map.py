@@ -18,7 +18,7 @@ from xlpretrain.models.xlnet import XLNetConfig
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightRule:
     """One of our tensors, theirs that it is made of, and the two ways between them."""
 
     ours: str
@@ -27,12 +27,12 @@ class Rule:
     write: Callable[[Tensor], Sequence[Tensor]] = lambda ours: [ours]
 
 
-def read(rules: Iterator[Rule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read(rules: Iterator[WeightRule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors as ours."""
     return {rule.ours: rule.read([theirs[name] for name in rule.theirs]).clone() for rule in rules}
 
 
-def write(rules: Iterator[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def write(rules: Iterator[WeightRule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors as theirs; those of shared layers once for each layer that has a name there."""
     found: dict[str, Tensor] = {}
     for rule in rules:
@@ -40,7 +40,7 @@ def write(rules: Iterator[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-def rules_of(config: StackConfig, *, sentence: bool = True) -> Iterator[Rule]:
+def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[WeightRule]:
     """Of a `PretrainingModel` that a class of transformers covers: with the head of masked LM, or of permutation LM.
 
     sentence: whether the head of masked LM has a sentence task.
@@ -61,31 +61,31 @@ def rules_of(config: StackConfig, *, sentence: bool = True) -> Iterator[Rule]:
 
 def is_albert(config: EncoderConfig) -> bool:
     """Whether an encoder has what transformers has for ALBERT only: shared layers, or narrower token vectors."""
-    shared = config.num_own_layers < len(config.weights_of_layers) or config.layers_per_group > 1
-    return isinstance(config, AlbertConfig) or shared or config.embed_size != config.d_model
+    shared = config.num_distinct_layers < len(config.layer_to_weights) or config.layers_per_group > 1
+    return isinstance(config, AlbertConfig) or shared or config.resolved_d_embed != config.d_model
 
 
 _SENTENCE = {True: ("albert.pooler", "sop_classifier.classifier"), False: ("bert.pooler.dense", "cls.seq_relationship")}
 
 
-def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
+def _xlnet(config: XLNetConfig) -> Iterator[WeightRule]:
     layers = [f"transformer.layer.{i}." for i in range(config.num_layers)]
     for i, theirs in enumerate(layers):
         ours = f"backbone.layers.{i}."
         for part, name in (("query", "q"), ("key", "k"), ("value", "v"), ("distance", "r")):
-            yield Rule(  # D x N x H there, (N H) x D here
+            yield WeightRule(  # D x N x H there, (N H) x D here
                 f"{ours}attention.{part}.weight",
                 (f"{theirs}rel_attn.{name}",),
                 lambda theirs: theirs[0].flatten(1).T,
-                lambda ours: [ours.T.reshape(config.d_model, config.num_heads, config.head_size)],
+                lambda ours: [ours.T.reshape(config.d_model, config.num_heads, config.resolved_d_head)],
             )
-        yield Rule(
+        yield WeightRule(
             f"{ours}attention.output.weight",
             (f"{theirs}rel_attn.o",),
             lambda theirs: theirs[0].flatten(1),
-            lambda ours: [ours.view(config.d_model, config.num_heads, config.head_size)],
+            lambda ours: [ours.view(config.d_model, config.num_heads, config.resolved_d_head)],
         )
-        yield Rule(f"{ours}attention.segment_embedding", (f"{theirs}rel_attn.seg_embed",))
+        yield WeightRule(f"{ours}attention.segment_embedding", (f"{theirs}rel_attn.seg_embed",))
         yield from _pairs(f"{ours}attention_norm", f"{theirs}rel_attn.layer_norm")
         yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}ff.layer_1")
         yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ff.layer_2")
@@ -93,16 +93,16 @@ def _xlnet(config: XLNetConfig) -> Iterator[Rule]:
     for part, name in (("content", "r_w_bias"), ("position", "r_r_bias"), ("segment", "r_s_bias")):
         names = tuple(f"{layer}rel_attn.{name}" for layer in layers)
         read = _read_own if config.untie_r else _read_shared
-        yield Rule(f"backbone.{part}_bias", names, read, lambda ours: ours.expand(len(layers), -1, -1).unbind())
-    yield Rule(
+        yield WeightRule(f"backbone.{part}_bias", names, read, lambda ours: ours.expand(len(layers), -1, -1).unbind())
+    yield WeightRule(
         "backbone.mask_embedding", ("transformer.mask_emb",), lambda theirs: theirs[0][0], lambda ours: [ours[None]]
     )
-    yield Rule("backbone.embedding.tables.0.weight", ("transformer.word_embedding.weight",))
-    yield Rule("head.output.bias", ("lm_loss.bias",))
+    yield WeightRule("backbone.embedding.tables.0.weight", ("transformer.word_embedding.weight",))
+    yield WeightRule("head.output.bias", ("lm_loss.bias",))
 
 
-def _albert(config: EncoderConfig) -> Iterator[Rule]:
-    for i in range(config.num_own_layers):
+def _albert(config: EncoderConfig) -> Iterator[WeightRule]:
+    for i in range(config.num_distinct_layers):
         group, inner = divmod(i, config.layers_per_group)
         theirs = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}."
         ours = f"backbone.layers.{i}."
@@ -114,14 +114,14 @@ def _albert(config: EncoderConfig) -> Iterator[Rule]:
         yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
         yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
     yield from _embeddings("albert.embeddings.")
-    if config.embed_size != config.d_model:  # theirs is always there
+    if config.resolved_d_embed != config.d_model:  # theirs is always there
         yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
     yield from _pairs("head.output.transform", "predictions.dense")
     yield from _pairs("head.output.norm", "predictions.LayerNorm")
-    yield Rule("head.output.bias", ("predictions.bias",))
+    yield WeightRule("head.output.bias", ("predictions.bias",))
 
 
-def _bert(config: EncoderConfig) -> Iterator[Rule]:
+def _bert(config: EncoderConfig) -> Iterator[WeightRule]:
     for i in range(config.num_layers):
         theirs, ours = f"bert.encoder.layer.{i}.", f"backbone.layers.{i}."
         for part in ("query", "key", "value"):
@@ -134,13 +134,13 @@ def _bert(config: EncoderConfig) -> Iterator[Rule]:
     yield from _embeddings("bert.embeddings.")
     yield from _pairs("head.output.transform", "cls.predictions.transform.dense")
     yield from _pairs("head.output.norm", "cls.predictions.transform.LayerNorm")
-    yield Rule("head.output.bias", ("cls.predictions.bias",))
+    yield WeightRule("head.output.bias", ("cls.predictions.bias",))
 
 
-def _embeddings(theirs: str) -> Iterator[Rule]:
-    yield Rule("backbone.embedding.tokens.tables.0.weight", (f"{theirs}word_embeddings.weight",))
-    yield Rule("backbone.embedding.positions.weight", (f"{theirs}position_embeddings.weight",))
-    yield Rule("backbone.embedding.segments.weight", (f"{theirs}token_type_embeddings.weight",))
+def _embeddings(theirs: str) -> Iterator[WeightRule]:
+    yield WeightRule("backbone.embedding.tokens.tables.0.weight", (f"{theirs}word_embeddings.weight",))
+    yield WeightRule("backbone.embedding.positions.weight", (f"{theirs}position_embeddings.weight",))
+    yield WeightRule("backbone.embedding.segments.weight", (f"{theirs}token_type_embeddings.weight",))
     yield from _pairs("backbone.embedding.norm", f"{theirs}LayerNorm")
 
 
@@ -158,7 +158,7 @@ def _read_shared(theirs: Sequence[Tensor]) -> Tensor:
     return theirs[0][None]
 
 
-def _pairs(ours: str, theirs: str) -> Iterator[Rule]:
+def _pairs(ours: str, theirs: str) -> Iterator[WeightRule]:
     """A weight and a bias."""
     for kind in ("weight", "bias"):
-        yield Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",))
+        yield WeightRule(f"{ours}.{kind}", (f"{theirs}.{kind}",))

@@ -6,7 +6,7 @@ from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import AlbertConfig, BertConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 from xlpretrain.models.xlnet import XLNetConfig
-from xlpretrain.schema import Choice
+from xlpretrain.schema import TaggedUnion
 
 MODELS: dict[str, type[BackboneConfig]] = {
     "transformer_xl": TransformerXLConfig,
@@ -15,5 +15,5 @@ MODELS: dict[str, type[BackboneConfig]] = {
     "bert": BertConfig,
 }
 
-AnyModel = Annotated[BackboneConfig, Choice(MODELS)]
+AnyModel = Annotated[BackboneConfig, TaggedUnion(MODELS)]
 """The config of any model, told by its key `type`."""

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.kernels.cpu_attention import BlockAttention, Plan
+from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
 from xlpretrain.models.kernels.dropout import WeightDropout
-from xlpretrain.models.relative_positions import Positions, gather_distances, relative_shift
+from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
 
 Implementation = Literal["plain", "blocks", "sdpa"]
 
@@ -52,8 +52,8 @@ class Attention(nn.Module):
         key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
         implementation = self._implementation(queries_BQD)
         if implementation == "blocks":
-            plan = Plan(mask_BQK, None, self.dropout.p, self.dropout.draw())
-            return self._project(BlockAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
+            plan = TilePlan(mask_BQK, None, self.dropout.p, self.dropout.draw())
+            return self._project(TiledAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
         attend = self._attend if implementation == "plain" else self._sdpa
         return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
 
@@ -154,7 +154,7 @@ class RelativeAttention(Attention):
         memory_BMD: Float[Tensor, "B M D"],
         tokens_BTD: Float[Tensor, "B T D"],
         mask_BQK: Float[Tensor, "B Q K"],
-        positions: Positions,
+        positions: RelativePositions,
         content_bias_NH: Float[Tensor, "N H"],
         position_bias_NH: Float[Tensor, "N H"],
         segment_bias_NH: Float[Tensor, "N H"] | None = None,
@@ -175,9 +175,9 @@ class RelativeAttention(Attention):
         implementation = self._implementation(queries_BQD)
         if implementation == "blocks":
             more_BQN = None if by_segment_SBQN is None else by_segment_SBQN[0] - by_segment_SBQN[1]
-            plan = Plan(mask_BQK, positions, self.dropout.p, self.dropout.draw())
+            plan = TilePlan(mask_BQK, positions, self.dropout.p, self.dropout.draw())
             return self._project(
-                BlockAttention.apply(  # type: ignore[no-untyped-call]
+                TiledAttention.apply(  # type: ignore[no-untyped-call]
                     by_content_BQNH, key_BKNH, value_BKNH, by_position_BQNH, distance_GRNH, more_BQN, plan
                 )
             )
@@ -188,13 +188,13 @@ class RelativeAttention(Attention):
         return attend(by_content_BQNH, key_BKNH, value_BKNH, mask_BQK, bias_BNQK)
 
     def _position_scores(
-        self, query_BQNH: Tensor, distance_GRNH: Tensor, positions: Positions, *, num_keys: int
+        self, query_BQNH: Tensor, distance_GRNH: Tensor, positions: RelativePositions, *, num_keys: int
     ) -> Tensor:
-        if positions.reverse is None:
+        if positions.reversed is None:
             scores_BNQR = torch.einsum("bqnh,rnh->bnqr", query_BQNH, distance_GRNH[0])
         else:
-            scores_BNQR = torch.einsum("bqnh,brnh->bnqr", query_BQNH, distance_GRNH[positions.reverse.long()])
-        predict = positions.predict
+            scores_BNQR = torch.einsum("bqnh,brnh->bnqr", query_BQNH, distance_GRNH[positions.reversed.long()])
+        predict = positions.target_positions
         if predict is None:
             return relative_shift(scores_BNQR, num_keys)
         num_tokens = query_BQNH.shape[1] - predict.shape[1]
@@ -209,7 +209,7 @@ class RelativeAttention(Attention):
         return super()._columns(seq_len, mem_len) + num_keys + (seq_len if self.bidirectional else 0)
 
 
-def _segment_scores(scores_SBQN: Tensor, positions: Positions) -> Tensor:
+def _segment_scores(scores_SBQN: Tensor, positions: RelativePositions) -> Tensor:
     same_BNQ1, other_BNQ1 = scores_SBQN.transpose(2, 3)[..., None].unbind()
     if positions.same_segment is None:
         return same_BNQ1
@@ -221,7 +221,7 @@ def _seen(attended_BQNH: Tensor, mask_BQK: Tensor) -> Tensor:
     return attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]
 
 
-def visible_keys(
+def attention_mask(
     inputs: BackboneInput, *, mem_len: int, causal: bool, same_length: bool = False, initial_zeros: bool = False
 ) -> Bool[Tensor, "B Q K"]:
     """What each query may attend, as `BackboneInput` says.
@@ -234,7 +234,7 @@ def visible_keys(
     """
     tokens = _visible_tokens(inputs, causal=causal)
     ages = torch.arange(mem_len, 0, -1, device=tokens.device)
-    memory = (ages <= inputs.remembered[:, None]) | initial_zeros
+    memory = (ages <= inputs.mem_valid_len[:, None]) | initial_zeros
     visible = torch.cat([memory[:, None].expand(-1, tokens.shape[1], -1), tokens], dim=-1)
     if same_length and mem_len > 0:
         assert causal, "in a bidirectional model all queries see equally many keys"
@@ -243,7 +243,7 @@ def visible_keys(
     return visible
 
 
-def additive(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B Q K"]:
+def additive_mask(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B Q K"]:
     """A mask to add to scores: 0 where a key may be seen, half the lowest finite number where not.
 
     Finite, so that the softmax of a query that may see nothing is no NaN; attention then takes nothing. Half of it,
@@ -255,7 +255,7 @@ def additive(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor
 def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q T"]:
     num_rows, num_tokens = inputs.tokens.shape
     positions = torch.arange(num_tokens, device=inputs.tokens.device)
-    order, predict = inputs.order, inputs.predict
+    order, predict = inputs.perm_rank, inputs.target_positions
     if causal:
         assert order is None and predict is None, "a causal model has one order"
         visible = positions <= positions[:, None]
@@ -270,4 +270,4 @@ def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q
             positions != predict[..., None] if order is None else order[:, None] < order.gather(1, predict)[..., None]
         )
         visible = torch.cat([visible, unseen], dim=1)
-    return visible if inputs.valid is None else visible & inputs.valid[:, None]
+    return visible if inputs.attention_mask is None else visible & inputs.attention_mask[:, None]

@@ -22,20 +22,20 @@ class BackboneInput:
     """What a backbone reads for one micro-batch, on the device. What is None does not concern the objective."""
 
     tokens: Int[Tensor, "B T"]
-    remembered: Int[Tensor, " B"]
+    mem_valid_len: Int[Tensor, " B"]
     """How many of the M memory positions, counted from the newest, are the row's own; the model masks the rest."""
-    valid: Bool[Tensor, "B T"] | None = None
+    attention_mask: Bool[Tensor, "B T"] | None = None
     """Which tokens are there; the others are padding, which no token may attend. None: all."""
     segments: Int[Tensor, "B T"] | None = None
     """The segment of each token, 0 being that of the memory too. None: all 0."""
-    order: Int[Tensor, "B T"] | None = None
+    perm_rank: Int[Tensor, "B T"] | None = None
     """The rank of each token in the factorization: a token attends those of its own rank or lower, a prediction those
     of lower rank than the token it stands at. Tokens of one rank see each other. None: whatever the model does."""
-    predict: Int[Tensor, "B P"] | None = None
+    target_positions: Int[Tensor, "B P"] | None = None
     """The positions whose tokens are predicted without being seen (a second stream, XLNet). None: no second stream."""
-    reverse: Bool[Tensor, " B"] | None = None
+    reversed: Bool[Tensor, " B"] | None = None
     """Which rows are read from right to left: their relative positions change sign. None: no row."""
-    keep: int | None = None
+    reuse_len: int | None = None
     """How many leading positions of the row enter the memory. None: all."""
 
     def to(self, device: torch.device) -> BackboneInput:
@@ -60,10 +60,10 @@ class OutputLayer(nn.Module, ABC):
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """`score`, as a call that the hooks of ZeRO-3 see, with accuracy in evaluation mode only."""
-        return self.score(hidden, targets, accuracy=not self.training)
+        return self.token_losses(hidden, targets, accuracy=not self.training)
 
     @abstractmethod
-    def score(
+    def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""

@@ -128,7 +128,7 @@ class VocabularySoftmax(OutputLayer):
         _draw(self.tables, init_std)
         _draw(self.projections, proj_init_std)
 
-    def score(
+    def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""

@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import Attention, additive, visible_keys
+from xlpretrain.models.attention import Attention, additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
@@ -85,7 +85,7 @@ class EncoderEmbedding(nn.Module):
 
     def __init__(self, config: EncoderConfig, vocab_size: int):
         super().__init__()
-        width, std = config.embed_size, config.init_std
+        width, std = config.resolved_d_embed, config.init_std
         self.tokens = TokenEmbedding(vocab_size, d_model=width, d_embed=width, init_std=std, proj_init_std=std)
         self.positions = nn.Embedding(config.max_positions, width)
         self.segments = nn.Embedding(config.num_segments, width)
@@ -120,7 +120,7 @@ class Encoder(StackedBackbone):
             Attention,
             d_model=config.d_model,
             num_heads=config.num_heads,
-            d_head=config.head_size,
+            d_head=config.resolved_d_head,
             dropout=config.attention_dropout,
             bias=True,
         )
@@ -130,10 +130,12 @@ class Encoder(StackedBackbone):
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of the tokens, and no memory."""
-        assert mems.shape[2] == 0 and inputs.predict is None, "an encoder has neither memory nor a second stream"
+        assert mems.shape[2] == 0 and inputs.target_positions is None, (
+            "an encoder has neither memory nor a second stream"
+        )
         segments = torch.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
         hidden = self.embedding(inputs.tokens, segments)
-        mask = additive(visible_keys(inputs, mem_len=0, causal=False), hidden.dtype)
+        mask = additive_mask(attention_mask(inputs, mem_len=0, causal=False), hidden.dtype)
         hidden, mems = self.apply_layers(hidden, mems, inputs, mask)
         return Hidden(hidden), mems
 
@@ -161,11 +163,11 @@ class TransformedSoftmax(VocabularySoftmax):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         draw(self.transform, std, truncated=True)
 
-    def score(
+    def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats; and whether no token is likelier, if asked."""
-        return super().score(self._transform(hidden), targets, accuracy=accuracy)
+        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy)
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""

@@ -27,8 +27,8 @@ class Batch:
 
     def rows_of(self, term: str) -> Int[Tensor, " N"]:
         """The row of each prediction of a term that predicts tokens."""
-        places = self.inputs.tokens if self.inputs.predict is None else self.inputs.predict
-        return self.targets[f"{term}_at"] // max(places.shape[1], 1)
+        places = self.inputs.tokens if self.inputs.target_positions is None else self.inputs.target_positions
+        return self.targets[f"{term}_positions"] // max(places.shape[1], 1)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -37,7 +37,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TokenScores:
     """How the predictions of one term fared, one by one; those of a row stand together, in the order of positions."""
 
     rows: Int[Tensor, " N"]
@@ -54,7 +54,7 @@ class Loss:
 
     sums: Mapping[str, Float[Tensor, ""]]
     """Per term, fp32, nats."""
-    scores: Mapping[str, Scores] = field(default_factory=dict)
+    scores: Mapping[str, TokenScores] = field(default_factory=dict)
     """Per term: for evaluation."""
 
 

@@ -15,20 +15,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Positions:
+class RelativePositions:
     """Where queries and keys stand, the same for all layers."""
 
     distances: Float[Tensor, "G R D"]
     """Encoded: those of rows read from left to right; then, if there are any, those of the others."""
-    reverse: Bool[Tensor, " B"] | None = None
+    reversed: Bool[Tensor, " B"] | None = None
     """Which rows are read from right to left."""
-    predict: Int[Tensor, "B P"] | None = None
+    target_positions: Int[Tensor, "B P"] | None = None
     """The positions of the last P queries; the first T stand at 0, 1, .., T-1."""
     same_segment: Bool[Tensor, "B Q K"] | None = None
     """Whether query and key are of one segment. None: all are."""
 
 
-def encode_distances(
+def sinusoidal_encoding(
     first: int, last: int, d_model: int, *, clamp_len: int | None, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "R D"]:
     """The sinusoids of the distances from `first` to `last` in steps of one: all sines, then all cosines.

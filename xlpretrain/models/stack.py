@@ -64,26 +64,26 @@ class StackConfig(BackboneConfig):
             yield "num_layer_groups", f"must be at most num_layers ({self.num_layers}), got {self.num_layer_groups}"
 
     @property
-    def head_size(self) -> int:
+    def resolved_d_head(self) -> int:
         """Width of a head."""
         return self.d_head or self.d_model // self.num_heads
 
     @property
-    def embed_size(self) -> int:
+    def resolved_d_embed(self) -> int:
         """Width of the token vectors."""
         return self.d_embed or self.d_model
 
     @property
-    def weights_of_layers(self) -> list[int]:
+    def layer_to_weights(self) -> list[int]:
         """For each layer applied, whose weights it has: layer l is group l * groups // layers."""
         groups = self.num_layer_groups or self.num_layers
         first = [layer * groups // self.num_layers * self.layers_per_group for layer in range(self.num_layers)]
         return [index + inner for index in first for inner in range(self.layers_per_group)]
 
     @property
-    def num_own_layers(self) -> int:
+    def num_distinct_layers(self) -> int:
         """Layers with weights of their own."""
-        return self.weights_of_layers[-1] + 1
+        return self.layer_to_weights[-1] + 1
 
 
 class StackedBackbone(Backbone):
@@ -95,7 +95,7 @@ class StackedBackbone(Backbone):
         super().__init__()
         self.embedding = embedding
         self.d_model = config.d_model
-        self.weights_of_layers = config.weights_of_layers
+        self.layer_to_weights = config.layer_to_weights
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             Layer(
@@ -112,7 +112,7 @@ class StackedBackbone(Backbone):
                 dropout=config.dropout,
                 pre_norm=config.pre_norm,
             )
-            for _ in range(config.num_own_layers)
+            for _ in range(config.num_distinct_layers)
         )
 
     def apply_layers(
@@ -132,10 +132,10 @@ class StackedBackbone(Backbone):
             biases: what it takes after that, for all layers or for each with weights of its own.
         """
         num_tokens = inputs.tokens.shape[1]
-        mems = _forget(mems, inputs.remembered)
+        mems = _forget(mems, inputs.mem_valid_len)
         next_mems = []
-        for memory, index in zip(mems, self.weights_of_layers, strict=True):
-            next_mems.append(_remember(memory, hidden[:, :num_tokens][:, : inputs.keep]))
+        for memory, index in zip(mems, self.layer_to_weights, strict=True):
+            next_mems.append(_remember(memory, hidden[:, :num_tokens][:, : inputs.reuse_len]))
             layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in biases)
             arguments = (hidden, memory, mask, *places, *own)
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -147,12 +147,12 @@ class StackedBackbone(Backbone):
     def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """Zeros, in the dtype and on the device of the weights."""
         weight = next(self.layers.parameters()).detach()
-        return weight.new_zeros(len(self.weights_of_layers), num_rows, mem_len, self.d_model)
+        return weight.new_zeros(len(self.layer_to_weights), num_rows, mem_len, self.d_model)
 
     def layer_flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int) -> float:
         """6 per weight of a matrix product, and attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
         layer = cast(Layer, self.layers[0])
-        return len(self.weights_of_layers) * layer.flops_per_token(seq_len, mem_len, num_predictions)
+        return len(self.layer_to_weights) * layer.flops_per_token(seq_len, mem_len, num_predictions)
 
 
 def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor, "L B M D"]:
@@ -200,14 +200,14 @@ class RelativeConfig(StackConfig):
             RelativeAttention,
             d_model=self.d_model,
             num_heads=self.num_heads,
-            d_head=self.head_size,
+            d_head=self.resolved_d_head,
             dropout=self.attention_dropout,
             bidirectional=bidirectional,
         )
 
-    def draw_biases(self) -> nn.Parameter:
+    def init_biases(self) -> nn.Parameter:
         """A bias of attention: [1, N, H] for all layers, or, untied, one for each layer with weights of its own."""
-        shape = (self.num_own_layers if self.untie_r else 1, self.num_heads, self.head_size)
+        shape = (self.num_distinct_layers if self.untie_r else 1, self.num_heads, self.resolved_d_head)
         bias = nn.Parameter(torch.randn(shape) * self.init_std)
         bias.num_fused = shape[0]  # type: ignore[attr-defined]  # to an optimizer each layer's is a tensor of its own
         return bias

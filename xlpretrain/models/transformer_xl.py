@@ -15,11 +15,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import additive, visible_keys
+from xlpretrain.models.attention import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import Activation, draw
-from xlpretrain.models.relative_positions import Positions, encode_distances
+from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
 from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone
 from xlpretrain.schema import Problem
 
@@ -76,10 +76,11 @@ class TransformerXLConfig(RelativeConfig):
             yield "adaptive_cutoffs", f"must increase, got {list(cutoffs)}"
         if self.div_val > 1 and not cutoffs:
             yield "div_val", f"needs adaptive_cutoffs; without them there is one cluster (got {self.div_val})"
-        if self.div_val ** len(cutoffs) > self.embed_size:
+        if self.div_val ** len(cutoffs) > self.resolved_d_embed:
             yield (
                 "div_val",
-                f"leaves the last cluster no width: d_embed {self.embed_size} // {self.div_val}**{len(cutoffs)} is 0",
+                f"leaves the last cluster no width: d_embed {self.resolved_d_embed} // {self.div_val}**{len(cutoffs)}"
+                " is 0",
             )
         if self.tie_projections is not None and len(self.tie_projections) != len(cutoffs) + 1:
             yield (
@@ -115,7 +116,7 @@ class TransformerXL(StackedBackbone):
         embedding = TokenEmbedding(
             vocab_size,
             d_model=config.d_model,
-            d_embed=config.embed_size,
+            d_embed=config.resolved_d_embed,
             cutoffs=config.adaptive_cutoffs,
             div_val=config.div_val,
             init_std=config.init_std,
@@ -125,18 +126,18 @@ class TransformerXL(StackedBackbone):
         self.config = config
         self.clamp_len = config.longest_distance
         self.same_length = config.same_length
-        self.content_bias = config.draw_biases()
-        self.position_bias = config.draw_biases()
+        self.content_bias = config.init_biases()
+        self.position_bias = config.init_biases()
         self.layers.apply(self._draw)
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of the new tokens, and each layer's last M inputs, detached."""
         mem_len, num_keys = mems.shape[2], mems.shape[2] + inputs.tokens.shape[1]
         hidden = self.dropout(self.embedding(inputs.tokens) * self.d_model**0.5)
-        distances = encode_distances(
+        distances = sinusoidal_encoding(
             num_keys, 0, self.d_model, clamp_len=self.clamp_len, device=hidden.device, dtype=hidden.dtype
         )
-        visible = visible_keys(
+        visible = attention_mask(
             inputs,
             mem_len=mem_len,
             causal=True,
@@ -147,8 +148,8 @@ class TransformerXL(StackedBackbone):
             hidden,
             mems,
             inputs,
-            additive(visible, hidden.dtype),
-            Positions(self.dropout(distances[None])),
+            additive_mask(visible, hidden.dtype),
+            RelativePositions(self.dropout(distances[None])),
             biases=(self.content_bias, self.position_bias),
         )
         return Hidden(self.dropout(hidden)), mems

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from xlpretrain.models.attention import RelativeAttention, additive, visible_keys
+from xlpretrain.models.attention import RelativeAttention, additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.layers import draw
-from xlpretrain.models.relative_positions import Positions, encode_distances
+from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
 from xlpretrain.models.stack import RelativeConfig, StackedBackbone
 
 
@@ -52,43 +52,43 @@ class XLNet(StackedBackbone):
     def __init__(self, config: XLNetConfig, vocab_size: int):
         std = config.init_std
         embedding = TokenEmbedding(
-            vocab_size, d_model=config.d_model, d_embed=config.embed_size, init_std=std, proj_init_std=std
+            vocab_size, d_model=config.d_model, d_embed=config.resolved_d_embed, init_std=std, proj_init_std=std
         )
         super().__init__(config, embedding, config.attention(bidirectional=True), inner_dropout=config.dropout)
         self.config = config
         self.clamp_len = config.longest_distance
         self.mask_embedding = nn.Parameter(torch.randn(1, config.d_model) * std)
-        self.content_bias = config.draw_biases()
-        self.position_bias = config.draw_biases()
-        self.segment_bias = config.draw_biases()
+        self.content_bias = config.init_biases()
+        self.position_bias = config.init_biases()
+        self.segment_bias = config.init_biases()
         self.layers.apply(self._draw)
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of both streams, and each layer's next memory, detached."""
         num_rows, num_tokens = inputs.tokens.shape
         mem_len = mems.shape[2]
-        num_predictions = 0 if inputs.predict is None else inputs.predict.shape[1]
+        num_predictions = 0 if inputs.target_positions is None else inputs.target_positions.shape[1]
         # No predictions are a stream of length 0: under ZeRO every pass must use every parameter.
         stream = self.mask_embedding.expand(num_rows, num_predictions, -1)
         hidden = self.dropout(torch.cat([self.embedding(inputs.tokens), stream], dim=1))
-        visible = visible_keys(
+        visible = attention_mask(
             inputs, mem_len=mem_len, causal=False, initial_zeros=self.config.initial_memory == "zeros"
         )
         hidden, mems = self.apply_layers(
             hidden,
             mems,
             inputs,
-            additive(visible, hidden.dtype),
-            Positions(
+            additive_mask(visible, hidden.dtype),
+            RelativePositions(
                 self._distances(inputs, mem_len=mem_len, dtype=hidden.dtype),
-                inputs.reverse,
-                inputs.predict,
+                inputs.reversed,
+                inputs.target_positions,
                 _same_segment(inputs, mem_len=mem_len),
             ),
             biases=(self.content_bias, self.position_bias, self.segment_bias),
         )
         hidden = self.dropout(hidden)
-        return Hidden(hidden[:, :num_tokens], None if inputs.predict is None else hidden[:, num_tokens:]), mems
+        return Hidden(hidden[:, :num_tokens], None if inputs.target_positions is None else hidden[:, num_tokens:]), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """Of all layers, for both streams, and of the embedding's projection."""
@@ -102,9 +102,9 @@ class XLNet(StackedBackbone):
     def _distances(self, inputs: BackboneInput, *, mem_len: int, dtype: torch.dtype) -> Tensor:
         """Encodings of the distances from M + T to -(T - 1); with `reverse`, those of the opposite sign too."""
         first, last = mem_len + inputs.tokens.shape[1], 1 - inputs.tokens.shape[1]
-        signs = (1,) if inputs.reverse is None else (1, -1)
+        signs = (1,) if inputs.reversed is None else (1, -1)
         encodings = [
-            encode_distances(
+            sinusoidal_encoding(
                 sign * first,
                 sign * last,
                 self.d_model,
@@ -128,5 +128,9 @@ def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
     segments = inputs.segments
     if segments is None:
         return None
-    queries = segments if inputs.predict is None else torch.cat([segments, segments.gather(1, inputs.predict)], dim=1)
+    queries = (
+        segments
+        if inputs.target_positions is None
+        else torch.cat([segments, segments.gather(1, inputs.target_positions)], dim=1)
+    )
     return queries[..., None] == F.pad(segments, (mem_len, 0))[:, None]

@@ -4,17 +4,17 @@ from typing import Annotated
 
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classification import Classify
+from xlpretrain.objectives.classification import Classification
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
-from xlpretrain.schema import Choice
+from xlpretrain.schema import TaggedUnion
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal_lm": CausalLM,
     "permutation_lm": PermutationLM,
     "masked_lm": MaskedLM,
-    "classify": Classify,
+    "classify": Classification,
 }
 
-AnyObjective = Annotated[Objective, Choice(OBJECTIVES)]
+AnyObjective = Annotated[Objective, TaggedUnion(OBJECTIVES)]
 """The config of any objective, told by its key `type`."""

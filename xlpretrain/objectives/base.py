@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from xlpretrain.data.evaluation_samples import SliceRows
-from xlpretrain.data.order import mix
-from xlpretrain.data.samples import CorpusRows, EvaluationRows, Row, StreamRows
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.evaluation_samples import WindowEvalSamples
+from xlpretrain.data.order import hash_ints
+from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample, StreamSamples
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import Backbone, OutputLayer
-from xlpretrain.models.pretraining_model import Batch, Head, Scores
+from xlpretrain.models.pretraining_model import Batch, Head, TokenScores
 from xlpretrain.schema import Problem, Section
 
 
@@ -27,7 +27,7 @@ from xlpretrain.schema import Problem, Section
 class Collator(Protocol):
     """Rows into a micro-batch: pure, picklable, on the CPU."""
 
-    def __call__(self, rows: Sequence[Row]) -> Batch: ...
+    def __call__(self, rows: Sequence[Sample]) -> Batch: ...
 
 
 class Objective(Section, ABC):
@@ -36,7 +36,7 @@ class Objective(Section, ABC):
     type: str
     seq_len: int
 
-    needs: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[str]]
     """Of memory, causal, two_stream, bidirectional: what a backbone must provide."""
     predicts_tokens: ClassVar[bool] = True
     """Whether it learns from a corpus; else from labelled texts."""
@@ -48,12 +48,12 @@ class Objective(Section, ABC):
 
     @property
     @abstractmethod
-    def window(self) -> int:
+    def span_len(self) -> int:
         """Tokens that a row takes from the data, from its first input to its last target."""
 
     @property
     @abstractmethod
-    def stride(self) -> int:
+    def new_tokens(self) -> int:
         """Tokens by which a stream advances in one row, and by which its memory grows."""
 
     @property
@@ -72,70 +72,72 @@ class Objective(Section, ABC):
         return 0
 
     @property
-    def both_ways(self) -> bool:
+    def bidirectional_streams(self) -> bool:
         """Whether streams 2k and 2k + 1 read the same rows in training, the second from the other end."""
         return False
 
     @property
-    def elsewhere(self) -> int:
+    def random_segment(self) -> int:
         """Tokens from a random other place that each row brings along."""
         return 0
 
     @property
-    def ends(self) -> bool:
+    def needs_boundaries(self) -> bool:
         """Whether training rows must say where documents and sentences end."""
         return True
 
-    def num_segments(self, data: Manifest) -> int:
+    def num_segments(self, data: TokenDataset) -> int:
         """The number of segments that rows of this data have at most, counted from 0. Default: 1."""
         return 1
 
     @abstractmethod
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
-        """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`row_generator`)."""
+        """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`sample_rng`)."""
 
     @abstractmethod
     def head(self, backbone: Backbone) -> Head:
         """The device half, for a freshly built backbone."""
 
-    def training_rows(
+    def training_samples(
         self,
-        manifest: Manifest,
+        manifest: TokenDataset,
         *,
         mem_len: int,
         num_streams: int,
         seed: int,
         shuffle_blocks: int,
         block_tokens: int | None = None,
-    ) -> CorpusRows:
+    ) -> CorpusSamples:
         """What the streams of a run read: with a memory, block after block, else shuffled rows.
 
         block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
         """
-        return StreamRows.of(
+        return StreamSamples.of(
             manifest,
-            window=self.window,
-            stride=self.stride,
+            window=self.span_len,
+            stride=self.new_tokens,
             mem_len=mem_len,
             num_streams=num_streams,
             seed=seed,
             shuffle_blocks=shuffle_blocks,
             block_tokens=block_tokens,
-            both_ways=self.both_ways,
-            elsewhere=self.elsewhere,
-            ends=self.ends,
+            both_ways=self.bidirectional_streams,
+            elsewhere=self.random_segment,
+            ends=self.needs_boundaries,
         )
 
-    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> EvaluationRows:
+    def evaluation_samples(
+        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> EvalSamples:
         """What an evaluation reads of the first `num_tokens` tokens, in `num_streams` streams."""
-        return SliceRows(
+        return WindowEvalSamples(
             manifest,
             num_tokens,
             num_streams,
-            window=self.window,
-            stride=self.stride,
+            span_len=self.span_len,
+            new_tokens=self.new_tokens,
             mem_len=mem_len,
-            elsewhere=self.elsewhere,
+            random_segment=self.random_segment,
         )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
@@ -147,28 +149,28 @@ class Objective(Section, ABC):
         if mem_len:
             yield "model.mem_len", f"must be 0 with {self.type}, whose rows do not follow each other, got {mem_len}"
 
-    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+    def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
         """What does not fit the data; keys are those of the whole config."""
-        if self.window > manifest.block_tokens:
+        if self.span_len > manifest.block_tokens:
             yield (
                 "objective.seq_len",
-                f"a row of {self.window} tokens does not fit a block of {manifest.block_tokens}",
+                f"a row of {self.span_len} tokens does not fit a block of {manifest.block_tokens}",
             )
 
 
-def row_generator(seed: int, row: Row) -> np.random.Generator:
+def sample_rng(seed: int, row: Sample) -> np.random.Generator:
     """The source of every random choice about a row: the same in any process, and anew in each epoch."""
-    return np.random.Generator(np.random.Philox(key=mix(seed, row.epoch, row.sample)))
+    return np.random.Generator(np.random.Philox(key=hash_ints(seed, row.epoch, row.sample_index)))
 
 
-def predict_tokens(
+def token_prediction_loss(
     output: OutputLayer, hidden: Float[Tensor, "B T D"], batch: Batch, term: str
-) -> tuple[Float[Tensor, ""], Scores]:
+) -> tuple[Float[Tensor, ""], TokenScores]:
     """The summed loss of a term that predicts tokens, and each prediction's.
 
     hidden: of the query stream if there is one, else of the tokens. Only where something is asked for does it meet the
     vocabulary.
     """
-    flat, at = hidden.flatten(0, 1), batch.targets[f"{term}_at"]
+    flat, at = hidden.flatten(0, 1), batch.targets[f"{term}_positions"]
     nll, correct = output(flat if len(at) == len(flat) else flat[at], batch.targets[term])
-    return nll.sum(), Scores(rows=batch.rows_of(term), nll=nll.detach(), correct=correct)
+    return nll.sum(), TokenScores(rows=batch.rows_of(term), nll=nll.detach(), correct=correct)

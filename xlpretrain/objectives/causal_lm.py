@@ -12,13 +12,13 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from xlpretrain.data.evaluation_samples import NextTokenRows
-from xlpretrain.data.samples import Row
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.evaluation_samples import NextTokenEvalSamples
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss
-from xlpretrain.objectives.base import Objective, predict_tokens
+from xlpretrain.objectives.base import Objective, token_prediction_loss
 
 
 class CausalLM(Objective):
@@ -29,21 +29,21 @@ class CausalLM(Objective):
     seq_len: PositiveInt = 512
     """Tokens that a row adds to its stream."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"causal"})
+    requires: ClassVar[frozenset[str]] = frozenset({"causal"})
     terms: ClassVar[tuple[str, ...]] = ("lm",)
 
     @property
-    def window(self) -> int:
+    def span_len(self) -> int:
         """The inputs and the last one's target."""
         return self.seq_len + 1
 
     @property
-    def stride(self) -> int:
+    def new_tokens(self) -> int:
         """A row's last target is the next row's first input."""
         return self.seq_len
 
     @property
-    def ends(self) -> bool:
+    def needs_boundaries(self) -> bool:
         """Rows go on over them."""
         return False
 
@@ -51,9 +51,11 @@ class CausalLM(Objective):
         """The CPU half, which draws nothing."""
         return CausalLMCollator(seq_len=self.seq_len, pad=tokenizer.vocabulary.pad)
 
-    def evaluation_rows(self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int) -> NextTokenRows:
+    def evaluation_samples(
+        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> NextTokenEvalSamples:
         """Each token a target exactly once."""
-        return NextTokenRows(manifest, num_tokens, num_streams, self.stride, mem_len)
+        return NextTokenEvalSamples(manifest, num_tokens, num_streams, self.new_tokens, mem_len)
 
     def head(self, backbone: Backbone) -> CausalLMHead:
         """The device half."""
@@ -71,7 +73,7 @@ class CausalLMCollator:
     seq_len: int
     pad: int
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[Sample]) -> Batch:
         """A batch of as many rows, which may be none."""
         tokens = np.empty((len(rows), self.seq_len), dtype=np.int64)
         answers, lengths = np.empty_like(tokens), []
@@ -84,13 +86,13 @@ class CausalLMCollator:
                 tokens[index, len(row.tokens) :] = self.pad
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            remembered=torch.tensor([row.remembered for row in rows], dtype=torch.int64),
+            mem_valid_len=torch.tensor([row.mem_valid_len for row in rows], dtype=torch.int64),
         )
         if sum(lengths) == answers.size:
-            targets = {"lm": torch.from_numpy(answers).flatten(), "lm_at": _all_places(answers.size)}
+            targets = {"lm": torch.from_numpy(answers).flatten(), "lm_positions": _all_places(answers.size)}
         else:
             at = np.flatnonzero(np.arange(self.seq_len) < np.reshape(lengths, (-1, 1)))
-            targets = {"lm": torch.from_numpy(answers.ravel()[at]), "lm_at": torch.from_numpy(at)}
+            targets = {"lm": torch.from_numpy(answers.ravel()[at]), "lm_positions": torch.from_numpy(at)}
         return Batch(inputs, targets, {"lm": sum(lengths)})
 
 
@@ -109,7 +111,7 @@ class CausalLMHead(Head):
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sum over the targets that are there, and each one's loss."""
-        total, scores = predict_tokens(self.output, hidden.tokens, batch, "lm")
+        total, scores = token_prediction_loss(self.output, hidden.tokens, batch, "lm")
         return Loss({"lm": total}, {"lm": scores})
 
     def flops_per_token(self) -> float:

@@ -18,21 +18,21 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlpretrain.data.labelled import UNLABELLED, ExampleEvaluationRows, ExampleRows, LabelledTexts
-from xlpretrain.data.samples import Row
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.labelled import UNLABELLED, LabelledDataset, LabelledEvalSamples, LabelledSamples
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
 from xlpretrain.models.layers import Pooler, draw
-from xlpretrain.models.pretraining_model import Batch, Head, Loss, Scores
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
 from xlpretrain.schema import Problem
 
-Layout = Literal["cls_first", "cls_last", "document"]
+TokenLayout = Literal["cls_first", "cls_last", "document"]
 _MULTIPLE = 8  # rows of a micro-batch are padded to a multiple of it
 
 
-class Classify(Objective):
+class Classification(Objective):
     """-log p(label | the text, or the pair of texts)."""
 
     type: Literal["classify"] = "classify"
@@ -41,13 +41,13 @@ class Classify(Objective):
     """The most tokens in a row, symbols among them; what is longer loses its end, of a pair the longer text first."""
     labels: tuple[str, ...] = Field(min_length=2)
     """The labels there are."""
-    layout: Layout
+    layout: TokenLayout
     """cls_first: [CLS] A [SEP] B [SEP], as ALBERT and BERT are pretrained; cls_last: A SEP B SEP CLS, as XLNet;
     document: EOD A EOD B EOD, for causal models."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout of what stands for the row."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     terms: ClassVar[tuple[str, ...]] = ("label",)
     predicts_tokens: ClassVar[bool] = False
 
@@ -57,12 +57,12 @@ class Classify(Objective):
             yield "labels", f"must differ, got {', '.join(self.labels)}"
 
     @property
-    def window(self) -> int:
+    def span_len(self) -> int:
         """A whole row."""
         return self.seq_len
 
     @property
-    def stride(self) -> int:
+    def new_tokens(self) -> int:
         """As many tokens as a row has at most."""
         return self.seq_len
 
@@ -70,59 +70,59 @@ class Classify(Objective):
         """Rows do not go on where others end."""
         yield from self.memory_problems(mem_len)
 
-    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+    def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
         """None beyond what opening the files finds."""
         yield from ()
 
-    def num_segments(self, data: Manifest) -> int:
+    def num_segments(self, data: TokenDataset) -> int:
         """One for each text, and one for XLNet's CLS."""
-        assert isinstance(data, LabelledTexts), "RunConfig.problems() asks for it"
+        assert isinstance(data, LabelledDataset), "RunConfig.problems() asks for it"
         if self.layout == "document":
             return 1
         return 3 if self.layout == "cls_last" else len(data.parts[0])
 
-    def training_rows(
+    def training_samples(
         self,
-        manifest: Manifest,
+        manifest: TokenDataset,
         *,
         mem_len: int,
         num_streams: int,
         seed: int,
         shuffle_blocks: int,
         block_tokens: int | None = None,
-    ) -> ExampleRows:
+    ) -> LabelledSamples:
         """Every example once an epoch."""
-        assert isinstance(manifest, LabelledTexts), "RunConfig.problems() asks for it"
-        return ExampleRows(manifest, self.labels, num_streams=num_streams, seed=seed)
+        assert isinstance(manifest, LabelledDataset), "RunConfig.problems() asks for it"
+        return LabelledSamples(manifest, self.labels, num_streams=num_streams, seed=seed)
 
-    def evaluation_rows(
-        self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int
-    ) -> ExampleEvaluationRows:
+    def evaluation_samples(
+        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> LabelledEvalSamples:
         """Every example once."""
-        assert isinstance(manifest, LabelledTexts), "RunConfig.problems() asks for it"
-        return ExampleEvaluationRows(manifest, self.labels, num_streams=num_streams)
+        assert isinstance(manifest, LabelledDataset), "RunConfig.problems() asks for it"
+        return LabelledEvalSamples(manifest, self.labels, num_streams=num_streams)
 
-    def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassifyCollator:
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassificationCollator:
         """The CPU half, which draws nothing."""
-        return ClassifyCollator(self.seq_len, self.layout, tokenizer.vocabulary)
+        return ClassificationCollator(self.seq_len, self.layout, tokenizer.vocabulary)
 
-    def head(self, backbone: Backbone) -> ClassifyHead:
+    def head(self, backbone: Backbone) -> ClassificationHead:
         """The device half."""
-        return ClassifyHead(backbone.d_model, self)
+        return ClassificationHead(backbone.d_model, self)
 
 
 @dataclass(frozen=True)
-class ClassifyCollator:
+class ClassificationCollator:
     """Rows into tokens, padded on the right to the longest of them. Segments are 0 for A, 1 for B, 2 for XLNet's CLS.
 
     A row without a label (past the end of an evaluation) is laid out, and asks nothing.
     """
 
     seq_len: int
-    layout: Layout
+    layout: TokenLayout
     vocabulary: Vocabulary
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[Sample]) -> Batch:
         """A batch of as many rows, which may be none."""
         laid_out = [self._lay_out(row) for row in rows]
         longest = max((len(tokens) for tokens, _ in laid_out), default=1)
@@ -130,23 +130,23 @@ class ClassifyCollator:
         tokens, segments = np.full(shape, self.vocabulary.pad, np.int64), np.zeros(shape, np.int64)
         valid, labels = np.zeros(shape, bool), np.full(len(rows), UNLABELLED)
         for i, (row, (symbols, parts)) in enumerate(zip(rows, laid_out, strict=True)):
-            assert row.pair is not None, "rows of `ExampleRows`"
-            tokens[i, : len(symbols)], segments[i, : len(symbols)], labels[i] = symbols, parts, row.pair.label
+            assert row.pair_target is not None, "rows of `LabelledSamples`"
+            tokens[i, : len(symbols)], segments[i, : len(symbols)], labels[i] = symbols, parts, row.pair_target.label
             valid[i, : len(symbols)] = True
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            remembered=torch.zeros(len(rows), dtype=torch.int64),
-            valid=torch.from_numpy(valid),
+            mem_valid_len=torch.zeros(len(rows), dtype=torch.int64),
+            attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
         )
         asked = np.flatnonzero(labels != UNLABELLED)
-        targets = {"label": torch.from_numpy(labels[asked]), "label_at": torch.from_numpy(asked)}
+        targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}
         return Batch(inputs, targets, {"label": len(asked)})
 
-    def _lay_out(self, row: Row) -> tuple[list[int], list[int]]:
+    def _lay_out(self, row: Sample) -> tuple[list[int], list[int]]:
         """A row's tokens and their segments."""
-        assert row.pair is not None, "rows of `ExampleRows`"
-        first, second = row.tokens[: row.pair.split].tolist(), row.tokens[row.pair.split :].tolist()
+        assert row.pair_target is not None, "rows of `LabelledSamples`"
+        first, second = row.tokens[: row.pair_target.split].tolist(), row.tokens[row.pair_target.split :].tolist()
         paired = bool(second)
         room = self.seq_len - (3 if paired else 2)
         while len(first) + len(second) > room:
@@ -161,10 +161,10 @@ class ClassifyCollator:
         return [*first, *sep, *tail, *cls], [*[0] * (len(first) + 1), *tail_segments, 2]
 
 
-class ClassifyHead(Head):
+class ClassificationHead(Head):
     """One vector a row, through a pooler, onto the labels."""
 
-    def __init__(self, d_model: int, objective: Classify):
+    def __init__(self, d_model: int, objective: Classification):
         super().__init__()
         self.layout, self.seq_len = objective.layout, objective.seq_len
         # Named as in masked language models with a sentence task, so that their pooler goes on where it was.
@@ -175,11 +175,11 @@ class ClassifyHead(Head):
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The summed loss of the rows that have a label, and each one's."""
-        at, labels = batch.targets["label_at"], batch.targets["label"]
+        at, labels = batch.targets["label_positions"], batch.targets["label"]
         logits = self.logits(hidden, batch)[at]
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
-        return Loss({"label": nll.sum()}, {"label": Scores(rows=at, nll=nll.detach(), correct=correct)})
+        return Loss({"label": nll.sum()}, {"label": TokenScores(rows=at, nll=nll.detach(), correct=correct)})
 
     def logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
         """Of each row, fp32."""
@@ -192,7 +192,7 @@ class ClassifyHead(Head):
         return 6.0 * sum(p.numel() for p in self.parameters()) / self.seq_len
 
     def _summarize(self, hidden: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B D"]:
-        valid = batch.inputs.valid
+        valid = batch.inputs.attention_mask
         assert valid is not None, "the collator says it"
         if self.layout == "cls_first":
             return hidden[:, 0]

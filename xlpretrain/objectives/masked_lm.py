@@ -18,16 +18,16 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from xlpretrain.data.samples import Row
-from xlpretrain.data.sentence_pairs.pairing import PairRules
-from xlpretrain.data.sentence_pairs.samples import PairEvaluationRows, PairRows
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.sentence_pairs.pairing import PairingRules
+from xlpretrain.data.sentence_pairs.samples import PairEvalSamples, PairSamples
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.layers import Pooler, draw
-from xlpretrain.models.pretraining_model import Batch, Head, Loss, Scores
-from xlpretrain.objectives.base import Objective, predict_tokens, row_generator
-from xlpretrain.objectives.token_masking import Masking
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
+from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
+from xlpretrain.objectives.token_masking import TokenMasker
 from xlpretrain.schema import Problem
 
 
@@ -57,7 +57,7 @@ class MaskedLM(Objective):
     sentence_weight: NonNegativeFloat = 1.0
     """The weight of the sentence task in the loss."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+    requires: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -70,12 +70,12 @@ class MaskedLM(Objective):
         return {term: 1.0 if term == "mlm" else self.sentence_weight for term in self.terms}
 
     @property
-    def window(self) -> int:
+    def span_len(self) -> int:
         """A whole row."""
         return self.seq_len
 
     @property
-    def stride(self) -> int:
+    def new_tokens(self) -> int:
         """As many tokens as a row has; shorter rows are padded."""
         return self.seq_len
 
@@ -86,10 +86,10 @@ class MaskedLM(Objective):
         return 0.8 * least, 1.2 * self.mask_rate
 
     @property
-    def rules(self) -> PairRules:
+    def pairing_rules(self) -> PairingRules:
         """How documents are cut."""
-        return PairRules(
-            longest=self.seq_len - (2 if self.sentence_task == "none" else 3),
+        return PairingRules(
+            max_tokens=self.seq_len - (2 if self.sentence_task == "none" else 3),
             task=self.sentence_task,
             single_sentence=self.sop_single_sentence,
             short_seq_prob=self.short_seq_prob,
@@ -99,7 +99,7 @@ class MaskedLM(Objective):
         """Rows do not go on where others end."""
         yield from self.memory_problems(mem_len)
 
-    def data_problems(self, manifest: Manifest) -> Iterator[Problem]:
+    def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
         """Documents must have sentences to ask about."""
         yield from super().data_problems(manifest)
         if self.sentence_task != "none" and manifest.num_sentences <= manifest.num_documents:
@@ -111,33 +111,35 @@ class MaskedLM(Objective):
                 " documents",
             )
 
-    def num_segments(self, data: Manifest) -> int:
+    def num_segments(self, data: TokenDataset) -> int:
         """One for each part of a row."""
         return 1 if self.sentence_task == "none" else 2
 
-    def training_rows(
+    def training_samples(
         self,
-        manifest: Manifest,
+        manifest: TokenDataset,
         *,
         mem_len: int,
         num_streams: int,
         seed: int,
         shuffle_blocks: int,
         block_tokens: int | None = None,
-    ) -> PairRows:
+    ) -> PairSamples:
         """Shuffled pairs, of blocks as they are."""
-        return PairRows(manifest, self.rules, num_streams=num_streams, seed=seed, shuffle_blocks=shuffle_blocks)
+        return PairSamples(
+            manifest, self.pairing_rules, num_streams=num_streams, seed=seed, shuffle_blocks=shuffle_blocks
+        )
 
-    def evaluation_rows(
-        self, manifest: Manifest, *, num_tokens: int, num_streams: int, mem_len: int
-    ) -> PairEvaluationRows:
+    def evaluation_samples(
+        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
+    ) -> PairEvalSamples:
         """Each run of sentences once."""
-        return PairEvaluationRows(manifest, self.rules, num_tokens=num_tokens, num_streams=num_streams)
+        return PairEvalSamples(manifest, self.pairing_rules, num_tokens=num_tokens, num_streams=num_streams)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> MaskedLMCollator:
         """The CPU half."""
         starts = tokenizer.word_starts()
-        masking = Masking(
+        masking = TokenMasker(
             starts if self.whole_words else np.ones_like(starts),
             tokenizer.vocabulary.mask,
             self.mask_rate,
@@ -169,45 +171,45 @@ class MaskedLMCollator:
 
     seq_len: int
     vocabulary: Vocabulary
-    masking: Masking
+    masking: TokenMasker
     task: str | None
     seed: int
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[Sample]) -> Batch:
         """A batch of as many rows, which may be none."""
         tokens = np.full((len(rows), self.seq_len), self.vocabulary.pad, dtype=np.int64)
         segments, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
         answers, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         labels = np.full(len(rows), -1)
         for number, row in enumerate(rows):
-            assert row.pair is not None, "rows of `PairRows`"
-            length, parts = self._lay_out(row, row.pair.split, tokens[number])
+            assert row.pair_target is not None, "rows of `PairSamples`"
+            length, parts = self._lay_out(row, row.pair_target.split, tokens[number])
             valid[number, :length] = True
             if parts[-1][0] > parts[0][1]:
                 segments[number, parts[-1][0] : length] = 1
             if not len(row.tokens):
                 continue
-            generator = row_generator(self.seed, row)
+            generator = sample_rng(self.seed, row)
             chosen = self.masking.choose(tokens[number, :length], parts, generator)
             answers.append(tokens[number, chosen])
             places.append(chosen + number * self.seq_len)
             tokens[number, chosen] = self.masking.replace(answers[-1], generator)
-            labels[number] = row.pair.label
+            labels[number] = row.pair_target.label
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            remembered=torch.zeros(len(rows), dtype=torch.int64),
-            valid=torch.from_numpy(valid),
+            mem_valid_len=torch.zeros(len(rows), dtype=torch.int64),
+            attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
         )
-        targets = {"mlm": np.concatenate(answers), "mlm_at": np.concatenate(places)}
+        targets = {"mlm": np.concatenate(answers), "mlm_positions": np.concatenate(places)}
         counts = {"mlm": len(targets["mlm"])}
         if self.task is not None:
             asked = np.flatnonzero(labels >= 0)
-            targets |= {self.task: labels[asked], f"{self.task}_at": asked}
+            targets |= {self.task: labels[asked], f"{self.task}_positions": asked}
             counts[self.task] = len(asked)
         return Batch(inputs, {name: torch.from_numpy(values) for name, values in targets.items()}, counts)
 
-    def _lay_out(self, row: Row, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
+    def _lay_out(self, row: Sample, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
         """Write one row; returns its length, and where its parts start and stop."""
         tokens[0] = self.vocabulary.cls
         if not len(row.tokens):
@@ -261,14 +263,14 @@ class MaskedLMHead(Head):
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sums over tokens and rows, and each one's loss."""
-        total, scores = predict_tokens(self.output, hidden.tokens, batch, "mlm")
+        total, scores = token_prediction_loss(self.output, hidden.tokens, batch, "mlm")
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
-        at, labels = batch.targets[f"{self.task}_at"], batch.targets[self.task]
+        at, labels = batch.targets[f"{self.task}_positions"], batch.targets[self.task]
         logits = self.sentence(hidden.tokens)[at].float()
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
-        asked = Scores(rows=at, nll=nll.detach(), correct=correct)
+        asked = TokenScores(rows=at, nll=nll.detach(), correct=correct)
         return Loss({"mlm": total, self.task: nll.sum()}, {"mlm": scores, self.task: asked})
 
     def flops_per_token(self) -> float:

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from xlpretrain.data.samples import Row
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss
-from xlpretrain.objectives.base import Objective, predict_tokens, row_generator
+from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
 from xlpretrain.objectives.span_sampling import SpanSampler
 from xlpretrain.schema import Problem
 
@@ -57,7 +57,7 @@ class PermutationLM(Objective):
     bi_data: bool = True
     """Streams 2k and 2k + 1 read the same blocks, one forwards, one backwards; needs an even global_batch_size."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"two_stream"})
+    requires: ClassVar[frozenset[str]] = frozenset({"two_stream"})
     terms: ClassVar[tuple[str, ...]] = ("plm",)
 
     def problems(self) -> Iterator[Problem]:
@@ -95,12 +95,12 @@ class PermutationLM(Objective):
         return self.seq_len - self.reuse_len - NUM_SYMBOLS
 
     @property
-    def window(self) -> int:
+    def span_len(self) -> int:
         """The reused part, A and B (where B goes on after A)."""
         return self.reuse_len + self.pair_len
 
     @property
-    def stride(self) -> int:
+    def new_tokens(self) -> int:
         """The reused part; A and B are read again by the next row."""
         return self.reuse_len or self.pair_len
 
@@ -116,16 +116,16 @@ class PermutationLM(Objective):
         return 0.8 * (share - NUM_SYMBOLS / self.seq_len), 1.2 * share
 
     @property
-    def both_ways(self) -> bool:
+    def bidirectional_streams(self) -> bool:
         """With `bi_data`. Evaluation reads forwards."""
         return self.bi_data
 
     @property
-    def elsewhere(self) -> int:
+    def random_segment(self) -> int:
         """For the second part of half of the pairs."""
         return self.pair_len
 
-    def num_segments(self, data: Manifest) -> int:
+    def num_segments(self, data: TokenDataset) -> int:
         """A, B and CLS."""
         return 3
 
@@ -162,7 +162,7 @@ class PermutationLMCollator:
     spans: SpanSampler
     seed: int
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
+    def __call__(self, rows: Sequence[Sample]) -> Batch:
         """A batch of as many rows, which may be none."""
         num_rows, seq_len, num_predict = len(rows), self.objective.seq_len, self.objective.num_predict
         tokens = np.full((num_rows, seq_len), self.vocabulary.pad, dtype=np.int64)
@@ -171,34 +171,34 @@ class PermutationLMCollator:
         predict = np.zeros((num_rows, num_predict), dtype=np.int64)
         there = np.zeros((num_rows, num_predict), bool)
         for i, row in enumerate(rows):
-            rng = row_generator(self.seed, row)
+            rng = sample_rng(self.seed, row)
             self._lay_out(row, rng, tokens[i], segments[i], valid[i])
             symbols = (tokens[i] == self.vocabulary.sep) | (tokens[i] == self.vocabulary.cls)
-            chosen[i] = self._choose(tokens[i], valid[i], rng, reverse=row.reverse) & ~symbols
+            chosen[i] = self._choose(tokens[i], valid[i], rng, reverse=row.reversed) & ~symbols
             order[i] = self._factorize(chosen[i] | symbols, rng)
             (positions,) = np.nonzero(chosen[i])
             predict[i, : len(positions)] = positions
             there[i, : len(positions)] = True
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            remembered=torch.tensor([row.remembered for row in rows], dtype=torch.int64),
-            valid=torch.from_numpy(valid),
+            mem_valid_len=torch.tensor([row.mem_valid_len for row in rows], dtype=torch.int64),
+            attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
-            order=torch.from_numpy(order),
-            predict=torch.from_numpy(predict),
-            reverse=torch.tensor([row.reverse for row in rows], dtype=torch.bool),
-            keep=self.objective.reuse_len,
+            perm_rank=torch.from_numpy(order),
+            target_positions=torch.from_numpy(predict),
+            reversed=torch.tensor([row.reversed for row in rows], dtype=torch.bool),
+            reuse_len=self.objective.reuse_len,
         )
         # Predictions stand in the order of positions in both, so the masked tokens are the targets as they come.
-        targets = {"plm": torch.from_numpy(tokens[chosen]), "plm_at": torch.from_numpy(np.flatnonzero(there))}
+        targets = {"plm": torch.from_numpy(tokens[chosen]), "plm_positions": torch.from_numpy(np.flatnonzero(there))}
         return Batch(inputs, targets, {"plm": int(chosen.sum())})
 
     def _lay_out(
-        self, row: Row, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
+        self, row: Sample, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
     ) -> None:
         """Write one row's tokens, segments (reused, A, SEP: 0; B, SEP: 1; CLS: 2) and what of it is there."""
         reuse_len = self.objective.reuse_len
-        reused, rest = row.tokens[:reuse_len], row.tokens[reuse_len : self.objective.window]
+        reused, rest = row.tokens[:reuse_len], row.tokens[reuse_len : self.objective.span_len]
         tokens[: len(reused)] = reused
         valid[: len(reused)] = True
         if len(rest) < 2:
@@ -212,7 +212,7 @@ class PermutationLMCollator:
         segments[end - 1] = 2
         valid[reuse_len:end] = True
 
-    def _split(self, row: Row, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, row: Sample, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A and B: cut at a random sentence's end, B going on or (in half of the rows) coming from elsewhere.
 
         The longer one loses tokens on its right until both fit.
@@ -224,9 +224,9 @@ class PermutationLMCollator:
         cut = int(rng.choice(cuts)) if len(cuts) else total
         if goes_on:
             return rest[:cut], rest[cut:]
-        second = rest[:0] if row.elsewhere is None else row.elsewhere.tokens
-        if row.elsewhere is not None:
-            ends = row.elsewhere.sentence_ends + 1
+        second = rest[:0] if row.random_segment is None else row.random_segment.tokens
+        if row.random_segment is not None:
+            ends = row.random_segment.sentence_ends + 1
             enough = ends[ends >= max(1, total - cut)]
             second = second[: enough[0]] if len(enough) else second
         if not len(second):
@@ -277,7 +277,7 @@ class PermutationLMHead(Head):
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The sum over the tokens to predict, and each one's loss."""
         assert hidden.predictions is not None, "a backbone with two streams, and positions to predict"
-        total, scores = predict_tokens(self.output, hidden.predictions, batch, "plm")
+        total, scores = token_prediction_loss(self.output, hidden.predictions, batch, "plm")
         return Loss({"plm": total}, {"plm": scores})
 
     def flops_per_token(self) -> float:
@@ -285,7 +285,7 @@ class PermutationLMHead(Head):
         return self.output.flops_per_token() * self.share
 
 
-def _places_to_cut(row: Row) -> np.ndarray:
+def _places_to_cut(row: Sample) -> np.ndarray:
     """After each sentence, and each document: not before the symbol at a document's end."""
     sentences, documents = row.sentence_ends + 1, row.document_ends + 1
     if len(documents):

@@ -16,7 +16,7 @@ MASKED, RANDOM = 0.8, 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Masking:
+class TokenMasker:
     """The rules. word_starts: by id, whether a token begins a word; with one that is always true, words are tokens."""
 
     word_starts: np.ndarray = field(repr=False)

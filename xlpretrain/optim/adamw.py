@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from xlpretrain.optim.base import OptimizerConfig, Sees, decay_groups
+from xlpretrain.optim.base import OptimizerConfig, ParameterView, weight_decay_groups
 
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
@@ -32,11 +32,11 @@ class AdamWConfig(OptimizerConfig):
     bias_correction: bool = True
     """Divide the moments, which begin at 0, by the share of them that has been filled."""
 
-    state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    sees: ClassVar[Sees] = "elements"
+    state_keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    parameter_view: ClassVar[ParameterView] = "elements"
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = decay_groups(parameters, self.weight_decay)
+        groups = weight_decay_groups(parameters, self.weight_decay)
         if self.bias_correction:
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         return UncorrectedAdamW(groups, {"lr": self.lr, "betas": self.betas, "eps": self.eps})
@@ -49,10 +49,10 @@ class UncorrectedAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             masters = [master for master in group["params"] if master.grad is not None]
-            move(masters, masters, self.state, group, lr=group["lr"], weight_decay=group["weight_decay"])
+            adam_update(masters, masters, self.state, group, lr=group["lr"], weight_decay=group["weight_decay"])
 
 
-def move(
+def adam_update(
     targets: Sequence[Tensor],
     masters: Sequence[Tensor],
     state: MutableMapping[Tensor, Any],

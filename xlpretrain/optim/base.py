@@ -2,7 +2,7 @@
 
 ZeRO hands an optimizer flat *masters*: fp32 slices of many parameters laid end to end, with padding. One that is
 element-wise (AdamW) is right on them as it is. One that is layer-wise (LAMB) needs norms of whole tensors, and is told
-by `LayerWise.attach` where in the masters each tensor lies.
+by `LayerwiseOptimizer.set_parameter_slices` where in the master weights each tensor is.
 
 A tensor is what the paper calls one: a parameter used by many layers is one, and a parameter that is several tensors
 stacked along its first dimension (query, key and value in one matrix) says so by an attribute:
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from xlpretrain.schema import Section
 
-Sees = Literal["elements", "segments", "parameters"]
+ParameterView = Literal["elements", "segments", "parameters"]
 
 
 class OptimizerConfig(Section, ABC):
@@ -39,15 +39,16 @@ class OptimizerConfig(Section, ABC):
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global L2 norm of the gradient; 0 for none."""
 
-    state_kinds: ClassVar[tuple[str, ...]]
+    state_keys: ClassVar[tuple[str, ...]]
     """Names of the fp32 tensors kept per parameter, beside the scalar `step`."""
-    sees: ClassVar[Sees]
-    """What an update needs: elements alone; segments that `LayerWise.attach` tells of; or whole parameters, which no
-    ZeRO stage above 0 has, so that the engine refuses it there."""
+    parameter_view: ClassVar[ParameterView]
+    """The view that an update needs: elements alone; slices of parameters, given by
+    `LayerwiseOptimizer.set_parameter_slices`; or whole parameters, which no ZeRO stage above 0 has, so that the engine
+    refuses it there."""
 
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over `parameters` (each once), with no state yet; a `LayerWise` one if it `sees` segments."""
+        """The optimizer over `parameters` (each once), with no state; a `LayerwiseOptimizer` for segments."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Segment:
     size: int
 
 
-class LayerWise(torch.optim.Optimizer, ABC):
+class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer that needs norms of whole tensors, and knows how to get them from segments."""
 
     @abstractmethod
-    def attach(
+    def set_parameter_slices(
         self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
         """Learn where tensors lie, before the first step.
@@ -75,7 +76,7 @@ class LayerWise(torch.optim.Optimizer, ABC):
         """
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+def weight_decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
     """Parameter groups for torch: those with two dimensions or more decay, the others do not. None is empty."""
     parameters = list(parameters)
     groups: list[dict[str, object]] = [

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlpretrain.optim.adamw import Betas, move
-from xlpretrain.optim.base import LayerWise, OptimizerConfig, Sees, Segment, decay_groups
+from xlpretrain.optim.adamw import Betas, adam_update
+from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, Segment, weight_decay_groups
 from xlpretrain.schema import Problem
 
 
@@ -38,8 +38,8 @@ class LambConfig(OptimizerConfig):
     max_trust_ratio: Annotated[float, Field(gt=0)] | None = None
     """The most that a step is multiplied by (null: no bound); 10 is usual elsewhere."""
 
-    state_kinds: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    sees: ClassVar[Sees] = "segments"
+    state_keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    parameter_view: ClassVar[ParameterView] = "segments"
 
     def problems(self) -> Iterator[Problem]:
         """The bounds must not cross."""
@@ -48,13 +48,13 @@ class LambConfig(OptimizerConfig):
             yield "min_trust_ratio", f"must not be above max_trust_ratio ({high:g}), got {low:g}"
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = decay_groups(parameters, self.weight_decay)
+        groups = weight_decay_groups(parameters, self.weight_decay)
         defaults = self.model_dump(include={"lr", "betas", "eps", "bias_correction"})
         low, high = self.min_trust_ratio, self.max_trust_ratio
         return Lamb(groups, {**defaults, "bounds": (low or 0.0, math.inf if high is None else high)})
 
 
-class Lamb(LayerWise):
+class Lamb(LayerwiseOptimizer):
     """One all-reduce of two numbers per tensor and call; a temporary of the size of the stepped masters."""
 
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]):
@@ -66,7 +66,7 @@ class Lamb(LayerWise):
         self._process_group: dist.ProcessGroup | None = None
         self._numbers: dict[Tensor, Tensor] = {}
 
-    def attach(
+    def set_parameter_slices(
         self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
         self._segments, self._num_tensors, self._process_group = segments, num_tensors, group
@@ -86,10 +86,10 @@ class Lamb(LayerWise):
             if not masters:
                 continue
             if not group["scaled"]:
-                move(masters, masters, self.state, group, lr=group["lr"], bias_correction=correct)
+                adam_update(masters, masters, self.state, group, lr=group["lr"], bias_correction=correct)
                 continue
             steps = [torch.zeros_like(master) for master in masters]
-            move(steps, masters, self.state, group, lr=-1.0, bias_correction=correct)
+            adam_update(steps, masters, self.state, group, lr=-1.0, bias_correction=correct)
             if group["weight_decay"]:
                 torch._foreach_add_(steps, masters, alpha=group["weight_decay"])
             self._apply(masters, steps, group)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Choice, Problem, Section
+from xlpretrain.schema import Problem, Section, TaggedUnion
 
 
 class Schedule(Section, ABC):
@@ -28,7 +28,7 @@ class Schedule(Section, ABC):
         if self.total_steps is not None and self.warmup_steps >= self.total_steps:
             yield "warmup_steps", f"must be below total_steps ({self.total_steps}), got {self.warmup_steps}"
 
-    def ratio(self, step: int) -> float:
+    def factor(self, step: int) -> float:
         """The rate of the update that follows `step` completed ones, as a share of the highest."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -95,4 +95,4 @@ class WSD(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
-AnySchedule = Annotated[Schedule, Choice(SCHEDULES)]
+AnySchedule = Annotated[Schedule, TaggedUnion(SCHEDULES)]

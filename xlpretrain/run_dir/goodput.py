@@ -32,7 +32,7 @@ class Goodput:
     restarts: int = 0
     _mark: float = field(default_factory=time.monotonic)
 
-    def spent(self, on: Work) -> None:
+    def add_time(self, on: Work) -> None:
         """Charge the time since the last call to `on`."""
         now = time.monotonic()
         setattr(self, on, getattr(self, on) + now - self._mark)
@@ -48,21 +48,21 @@ class Goodput:
         new = cls()
         for name in _WORK:
             setattr(new, name, kept.get(_PREFIX + name) or 0.0)
-        new.lost_s = (last.get(_PREFIX + "lost_s") or 0.0) + max(work_s(last) - new.work_s, 0.0)
+        new.lost_s = (last.get(_PREFIX + "lost_s") or 0.0) + max(work_s(last) - new.productive_s, 0.0)
         new.restart_s = (last.get(_PREFIX + "restart_s") or 0.0) + max(away_s, 0.0)
         new.steps_redone = (last.get(_PREFIX + "steps_redone") or 0) + max(steps_lost, 0)
         new.restarts = (last.get(_PREFIX + "restarts") or 0) + 1
         return new
 
     @property
-    def work_s(self) -> float:
+    def productive_s(self) -> float:
         """What was not in vain."""
         return self.step_s + self.data_wait_s + self.save_s + self.eval_s
 
     @property
     def total_s(self) -> float:
         """All of it."""
-        return self.work_s + self.lost_s + self.restart_s
+        return self.productive_s + self.lost_s + self.restart_s
 
     def metrics(self) -> dict[str, float | int]:
         """The figures under their names in `metrics.jsonl`; `goodput/share` is that of `step_s`."""
@@ -71,7 +71,7 @@ class Goodput:
 
 
 def work_s(metrics: Mapping[str, Any]) -> float:
-    """`Goodput.work_s` by what `Goodput.metrics` gave; 0 where that is missing."""
+    """`Goodput.productive_s` by what `Goodput.metrics` gave; 0 where that is missing."""
     return float(sum(metrics.get(_PREFIX + name) or 0.0 for name in _WORK))
 
 

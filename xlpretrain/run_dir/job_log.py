@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.rank_log import HEADING
 
 _LAST_WORDS_BYTES = 10_000
@@ -21,7 +21,7 @@ _LAST_WORDS_LENGTH = 300
 _REASON = re.compile(r"(\[rank\d+\]: *)?(([\w.]*\.)?\w*(Error|Exception|Interrupt)\b|Fatal Python error:|error: )")
 
 
-def note(run: RunFolder, message: str) -> None:
+def note(run: RunDir, message: str) -> None:
     """Add a line to a run's job.log, as far as that can be written."""
     with suppress(OSError):
         run.logs.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlpretrain.errors import LaunchError
-from xlpretrain.file_system.atomic_files import replace_file, replacing, sync
+from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer, fsync
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """The names that a run, and so its folder, may have: they go into job scripts and W&B."""
@@ -54,7 +54,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """Paths and small files of one run."""
 
     path: Path
@@ -151,8 +151,8 @@ class RunFolder:
         """Make the folder. The configuration is written last: a folder without one was never begun."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            replace_file(self.provenance, json.dumps(provenance, indent=2) + "\n", fence=fence)
-            replace_file(self.config, config, fence=fence)
+            atomic_write(self.provenance, json.dumps(provenance, indent=2) + "\n", fence=fence)
+            atomic_write(self.config, config, fence=fence)
         except OSError as error:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
 
@@ -162,13 +162,13 @@ class RunFolder:
             return
         try:
             self.tokenizer.mkdir(parents=True, exist_ok=True)
-            with replacing(self.tokenizer / name) as temporary:
+            with atomic_writer(self.tokenizer / name) as temporary:
                 temporary.write_bytes(model)
-                sync(temporary)
+                fsync(temporary)
         except OSError as error:
             raise LaunchError(f"{self.tokenizer}: the tokenizer cannot be kept there: {error.strerror}") from None
 
-    def require(self) -> RunFolder:
+    def check_exists(self) -> RunDir:
         """Itself. Raises `LaunchError` if no run was begun here."""
         if not self.exists():
             raise self.missing()
@@ -203,4 +203,4 @@ class RunFolder:
     def write_status(self, status: Status, *, fence: Callable[[], None] = lambda: None) -> None:
         """Replace the status. Raises OSError, and what `fence` raises just before."""
         stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
-        replace_file(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)
+        atomic_write(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)

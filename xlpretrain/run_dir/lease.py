@@ -23,7 +23,7 @@ from typing import NamedTuple, NoReturn
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.file_system.atomic_files import is_temporary
 
-BEAT_S = 2.0
+HEARTBEAT_S = 2.0
 STALE_S = 60.0
 """How old a heartbeat must be for another start to take the run over unasked."""
 _LEAVING_S = 0.5  # for the main thread to remove what it was just about to rename
@@ -52,14 +52,14 @@ class Process(NamedTuple):
         return cls.of(os.getpid())
 
     @property
-    def is_near(self) -> bool:
+    def is_same_machine(self) -> bool:
         """Whether its number means something here."""
         return bool(self.machine) and self.machine == _machine()
 
     @property
     def is_dead(self) -> bool:
         """Whether it is known to have ended: it was on this machine, and is not any more."""
-        return self.is_near and _started(self.pid) != self.started
+        return self.is_same_machine and _started(self.pid) != self.started
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Lease:
                 return
         raise LeaseLostError(f"{self._folder.parent}: another start of the run has taken over; this one ends")
 
-    def keep(self) -> None:
+    def start_heartbeat(self) -> None:
         """Start the heartbeat. Once the lease is lost, the process ends within seconds, wherever it hangs."""
         closed = threading.Event()
         self._keeping = threading.Thread(target=self._beat, args=(closed,), name="lease", daemon=True), closed
@@ -112,7 +112,7 @@ class Lease:
             os.utime(self._path, _RELEASED)
 
     def _beat(self, closed: threading.Event) -> None:
-        while not closed.wait(BEAT_S):
+        while not closed.wait(HEARTBEAT_S):
             try:
                 self.check()
             except LeaseLostError as error:
@@ -128,7 +128,7 @@ def leave(error: LeaseLostError) -> NoReturn:
     os._exit(FENCED)
 
 
-def refuse_if_held(folder: Path, *, launch_id: str, take_over: bool) -> int:
+def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
     """The number of the last lease in the folder (0: none), if its owner may be replaced. Raises `LaunchError`.
 
     It may, if the same launcher starts again, if it has released it, if it is known to be dead, if its heartbeat is
@@ -147,14 +147,14 @@ def refuse_if_held(folder: Path, *, launch_id: str, take_over: bool) -> int:
     )
 
 
-def take(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
+def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
     """Become the owner of the run whose lease folder this is. For rank 0, before it reads or writes anything there.
 
     What older owners left half-written beside `folder` is removed; `checkpoints/` is the caller's. Raises
     `LaunchError`: somebody else has it, or was quicker.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    number = refuse_if_held(folder, launch_id=launch_id, take_over=take_over) + 1
+    number = check_available(folder, launch_id=launch_id, take_over=take_over) + 1
     owner = Owner(os.uname().nodename, Process.this(), launch_id, time.time())
     lease = Lease(folder, number, json.dumps(asdict(owner)))
     try:
@@ -178,7 +178,7 @@ def is_lost(folder: Path, *, launch_id: str, since: int) -> bool:
     return number > since and owner is not None and owner.launch_id != launch_id
 
 
-def last_sign(folder: Path) -> tuple[Owner | None, float] | None:
+def last_heartbeat(folder: Path) -> tuple[Owner | None, float] | None:
     """Who last had the run whose lease folder this is, and when it last gave a sign: seconds since 1970.
 
     The time is 0 if it has released the run. None: nobody ever had it. Changes nothing, so anyone may look.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.files import MANIFEST, list_checkpoints, step_of
+from xlpretrain.checkpoint.files import MANIFEST, list_checkpoints, parse_step
 from xlpretrain.errors import FENCED, FINISHED, STOPPED_EARLY, USER_ERROR, ConfigError
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 MAX_IN_VAIN = 2
 """Starts in a row without a new checkpoint after which a run is not started again."""
@@ -83,21 +83,21 @@ def why_no_more(*, restarts: int, limit: int, limit_name: str, in_vain: int) -> 
     return None
 
 
-def newest_step(run: RunFolder) -> int:
+def newest_step(run: RunDir) -> int:
     """The step of a run's newest checkpoint; 0 if it has none."""
-    return next((step_of(path) or 0 for path in list_checkpoints(run.checkpoints)), 0)
+    return next((parse_step(path) or 0 for path in list_checkpoints(run.checkpoints)), 0)
 
 
-def saved(run: RunFolder) -> Saved:
+def saved(run: RunDir) -> Saved:
     """The checkpoints that a run has. To be kept until a start has ended: see `made_progress`."""
     found = set()
     for path in list_checkpoints(run.checkpoints):
         with suppress(OSError):  # removed this instant
-            found.add((step_of(path) or 0, (path / MANIFEST).stat().st_mtime_ns))
+            found.add((parse_step(path) or 0, (path / MANIFEST).stat().st_mtime_ns))
     return frozenset(found)
 
 
-def made_progress(run: RunFolder, *, before: Saved) -> bool:
+def made_progress(run: RunDir, *, before: Saved) -> bool:
     """Whether a checkpoint was written since `before`.
 
     Not whether the newest step is higher: after a damaged checkpoint a start goes on from an older one, and what it
@@ -106,7 +106,7 @@ def made_progress(run: RunFolder, *, before: Saved) -> bool:
     return bool(saved(run) - before)
 
 
-def cost_of_ending(run: RunFolder) -> str:
+def cost_of_ending(run: RunDir) -> str:
     """What is lost if a run ends now and does not save, in a few words."""
     step, newest = 0, newest_step(run)
     with suppress(ValueError, TypeError):
@@ -117,7 +117,7 @@ def cost_of_ending(run: RunFolder) -> str:
     return f"what came after the checkpoint of step {newest}: {max(step - newest, 0)} steps"
 
 
-def nothing_left(run: RunFolder, *, max_steps: int | None, patience: int | None, eval_every_steps: int) -> str | None:
+def nothing_left(run: RunDir, *, max_steps: int | None, patience: int | None, eval_every_steps: int) -> str | None:
     """The message for a user who starts a finished run again; None if these settings leave it anything to do.
 
     patience, eval_every_steps: `stop.patience` and `eval.every_steps`. A run that ended because its evaluations got no
@@ -135,13 +135,13 @@ def nothing_left(run: RunFolder, *, max_steps: int | None, patience: int | None,
     return None
 
 
-def refuse_if_stopped(run: RunFolder) -> None:
+def refuse_if_stopped(run: RunDir) -> None:
     """Raise `ConfigError` if the user has stopped a run, and not resumed it since."""
     if run.stop_file.exists():
         raise ConfigError(f"{run.stop_file}: the run was {STOPPED_BY_USER}; `xlpretrain resume {run.path}` goes on")
 
 
-def _patience_in_steps(run: RunFolder) -> int | None:
+def _patience_in_steps(run: RunDir) -> int | None:
     """The patience that a run was last started with; None if it had none."""
     with suppress(ConfigError, OSError, TypeError, AttributeError):
         config = schema.read_yaml(run.config)

@@ -12,18 +12,18 @@ from typing import Literal
 
 StopReason = Literal["signal", "time", "user", "disk"]
 STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time", "disk")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SOFT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Which of them say that time is running out, and no more: what they are not told to may be finished."""
 _LOOK_EVERY_S = 0.5
 
 
-def hold_back_warnings() -> None:
+def block_signals() -> None:
     """Let warnings wait until the run listens: while it still imports and builds, they would end the process.
 
     To be called before anything starts a thread, which would hear what this one does not.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SOFT_SIGNALS)
 
 
 class StopRequest:
@@ -48,14 +48,14 @@ class StopRequest:
         return "time" if self._deadline is not None and now >= self._deadline else None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Turn `SIGNALS` into a request for as long as the context lasts; held-back ones, too."""
+    def install_handlers(self) -> Iterator[None]:
+        """Turn `STOP_SIGNALS` into a request for as long as the context lasts; held-back ones, too."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signalled = True
 
-        previous = {number: signal.signal(number, note) for number in SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)
+        previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT_SIGNALS)
         try:
             yield
         finally:

@@ -111,7 +111,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
         time.sleep(_FOR_OTHERS_S)
         for peer in self._peers:  # one may be unable to end itself
-            if peer.is_near and peer.pid != os.getpid() and not peer.is_dead:
+            if peer.is_same_machine and peer.pid != os.getpid() and not peer.is_dead:
                 with suppress(ProcessLookupError):
                     os.kill(peer.pid, signal.SIGKILL)
         _end(HUNG, f"no progress for {self._timeout_s:g} s; where it hangs is in {self._stacks}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from xlpretrain.file_system.atomic_files import replacing, sync
+from xlpretrain.file_system.atomic_files import atomic_writer, fsync
 
 Metrics = dict[str, float | int]
 
@@ -47,7 +47,7 @@ class MetricsFile:
         with self._lock:
             self._flush()
         if self.path.exists():
-            sync(self.path)
+            fsync(self.path)
 
     def _flush(self) -> None:
         while self._pending:
@@ -63,7 +63,7 @@ class MetricsFile:
                 raise
             self._pending.popleft()
 
-    def cut_back(self, step: int) -> list[dict[str, Any]]:
+    def truncate_to_step(self, step: int) -> list[dict[str, Any]]:
         """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were.
 
         The new file stays open: what is appended after yet another process has done the same goes nowhere.
@@ -71,7 +71,7 @@ class MetricsFile:
         self.close()
         rows = list(read_metrics(self.path))
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step).encode()
-        with replacing(self.path, fence=self._fence) as temporary:
+        with atomic_writer(self.path, fence=self._fence) as temporary:
             temporary.write_bytes(kept)
             self._file = temporary.open("ab", buffering=0)
             os.fsync(self._file.fileno())

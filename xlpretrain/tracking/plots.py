@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xlpretrain.file_system.atomic_files import replacing
+from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.tracking.metrics_file import read_metrics
 
 
@@ -45,7 +45,7 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
     below.plot(trained[:, 0], trained[:, 2], color="tab:gray")
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
-    with replacing(picture, fence=fence) as temporary:
+    with atomic_writer(picture, fence=fence) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 
@@ -65,7 +65,7 @@ def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], pictu
     axis.set(title=title, xlabel="predicted", ylabel="label")
     axis.set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 8 else 0)
     axis.set_yticks(range(len(labels)), labels)
-    with replacing(picture) as temporary:
+    with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

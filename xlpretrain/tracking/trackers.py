@@ -190,7 +190,7 @@ class ConsoleTracker:
         if self._live:
             self._live.start()
 
-    def say(self, message: str) -> None:
+    def print(self, message: str) -> None:
         """Print a line that stays."""
         self._note(message)
         self._console.print(message, markup=False)
@@ -198,7 +198,7 @@ class ConsoleTracker:
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Show one step."""
         if any(name.startswith("valid/") for name in metrics):
-            self.say(self._describe_evaluation(metrics))
+            self.print(self._describe_evaluation(metrics))
         if "train/loss" not in metrics:
             return
         line = self._describe_step(metrics)
@@ -206,7 +206,7 @@ class ConsoleTracker:
             self._note(line)
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
-            self.say(line)
+            self.print(line)
 
     def close(self) -> None:
         """Leave the last line standing."""

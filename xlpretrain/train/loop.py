@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 from xlpretrain import distributed
-from xlpretrain.checkpoint.saver import Votes
-from xlpretrain.data.order import mix
+from xlpretrain.checkpoint.saver import SaveVotes
+from xlpretrain.data.order import hash_ints
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
-from xlpretrain.evaluation.held_out import Evaluation, Pause
+from xlpretrain.evaluation.held_out import EvalResult, Pause
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.run_dir.goodput import Work
 from xlpretrain.run_dir.stop import STOP_REASONS, StopReason
 from xlpretrain.tracking.metrics_file import Metrics
-from xlpretrain.train.callbacks.best_checkpoint import is_over, must_save, note
+from xlpretrain.train.callbacks.best_checkpoint import patience_exhausted, should_save, update_best
 from xlpretrain.train.callbacks.corpus_losses import add_losses, corpus_metrics
-from xlpretrain.train.callbacks.spike_rollback import found_spike, go_back, part_of_loss
+from xlpretrain.train.callbacks.spike_rollback import detect_spike, local_loss, roll_back
 from xlpretrain.train.run import Run
-from xlpretrain.train.throughput import Stopwatch, peak_memory_bytes
+from xlpretrain.train.throughput import StepTimer, peak_memory_bytes
 
 T = TypeVar("T")
 
@@ -49,13 +49,13 @@ class _LoopEndedError(Exception):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class StepDecision:
     """What all ranks hold to be true at a step boundary."""
 
     counts: dict[str, int]
     damaged_rows: int
     stop: StopReason | None
-    saves: Votes
+    saves: SaveVotes
     spike: bool
 
 
@@ -65,7 +65,7 @@ def train(run: Run) -> StopReason | None:
     Every rank calls it. Returns why it stopped early, if it did. Raises `XLPretrainError` on every rank where one of
     them met the user's mistake (a damaged shard, a disk too full for the last checkpoint), with its message.
     """
-    with run.stop.listening(), closing(run.saver):
+    with run.stop.install_handlers(), closing(run.saver):
         try:
             stopped = _steps(run)
             _save_the_last(run)
@@ -87,8 +87,8 @@ def _steps(run: Run) -> StopReason | None:
         except _LoopEndedError as ended:
             if ended.why == "spike":
                 _tell_of_failed_save(run, run.saver.wait())
-                go_back(run)
-                begin_to_save(run)
+                roll_back(run)
+                start_save(run)
                 continue
             failure = _save_this_step(run) if ended.why == "disk" else None
             if failure is None:
@@ -101,7 +101,7 @@ def _steps_to_the_end(run: Run) -> None:
     """Train until `max_steps`, or until `stop.patience` is over. Raises `_LoopEndedError`."""
     _finish_row(run)  # which the start before was stopped at
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
-        while run.state.step < run.max_steps and not is_over(run):
+        while run.state.step < run.max_steps and not patience_exhausted(run):
             batches = _fetch(run, batches_of_steps)
             agreed = _agree(run, batches, reason=run.stop.reason() or run.recorder.reason_to_stop())
             _act_on(run, agreed, before="step_s")
@@ -113,20 +113,20 @@ def _steps_to_the_end(run: Run) -> None:
             run.state.tokens += run.config.tokens_per_step
             _count_bad_numbers(run, grad_norm)
             if run.state.step < run.max_steps:
-                run.last_losses = part_of_loss(run, sums, agreed.counts)
+                run.last_losses = local_loss(run, sums, agreed.counts)
             _record(run, sums, agreed.counts, grad_norm)
             _refuse_bad_numbers(run)
 
 
-def begin_to_save(run: Run, *, behind: bool = True, before: Work = "step_s") -> None:
+def start_save(run: Run, *, behind: bool = True, before: Work = "step_s") -> None:
     """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing.
 
     before: what the time until now was spent on.
     """
-    run.recorder.goodput.spent(before)
-    memory = torch.cat(run.mems, dim=1)
+    run.recorder.goodput.add_time(before)
+    memory = torch.cat(run.memory, dim=1)
     run.saver.start(run.state, run.engine, streams=run.streams, memory=memory, behind=behind)
-    run.recorder.goodput.spent("save_s")
+    run.recorder.goodput.add_time("save_s")
 
 
 def _save_the_last(run: Run) -> None:
@@ -140,9 +140,9 @@ def _save_this_step(run: Run) -> str | None:
     failure = run.saver.wait()
     if run.saver.saved_at != run.state.step:
         _tell_of_failed_save(run, failure)
-        begin_to_save(run, behind=False)
+        start_save(run, behind=False)
         failure = run.saver.wait()
-    run.recorder.goodput.spent("save_s")
+    run.recorder.goodput.add_time("save_s")
     return failure
 
 
@@ -150,24 +150,24 @@ def _tell_of_failed_save(run: Run, failure: str | None) -> None:
     """Training goes on without it: the last good checkpoint stays, and there will be another."""
     if failure is not None:
         run.state.failed_saves += 1
-        run.recorder.say(f"{failure}; training goes on, and saves again later")
+        run.recorder.print(f"{failure}; training goes on, and saves again later")
 
 
 def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
     """The next step's micro-batches; none if this rank's data is damaged, which it then keeps as its trouble."""
-    run.recorder.goodput.spent("step_s")
+    run.recorder.goodput.add_time("step_s")
     started = time.perf_counter()
     try:
         return next(batches_of_steps)
     except XLPretrainError as error:
-        run.trouble = error
+        run.pending_error = error
         return []
     finally:
-        run.watch.data_wait_s += time.perf_counter() - started
-        run.recorder.goodput.spent("data_wait_s")
+        run.step_timer.data_wait_s += time.perf_counter() - started
+        run.recorder.goodput.add_time("data_wait_s")
 
 
-def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> Agreement:
+def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> StepDecision:
     """One small all-reduce: the step's counts per loss term, whether to stop, trouble on a rank, and its saves.
 
     reason: this rank's, if there is one to stop. Raises the first rank's trouble on every rank.
@@ -177,7 +177,7 @@ def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> 
         *(sum(batch.counts[term] for batch in batches) for term in terms),
         *(reason == known for known in STOP_REASONS),
         len(run.loader.damage.get(run.state.step, ())),
-        run.trouble is not None,
+        run.pending_error is not None,
         run.last_losses or 0.0,
         *run.saver.votes(run.state.step),
     ]
@@ -186,25 +186,25 @@ def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> 
     asked = [known for known in STOP_REASONS if next(numbers)]
     damaged_rows = int(next(numbers))
     if next(numbers):
-        distributed.share_trouble(run.trouble)
-    spike = found_spike(run, next(numbers))
-    return Agreement(counts, damaged_rows, asked[0] if asked else None, Votes(*numbers), spike)
+        distributed.share_trouble(run.pending_error)
+    spike = detect_spike(run, next(numbers))
+    return StepDecision(counts, damaged_rows, asked[0] if asked else None, SaveVotes(*numbers), spike)
 
 
-def _act_on(run: Run, agreed: Agreement, *, before: Work) -> None:
+def _act_on(run: Run, agreed: StepDecision, *, before: Work) -> None:
     """Leave the loop if that was agreed, by `_LoopEndedError`; else begin to save if due. Every rank calls it.
 
     before: what the time until now was spent on.
     """
-    _tell_of_failed_save(run, run.saver.conclude(agreed.saves))
+    _tell_of_failed_save(run, run.saver.apply_votes(agreed.saves))
     if agreed.spike:
         raise _LoopEndedError("spike")
     if agreed.stop:
         raise _LoopEndedError(agreed.stop)
-    if agreed.saves.writing and must_save(run):
+    if agreed.saves.writing and should_save(run):
         _tell_of_failed_save(run, run.saver.wait())
-    if must_save(run) or (agreed.saves.due and not agreed.saves.writing):
-        begin_to_save(run, before=before)
+    if should_save(run) or (agreed.saves.due and not agreed.saves.writing):
+        start_save(run, before=before)
 
 
 def _tell_of_damage(run: Run, num_rows: int) -> None:
@@ -212,33 +212,33 @@ def _tell_of_damage(run: Run, num_rows: int) -> None:
     run.state.damaged_rows += num_rows
     for messages in distributed.gather_objects(run.loader.damage.pop(run.state.step, [])):
         for message in messages:
-            if message not in run.damage_told:
-                run.damage_told.add(message)
-                run.recorder.say(f"going on without the rows of a block: {message}")
+            if message not in run.reported_damage:
+                run.reported_damage.add(message)
+                run.recorder.print(f"going on without the rows of a block: {message}")
 
 
 def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
     """One update. Returns this rank's sum of each loss term and the global gradient norm before clipping."""
     config, engine = run.config, run.engine
     # Dropout depends on nothing but (seed, step, rank): nothing to save, and evaluation cannot disturb it.
-    torch.manual_seed(mix(config.seed, run.state.step, distributed.rank()))
+    torch.manual_seed(hash_ints(config.seed, run.state.step, distributed.rank()))
     engine.start_step(counts)
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
     mems: list[Tensor] = []
     logged = _is_logged(run, run.state.step + 1)
     if logged:
         run.predictions.count(batches)
-    for number, (batch, remembered) in enumerate(zip(batches, run.mems, strict=True)):
+    for number, (batch, remembered) in enumerate(zip(batches, run.memory, strict=True)):
         loss, memory = engine(batch.to(engine.device), remembered)
         engine.backward(loss)
         if logged:
             add_losses(run, number, loss)
         mems.append(memory)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
-    grad_norm = engine.step(config.optimizer.lr * config.schedule.ratio(run.state.step))
+    grad_norm = engine.step(config.optimizer.lr * config.schedule.factor(run.state.step))
     if math.isfinite(grad_norm):
-        run.mems = mems  # else they may hold NaN, which would never leave them: keep the ones before
-    run.watch.steps += 1
+        run.memory = mems  # else they may hold NaN, which would never leave them: keep the ones before
+    run.step_timer.steps += 1
     return sums, grad_norm
 
 
@@ -249,7 +249,7 @@ def _count_bad_numbers(run: Run, grad_norm: float) -> None:
         return
     run.state.skipped_updates += 1
     run.state.nonfinite_in_a_row += 1
-    run.recorder.say(f"step {run.state.step}: loss or gradient is not finite; no update was made")
+    run.recorder.print(f"step {run.state.step}: loss or gradient is not finite; no update was made")
 
 
 def _refuse_bad_numbers(run: Run) -> None:
@@ -266,7 +266,7 @@ def _refuse_bad_numbers(run: Run) -> None:
 def _record(run: Run, sums: dict[str, Tensor], counts: dict[str, int], grad_norm: float) -> None:
     """Log and evaluate, if due. Raises `_LoopEndedError` if the ranks agree to leave the loop before that is done."""
     row = _training_metrics(run, sums, counts, grad_norm) if _is_logged(run, run.state.step) else {}
-    run.recorder.goodput.spent("step_s")
+    run.recorder.goodput.add_time("step_s")
     if _due_evaluation(run) or _due_probe(run):
         run.state.unrecorded = row
         _finish_row(run)
@@ -282,19 +282,19 @@ def _training_metrics(run: Run, sums: dict[str, Tensor], counts: dict[str, int],
     return {
         "tokens": state.tokens,
         "train/loss": sum(weights[term] * means[term] for term in means),
-        "train/lr": config.optimizer.lr * config.schedule.ratio(state.step - 1),
+        "train/lr": config.optimizer.lr * config.schedule.factor(state.step - 1),
         "train/grad_norm": grad_norm,
         **{f"train/loss/{term}": mean for term, mean in means.items()},
-        "data/epoch": state.step / run.rows.steps_per_epoch,
+        "data/epoch": state.step / run.samples.steps_per_epoch,
         **corpus_metrics(run),
-        **run.predictions.metrics(is_last=state.step == run.max_steps, warn=run.recorder.say),
+        **run.predictions.metrics(is_last=state.step == run.max_steps, warn=run.recorder.print),
         "events/skipped_updates": state.skipped_updates,
         "events/failed_saves": state.failed_saves,
         "events/damaged_rows": state.damaged_rows,
         "events/rollbacks": state.rollbacks,
         "events/skipped_steps": sum(last - first for first, last in state.skipped_windows),
         "memory/peak_bytes": peak_memory_bytes(run.engine.device),
-        **run.watch.lap(
+        **run.step_timer.lap(
             tokens_per_step=config.tokens_per_step,
             flops_per_token=run.flops_per_token,
             peak_flops=run.peak_flops,
@@ -312,13 +312,13 @@ def _finish_row(run: Run) -> None:
         return
     if (evaluate := _due_evaluation(run)) and "valid/loss" not in row:
         found = _interruptible(run, evaluate)
-        note(run, found)
+        update_best(run, found)
         row |= {"tokens": state.tokens, **found.metrics()}
         _tell_of_failed_save(run, run.saver.amend(state))
     if (probe := _due_probe(run)) and "valid/probe_loss" not in row:
         row |= {"tokens": state.tokens, **_interruptible(run, probe)}
     state.unrecorded = None
-    run.watch = Stopwatch()
+    run.step_timer = StepTimer()
     if row:
         run.recorder.record(state.step, row)
     _tell_of_failed_save(run, run.saver.amend(state))
@@ -333,22 +333,22 @@ def _interruptible(run: Run, work: Callable[[Pause], T]) -> T:
     try:
         return work(partial(_pause, run))
     except _LoopEndedError:
-        goodput.spent("eval_s")
+        goodput.add_time("eval_s")
         goodput.lost_s += goodput.eval_s - before_s
         goodput.eval_s = before_s
         raise
     finally:
-        goodput.spent("eval_s")
+        goodput.add_time("eval_s")
 
 
 def _pause(run: Run, trouble: XLPretrainError | None) -> None:
     """Agree between two batches of an evaluation, as at a step boundary. Every rank calls it; see `Pause`."""
     run.watchdog.progress()
-    run.trouble = trouble
+    run.pending_error = trouble
     _act_on(run, _agree(run, [], reason=run.stop.reason()), before="eval_s")
 
 
-def _due_evaluation(run: Run) -> Callable[[Pause], Evaluation] | None:
+def _due_evaluation(run: Run) -> Callable[[Pause], EvalResult] | None:
     return run.evaluate if _due(run, run.config.eval.every_steps) else None
 
 

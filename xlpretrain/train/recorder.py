@@ -15,7 +15,7 @@ from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import LeaseLostError
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, leave
 from xlpretrain.run_dir.stop import StopReason
 from xlpretrain.tracking.metrics_file import Metrics, MetricsFile
@@ -32,7 +32,7 @@ class Recorder:
         goodput: what became of the run's time.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, rank: int, wandb_id: str, status: Status, lease: Lease):
+    def __init__(self, config: RunConfig, folder: RunDir, *, rank: int, wandb_id: str, status: Status, lease: Lease):
         self.status = status
         self.goodput = Goodput()
         self._folder, self._name, self._lease = folder, config.name, lease
@@ -52,16 +52,16 @@ class Recorder:
             )
             self._trackers = [self._console, wandb]
 
-    def go_on_from(self, state: TrainState, previous: Status | None) -> None:
+    def resume_at(self, state: TrainState, previous: Status | None) -> None:
         """Forget what was recorded after the state to go on from. After a crash, tell W&B again what it may have lost.
 
         previous: the status of the start before, if there was one. Raises OSError if the metrics cannot be cut back.
         """
         if self._file is None:
             return
-        rows = self._file.cut_back(state.recorded_step)
+        rows = self._file.truncate_to_step(state.recorded_step)
         self.goodput = _accounts(rows, state, previous)
-        self.tell("running", step=state.step)
+        self.write_status("running", step=state.step)
         orderly = previous is None or previous.state in ("finished", "stopped")
         if orderly or not rows:
             return
@@ -73,9 +73,12 @@ class Recorder:
     def go_back(self, state: TrainState) -> None:
         """Forget what this start recorded after an earlier state. Raises OSError if the metrics cannot be cut back."""
         if self._file is not None:
-            rows, status = self._file.cut_back(state.recorded_step), replace(self.status, updated_at=time.time())
+            rows, status = (
+                self._file.truncate_to_step(state.recorded_step),
+                replace(self.status, updated_at=time.time()),
+            )
             self.goodput = _accounts(rows, state, status)
-            self.tell("running", step=state.step)
+            self.write_status("running", step=state.step)
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Write and show the metrics of one step. What finds no room is written as soon as there is some."""
@@ -83,11 +86,11 @@ class Recorder:
             return
         row: Metrics = {"step": step, **metrics, **self.goodput.metrics(), "time/logged_at_s": time.time()}
         self._try(self._file.path, partial(self._file.append, row))
-        self.tell("running", step=step)
+        self.write_status("running", step=step)
         for tracker in self._trackers:
             tracker.log(row)
 
-    def tell(self, state: Any, *, step: int, **more: Any) -> None:
+    def write_status(self, state: Any, *, step: int, **more: Any) -> None:
         """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
         more["goodput"] = self.goodput.metrics()
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
@@ -101,7 +104,7 @@ class Recorder:
         if self._file is None or all(now - since < self._patience_s for since in self._since()):
             return None
         self._try(self._file.path, self._file.sync)
-        self.tell(self.status.state, step=self.status.step)
+        self.write_status(self.status.state, step=self.status.step)
         return "disk" if any(self._since()) else None
 
     def be_patient(self) -> None:
@@ -122,17 +125,17 @@ class Recorder:
             self._note_failure(path, error.strerror or str(error))
         else:
             if self._unwritable.pop(path, None) is not None:
-                self.say(f"{path}: can be written again")
+                self.print(f"{path}: can be written again")
 
     def _note_failure(self, path: Path, reason: str) -> None:
         if path not in self._unwritable:
-            self.say(f"{path}: cannot be written: {reason}; training goes on")
+            self.print(f"{path}: cannot be written: {reason}; training goes on")
             self._unwritable[path] = time.monotonic()
 
-    def say(self, message: str) -> None:
+    def print(self, message: str) -> None:
         """A line on the console."""
         if self._console is not None:
-            self._console.say(message)
+            self._console.print(message)
 
     def sync(self) -> None:
         """Wait until the metrics are on the disk, if they can be written: before a checkpoint that stands on them.
@@ -164,7 +167,7 @@ class Recorder:
         for tracker in self._trackers:
             tracker.close()
         if self._file is not None and (lost := self._file.close()):
-            self.say(f"{self._file.path}: could not be written; its last {lost} lines are lost")
+            self.print(f"{self._file.path}: could not be written; its last {lost} lines are lost")
 
 
 def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | None) -> Goodput:

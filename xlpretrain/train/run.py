@@ -11,19 +11,19 @@ from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.samples import Rows
+from xlpretrain.data.samples import TrainSamples
 from xlpretrain.engine.base import Engine
 from xlpretrain.errors import XLPretrainError
-from xlpretrain.evaluation.held_out import Evaluation, Pause
+from xlpretrain.evaluation.held_out import EvalResult, Pause
 from xlpretrain.models.pretraining_model import Batch
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.lease import Lease
 from xlpretrain.run_dir.stop import StopRequest
 from xlpretrain.run_dir.watchdog import Watchdog
 from xlpretrain.tracking.metrics_file import Metrics
 from xlpretrain.train.callbacks.prediction_share import PredictionCounter
 from xlpretrain.train.recorder import Recorder
-from xlpretrain.train.throughput import Stopwatch
+from xlpretrain.train.throughput import StepTimer
 
 
 @dataclass
@@ -39,16 +39,16 @@ class Run:
     """
 
     config: RunConfig
-    folder: RunFolder
+    folder: RunDir
     lease: Lease
     watchdog: Watchdog
     engine: Engine
     loader: Loader[Batch]
-    rows: Rows
+    samples: TrainSamples
     streams: range
     state: TrainState
-    mems: list[Tensor]
-    evaluate: Callable[[Pause], Evaluation] | None
+    memory: list[Tensor]
+    evaluate: Callable[[Pause], EvalResult] | None
     probe: Callable[[Pause], Metrics] | None
     stop: StopRequest
     recorder: Recorder
@@ -56,11 +56,11 @@ class Run:
     flops_per_token: float
     saver: Saver
     predictions: PredictionCounter
-    trouble: XLPretrainError | None = None
+    pending_error: XLPretrainError | None = None
     last_losses: float | None = None
     corpus_losses: Tensor | None = None
-    damage_told: set[str] = field(default_factory=set)
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    reported_damage: set[str] = field(default_factory=set)
+    step_timer: StepTimer = field(default_factory=StepTimer)
 
     @property
     def max_steps(self) -> int:

@@ -19,15 +19,15 @@ from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import Datasets
+from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.mixture import MixedRows, Mixture, shares
-from xlpretrain.data.samples import Rows
-from xlpretrain.data.skip_windows import SkippingRows
+from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
+from xlpretrain.data.samples import TrainSamples
+from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import Evaluation, Pause, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate
 from xlpretrain.run_dir import lease
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
 from xlpretrain.run_dir.stop import StopRequest
 from xlpretrain.run_dir.watchdog import Watchdog
@@ -39,7 +39,9 @@ from xlpretrain.train.run import Run
 from xlpretrain.train.throughput import peak_flops
 
 
-def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) -> tuple[RunConfig, Datasets, list[str]]:
+def resolve_run(
+    config: RunConfig, *, world_size: int, allow_recipe_change: bool
+) -> tuple[RunConfig, DataSplits, list[str]]:
     """Check everything that can be checked before work starts; nothing is written.
 
     Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
@@ -49,8 +51,8 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     begun = run_config.load(folder.config) if folder.exists() else None
     data = origin.open_data(config, folder)
     config = data_rules.resolve(config, data.train, begun=begun)
-    data_rules.check_data(config, data.train, world_size)
-    Probe.of(config, data)
+    data_rules.validate_data(config, data.train, world_size)
+    Probe.from_config(config, data)
     if begun is not None:
         return config, data, origin.check_resume(begun, config, data, allow_recipe_change=allow_recipe_change)
     folder.refuse_others()
@@ -58,7 +60,7 @@ def prepare(config: RunConfig, *, world_size: int, allow_recipe_change: bool) ->
     return config, data, []
 
 
-def build(
+def set_up_run(
     config: RunConfig,
     *,
     device: torch.device,
@@ -74,14 +76,14 @@ def build(
     Raises `XLPretrainError` on every rank.
     """
     world_size = distributed.world_size()
-    config, data, changes = prepare(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
+    config, data, changes = resolve_run(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
     watchdog = watchdog or Watchdog()  # asleep
     place = config.folder.lease
-    mine = distributed.on_rank_0(partial(lease.take, place, launch_id=launch_id, take_over=take_over))
+    mine = distributed.run_on_rank_0(partial(lease.acquire, place, launch_id=launch_id, take_over=take_over))
     stacks = config.folder.logs / f"hang-{mine.number:08d}-rank-{distributed.rank():05d}.txt"
     watchdog.guard(config.watchdog, peers=distributed.gather_objects(Process.this()), lease=mine, stacks=stacks)
     if distributed.rank() == 0:
-        mine.keep()
+        mine.start_heartbeat()
     try:
         return _build(config, data, changes, device=device, launch_id=launch_id, mine=mine, watchdog=watchdog)
     except BaseException:
@@ -91,7 +93,7 @@ def build(
 
 def _build(
     config: RunConfig,
-    data: Datasets,
+    data: DataSplits,
     changes: list[str],
     *,
     device: torch.device,
@@ -100,8 +102,8 @@ def _build(
     watchdog: Watchdog,
 ) -> Run:
     folder, world_size = config.folder, distributed.world_size()
-    previous = distributed.on_rank_0(folder.read_status)
-    wandb_id = distributed.on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
+    previous = distributed.run_on_rank_0(folder.read_status)
+    wandb_id = distributed.run_on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status, lease=mine)
@@ -113,21 +115,21 @@ def _build(
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
-    rows = data_rules.training_rows(config, data.train)
+    rows = data_rules.make_training_samples(config, data.train)
     _say_what_is_mixed(recorder, data.train, rows)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
-    probe = Probe.of(config, data)
+    probe = Probe.from_config(config, data)
     state = TrainState(wandb_id=wandb_id)
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
         state, memory = restored.state, restored.memory.to(device)
-        recorder.say(f"going on from step {state.step} of {max_steps}")
+        recorder.print(f"going on from step {state.step} of {max_steps}")
         for difference in restored.differences:
-            recorder.say(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
+            recorder.print(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
     elif config.init_from is not None:
         fresh = load_weights(config.init_from, engine)
-        recorder.say(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+        recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     saver = Saver(
         folder.checkpoints,
         config.checkpoint,
@@ -138,7 +140,7 @@ def _build(
         before_commit=recorder.sync,
     )
     saver.reserve(engine, streams=streams, memory=memory)
-    distributed.on_rank_0(partial(recorder.go_on_from, state, previous))
+    distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
 
     return Run(
         config=config,
@@ -147,15 +149,15 @@ def _build(
         watchdog=watchdog,
         engine=engine,
         loader=Loader(
-            SkippingRows(rows, state.skipped_windows, config.objective.stride) if state.skipped_windows else rows,
+            SkippedWindows(rows, state.skipped_windows, config.objective.new_tokens) if state.skipped_windows else rows,
             config.objective.collator(data.tokenizer, seed=config.seed),
             micro_batches,
             skip_damage=config.data.on_damage == "skip",
         ),
-        rows=rows,
+        samples=rows,
         streams=streams,
         state=state,
-        mems=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
+        memory=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
         evaluate=_evaluator(config, data, engine),
         probe=(lambda pause: probe.run(engine, pause=pause)) if probe is not None else None,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
@@ -168,33 +170,33 @@ def _build(
 
 
 def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str]) -> None:
-    if config.schedule.ratio((config.max_steps or 0) - 1) == 0:
-        recorder.say(
+    if config.schedule.factor((config.max_steps or 0) - 1) == 0:
+        recorder.print(
             f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
             " schedule.total_steps may be changed with --allow-recipe-change"
         )
     for change in changes:
-        recorder.say(f"changed since the run began: {change}")
+        recorder.print(f"changed since the run began: {change}")
 
 
-def _say_what_is_mixed(recorder: Recorder, train: Mixture, rows: Rows) -> None:
-    if not isinstance(rows, MixedRows):
+def _say_what_is_mixed(recorder: Recorder, train: Mixture, rows: TrainSamples) -> None:
+    if not isinstance(rows, MixtureSamples):
         return
-    for corpus, share in shares(train):
-        recorder.say(f"{corpus.name}: {share:.4%} of the rows, from {corpus.manifest.num_tokens:,} tokens")
-    for step, name in rows.dropouts:
-        recorder.say(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
+    for corpus, share in effective_shares(train):
+        recorder.print(f"{corpus.name}: {share:.4%} of the rows, from {corpus.manifest.num_tokens:,} tokens")
+    for step, name in rows.exhausted_at:
+        recorder.print(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
 
 
 def _build_engine(
-    config: RunConfig, data: Datasets, *, num_micro_batches: int, device: torch.device
+    config: RunConfig, data: DataSplits, *, num_micro_batches: int, device: torch.device
 ) -> tuple[Engine, float]:
     """The fresh model in its engine; and its FLOPs per new token, counted before ZeRO-3 cuts weights up."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
     objective = config.objective
     flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
-    flops *= objective.seq_len / objective.stride
+    flops *= objective.seq_len / objective.new_tokens
     engine = build_engine(
         config.engine,
         model,
@@ -206,7 +208,7 @@ def _build_engine(
     return engine, flops
 
 
-def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[Pause], Evaluation] | None:
+def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[[Pause], EvalResult] | None:
     if data.valid is None:
         return None
     call = partial(
@@ -215,15 +217,15 @@ def _evaluator(config: RunConfig, data: Datasets, engine: Engine) -> Callable[[P
         engine.model.backbone.empty_memory,
         manifest=data.valid,
         tokenizer=data.tokenizer,
-        objective=config.evaluated_objective(config.eval),
-        mem_len=config.evaluated_mem_len(config.eval),
+        objective=config.eval_objective(config.eval),
+        mem_len=config.eval_mem_len(config.eval),
         config=config.eval,
         device=engine.device,
     )
     return lambda pause: call(pause=pause)
 
 
-def _begin(config: RunConfig, folder: RunFolder, data: Datasets, *, fence: Callable[[], None]) -> str:
+def _begin(config: RunConfig, folder: RunDir, data: DataSplits, *, fence: Callable[[], None]) -> str:
     """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
     began = {
         "wandb_id": secrets.token_hex(4),

@@ -15,7 +15,7 @@ _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 
 
 @dataclass
-class Stopwatch:
+class StepTimer:
     """Wall time since the last `lap`, and how much of it was spent waiting for data."""
 
     started_at: float = field(default_factory=time.perf_counter)

@@ -10,10 +10,10 @@ from xlpretrain.checkpoint.files import (
     ABANDONED,
     DAMAGED,
     MANIFEST,
+    CheckpointManifest,
     DamagedError,
-    Manifest,
     list_checkpoints,
-    list_put_away,
+    list_quarantined,
     open_manifest,
     verify_whole,
 )
@@ -42,8 +42,8 @@ def show(checkpoints: Path, *, verify: bool) -> bool:
     rows = [Row("checkpoint", "age", "size", "made with", "state")]
     for kind, folders in (
         ("", list_checkpoints(checkpoints)),
-        (ABANDONED, list_put_away(checkpoints, ABANDONED)),
-        (DAMAGED, list_put_away(checkpoints, DAMAGED)),
+        (ABANDONED, list_quarantined(checkpoints, ABANDONED)),
+        (DAMAGED, list_quarantined(checkpoints, DAMAGED)),
     ):
         for folder in folders:
             state = kind
@@ -67,7 +67,7 @@ def _row(folder: Path, name: Path, state: str) -> Row:
     files = [path.stat() for path in folder.iterdir() if path.is_file()]
     size = _size(sum(file.st_size for file in files))
     try:
-        made = Manifest.read(folder).layout
+        made = CheckpointManifest.read(folder).layout
         age = _age(time.time() - (folder / MANIFEST).stat().st_mtime)
     except (DamagedError, OSError):
         return Row(str(name), "?", size, "?", state)

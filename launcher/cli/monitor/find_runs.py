@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.slurm.records import SlurmFolder
 from xlpretrain.errors import ConfigError, LaunchError
-from xlpretrain.run_dir.layout import NAME, RunFolder
+from xlpretrain.run_dir.layout import NAME, RunDir
 
 if TYPE_CHECKING:  # torch takes seconds
     pass
@@ -20,16 +20,16 @@ _MAX_DEPTH = 4
 _TAIL_BYTES = 1 << 17
 
 
-def find(folder: Path) -> list[RunFolder]:
+def find(folder: Path) -> list[RunDir]:
     """The runs in a folder and the folders in it, by name. Raises `LaunchError` if there is no such folder."""
     if not folder.is_dir():
         raise LaunchError(f"{folder}: no such folder; name the one that holds your runs: --runs-dir DIR")
     return list(_find(folder, _MAX_DEPTH))
 
 
-def require(path: Path) -> RunFolder:
+def require(path: Path) -> RunDir:
     """The run in a folder, begun or only submitted. Raises `LaunchError` if there is none."""
-    run = RunFolder(path)
+    run = RunDir(path)
     if is_run(run):
         return run
     raise run.missing()
@@ -52,13 +52,13 @@ def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
     return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)
 
 
-def is_run(run: RunFolder) -> bool:
+def is_run(run: RunDir) -> bool:
     """Whether a run was begun or submitted here."""
     slurm = SlurmFolder.of(run)
     return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
 
 
-def read_tail(run: RunFolder) -> list[dict[str, Any]]:
+def last_metrics(run: RunDir) -> list[dict[str, Any]]:
     """The last whole lines of the metrics, however long they are; none if there are none yet."""
     try:
         with run.metrics.open("rb") as file:
@@ -78,13 +78,13 @@ def read_tail(run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def _find(folder: Path, depth: int) -> Iterator[RunFolder]:
+def _find(folder: Path, depth: int) -> Iterator[RunDir]:
     try:
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
         return
     for path in below:
-        if is_run(RunFolder(path)):
-            yield RunFolder(path)
+        if is_run(RunDir(path)):
+            yield RunDir(path)
         elif depth > 1:
             yield from _find(path, depth - 1)

@@ -9,21 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from xlpretrain.errors import LaunchError
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 _POLL_S = 0.3
 _TAIL_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
 
-def files(run: RunFolder, rank: int | None) -> list[Path]:
+def files(run: RunDir, rank: int | None) -> list[Path]:
     """The logs that are asked for: of the job and rank 0, or of one rank."""
     if rank is not None:
         return [run.rank_log(rank)]
     return [run.job_log, run.rank_log(0)]
 
 
-def show(run: RunFolder, *, rank: int | None, num_lines: int, follow: bool) -> None:
+def show(run: RunDir, *, rank: int | None, num_lines: int, follow: bool) -> None:
     """Print the last lines of the logs; with `follow` also all that comes, until Ctrl-C.
 
     num_lines: of each log; 0: all. Raises `LaunchError` if there is none yet, and it is not to be waited for.
@@ -93,7 +93,7 @@ class _Printer:
         sys.stdout.buffer.flush()
 
 
-def _nothing(run: RunFolder, logs: Sequence[_Log]) -> str:
+def _nothing(run: RunDir, logs: Sequence[_Log]) -> str:
     wanted = " or ".join(log.path.name for log in logs)
     there = sorted(path.name for path in run.logs.glob("*.log")) if run.logs.is_dir() else []
     if there:

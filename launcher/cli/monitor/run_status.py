@@ -11,17 +11,17 @@ from typing import Any
 from launcher.cli.monitor import find_runs
 from launcher.slurm import client as slurm
 from launcher.slurm.client import JobState
-from launcher.slurm.records import End, Job, SlurmFolder, Start
+from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.run_dir import job_log, lease
 from xlpretrain.run_dir.goodput import work_s
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.outcome import STOPPED_BY_USER
 
 
 @dataclass(frozen=True)
-class Overview:
+class RunStatus:
     """A run, seen from outside.
 
     state: what it does, in Slurm's words where Slurm has it. is_live: whether it runs now. job: the last one, if it was
@@ -29,13 +29,13 @@ class Overview:
     None if there never was one, or the run ended in order. host: of rank 0. message: why it failed.
     """
 
-    run: RunFolder
+    run: RunDir
     state: str
     is_live: bool
     job: Job | None
     job_state: JobState | None
     status: Status | None
-    events: Sequence[Start | End]
+    events: Sequence[AttemptStart | AttemptEnd]
     step: int
     max_steps: int
     loss: float | None
@@ -53,16 +53,16 @@ class Overview:
         return self.step / self.max_steps if self.max_steps else None
 
 
-def look_at(folders: Sequence[RunFolder]) -> list[Overview]:
+def collect(folders: Sequence[RunDir]) -> list[RunStatus]:
     """Each of these runs; Slurm is asked once for all."""
     jobs = [_read_job(run) for run in folders]
     states = slurm.states_of([job.job_id for job in jobs if job is not None])
     return [_look_at(run, job, states) for run, job in zip(folders, jobs, strict=True)]
 
 
-def _look_at(run: RunFolder, job: Job | None, states: Mapping[str, JobState] | None) -> Overview:
-    status, rows, events = _read_status(run), find_runs.read_tail(run), SlurmFolder.of(run).read_events()
-    sign = lease.last_sign(run.lease)
+def _look_at(run: RunDir, job: Job | None, states: Mapping[str, JobState] | None) -> RunStatus:
+    status, rows, events = _read_status(run), find_runs.last_metrics(run), SlurmFolder.of(run).read_events()
+    sign = lease.last_heartbeat(run.lease)
     heartbeat_s = max(0.0, time.time() - sign[1]) if sign and sign[1] else None
     own = _own_state(status, sign, heartbeat_s)
     if run.stop_file.exists() and own not in ("running", "finished", "failed"):
@@ -73,8 +73,8 @@ def _look_at(run: RunFolder, job: Job | None, states: Mapping[str, JobState] | N
     speed = _last(rows, "time/tokens_per_second")
     step_s = _seconds_per_step(rows)
     finished = own == "finished"
-    starts = [event for event in events if isinstance(event, Start)]
-    return Overview(
+    starts = [event for event in events if isinstance(event, AttemptStart)]
+    return RunStatus(
         run=run,
         state=_state(own, job, job_state, answered=states is not None),
         is_live=own == "running",
@@ -130,7 +130,7 @@ def _state(own: str, job: Job | None, job_state: JobState | None, *, answered: b
     return job_state.state if own == "finished" else f"{job_state.state}: {own}"
 
 
-def _host(status: Status | None, starts: Sequence[Start], job_state: JobState | None) -> str:
+def _host(status: Status | None, starts: Sequence[AttemptStart], job_state: JobState | None) -> str:
     """That of the start that runs; before it has said so, of the job's first node."""
     begun = starts[-1].at if starts else 0.0
     if status is not None and status.host and status.updated_at >= begun:
@@ -140,8 +140,8 @@ def _host(status: Status | None, starts: Sequence[Start], job_state: JobState | 
     return status.host if status is not None else ""
 
 
-def _message(run: RunFolder, status: Status | None, events: Sequence[Start | End], *, crashed: bool) -> str:
-    ends = [event for event in events if isinstance(event, End)]
+def _message(run: RunDir, status: Status | None, events: Sequence[AttemptStart | AttemptEnd], *, crashed: bool) -> str:
+    ends = [event for event in events if isinstance(event, AttemptEnd)]
     if events and ends and events[-1] is ends[-1] and ends[-1].message:
         return ends[-1].message
     if crashed:
@@ -162,7 +162,7 @@ def _last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return next((float(row[name]) for row in reversed(rows) if isinstance(row.get(name), (int, float))), None)
 
 
-def _planned_steps(run: RunFolder) -> int:
+def _planned_steps(run: RunDir) -> int:
     """By the config of a run that has not begun; 0 if it is not counted in steps."""
     for config in (run.config, SlurmFolder.of(run).config):
         with suppress(ConfigError, OSError):
@@ -170,14 +170,14 @@ def _planned_steps(run: RunFolder) -> int:
     return 0
 
 
-def _read_job(run: RunFolder) -> Job | None:
+def _read_job(run: RunDir) -> Job | None:
     try:
         return SlurmFolder.of(run).read_job()
     except (ValueError, TypeError, OSError):
         return None
 
 
-def _read_status(run: RunFolder) -> Status | None:
+def _read_status(run: RunDir) -> Status | None:
     try:
         return run.read_status()
     except (ValueError, TypeError, OSError):

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.cli.monitor import find_runs, run_status
-from launcher.cli.monitor.run_status import Overview
-from launcher.slurm.records import End, SlurmFolder, Start
+from launcher.cli.monitor.run_status import RunStatus
+from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "COMPLETED": "blue", "local: running": "green"}
 _BAD = ("FAILED", "crashed", "failed", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
@@ -33,7 +33,7 @@ def show_all(runs_dir: Path) -> None:
     table = Table(*names, box=None, header_style="bold", pad_edge=False)
     for name in ("run", "state"):
         table.columns[names.index(name)].overflow = "fold"
-    for view in run_status.look_at(found):
+    for view in run_status.collect(found):
         table.add_row(
             _plain(str(view.run.path.relative_to(runs_dir))),
             _styled(view.state),
@@ -51,7 +51,7 @@ def show_all(runs_dir: Path) -> None:
 
 def show_one(path: Path) -> None:
     """Print all that is known of a run. Raises `LaunchError` if there is none."""
-    [view] = run_status.look_at([find_runs.require(path)])
+    [view] = run_status.collect([find_runs.require(path)])
     console = _console()
     console.print(_facts(view))
     history = _history(view)
@@ -60,7 +60,7 @@ def show_one(path: Path) -> None:
         console.print(history)
 
 
-def _facts(view: Overview) -> Table:
+def _facts(view: RunStatus) -> Table:
     table = Table.grid(padding=(0, 2))
 
     def add(name: str, value: str | Text) -> None:
@@ -94,12 +94,12 @@ def _facts(view: Overview) -> Table:
     return table
 
 
-def _history(view: Overview) -> Table:
+def _history(view: RunStatus) -> Table:
     """A line for each start on Slurm, with how it ended."""
     table = Table("started", "job", "nodes", "ranks", "from", "ended", "to", "outcome", box=None, header_style="bold")
-    start: Start | None = None
+    start: AttemptStart | None = None
     for event in [*view.events, None]:
-        if isinstance(event, End):
+        if isinstance(event, AttemptEnd):
             _add_start(table, start, event)
             start = None
             continue
@@ -109,7 +109,7 @@ def _history(view: Overview) -> Table:
     return table
 
 
-def _add_start(table: Table, start: Start | None, end: End | None) -> None:
+def _add_start(table: Table, start: AttemptStart | None, end: AttemptEnd | None) -> None:
     first = ["", "", "", "", ""]
     if start is not None:
         job = f"{start.job_id}, restart {start.restart}" if start.restart else start.job_id
@@ -132,7 +132,7 @@ def _styled(state: str) -> Text:
     return Text(state, style="red" if any(word in state for word in _BAD) else known)
 
 
-def _steps(view: Overview) -> str:
+def _steps(view: RunStatus) -> str:
     return f"{view.step:,}/{view.max_steps:,}" if view.max_steps else f"{view.step:,}"
 
 

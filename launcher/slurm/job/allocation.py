@@ -109,7 +109,7 @@ class Allocation:
     nodes: tuple[str, ...]
 
     @classmethod
-    def this(cls) -> Allocation:
+    def current(cls) -> Allocation:
         """The one of this process. Raises `LaunchError` outside a job."""
         env = os.environ
         try:

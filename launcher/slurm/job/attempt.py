@@ -22,11 +22,11 @@ from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.rank import exit_code_of
 from launcher.slurm.job.requeue import Resubmit
 from launcher.slurm.profile import ClusterConfig
-from launcher.slurm.records import End, Job, SlurmFolder, Start
+from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.run_dir import job_log, lease, outcome
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.outcome import Saved, Verdict
 from xlpretrain.tracking.console import outlive_console
 
@@ -43,14 +43,14 @@ def run(path: str, *, resubmit: Resubmit) -> NoReturn:
         # They are for the ranks. Not SIG_IGN, which srun and the ranks would inherit.
         signal.signal(number, lambda *_: None)
     try:
-        code = _start(RunFolder(Path(path)), Allocation.this(), resubmit)
+        code = _start(RunDir(Path(path)), Allocation.current(), resubmit)
     except XLPretrainError as error:
         _say(f"error: {error}")
         code = error.exit_code
     sys.exit(code)
 
 
-def _start(run: RunFolder, job: Allocation, resubmit: Resubmit) -> int:
+def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
     records = SlurmFolder.of(run)
     profile = schema.load(ClusterConfig, records.cluster)
     _say(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
@@ -63,7 +63,7 @@ def _start(run: RunFolder, job: Allocation, resubmit: Resubmit) -> int:
         records.write_job(Job(job.job_id, job.cluster, time.time(), profile.nodes, log))
     planned = min(len(job.nodes), profile.max_nodes) * profile.num_tasks
     before = outcome.saved(run)
-    records.append(Start(job.job_id, job.restart, time.time(), job.nodes, planned, outcome.newest_step(run)))
+    records.append(AttemptStart(job.job_id, job.restart, time.time(), job.nodes, planned, outcome.newest_step(run)))
     try:
         found = _train(run, job, profile)
     except XLPretrainError as error:
@@ -74,20 +74,20 @@ def _start(run: RunFolder, job: Allocation, resubmit: Resubmit) -> int:
 
 
 def _decide(
-    run: RunFolder, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved, resubmit: Resubmit
-) -> End:
+    run: RunDir, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved, resubmit: Resubmit
+) -> AttemptEnd:
     """Write down how the start ended, and put the job back into the queue if there shall be another."""
     records = SlurmFolder.of(run)
     progress = outcome.made_progress(run, before=before)
-    end = End(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
-    if records.is_replaced(job.job_id, job.restart):
+    end = AttemptEnd(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
+    if records.is_superseded(job.job_id, job.restart):
         return replace(end, outcome="fenced", exit_code=FENCED, message=outcome.TAKEN_OVER)
     if not found.go_on:
         assert found.ended != "crashed", "a crash goes on"
         end = replace(end, outcome=found.ended)
         records.append(end)
         return end
-    limit = history.why_no_more(
+    limit = history.stop_reason(
         [*records.read_events(), end],
         restart=job.restart,
         max_requeues=profile.max_requeues,
@@ -96,35 +96,35 @@ def _decide(
     if limit is not None:
         end = replace(end, exit_code=1, message=limit)
         _write_failure(run, job, limit)
-    elif not requeue.may_ask(job):
+    elif not requeue.can_requeue(job):
         end = replace(end, outcome="stopped", message=f"{found.message}; Slurm has taken the job away")
     else:
         end = replace(end, outcome="requeued")
     records.append(end)  # before: once it is back in the queue, this process has seconds to live
     if end.outcome == "requeued":
         trouble = requeue.ask(run, job, profile, end, resubmit)
-        if trouble is not None and not records.is_replaced(job.job_id, job.restart):
+        if trouble is not None and not records.is_superseded(job.job_id, job.restart):
             end = replace(end, outcome="stopped", message=f"{end.message}; {trouble}")
             records.append(end)
     return end
 
 
-def _train(run: RunFolder, job: Allocation, profile: ClusterConfig) -> Verdict:
+def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
     """Look at the nodes, run the ranks on those that are sound, and say how it ended."""
     masters = allocation.addresses(job.nodes[0])
     where = {allocation.MASTERS: " ".join(masters)}
     nodes = list(job.nodes)
     if profile.health_check.enabled:
         seen = _look_at(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
-        for node, why in seen.broken.items():
+        for node, why in seen.failed_nodes.items():
             _say(
                 f"{node} is not sound: {why}; no further start of this run goes there ({SlurmFolder.of(run).excluded})"
             )
-        if seen.broken:
-            SlurmFolder.of(run).exclude(seen.broken)
-        if seen.trouble:
-            return Verdict("crashed", 1, f"did not begin: {seen.trouble}")
-        nodes = [node for node in nodes if node not in seen.broken]
+        if seen.failed_nodes:
+            SlurmFolder.of(run).exclude(seen.failed_nodes)
+        if seen.error:
+            return Verdict("crashed", 1, f"did not begin: {seen.error}")
+        nodes = [node for node in nodes if node not in seen.failed_nodes]
     if len(nodes) < profile.min_nodes:
         return Verdict("crashed", 1, f"did not begin: {len(nodes)} sound nodes, {profile.min_nodes} needed")
     nodes = nodes[: profile.max_nodes]
@@ -133,7 +133,7 @@ def _train(run: RunFolder, job: Allocation, profile: ClusterConfig) -> Verdict:
     return _run_ranks(run, job, profile, nodes, where)
 
 
-def _look_at(nodes: Sequence[str], run: RunFolder, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
+def _look_at(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
     """The health check, on every node at once."""
     limit = profile.health_check.timeout_s
     arguments = [str(run.path), str(profile.num_gpus), str(max(1, limit // 2))]
@@ -158,7 +158,7 @@ def _look_at(nodes: Sequence[str], run: RunFolder, profile: ClusterConfig, where
 
 
 def _run_ranks(
-    run: RunFolder, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
+    run: RunDir, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
 ) -> Verdict:
     from xlpretrain.config import run_config
 
@@ -209,19 +209,19 @@ def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -
                 return False
 
 
-def _wait_for_lease(run: RunFolder, job: Allocation) -> int:
+def _wait_for_lease(run: RunDir, job: Allocation) -> int:
     """The number of the last lease. One that died elsewhere holds it for a minute. Raises `LaunchError`."""
-    deadline = time.monotonic() + lease.STALE_S + 2 * lease.BEAT_S
+    deadline = time.monotonic() + lease.STALE_S + 2 * lease.HEARTBEAT_S
     while True:
         try:
-            return lease.refuse_if_held(run.lease, launch_id=job.launch_id, take_over=False)
+            return lease.check_available(run.lease, launch_id=job.launch_id, take_over=False)
         except XLPretrainError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(lease.BEAT_S)
+            time.sleep(lease.HEARTBEAT_S)
 
 
-def _write_failure(run: RunFolder, job: Allocation, message: str) -> None:
+def _write_failure(run: RunDir, job: Allocation, message: str) -> None:
     """Let `status` show why there is no further start."""
     if not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
         status = run.read_status() or Status("failed")

@@ -23,8 +23,8 @@ from launcher.slurm.job import allocation
 class Health:
     """What came of it. broken: why, by node. trouble: what is wrong without a node to blame."""
 
-    broken: dict[str, str]
-    trouble: str = ""
+    failed_nodes: dict[str, str]
+    error: str = ""
 
 
 def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:

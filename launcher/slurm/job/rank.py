@@ -13,15 +13,15 @@ from pathlib import Path
 
 from launcher.slurm.job import allocation
 from launcher.slurm.records import SlurmFolder
-from xlpretrain.errors import end
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.errors import exit_rank
+from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir import rank_log
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import code_of_rank
 from xlpretrain.tracking.console import outlive_console
 
 
-def main(run: RunFolder) -> int:
+def main(run: RunDir) -> int:
     """Train one rank's part. Returns its exit code: for Slurm, to have stopped early is no failure."""
     from xlpretrain.__main__ import main as train
 
@@ -38,14 +38,14 @@ def main(run: RunFolder) -> int:
     # What may change in a run that was begun was looked at when it was submitted.
     code = train([str(records.config), "--allow-recipe-change"])
     if rank == 0:
-        replace_file(exit_code_of(run), f"{code}\n")
+        atomic_write(exit_code_of(run), f"{code}\n")
     return code_of_rank(code, parent_knows=False)
 
 
-def exit_code_of(run: RunFolder) -> Path:
+def exit_code_of(run: RunDir) -> Path:
     """Where rank 0 leaves its exit code: that of srun may be another's, which was ended because rank 0 had left."""
     return SlurmFolder.of(run).path / "exit_code"
 
 
 if __name__ == "__main__":
-    end(main(RunFolder(Path(sys.argv[1]))))
+    exit_rank(main(RunDir(Path(sys.argv[1]))))

@@ -11,22 +11,22 @@ from dataclasses import replace
 from launcher.slurm import client as slurm
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.profile import ClusterConfig
-from launcher.slurm.records import End, Job, SlurmFolder
+from launcher.slurm.records import AttemptEnd, Job, SlurmFolder
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.run_dir import outcome
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
-Resubmit = Callable[[RunFolder, ClusterConfig], str]
+Resubmit = Callable[[RunDir, ClusterConfig], str]
 """Submits a run again, and returns the id of its job. Raises `LaunchError`."""
 
 
-def may_ask(job: Allocation) -> bool:
+def can_requeue(job: Allocation) -> bool:
     """Whether the job is this start's to put back: not if Slurm did so already, nor if somebody cancelled it."""
     known = slurm.state_of(job.job_id)
     return known is None or known.state == "RUNNING"
 
 
-def ask(run: RunFolder, job: Allocation, profile: ClusterConfig, end: End, resubmit: Resubmit) -> str | None:
+def ask(run: RunDir, job: Allocation, profile: ClusterConfig, end: AttemptEnd, resubmit: Resubmit) -> str | None:
     """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went.
 
     end: of this start, as it was written down.
@@ -48,13 +48,15 @@ def ask(run: RunFolder, job: Allocation, profile: ClusterConfig, end: End, resub
     return None
 
 
-def _submit_anew(run: RunFolder, job: Allocation, profile: ClusterConfig, end: End, resubmit: Resubmit) -> str | None:
+def _submit_anew(
+    run: RunDir, job: Allocation, profile: ClusterConfig, end: AttemptEnd, resubmit: Resubmit
+) -> str | None:
     """Another job for the run, from inside of this one. Returns why there is none."""
     advice = f"`xlpretrain resume {run.path}` on a login node goes on"
     if shutil.which("sbatch") is None:
         return f"neither scontrol nor sbatch can be used here; {advice}"
     records = SlurmFolder.of(run)
-    if records.is_replaced(job.job_id, job.restart):
+    if records.is_superseded(job.job_id, job.restart):
         return outcome.TAKEN_OVER
     known = records.read_job()
     records.append(replace(end, outcome="resubmitted"))  # before: the other job may start at once

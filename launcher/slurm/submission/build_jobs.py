@@ -17,17 +17,17 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines.build.__main__ import FINISH, REPLACE
-from data_pipelines.build.pipeline import begin, owning, stages_of, tell
-from data_pipelines.build.up_to_date import is_finished
+from data_pipelines.build.pipeline import build_lock, print_summary, stages_of, start_build
+from data_pipelines.build.up_to_date import is_up_to_date
 from data_pipelines.config import DataConfig
-from data_pipelines.execution.progress import Stages
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
-from data_pipelines.stages.work_dir import Stage, Work
+from data_pipelines.stages.work_dir import Stage, WorkDir
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.submission import executor
 from xlpretrain.errors import DataError, LaunchError
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.file_system.atomic_files import atomic_write
 
 _POLL_S = 1.0
 _ASK_EVERY_S = 10.0
@@ -44,7 +44,7 @@ class Array:
     num_jobs: int
 
     @property
-    def elements(self) -> list[str]:
+    def task_ids(self) -> list[str]:
         """The ids of its jobs."""
         return [f"{self.job_id}_{i}" for i in range(self.num_jobs)]
 
@@ -54,16 +54,16 @@ def build(
 ) -> None:
     """Build on a cluster, and wait until it is done. Raises `DataError` or `LaunchError`."""
     console = console or Console()
-    work = Work.of(config.out)
+    work = WorkDir.of(config.out)
     arrays = active_arrays(config.out)
-    if not arrays and is_finished(config, console, force=force):
+    if not arrays and is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
         return
-    stages = Stages(console)
-    with owning(work):
+    stages = ProgressReporter(console)
+    with build_lock(work):
         if not arrays:
             with Workers(config.workers) as workers:
-                begin(config, work, stages, workers)
+                start_build(config, work, stages, workers)
             arrays = _submit(work, config, profile, num_jobs=num_jobs, replace=force)
         console.print(f"jobs {', '.join(array.job_id for array in arrays)}; logs in {_folder(work)}", highlight=False)
         try:
@@ -71,16 +71,16 @@ def build(
         except KeyboardInterrupt:
             console.print("\nthe jobs go on; the same command watches them again")
             raise
-    tell(config.out, stages)
+    print_summary(config.out, stages)
 
 
 def active_arrays(out: Path) -> list[Array]:
     """The jobs of a build that wait or run."""
     try:
-        found = [Array(**entry) for entry in json.loads((_folder(Work.of(out)) / "jobs.json").read_text())]
+        found = [Array(**entry) for entry in json.loads((_folder(WorkDir.of(out)) / "jobs.json").read_text())]
     except (OSError, ValueError, TypeError):
         return []
-    states = slurm.states_of([job for array in found for job in array.elements]) or {}
+    states = slurm.states_of([job for array in found for job in array.task_ids]) or {}
     return found if any(not state.is_over for state in states.values()) else []
 
 
@@ -93,7 +93,7 @@ def refuse_if_active(out: Path) -> None:
         )
 
 
-def script(work: Work, arguments: Sequence[str], profile: ClusterConfig, *, log: str) -> str:
+def script(work: WorkDir, arguments: Sequence[str], profile: ClusterConfig, *, log: str) -> str:
     """The batch script of a job. log: the first part of the name of its log."""
     command = [profile.python, "-u", "-m", "data_pipelines.build", str(work.folder), *arguments]
     lines = [
@@ -107,7 +107,7 @@ def script(work: Work, arguments: Sequence[str], profile: ClusterConfig, *, log:
     return "\n".join(lines) + "\n"
 
 
-def _submit(work: Work, config: DataConfig, profile: ClusterConfig, *, num_jobs: int, replace: bool) -> list[Array]:
+def _submit(work: WorkDir, config: DataConfig, profile: ClusterConfig, *, num_jobs: int, replace: bool) -> list[Array]:
     _folder(work).mkdir(exist_ok=True)
     one_node = profile.model_copy(update={"nodes": "1", "spare_nodes": 0, "tasks_per_node": 1})
     options: dict[str, str | bool] = {**executor.options(one_node, exclude=[]), "output": "/dev/null"}
@@ -134,11 +134,11 @@ def _submit(work: Work, config: DataConfig, profile: ClusterConfig, *, num_jobs:
     except LaunchError:
         _cancel(arrays)
         raise
-    replace_file(_folder(work) / "jobs.json", json.dumps([vars(array) for array in arrays]))
+    atomic_write(_folder(work) / "jobs.json", json.dumps([vars(array) for array in arrays]))
     return arrays
 
 
-def _watch(work: Work, config: DataConfig, arrays: Sequence[Array], stages: Stages) -> None:
+def _watch(work: WorkDir, config: DataConfig, arrays: Sequence[Array], stages: ProgressReporter) -> None:
     """Tell how far the jobs are, until the last is over. Raises `LaunchError` if one fails."""
     by_name = {array.stage: array for array in arrays}
     for stage in stages_of(config):
@@ -151,7 +151,7 @@ def _watch(work: Work, config: DataConfig, arrays: Sequence[Array], stages: Stag
             _fail(work, by_name[FINISH], arrays)
 
 
-def _watch_stage(work: Work, stage: Stage, array: Array, arrays: Sequence[Array], stages: Stages) -> None:
+def _watch_stage(work: WorkDir, stage: Stage, array: Array, arrays: Sequence[Array], stages: ProgressReporter) -> None:
     sizes = stage.sizes(work)
     waiting = {task for task in range(len(sizes)) if not work.is_done(stage.name, task)}
     done = (sum(sizes) - sum(sizes[task] for task in waiting)) / 1e6
@@ -168,7 +168,7 @@ def _watch_stage(work: Work, stage: Stage, array: Array, arrays: Sequence[Array]
 
 def _looks(arrays: Sequence[Array]) -> Iterator[bool]:
     """Whether all jobs of these arrays were over before now, again and again. Slurm is asked now and then only."""
-    jobs = [job for array in arrays for job in array.elements]
+    jobs = [job for array in arrays for job in array.task_ids]
     asked, is_over = time.monotonic(), False
     while True:
         yield is_over
@@ -180,7 +180,7 @@ def _looks(arrays: Sequence[Array]) -> Iterator[bool]:
             asked = time.monotonic()
 
 
-def _fail(work: Work, array: Array, arrays: Sequence[Array]) -> None:
+def _fail(work: WorkDir, array: Array, arrays: Sequence[Array]) -> None:
     _cancel(arrays)
     said = ""
     for log in sorted(_folder(work).glob(f"{array.stage}-*.log")):
@@ -188,7 +188,7 @@ def _fail(work: Work, array: Array, arrays: Sequence[Array]) -> None:
         if errors := [line for line in lines if line.startswith("error: ")]:
             raise LaunchError(f"{errors[-1].removeprefix('error: ')} (in {log}); {_GOES_ON}")
         said = "\n".join(lines[-_LAST_LINES:])
-    states = slurm.states_of(array.elements) or {}
+    states = slurm.states_of(array.task_ids) or {}
     ended = ", ".join(sorted({str(state) for state in states.values()})) or "unknown"
     raise LaunchError(
         f"job {array.job_id} ended ({ended}) before its work was done; logs in {_folder(work)}; {_GOES_ON}"
@@ -202,5 +202,5 @@ def _cancel(arrays: Sequence[Array]) -> None:
             slurm.ask("scancel", *(array.job_id for array in arrays))
 
 
-def _folder(work: Work) -> Path:
+def _folder(work: WorkDir) -> Path:
     return work.folder / "slurm"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from launcher.slurm.profile import SECRET_NAME
 from xlpretrain.errors import LaunchError
-from xlpretrain.file_system.atomic_dirs import put_in_place, temporary_folder, tidy, unclaimed
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.file_system.atomic_dirs import publish_dir, temporary_folder, tidy, unclaimed
+from xlpretrain.file_system.atomic_files import atomic_write
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml")
@@ -61,9 +61,9 @@ def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> lis
                     left_out.append(f"{path.relative_to(root)} ({reason})")
             checksums = {str(path): _sha256(fresh / path) for path in unclaimed(fresh, ())}
             _keep_changed(target, claims(target))
-            put_in_place(fresh, target, claims=claims)
+            publish_dir(fresh, target, claims=claims)
         if record is not None:
-            replace_file(record, json.dumps(checksums, indent=1) + "\n")
+            atomic_write(record, json.dumps(checksums, indent=1) + "\n")
     except OSError as error:
         raise LaunchError(f"{target}: the code cannot be copied there: {error.strerror} ({error.filename})") from None
     return left_out

@@ -19,7 +19,7 @@ from launcher.slurm import client as slurm
 from launcher.slurm.profile import ONE_LINERS, ClusterConfig
 from launcher.slurm.records import SlurmFolder
 from xlpretrain.errors import ConfigError, LaunchError
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late: it takes half a second
     from submitit import SlurmExecutor
@@ -53,7 +53,7 @@ def _size(profile: ClusterConfig) -> dict[str, str]:
     return {"nodes": f"{fewest}-{most}", "mincpus": str(profile.num_tasks * (profile.cpus_per_task or 1))}
 
 
-def script(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str) -> str:
+def script(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str) -> str:
     """The batch script for these runs, as `submit` would hand it to sbatch."""
     executor = _executor(runs, profile, name=name, folder=_home(runs))
     if len(runs) > 1:
@@ -61,7 +61,7 @@ def script(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str) -> s
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def submit(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, call: Callable[[str], object]) -> list[str]:
+def submit(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, call: Callable[[str], object]) -> list[str]:
     """Submit one job for each run, which calls `call` with its folder. Returns the job ids.
 
     Raises `LaunchError` with Slurm's own words.
@@ -86,14 +86,14 @@ def submit(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, call
         raise LaunchError(f"Slurm did not take the job: {str(error).strip()}") from None
 
 
-def _home(runs: Sequence[RunFolder]) -> Path:
+def _home(runs: Sequence[RunDir]) -> Path:
     """Where submitit's files lie. A sweep has a folder of its own for them."""
     if len(runs) == 1:
         return SlurmFolder.of(runs[0]).submitit
     return runs[0].path.parent / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _executor(runs: Sequence[RunFolder], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
+def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
     from submitit import SlurmExecutor
 
     for pattern in _PATTERNS:

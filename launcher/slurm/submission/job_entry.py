@@ -7,7 +7,7 @@ from typing import NoReturn
 from launcher.slurm.job import attempt
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.submission import executor
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 
 def run_job(path: str) -> NoReturn:
@@ -15,7 +15,7 @@ def run_job(path: str) -> NoReturn:
     attempt.run(path, resubmit=resubmit)
 
 
-def resubmit(run: RunFolder, profile: ClusterConfig) -> str:
+def resubmit(run: RunDir, profile: ClusterConfig) -> str:
     """Submit a run again from inside its job. Returns the new job's id. Raises `LaunchError`."""
     (job_id,) = executor.submit([run], profile, name=run.path.name, call=run_job)
     return job_id

@@ -22,8 +22,8 @@ from launcher.slurm.submission import submit
 from launcher.slurm.submission.job_entry import run_job
 from xlpretrain import schema
 from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError, XLPretrainError
-from xlpretrain.file_system.atomic_files import replace_file
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.file_system.atomic_files import atomic_write
+from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
     from xlpretrain.config.run_config import RunConfig
@@ -43,7 +43,7 @@ _NUMBERS = ("tasks_per_node", "cpus_per_task", "gpus_per_node")
 def main(arguments: Sequence[str]) -> int:
     """Begin the run, or go on with it. Returns the job's exit code, if it does not leave with it."""
     try:
-        allocation = Allocation.this()
+        allocation = Allocation.current()
         where = Path(os.environ.get("SLURM_SUBMIT_DIR", ".")) / f"slurm-{allocation.job_id}.run"
         if allocation.restart == 0 or not where.is_symlink():
             if where.exists() and not where.is_symlink():
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     except XLPretrainError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
-    folder = RunFolder(where.readlink())
-    replace_file(SlurmFolder.of(folder).cluster, schema.dump(profile_of(allocation, os.environ)))
+    folder = RunDir(where.readlink())
+    atomic_write(SlurmFolder.of(folder).cluster, schema.dump(profile_from_job(allocation, os.environ)))
     os.chdir(folder.path / "code")  # so that the ranks run the copy
     run_job(str(folder.path))
 
 
-def profile_of(allocation: Allocation, environment: Mapping[str, str]) -> ClusterConfig:
+def profile_from_job(allocation: Allocation, environment: Mapping[str, str]) -> ClusterConfig:
     """The site profile that a job would have been submitted with. Raises `ConfigError`."""
     given = {key: environment[name] for name, key in _KEYS.items() if environment.get(name, "(null)") != "(null)"}
     data = {key: int(value) if key in _NUMBERS else value for key, value in given.items()}
@@ -78,7 +78,7 @@ def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig,
 
     if not arguments:
         raise ConfigError("name a CONFIG: sbatch slurm/pretrain.sbatch CONFIG key=value ...")
-    profile = profile_of(allocation, os.environ)
+    profile = profile_from_job(allocation, os.environ)
     config = run_config.load(Path(arguments[0]), arguments[1:])
     config = submit.check(config, profile, allow_recipe_change=False)
     if (before := submit.active_job(config.folder)) and before != allocation.job_id:
@@ -86,7 +86,7 @@ def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig,
     return config, profile
 
 
-def _write(config: RunConfig, profile: ClusterConfig) -> RunFolder:
+def _write(config: RunConfig, profile: ClusterConfig) -> RunDir:
     """Write down what the run is."""
     for line in submit.write_files(config, profile):
         print(f"left out of the copy of the code: {line}")

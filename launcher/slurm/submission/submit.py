@@ -19,9 +19,9 @@ from launcher.slurm.submission import code_snapshot, executor, sweep
 from launcher.slurm.submission.job_entry import run_job
 from xlpretrain import schema
 from xlpretrain.errors import LaunchError
-from xlpretrain.file_system.atomic_files import replace_file
+from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir import outcome
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
     from xlpretrain.config.run_config import RunConfig
@@ -70,17 +70,17 @@ def submit(
 
 def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
     """What the ranks will run: resolved, with absolute paths. Raises `XLPretrainError` for what would fail there."""
-    from xlpretrain.train.setup import prepare
+    from xlpretrain.train.setup import resolve_run
 
     config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
     for num_nodes in {profile.min_nodes, profile.max_nodes}:
-        resolved, _, _ = prepare(
+        resolved, _, _ = resolve_run(
             config, world_size=num_nodes * profile.num_tasks, allow_recipe_change=allow_recipe_change
         )
     return resolved
 
 
-def refuse_if_active(folder: RunFolder) -> None:
+def refuse_if_active(folder: RunDir) -> None:
     """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
     from xlpretrain.run_dir import lease
 
@@ -90,10 +90,10 @@ def refuse_if_active(folder: RunFolder) -> None:
             f" `xlpretrain cancel {folder.path}` ends it"
         )
     if SlurmFolder.of(folder).read_job() is None:
-        lease.refuse_if_held(folder.lease, launch_id="", take_over=False)
+        lease.check_available(folder.lease, launch_id="", take_over=False)
 
 
-def active_job(folder: RunFolder) -> str | None:
+def active_job(folder: RunDir) -> str | None:
     """The id of a run's job, if that waits in the queue or runs."""
     job = SlurmFolder.of(folder).read_job()
     state = slurm.state_here(job.job_id, job.cluster) if job else None
@@ -146,7 +146,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
         records.path.mkdir(parents=True, exist_ok=True)
         folder.logs.mkdir(exist_ok=True)
         records.write_config(schema.dump(config))
-        replace_file(records.cluster, schema.dump(profile))
+        atomic_write(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
     return code_snapshot.take(folder.path / "code", record=records.code)
@@ -164,7 +164,7 @@ def _hindrance(job_id: str) -> str:
     return ""
 
 
-def _tell(folder: RunFolder, job: Job) -> None:
+def _tell(folder: RunDir, job: Job) -> None:
     run = shlex.quote(str(folder.path))
     print(f"job {job.job_id}: {folder.path} on {job.nodes} node{'' if job.nodes == '1' else 's'}")
     print(f"  log    {job.log}")

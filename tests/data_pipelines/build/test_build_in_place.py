@@ -7,12 +7,12 @@ from pathlib import Path
 import commands
 import pytest
 from builds import DOCUMENTS, start_build, tree, wait_for
+from built_datasets import write_jsonl
 from corpus import make_documents
-from datasets import write_jsonl
 
 import data_pipelines.build.pipeline
-from data_pipelines.stages.work_dir import Work
-from xlpretrain.data.storage.dataset import Manifest
+from data_pipelines.stages.work_dir import WorkDir
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -70,7 +70,7 @@ def test_named_corpora_and_a_brought_tokenizer_are_claimed_by_their_indexes(buil
     own = out / "web" / "tokenizer" / "spiece.model"
     build_small([], **settings, seed=2, force=True, tokenizer={"path": str(own)})
     assert set(tree(out)) == set(first)
-    assert Manifest.open(out / "web" / "train").built_from["settings"]["seed"] == 2
+    assert TokenDataset.open(out / "web" / "train").built_from["settings"]["seed"] == 2
 
 
 def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: BuildSmall, tmp_path: Path, monkeypatch):
@@ -86,10 +86,10 @@ def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: B
         with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* what is done is kept"):
             build_small(DOCUMENTS, seed=2, force=True)
     assert (out / "train" / "notes.txt").read_text() == "mine"
-    assert Manifest.open(out / "train").built_from["settings"]["seed"] == 1
+    assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 1
     (out / "train" / "notes.txt").rename(tmp_path / "notes.txt")
     build_small(DOCUMENTS, seed=2, force=True)
-    assert Manifest.open(out / "train").built_from["settings"]["seed"] == 2
+    assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 2
     assert not any(tmp_path.glob(".data.*"))
 
 
@@ -123,7 +123,7 @@ def test_what_came_into_the_work_folder_is_not_removed_with_it(build_small: Buil
     process = start_build(tmp_path)
     wait_for((tmp_path / ".data.work" / "read" / "000000").exists)
     commands.kill_all(process)
-    work = Work.of(tmp_path / "data")
+    work = WorkDir.of(tmp_path / "data")
     (work.folder / "read" / "000000" / "notes.txt").write_text("mine")
     work.remove()
     assert tree(work.folder) == {"read/000000/notes.txt": b"mine"}

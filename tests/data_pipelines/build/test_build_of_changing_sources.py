@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from builds import DOCUMENTS
-from datasets import build_dataset, write_jsonl
+from built_datasets import build_dataset, write_jsonl
 
 import data_pipelines.build.pipeline
-from data_pipelines.stages.work_dir import Work
+from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -27,7 +27,7 @@ def test_a_source_that_changes_before_the_end_is_an_error(when: str, change: str
     corpus = tmp_path / "corpus.jsonl"
     run_task = data_pipelines.build.pipeline.run_task
 
-    def meanwhile(work: Work, stage, task: int) -> int:
+    def meanwhile(work: WorkDir, stage, task: int) -> int:
         if stage.title == when and task == 1:
             if change == "replaced":
                 (tmp_path / "new.jsonl").rename(corpus)
@@ -50,7 +50,7 @@ def test_what_else_a_build_reads_may_not_change_either(what: str, build_small: B
     held_out = write_jsonl(tmp_path / "held_out.jsonl", ["Some text."])
     run_task = data_pipelines.build.pipeline.run_task
 
-    def meanwhile(work: Work, stage, task: int) -> int:
+    def meanwhile(work: WorkDir, stage, task: int) -> int:
         if what == "tokenizer":
             tokenizer.write_bytes((tmp_path / "other.model").read_bytes())
         else:

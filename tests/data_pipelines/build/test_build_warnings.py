@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+from built_datasets import BuildSmall
 from corpus import make_documents
-from datasets import BuildSmall
 from languages import LANGUAGES
 from rich.console import Console
 
-from data_pipelines.build.pipeline import tell
-from data_pipelines.execution.progress import Stages
+from data_pipelines.build.pipeline import print_summary
+from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.sharding.stats import stats
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 
 
 def report_of(out: Path) -> dict:
@@ -29,7 +29,7 @@ def test_a_build_warns_of_text_that_a_model_will_not_see_as_it_is(build_small: B
     thai = [" ".join(document.split("\n")) for document in LANGUAGES["thai"].documents(30)]
     out = build_small([" x ".join(thai) * 9, *make_documents(30, seed=6), "\u200b"], sentences={"language": "th"})
     warnings = report_of(out)["warnings"]
-    manifest = Manifest.open(out / "train")
+    manifest = TokenDataset.open(out / "train")
     documents, sentences = (ends(0, manifest.num_tokens) for ends in (manifest.document_ends, manifest.sentence_ends))
     lengths = np.diff(np.union1d(documents, sentences), prepend=-1)
     unknown, long = (part / manifest.num_tokens for part in (manifest.num_unknown, lengths[lengths > 512].sum()))
@@ -41,7 +41,7 @@ def test_a_build_warns_of_text_that_a_model_will_not_see_as_it_is(build_small: B
     ]
     assert [warning[: len(text)] for warning, text in zip(warnings, beginnings, strict=True)] == beginnings
     console = Console(file=io.StringIO(), width=1000)
-    tell(out, Stages(console))
+    print_summary(out, ProgressReporter(console))
     stats(out, console=console)
     for warning in warnings:
         assert console.file.getvalue().count(f"warning: {warning}") == 2

@@ -13,15 +13,15 @@ import commands
 import numpy as np
 import pytest
 from builds import DOCUMENTS, start_build, tree, wait_for
+from built_datasets import write_jsonl
 from corpus import make_documents
-from datasets import write_jsonl
 from repository import ROOT
 from rich.console import Console
 
 from data_pipelines.build.pipeline import build
 from data_pipelines.config import DataConfig
-from data_pipelines.stages.work_dir import Work
-from xlpretrain.data.storage.dataset import Manifest
+from data_pipelines.stages.work_dir import WorkDir
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.schema import load, validate
@@ -31,7 +31,7 @@ BuildSmall = Callable[..., Path]
 
 def documents_of(folder: Path) -> list[str]:
     """The documents of a split, decoded, in its order."""
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     tokenizer = load_tokenizer(folder.parent / "tokenizer" / "spiece.model")
     ends = manifest.document_ends(0, manifest.num_tokens)
     starts = [0, *(ends + 1)]
@@ -68,7 +68,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(build_small: BuildSmal
     documents = make_documents(1500, seed=1)  # several tasks for each worker
     first = build_small(documents, out="a", workers=1, **settings)
     second = build_small(documents, out="b", workers=2, **settings)
-    assert len(Manifest.open(first / "train").shards) > 2
+    assert len(TokenDataset.open(first / "train").shards) > 2
     assert tree(first) == tree(second)
 
 
@@ -77,7 +77,7 @@ def test_plain_webdataset_streams_the_shards(build_small: BuildSmall):
     import webdataset
 
     folder = build_small(DOCUMENTS, shard_bytes=20_000) / "train"
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     urls = [str(shard.path) for shard in manifest.shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == [f"{n:08d}" for n in range(manifest.num_blocks + 1)]
@@ -95,7 +95,7 @@ def test_a_finished_build_is_kept_and_other_settings_need_force(build_small: Bui
         build_small(DOCUMENTS, seed=2)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
     build_small(DOCUMENTS, seed=2, force=True)
-    assert Manifest.open(out / "train").built_from["settings"]["seed"] == 2
+    assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 2
     assert [entry.name for entry in out.parent.iterdir() if entry.name.startswith(".")] == []
 
 
@@ -226,7 +226,7 @@ def test_a_corpus_can_be_piped_in(tmp_path: Path, tiny_tokenizer: Path):
 
 def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path: Path):
     with (
-        Work.of(tmp_path / "data").lock(),
+        WorkDir.of(tmp_path / "data").lock(),
         pytest.raises(DataError, match="another process builds this dataset right now"),
     ):
         build_small(DOCUMENTS)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built_datasets import write_jsonl
 from corpus import make_documents, make_sentence
-from datasets import write_jsonl
 
 from data_pipelines.cleaning.clean import CleanConfig, clean
-from data_pipelines.cleaning.minhash import bands
-from data_pipelines.cleaning.quality import apply_c4, judge_by_gopher
-from xlpretrain.data.storage.dataset import Manifest
+from data_pipelines.cleaning.minhash import minhash_bands
+from data_pipelines.cleaning.quality import apply_c4_rules, passes_gopher
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import validate
 
@@ -32,7 +32,7 @@ def folded(documents: list[str]) -> list[str]:
 
 def texts_of(folder: Path) -> list[str]:
     """The documents of a split, decoded, sorted."""
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     tokenizer = manifest.open_tokenizer()
     ends = manifest.document_ends(0, manifest.num_tokens)
     return sorted(tokenizer.decode(manifest.tokens(s, e)) for s, e in zip([0, *(ends + 1)], ends, strict=False))
@@ -100,7 +100,7 @@ def test_documents_that_stay_share_no_band(build_small: BuildSmall):
     chain = [change_words(originals[0], count, 1) for count in range(1, 150, 5)]
     config = CleanConfig(near_duplicates=True)
     out = build_small([*originals, *chain], clean={"near_duplicates": True})
-    kept = [bands(text, config.minhash).tolist() for text in texts_of(out / "train")]
+    kept = [minhash_bands(text, config.minhash).tolist() for text in texts_of(out / "train")]
     counts = Counter(key for keys in kept for key in set(keys))
     assert max(counts.values()) == 1
     assert 31 <= len(kept) < 60
@@ -153,8 +153,8 @@ def test_named_corpora_are_kept_apart_with_one_tokenizer(build_small: BuildSmall
     assert sorted(path.name for path in out.iterdir()) == ["books", "report.json", "web"]
     web = texts_of(out / "web" / "train") + texts_of(out / "web" / "valid")
     assert sorted(web) == folded(documents[0::3] + documents[2::3])
-    books = Manifest.open(out / "books" / "train")
-    assert books.open_tokenizer().sha256 == Manifest.open(out / "web" / "valid").tokenizer_sha256
+    books = TokenDataset.open(out / "books" / "train")
+    assert books.open_tokenizer().sha256 == TokenDataset.open(out / "web" / "valid").tokenizer_sha256
     assert build_small([], sources=sources, splits={"valid": 0.2}) == out
 
 
@@ -184,16 +184,16 @@ def test_documents_of_unwanted_length_are_left_out_and_broken_unicode_is_repaire
     ],
 )
 def test_gophers_rules(text: str, reason: str | None):
-    assert judge_by_gopher(text) == reason
+    assert passes_gopher(text) == reason
 
 
 def test_c4_keeps_lines_that_are_sentences():
     page = f"Home | About\n{PROSE}\nClick\nPlease enable Javascript to see what is on here.\n\nWe have cookies too."
-    text, reason = apply_c4(page)
+    text, reason = apply_c4_rules(page)
     assert (text, reason) == (f"{PROSE}\n\nWe have cookies too."[: -len("\n\nWe have cookies too.")].rstrip("\n"), None)
-    assert apply_c4(f"{PROSE} function() {{")[1] == "a curly bracket"
-    assert apply_c4(f"{PROSE} Lorem ipsum.")[1] == "lorem ipsum"
-    assert apply_c4("One sentence that is long enough.")[1] == "fewer than three sentences"
+    assert apply_c4_rules(f"{PROSE} function() {{")[1] == "a curly bracket"
+    assert apply_c4_rules(f"{PROSE} Lorem ipsum.")[1] == "lorem ipsum"
+    assert apply_c4_rules("One sentence that is long enough.")[1] == "fewer than three sentences"
 
 
 @pytest.mark.parametrize(

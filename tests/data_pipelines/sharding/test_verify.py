@@ -16,7 +16,7 @@ from data_pipelines.sharding.stats import measure, stats
 from data_pipelines.sharding.verify import verify
 from data_pipelines.tokenizing.config import SentenceConfig
 from data_pipelines.tokenizing.sentences import split_sentences
-from xlpretrain.data.storage.dataset import Manifest, seal_index
+from xlpretrain.data.storage.dataset import TokenDataset, add_checksum
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 
@@ -53,7 +53,7 @@ def replace_members(folder: Path, change: Callable[[str, bytes], tuple[str, byte
     }
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     index["shards"][0].update(columns, num_bytes=path.stat().st_size, sha256=sha256)
-    index_path.write_text(seal_index(index))
+    index_path.write_text(add_checksum(index))
 
 
 def test_a_whole_dataset_has_no_problems(tiny_dataset: Path):
@@ -63,7 +63,7 @@ def test_a_whole_dataset_has_no_problems(tiny_dataset: Path):
 
 @pytest.mark.parametrize("part", ["token", "tar header", "padding", "end"])
 def test_any_flipped_bit_is_found(part: str, dataset: Path):
-    manifest = Manifest.open(dataset / "train")
+    manifest = TokenDataset.open(dataset / "train")
     path, second = manifest.shards[0].path, int(manifest.offsets[1])
     position = {"token": second - 700, "tar header": second + 3, "padding": second - 1, "end": -1}[part]
     data = bytearray(path.read_bytes())
@@ -77,7 +77,7 @@ def test_any_flipped_bit_is_found(part: str, dataset: Path):
 
 def test_missing_and_truncated_shards_are_found(build_small: BuildSmall):
     folder = build_small(make_documents(60, seed=8), shard_bytes=5000) / "train"
-    shards = Manifest.open(folder).shards
+    shards = TokenDataset.open(folder).shards
     shards[0].path.unlink()
     shards[1].path.write_bytes(shards[1].path.read_bytes()[:1000])
     problems = find_problems(folder)
@@ -92,7 +92,7 @@ def test_a_member_that_points_elsewhere_is_refused(name: str, dataset: Path):
     problems = find_problems(dataset)
     assert any("a member must not point elsewhere" in problem for problem in problems)
     with pytest.raises(DataError, match=r"expected the member 00000000\.tok\.npy, got"):
-        Manifest.open(dataset / "train").tokens(0, 10)
+        TokenDataset.open(dataset / "train").tokens(0, 10)
 
 
 class Bomb:
@@ -109,7 +109,7 @@ def test_a_pickle_is_refused_and_never_loaded(dataset: Path, tmp_path: Path, mon
     )
     assert any("its tok array should be uint16[256], got object[256]" in problem for problem in find_problems(dataset))
     with pytest.raises(DataError, match="got object"):
-        Manifest.open(dataset / "train").tokens(0, 10)
+        TokenDataset.open(dataset / "train").tokens(0, 10)
     assert not Path("exploded").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_pickle_is_refused_and_never_loaded(dataset: Path, tmp_path: Path, mon
 def test_tokens_that_make_no_sense_are_found(
     member: str, position: int, value: int | None, message: str, dataset: Path
 ):
-    eod = Manifest.open(dataset / "train").vocabulary.eod
+    eod = TokenDataset.open(dataset / "train").vocabulary.eod
 
     def change(name: str, data: bytes) -> tuple[str, bytes]:
         if name == f"00000000.{member}.npy":
@@ -152,7 +152,7 @@ def test_where_there_is_no_dataset_it_says_so(tmp_path: Path):
 def test_stats_tell_what_a_dataset_holds(tiny_dataset: Path, tmp_path: Path):
     said = io.StringIO()
     stats(tiny_dataset, console=Console(file=said, width=120), plot=tmp_path / "stats.png")
-    manifest = Manifest.open(tiny_dataset / "train")
+    manifest = TokenDataset.open(tiny_dataset / "train")
     for number in (manifest.num_tokens, manifest.num_documents, manifest.num_sentences, manifest.num_bytes):
         assert f"{number:,}" in said.getvalue()
     assert "median" in said.getvalue()
@@ -162,7 +162,7 @@ def test_stats_tell_what_a_dataset_holds(tiny_dataset: Path, tmp_path: Path):
 def test_lengths_are_those_of_documents_and_sentences(build_small: Callable[..., Path], tiny_tokenizer: Path):
     documents, tokenizer = make_documents(60, seed=5), load_tokenizer(tiny_tokenizer)
     folder = build_small(documents) / "train"
-    measured = measure(Manifest.open(folder))
+    measured = measure(TokenDataset.open(folder))
     sentences = [[len(tokenizer.encode(s)) for s in split_sentences(d, SentenceConfig())] for d in documents]
     assert sorted(measured.documents.tolist()) == sorted(sum(own) + 1 for own in sentences)
     assert sorted(measured.sentences.tolist()) == sorted(length for own in sentences for length in own)
@@ -171,7 +171,7 @@ def test_lengths_are_those_of_documents_and_sentences(build_small: Callable[...,
 
 
 def test_of_a_large_dataset_samples_are_measured(build_small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    manifest = Manifest.open(build_small(make_documents(400, seed=5)) / "train")
+    manifest = TokenDataset.open(build_small(make_documents(400, seed=5)) / "train")
     whole = measure(manifest)
     monkeypatch.setattr("data_pipelines.sharding.stats.MOST_BLOCKS", 10)
     monkeypatch.setattr("data_pipelines.sharding.stats.SAMPLES", 4)

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizing.config import SentenceConfig
-from data_pipelines.tokenizing.encode import Encoded, EncodedRun, choose_block_tokens, join
+from data_pipelines.tokenizing.encode import EncodedDocuments, EncodedStream, choose_block_tokens, concatenate
 from data_pipelines.tokenizing.encode import encode as encode_documents
 from data_pipelines.tokenizing.sentences import split_sentences
 from data_pipelines.tokenizing.word_encoder import token_dtype
 from xlpretrain.data.tokenizers.open import load_tokenizer
 
 
-def encode(documents: list[str], tokenizer: Path) -> Encoded:
+def encode(documents: list[str], tokenizer: Path) -> EncodedDocuments:
     return encode_documents(documents, load_tokenizer(tokenizer), SentenceConfig())
 
 
@@ -48,7 +48,7 @@ def test_every_byte_is_counted_once_even_where_text_has_no_tokens(tiny_tokenizer
 def test_parts_join_to_the_whole(tiny_tokenizer: Path):
     documents = make_documents(30, seed=4)
     whole, parts = encode(documents, tiny_tokenizer), [encode([document], tiny_tokenizer) for document in documents]
-    joined = join(parts)
+    joined = concatenate(parts)
     for field in ("tokens", "document_ends", "sentence_ends", "text_ends", "text_bytes"):
         np.testing.assert_array_equal(getattr(joined, field), getattr(whole, field))
 
@@ -60,11 +60,11 @@ def test_any_part_of_a_run_is_what_it_is_in_the_whole(tiny_tokenizer: Path, tmp_
     folders = [tmp_path / str(number) for number in range(len(cuts))]
     for folder, cut in zip(folders, cuts, strict=True):
         encode(cut, tiny_tokenizer).save(folder)
-    run = EncodedRun(folders, Encoded.open)
+    run = EncodedStream(folders, EncodedDocuments.open)
     assert run.num_tokens == len(whole.tokens)
     steps = [*range(0, run.num_tokens, 97), run.num_tokens]
     blocks = [run.slice(start, stop) for start, stop in pairwise(steps)]
-    joined = join(blocks)
+    joined = concatenate(blocks)
     for field in ("tokens", "document_ends", "sentence_ends", "text_ends", "text_bytes"):
         np.testing.assert_array_equal(getattr(joined, field), getattr(whole, field))
 

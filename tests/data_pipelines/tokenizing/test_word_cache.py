@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizing.word_cache import begins, interleave, ranges, sums
+from data_pipelines.tokenizing.word_cache import interleave, offsets, ranges, segment_sums
 
 RUNS = st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 99), max_size=4)), max_size=8)
 
@@ -14,10 +14,10 @@ def ragged(runs: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 @given(RUNS)
 def test_runs_are_found_and_put_together(runs: list[tuple[bool, list[int]]]):
     values, sizes = ragged([run for _, run in runs])
-    first = begins(sizes)
+    first = offsets(sizes)
     assert [values[i : i + n].tolist() for i, n in zip(first, sizes, strict=True)] == [run for _, run in runs]
     assert values[ranges(first[::-1], sizes[::-1])].tolist() == [value for _, run in runs[::-1] for value in run]
-    assert sums(values, sizes).tolist() == [sum(run) for _, run in runs]
+    assert segment_sums(values, sizes).tolist() == [sum(run) for _, run in runs]
     which = np.array([chosen for chosen, _ in runs], bool)
     merged, counts = interleave(
         which, *(ragged([run for chosen, run in runs if chosen == own]) for own in (True, False))

@@ -14,10 +14,10 @@ from sentencepiece import sentencepiece_model_pb2
 from data_pipelines.tokenizing.config import TokenizerConfig
 from data_pipelines.tokenizing.train import train_tokenizer
 from data_pipelines.tokenizing.word_encoder import SCORE_UNIT, WordEncoder, _encoder_of, encode_sentences
-from xlpretrain.data.tokenizers.base import SPECIAL_PIECES, Tokenizer
+from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 
 SENTENCES = [line for document in make_documents(300, seed=5) for line in document.splitlines() if line]
-SPECIAL = [spellings[0] for spellings in SPECIAL_PIECES.values()]
+SPECIAL = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
 KINDS: list[dict[str, Any]] = [
     {},
     {"byte_fallback": True},

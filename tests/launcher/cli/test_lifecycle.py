@@ -8,17 +8,17 @@ import pytest
 from fake_slurm import UNKNOWN, FakeSlurm
 
 from launcher.cli import lifecycle
-from launcher.slurm.records import Job, SlurmFolder, Start
+from launcher.slurm.records import AttemptStart, Job, SlurmFolder
 from launcher.slurm.submission import submit
 from xlpretrain.errors import ConfigError, LaunchError
 from xlpretrain.run_dir import lease
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDir:
     """Was submitted as job 12 of cluster big."""
-    run = RunFolder(tmp_path / "a run")
+    run = RunDir(tmp_path / "a run")
     run.create(config="", provenance={})
     slurm = SlurmFolder.of(run)
     slurm.path.mkdir()
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
+def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
     assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in lifecycle.stop(run)
     assert f"`xlpretrain cancel '{run.path}'` removes it" in lifecycle.stop(run)
@@ -38,7 +38,7 @@ def test_stop_says_what_the_job_does(run: RunFolder, fake_slurm: FakeSlurm):
     assert run.stop_file.exists()
 
 
-def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm, tmp_path: Path):
+def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
     with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
@@ -51,7 +51,7 @@ def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm,
     fake_slurm.has("scontrol", "ClusterName             = other")
     with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
         lifecycle.cancel(run)
-    local = RunFolder(tmp_path / "local")
+    local = RunDir(tmp_path / "local")
     local.create(config="", provenance={})
     with pytest.raises(LaunchError, match=r"never submitted to Slurm.*`xlpretrain stop"):
         lifecycle.cancel(local)
@@ -59,7 +59,7 @@ def test_cancel_refuses_what_there_is_not(run: RunFolder, fake_slurm: FakeSlurm,
     assert not any(asked.startswith("scancel") for asked in fake_slurm.asked)
 
 
-def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake_slurm: FakeSlurm):
+def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|COMPLETING|node1|N/A|None")
     fake_slurm.has("scancel")
     assert "is still COMPLETING" in lifecycle.cancel(run, wait_s=1)
@@ -67,7 +67,7 @@ def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunFolder, fake
     assert run.stop_file.exists(), "so that it does not put itself back into the queue"
 
 
-def test_resume_is_refused_while_the_job_waits_or_runs(run: RunFolder, fake_slurm: FakeSlurm):
+def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
     with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
         lifecycle.refuse_if_queued(run)
@@ -78,20 +78,20 @@ def test_resume_is_refused_while_the_job_waits_or_runs(run: RunFolder, fake_slur
     lifecycle.refuse_if_queued(run)
 
 
-def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunFolder, fake_slurm: FakeSlurm):
+def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", error=UNKNOWN)
-    held = lease.take(run.lease, launch_id="x", take_over=False)
+    held = lease.acquire(run.lease, launch_id="x", take_over=False)
     again = {"nodes": None, "allow_recipe_change": False, "take_over": False}
     with pytest.raises(LaunchError, match="is in use on"):
         lifecycle.resume(run, [], **again)
     # One that its own last job left behind holds nobody up: the job has ended.
-    SlurmFolder.of(run).append(Start("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
+    SlurmFolder.of(run).append(AttemptStart("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
     with pytest.raises(ConfigError, match="model"):
         lifecycle.resume(run, [], **again)
     held.close()
 
 
-def test_a_run_goes_on_as_it_was_told_last(run: RunFolder):
+def test_a_run_goes_on_as_it_was_told_last(run: RunDir):
     slurm = SlurmFolder.of(run)
     assert lifecycle.newest_config(run) == run.config
     time.sleep(0.02)
@@ -105,13 +105,13 @@ def test_a_run_goes_on_as_it_was_told_last(run: RunFolder):
 
 
 def test_nodes_are_for_slurm_only(tmp_path: Path):
-    run = RunFolder(tmp_path / "local")
+    run = RunDir(tmp_path / "local")
     run.create(config="", provenance={})
     run.write_status(Status("stopped"))
     assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
 
 
-def test_a_number_of_another_cluster_is_another_job(run: RunFolder, fake_slurm: FakeSlurm):
+def test_a_number_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     with pytest.raises(LaunchError, match="its job 12 runs"):
         lifecycle.refuse_if_queued(run)

@@ -32,8 +32,8 @@ print("ready", flush=True)
 while sys.argv[1] == "never ends" or not asked:
     time.sleep(0.05)
     if asked:
+        asked.clear()  # before it is said: what is sent next counts
         print("heard", flush=True)
-        asked.clear()
         if sys.argv[1] != "never ends":
             sys.exit(75)
 """

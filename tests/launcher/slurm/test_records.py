@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.slurm.records import End, Job, SlurmFolder, Start
-from xlpretrain.run_dir.layout import RunFolder
+from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
+from xlpretrain.run_dir.layout import RunDir
 
-START = Start(job_id="7", restart=0, at=1.5, nodes=("node1", "node2"), world_size=4, step=0)
-END = End(at=9.0, outcome="requeued", exit_code=75, step=20, message="time")
+START = AttemptStart(job_id="7", restart=0, at=1.5, nodes=("node1", "node2"), world_size=4, step=0)
+END = AttemptEnd(at=9.0, outcome="requeued", exit_code=75, step=20, message="time")
 
 
 def folder(tmp_path: Path) -> SlurmFolder:
-    records = SlurmFolder.of(RunFolder(tmp_path))
+    records = SlurmFolder.of(RunDir(tmp_path))
     records.path.mkdir()
     return records
 
@@ -43,4 +43,4 @@ def test_a_half_written_line_swallows_no_other(tmp_path: Path) -> None:
 def test_records_of_earlier_versions_have_no_word_of_progress(tmp_path: Path) -> None:
     records = folder(tmp_path)
     records.starts.write_text('{"event": "end", "at": 9.0, "outcome": "requeued", "exit_code": 75, "step": 20}\n')
-    assert records.read_events() == [End(at=9.0, outcome="requeued", exit_code=75, step=20, progress=None)]
+    assert records.read_events() == [AttemptEnd(at=9.0, outcome="requeued", exit_code=75, step=20, progress=None)]

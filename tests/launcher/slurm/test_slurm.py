@@ -11,7 +11,7 @@ from slurm_cluster import SlurmCluster, wait_until
 from slurm_runs import LONG, Site, each_step_once, ends, finish, log, sick_python, starts, status, wait_for_step
 
 from launcher.slurm.records import SlurmFolder
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 # Nodes and their timeouts are real: on a busy machine they take their time.
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -51,7 +51,7 @@ def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_pat
     assert second.step >= 5
     assert each_step_once(run) == 0
     ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
-    assert ids == {RunFolder(run).read_provenance()["wandb_id"]}
+    assert ids == {RunDir(run).read_provenance()["wandb_id"]}
 
 
 @pytest.mark.full
@@ -69,7 +69,7 @@ def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit,
     assert read_metrics(submit.run)[-1]["step"] == last + 10
     print([(start.restart, start.step) for start in starts(events)], last + 10)
     ids = {path.name.rpartition("-")[2] for path in (submit.run / "wandb").glob("offline-run-*")}
-    assert ids == {RunFolder(submit.run).read_provenance()["wandb_id"]}
+    assert ids == {RunDir(submit.run).read_provenance()["wandb_id"]}
 
 
 def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit, tmp_path):
@@ -100,7 +100,7 @@ def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_p
     (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), **CHECKED)
     events = finish(slurm_cluster, job, submit.run)
     assert [start.nodes for start in starts(events)] == [("node1", "node2"), ("node2", "node3")]
-    assert SlurmFolder.of(RunFolder(submit.run)).read_excluded() == ["node1"]
+    assert SlurmFolder.of(RunDir(submit.run)).read_excluded() == ["node1"]
 
 
 @pytest.mark.full
@@ -167,7 +167,7 @@ def test_a_sweep_is_an_array_two_at_a_time(slurm_cluster, submit, tmp_path):
     for job, name in zip(jobs, names, strict=True):
         finish(slurm_cluster, job, tmp_path / "runs" / name)
         assert (status(tmp_path / "runs" / name).state, status(tmp_path / "runs" / name).step) == ("finished", 8)
-    events = [SlurmFolder.of(RunFolder(tmp_path / "runs" / name)).read_events() for name in names]
+    events = [SlurmFolder.of(RunDir(tmp_path / "runs" / name)).read_events() for name in names]
     over = sorted(end.at for each in events for end in ends(each))
     begun = sorted(start.at for each in events for start in starts(each))
     assert begun[2] > over[0]

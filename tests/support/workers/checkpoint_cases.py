@@ -16,11 +16,11 @@ from workers.engine_cases import ALL
 
 from xlpretrain import distributed
 from xlpretrain.checkpoint import reader
-from xlpretrain.checkpoint.reader import Restored
+from xlpretrain.checkpoint.reader import RestoreResult
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.engine.config import EngineConfig
-from xlpretrain.errors import CheckpointError, end
+from xlpretrain.errors import CheckpointError, exit_rank
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
 
 STREAMS = 7
@@ -38,17 +38,17 @@ def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
     saver = Saver(folder, CheckpointConfig(**config))
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     state = TrainState(step=step, tokens=step * 63, wandb_id="abc", skipped_windows=[(3, 5)])
-    saver.start(state, run.engine, streams=streams, memory=torch.cat(run.mems, dim=1))
+    saver.start(state, run.engine, streams=streams, memory=torch.cat(run.memory, dim=1))
     if failure := saver.wait():
         raise CheckpointError(failure)
     return folder / f"step-{step:08d}"
 
 
-def restore(folder: Path, run: Training) -> Restored | None:
+def restore(folder: Path, run: Training) -> RestoreResult | None:
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     restored = reader.restore(folder, run.engine, streams=streams)
     if restored is not None:
-        run.mems = list(restored.memory.split([len(m) for m in run.micro_batches], dim=1))
+        run.memory = list(restored.memory.split([len(m) for m in run.micro_batches], dim=1))
     return restored
 
 
@@ -77,7 +77,7 @@ def _same_layout(folder: Path, names: list[str]) -> Any:
         found[name] = {
             "losses": again.steps(4, 8) == expected,
             "state": all(torch.equal(state[key], values) for key, values in whole_state(again.engine).items()),
-            "updates": again.engine.updates,
+            "updates": again.engine.num_updates,
         }
     return found
 
@@ -110,7 +110,7 @@ def elastic_load(folder: Path) -> Any:
         restored = restore(folder / "elastic" / name, run)
         assert restored is not None
         losses = run.steps(4, 8)
-        found[name] = {"losses": losses, "differences": restored.differences, "updates": run.engine.updates}
+        found[name] = {"losses": losses, "differences": restored.differences, "updates": run.engine.num_updates}
     return found
 
 
@@ -183,14 +183,14 @@ def killed_in_mid_save(folder: Path) -> Any:
 
 
 def main(folder: str, *cases: str) -> None:
-    distributed.start()
+    distributed.init()
     for case in cases:
         found = globals()[case](Path(folder))
         if distributed.rank() == 0:
             Path(folder, f"{case}.json").write_text(json.dumps(found))
-    distributed.stop()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    end(0)
+    exit_rank(0)

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from xlpretrain import distributed
-from xlpretrain.errors import end
+from xlpretrain.errors import exit_rank
 
 
 def main(out: str) -> None:
-    distributed.start()
+    distributed.init()
     rank = distributed.rank()
     seen = {
         "world_size": distributed.world_size(),
@@ -25,9 +25,9 @@ def main(out: str) -> None:
     }
     distributed.barrier()
     Path(out, f"{rank}.json").write_text(json.dumps(seen))
-    distributed.stop()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    end(0)
+    exit_rank(0)

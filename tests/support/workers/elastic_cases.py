@@ -24,7 +24,7 @@ from torch import Tensor
 from xlpretrain import distributed, schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
-from xlpretrain.errors import end
+from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.train import setup
 from xlpretrain.train.loop import train
@@ -71,14 +71,14 @@ class Noting(Loader[Batch]):
 def _digest(batch: Batch, row: int) -> str:
     """Of a row's tokens, targets and memory, whatever it was padded to."""
     tokens = batch.inputs.tokens[row]
-    parts: list[Tensor] = [tokens if batch.inputs.valid is None else tokens[batch.inputs.valid[row]]]
-    parts.append(batch.inputs.remembered[row])
+    parts: list[Tensor] = [tokens if batch.inputs.attention_mask is None else tokens[batch.inputs.attention_mask[row]]]
+    parts.append(batch.inputs.mem_valid_len[row])
     for term, targets in sorted(batch.targets.items()):
         if term in ("sop", "nsp"):
-            parts.append(targets[batch.targets[f"{term}_at"] == row])
-        elif f"{term}_at" in batch.targets:
+            parts.append(targets[batch.targets[f"{term}_positions"] == row])
+        elif f"{term}_positions" in batch.targets:
             parts.append(targets[batch.rows_of(term) == row])
-        elif not term.endswith("_at"):
+        elif not term.endswith("_positions"):
             parts.append(targets[row])
     return hashlib.sha256(b"|".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
 
@@ -98,7 +98,7 @@ def _train(folder: Path, dataset: Path, recipe: str, *, name: str, engine: str, 
         "log": {"every_steps": 1},
         "wandb": {"mode": "disabled"},
     }
-    run = setup.build(schema.validate(RunConfig, config, name), device=device)
+    run = setup.set_up_run(schema.validate(RunConfig, config, name), device=device)
     run.loader = noting = Noting(**vars(run.loader))
     with run.recorder:
         train(run)
@@ -117,7 +117,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def main(phase: str, folder: str, dataset: str, recipe: str, *names: str) -> None:
-    device = distributed.start()
+    device = distributed.init()
     torch.set_num_threads(1)  # such small products only lose by more
     world_size = distributed.world_size()
     for engine in ENGINES:
@@ -130,9 +130,9 @@ def main(phase: str, folder: str, dataset: str, recipe: str, *names: str) -> Non
                 _copy(Path(folder, source), Path(folder, name))
             distributed.barrier()
             _train(Path(folder), Path(dataset), recipe, name=name, engine=engine, device=device)
-    distributed.stop()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    end(0)
+    exit_rank(0)

@@ -14,7 +14,7 @@ from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
 
 from xlpretrain import distributed
 from xlpretrain.engine.config import EngineConfig
-from xlpretrain.errors import end
+from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
 from xlpretrain.optim.base import Segment
@@ -63,9 +63,9 @@ def lamb_that_takes_three_tensors_for_one(config: EngineConfig) -> Any:
 def lamb_on_flat_slices(config: EngineConfig) -> Any:
     """What a LAMB does that takes what ZeRO hands it for a tensor."""
     run = _lamb_run(config, gated_model(fused=True))
-    optimizer, masters = run.engine._state.optimizer, run.engine._state.masters
+    optimizer, masters = run.engine._state.optimizer, run.engine._state.master_weights
     whole = {master: [Segment(number, 0, master.numel())] for number, master in enumerate(masters)}
-    optimizer.attach(whole, num_tensors=len(masters), group=None)
+    optimizer.set_parameter_slices(whole, num_tensors=len(masters), group=None)
     return run.steps(0, 20)
 
 
@@ -83,15 +83,16 @@ def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None) ->
     """A poisoned step, against a run that never made it."""
     run, twin = (training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer) for _ in range(2))
     assert run.steps(0, 2) == twin.steps(0, 2)
-    before, updates = whole_state(run.engine), run.engine.updates
+    before, updates = whole_state(run.engine), run.engine.num_updates
     ((_, norm),) = run.steps(2, 3, poisoned=2)
     after = whole_state(run.engine)
     return {
         "norm is finite": math.isfinite(norm),
-        "unchanged": all(torch.equal(before[key], after[key]) for key in before) and run.engine.updates == updates == 2,
+        "unchanged": all(torch.equal(before[key], after[key]) for key in before)
+        and run.engine.num_updates == updates == 2,
         "goes on": run.steps(3, 5),
         "goes on without it": twin.steps(3, 5),
-        "updates": run.engine.updates,
+        "updates": run.engine.num_updates,
     }
 
 
@@ -182,15 +183,15 @@ TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {
 
 
 def main(out: str, tier: str) -> None:
-    distributed.start()
+    distributed.init()
     found: dict[str, Any] = {}
     for case, (measure, configs) in TIERS[tier].items():
         found[case] = {name: measure(config) for name, config in configs.items()}
     if distributed.rank() == 0:
         Path(out).write_text(json.dumps(found))
-    distributed.stop()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    end(0)
+    exit_rank(0)

@@ -15,7 +15,7 @@ import torch
 from xlpretrain import distributed
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.engine.config import EngineConfig
-from xlpretrain.errors import end
+from xlpretrain.errors import exit_rank
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention, Implementation
 from xlpretrain.models.backbone import BackboneInput
@@ -57,17 +57,30 @@ def batch(objective: Objective, step: int, rows: range) -> Batch:
         predict = order.topk(PREDICTIONS, dim=1).indices
         remembered, reverse = torch.full((len(rows),), min(KEPT * step, MEMORY)), torch.tensor(rows) % 2 == 0
         inputs = BackboneInput(
-            tokens, remembered, segments=segments, order=order, predict=predict, reverse=reverse, keep=KEPT
+            tokens,
+            remembered,
+            segments=segments,
+            perm_rank=order,
+            target_positions=predict,
+            reversed=reverse,
+            reuse_len=KEPT,
         )
         targets = tokens.gather(1, predict).flatten()
-        return Batch(inputs, {"plm": targets, "plm_at": torch.arange(len(targets))}, {"plm": len(targets)})
+        return Batch(inputs, {"plm": targets, "plm_positions": torch.arange(len(targets))}, {"plm": len(targets)})
     if isinstance(objective, CausalLM):
         inputs = BackboneInput(tokens, torch.full((len(rows),), min(TOKENS * step, MEMORY)))
         targets = (tokens + 1) % VOCAB
-        return Batch(inputs, {"lm": targets.flatten(), "lm_at": torch.arange(targets.numel())}, {"lm": targets.numel()})
+        return Batch(
+            inputs, {"lm": targets.flatten(), "lm_positions": torch.arange(targets.numel())}, {"lm": targets.numel()}
+        )
     (_, task), at = objective.terms, torch.arange(0, tokens.numel(), 3)
     inputs = BackboneInput(tokens, torch.zeros(len(rows), dtype=torch.int64), segments=segments)
-    targets = {"mlm": tokens.flatten()[at], "mlm_at": at, task: segments[:, 0], f"{task}_at": torch.arange(len(rows))}
+    targets = {
+        "mlm": tokens.flatten()[at],
+        "mlm_positions": at,
+        task: segments[:, 0],
+        f"{task}_positions": torch.arange(len(rows)),
+    }
     return Batch(inputs, targets, {"mlm": len(at), task: len(rows)})
 
 
@@ -115,16 +128,16 @@ def _step(engine: Engine, batches: list[Batch], mems: list[torch.Tensor]) -> tup
 
 def main() -> None:
     """Writes the losses by model and engine."""
-    distributed.start()
+    distributed.init()
     found = {model: {name: losses(model, engine) for name, engine in ENGINES.items()} for model in MODELS}
     for model, by_engine in found.items():
         for name in ("zero 2", "zero 3"):
             by_engine[f"{name}, sdpa"] = losses(model, ENGINES[name], "sdpa")
     if distributed.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
-    distributed.stop()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":
     main()
-    end(0)
+    exit_rank(0)

@@ -116,7 +116,7 @@ def test_state_and_memories_come_back_as_they_were(tmp_path: Path, run: Training
     restored = restore(tmp_path, again)
     assert restored is not None
     assert restored.state == TrainState(step=1, tokens=63, wandb_id="abc", skipped_windows=[(3, 5)])
-    assert torch.equal(restored.memory, torch.cat(run.mems, dim=1))
+    assert torch.equal(restored.memory, torch.cat(run.memory, dim=1))
     expected = whole_state(run.engine)
     assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
 
@@ -125,7 +125,7 @@ def test_memories_are_cut_by_stream_for_any_rank(tmp_path: Path, run: Training) 
     save(tmp_path, run, 1)
     restored = reader.restore(tmp_path, begin(PLAIN).engine, streams=range(2, 5))
     assert restored is not None
-    assert torch.equal(restored.memory, torch.cat(run.mems, dim=1)[:, 2:5])
+    assert torch.equal(restored.memory, torch.cat(run.memory, dim=1)[:, 2:5])
 
 
 def test_only_the_newest_stay(tmp_path: Path, run: Training) -> None:
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_taken(
     DAMAGES[damage](name)(tmp_path / "step-00000004")
     again = begin(PLAIN, seed=1)
     restored = restore(tmp_path, again)
-    assert restored is not None and restored.state.step == 3 and again.engine.updates == 3
+    assert restored is not None and restored.state.step == 3 and again.engine.num_updates == 3
     (put_away,) = (tmp_path / "damaged").iterdir()
     assert put_away.name.startswith("step-00000004-") and name.split(".")[0] in put_away.name
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003"]
@@ -239,12 +239,12 @@ def test_weights_alone_are_read_from_a_run_or_a_checkpoint(tmp_path: Path, run: 
         run.engine.model.parameters(), model.parameters(), again.engine.model.parameters(), strict=True
     ):
         assert all(torch.equal(expected, parameter) for parameter in found)
-    assert again.engine.updates == 0
+    assert again.engine.num_updates == 0
     assert all(not v.any() for (kind, _), v in whole_state(again.engine).items() if kind != "weight")
 
 
 def test_only_what_is_read_must_be_whole(tmp_path: Path, run: Training) -> None:
-    run.mems = [torch.zeros(2, len(streams), 40_000, 17) for streams in run.micro_batches]  # 38 MB, three chunks
+    run.memory = [torch.zeros(2, len(streams), 40_000, 17) for streams in run.micro_batches]  # 38 MB, three chunks
     folder = save(tmp_path, run, 1)
     _flip("rank-00000.safetensors", 20 * 2**20)(folder)
     assert load_weights_into(tiny_model(seed=1), folder) == 1

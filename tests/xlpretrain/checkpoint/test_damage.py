@@ -9,16 +9,16 @@ from pathlib import Path
 
 import commands
 import pytest
+from built_datasets import BuildSmall
 from corpus import make_documents
-from datasets import BuildSmall
 from mixtures import mixture_of
 from rich.console import Console
 
 from data_pipelines.sharding.verify import verify
 from xlpretrain import distributed
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.samples import Rows
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import TrainSamples
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.storage.shard_reader import TAR_BLOCK
 from xlpretrain.errors import DamagedDataError, DataError
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -42,12 +42,12 @@ DAMAGES: dict[str, Damage] = {
 
 def damage(folder: Path, kind: str, *, block: int = 3) -> None:
     """Damage a split's only shard about the beginning of a block."""
-    path, header = folder / "shard-00000.tar", int(Manifest.open(folder).offsets[block])
+    path, header = folder / "shard-00000.tar", int(TokenDataset.open(folder).offsets[block])
     path.write_bytes(DAMAGES[kind](path.read_bytes(), header))
 
 
 def read_all(folder: Path) -> None:
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     for number in range(len(manifest.offsets)):
         manifest.block(number)
 
@@ -81,7 +81,7 @@ def test_an_index_that_was_changed_is_noticed(key: str, dataset: Path):
     index["shards"][0][key][1] += 1
     path.write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"index\.json: damaged \(its checksum does not match\)"):
-        Manifest.open(dataset / "train")
+        TokenDataset.open(dataset / "train")
     del index["checksum"]
     index["shards"][0][key][1] -= 1
     path.write_text(json.dumps(index))
@@ -95,9 +95,9 @@ OBJECTIVES = {
 }
 
 
-def _rows(folder: Path, objective: str) -> Rows:
+def _rows(folder: Path, objective: str) -> TrainSamples:
     made, mem_len = OBJECTIVES[objective]
-    return made.training_rows(Manifest.open(folder), mem_len=mem_len, num_streams=6, seed=1, shuffle_blocks=4)
+    return made.training_samples(TokenDataset.open(folder), mem_len=mem_len, num_streams=6, seed=1, shuffle_blocks=4)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -16,7 +16,7 @@ from workers.engine_cases import FP32
 
 from launcher.cli.monitor.checkpoints import show
 from xlpretrain.checkpoint import reader
-from xlpretrain.checkpoint.files import abandon_newer, clear_temporary, list_checkpoints, put_away, verify_whole
+from xlpretrain.checkpoint.files import clear_temporary, list_checkpoints, quarantine, set_aside_newer, verify_whole
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.errors import CheckpointError, LaunchError
@@ -37,7 +37,7 @@ def saver(folder: Path, *, fence: Callable[[], None] = lambda: None, owner: int 
 
 
 def begin_to_save(saver: Saver, run: Training, step: int) -> None:
-    saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=torch.cat(run.mems, dim=1))
+    saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=torch.cat(run.memory, dim=1))
 
 
 def names(folder: Path) -> list[str]:
@@ -47,12 +47,12 @@ def names(folder: Path) -> list[str]:
 def test_a_save_holds_the_state_of_its_step_whatever_the_loop_does_meanwhile(tmp_path: Path, run: Training) -> None:
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None, every_steps=1)
-    behind.reserve(run.engine, streams=range(STREAMS), memory=torch.cat(run.mems, dim=1))
-    expected, mems = whole_state(run.engine), torch.cat(run.mems, dim=1).clone()
+    behind.reserve(run.engine, streams=range(STREAMS), memory=torch.cat(run.memory, dim=1))
+    expected, mems = whole_state(run.engine), torch.cat(run.memory, dim=1).clone()
     begin_to_save(behind, run, 1)
     run.steps(1, 4)
     votes = behind.votes(4)  # the next save is due, and must wait
-    assert votes == (True, False, True) and behind.conclude(votes) is None and behind.saved_at is None
+    assert votes == (True, False, True) and behind.apply_votes(votes) is None and behind.saved_at is None
     may_write.set()
     assert behind.wait() is None and behind.saved_at == 1
     again = begin(PLAIN, seed=1)
@@ -120,7 +120,7 @@ def test_what_an_evaluation_found_after_a_save_is_noted_in_it(tmp_path: Path, ru
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None)
     before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), TrainState(step=1, best_step=1, best_value=2.0)
-    streams, memory = range(STREAMS), torch.cat(run.mems, dim=1)
+    streams, memory = range(STREAMS), torch.cat(run.memory, dim=1)
     behind.start(before, run.engine, streams=streams, memory=memory)
     assert behind.amend(after) is None  # it is still being written
     may_write.set()
@@ -208,7 +208,7 @@ def test_going_back_makes_room_for_the_same_steps(tmp_path: Path, run: Training)
     for _ in range(2):
         for step in (1, 2, 3):
             save(tmp_path, run, step)
-        abandon_newer(tmp_path, 1)
+        set_aside_newer(tmp_path, 1)
     assert names(tmp_path) == ["abandoned", "step-00000001"]
     assert names(tmp_path / "abandoned") == ["step-00000002", "step-00000002-2", "step-00000003", "step-00000003-2"]
 
@@ -218,8 +218,8 @@ def test_checkpoints_are_listed_with_what_made_them_and_what_is_wrong(
 ) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, run, step, keep=4)
-    abandon_newer(tmp_path, 3)
-    put_away(tmp_path / "step-00000001", "manifest unreadable")
+    set_aside_newer(tmp_path, 3)
+    quarantine(tmp_path / "step-00000001", "manifest unreadable")
     assert show(tmp_path, verify=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [
@@ -279,7 +279,7 @@ def test_a_disk_that_fails_in_mid_write_costs_saves_and_nothing_else(tmp_path: P
         try:
             save(disk / "checkpoints", run, 1)
             wide = begin(PLAIN)
-            wide.mems = [torch.rand(2, len(streams), 40_000, 17) for streams in wide.micro_batches]  # 38 MB
+            wide.memory = [torch.rand(2, len(streams), 40_000, 17) for streams in wide.micro_batches]  # 38 MB
             with pytest.raises(
                 CheckpointError, match=r"step 2 could not be written .*(Input/output error|No space left|reads back)"
             ):

@@ -37,7 +37,7 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
 
 
 def test_every_key_is_explained():
-    silent = [path for path, _, _, meaning in schema.describe(make_config()) if not meaning]
+    silent = [path for path, _, _, meaning in schema.explain(make_config()) if not meaning]
     assert silent == []
 
 
@@ -101,11 +101,11 @@ def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
 def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
     train = mixture_of(tiny_dataset / "train")
     few = make_config(global_batch_size=2)
-    assert "2 streams cannot feed 4 ranks; use at least 4" in refusal(data_rules.check_data, few, train, 4)
+    assert "2 streams cannot feed 4 ranks; use at least 4" in refusal(data_rules.validate_data, few, train, 4)
     large = make_config(global_batch_size=train.manifests[0].num_tokens)
-    assert "too small for one step" in refusal(data_rules.check_data, large, train, 1)
+    assert "too small for one step" in refusal(data_rules.validate_data, large, train, 1)
     long = make_config(objective={"type": "causal_lm", "seq_len": train.manifests[0].block_tokens})
-    assert "does not fit a block" in refusal(data_rules.check_data, long, train, 1)
+    assert "does not fit a block" in refusal(data_rules.validate_data, long, train, 1)
 
 
 @pytest.mark.parametrize(("task", "refused"), [("sop", True), ("nsp", True), ("none", False)])
@@ -118,9 +118,9 @@ def test_rows_with_more_segments_than_the_model_has_are_refused(tiny_dataset: Pa
     )
     if refused:
         expected = "model.num_segments  must be at least 2, for these rows, got 1"
-        assert expected in refusal(data_rules.check_data, config, train, 1)
+        assert expected in refusal(data_rules.validate_data, config, train, 1)
     else:
-        data_rules.check_data(config, train, 1)
+        data_rules.validate_data(config, train, 1)
 
 
 def test_what_a_resume_may_change():

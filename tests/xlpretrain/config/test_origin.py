@@ -9,8 +9,8 @@ from pathlib import Path
 
 import commands
 import pytest
+from built_datasets import build_dataset, write_jsonl
 from corpus import make_documents
-from datasets import build_dataset, write_jsonl
 from imported_runs import make_run
 from labelled_files import PLAIN, _files
 from typer.testing import CliRunner
@@ -22,11 +22,11 @@ from launcher.local.train import start_training
 from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.__main__ import main
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer
 from xlpretrain.errors import ConfigError, DataError
-from xlpretrain.finetune.results import recipe
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.finetune.results import finetune_config
+from xlpretrain.run_dir.layout import RunDir
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,7 +133,7 @@ def test_other_data_is_refused_wherever_it_lies_and_nothing_is_touched(
     here: Path, capsys: pytest.CaptureFixture[str], split: str
 ):
     run, ours, other = here / "runs" / "cut", here / "a" / split, here / "b" / split
-    was, now = (Manifest.open(place).fingerprint[:12] for place in (ours, other))
+    was, now = (TokenDataset.open(place).fingerprint[:12] for place in (ours, other))
     before = state_of(run)
     assert go_on(run, f"data.{split}={other}", "max_steps=8") == 2
     told = capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_other_data_is_refused_wherever_it_lies_and_nothing_is_touched(
     loaded = xlpretrain.load(run, device="cpu")  # nor are there figures of it
     with pytest.raises(DataError, match=f"began with other data: {ours} was {was} then and is {now} now"):
         _ = getattr(loaded, split)
-    assert loaded.score(ours, config=loaded.config.eval).main.count > 0  # unless it is asked for
+    assert loaded.evaluate(ours, config=loaded.config.eval).main.count > 0  # unless it is asked for
     if split == "train":
         assert "began with other data" in call("data", "show", run, "--sample", 3, expect=2)
 
@@ -219,11 +219,13 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
         ]
 
     before, files = all_of_it("out"), state_of(run)
-    valid = xlpretrain.load(run, device="cpu").score(config=(found := xlpretrain.load(run, device="cpu")).config.eval)
+    valid = xlpretrain.load(run, device="cpu").evaluate(
+        config=(found := xlpretrain.load(run, device="cpu")).config.eval
+    )
     dataset = dataset.rename(here / "elsewhere")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert all_of_it("again", *moved) == before
-    scored = xlpretrain.load(run, device="cpu").score(dataset / "valid", config=found.config.eval)
+    scored = xlpretrain.load(run, device="cpu").evaluate(dataset / "valid", config=found.config.eval)
     assert scored.scores == valid.scores
 
     shutil.rmtree(dataset / "train")  # the held-out split is all there is
@@ -234,7 +236,7 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
     assert "held-out figures of the run's own evaluation after step 8" in without
     assert f"{commands.read_metrics(run)[-1]['valid/loss']:.4f}" in without
     with pytest.raises(DataError, match=r"data\.train=PLACE data\.valid=PLACE"):
-        xlpretrain.load(run, device="cpu").score(config=found.config.eval)
+        xlpretrain.load(run, device="cpu").evaluate(config=found.config.eval)
     assert "only where the data lies may be given" in call("report", run, "model.d_model=8", expect=2)
     assert "was not at hand" in (call("export", run, "--to", here / "x"), (here / "x/README.md").read_text())[1]
     assert state_of(run) == files
@@ -255,7 +257,7 @@ def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = here / "runs" / "cut"
-    records = SlurmFolder.of(RunFolder(run))
+    records = SlurmFolder.of(RunDir(run))
     records.path.mkdir()
     records.cluster.write_text("tasks_per_node: 1\n")
     records.write_job(Job("12", "big", 0.0, "1", ""))
@@ -318,8 +320,8 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     source, files = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"}), _files(tmp_path)
     changes = [*PLAIN, "max_steps=6", "schedule.warmup_steps=1", "eval.every_steps=3", "checkpoint.every_steps=3"]
 
-    def tuned(name: str, of: RunFolder, files: dict[str, Path], *more: str) -> Path:
-        config = recipe(of, **files, name=name, runs_dir=tmp_path / "runs", overrides=[*changes, *more])
+    def tuned(name: str, of: RunDir, files: dict[str, Path], *more: str) -> Path:
+        config = finetune_config(of, **files, name=name, runs_dir=tmp_path / "runs", overrides=[*changes, *more])
         (tmp_path / "tuned.yaml").write_text(schema.dump(config))
         return tmp_path / "tuned.yaml"
 
@@ -327,7 +329,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     assert main([str(tuned("cut", source, files, "max_steps=3", "schedule.total_steps=6"))]) == 0
     (tmp_path / "new").mkdir()
     moved = {name: path.rename(tmp_path / "new" / f"{name}-2.csv") for name, path in files.items()}
-    source = RunFolder(source.path.rename(tmp_path / "source"))
+    source = RunDir(source.path.rename(tmp_path / "source"))
     shutil.copytree(tiny_dataset / "tokenizer", source.tokenizer)
     again = tuned("cut", source, moved, "schedule.total_steps=6")
     assert main([str(again)]) == 0
@@ -362,7 +364,7 @@ def test_other_weights_to_begin_with_are_refused(here: Path, capsys: pytest.Capt
 
 
 def test_a_submission_is_news_until_a_start_has_changed_the_config(tmp_path: Path):
-    run = RunFolder(tmp_path / "run")
+    run = RunDir(tmp_path / "run")
     records = SlurmFolder.of(run)
     records.path.mkdir(parents=True)
     assert records.newest_config() is None

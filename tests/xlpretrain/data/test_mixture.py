@@ -5,8 +5,8 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+from built_datasets import BuildSmall
 from corpus import make_documents
-from datasets import BuildSmall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture_of
@@ -15,10 +15,10 @@ from xlpretrain import distributed
 from xlpretrain.config import data_rules
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.mixture import MixedRows, Mixture
-from xlpretrain.data.mixture_schedule import LONGEST_PERIOD, Dealing, deal, whole_weights
-from xlpretrain.data.samples import Row
-from xlpretrain.data.skip_windows import SkippingRows
+from xlpretrain.data.mixture import Mixture, MixtureSamples
+from xlpretrain.data.mixture_schedule import LONGEST_PERIOD, MixtureSchedule, integer_weights, make_schedule
+from xlpretrain.data.samples import Sample
+from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.schema import validate
 
@@ -63,21 +63,23 @@ def run_config(objective: str, *, num_streams: int = 6, **changes: object) -> Ru
     return validate(RunConfig, data, "test")
 
 
-def rows_of(mixture: Mixture, objective: str, *, num_streams: int = 6) -> MixedRows:
-    rows = data_rules.training_rows(run_config(objective, num_streams=num_streams), mixture)
-    assert isinstance(rows, MixedRows)
+def rows_of(mixture: Mixture, objective: str, *, num_streams: int = 6) -> MixtureSamples:
+    rows = data_rules.make_training_samples(run_config(objective, num_streams=num_streams), mixture)
+    assert isinstance(rows, MixtureSamples)
     return rows
 
 
-def corpus_of(rows: MixedRows, row: Row) -> int:
+def corpus_of(rows: MixtureSamples, row: Sample) -> int:
     """Told by its sample: those of a corpus follow those of the ones before."""
-    return int(np.searchsorted(list(accumulate(part.num_samples for part in rows.parts)), row.sample, side="right"))
+    return int(
+        np.searchsorted(list(accumulate(part.num_samples for part in rows.parts)), row.sample_index, side="right")
+    )
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
 @settings(max_examples=60)
 def test_no_prefix_is_off_by_one_turn(weights: list[int]):
-    dealt = deal(tuple(weights))
+    dealt = make_schedule(tuple(weights))
     given_ = np.cumsum(dealt[:, None] == np.arange(len(weights)), axis=0)
     due = np.outer(np.arange(1, len(dealt) + 1), np.array(weights) / sum(weights))
     assert np.abs(given_ - due).max() < 1 - 1e-9
@@ -90,24 +92,24 @@ def test_no_prefix_is_off_by_one_turn(weights: list[int]):
 )
 @settings(max_examples=60)
 def test_each_corpus_is_dealt_its_own_turns_in_order_up_to_its_limit(corpora: list, num_turns: int):
-    dealing = Dealing([weight for weight, _ in corpora], [limit for _, limit in corpora])
-    num_turns = min(num_turns, dealing.num_turns or num_turns)
+    dealing = MixtureSchedule([weight for weight, _ in corpora], [limit for _, limit in corpora])
+    num_turns = min(num_turns, dealing.num_visits or num_turns)
     seen = [0] * len(corpora)
     for turn in range(num_turns):
         assert dealing.counts(turn).tolist() == seen
-        corpus, own = dealing.of(turn)
+        corpus, own = dealing.corpus_at(turn)
         assert own == seen[corpus]
         seen[corpus] += 1
     assert all(limit is None or count <= limit for count, (_, limit) in zip(seen, corpora, strict=True))
-    if dealing.num_turns is not None:
-        assert dealing.num_turns == sum(limit for _, limit in corpora)
+    if dealing.num_visits is not None:
+        assert dealing.num_visits == sum(limit for _, limit in corpora)
 
 
 def test_weights_that_have_no_short_period_are_rounded_to_one():
-    assert whole_weights([0.7, 0.2, 0.1]) == [7, 2, 1]
-    assert whole_weights([3, 6.0]) == [1, 2]
-    assert whole_weights([1 / 3, 2 / 3, 1e-9]) == [33333, 66667, 1]
-    assert sum(whole_weights([0.123456789, 0.5])) <= LONGEST_PERIOD
+    assert integer_weights([0.7, 0.2, 0.1]) == [7, 2, 1]
+    assert integer_weights([3, 6.0]) == [1, 2]
+    assert integer_weights([1 / 3, 2 / 3, 1e-9]) == [33333, 66667, 1]
+    assert sum(integer_weights([0.123456789, 0.5])) <= LONGEST_PERIOD
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -119,7 +121,7 @@ def test_shares_hold_for_any_number_of_processes_and_over_a_resume(folders: tupl
         steps: list[list[tuple[int, int, bytes]]] = [[] for _ in range(start, stop)]
         for rank in range(world_size):
             groups = distributed.micro_batches(rank, world_size, num_streams=6, micro_batch_size=2)
-            loader = Loader(rows, lambda rows: [(r.epoch, r.sample, r.tokens.tobytes()) for r in rows], groups)
+            loader = Loader(rows, lambda rows: [(r.epoch, r.sample_index, r.tokens.tobytes()) for r in rows], groups)
             for step, batches in enumerate(loader.steps(start=start, stop=stop)):
                 steps[step] += [row for batch in batches for row in batch]
         return steps
@@ -127,14 +129,14 @@ def test_shares_hold_for_any_number_of_processes_and_over_a_resume(folders: tupl
     alone = read(1, 0, num_steps)
     assert read(2, 0, resumed_at) + read(3, resumed_at, num_steps) == alone
 
-    length = rows.parts[0].order.rows_per_turn
+    length = rows.parts[0].order.samples_per_visit
     ends = list(accumulate(part.num_samples for part in rows.parts))
     read_rows = np.zeros(3)
     for step, found in enumerate(alone):
         for _, sample, _ in found:
             read_rows[np.searchsorted(ends, sample, side="right")] += 1
         off = np.abs(read_rows - np.array(WEIGHTS) * 6 * (step + 1))
-        pairs = 2 if rows.parts[0].both_ways else 1
+        pairs = 2 if rows.parts[0].bidirectional_streams else 1
         assert off.max() <= length * pairs  # one block, or one row, of each direction
 
 
@@ -142,7 +144,7 @@ def test_shares_hold_for_any_number_of_processes_and_over_a_resume(folders: tupl
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_shares_are_exact_over_5000_steps(folders: tuple[Path, ...], objective: str):
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS), objective)
-    length = rows.parts[0].order.rows_per_turn * (2 if rows.parts[0].both_ways else 1)
+    length = rows.parts[0].order.samples_per_visit * (2 if rows.parts[0].bidirectional_streams else 1)
     for world_size in (1, 2, 3):
         counts = np.zeros(3)
         for rank in range(world_size):
@@ -163,8 +165,8 @@ def test_memory_starts_fresh_with_each_block_whatever_its_corpus(folders: tuple[
             before, here = (rows.row(step=s, stream=stream) for s in (step - 1, step))
             if corpus_of(rows, before) != corpus_of(rows, here):
                 changes += 1
-                assert here.remembered == 0
-            elif here.remembered:
+                assert here.mem_valid_len == 0
+            elif here.mem_valid_len:
                 assert before.tokens[32] == here.tokens[0], "it goes on where the row before ended"
     assert changes > 5
 
@@ -183,7 +185,7 @@ def test_a_corpus_is_read_whole_before_it_is_read_again(folders: tuple[Path, ...
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS), "shuffled")
     last = rows.parts[2].num_samples
     samples = [
-        (row.epoch, row.sample)
+        (row.epoch, row.sample_index)
         for step in range(11 * last // 6)
         for row in (rows.row(step=step, stream=s) for s in range(6))
         if corpus_of(rows, row) == 2
@@ -195,7 +197,7 @@ def test_a_corpus_is_read_whole_before_it_is_read_again(folders: tuple[Path, ...
 
 def test_what_was_read_max_epochs_times_drops_out(folders: tuple[Path, ...]):
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS, max_epochs=(None, 1.5, 0.5)), "shuffled")
-    (first, early), (second, late) = rows.dropouts
+    (first, early), (second, late) = rows.exhausted_at
     limits = {"second": 1.5 * rows.parts[1].num_samples, "third": 0.5 * rows.parts[2].num_samples}
     counts = {"second": 0, "third": 0}
     for step in range(second + 5):
@@ -211,25 +213,25 @@ def test_what_was_read_max_epochs_times_drops_out(folders: tuple[Path, ...]):
 def test_a_run_longer_than_max_epochs_allows_is_refused(folders: tuple[Path, ...]):
     mixture = mixture_of(*folders[1:], max_epochs=(1.0, 2.0))
     config = run_config("memory")
-    rows = data_rules.training_rows(config, mixture)
-    assert isinstance(rows, MixedRows) and rows.num_steps
-    data_rules.check_data(config.model_copy(update={"max_steps": rows.num_steps}), mixture, 1)
+    rows = data_rules.make_training_samples(config, mixture)
+    assert isinstance(rows, MixtureSamples) and rows.num_steps
+    data_rules.validate_data(config.model_copy(update={"max_steps": rows.num_steps}), mixture, 1)
     with pytest.raises(ConfigError, match=f"after {rows.num_steps} steps every corpus .* max_epochs times"):
-        data_rules.check_data(config.model_copy(update={"max_steps": rows.num_steps + 1}), mixture, 1)
+        data_rules.validate_data(config.model_copy(update={"max_steps": rows.num_steps + 1}), mixture, 1)
 
 
 def test_a_corpus_without_a_whole_block_is_refused(folders: tuple[Path, ...], build_small: BuildSmall):
     short = build_small(make_documents(1, seed=9), out="short", block_tokens=4096)
     with pytest.raises(ConfigError, match=r"data.train.1 .* 0 whole blocks of 4,096"):
-        data_rules.check_data(run_config("memory"), mixture_of(folders[1], short / "train"), 1)
+        data_rules.validate_data(run_config("memory"), mixture_of(folders[1], short / "train"), 1)
 
 
 def test_windows_left_out_after_a_spike_are_left_out_of_a_mixture(folders: tuple[Path, ...]):
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS), "memory")
-    skipping = SkippingRows(rows, [(10, 20)], stride=32)
+    skipping = SkippedWindows(rows, [(10, 20)], new_tokens=32)
     for stream in range(6):
         here, there = skipping.row(step=12, stream=stream), rows.row(step=22, stream=stream)
-        assert np.array_equal(here.tokens, there.tokens) and here.remembered <= 64
+        assert np.array_equal(here.tokens, there.tokens) and here.mem_valid_len <= 64
         assert skipping.corpus(step=12, stream=stream) == rows.corpus(step=22, stream=stream)
 
 

@@ -4,26 +4,26 @@ import numpy as np
 import pytest
 
 from xlpretrain import distributed
-from xlpretrain.data.evaluation_samples import NextTokenRows
+from xlpretrain.data.evaluation_samples import NextTokenEvalSamples
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.samples import Row, StreamRows
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import Sample, StreamSamples
+from xlpretrain.data.storage.dataset import TokenDataset
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
 @pytest.fixture(scope="module")
-def valid(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "valid")
+def valid(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "valid")
 
 
 def rows_of(
-    train: Manifest, *, seq_len: int = 32, mem_len: int = 48, num_streams: int = 6, seed: int = 0
-) -> StreamRows:
-    return StreamRows.of(
+    train: TokenDataset, *, seq_len: int = 32, mem_len: int = 48, num_streams: int = 6, seed: int = 0
+) -> StreamSamples:
+    return StreamSamples.of(
         train,
         window=seq_len + 1,
         stride=seq_len,
@@ -34,16 +34,16 @@ def rows_of(
     )
 
 
-def test_the_last_target_of_a_row_is_the_first_input_of_the_next(train: Manifest):
+def test_the_last_target_of_a_row_is_the_first_input_of_the_next(train: TokenDataset):
     rows = rows_of(train)
     for stream in range(6):
         for step in range(3 * rows.rows_per_block):
             here, after = (rows.row(step=s, stream=stream) for s in (step, step + 1))
-            if after.remembered:
+            if after.mem_valid_len:
                 assert here.tokens[-1] == after.tokens[0]
 
 
-def test_a_stream_reads_whole_blocks_and_each_token_of_them_once(train: Manifest):
+def test_a_stream_reads_whole_blocks_and_each_token_of_them_once(train: TokenDataset):
     seq_len = 48  # does not divide a block: the last row of a block is short
     rows = rows_of(train, seq_len=seq_len, num_streams=1)
     per_block = rows.rows_per_block
@@ -56,20 +56,20 @@ def test_a_stream_reads_whole_blocks_and_each_token_of_them_once(train: Manifest
         assert np.array_equal(read, train.block(place.block).tokens)
 
 
-def test_remembered_is_zero_in_a_blocks_first_row_and_grows_by_the_stride_to_mem_len(train: Manifest):
+def test_remembered_is_zero_in_a_blocks_first_row_and_grows_by_the_stride_to_mem_len(train: TokenDataset):
     rows = rows_of(train, seq_len=32, mem_len=80, num_streams=1)
-    remembered = [rows.row(step=s, stream=0).remembered for s in range(2 * rows.rows_per_block)]
+    remembered = [rows.row(step=s, stream=0).mem_valid_len for s in range(2 * rows.rows_per_block)]
     assert remembered[: rows.rows_per_block] == [min(80, 32 * r) for r in range(rows.rows_per_block)]
     assert remembered[rows.rows_per_block] == 0
 
 
-def test_a_stream_that_starts_in_mid_block_remembers_nothing_at_first(train: Manifest):
+def test_a_stream_that_starts_in_mid_block_remembers_nothing_at_first(train: TokenDataset):
     rows = rows_of(train, num_streams=2)
     assert rows.order.place(step=0, stream=1).row > 0
-    assert [rows.row(step=s, stream=1).remembered for s in range(3)] == [0, 32, 48]
+    assert [rows.row(step=s, stream=1).mem_valid_len for s in range(3)] == [0, 32, 48]
 
 
-def test_document_ends_are_the_end_of_document_symbols(train: Manifest):
+def test_document_ends_are_the_end_of_document_symbols(train: TokenDataset):
     rows = rows_of(train)
     seen = 0
     for step in range(40):
@@ -81,7 +81,7 @@ def test_document_ends_are_the_end_of_document_symbols(train: Manifest):
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 @pytest.mark.parametrize("seed", [0, 7])
-def test_any_world_size_reads_the_same_rows_in_the_same_order(train: Manifest, seed: int, micro_batch_size: int):
+def test_any_world_size_reads_the_same_rows_in_the_same_order(train: TokenDataset, seed: int, micro_batch_size: int):
     num_streams = 6
     rows = rows_of(train, num_streams=num_streams, seed=seed)
 
@@ -102,16 +102,16 @@ def test_any_world_size_reads_the_same_rows_in_the_same_order(train: Manifest, s
         assert read(world_size) == alone
 
 
-def test_a_loader_that_starts_later_gives_what_it_would_have_given(train: Manifest):
+def test_a_loader_that_starts_later_gives_what_it_would_have_given(train: TokenDataset):
     loader = Loader(rows_of(train), lambda rows: [row.tokens.tolist() for row in rows], [range(3), range(3, 6)])
     assert list(loader.steps(start=5, stop=9)) == list(loader.steps(start=0, stop=9))[5:]
 
 
 @pytest.mark.parametrize("num_streams", [1, 3, 4])
 @pytest.mark.parametrize("max_tokens", [1000, None])
-def test_evaluation_scores_every_token_exactly_once(valid: Manifest, num_streams: int, max_tokens: int | None):
+def test_evaluation_scores_every_token_exactly_once(valid: TokenDataset, num_streams: int, max_tokens: int | None):
     num_tokens = max_tokens or valid.num_tokens
-    rows = NextTokenRows(valid, num_tokens, num_streams, stride=50, mem_len=100)
+    rows = NextTokenEvalSamples(valid, num_tokens, num_streams, new_tokens=50, mem_len=100)
     targets, tokens = [], []
     for stream in range(num_streams):
         for step in range(rows.num_steps):
@@ -120,12 +120,12 @@ def test_evaluation_scores_every_token_exactly_once(valid: Manifest, num_streams
             targets += positions
             tokens += row.tokens[1:].tolist()
             assert len(row.tokens) == (len(positions) + 1 if positions else 0)
-            assert row.remembered == min(100, 50 * step)
+            assert row.mem_valid_len == min(100, 50 * step)
     assert targets == list(range(num_tokens))
     assert tokens == valid.tokens(0, num_tokens).tolist()
 
 
-def test_the_first_token_is_predicted_from_an_end_of_document(valid: Manifest):
-    row: Row = NextTokenRows(valid, 1000, 4, stride=50, mem_len=0).row(step=0, stream=0)
+def test_the_first_token_is_predicted_from_an_end_of_document(valid: TokenDataset):
+    row: Sample = NextTokenEvalSamples(valid, 1000, 4, new_tokens=50, mem_len=0).row(step=0, stream=0)
     assert row.tokens[0] == valid.vocabulary.eod
     assert row.tokens[1] == valid.tokens(0, 1)[0]

@@ -39,10 +39,10 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Numbers]:
     """The oracle: the plain engine in fp32 on one process, which sees everything."""
-    distributed.start()
+    distributed.init()
     plain = FP32["plain fp32"]
     yield {"losses": losses(plain), "rows_of_none": rows_of_none(plain), "gradient": gradient(plain)}
-    distributed.stop()
+    distributed.shutdown()
 
 
 def _largest_difference(found: list[list[float]], expected: list[tuple[float, float]]) -> float:
@@ -101,8 +101,8 @@ def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Nu
 
 class _WholeParametersConfig(OptimizerConfig):
     type: Literal["adafactor"] = "adafactor"
-    state_kinds = ()
-    sees = "parameters"
+    state_keys = ()
+    parameter_view = "parameters"
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adafactor(list(parameters))

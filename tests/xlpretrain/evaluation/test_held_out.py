@@ -7,8 +7,8 @@ import torch
 from mixtures import mixture_of
 
 from xlpretrain.config.sections import EvalConfig
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.evaluation.held_out import Evaluation, covered, evaluate, evaluate_unigram
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.evaluation.held_out import EvalResult, covered, evaluate, evaluate_unigram
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.transformer_xl import TransformerXLConfig
@@ -18,18 +18,18 @@ MODEL = TransformerXLConfig(num_layers=1, num_heads=2, d_model=16, d_ff=32, mem_
 
 
 @pytest.fixture(scope="module")
-def valid(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "valid")
+def valid(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "valid")
 
 
 @pytest.fixture(scope="module")
-def model(valid: Manifest) -> PretrainingModel:
+def model(valid: TokenDataset) -> PretrainingModel:
     torch.manual_seed(0)
     backbone = MODEL.build(valid.vocabulary.size)
     return PretrainingModel(backbone, CausalLM(seq_len=16).head(backbone)).eval()
 
 
-def score(model: PretrainingModel, valid: Manifest, mem_len: int = 16, seq_len: int = 16, **config) -> Evaluation:
+def score(model: PretrainingModel, valid: TokenDataset, mem_len: int = 16, seq_len: int = 16, **config) -> EvalResult:
     with torch.no_grad():
         return evaluate(
             model,
@@ -43,7 +43,7 @@ def score(model: PretrainingModel, valid: Manifest, mem_len: int = 16, seq_len: 
         )
 
 
-def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: PretrainingModel, valid: Manifest):
+def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: PretrainingModel, valid: TokenDataset):
     """Without memory, by hand: rows of 16 tokens, each predicted from those before it in its row."""
     num_tokens, num_streams = 16_384, 4
     found = score(model, valid, mem_len=0, max_tokens=num_tokens, num_streams=num_streams)
@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: P
 
 
 @pytest.mark.parametrize("num_streams", [7, 16])
-def test_documents_share_out_every_token_and_its_loss(model: PretrainingModel, valid: Manifest, num_streams: int):
+def test_documents_share_out_every_token_and_its_loss(model: PretrainingModel, valid: TokenDataset, num_streams: int):
     found = score(model, valid, max_tokens=None, num_streams=num_streams, seq_len=128)
     assert found.num_tokens == valid.num_tokens == found.cluster_counts.sum()
     assert len(found.cluster_counts) == valid.num_documents
@@ -69,21 +69,21 @@ def test_documents_share_out_every_token_and_its_loss(model: PretrainingModel, v
     assert found.cluster_nll / found.cluster_counts == pytest.approx(found.loss, rel=0.5)
 
 
-def test_another_row_length_scores_the_same_tokens(model: PretrainingModel, valid: Manifest):
+def test_another_row_length_scores_the_same_tokens(model: PretrainingModel, valid: TokenDataset):
     short, long = (score(model, valid, max_tokens=16_384, seq_len=length, mem_len=256) for length in (7, 64))
     assert short.num_tokens == long.num_tokens
     assert short.loss == pytest.approx(long.loss, rel=0.01)
 
 
-def test_covered_is_whole_blocks_one_at_least(valid: Manifest):
+def test_covered_is_whole_blocks_one_at_least(valid: TokenDataset):
     assert covered(valid, None) == (valid.num_tokens, valid.num_bytes)
     assert covered(valid, 10**12) == (valid.num_tokens, valid.num_bytes)
     assert covered(valid, 1) == (valid.block_tokens, valid.block_bytes(0))
     assert covered(valid, 2 * valid.block_tokens - 1)[0] == valid.block_tokens
 
 
-def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, valid: Manifest):
-    train = Manifest.open(tiny_dataset / "train")
+def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, valid: TokenDataset):
+    train = TokenDataset.open(tiny_dataset / "train")
     found = evaluate_unigram(
         mixture_of(tiny_dataset / "train"),
         valid,
@@ -107,12 +107,12 @@ def test_gain_is_paired_and_its_error_is_that_of_documents():
         worse = tokens * hard
         better = worse - tokens * rng.normal(0.1, 0.05, size=100)
         evaluations = [
-            Evaluation(
+            EvalResult(
                 {},
                 {},
                 int(tokens.sum()),
                 1,
-                every_token=True,
+                covers_all_tokens=True,
                 predicts_tokens=True,
                 cluster_nll=n,
                 cluster_counts=tokens,

@@ -12,11 +12,11 @@ from corpus import make_documents
 from imported_runs import make_run
 
 import xlpretrain
-from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.models.backbone import BackboneInput
 
 
-def _load(tmp_path: Path, dataset: Path, kind: str) -> TrainedRun:
+def _load(tmp_path: Path, dataset: Path, kind: str) -> LoadedRun:
     return xlpretrain.load(make_run(tmp_path, dataset, {"type": kind}, name=kind).path, device="cpu")
 
 
@@ -65,8 +65,8 @@ def test_the_others_add_up_each_token_given_all_the_others(tmp_path: Path, tiny_
                     torch.tensor([row]),
                     torch.tensor([0]),
                     segments=torch.tensor([segments]),
-                    order=order,
-                    predict=predict,
+                    perm_rank=order,
+                    target_positions=predict,
                 )
                 hidden, _ = trained.model.backbone(inputs, trained.model.backbone.empty_memory(1, 0))
                 state = hidden.tokens[0, at + 1] if predict is None else hidden.predictions[0, 0]

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from xlpretrain.config import run_config
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.sample_viewer import find_document, show_document, show_sample
 
@@ -33,24 +33,26 @@ def test_a_sample_is_what_the_collator_gives(objective: str, tiny_dataset: Path,
     shape = {"type": model, "num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 16, "mem_len": mem_len}
     path = commands.write_config(tmp_path / "a.yaml", tiny_dataset, objective=made, model=shape, global_batch_size=4)
     config = run_config.load(path)
-    train = Manifest.open(tiny_dataset / "train")
+    train = TokenDataset.open(tiny_dataset / "train")
     tokenizer = train.open_tokenizer()
-    row = config.objective.training_rows(
+    row = config.objective.training_samples(
         train, mem_len=mem_len, num_streams=4, seed=config.seed, shuffle_blocks=64
     ).row(step=7, stream=3)
     batch = config.objective.collator(tokenizer, seed=config.seed)([row])
     printed = shown(show_sample, path, step=7, stream=3)
     lines = printed.split("\nposition ", 1)[1].splitlines()[1:]
-    valid = batch.inputs.tokens.shape[1] if batch.inputs.valid is None else int(batch.inputs.valid.sum())
+    valid = (
+        batch.inputs.tokens.shape[1] if batch.inputs.attention_mask is None else int(batch.inputs.attention_mask.sum())
+    )
     for position in range(valid):
         cells = lines[position].split()
-        assert cells[:2] == [str(position), tokenizer.piece(int(batch.inputs.tokens[0, position]))]
-        if batch.inputs.order is not None:
-            assert cells[-1] == str(int(batch.inputs.order[0, position]))
+        assert cells[:2] == [str(position), tokenizer.id_to_token(int(batch.inputs.tokens[0, position]))]
+        if batch.inputs.perm_rank is not None:
+            assert cells[-1] == str(int(batch.inputs.perm_rank[0, position]))
     term = config.objective.terms[0]
     assert f"{term}: {batch.counts[term]} tokens to predict" in printed
     if objective == "causal":
-        assert lines[3].split()[2] == tokenizer.piece(int(batch.targets["lm"][3]))
+        assert lines[3].split()[2] == tokenizer.id_to_token(int(batch.targets["lm"][3]))
     else:
         assert printed.split("\nposition ", 1)[0].count("⟦") == batch.counts[term]
     with pytest.raises(ConfigError, match="streams 0 to 3, got 4"):
@@ -58,7 +60,7 @@ def test_a_sample_is_what_the_collator_gives(objective: str, tiny_dataset: Path,
 
 
 def test_a_document_is_shown_whole(tiny_dataset: Path):
-    train = Manifest.open(tiny_dataset / "train")
+    train = TokenDataset.open(tiny_dataset / "train")
     ends = train.document_ends(0, train.num_tokens)
     for number in (0, 1, len(ends) // 2, len(ends) - 1):
         start = int(ends[number - 1]) + 1 if number else 0
@@ -66,7 +68,7 @@ def test_a_document_is_shown_whole(tiny_dataset: Path):
     start, stop = find_document(train, 700)
     printed = shown(show_document, tiny_dataset / "train", 700)
     lines = [line.split() for line in printed.splitlines()]
-    pieces = [train.open_tokenizer().piece(token) for token in train.tokens(start, stop)]
+    pieces = [train.open_tokenizer().id_to_token(token) for token in train.tokens(start, stop)]
     assert [piece for line in lines if line and line[0] in ("<eod>", *pieces) for piece in line] == pieces
     assert "<eod>" in printed and f"document 700 of {train.num_documents:,}" in printed
     with pytest.raises(DataError, match="has documents 0 to"):

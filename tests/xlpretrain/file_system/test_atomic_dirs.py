@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xlpretrain.file_system.atomic_dirs import final_place, put_in_place, remove, temporary_folder, tidy, unclaimed
+from xlpretrain.file_system.atomic_dirs import final_place, publish_dir, remove, temporary_folder, tidy, unclaimed
 
 
 def claims(folder: Path) -> list[Path]:
@@ -32,7 +32,7 @@ OLD, NEW = ({"a": name, "deep/b": name, "index": name} for name in ("old", "new"
 
 def test_a_folder_is_replaced_by_another_and_nothing_else_is_left(tmp_path: Path) -> None:
     target = make(tmp_path / "target", "old")
-    put_in_place(make(tmp_path / "new", "new"), target, claims=claims)
+    publish_dir(make(tmp_path / "new", "new"), target, claims=claims)
     assert content(target) == NEW
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -47,7 +47,7 @@ def test_what_is_not_claimed_is_in_the_way(name: str, tmp_path: Path) -> None:
         (target / name).write_text("mine")
     new = make(tmp_path / "new", "new")
     with pytest.raises(FileExistsError, match=f"holds {name.rstrip('/')}, which is not replaced"):
-        put_in_place(new, target, claims=claims)
+        publish_dir(new, target, claims=claims)
     assert (target / name).exists()
     assert content(target).items() >= OLD.items()
     assert content(new) == NEW
@@ -55,10 +55,10 @@ def test_what_is_not_claimed_is_in_the_way(name: str, tmp_path: Path) -> None:
 
 def test_without_claims_only_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    put_in_place(make(tmp_path / "new", "new"), tmp_path / "empty")
+    publish_dir(make(tmp_path / "new", "new"), tmp_path / "empty")
     assert content(tmp_path / "empty") == NEW
     with pytest.raises(FileExistsError, match="holds a, deep/b, index"):
-        put_in_place(make(tmp_path / "newer", "newer"), tmp_path / "empty")
+        publish_dir(make(tmp_path / "newer", "newer"), tmp_path / "empty")
     assert content(tmp_path / "empty") == NEW
 
 
@@ -78,7 +78,7 @@ def test_links_are_neither_followed_nor_removed(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from xlpretrain.file_system.atomic_dirs import put_in_place
+from xlpretrain.file_system.atomic_dirs import publish_dir
 
 def claims(folder):
     return [Path(name) for name in ('a', 'deep/b', 'index')]
@@ -96,7 +96,7 @@ def count(call):
     return counted
 
 Path.rename, Path.unlink, os.rmdir = count(Path.rename), count(Path.unlink), count(os.rmdir)
-put_in_place(new, target, claims=claims)
+publish_dir(new, target, claims=claims)
 """
 
 
@@ -110,7 +110,7 @@ def test_killed_at_any_moment_the_old_or_the_new_one_is_there_whole(survived: in
     assert content(target) == (OLD if survived < 2 else NEW)
     assert sorted(path.name for path in tmp_path.iterdir()) == (["new", "target"] if survived < 2 else ["target"])
     if survived < 2:
-        put_in_place(new, target, claims=claims)
+        publish_dir(new, target, claims=claims)
         assert content(target) == NEW
 
 
@@ -125,7 +125,7 @@ def test_a_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="cross-device"):
-        put_in_place(new, target, claims=claims)
+        publish_dir(new, target, claims=claims)
     assert content(target) == OLD
     assert content(new) == NEW
 

@@ -17,18 +17,18 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 import xlpretrain
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
-from xlpretrain.data.labelled import LabelledTexts, row_of
+from xlpretrain.data.labelled import LabelledDataset, row_of
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
-from xlpretrain.evaluation.classification import Figures
-from xlpretrain.finetune.results import recipe
+from xlpretrain.evaluation.classification import ClassificationMetrics
+from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
-from xlpretrain.objectives.classification import ClassifyCollator
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.objectives.classification import ClassificationCollator
+from xlpretrain.run_dir.layout import RunDir
 
 
-def _recipe(source: RunFolder, files: dict[str, Path], *overrides: str, **options):
-    return recipe(source, **files, name="tuned", runs_dir=source.path.parent, overrides=overrides, **options)
+def _recipe(source: RunDir, files: dict[str, Path], *overrides: str, **options):
+    return finetune_config(source, **files, name="tuned", runs_dir=source.path.parent, overrides=overrides, **options)
 
 
 @pytest.mark.parametrize("kind", ["transformer_xl", "xlnet", "albert", "bert"])
@@ -38,9 +38,12 @@ def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, 
         config = _recipe(source, _files(tmp_path, pairs=pairs))
         data = config.data.open()
         collator = config.objective.collator(data.tokenizer, seed=0)
-        rows = config.objective.evaluation_rows(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+        rows = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
         batch = collator([rows.row(step=0, stream=stream) for stream in range(3)])
-        pieces = [data.tokenizer.piece(token) for token in batch.inputs.tokens[0][batch.inputs.valid[0]].tolist()]
+        pieces = [
+            data.tokenizer.id_to_token(token)
+            for token in batch.inputs.tokens[0][batch.inputs.attention_mask[0]].tolist()
+        ]
         marks = [piece for piece in pieces if piece in ("<eod>", "<cls>", "<sep>")]
         expected = {
             "transformer_xl": ["<eod>"] * (2 + pairs),
@@ -67,7 +70,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
     config = _recipe(make_run(tmp_path / "runs", tiny_dataset, {"type": kind}), _files(tmp_path))
     data = config.data.open()
     model = config.build_model(data.tokenizer.vocabulary.size)
-    rows = config.objective.evaluation_rows(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+    rows = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
     for read in ([], [rows.row(step=rows.num_steps, stream=0)]):
         batch = config.objective.collator(data.tokenizer, seed=0)(read)
         model.zero_grad()
@@ -78,7 +81,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
 
 
 def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
-    collator = ClassifyCollator(10, "cls_first", load_tokenizer(tiny_tokenizer).vocabulary)
+    collator = ClassificationCollator(10, "cls_first", load_tokenizer(tiny_tokenizer).vocabulary)
     tokens = collator([row_of([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
     assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
 
@@ -87,10 +90,10 @@ def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tok
 def test_the_pooler_of_the_sentence_task_goes_on_and_the_classifier_is_new(
     tmp_path: Path, tiny_dataset: Path, group: None, kind: str
 ):
-    from xlpretrain.train.setup import build
+    from xlpretrain.train.setup import set_up_run
 
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": kind})
-    built = build(_recipe(source, _files(tmp_path), *PLAIN), device=torch.device("cpu"))
+    built = set_up_run(_recipe(source, _files(tmp_path), *PLAIN), device=torch.device("cpu"))
     with closing(built.lease), built.recorder:
         pass
     theirs = xlpretrain.load(source.path, device="cpu").model.state_dict()
@@ -133,14 +136,14 @@ def test_figures_are_those_of_scikit_learn():
     for labels in (("n", "y"), ("a", "b", "c")):
         probabilities = rng.dirichlet(np.ones(len(labels)), 200)
         truth = [labels[i] for i in rng.integers(len(labels), size=200)]
-        figures = Figures.of(truth, probabilities, labels)
+        figures = ClassificationMetrics.compute(truth, probabilities, labels)
         predicted = [labels[i] for i in probabilities.argmax(1)]
         assert figures.accuracy == accuracy_score(truth, predicted)
         assert figures.macro_f1 == f1_score(truth, predicted, average="macro")
         scores = probabilities[:, 1] if len(labels) == 2 else probabilities
         assert figures.roc_auc == roc_auc_score(truth, scores, multi_class="ovr")
         assert figures.confusion == confusion_matrix(truth, predicted).tolist()
-    assert Figures.of(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
+    assert ClassificationMetrics.compute(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
 
 
 def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
@@ -162,7 +165,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
     assert (
         truth
-        == LabelledTexts(
+        == LabelledDataset(
             files["valid"], load_tokenizer(folder / "tokenizer" / "spiece.model"), text=("text",), label="label"
         ).labels
     )
@@ -184,7 +187,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
     with pytest.raises(LaunchError, match="is a classifier, which is not exported"):
-        export(RunFolder(folder), tmp_path / "out")
+        export(RunDir(folder), tmp_path / "out")
     assert f"its figures are in {folder / 'metrics.json'}" in refused("report", folder)
 
 

@@ -19,9 +19,9 @@ from text_lines import lines
 
 import xlpretrain
 from xlpretrain.errors import CheckpointError, ConfigError, LaunchError
-from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.hub.export import export, refuse_unknown
-from xlpretrain.hub.import_model import bring_in
+from xlpretrain.hub.import_model import import_model
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.encoder import BertConfig
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -44,7 +44,7 @@ def load(to: Path, *, auto: str = "AutoModelForPreTraining", remote: bool = Fals
     return model.eval()
 
 
-def exported(tmp_path: Path, dataset: Path, model: dict, objective: dict | None = None) -> tuple[TrainedRun, Path]:
+def exported(tmp_path: Path, dataset: Path, model: dict, objective: dict | None = None) -> tuple[LoadedRun, Path]:
     folder = make_run(tmp_path / "runs", dataset, model, objective=objective)
     export(folder, tmp_path / "out")
     return xlpretrain.load(folder.path), tmp_path / "out"
@@ -93,7 +93,7 @@ def test_encoders_have_our_logits(case, tmp_path, tiny_dataset):
     assert type(theirs).__name__ == architecture
     tokens, segments, valid = padded_pairs(run.tokenizer.vocabulary.size)
     with torch.no_grad():
-        inputs = BackboneInput(tokens, torch.zeros(ROWS, dtype=torch.int64), valid=valid, segments=segments)
+        inputs = BackboneInput(tokens, torch.zeros(ROWS, dtype=torch.int64), attention_mask=valid, segments=segments)
         hidden, _ = run.model.backbone(inputs, run.model.backbone.empty_memory(ROWS, 0))
         answer = theirs(input_ids=tokens, token_type_ids=segments, attention_mask=valid.long())
         logits = answer.logits if remote or "MaskedLM" in architecture else answer.prediction_logits
@@ -131,7 +131,7 @@ def test_xlnet_has_our_logits_in_both_streams_row_after_row(case, tmp_path, tiny
         hides = (order[:, None] > order[..., None]) | torch.eye(TOKENS, dtype=torch.bool)
         mapping = torch.nn.functional.one_hot(predict, TOKENS).float()
         remembered = torch.full((ROWS,), min(row * TOKENS, mem_len))
-        inputs = BackboneInput(tokens, remembered, segments=segments, order=order, predict=predict)
+        inputs = BackboneInput(tokens, remembered, segments=segments, perm_rank=order, target_positions=predict)
         with torch.no_grad():
             hidden, mems = run.model.backbone(inputs, mems)
             answer = theirs(
@@ -231,7 +231,7 @@ def test_what_is_derived_from_a_known_objective_or_model_is_another_one(tmp_path
     class Electra(BertConfig):
         type: Literal["electra"] = "electra"  # type: ignore[assignment]
 
-    def changed(run: TrainedRun, **sections: object) -> TrainedRun:
+    def changed(run: LoadedRun, **sections: object) -> LoadedRun:
         return replace(run, config=run.config.model_copy(update=sections))
 
     causal = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"}).path)
@@ -366,7 +366,7 @@ def test_an_environment_without_xlpretrain_has_our_ids_and_logits(kind, shape, t
     with torch.no_grad():
         hidden, _ = run.model.backbone(BackboneInput(tokens, torch.tensor([0]), segments=segments), mems)
         close(run.model.head.output.log_probs(hidden.tokens[0]), answer["logits"][0])
-    back, _ = bring_in(out, name="back", runs_dir=tmp_path / "runs")
+    back, _ = import_model(out, name="back", runs_dir=tmp_path / "runs")
     state = xlpretrain.load(back.path).model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in run.model.state_dict().items())
     for folder in (out, tmp_path / "runs"):

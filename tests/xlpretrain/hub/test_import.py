@@ -27,13 +27,13 @@ from xlpretrain.config import run_config
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import CheckpointError, ConfigError, DataError, LaunchError, XLPretrainError
-from xlpretrain.evaluation.loaded_run import TrainedRun
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.hub.export import export
-from xlpretrain.hub.import_model import bring_in
+from xlpretrain.hub.import_model import import_model
 from xlpretrain.hub.tokenizers.export import tokenizer_json
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.train.setup import build, prepare
+from xlpretrain.train.setup import resolve_run, set_up_run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -55,8 +55,8 @@ MODELS = {
 def bring(tmp_path):
     """Imports into tmp_path/runs."""
 
-    def bring(source: Path, name: str = "back", **options) -> TrainedRun:
-        folder, _ = bring_in(source, name=name, runs_dir=tmp_path / "runs", **options)
+    def bring(source: Path, name: str = "back", **options) -> LoadedRun:
+        folder, _ = import_model(source, name=name, runs_dir=tmp_path / "runs", **options)
         return xlpretrain.load(folder.path)
 
     return bring
@@ -250,7 +250,7 @@ def of_transformers_4(state: dict[str, Tensor], to: Path, **keys: object) -> Pat
 def test_a_tensor_of_a_transformer_xl_without_a_place_is_refused(of_a_folder, bring, tmp_path):
     state = kimiyoung(300, [], div_val=1, d_embed=12, tied=True)
 
-    def bring_state(name: str, state: dict[str, Tensor]) -> TrainedRun:
+    def bring_state(name: str, state: dict[str, Tensor]) -> LoadedRun:
         if of_a_folder:
             return bring(of_transformers_4(state, tmp_path / name), name=name)
         torch.save(state, tmp_path / name)
@@ -378,10 +378,10 @@ def test_the_command_exports_imports_and_begins_a_run_with_it(tmp_path, tiny_dat
     assert xlpretrain.load(back).config.model.mem_len == 20
     assert "imported, fp32" in runner.invoke(app, ["checkpoints", str(back), "--verify"]).stdout
     new = ["name=new", f"init_from={back}"]
-    config, _, _ = prepare(run_config.load(folder.config, new), world_size=1, allow_recipe_change=False)
+    config, _, _ = resolve_run(run_config.load(folder.config, new), world_size=1, allow_recipe_change=False)
     assert config.init_from == back
     with pytest.raises(ConfigError, match=r"only keys of model and objective may be given, got optimizer\.lr=1"):
-        bring_in(tmp_path / "out", name="no", runs_dir=tmp_path / "runs", overrides=["optimizer.lr=1"])
+        import_model(tmp_path / "out", name="no", runs_dir=tmp_path / "runs", overrides=["optimizer.lr=1"])
 
 
 def test_weights_of_another_vocabulary_begin_no_run_and_imported_ones_are_not_gone_on_with(
@@ -389,12 +389,12 @@ def test_weights_of_another_vocabulary_begin_no_run_and_imported_ones_are_not_go
 ):
     back = bring(albert, data=tiny_dataset / "train")
     with pytest.raises(CheckpointError, match="holds weights alone"):
-        build(back.config, device=torch.device("cpu"))
+        set_up_run(back.config, device=torch.device("cpu"))
     provenance = {**back.folder.read_provenance(), "tokenizer_sha256": "0" * 64}
     back.folder.provenance.write_text(json.dumps(provenance))
     settings = run_config.load(back.folder.config, ["name=new", f"init_from={back.folder.checkpoints}"])
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
-        prepare(settings, world_size=1, allow_recipe_change=False)
+        resolve_run(settings, world_size=1, allow_recipe_change=False)
 
 
 def test_old_names_and_copies_of_tied_weights_are_understood(albert, bring, tmp_path):
@@ -408,7 +408,7 @@ def test_old_names_and_copies_of_tied_weights_are_understood(albert, bring, tmp_
     (albert / "model.safetensors").unlink()
     torch.save(weights, albert / "pytorch_model.bin")
     change(albert)
-    folder, notes = bring_in(albert, name="old", runs_dir=tmp_path / "runs")
+    folder, notes = import_model(albert, name="old", runs_dir=tmp_path / "runs")
     assert notes == ["left out, since there is no sentence task: albert.pooler.bias, albert.pooler.weight"]
     run = xlpretrain.load(folder.path)
     assert run.config.objective.terms == ("mlm",)
@@ -450,7 +450,7 @@ def test_bert_brings_its_wordpieces_and_data_is_built_and_scored_with_them(
     run, back = xlpretrain.load(folder.path), bring(tmp_path / "out", data=dataset / "valid")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == wordpiece.read_bytes()
     settings = EvalConfig(max_tokens=500, num_streams=2)
-    assert back.score(config=settings).main == run.score(config=settings).main
+    assert back.evaluate(config=settings).main == run.evaluate(config=settings).main
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text, v = "Héllo [SEP] Sted gigo momin!", back.tokenizer.vocabulary
     ids = back.tokenizer.encode(text)

@@ -15,13 +15,13 @@ from published_tokenizers import train_as_published
 from repository import TESTS
 
 import xlpretrain
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
-from xlpretrain.finetune.results import recipe
+from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
-from xlpretrain.hub.import_model import bring_in
+from xlpretrain.hub.import_model import import_model
 from xlpretrain.hub.tokenizers.folder_tokenizer import read_folder
 
 with warnings.catch_warnings():
@@ -149,7 +149,7 @@ def model(of_4, tmp_path) -> Path:
 
 def test_an_imported_model_has_its_ids_wherever_it_meets_text(model, tmp_path, build_small):
     """It builds data, evaluates, scores, is exported and comes back with the ids of the folder that it came from."""
-    folder, notes = bring_in(model, name="albert", runs_dir=tmp_path / "runs")
+    folder, notes = import_model(model, name="albert", runs_dir=tmp_path / "runs")
     assert notes[0].startswith("tokenizer: spiece.model as AlbertTokenizer of transformers 4 (do_lower_case=True")
     run = xlpretrain.load(folder.path)
     assert digests(run.tokenizer.encode_batch(LINES)) == OF_4["albert, slow"]
@@ -158,10 +158,10 @@ def test_an_imported_model_has_its_ids_wherever_it_meets_text(model, tmp_path, b
     assert all(run.tokenizer.encode(text)[:-1] == ids for text, ids in zip(texts, tokens, strict=True))
     path = {"tokenizer": {"path": str(folder.path / "tokenizer")}, "clean": {"exact_duplicates": False}}
     dataset = build_small(["".join(texts)] * 40, **path)
-    manifest = Manifest.open(dataset / "train")
+    manifest = TokenDataset.open(dataset / "train")
     built = manifest.tokens(0, sum(map(len, tokens)) + 1).tolist()
     assert built == [*tokens[0], *tokens[1], run.tokenizer.vocabulary.eod]
-    again, _ = bring_in(model, name="again", runs_dir=tmp_path / "runs", data=dataset / "train")
+    again, _ = import_model(model, name="again", runs_dir=tmp_path / "runs", data=dataset / "train")
     loaded = xlpretrain.load(again.path)
     assert loaded.tokenizer.sha256 == manifest.tokenizer_sha256
     assert loaded.log_likelihoods(texts)[0].num_tokens == len(tokens[0]) + 1  # the space at the end is one there
@@ -177,9 +177,9 @@ def test_an_imported_model_has_its_ids_wherever_it_meets_text(model, tmp_path, b
     ]
     (tmp_path / "labelled.csv").write_text("text,label\nHello World,a\nCafé 3.0,b\n", encoding="utf-8")
     files = {"train": tmp_path / "labelled.csv", "valid": tmp_path / "labelled.csv"}
-    tuned = recipe(folder, **files, name="tuned", runs_dir=tmp_path / "runs")
+    tuned = finetune_config(folder, **files, name="tuned", runs_dir=tmp_path / "runs")
     assert tuned.data.open().tokenizer.sha256 == run.tokenizer.sha256
-    back, _ = bring_in(tmp_path / "out", name="back", runs_dir=tmp_path / "runs", data=dataset / "train")
+    back, _ = import_model(tmp_path / "out", name="back", runs_dir=tmp_path / "runs", data=dataset / "train")
     assert xlpretrain.load(back.path).tokenizer.sha256 == run.tokenizer.sha256
 
 
@@ -191,7 +191,7 @@ def configure(folder: Path, **options: object) -> None:
 def test_what_is_not_known_is_refused_and_a_file_that_is_named_is_taken_as_it_is(model, tmp_path):
     def refused(told: str) -> None:
         with pytest.raises(DataError, match=told):
-            bring_in(model, name="no", runs_dir=tmp_path / "runs")
+            import_model(model, name="no", runs_dir=tmp_path / "runs")
         assert not (tmp_path / "runs").exists()
 
     with pytest.raises(DataError, match=r"a model of others, .* make a run of it \(`xlpretrain import"):
@@ -207,7 +207,7 @@ def test_what_is_not_known_is_refused_and_a_file_that_is_named_is_taken_as_it_is
     (model / "tokenizer_config.json").write_text("[]")
     refused(r"tokenizer_config\.json: expected an object, got list")
     given = model / "spiece.model"
-    folder, _ = bring_in(model, name="given", runs_dir=tmp_path / "runs", tokenizer=given)
+    folder, _ = import_model(model, name="given", runs_dir=tmp_path / "runs", tokenizer=given)
     assert xlpretrain.load(folder.path).tokenizer.model == given.read_bytes()
 
 

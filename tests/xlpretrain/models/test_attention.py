@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlpretrain.models.attention import RelativeAttention, additive, visible_keys
+from xlpretrain.models.attention import RelativeAttention, additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.relative_positions import Positions, encode_distances, gather_distances, relative_shift
+from xlpretrain.models.relative_positions import (
+    RelativePositions,
+    gather_distances,
+    relative_shift,
+    sinusoidal_encoding,
+)
 
 
 def _attention() -> RelativeAttention:
@@ -17,11 +22,11 @@ def _attention() -> RelativeAttention:
 
 def _causal(remembered, *, num_queries, mem_len, same_length=False) -> torch.Tensor:
     inputs = BackboneInput(torch.zeros(len(remembered), num_queries, dtype=torch.int64), torch.tensor(remembered))
-    return visible_keys(inputs, mem_len=mem_len, causal=True, same_length=same_length)
+    return attention_mask(inputs, mem_len=mem_len, causal=True, same_length=same_length)
 
 
 def _encode(first, last, *, clamp_len=None) -> torch.Tensor:
-    return encode_distances(first, last, 8, clamp_len=clamp_len, device=torch.device("cpu"), dtype=torch.float32)
+    return sinusoidal_encoding(first, last, 8, clamp_len=clamp_len, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("num_queries", "mem_len"), [(1, 0), (1, 5), (4, 0), (4, 1), (4, 3), (3, 9)])
@@ -55,9 +60,9 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
     remembered = [mem_len, mem_len // 2]
     content, position = torch.randn(2, 3), torch.randn(2, 3)
     visible = _causal(remembered, num_queries=num_queries, mem_len=mem_len, same_length=same_length)
-    positions = Positions(_encode(num_keys, 0, clamp_len=clamp_len)[None])
+    positions = RelativePositions(_encode(num_keys, 0, clamp_len=clamp_len)[None])
     memory, tokens = context.split([mem_len, num_queries], dim=1)
-    ours = attention(tokens, memory, tokens, additive(visible, torch.float32), positions, content, position)
+    ours = attention(tokens, memory, tokens, additive_mask(visible, torch.float32), positions, content, position)
 
     for row in range(2):
         for query in range(num_queries):
@@ -91,10 +96,10 @@ def test_same_length_lets_every_query_see_equally_many_keys():
 def test_a_query_that_may_see_nothing_gets_nothing(dtype):
     attention = _attention().to(dtype)
     context = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
-    mask = additive(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
+    mask = additive_mask(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
     bias = torch.randn(2, 3, dtype=dtype)
     memory, tokens = context.split([2, 3], dim=1)
-    output = attention(tokens, memory, tokens, mask, Positions(_encode(5, 0)[None].to(dtype)), bias, bias)
+    output = attention(tokens, memory, tokens, mask, RelativePositions(_encode(5, 0)[None].to(dtype)), bias, bias)
     output.sum().backward()
     assert not output.any()
     assert not context.grad.any()
@@ -102,7 +107,7 @@ def test_a_query_that_may_see_nothing_gets_nothing(dtype):
 
 def test_positions_are_exact_before_they_are_rounded_to_bf16():
     exact = _encode(700, 0)
-    rounded = encode_distances(700, 0, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.bfloat16)
+    rounded = sinusoidal_encoding(700, 0, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.bfloat16)
     assert torch.equal(rounded, exact.to(torch.bfloat16))
     angle = torch.tensor(699.0)
     torch.testing.assert_close(exact[1, [0, 4]], torch.stack([angle.sin(), angle.cos()]))
@@ -139,12 +144,12 @@ def test_the_order_says_who_sees_whom():
     """Rank -1 for the context; a token sees its own rank, a prediction only lower ones, and nobody sees padding."""
     inputs = BackboneInput(
         tokens=torch.zeros(1, 5, dtype=torch.int64),
-        remembered=torch.tensor([1]),
-        valid=torch.tensor([[True, True, True, True, False]]),
-        order=torch.tensor([[-1, 2, -1, 1, -1]]),
-        predict=torch.tensor([[1, 3]]),
+        mem_valid_len=torch.tensor([1]),
+        attention_mask=torch.tensor([[True, True, True, True, False]]),
+        perm_rank=torch.tensor([[-1, 2, -1, 1, -1]]),
+        target_positions=torch.tensor([[1, 3]]),
     )
-    visible = visible_keys(inputs, mem_len=2, causal=False)
+    visible = attention_mask(inputs, mem_len=2, causal=False)
     assert visible.int().tolist() == [
         [
             [0, 1, 1, 0, 1, 0, 0],
@@ -156,7 +161,7 @@ def test_the_order_says_who_sees_whom():
             [0, 1, 1, 0, 1, 0, 0],
         ]
     ]
-    without = BackboneInput(inputs.tokens, inputs.remembered, predict=inputs.predict)
-    visible = visible_keys(without, mem_len=2, causal=False, initial_zeros=True)
+    without = BackboneInput(inputs.tokens, inputs.mem_valid_len, target_positions=inputs.target_positions)
+    visible = attention_mask(without, mem_len=2, causal=False, initial_zeros=True)
     assert visible.sum(-1).tolist() == [[7, 7, 7, 7, 7, 6, 6]]
     assert not visible[0, 5, 2 + 1] and not visible[0, 6, 2 + 3]

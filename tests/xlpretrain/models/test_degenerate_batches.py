@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlpretrain.data.labelled import LabelledTexts
-from xlpretrain.data.samples import Row, empty_row
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.engine.base import TermScales
+from xlpretrain.data.labelled import LabelledDataset
+from xlpretrain.data.samples import Sample, empty_sample
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.engine.base import LossTermScales
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
-from xlpretrain.models.attention import Attention, additive
+from xlpretrain.models.attention import Attention, additive_mask
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classification import Classify
+from xlpretrain.objectives.classification import Classification
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
 
@@ -38,23 +38,23 @@ OBJECTIVE_KEYS = {
     "masked_lm": MaskedLM(**MASKED, sentence_task="none"),
     "masked_lm, sop": MaskedLM(**MASKED, sentence_task="sop"),
     "masked_lm, nsp": MaskedLM(**MASKED, sentence_task="nsp"),
-    "classify, first": Classify(**LABELS, layout="cls_first"),
-    "classify, last": Classify(**LABELS, layout="cls_last"),
-    "classify, mean": Classify(**LABELS, layout="document"),
+    "classify, first": Classification(**LABELS, layout="cls_first"),
+    "classify, last": Classification(**LABELS, layout="cls_last"),
+    "classify, mean": Classification(**LABELS, layout="document"),
 }
 PAIRS = [
     (model, name)
     for model, config in MODELS.items()
     for name, objective in OBJECTIVE_KEYS.items()
-    if objective.needs <= config.provides and (name != "classify, last" or config.type == "xlnet")
+    if objective.requires <= config.provides and (name != "classify, last" or config.type == "xlnet")
 ]
 PATHS = [("cpu", "plain"), ("cpu", "blocks"), ("cpu", "sdpa"), ("meta", None)]
-ROWS = {"no rows": [], "one idle row": [empty_row(0)], "idle rows": [empty_row(0), empty_row(1)]}
+ROWS = {"no rows": [], "one idle row": [empty_sample(0)], "idle rows": [empty_sample(0), empty_sample(1)]}
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
 def _backward(model: PretrainingModel, objective, batch: Batch, mem_len: int) -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def _backward(model: PretrainingModel, objective, batch: Batch, mem_len: int) ->
     model.zero_grad()
     loss, mems = model(batch, model.backbone.empty_memory(len(batch.inputs.tokens), mem_len))
     assert mems.shape == model.backbone.empty_memory(len(batch.inputs.tokens), mem_len).shape
-    scales = TermScales(objective.weights)
+    scales = LossTermScales(objective.weights)
     scales.start(dict.fromkeys(objective.terms, 7))  # other ranks and micro-batches have some
     scales.total(loss).backward()
     return dict(loss.sums)
@@ -87,7 +87,7 @@ def test_every_model_and_objective_is_here():
 @pytest.mark.parametrize(("device", "implementation"), PATHS)
 @pytest.mark.parametrize(("model", "objective"), PAIRS)
 def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
-    train: Manifest, model: str, objective: str, device: str, implementation: str | None, rows: Sequence[Row]
+    train: TokenDataset, model: str, objective: str, device: str, implementation: str | None, rows: Sequence[Sample]
 ):
     """All parameters have a gradient: ZeRO 2 and 3 wait for each of them on every rank."""
     if device == "meta" and "adaptive" in model:
@@ -109,10 +109,10 @@ def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
 
 @pytest.mark.parametrize("implementation", ["plain", "blocks", "sdpa"])
 @pytest.mark.parametrize("mem_len", [0, 3])
-def test_rows_of_one_token_train(train: Manifest, implementation: str, mem_len: int):
+def test_rows_of_one_token_train(train: TokenDataset, implementation: str, mem_len: int):
     objective = CausalLM(seq_len=1)
     model = _model("transformer_xl", objective, train.vocabulary.size, "cpu", implementation).eval()
-    rows = objective.training_rows(train, mem_len=mem_len, num_streams=2, seed=1, shuffle_blocks=4)
+    rows = objective.training_samples(train, mem_len=mem_len, num_streams=2, seed=1, shuffle_blocks=4)
     batch = objective.collator(train.open_tokenizer(), seed=1)([rows.row(step=0, stream=0)])
     assert batch.counts == {"lm": 1}
     (total,) = _backward(model, objective, batch, mem_len).values()
@@ -122,15 +122,15 @@ def test_rows_of_one_token_train(train: Manifest, implementation: str, mem_len: 
 
 @pytest.mark.parametrize("name", OBJECTIVE_KEYS)
 @pytest.mark.parametrize("paired", [False, True])
-def test_segments_are_as_many_as_the_objective_says(train: Manifest, tmp_path: Path, name: str, paired: bool):
+def test_segments_are_as_many_as_the_objective_says(train: TokenDataset, tmp_path: Path, name: str, paired: bool):
     """An encoder looks each of them up in a table."""
     objective = OBJECTIVE_KEYS[name]
-    data: Manifest = train
-    if isinstance(objective, Classify):
+    data: TokenDataset = train
+    if isinstance(objective, Classification):
         (tmp_path / "labelled.csv").write_text("label,a,b\nno,one,two\nyes,three,four\n")
         columns = ("a", "b") if paired else ("a",)
-        data = LabelledTexts(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
-    rows = objective.training_rows(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
+        data = LabelledDataset(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
+    rows = objective.training_samples(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
     read = [rows.row(step=0, stream=stream) for stream in range(32)]
     segments = objective.collator(train.open_tokenizer(), seed=1)(read).inputs.segments
     assert objective.num_segments(data) == (1 if segments is None else int(segments.max()) + 1)
@@ -139,6 +139,6 @@ def test_segments_are_as_many_as_the_objective_says(train: Manifest, tmp_path: P
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_mask_stays_finite_inside_fused_kernels(dtype: torch.dtype):
     """They multiply it by log2(e); infinite, a query that may see nothing would become NaN."""
-    hidden = additive(torch.zeros(1, 1, 1, dtype=torch.bool), dtype)
+    hidden = additive_mask(torch.zeros(1, 1, 1, dtype=torch.bool), dtype)
     assert (hidden * math.log2(math.e)).isfinite().all()
     assert torch.softmax(torch.tensor([0.0, float(hidden)], dtype=dtype), 0).tolist() == [1.0, 0.0]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlpretrain.hub.weight_map import read, rules_of, write
+from xlpretrain.hub.weight_map import read, weight_rules, write
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.encoder import AlbertConfig, BertConfig
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
@@ -36,7 +36,7 @@ def _pair(config, theirs, objective) -> tuple[PretrainingModel, nn.Module]:
             parameter.copy_(torch.randn_like(parameter) * 0.4)
     backbone = config.build(VOCAB)
     model = PretrainingModel(backbone, objective.head(backbone))
-    model.load_state_dict(read(rules_of(config), theirs.state_dict()))
+    model.load_state_dict(read(weight_rules(config), theirs.state_dict()))
     return model, theirs
 
 
@@ -78,7 +78,7 @@ def _albert(**keys) -> tuple[PretrainingModel, nn.Module]:
     config = AlbertConfig(**{**SIZES, "d_embed": 6, "max_positions": 12, **keys})
     theirs = transformers.AlbertConfig(
         **_encoder_keys(config),
-        embedding_size=config.embed_size,
+        embedding_size=config.resolved_d_embed,
         num_hidden_groups=config.num_layer_groups,
         inner_group_num=config.layers_per_group,
         classifier_dropout_prob=0.0,
@@ -103,7 +103,7 @@ def _assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 def _assert_same_gradients(model: PretrainingModel, theirs: nn.Module) -> None:
     unused = {name: torch.zeros_like(p) for name, p in theirs.named_parameters() if p.grad is None}
-    gradients = read(rules_of(model.backbone.config), {n: p.grad for n, p in theirs.named_parameters()} | unused)
+    gradients = read(weight_rules(model.backbone.config), {n: p.grad for n, p in theirs.named_parameters()} | unused)
     largest = max(float(g.abs().max()) for g in gradients.values())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -126,25 +126,25 @@ def _permuted(*, remembered: int, keep=None, bi_data=False, padded=False) -> Bac
     valid[::2, TOKENS - 2 :] = not padded
     return BackboneInput(
         tokens=1 + (torch.rand(ROWS, TOKENS) ** 4 * (VOCAB - 1)).long(),  # some are frequent, as in text
-        remembered=torch.full((ROWS,), remembered),
-        valid=valid,
+        mem_valid_len=torch.full((ROWS,), remembered),
+        attention_mask=valid,
         segments=(torch.arange(TOKENS) > torch.randint(2, TOKENS, (ROWS, 1))).long(),
-        order=order,
-        predict=predict,
-        reverse=torch.arange(ROWS) >= ROWS // 2 if bi_data else None,
-        keep=keep,
+        perm_rank=order,
+        target_positions=predict,
+        reversed=torch.arange(ROWS) >= ROWS // 2 if bi_data else None,
+        reuse_len=keep,
     )
 
 
 def _theirs_of(inputs: BackboneInput) -> dict[str, Tensor | None]:
     arguments: dict[str, Tensor | None] = {"input_ids": inputs.tokens, "token_type_ids": inputs.segments}
-    if inputs.valid is not None:
-        arguments["attention_mask"] = inputs.valid.float()
-    if inputs.order is not None:
+    if inputs.attention_mask is not None:
+        arguments["attention_mask"] = inputs.attention_mask.float()
+    if inputs.perm_rank is not None:
         same = torch.eye(TOKENS, dtype=torch.bool)
-        arguments["perm_mask"] = ((inputs.order[:, None] > inputs.order[..., None]) | same).float()
-    if inputs.predict is not None:
-        arguments["target_mapping"] = F.one_hot(inputs.predict, TOKENS).float()
+        arguments["perm_mask"] = ((inputs.perm_rank[:, None] > inputs.perm_rank[..., None]) | same).float()
+    if inputs.target_positions is not None:
+        arguments["target_mapping"] = F.one_hot(inputs.target_positions, TOKENS).float()
     return arguments
 
 
@@ -175,13 +175,13 @@ def test_xlnet_has_their_logits_losses_and_gradients_row_after_row(keys, streams
         if not with_segments:
             inputs = replace(inputs, segments=None)
         if streams == "tokens":
-            inputs = replace(inputs, predict=None, order=None)
+            inputs = replace(inputs, target_positions=None, perm_rank=None)
         hidden, mems = model.backbone(inputs, mems)
         answer = theirs(**_theirs_of(inputs), mems=their_mems)
         their_mems = answer.mems
         states, logits = hidden.predictions, answer.logits
         if states is None:
-            states, logits = hidden.tokens[inputs.valid], logits[inputs.valid]
+            states, logits = hidden.tokens[inputs.attention_mask], logits[inputs.attention_mask]
         targets = torch.randint(VOCAB, states.shape[:-1]).flatten()
         states, logits = states.flatten(0, -2), logits.flatten(0, -2)
         ours = model.head.output.log_probs(states)
@@ -211,22 +211,22 @@ ENCODERS = {
 def _masked(task: str) -> Batch:
     inputs = _permuted(remembered=0, padded=True)
     tokens = inputs.tokens
-    chosen = inputs.valid & (torch.rand(tokens.shape) < 0.3)
+    chosen = inputs.attention_mask & (torch.rand(tokens.shape) < 0.3)
     chosen[0, 0] = True
     (at,) = torch.nonzero(chosen.flatten(), as_tuple=True)
-    targets = {"mlm": tokens[chosen] * 7 % VOCAB, "mlm_at": at}
+    targets = {"mlm": tokens[chosen] * 7 % VOCAB, "mlm_positions": at}
     targets |= {
         task: torch.randint(2, (ROWS - 1,)),
-        f"{task}_at": torch.tensor([0, 1, 3]),
+        f"{task}_positions": torch.tensor([0, 1, 3]),
     }  # the third row is not asked
-    inputs = BackboneInput(tokens, inputs.remembered, valid=inputs.valid, segments=inputs.segments)
+    inputs = BackboneInput(tokens, inputs.mem_valid_len, attention_mask=inputs.attention_mask, segments=inputs.segments)
     return Batch(inputs, targets, {"mlm": len(at), task: ROWS - 1})
 
 
 def _answer_of(theirs: nn.Module, batch: Batch, task: str):
     """Theirs takes a label for every token and row; -100: none."""
-    labels = torch.full((ROWS * TOKENS,), -100).index_copy(0, batch.targets["mlm_at"], batch.targets["mlm"])
-    rows = torch.full((ROWS,), -100).index_copy(0, batch.targets[f"{task}_at"], batch.targets[task])
+    labels = torch.full((ROWS * TOKENS,), -100).index_copy(0, batch.targets["mlm_positions"], batch.targets["mlm"])
+    rows = torch.full((ROWS,), -100).index_copy(0, batch.targets[f"{task}_positions"], batch.targets[task])
     name = {"sop": "sentence_order_label", "nsp": "next_sentence_label"}[task]
     return theirs(**_theirs_of(batch.inputs), labels=labels.view(ROWS, TOKENS), **{name: rows})
 
@@ -240,7 +240,7 @@ def _loss_of(model: PretrainingModel, batch: Batch, mems: Tensor) -> tuple[Tenso
 def test_encoders_have_their_logits_losses_and_gradients(build, keys):
     model, theirs = build(**keys)
     batch = _masked(model.head.task)
-    valid = batch.inputs.valid
+    valid = batch.inputs.attention_mask
     mems = model.backbone.empty_memory(ROWS, 0)
     hidden, _ = model.backbone(batch.inputs, mems)
     answer = _answer_of(theirs, batch, model.head.task)
@@ -260,7 +260,7 @@ def test_encoders_have_their_logits_losses_and_gradients(build, keys):
 def test_our_weights_are_theirs_again(build):
     model, theirs = build()
     names = dict(theirs.named_parameters())
-    written = write(rules_of(model.backbone.config), model.state_dict())
+    written = write(weight_rules(model.backbone.config), model.state_dict())
     assert written.keys() == names.keys()
     assert all(torch.equal(written[name], names[name]) for name in names)
 
@@ -294,7 +294,7 @@ def test_xlnet_trains_along_their_loss_curve_with_memory():
         nonlocal mems
         inputs, targets = _predicted(step)
         batch = Batch(
-            inputs, {"plm": targets.flatten(), "plm_at": torch.arange(targets.numel())}, {"plm": targets.numel()}
+            inputs, {"plm": targets.flatten(), "plm_positions": torch.arange(targets.numel())}, {"plm": targets.numel()}
         )
         loss, mems = _loss_of(model, batch, mems)
         return loss
@@ -311,7 +311,7 @@ def test_xlnet_trains_along_their_loss_curve_with_memory():
 
 def _predicted(step: int) -> tuple[BackboneInput, Tensor]:
     inputs = _permuted(remembered=min(4 * step, 6), keep=4, bi_data=True)
-    return inputs, inputs.tokens.gather(1, inputs.predict)
+    return inputs, inputs.tokens.gather(1, inputs.target_positions)
 
 
 def _assert_same_curves(ours: list[float], theirs: list[float]) -> None:

@@ -53,7 +53,7 @@ def _inputs(config, *, rows: int = ROWS, tokens: int = TOKENS, remembered: int =
     if "two_stream" in config.provides:
         order = torch.arange(tokens).expand(rows, tokens)
         predict = torch.arange(tokens - PREDICTIONS, tokens).expand(rows, -1)
-        inputs = replace(inputs, order=order, predict=predict, reverse=torch.arange(rows) % 2 == 1)
+        inputs = replace(inputs, perm_rank=order, target_positions=predict, reversed=torch.arange(rows) % 2 == 1)
     return inputs
 
 
@@ -64,7 +64,7 @@ def _states(hidden: Hidden) -> Tensor:
 def _loss(backbone: Backbone, output: OutputLayer, inputs: BackboneInput, mems: Tensor) -> Tensor:
     """Of the token that follows each in the vocabulary, whatever the model's own objective is."""
     hidden, _ = backbone(inputs, mems)
-    targets = inputs.tokens if inputs.predict is None else inputs.tokens.gather(1, inputs.predict)
+    targets = inputs.tokens if inputs.target_positions is None else inputs.tokens.gather(1, inputs.target_positions)
     nll, _ = output(_states(hidden).flatten(0, 1), (targets.flatten() + 1) % VOCAB)
     return nll.sum() / max(1, targets.numel())
 
@@ -81,7 +81,7 @@ def test_every_parameter_takes_part_in_every_pass(config, rows, tokens, mem_len,
     backbone, output = _build(config)
     inputs = _inputs(config, rows=rows, tokens=tokens, remembered=mem_len)
     if bare:
-        inputs = BackboneInput(inputs.tokens, inputs.remembered)
+        inputs = BackboneInput(inputs.tokens, inputs.mem_valid_len)
     mems = backbone.empty_memory(rows, mem_len)
     hidden, next_mems = backbone(inputs, mems)
     assert next_mems.shape == mems.shape
@@ -131,11 +131,11 @@ def test_padding_changes_nothing(config):
         padded = {"tokens": torch.randint(VOCAB, (ROWS, padding))}
         if inputs.segments is not None:
             padded["segments"] = torch.randint(2, (ROWS, padding))
-        if inputs.order is not None:
-            padded["order"] = torch.zeros(ROWS, padding, dtype=torch.int64)
+        if inputs.perm_rank is not None:
+            padded["perm_rank"] = torch.zeros(ROWS, padding, dtype=torch.int64)
         longer = {name: torch.cat([getattr(inputs, name), more], dim=1) for name, more in padded.items()}
         valid = (torch.arange(TOKENS + padding) < TOKENS).expand(ROWS, -1)
-        hidden, _ = backbone(replace(inputs, **longer, valid=valid), mems)
+        hidden, _ = backbone(replace(inputs, **longer, attention_mask=valid), mems)
         torch.testing.assert_close(hidden.tokens[:, :TOKENS], expected.tokens)
         if expected.predictions is not None:
             torch.testing.assert_close(hidden.predictions, expected.predictions)
@@ -183,7 +183,7 @@ def test_shared_layers_are_one_set_of_weights_whose_gradients_add_up(name):
 
 def test_inner_layers_of_a_group_have_their_own_weights_and_memories():
     config = AlbertConfig(num_layers=5, num_layer_groups=2, layers_per_group=3)
-    assert config.weights_of_layers == [0, 1, 2] * 3 + [3, 4, 5] * 2  # layer l is group floor(2 l / 5)
+    assert config.layer_to_weights == [0, 1, 2] * 3 + [3, 4, 5] * 2  # layer l is group floor(2 l / 5)
     assert len(MODEL_KEYS["xlnet, narrow and shared"].build(VOCAB).empty_memory(1, 4)) == 6
 
 
@@ -192,7 +192,7 @@ def test_flops_are_those_of_the_matrix_products(config):
     backbone, _ = _build(config.model_copy(update={"d_model": 64, "d_ff": 128}))
     rows, tokens, mem_len = 64, 12, 5 if config.mem_len else 0
     inputs, mems = _inputs(config, rows=rows, tokens=tokens), backbone.empty_memory(rows, mem_len)
-    num_predictions = 0 if inputs.predict is None else PREDICTIONS
+    num_predictions = 0 if inputs.target_positions is None else PREDICTIONS
     with FlopCounterMode(display=False) as counter:
         hidden, _ = backbone(inputs, mems)
         (hidden.tokens.sum() + _states(hidden).sum()).backward()

@@ -40,7 +40,7 @@ def _batch(tokens, remembered) -> Batch:
     targets = tokens[:, 1:]
     return Batch(
         BackboneInput(tokens[:, :-1], torch.tensor(remembered)),
-        {"lm": targets.flatten(), "lm_at": torch.arange(targets.numel())},
+        {"lm": targets.flatten(), "lm_positions": torch.arange(targets.numel())},
         {"lm": targets.numel()},
     )
 

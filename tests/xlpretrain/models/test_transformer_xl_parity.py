@@ -14,7 +14,7 @@ from repository import TESTS
 from torch import Tensor
 
 import xlpretrain
-from xlpretrain.hub.import_model import bring_in
+from xlpretrain.hub.import_model import import_model
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import VocabularySoftmax
@@ -66,7 +66,7 @@ def test_ten_segments_have_the_losses_of_the_reference(keys):
         remembered = torch.full((num_rows,), min(start, config.mem_len))
         batch = Batch(
             BackboneInput(inputs, remembered),
-            {"lm": targets.flatten(), "lm_at": torch.arange(targets.numel())},
+            {"lm": targets.flatten(), "lm_positions": torch.arange(targets.numel())},
             {"lm": targets.numel()},
         )
         with torch.no_grad():
@@ -150,7 +150,7 @@ def test_ten_segments_have_the_losses_of_transformers_4(keys, peer_python, tmp_p
     script = TESTS / "support" / "peer_transformer_xl.py"
     subprocess.run([str(peer_python), str(script), str(tmp_path), json.dumps(keys)], check=True)
     peer = torch.load(tmp_path / "peer.pt")
-    folder, _ = bring_in(tmp_path / "theirs", name="peer", runs_dir=tmp_path / "runs")
+    folder, _ = import_model(tmp_path / "theirs", name="peer", runs_dir=tmp_path / "runs")
     run = xlpretrain.load(folder.path)
     model, config = run.model, run.config.model
     mems = model.backbone.empty_memory(peer["tokens"].shape[1], config.mem_len)

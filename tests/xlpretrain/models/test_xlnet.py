@@ -44,12 +44,12 @@ def _inputs(*, reverse: bool = False) -> BackboneInput:
     valid[1, 5:] = False
     return BackboneInput(
         tokens=torch.randint(20, (ROWS, TOKENS)),
-        remembered=torch.tensor([5, 2, 0]),
-        valid=valid,
+        mem_valid_len=torch.tensor([5, 2, 0]),
+        attention_mask=valid,
         segments=torch.randint(0, 3, (ROWS, TOKENS)),
-        order=order,
-        predict=predict,
-        reverse=torch.tensor([False, True, True]) if reverse else None,
+        perm_rank=order,
+        target_positions=predict,
+        reversed=torch.tensor([False, True, True]) if reverse else None,
     )
 
 
@@ -62,15 +62,15 @@ def test_both_streams_equal_the_reference(keys, reverse):
         hidden, _ = model(inputs, mems)
     reference = ReferenceXLNet(model.state_dict(), model.config)
     for row in range(ROWS):
-        past = [list(memory[row, MEMORY - int(inputs.remembered[row]) :].double()) for memory in mems]
+        past = [list(memory[row, MEMORY - int(inputs.mem_valid_len[row]) :].double()) for memory in mems]
         content, query = reference.streams(
             inputs.tokens[row].tolist(),
-            inputs.predict[row].tolist(),
+            inputs.target_positions[row].tolist(),
             past=past,
-            order=inputs.order[row].tolist(),
+            order=inputs.perm_rank[row].tolist(),
             segments=inputs.segments[row].tolist(),
-            valid=inputs.valid[row].tolist(),
-            reverse=reverse and bool(inputs.reverse[row]),
+            valid=inputs.attention_mask[row].tolist(),
+            reverse=reverse and bool(inputs.reversed[row]),
         )
         torch.testing.assert_close(hidden.tokens[row].double(), torch.stack(content), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(hidden.predictions[row].double(), torch.stack(query), rtol=1e-5, atol=1e-5)
@@ -96,7 +96,9 @@ def test_no_stream_depends_on_what_comes_later_in_the_order(seed):
     torch.manual_seed(seed)
     order = torch.cat([torch.randperm(4), 4 + torch.randperm(5)])[None]
     order = torch.where(torch.rand(1, 9) < 0.3, torch.tensor([0] * 4 + [4] * 5), order)
-    inputs = BackboneInput(torch.randint(20, (1, 9)), torch.tensor([3]), order=order, predict=torch.arange(9)[None])
+    inputs = BackboneInput(
+        torch.randint(20, (1, 9)), torch.tensor([3]), perm_rank=order, target_positions=torch.arange(9)[None]
+    )
     hidden, _ = model(inputs, torch.randn(3, 1, MEMORY, 12))
     for position in range(9):
         for stream, seen in (
@@ -111,7 +113,10 @@ def test_a_prediction_with_nothing_before_it_sees_nothing():
     model = _model()
     embedded = _embedded(model)
     inputs = BackboneInput(
-        torch.randint(20, (1, 4)), torch.tensor([0]), order=torch.tensor([[2, 1, 3, 4]]), predict=torch.tensor([[1]])
+        torch.randint(20, (1, 4)),
+        torch.tensor([0]),
+        perm_rank=torch.tensor([[2, 1, 3, 4]]),
+        target_positions=torch.tensor([[1]]),
     )
     hidden, _ = model(inputs, torch.randn(3, 1, MEMORY, 12))
     (gradient,) = torch.autograd.grad(hidden.predictions.sum(), embedded[0])
@@ -124,14 +129,14 @@ def test_predictions_depend_on_nothing_else_that_is_predicted_beside_them():
     with torch.no_grad():
         together, _ = model(inputs, mems)
         for i in range(PREDICTIONS):
-            alone, _ = model(replace(inputs, predict=inputs.predict[:, i : i + 1]), mems)
+            alone, _ = model(replace(inputs, target_positions=inputs.target_positions[:, i : i + 1]), mems)
             torch.testing.assert_close(alone.predictions[:, 0], together.predictions[:, i])
             torch.testing.assert_close(alone.tokens, together.tokens)
 
 
 @pytest.mark.parametrize("keep", [None, 0, 2, 5, 7])
 def test_the_memory_is_the_kept_inputs_of_every_layer(keep):
-    model, inputs = _model(), replace(_inputs(), keep=keep)
+    model, inputs = _model(), replace(_inputs(), reuse_len=keep)
     mems, seen = torch.randn(3, ROWS, MEMORY, 12), []
     for layer in model.layers:
         layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()[:, :TOKENS]))
@@ -145,7 +150,7 @@ def test_the_memory_is_the_kept_inputs_of_every_layer(keep):
 
 
 def test_zeros_are_attended_where_asked():
-    inputs = replace(_inputs(), remembered=torch.zeros(ROWS, dtype=torch.int64))
+    inputs = replace(_inputs(), mem_valid_len=torch.zeros(ROWS, dtype=torch.int64))
     states = [
         _model(initial_memory=kind)(inputs, torch.randn(3, ROWS, MEMORY, 12))[0].predictions
         for kind in ("none", "zeros")
@@ -164,7 +169,7 @@ def test_no_segments_are_one_segment():
 def test_without_an_order_a_prediction_sees_all_but_its_own_token():
     model = _model()
     embedded = _embedded(model)
-    inputs = BackboneInput(torch.randint(20, (1, 5)), torch.tensor([0]), predict=torch.tensor([[3]]))
+    inputs = BackboneInput(torch.randint(20, (1, 5)), torch.tensor([0]), target_positions=torch.tensor([[3]]))
     hidden, _ = model(inputs, model.empty_memory(1, 0))
     (gradient,) = torch.autograd.grad(hidden.predictions.sum(), embedded[0], retain_graph=True)
     # One layer deep it sees all but its own; deeper, the others have seen it: so a two-stream model needs an order.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xlpretrain import schema
-from xlpretrain.data.samples import Row
+from xlpretrain.data.samples import Sample
 from xlpretrain.models import AnyModel, TransformerXLConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import AnyObjective, CausalLM
@@ -19,14 +19,14 @@ NONE = np.array([], dtype=np.int64)
 
 
 def _row(tokens, remembered=0):
-    return Row(
+    return Sample(
         tokens=np.array(tokens, dtype=np.uint16),
         document_ends=NONE,
         sentence_ends=NONE,
         stream=0,
         epoch=0,
-        sample=0,
-        remembered=remembered,
+        sample_index=0,
+        mem_valid_len=remembered,
     )
 
 
@@ -55,16 +55,16 @@ def test_a_dumped_config_reads_back_with_every_key_of_its_type():
 
 def test_window_is_one_token_longer_than_the_stride():
     objective = CausalLM(seq_len=4)
-    assert (objective.window, objective.stride, objective.weights) == (5, 4, {"lm": 1.0})
+    assert (objective.span_len, objective.new_tokens, objective.weights) == (5, 4, {"lm": 1.0})
 
 
 def test_collator_pads_short_and_empty_rows_without_counting_them():
     collator = CausalLMCollator(seq_len=4, pad=0)
     batch = collator([_row([10, 11, 12, 13, 14], 3), _row([20, 21, 22], 1), _row([23]), _row([])])
     assert batch.inputs.tokens.tolist() == [[10, 11, 12, 13], [20, 21, 22, 0], [23, 0, 0, 0], [0, 0, 0, 0]]
-    assert batch.inputs.remembered.tolist() == [3, 1, 0, 0]
+    assert batch.inputs.mem_valid_len.tolist() == [3, 1, 0, 0]
     assert batch.targets["lm"].tolist() == [11, 12, 13, 14, 21, 22]
-    assert batch.targets["lm_at"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.targets["lm_positions"].tolist() == [0, 1, 2, 3, 4, 5]
     assert batch.counts == {"lm": 6}
 
 

@@ -15,11 +15,11 @@ from corpus import make_sentence
 from masked_samples import SIZE, SPECIAL, WORD_STARTS, _collator, _row
 
 from xlpretrain import schema
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.models import MODELS
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.masked_lm import MaskedLM
-from xlpretrain.objectives.token_masking import Masking
+from xlpretrain.objectives.token_masking import TokenMasker
 
 WORD_STARTS[:6] = True
 
@@ -35,7 +35,7 @@ def _random_rows(count, *, length=61, seed=0):
 def _before(batch):
     """The tokens as they were before masking."""
     tokens = batch.inputs.tokens.clone().flatten()
-    tokens[batch.targets["mlm_at"]] = batch.targets["mlm"]
+    tokens[batch.targets["mlm_positions"]] = batch.targets["mlm"]
     return tokens.view_as(batch.inputs.tokens)
 
 
@@ -47,15 +47,15 @@ def test_a_row_is_cls_first_sep_second_sep_and_padding():
         [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     ]
     assert batch.inputs.segments.tolist() == [[0] * 4 + [1] * 4 + [0] * 4, [0] * 12, [0] * 12]
-    assert batch.inputs.valid.sum(dim=1).tolist() == [8, 5, 1]
+    assert batch.inputs.attention_mask.sum(dim=1).tolist() == [8, 5, 1]
     assert batch.counts == {"mlm": 2, "sop": 2}
-    assert (batch.targets["sop"].tolist(), batch.targets["sop_at"].tolist()) == ([1, 0], [0, 1])
+    assert (batch.targets["sop"].tolist(), batch.targets["sop_positions"].tolist()) == ([1, 0], [0, 1])
     assert batch.rows_of("mlm").tolist() == [0, 1]
 
 
 def test_rows_without_a_label_are_not_asked():
     batch = _collator()([_row([10, 11], 1, -1), _row([10, 11], 1, 1), _row([], 0, -1)])
-    assert batch.targets["sop_at"].tolist() == [1]
+    assert batch.targets["sop_positions"].tolist() == [1]
     assert batch.counts == {"mlm": 2, "sop": 1}
     assert "sop" not in _collator(task=None)([_row([10, 11], 1, -1)]).counts
 
@@ -63,8 +63,8 @@ def test_rows_without_a_label_are_not_asked():
 def test_no_special_symbol_and_no_padding_is_predicted():
     batch = _collator(seq_len=80, rate=0.9)(_random_rows(50))
     assert (batch.targets["mlm"] >= 6).all()
-    assert batch.inputs.valid.flatten()[batch.targets["mlm_at"]].all()
-    assert (batch.targets["mlm_at"].diff() > 0).all()
+    assert batch.inputs.attention_mask.flatten()[batch.targets["mlm_positions"]].all()
+    assert (batch.targets["mlm_positions"].diff() > 0).all()
 
 
 @pytest.mark.parametrize("max_ngram", [1, 3])
@@ -81,7 +81,7 @@ def test_whole_words_are_predicted_and_never_over_the_symbol_between_the_parts()
     batch = _collator(rate=0.5, max_ngram=1)([_row([7, 9, 8, 9, 9, 12, 7, 12, 9], 5, sample=i) for i in range(200)])
     words = [{1, 2}, {3, 4, 5}, {7}, {8, 9, 10}]
     for row in range(200):
-        at = {int(a) % 16 for a in batch.targets["mlm_at"][batch.rows_of("mlm") == row]}
+        at = {int(a) % 16 for a in batch.targets["mlm_positions"][batch.rows_of("mlm") == row]}
         assert at == set().union(*[word for word in words if word & at])
 
 
@@ -91,9 +91,9 @@ def test_words_longer_than_all_that_is_to_be_predicted_are_predicted_in_parts(le
     tokens = [7] + [9] * (length - 1)  # a word
     rows = [_row(tokens, max(1, length // 2), sample=i) for i in range(200)]
     batch = _collator(seq_len=64, max_ngram=max_ngram)(rows)
-    in_row = int(batch.inputs.valid[0].sum())
+    in_row = int(batch.inputs.attention_mask[0].sum())
     assert set(np.bincount(batch.rows_of("mlm").numpy(), minlength=200)) == {max(1, round(in_row * 0.15))}
-    places = np.unique(batch.targets["mlm_at"].numpy() % 64)
+    places = np.unique(batch.targets["mlm_positions"].numpy() % 64)
     assert len(places) == length, "every token may be chosen, and no symbol"
 
 
@@ -102,14 +102,14 @@ def test_whole_words_are_taken_first_and_the_rest_is_single_tokens():
     tokens = [7, 9, 9, 8] + [9] * 29
     batch = _collator(seq_len=36, max_ngram=1)([_row(tokens, sample=i) for i in range(300)])
     for row in range(300):
-        at = {int(a) % 36 for a in batch.targets["mlm_at"][batch.rows_of("mlm") == row]}
+        at = {int(a) % 36 for a in batch.targets["mlm_positions"][batch.rows_of("mlm") == row]}
         assert len(at) == 5 and at >= {1, 2, 3}
 
 
 def test_the_model_sees_a_predicted_token_only_where_it_is_kept():
     """Else it could copy: kept are 10 % and the random tokens that happen to be the right ones."""
     batch = _collator(seq_len=64)(_random_rows(2000))
-    seen = batch.inputs.tokens.flatten()[batch.targets["mlm_at"]]
+    seen = batch.inputs.tokens.flatten()[batch.targets["mlm_positions"]]
     assert len(seen) > 15_000
     assert float((seen == batch.targets["mlm"]).float().mean()) == pytest.approx(0.1, abs=0.012)
     assert float((seen == SPECIAL.mask).float().mean()) == pytest.approx(0.8, abs=0.016)
@@ -168,16 +168,16 @@ def test_masking_is_within_bounds_of_the_published_rules(samples: int):
     kinds, spans, reference_spans = Counter(), Counter(), Counter()
     predictions = [0, 0]
     for start in range(0, samples, 500):
-        rows = [dataclasses.replace(row, sample=start + i) for i, row in enumerate(_random_rows(500, seed=start))]
+        rows = [dataclasses.replace(row, sample_index=start + i) for i, row in enumerate(_random_rows(500, seed=start))]
         batch = collator(rows)
-        seen = batch.inputs.tokens.flatten()[batch.targets["mlm_at"]]
+        seen = batch.inputs.tokens.flatten()[batch.targets["mlm_positions"]]
         masked, kept = seen == SPECIAL.mask, seen == batch.targets["mlm"]
         kinds.update({"mask": int(masked.sum()), "keep": int(kept.sum()), "random": int((~masked & ~kept).sum())})
         tokens, of_row = _before(batch).numpy(), batch.rows_of("mlm").numpy()
         for i, row in enumerate(rows[:50]):
-            parts = [(1, 1 + row.pair.split), (2 + row.pair.split, 63)]
+            parts = [(1, 1 + row.pair_target.split), (2 + row.pair_target.split, 63)]
             begins = [at for a, b in parts for at in range(a, b) if at == a or WORD_STARTS[tokens[i, at]]]
-            ours = batch.targets["mlm_at"].numpy()[of_row == i] % 64
+            ours = batch.targets["mlm_positions"].numpy()[of_row == i] % 64
             theirs = _reference(tokens[i], parts, rng)
             spans.update(_spans(ours, begins))
             reference_spans.update(_spans(theirs, begins))
@@ -197,7 +197,7 @@ def test_masking_is_within_bounds_of_the_published_rules(samples: int):
 @pytest.mark.parametrize("max_ngram", [1, 2, 3])
 def test_an_ngram_has_a_probability_inverse_to_its_length(max_ngram: int):
     """Where as many tokens are to be predicted as the longest n-gram has, that one is alone."""
-    masking = Masking(
+    masking = TokenMasker(
         np.ones(SIZE, bool), SPECIAL.mask, rate=max_ngram / 500, max_predictions=None, max_ngram=max_ngram
     )
     rng = np.random.default_rng(0)
@@ -208,8 +208,8 @@ def test_an_ngram_has_a_probability_inverse_to_its_length(max_ngram: int):
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
 def _model(objective, vocab_size, model="bert"):
@@ -221,23 +221,23 @@ def _model(objective, vocab_size, model="bert"):
 
 @pytest.mark.parametrize("seq_len", [8, 33, 128])
 @pytest.mark.parametrize("task", ["sop", "nsp", "none"])
-def test_unmasked_tokens_are_the_text(train: Manifest, task: str, seq_len: int):
+def test_unmasked_tokens_are_the_text(train: TokenDataset, task: str, seq_len: int):
     objective = MaskedLM(seq_len=seq_len, sentence_task=task)
-    rows = objective.training_rows(train, mem_len=0, num_streams=16, seed=1, shuffle_blocks=4)
+    rows = objective.training_samples(train, mem_len=0, num_streams=16, seed=1, shuffle_blocks=4)
     read = [rows.row(step=2, stream=stream) for stream in range(16)]
     batch = objective.collator(train.open_tokenizer(), seed=1)(read)
     vocabulary = train.vocabulary
     for row, tokens in zip(read, _before(batch).tolist(), strict=True):
-        first, second = row.tokens[: row.pair.split].tolist(), row.tokens[row.pair.split :].tolist()
+        first, second = row.tokens[: row.pair_target.split].tolist(), row.tokens[row.pair_target.split :].tolist()
         expected = [vocabulary.cls, *first, vocabulary.sep, *((*second, vocabulary.sep) if second else ())]
         assert tokens == expected + [vocabulary.pad] * (seq_len - len(expected))
 
 
 @pytest.mark.parametrize("task", ["sop", "nsp", "none"])
-def test_the_head_sums_each_term_and_reaches_every_parameter(train: Manifest, task: str):
+def test_the_head_sums_each_term_and_reaches_every_parameter(train: TokenDataset, task: str):
     objective = MaskedLM(seq_len=32, sentence_task=task, sentence_weight=0.5)
     model = _model(objective, train.vocabulary.size)
-    rows = objective.training_rows(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
+    rows = objective.training_samples(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
     collator = objective.collator(train.open_tokenizer(), seed=1)
     empty = _row([], 0, -1)
     for read in ([rows.row(step=0, stream=s) for s in range(4)] + [empty], [empty], []):
@@ -255,19 +255,19 @@ def test_the_head_sums_each_term_and_reaches_every_parameter(train: Manifest, ta
     assert objective.weights == ({"mlm": 1.0} if task == "none" else {"mlm": 1.0, task: 0.5})
 
 
-def test_only_predicted_tokens_meet_the_vocabulary(train: Manifest):
+def test_only_predicted_tokens_meet_the_vocabulary(train: TokenDataset):
     objective = MaskedLM(seq_len=32)
     model = _model(objective, train.vocabulary.size)
     sizes = []
     model.head.output.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    rows = objective.training_rows(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
+    rows = objective.training_samples(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
     batch = objective.collator(train.open_tokenizer(), seed=1)([rows.row(step=0, stream=s) for s in range(4)])
     model(batch, model.backbone.empty_memory(4, 0))
     assert sizes == [batch.counts["mlm"]]
     assert batch.counts["mlm"] < 0.2 * batch.inputs.tokens.numel()
 
 
-def test_padding_changes_nothing(train: Manifest):
+def test_padding_changes_nothing(train: TokenDataset):
     objective = MaskedLM(seq_len=32)
     model = _model(objective, train.vocabulary.size).eval()
     tokenizer = train.open_tokenizer()
@@ -282,7 +282,7 @@ def test_padding_changes_nothing(train: Manifest):
 
 def test_documents_of_one_sentence_are_refused_before_any_work(build_small):
     rng = random.Random(0)
-    manifest = Manifest.open(build_small([make_sentence(rng) for _ in range(200)]) / "train")
+    manifest = TokenDataset.open(build_small([make_sentence(rng) for _ in range(200)]) / "train")
     for task in ("sop", "nsp"):
         ((key, what),) = MaskedLM(seq_len=32, sentence_task=task).data_problems(manifest)
         assert key == "objective.sentence_task"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from xlpretrain import schema
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.models import MODELS
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import OBJECTIVES
@@ -23,8 +23,8 @@ STREAMS = 4
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
 @pytest.fixture(params=[name for name, kind in OBJECTIVES.items() if kind.predicts_tokens])
@@ -38,17 +38,17 @@ def _mem_len(objective: Objective) -> int:
     return 0 if list(objective.run_problems(mem_len=16, global_batch_size=STREAMS)) else 16
 
 
-def _rows(objective: Objective, train: Manifest):
-    return objective.training_rows(train, mem_len=_mem_len(objective), num_streams=STREAMS, seed=1, shuffle_blocks=4)
+def _rows(objective: Objective, train: TokenDataset):
+    return objective.training_samples(train, mem_len=_mem_len(objective), num_streams=STREAMS, seed=1, shuffle_blocks=4)
 
 
-def _model(objective: Objective, train: Manifest) -> PretrainingModel:
+def _model(objective: Objective, train: TokenDataset) -> PretrainingModel:
     """The first registered model that provides what the objective needs."""
     mem_len = _mem_len(objective)
     config = next(
         config
         for config in MODELS.values()
-        if objective.needs <= config.provides and (mem_len == 0 or "memory" in config.provides)
+        if objective.requires <= config.provides and (mem_len == 0 or "memory" in config.provides)
     )
     memory = {"mem_len": mem_len} if "memory" in config.provides else {}
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def _flat(batch: Batch) -> list[tuple[str, list]]:
     return [(name, value.tolist()) for name, value in tensors.items() if isinstance(value, torch.Tensor)]
 
 
-def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: Manifest):
+def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: TokenDataset):
     """Not on who collates them, with which others, or what came before: any process layout gives the same."""
     rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
     for step in (0, 5, 1000):
@@ -79,7 +79,7 @@ def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: Manifest
         assert torch.equal(whole.targets[term], torch.cat([half.targets[term] for half in halves]))
 
 
-def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch(objective: Objective, train: Manifest):
+def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch(objective: Objective, train: TokenDataset):
     model = _model(objective, train)
     rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
     batch = collator([rows.row(step=3, stream=stream) for stream in range(STREAMS)])
@@ -97,10 +97,10 @@ def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch(objecti
         assert losses[-1][term] < 0.2 * losses[0][term]
 
 
-def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(objective: Objective, train: Manifest):
+def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(objective: Objective, train: TokenDataset):
     model = _model(objective, train)
     collator = objective.collator(train.open_tokenizer(), seed=7)
-    evaluation = objective.evaluation_rows(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
+    evaluation = objective.evaluation_samples(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
     idle = evaluation.row(step=evaluation.num_steps + 5, stream=1)
     assert len(idle.tokens) == 0
     for rows in ([], [idle]):
@@ -114,9 +114,9 @@ def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(obj
         assert not any(p.grad.any() for p in model.parameters())
 
 
-def test_evaluation_scores_every_term(objective: Objective, train: Manifest):
+def test_evaluation_scores_every_term(objective: Objective, train: TokenDataset):
     model = _model(objective, train).eval()
-    rows = objective.evaluation_rows(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
+    rows = objective.evaluation_samples(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
     batch = objective.collator(train.open_tokenizer(), seed=0)([rows.row(step=0, stream=stream) for stream in (0, 1)])
     with torch.no_grad():
         loss, _ = model(batch, model.backbone.empty_memory(2, 0))

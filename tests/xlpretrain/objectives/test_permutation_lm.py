@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from xlpretrain import schema
-from xlpretrain.data.samples import Row, Text
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.samples import Sample, TokenSpan
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -39,23 +39,23 @@ def _collator(objective: PermutationLM, word_starts=None) -> PermutationLMCollat
     return PermutationLMCollator(objective, VOCABULARY, sampler, seed=3)
 
 
-def _row(tokens, sentence_ends=(), *, sample=0, elsewhere=(), **more) -> Row:
-    text = Text(np.array(elsewhere, np.uint16), np.zeros(0, np.int64), np.arange(4, len(elsewhere), 5))
-    return Row(
+def _row(tokens, sentence_ends=(), *, sample=0, elsewhere=(), **more) -> Sample:
+    text = TokenSpan(np.array(elsewhere, np.uint16), np.zeros(0, np.int64), np.arange(4, len(elsewhere), 5))
+    return Sample(
         tokens=np.array(tokens, dtype=np.uint16),
         document_ends=np.zeros(0, np.int64),
         sentence_ends=np.array(sentence_ends, dtype=np.int64),
         stream=0,
         epoch=more.pop("epoch", 0),
-        sample=sample,
-        elsewhere=text if len(elsewhere) else None,
+        sample_index=sample,
+        random_segment=text if len(elsewhere) else None,
         **more,
     )
 
 
-def _rows(number: int, objective: PermutationLM) -> list[Row]:
+def _rows(number: int, objective: PermutationLM) -> list[Sample]:
     """Rows whose tokens tell where they stand: 10, 11, ... and 100, 101, ... elsewhere."""
-    window = np.arange(10, 10 + objective.window)
+    window = np.arange(10, 10 + objective.span_len)
     return [_row(window, [18, 22, 27], sample=i, elsewhere=np.arange(100, 120)) for i in range(number)]
 
 
@@ -79,8 +79,8 @@ def test_a_row_is_the_reused_part_then_a_sep_b_sep_cls_with_segments():
         else:
             assert b == list(range(100, 100 + len(b)))
     assert 70 < went_on < 130
-    assert batch.inputs.keep == 16
-    assert batch.inputs.valid.all()
+    assert batch.inputs.reuse_len == 16
+    assert batch.inputs.attention_mask.all()
 
 
 def test_the_content_stream_reads_the_real_tokens():
@@ -91,7 +91,7 @@ def test_the_content_stream_reads_the_real_tokens():
     assert not (batch.inputs.tokens == VOCABULARY.mask).any()
     for i, row in enumerate(rows):
         assert batch.inputs.tokens[i, :16].tolist() == row.tokens[:16].tolist()
-    read = batch.inputs.tokens.gather(1, batch.inputs.predict).flatten()[batch.targets["plm_at"]]
+    read = batch.inputs.tokens.gather(1, batch.inputs.target_positions).flatten()[batch.targets["plm_positions"]]
     assert torch.equal(read, batch.targets["plm"])
 
 
@@ -99,11 +99,11 @@ def test_predictions_are_distinct_text_tokens_in_the_order_of_positions():
     objective = _objective()
     batch = _collator(objective)(_rows(100, objective))
     assert batch.counts == {"plm": len(batch.targets["plm"])}
-    per_row = np.bincount(batch.targets["plm_at"] // 9, minlength=100)
+    per_row = np.bincount(batch.targets["plm_positions"] // 9, minlength=100)
     assert per_row.max() == 9
     assert 8 < per_row.mean() <= 9  # a few fall on SEP or CLS
     for i, number in enumerate(per_row):
-        positions = batch.inputs.predict[i, :number]
+        positions = batch.inputs.target_positions[i, :number]
         assert (positions.diff() > 0).all()
         assert (positions[:5] < 16).sum() == 5  # the first part has the larger half
     assert not np.isin(batch.targets["plm"], [VOCABULARY.sep, VOCABULARY.cls]).any()
@@ -120,10 +120,10 @@ def test_the_order_is_that_of_the_authors():
     objective = _objective()
     batch = _collator(objective)(_rows(60, objective))
     for i in range(60):
-        order, tokens = batch.inputs.order[i], batch.inputs.tokens[i]
+        order, tokens = batch.inputs.perm_rank[i], batch.inputs.tokens[i]
         symbols = (tokens == VOCABULARY.sep) | (tokens == VOCABULARY.cls)
         predicted = torch.zeros(32, dtype=torch.bool)
-        predicted[batch.inputs.predict[i, : int((batch.targets["plm_at"] // 9 == i).sum())]] = True
+        predicted[batch.inputs.target_positions[i, : int((batch.targets["plm_positions"] // 9 == i).sum())]] = True
         ordered = predicted | symbols
         for start, stop in ((0, 16), (16, 32)):
             part, is_ordered = order[start:stop], ordered[start:stop]
@@ -137,7 +137,7 @@ def test_the_order_is_that_of_the_authors():
         assert order[:16].max() < order[16:].min()
 
 
-def test_no_prediction_depends_on_what_it_may_not_see(train: Manifest):
+def test_no_prediction_depends_on_what_it_may_not_see(train: TokenDataset):
     """From real text to the loss: the gradient with respect to an embedded token is exactly 0 unless it is context or
     comes earlier in the order, and none goes from the second part of a row into the first."""
     objective = _objective()
@@ -157,13 +157,13 @@ def test_no_prediction_depends_on_what_it_may_not_see(train: Manifest):
     backbone.embedding.register_forward_hook(keep)
     batch = collator([rows.row(step=7, stream=stream) for stream in (0, 1)])
     hidden, _ = backbone(batch.inputs, torch.randn_like(backbone.empty_memory(2, 24)))
-    at = batch.targets["plm_at"]
+    at = batch.targets["plm_positions"]
     for prediction, target in zip(at.tolist(), batch.targets["plm"], strict=True):
         row, place = divmod(prediction, objective.num_predict)
         nll, _ = model.head.output(hidden.predictions[row, place][None], target[None])
         (gradient,) = torch.autograd.grad(nll.sum(), embedded[0], retain_graph=True)
-        position = int(batch.inputs.predict[row, place])
-        allowed = _visible(batch.inputs.order[row], position)
+        position = int(batch.inputs.target_positions[row, place])
+        allowed = _visible(batch.inputs.perm_rank[row], position)
         seen = gradient[row].abs().sum(dim=-1) > 0
         assert torch.equal(seen, allowed)
         assert not seen[position]
@@ -177,37 +177,37 @@ def test_draws_depend_on_seed_epoch_and_sample_alone():
     rows = _rows(6, objective)
     together = collator(rows)
     again = pickle.loads(pickle.dumps(collator))(rows[3:])
-    for name in ("tokens", "order", "predict", "segments"):
+    for name in ("tokens", "perm_rank", "target_positions", "segments"):
         assert torch.equal(getattr(together.inputs, name)[3:], getattr(again.inputs, name))
     other_epoch = collator([_row(rows[0].tokens, [18, 22], epoch=1, elsewhere=np.arange(100, 120))])
-    assert not torch.equal(other_epoch.inputs.predict, together.inputs.predict[:1])
-    assert not torch.equal(together.inputs.predict[0], together.inputs.predict[1])
+    assert not torch.equal(other_epoch.inputs.target_positions, together.inputs.target_positions[:1])
+    assert not torch.equal(together.inputs.target_positions[0], together.inputs.target_positions[1])
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 16, 17, 18, 25])
 def test_short_rows_are_padded_in_both_parts(length: int):
     objective = _objective()
     batch = _collator(objective)([_row(np.arange(10, 10 + length)), *_rows(1, objective)])
-    tokens, valid = batch.inputs.tokens[0], batch.inputs.valid[0]
+    tokens, valid = batch.inputs.tokens[0], batch.inputs.attention_mask[0]
     assert (tokens[~valid] == VOCABULARY.pad).all()
     assert valid[:16].sum() == min(length, 16)
     assert valid[16:].sum() == (length - 16 + 3 if length >= 18 else 0)
-    assert bool(valid[batch.inputs.predict[0]][: int((batch.targets["plm_at"] < 9).sum())].all())
+    assert bool(valid[batch.inputs.target_positions[0]][: int((batch.targets["plm_positions"] < 9).sum())].all())
     assert batch.inputs.tokens.shape == (2, 32)
 
 
 def test_a_batch_of_no_rows():
     batch = _collator(_objective())([])
     assert batch.inputs.tokens.shape == (0, 32)
-    assert batch.inputs.predict.shape == (0, 9)
+    assert batch.inputs.target_positions.shape == (0, 9)
     assert batch.counts == {"plm": 0}
 
 
 def test_without_reuse_a_row_is_a_pair():
     objective = _objective(reuse_len=0)
-    assert (objective.stride, objective.window) == (29, 29)
+    assert (objective.new_tokens, objective.span_len) == (29, 29)
     batch = _collator(objective)([_row(np.arange(10, 39), [15], elsewhere=np.arange(100, 130))])
-    assert batch.inputs.keep == 0
+    assert batch.inputs.reuse_len == 0
     assert batch.inputs.tokens[0, 0] == 10
     assert batch.inputs.tokens[0, -1] == VOCABULARY.cls
 
@@ -236,31 +236,31 @@ def test_pairs_of_streams_need_an_even_batch_and_a_memory_needs_something_to_reu
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
-def _training_rows(objective: PermutationLM, manifest: Manifest, *, mem_len: int = 24, num_streams: int = 4):
-    return objective.training_rows(manifest, mem_len=mem_len, num_streams=num_streams, seed=5, shuffle_blocks=4)
+def _training_rows(objective: PermutationLM, manifest: TokenDataset, *, mem_len: int = 24, num_streams: int = 4):
+    return objective.training_samples(manifest, mem_len=mem_len, num_streams=num_streams, seed=5, shuffle_blocks=4)
 
 
-def test_streams_of_a_pair_read_the_same_block_from_both_ends(train: Manifest):
+def test_streams_of_a_pair_read_the_same_block_from_both_ends(train: TokenDataset):
     rows = _training_rows(_objective(), train)
     per_block = rows.rows_per_block
     size = train.block_tokens
     for first in (0, 2):
-        start = next(s for s in range(1, per_block + 1) if rows.row(step=s, stream=first).remembered == 0)
+        start = next(s for s in range(1, per_block + 1) if rows.row(step=s, stream=first).mem_valid_len == 0)
         steps = range(start, start + per_block)
         forward = np.concatenate([rows.row(step=s, stream=first).tokens[:16] for s in steps])
         backward = [rows.row(step=s, stream=first + 1) for s in steps]
-        assert all(row.reverse for row in backward)
+        assert all(row.reversed for row in backward)
         read = np.concatenate([row.tokens[:16] for row in backward])
         assert np.array_equal(read[:size], forward[:size][::-1])
-        assert [row.remembered for row in backward] == [min(24, 16 * i) for i in range(per_block)]
-        assert not {row.sample for row in backward} & {rows.row(step=s, stream=first).sample for s in steps}
+        assert [row.mem_valid_len for row in backward] == [min(24, 16 * i) for i in range(per_block)]
+        assert not {row.sample_index for row in backward} & {rows.row(step=s, stream=first).sample_index for s in steps}
 
 
-def test_a_sentence_ends_where_it_begins_when_read_backwards(train: Manifest):
+def test_a_sentence_ends_where_it_begins_when_read_backwards(train: TokenDataset):
     rows = _training_rows(_objective(), train)
     seen = 0
     for step in range(30):
@@ -272,10 +272,10 @@ def test_a_sentence_ends_where_it_begins_when_read_backwards(train: Manifest):
     assert seen
 
 
-def test_elsewhere_is_text_of_the_same_block_that_begins_with_a_sentence(train: Manifest):
+def test_elsewhere_is_text_of_the_same_block_that_begins_with_a_sentence(train: TokenDataset):
     rows = _training_rows(_objective(), train, num_streams=2)
     for stream in (0, 1):
-        texts = [rows.row(step=step, stream=stream).elsewhere.tokens for step in range(40)]
+        texts = [rows.row(step=step, stream=stream).random_segment.tokens for step in range(40)]
         block = train.block(rows.order.place(step=0, stream=0).block)
         whole = block.tokens[::-1] if stream else block.tokens
         (starts,) = (
@@ -288,14 +288,14 @@ def test_elsewhere_is_text_of_the_same_block_that_begins_with_a_sentence(train: 
         assert len({text.tobytes() for text in texts}) > 20
 
 
-def test_rows_without_memory_are_shuffled_and_each_is_read_once_an_epoch(train: Manifest):
+def test_rows_without_memory_are_shuffled_and_each_is_read_once_an_epoch(train: TokenDataset):
     objective = _objective(bi_data=False)
     rows = _training_rows(objective, train, mem_len=0, num_streams=3)
     number = train.num_blocks * rows.rows_per_block
     read = [rows.row(step=k // 3, stream=k % 3) for k in range(0, number)]
-    assert sorted(row.sample for row in read) == list(range(number))
-    assert all(row.remembered == 0 for row in read)
-    assert [row.sample for row in read] != sorted(row.sample for row in read)
+    assert sorted(row.sample_index for row in read) == list(range(number))
+    assert all(row.mem_valid_len == 0 for row in read)
+    assert [row.sample_index for row in read] != sorted(row.sample_index for row in read)
 
 
 @pytest.mark.parametrize("samples", [2000, pytest.param(100_000, marks=pytest.mark.full)])

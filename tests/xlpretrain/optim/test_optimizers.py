@@ -9,10 +9,10 @@ from reference_lamb import Gate, ReferenceLamb
 from torch import nn
 
 from xlpretrain import schema
-from xlpretrain.engine.state_shards import stacks_of
+from xlpretrain.engine.state_shards import fused_tensors
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import AdamWConfig, AnyOptimizer, LambConfig
-from xlpretrain.optim.base import LayerWise, Segment, decay_groups
+from xlpretrain.optim.base import LayerwiseOptimizer, Segment, weight_decay_groups
 
 
 class Holder(schema.Section):
@@ -21,9 +21,9 @@ class Holder(schema.Section):
 
 def _whole(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Each parameter is a tensor, all of it here."""
-    assert isinstance(optimizer, LayerWise)
+    assert isinstance(optimizer, LayerwiseOptimizer)
     segments = {p: [Segment(number, 0, p.numel())] for number, p in enumerate(parameters)}
-    optimizer.attach(segments, num_tensors=len(parameters), group=None)
+    optimizer.set_parameter_slices(segments, num_tensors=len(parameters), group=None)
     return optimizer
 
 
@@ -47,7 +47,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 
 def test_no_group_is_empty() -> None:
     vector = nn.Parameter(torch.ones(3))
-    assert decay_groups([vector], 0.1) == [{"params": [vector], "weight_decay": 0.0}]
+    assert weight_decay_groups([vector], 0.1) == [{"params": [vector], "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize("corrected", [True, False])
@@ -100,9 +100,9 @@ def test_lamb_sees_three_tensors_in_a_fused_weight() -> None:
         optimizer = LambConfig(lr=0.1).build(parameters)
         segments = {
             p: [Segment(s.first + i, i * s.size, s.size) for i in range(s.count)]
-            for p, s in zip(parameters, stacks_of(gate).values(), strict=True)
+            for p, s in zip(parameters, fused_tensors(gate).values(), strict=True)
         }
-        optimizer.attach(segments, num_tensors=4, group=None)
+        optimizer.set_parameter_slices(segments, num_tensors=4, group=None)
         gate(torch.randn(5, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
         optimizer.step()
     together = torch.cat(list(separate.weights))
@@ -118,7 +118,7 @@ def test_lamb_never_looks_at_padding() -> None:
     matrix.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     optimizer.step()
     optimizer.param_groups[0]["params"] = [flat]
-    optimizer.attach({flat: [Segment(0, 0, 12)]}, num_tensors=1, group=None)
+    optimizer.set_parameter_slices({flat: [Segment(0, 0, 12)]}, num_tensors=1, group=None)
     flat.grad = torch.cat([matrix.grad.view(-1), torch.tensor([math.nan, 5.0])])
     optimizer.step()
     assert torch.equal(flat[:12].view(4, 3), matrix)

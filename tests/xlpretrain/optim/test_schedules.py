@@ -8,36 +8,36 @@ from xlpretrain.optim.schedules import SCHEDULES, WSD, Cosine, InverseSqrt, Line
 @pytest.mark.parametrize("kind", SCHEDULES.values())
 def test_warm_up_is_linear_and_ends_at_the_top(kind):
     schedule = kind(warmup_steps=4, total_steps=100)
-    assert [schedule.ratio(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert schedule.ratio(4) == pytest.approx(1.0, abs=0.12)
+    assert [schedule.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert schedule.factor(4) == pytest.approx(1.0, abs=0.12)
 
 
 def test_linear_and_cosine_end_at_the_minimum():
     for kind in (Linear, Cosine):
         schedule = kind(warmup_steps=10, total_steps=110, min_lr_ratio=0.1)
-        assert schedule.ratio(60) == pytest.approx(0.55)
-        assert schedule.ratio(110) == schedule.ratio(10_000) == pytest.approx(0.1)
+        assert schedule.factor(60) == pytest.approx(0.55)
+        assert schedule.factor(110) == schedule.factor(10_000) == pytest.approx(0.1)
 
 
 def test_linear_from_the_start_jumps_where_the_warm_up_ends():
     schedule = Linear(warmup_steps=10, total_steps=100, decay_from="start", min_lr_ratio=0.5)
-    assert schedule.ratio(9) == 1.0
-    assert schedule.ratio(10) == pytest.approx(1 - 0.1 * 0.5)
-    assert schedule.ratio(50) == pytest.approx(0.75)
-    assert schedule.ratio(100) == schedule.ratio(1000) == pytest.approx(0.5)
+    assert schedule.factor(9) == 1.0
+    assert schedule.factor(10) == pytest.approx(1 - 0.1 * 0.5)
+    assert schedule.factor(50) == pytest.approx(0.75)
+    assert schedule.factor(100) == schedule.factor(1000) == pytest.approx(0.5)
 
 
 def test_inverse_sqrt_halves_when_steps_quadruple():
     schedule = InverseSqrt(warmup_steps=100, total_steps=10_000)
-    assert schedule.ratio(399) == pytest.approx(0.5)
-    assert schedule.ratio(1599) == pytest.approx(0.25)
+    assert schedule.factor(399) == pytest.approx(0.5)
+    assert schedule.factor(1599) == pytest.approx(0.25)
 
 
 def test_wsd_is_constant_and_then_falls():
     schedule = WSD(warmup_steps=0, total_steps=100, decay_ratio=0.2)
-    assert schedule.ratio(79) == 1.0
-    assert schedule.ratio(90) == pytest.approx(0.5)
-    assert schedule.ratio(100) == pytest.approx(0.0)
+    assert schedule.factor(79) == 1.0
+    assert schedule.factor(90) == pytest.approx(0.5)
+    assert schedule.factor(100) == pytest.approx(0.0)
 
 
 def test_a_warm_up_longer_than_the_schedule_is_refused():

@@ -10,7 +10,7 @@ def test_every_second_is_charged_to_something():
     started = time.monotonic()
     for on in ("data_wait_s", "step_s", "save_s"):
         time.sleep(0.02)
-        goodput.spent(on)
+        goodput.add_time(on)
     assert goodput.total_s == pytest.approx(time.monotonic() - started, abs=5e-3)
     assert goodput.step_s == pytest.approx(0.02, abs=5e-3)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
-from xlpretrain.file_system.atomic_files import replace_file, replacing
+from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer
 from xlpretrain.run_dir import lease
 from xlpretrain.run_dir.lease import Lease, Process
 from xlpretrain.tracking.metrics_file import MetricsFile, read_metrics
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def take(folder: Path, launch_id: str = "", *, take_over: bool = False) -> Lease:
-    return lease.take(folder, launch_id=launch_id, take_over=take_over)
+    return lease.acquire(folder, launch_id=launch_id, take_over=take_over)
 
 
 def age(folder: Path, number: int, by_s: float) -> None:
@@ -40,7 +40,7 @@ def test_the_first_takes_it_and_the_second_is_told_who_has_it(folder: Path):
 def test_who_may_take_over_does_and_the_older_owner_learns_it(folder: Path, why: str):
     older = take(folder, "launcher")
     if why == "released":
-        older.keep()
+        older.start_heartbeat()
         older.close()
     if why == "silent":
         age(folder, 1, lease.STALE_S + 5)
@@ -64,7 +64,7 @@ def test_less_than_a_minute_old_a_heartbeat_is_alive_also_where_neither_has_a_la
 
 def test_an_owner_known_to_be_dead_is_replaced_at_once(folder: Path):
     code = "import sys; from pathlib import Path; from xlpretrain.run_dir import lease\n"
-    code += "lease.take(Path(sys.argv[1]), launch_id='x', take_over=False)"
+    code += "lease.acquire(Path(sys.argv[1]), launch_id='x', take_over=False)"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     assert take(folder).number == 2
 
@@ -95,7 +95,7 @@ def test_a_run_removed_and_begun_anew_is_not_the_old_ones(folder: Path):
 
 def test_of_many_that_start_at_once_one_has_it(folder: Path):
     code = "import sys; from pathlib import Path; from xlpretrain import errors; from xlpretrain.run_dir import lease\n"
-    code += "sys.stdin.read()\ntry: l = lease.take(Path(sys.argv[1]), launch_id='', take_over=False)\n"
+    code += "sys.stdin.read()\ntry: l = lease.acquire(Path(sys.argv[1]), launch_id='', take_over=False)\n"
     code += "except errors.LaunchError: sys.exit(3)\nimport time; time.sleep(0.5); l.check()"
     command = [sys.executable, "-c", code, str(folder)]
     starts = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(8)]
@@ -114,19 +114,19 @@ def test_what_an_older_owner_was_about_to_rename_is_gone(folder: Path):
     def overtaken_after_the_last_look() -> None:
         older.check()
         take(folder, take_over=True)
-        replace_file(status, "newer")
+        atomic_write(status, "newer")
 
     with pytest.raises(FileNotFoundError):
-        replace_file(status, "older", fence=overtaken_after_the_last_look)
+        atomic_write(status, "older", fence=overtaken_after_the_last_look)
     with pytest.raises(LeaseLostError):
-        replace_file(status, "older", fence=older.check)
+        atomic_write(status, "older", fence=older.check)
     assert status.read_text() == "newer"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["lease", "status.json"]
 
 
 def test_a_start_removes_half_written_files_of_older_ones_and_no_others(folder: Path):
     take(folder)
-    with replacing(folder.parent / "status.json") as temporary:
+    with atomic_writer(folder.parent / "status.json") as temporary:
         temporary.touch()
         left = temporary.name
     (folder.parent / "status.json").unlink()
@@ -145,10 +145,10 @@ def test_what_an_older_owner_appends_goes_nowhere(folder: Path):
     older = take(folder)
     path = folder.parent / "metrics.jsonl"
     unfenced = MetricsFile(path)
-    unfenced.cut_back(0)
+    unfenced.truncate_to_step(0)
     unfenced.append({"step": 1})
     newer = MetricsFile(path, fence=take(folder, take_over=True).check)
-    newer.cut_back(1)
+    newer.truncate_to_step(1)
     unfenced.append({"step": 2, "train/loss": 666.0})  # it had looked at the lease, and was stopped just then
     newer.append({"step": 2, "train/loss": 1.0})
     with pytest.raises(LeaseLostError):
@@ -160,7 +160,8 @@ def test_what_an_older_owner_appends_goes_nowhere(folder: Path):
 
 def test_a_process_that_hangs_ends_within_seconds_of_losing_the_lease(folder: Path):
     code = "import sys; from pathlib import Path; from xlpretrain.run_dir import lease\n"
-    code += "lease.take(Path(sys.argv[1]), launch_id='', take_over=False).keep()\nprint('taken', flush=True)\n"
+    code += "lease.acquire(Path(sys.argv[1]), launch_id='', take_over=False).start_heartbeat()\n"
+    code += "print('taken', flush=True)\n"
     code += "import threading; threading.Lock().acquire(); threading.Event().wait()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -169,7 +170,7 @@ def test_a_process_that_hangs_ends_within_seconds_of_losing_the_lease(folder: Pa
     process.send_signal(signal.SIGSTOP)
     take(folder, take_over=True)
     process.send_signal(signal.SIGCONT)
-    _, told = process.communicate(timeout=lease.BEAT_S + 3)
+    _, told = process.communicate(timeout=lease.HEARTBEAT_S + 3)
     assert process.returncode == FENCED
     assert told == f"error: {folder.parent}: another start of the run has taken over; this one ends\n"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm import history
-from launcher.slurm.records import End, Start
-from xlpretrain.checkpoint.files import MANIFEST, checkpoint_name, put_away
+from launcher.slurm.records import AttemptEnd, AttemptStart
+from xlpretrain.checkpoint.files import MANIFEST, checkpoint_name, quarantine
 from xlpretrain.errors import ConfigError
 from xlpretrain.run_dir import outcome
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_how_a_start_ended(status: Status | None, more: dict[str, object], ended
 def test_a_finished_run_is_known_by_its_steps_or_by_its_patience(
     tmp_path: Path, status: Status | None, patience_then: int | None, now: dict[str, int | None], message: str | None
 ) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     patience = "null" if patience_then is None else patience_then
     run.create(config=f"stop: {{patience: {patience}}}\neval: {{every_steps: 10}}\n", provenance={})
     if status is not None:
@@ -77,7 +77,7 @@ def test_a_finished_run_is_known_by_its_steps_or_by_its_patience(
     assert message is None or message in str(told)
 
 
-def save(run: RunFolder, step: int, at: int) -> None:
+def save(run: RunDir, step: int, at: int) -> None:
     """A checkpoint, as far as its name and its time go."""
     folder = run.checkpoints / checkpoint_name(step)
     folder.mkdir(parents=True)
@@ -89,22 +89,22 @@ def save(run: RunFolder, step: int, at: int) -> None:
 def test_after_a_damaged_checkpoint_what_is_written_counts_and_going_back_does_not(
     tmp_path: Path, written: list[int], progress: bool
 ) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     save(run, 20, at=1000)
     save(run, 40, at=2000)
     before, began = outcome.saved(run), outcome.newest_step(run)
-    put_away(run.checkpoints / checkpoint_name(40), "truncated")
+    quarantine(run.checkpoints / checkpoint_name(40), "truncated")
     for step in written:
         save(run, step, at=3000)
     assert outcome.made_progress(run, before=before) == progress
     # A job writes it down, so that the next one counts alike.
-    start = Start("7", 0, 0.0, ("n1",), 1, began)
-    end = End(1.0, "requeued", 1, outcome.newest_step(run), progress=progress)
-    assert history.starts_in_vain([start, end]) == (0 if progress else 1)
+    start = AttemptStart("7", 0, 0.0, ("n1",), 1, began)
+    end = AttemptEnd(1.0, "requeued", 1, outcome.newest_step(run), progress=progress)
+    assert history.attempts_without_progress([start, end]) == (0 if progress else 1)
 
 
 def test_the_newest_step_is_that_of_the_last_whole_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     assert outcome.newest_step(run) == 0
     for name in ("step-00000100", "step-00000020", ".tmp-1-step-00000300", "step-00000400.old"):
         (run.checkpoints / name).mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_restarts_end_by_their_number_and_by_starts_in_vain() -> None:
 
 
 def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     run.checkpoints.mkdir(parents=True)
     run.write_status(Status("running", step=47))
     assert outcome.cost_of_ending(run) == "all 47 steps: there is no checkpoint yet"
@@ -128,7 +128,7 @@ def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path
 
 
 def test_a_run_that_its_user_stopped_is_refused(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     outcome.refuse_if_stopped(run)
     run.stop_file.touch()
     with pytest.raises(ConfigError, match="stopped by its user; `xlpretrain resume"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from xlpretrain.run_dir.stop import SIGNALS, WARNINGS, StopRequest
+from xlpretrain.run_dir.stop import SOFT_SIGNALS, STOP_SIGNALS, StopRequest
 
 
 def request(tmp_path: Path, time_budget_s: float | None = None) -> StopRequest:
@@ -19,17 +19,17 @@ def test_nothing_asks_at_first(tmp_path: Path):
     assert request(tmp_path).reason() is None
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_each_signal_is_a_request_and_the_old_handlers_come_back(tmp_path: Path, number: signal.Signals):
     before = signal.getsignal(number)
     stop = request(tmp_path)
-    with stop.listening():
+    with stop.install_handlers():
         os.kill(os.getpid(), number)
         assert stop.reason() == "signal"
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", WARNINGS)
+@pytest.mark.parametrize("number", SOFT_SIGNALS)
 def test_a_warning_that_comes_too_early_is_kept(tmp_path: Path, number: signal.Signals):
     program = f"""
 import os, pathlib, torch
@@ -37,11 +37,11 @@ from xlpretrain.run_dir.stop import StopRequest
 stop = StopRequest(stop_file=pathlib.Path("STOP"), time_budget_s=None)
 os.kill(os.getpid(), {number})
 assert stop.reason() is None
-with stop.listening():
+with stop.install_handlers():
     assert stop.reason() == "signal"
 """
     # Before anything starts a thread, which would hear what this one does not.
-    early = "from xlpretrain.run_dir.stop import hold_back_warnings; hold_back_warnings()"
+    early = "from xlpretrain.run_dir.stop import block_signals; block_signals()"
     subprocess.run([sys.executable, "-c", early + program], cwd=tmp_path, env=environment(), check=True)
 
 

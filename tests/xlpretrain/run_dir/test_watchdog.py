@@ -34,7 +34,7 @@ with watchdog.Watchdog() as dog:
 
 def watched(tmp_path: Path, peers: list | None = None, *, parent: str = "", rank: bool = True) -> subprocess.Popen[str]:
     """A process under a watchdog, with the lease of the run in tmp_path."""
-    lease.take(tmp_path / "lease", launch_id="", take_over=True)
+    lease.acquire(tmp_path / "lease", launch_id="", take_over=True)
     # exec: this test is its launcher; else a shell between them is.
     command = f'{"RANK=0" if rank else ""} {"" if parent else "exec"} "$0" -c "$1" "$2" "$3"{parent}'
     arguments = [sys.executable, WATCHED, str(tmp_path), repr([tuple(peer) for peer in peers or []])]
@@ -63,7 +63,7 @@ def test_a_run_that_was_suspended_does_not_hang_and_writes_nothing_once_it_lost_
     process.send_signal(signal.SIGCONT)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGSTOP)
-    lease.take(tmp_path / "lease", launch_id="", take_over=True)
+    lease.acquire(tmp_path / "lease", launch_id="", take_over=True)
     process.send_signal(signal.SIGCONT)
     assert process.wait(10) == FENCED
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]

@@ -6,7 +6,7 @@ import torch
 
 from xlpretrain.tracking.metrics_file import MetricsFile, read_metrics
 from xlpretrain.tracking.plots import plot_losses
-from xlpretrain.train.throughput import Stopwatch, peak_flops, peak_memory_bytes
+from xlpretrain.train.throughput import StepTimer, peak_flops, peak_memory_bytes
 
 
 def test_numbers_keep_every_bit(tmp_path: Path):
@@ -30,7 +30,7 @@ def test_cutting_back_keeps_what_is_at_or_before_the_step_and_drops_a_torn_line(
         file.append({"step": step})
     with file.path.open("a") as torn:
         torn.write('{"step": 4')
-    rows = file.cut_back(20)
+    rows = file.truncate_to_step(20)
     assert [row["step"] for row in rows] == [10, 20, 30]
     file.append({"step": 21})
     file.close()
@@ -40,13 +40,13 @@ def test_cutting_back_keeps_what_is_at_or_before_the_step_and_drops_a_torn_line(
 
 def test_cutting_back_a_file_that_is_not_there_makes_an_empty_one(tmp_path: Path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    assert file.cut_back(0) == []
+    assert file.truncate_to_step(0) == []
     file.close()
     assert list(tmp_path.iterdir()) == [file.path]
 
 
 def test_a_lap_gives_rates_per_step_and_begins_anew():
-    watch = Stopwatch()
+    watch = StepTimer()
     watch.steps, watch.data_wait_s = 4, 0.2
     lap = watch.lap(tokens_per_step=100, flops_per_token=5.0, peak_flops=1e6)
     assert lap["time/data_wait_s"] == pytest.approx(0.05)

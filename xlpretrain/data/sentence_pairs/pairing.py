@@ -7,45 +7,45 @@ from typing import Literal
 
 import numpy as np
 
-from xlpretrain.data.order import mix_each
-from xlpretrain.data.sentence_pairs.segments import Runs, Sentences
+from xlpretrain.data.order import hash_array
+from xlpretrain.data.sentence_pairs.segments import SegmentSpans, SentenceSpans
 
 _NEIGHBOURS = 32  # how many exchanges are tried before two parts of one document are put up with
 
 
 @dataclass(frozen=True)
-class PairRules:
+class PairingRules:
     """What a sample is made of.
 
     longest: the most tokens of both parts together. task: which question is asked of them. single_sentence: what
     sentence order makes of a run of one sentence. short_seq_prob: how often a shorter run is wanted.
     """
 
-    longest: int
+    max_tokens: int
     task: Literal["sop", "nsp", "none"] = "sop"
     single_sentence: Literal["original", "skip", "split"] = "split"
     short_seq_prob: float = 0.1
 
 
 @dataclass(frozen=True)
-class Samples:
+class SentencePairs:
     """The samples of a block: parts (S, 2, 2) are where each part starts and stops, in the order in which it is read
     (a second part may be empty); labels (S,) are as in `stream.Pair`."""
 
-    parts: np.ndarray
+    segments: np.ndarray
     labels: np.ndarray
 
 
 def make_pairs(
-    sentences: Sentences,
-    runs: Runs,
+    sentences: SentenceSpans,
+    runs: SegmentSpans,
     chosen: np.ndarray,
     *,
-    rules: PairRules,
+    rules: PairingRules,
     first_number: int,
     key: int,
     generator: np.random.Generator,
-) -> Samples:
+) -> SentencePairs:
     """A sample of each run in `chosen` (ascending, none more than twice).
 
     A run of n sentences is cut after its first k, k uniform in 1..n-1. Then, by task:
@@ -66,7 +66,7 @@ def make_pairs(
     parts = _cut_in_two(sentences, runs, chosen, rules=rules, generator=generator)
     labels = np.full(len(chosen), -1)
     if rules.task == "none":
-        return Samples(parts, labels)
+        return SentencePairs(parts, labels)
     two = parts[:, 1, 0] < parts[:, 1, 1]
     labels[two] = _choose_half(int(two.sum()), first_number, key)
     documents = sentences.documents[runs.first[chosen]]
@@ -77,18 +77,23 @@ def make_pairs(
         changed = np.flatnonzero(labels == 1)
         source = _exchange(whole[changed], documents[changed], chosen[changed], generator)
         whole[changed] = parts[changed] = _even_out(whole[changed], source, runs, chosen[changed], sentences)
-        _take_back(source, whole[changed], chosen[changed], longest=rules.longest, sentences=sentences)
+        _take_back(source, whole[changed], chosen[changed], longest=rules.max_tokens, sentences=sentences)
         parts[changed, 1] = whole[changed[source], 1]
         labels[changed[source == np.arange(len(source))]] = 0
     if rules.task == "nsp" or rules.single_sentence == "original":
         takers, lenders = _find_lenders(np.flatnonzero(~two), documents, chosen, generator)
         parts[takers, 1] = whole[lenders, np.where(two[lenders], 1, 0)]
         labels[takers] = 1
-    return Samples(_truncate(parts, rules.longest, sentences, generator), labels)
+    return SentencePairs(_truncate(parts, rules.max_tokens, sentences, generator), labels)
 
 
 def _cut_in_two(
-    sentences: Sentences, runs: Runs, chosen: np.ndarray, *, rules: PairRules, generator: np.random.Generator
+    sentences: SentenceSpans,
+    runs: SegmentSpans,
+    chosen: np.ndarray,
+    *,
+    rules: PairingRules,
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """Where the parts of each run start and stop, (S, 2, 2), in the order of the text."""
     first, last = runs.first[chosen], runs.last[chosen]
@@ -107,7 +112,7 @@ def _cut_in_two(
 def _choose_half(count: int, first_number: int, key: int) -> np.ndarray:
     """One of each two numbers 2i, 2i + 1, by a toss for each i."""
     numbers = first_number + np.arange(count)
-    return (mix_each(numbers // 2, key) & np.uint64(1)).astype(np.int64) ^ (numbers & 1)
+    return (hash_array(numbers // 2, key) & np.uint64(1)).astype(np.int64) ^ (numbers & 1)
 
 
 def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -133,7 +138,7 @@ def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, genera
 
 
 def _even_out(
-    parts: np.ndarray, source: np.ndarray, runs: Runs, chosen: np.ndarray, sentences: Sentences
+    parts: np.ndarray, source: np.ndarray, runs: SegmentSpans, chosen: np.ndarray, sentences: SentenceSpans
 ) -> np.ndarray:
     """Cut all runs that are in exchange with each other where their second parts come nearest to one length: that of
     the first of them, which was drawn."""
@@ -171,7 +176,9 @@ def _settle(takers: np.ndarray, givers: np.ndarray, groups: np.ndarray) -> None:
                 break
 
 
-def _take_back(source: np.ndarray, parts: np.ndarray, runs: np.ndarray, *, longest: int, sentences: Sentences) -> None:
+def _take_back(
+    source: np.ndarray, parts: np.ndarray, runs: np.ndarray, *, longest: int, sentences: SentenceSpans
+) -> None:
     """Let samples leave the exchange `source`, and keep their own second parts, where it does not go well.
 
     That is where the other part would be of the same run (there was no other), and where the sample could not be cut to
@@ -209,7 +216,7 @@ def _find_lenders(
     return takers[found], lenders[found]
 
 
-def _losses(parts: np.ndarray, longest: int, sentences: Sentences) -> tuple[np.ndarray, np.ndarray]:
+def _losses(parts: np.ndarray, longest: int, sentences: SentenceSpans) -> tuple[np.ndarray, np.ndarray]:
     """How many tokens each part must lose, (S, 2), and how many it can at its front and its back without losing the
     whole of a sentence, (S, 2, 2).
 
@@ -227,7 +234,7 @@ def _losses(parts: np.ndarray, longest: int, sentences: Sentences) -> tuple[np.n
     return lost, spare
 
 
-def _truncate(parts: np.ndarray, longest: int, sentences: Sentences, generator: np.random.Generator) -> np.ndarray:
+def _truncate(parts: np.ndarray, longest: int, sentences: SentenceSpans, generator: np.random.Generator) -> np.ndarray:
     """Cut samples of more than `longest` tokens as the originals do, each token from the front or the back of its part
     with equal chance; but, where the other end can lose it instead, never the whole of a sentence."""
     over = np.flatnonzero(np.diff(parts, axis=2).sum(axis=(1, 2)) > longest)

@@ -11,29 +11,37 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from xlpretrain.data.evaluation_samples import slice_of
-from xlpretrain.data.order import Place, Shuffled, mix
-from xlpretrain.data.samples import CorpusRows, EvaluationRows, Pair, Row
-from xlpretrain.data.sentence_pairs.pairing import PairRules, Samples, make_pairs
-from xlpretrain.data.sentence_pairs.segments import Runs, Sentences, count_slots, cut_runs, deal_runs
-from xlpretrain.data.storage.dataset import NO_ENDS, Manifest
+from xlpretrain.data.evaluation_samples import slice_bounds
+from xlpretrain.data.order import BlockPosition, Shuffled, hash_ints
+from xlpretrain.data.samples import CorpusSamples, EvalSamples, PairTarget, Sample
+from xlpretrain.data.sentence_pairs.pairing import PairingRules, SentencePairs, make_pairs
+from xlpretrain.data.sentence_pairs.segments import (
+    SegmentSpans,
+    SentenceSpans,
+    assign_segments,
+    count_samples,
+    cut_segments,
+)
+from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 
 _CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and epoch
 
 
-class PairRows(CorpusRows):
+class PairSamples(CorpusSamples):
     """The rows of a run, over all blocks, the tail too.
 
-    A block has a fixed number of slots, about as many as it has runs (`count_slots`). A row's `sample` is the number of
-    its slot in the corpus; with the epoch it is the key of all that is drawn about the row.
+    A block has a fixed number of slots, about as many as it has runs (`count_samples`). A sample's `sample_index` is
+    the number of its slot in the corpus; with the epoch it is the key of all that is drawn about the row.
     """
 
-    both_ways = False
+    bidirectional_streams = False
 
-    def __init__(self, manifest: Manifest, rules: PairRules, *, num_streams: int, seed: int, shuffle_blocks: int):
+    def __init__(
+        self, manifest: TokenDataset, rules: PairingRules, *, num_streams: int, seed: int, shuffle_blocks: int
+    ):
         """Reads up to 16 blocks. Raises `DataError` if one of them is damaged."""
         self.manifest, self.rules, self.seed = manifest, rules, seed
-        self.slots = count_slots(manifest, longest=rules.longest, short_seq_prob=rules.short_seq_prob)
+        self.slots = count_samples(manifest, longest=rules.max_tokens, short_seq_prob=rules.short_seq_prob)
         self.order = Shuffled(self.slots, num_streams=num_streams, seed=seed, window_blocks=shuffle_blocks)
         self._first_slots = np.cumsum(self.slots) - self.slots
         # Two windows: the streams of a step may stand on either side of where one ends.
@@ -44,23 +52,23 @@ class PairRows(CorpusRows):
         """Slots in the corpus."""
         return int(self.slots.sum())
 
-    def prefetch_at(self, place: Place) -> None:
+    def prefetch_at(self, place: BlockPosition) -> None:
         """The block."""
         self.manifest.prefetch(place.block)
 
-    def read(self, place: Place, *, stream: int, behind: int) -> Row:
+    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
         """The row of a slot; without tokens where a block has less than half as many runs as slots."""
         samples = self.samples(epoch=place.epoch, block=place.block)
         sample = int(self._first_slots[place.block]) + place.row
         return _row(self.manifest, place.block, samples, place.row, epoch=place.epoch, sample=sample, stream=stream)
 
-    def samples(self, *, epoch: int, block: int) -> Samples:
+    def samples(self, *, epoch: int, block: int) -> SentencePairs:
         """What the slots of a block read in an epoch; the last slots may read nothing."""
         return self._cached_samples(epoch, block)
 
-    def _make_samples(self, epoch: int, block: int) -> Samples:
+    def _make_samples(self, epoch: int, block: int) -> SentencePairs:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=self.seed, epoch=epoch)
-        chosen = deal_runs(
+        chosen = assign_segments(
             np.stack([sentences.starts[runs.first], sentences.stops[runs.last - 1]], axis=1),
             num_tokens=len(self.manifest.block(block).tokens),
             num_slots=int(self.slots[block]),
@@ -73,18 +81,18 @@ class PairRows(CorpusRows):
             chosen,
             rules=self.rules,
             first_number=int(self._first_slots[block]),
-            key=mix(self.seed, epoch, _HALVES),
+            key=hash_ints(self.seed, epoch, _HALVES),
             generator=generator,
         )
 
 
-class PairEvaluationRows(EvaluationRows):
+class PairEvalSamples(EvalSamples):
     """Each run of the first `num_tokens` tokens once (the tail's too), the same at every evaluation.
 
     Runs are numbered in the order of the text, and cut into `num_streams` slices of even length.
     """
 
-    def __init__(self, manifest: Manifest, rules: PairRules, *, num_tokens: int, num_streams: int):
+    def __init__(self, manifest: TokenDataset, rules: PairingRules, *, num_tokens: int, num_streams: int):
         self.manifest, self.rules = manifest, rules
         self.num_tokens, self.num_streams = num_tokens, num_streams
         self._cached_samples = lru_cache(2 * num_streams)(self._make_samples)
@@ -94,9 +102,9 @@ class PairEvaluationRows(EvaluationRows):
         """Rows in the longest slice."""
         return -(-int(self._first_runs[-1]) // self.num_streams)
 
-    def row(self, *, step: int, stream: int) -> Row:
+    def row(self, *, step: int, stream: int) -> Sample:
         """Row `step` of slice `stream`; empty past its end."""
-        first, last = slice_of(stream, self.num_streams, total=int(self._first_runs[-1]))
+        first, last = slice_bounds(stream, self.num_streams, total=int(self._first_runs[-1]))
         number = first + step
         if number >= last:
             return _empty_row(self.manifest, epoch=0, sample=number, stream=stream)
@@ -111,45 +119,55 @@ class PairEvaluationRows(EvaluationRows):
         counts = [len(_cut(self.manifest, block, self.rules, seed=0, epoch=0)[1]) for block in blocks]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
-    def samples(self, block: int) -> Samples:
+    def samples(self, block: int) -> SentencePairs:
         """A sample of each run of a block."""
         return self._cached_samples(block)
 
-    def _make_samples(self, block: int) -> Samples:
+    def _make_samples(self, block: int) -> SentencePairs:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=0, epoch=0)
         first = int(self._first_runs[block])
         chosen = np.arange(len(runs))
         return make_pairs(
-            sentences, runs, chosen, rules=self.rules, first_number=first, key=mix(_HALVES), generator=generator
+            sentences, runs, chosen, rules=self.rules, first_number=first, key=hash_ints(_HALVES), generator=generator
         )
 
 
 def _cut(
-    manifest: Manifest, block: int, rules: PairRules, *, seed: int, epoch: int
-) -> tuple[Sentences, Runs, np.random.Generator]:
+    manifest: TokenDataset, block: int, rules: PairingRules, *, seed: int, epoch: int
+) -> tuple[SentenceSpans, SegmentSpans, np.random.Generator]:
     """The runs of a block in an epoch, and the generator of what else is drawn about it."""
-    generator = np.random.Generator(np.random.Philox(key=mix(seed, epoch, block, _CUTS)))
-    sentences = Sentences.of(manifest.block(block), longest=rules.longest)
-    runs = cut_runs(sentences, longest=rules.longest, short_seq_prob=rules.short_seq_prob, generator=generator)
+    generator = np.random.Generator(np.random.Philox(key=hash_ints(seed, epoch, block, _CUTS)))
+    sentences = SentenceSpans.of(manifest.block(block), longest=rules.max_tokens)
+    runs = cut_segments(sentences, longest=rules.max_tokens, short_seq_prob=rules.short_seq_prob, generator=generator)
     return sentences, runs, generator
 
 
-def _row(manifest: Manifest, block: int, samples: Samples, index: int, *, epoch: int, sample: int, stream: int) -> Row:
+def _row(
+    manifest: TokenDataset, block: int, samples: SentencePairs, index: int, *, epoch: int, sample: int, stream: int
+) -> Sample:
     if index >= len(samples.labels):
         return _empty_row(manifest, epoch=epoch, sample=sample, stream=stream)
     tokens = manifest.block(block).tokens
-    (start, stop), (second_start, second_stop) = samples.parts[index].tolist()
-    return Row(
+    (start, stop), (second_start, second_stop) = samples.segments[index].tolist()
+    return Sample(
         tokens=np.concatenate([tokens[start:stop], tokens[second_start:second_stop]]),
-        document_ends=NO_ENDS,
-        sentence_ends=NO_ENDS,
+        document_ends=EMPTY_ENDS,
+        sentence_ends=EMPTY_ENDS,
         stream=stream,
         epoch=epoch,
-        sample=sample,
-        pair=Pair(split=stop - start, label=int(samples.labels[index])),
+        sample_index=sample,
+        pair_target=PairTarget(split=stop - start, label=int(samples.labels[index])),
     )
 
 
-def _empty_row(manifest: Manifest, *, epoch: int, sample: int, stream: int) -> Row:
+def _empty_row(manifest: TokenDataset, *, epoch: int, sample: int, stream: int) -> Sample:
     tokens = np.empty(0, manifest.dtype)
-    return Row(tokens, NO_ENDS, NO_ENDS, stream=stream, epoch=epoch, sample=sample, pair=Pair(split=0, label=-1))
+    return Sample(
+        tokens,
+        EMPTY_ENDS,
+        EMPTY_ENDS,
+        stream=stream,
+        epoch=epoch,
+        sample_index=sample,
+        pair_target=PairTarget(split=0, label=-1),
+    )

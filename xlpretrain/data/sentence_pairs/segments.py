@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xlpretrain.data.order import mix
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.data.storage.shard_reader import Block
+from xlpretrain.data.order import hash_ints
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.data.storage.shard_reader import TokenBlock
 from xlpretrain.errors import DamagedDataError
 
 _MEASURED_BLOCKS = 16
 
 
 @dataclass(frozen=True)
-class Sentences:
+class SentenceSpans:
     """The sentences of a block: where each starts and stops (token positions), and the number of its document.
 
     Within a document each starts where the one before it stops. End-of-document symbols are in none. What the edges of
@@ -28,7 +28,7 @@ class Sentences:
     documents: np.ndarray
 
     @classmethod
-    def of(cls, block: Block, *, longest: int) -> Sentences:
+    def of(cls, block: TokenBlock, *, longest: int) -> SentenceSpans:
         """Those of a block; a sentence of more than `longest` tokens is cut into even pieces, which count as sentences.
 
         The originals cut off what is too long, and never read it.
@@ -52,7 +52,7 @@ class Sentences:
 
 
 @dataclass(frozen=True)
-class Runs:
+class SegmentSpans:
     """Consecutive sentences of one document each: sentences[first:last]. Each sentence is in one run."""
 
     first: np.ndarray
@@ -62,7 +62,9 @@ class Runs:
         return len(self.first)
 
 
-def cut_runs(sentences: Sentences, *, longest: int, short_seq_prob: float, generator: np.random.Generator) -> Runs:
+def cut_segments(
+    sentences: SentenceSpans, *, longest: int, short_seq_prob: float, generator: np.random.Generator
+) -> SegmentSpans:
     """Cut documents into runs of up to `longest` tokens.
 
     The greedy cutter of BERT (arXiv:1810.04805) and ALBERT (arXiv:1909.11942): sentences are added until the run has
@@ -84,10 +86,10 @@ def cut_runs(sentences: Sentences, *, longest: int, short_seq_prob: float, gener
             last -= 1
         cuts.append(last)
         here = last
-    return Runs(np.asarray(cuts[:-1], np.int64), np.asarray(cuts[1:], np.int64))
+    return SegmentSpans(np.asarray(cuts[:-1], np.int64), np.asarray(cuts[1:], np.int64))
 
 
-def count_slots(manifest: Manifest, *, longest: int, short_seq_prob: float) -> np.ndarray:
+def count_samples(manifest: TokenDataset, *, longest: int, short_seq_prob: float) -> np.ndarray:
     """How many samples each block gives in an epoch, the tail's last: about as many as its runs.
 
     From the columns of the index: documents whose lengths were exponential, of mean m, would give 1 / (1 - exp(-a/m))
@@ -107,14 +109,14 @@ def count_slots(manifest: Manifest, *, longest: int, short_seq_prob: float) -> n
     num_runs = 0
     measured = np.array([number for number in measured.tolist() if _is_whole(manifest, number)], np.int64)
     for number in map(int, measured):
-        sentences = Sentences.of(manifest.block(number), longest=longest)
-        generator = np.random.Generator(np.random.Philox(key=mix(number)))
-        num_runs += len(cut_runs(sentences, longest=longest, short_seq_prob=short_seq_prob, generator=generator))
+        sentences = SentenceSpans.of(manifest.block(number), longest=longest)
+        generator = np.random.Generator(np.random.Philox(key=hash_ints(number)))
+        num_runs += len(cut_segments(sentences, longest=longest, short_seq_prob=short_seq_prob, generator=generator))
     scale = num_runs / formula[measured].sum() if num_runs else 1.0
     return np.where(formula > 0, np.maximum(np.rint(formula * scale), 1), 0).astype(np.int64)
 
 
-def _is_whole(manifest: Manifest, number: int) -> bool:
+def _is_whole(manifest: TokenDataset, number: int) -> bool:
     """Whoever reads a damaged block will say so, or leave it out; here it is only not measured."""
     try:
         manifest.block(number)
@@ -123,7 +125,7 @@ def _is_whole(manifest: Manifest, number: int) -> bool:
     return True
 
 
-def deal_runs(
+def assign_segments(
     spans: np.ndarray, *, num_tokens: int, num_slots: int, turn: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Which run each slot of a block reads, ascending; spans: (R, 2), where each run starts and stops.

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.storage.remote import Cache, RemoteBlocks, is_url, mirror
-from xlpretrain.data.storage.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
+from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url
+from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DamagedDataError, DataError
 
 SCHEMA_VERSION = 1
-NO_ENDS = np.empty(0, np.int64)
+EMPTY_ENDS = np.empty(0, np.int64)
 CACHED_BLOCKS, MAPPED_SHARDS = 512, 128  # together they bound the open files: a map holds one
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardEntry:
     """A shard as the index describes it."""
 
     path: Path
@@ -34,7 +34,7 @@ class Shard:
     num_members: int
 
 
-class Manifest:
+class TokenDataset:
     """A dataset: `num_blocks` blocks of `block_tokens` tokens, and a last short one if `tail_tokens` is not zero.
 
     Numbers are those of the whole dataset, the tail included: num_tokens (end-of-document symbols too), num_documents,
@@ -46,7 +46,7 @@ class Manifest:
     remote: RemoteBlocks | None = None
 
     def __init__(self, folder: Path, index: Mapping[str, Any]):
-        """From a parsed index; use `Manifest.open`. Raises KeyError, TypeError or ValueError if it makes no sense."""
+        """From a parsed index; use `TokenDataset.open`. Raises KeyError, TypeError or ValueError if it is invalid."""
         self.folder = folder
         self.block_tokens, self.tail_tokens = int(index["block_tokens"]), int(index["tail_tokens"])
         self.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[index["dtype"]])
@@ -55,7 +55,7 @@ class Manifest:
         self.num_unknown = int(index["num_unknown"])
         self.built_from: Mapping[str, Any] = index["built_from"]
         self.shards = [
-            Shard(folder / _plain_name(s["name"]), s["num_bytes"], s["sha256"], s["num_members"])
+            ShardEntry(folder / _plain_name(s["name"]), s["num_bytes"], s["sha256"], s["num_members"])
             for s in index["shards"]
         ]
         self.offsets, self.checksums = _column(index, "offset"), _column(index, "crc32")
@@ -72,13 +72,15 @@ class Manifest:
         self.num_documents = int(self.documents.sum())
         self.num_sentences = int(self.sentences.sum())
         self.num_bytes = int(self.source_bytes.sum())
-        self._reopen: Callable[[], Manifest] = partial(Manifest.open, folder)
+        self._reopen: Callable[[], TokenDataset] = partial(TokenDataset.open, folder)
         self._verified = np.zeros(len(self.offsets), bool)
         self._cached_block = lru_cache(CACHED_BLOCKS)(self._load_block)
         self._cached_map = lru_cache(MAPPED_SHARDS)(self._map_shard)
 
     @classmethod
-    def open(cls, folder: Path | str, *, tokenizer_sha256: str | None = None, cache: Cache | None = None) -> Manifest:
+    def open(
+        cls, folder: Path | str, *, tokenizer_sha256: str | None = None, cache: BlockCache | None = None
+    ) -> TokenDataset:
         """The dataset in a folder: reads the index, and of the shards no more than their sizes.
 
         Or the one behind a URL: its index and tokenizer are fetched into the cache, its blocks when they are needed.
@@ -86,11 +88,11 @@ class Manifest:
         Raises `DataError` if there is none, it is damaged or incomplete, or was encoded by another tokenizer.
         """
         if is_url(folder):
-            manifest = cls._open_remote(str(folder), cache or Cache())
+            manifest = cls._open_remote(str(folder), cache or BlockCache())
         else:
             manifest = cls.parse(Path(folder))
             for shard in manifest.shards:
-                check_size(shard)
+                check_shard_size(shard)
         if tokenizer_sha256 not in (None, manifest.tokenizer_sha256):
             raise DataError(
                 f"{folder}: encoded by another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}, expected "
@@ -99,9 +101,9 @@ class Manifest:
         return manifest
 
     @classmethod
-    def _open_remote(cls, url: str, cache: Cache) -> Manifest:
+    def _open_remote(cls, url: str, cache: BlockCache) -> TokenDataset:
         tokenizers = {f"../tokenizer/{name}": False for name in ("spiece.model", "tokenizer.json")}
-        manifest = cls.parse(mirror(url, cache, {"index.json": True, **tokenizers}))
+        manifest = cls.parse(download(url, cache, {"index.json": True, **tokenizers}))
         manifest.remote = RemoteBlocks(
             url, manifest.folder / manifest.fingerprint[:16], cache, manifest._place_in_shard
         )
@@ -109,7 +111,7 @@ class Manifest:
         return manifest
 
     @classmethod
-    def parse(cls, folder: Path) -> Manifest:
+    def parse(cls, folder: Path) -> TokenDataset:
         """The dataset as its index describes it, whether or not the shards are there. Raises `DataError`."""
         try:
             return cls(folder, read_index(folder))
@@ -141,7 +143,7 @@ class Manifest:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reopen, ()
 
-    def block(self, number: int) -> Block:
+    def block(self, number: int) -> TokenBlock:
         """Block `number`; `block(num_blocks)` is the tail, if there is one.
 
         Its checksum is compared the first time. Raises `DataError` if the block is damaged.
@@ -193,7 +195,7 @@ class Manifest:
             # Bounds of the array's own type: others would make searchsorted convert the whole array.
             first, last = ends.searchsorted(np.array((low, high), ends.dtype))
             parts.append(ends[first:last] + np.int64(number * self.block_tokens))
-        return parts[0] if len(parts) == 1 else np.concatenate([NO_ENDS, *parts])
+        return parts[0] if len(parts) == 1 else np.concatenate([EMPTY_ENDS, *parts])
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The blocks that hold [start, stop), each with the part of it that does."""
@@ -208,7 +210,7 @@ class Manifest:
         if self.remote is not None:
             self.remote.prefetch(number)
 
-    def _load_block(self, number: int) -> Block:
+    def _load_block(self, number: int) -> TokenBlock:
         if not 0 <= number < len(self.offsets):
             raise IndexError(f"{self.folder} has no block {number}")
         shard = int(self.shard_numbers[number])
@@ -225,8 +227,8 @@ class Manifest:
         self._verified[number] = True
         return block
 
-    def _place(self, number: int) -> BlockPlace:
-        return BlockPlace(
+    def _place(self, number: int) -> BlockLocation:
+        return BlockLocation(
             number=number,
             offset=int(self.offsets[number]),
             tokens=self.block_tokens if number < self.num_blocks else self.tail_tokens,
@@ -236,7 +238,7 @@ class Manifest:
             crc32=int(self.checksums[number]),
         )
 
-    def _place_in_shard(self, number: int) -> tuple[str, int, int, BlockPlace]:
+    def _place_in_shard(self, number: int) -> tuple[str, int, int, BlockLocation]:
         """The shard's name, where in it the block begins and ends, and what is there, were it all there is."""
         place, shard = self._place(number), self.shards[self.shard_numbers[number]]
         follows = number + 1 < len(self.offsets) and self.shard_numbers[number + 1] == self.shard_numbers[number]
@@ -271,7 +273,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def seal_index(index: Mapping[str, Any]) -> str:
+def add_checksum(index: Mapping[str, Any]) -> str:
     """What an `index.json` holds: the index, and at its end the SHA-256 of all before."""
     text = json.dumps({key: value for key, value in index.items() if key != "checksum"}, sort_keys=True)
     return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
@@ -287,7 +289,7 @@ def parse_index(data: bytes) -> Any:
     return index
 
 
-def check_size(shard: Shard) -> None:
+def check_shard_size(shard: ShardEntry) -> None:
     """Raises `DataError` if the shard is not there or has another size than the index says."""
     try:
         size = shard.path.stat().st_size

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from xlpretrain.data.storage.shard_reader import Block, BlockPlace, DamagedBlockError, read_block
+from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.errors import DataError
 
 _AT_ONCE = 8
@@ -41,7 +41,7 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Cache:
+class BlockCache:
     """Where what was fetched is kept; how much of it; and for how long a fetch that fails is tried again."""
 
     folder: Path = field(default_factory=default_folder)
@@ -49,12 +49,12 @@ class Cache:
     patience_s: float = 300.0
 
 
-def fetch(url: str, cache: Cache, *, start: int | None = None, end: int | None = None) -> bytes:
+def fetch(url: str, cache: BlockCache, *, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a URL, or [start, end) of them, tried again for as long as the cache says. Raises `DataError`."""
     return _try_again(lambda: _fetch_once(url, start, end), cache, what=url)
 
 
-def mirror(url: str, cache: Cache, names: Mapping[str, bool]) -> Path:
+def download(url: str, cache: BlockCache, names: Mapping[str, bool]) -> Path:
     """The folder of a split with the files `names` (whether each must be there), paths relative to it, fetched anew.
 
     Raises `DataError`.
@@ -79,7 +79,9 @@ class RemoteBlocks:
     """The blocks of one dataset. `place` says of a block its shard's name, its first and last byte there, and what the
     index says of it."""
 
-    def __init__(self, url: str, folder: Path, cache: Cache, place: Callable[[int], tuple[str, int, int, BlockPlace]]):
+    def __init__(
+        self, url: str, folder: Path, cache: BlockCache, place: Callable[[int], tuple[str, int, int, BlockLocation]]
+    ):
         self._url, self._folder, self._cache, self._place = url.rstrip("/"), folder, cache, place
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="prefetch")
         self._coming: dict[int, Future[None]] = {}
@@ -92,7 +94,7 @@ class RemoteBlocks:
             if number not in self._coming and not self._path(number).exists():
                 self._coming[number] = self._pool.submit(self._bring, number)
 
-    def block(self, number: int) -> Block:
+    def block(self, number: int) -> TokenBlock:
         """A block, verified. Raises `DataError` if it cannot be had, `DamagedBlockError` if it is damaged there too."""
         *_, place = self._place(number)
         for _ in range(10):
@@ -192,7 +194,7 @@ def _open(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _try_again(attempt: Callable[[], bytes], cache: Cache, *, what: str) -> bytes:
+def _try_again(attempt: Callable[[], bytes], cache: BlockCache, *, what: str) -> bytes:
     deadline, wait_s = time.monotonic() + cache.patience_s, _FIRST_WAIT_S
     while True:
         try:

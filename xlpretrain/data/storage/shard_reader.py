@@ -27,7 +27,7 @@ class DamagedBlockError(Exception):
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Consecutive tokens of a corpus, read-only.
 
     document_ends, sentence_ends: positions in the block whose token is the last of a document (its end-of-document
@@ -40,7 +40,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class BlockPlace:
+class BlockLocation:
     """What the index says of a block: its number, where its first member's header lies, and what is there."""
 
     number: int
@@ -57,7 +57,7 @@ def member_name(number: int, member: str) -> str:
     return f"{number:08d}.{member}.npy"
 
 
-def read_block(shard: memoryview, place: BlockPlace, *, check: bool) -> Block:
+def read_block(shard: memoryview, place: BlockLocation, *, check: bool) -> TokenBlock:
     """The block at `place`; `check`: compare its checksum too. Raises `DamagedBlockError`."""
     lengths = {"doc": place.documents, "sent": place.sentences, "tok": place.tokens}
     arrays, crc32, offset = [], 0, place.offset
@@ -70,7 +70,7 @@ def read_block(shard: memoryview, place: BlockPlace, *, check: bool) -> Block:
     if check and crc32 != place.crc32:
         raise DamagedBlockError("its checksum does not match")
     documents, sentences, tokens = arrays
-    return Block(tokens=tokens, document_ends=documents, sentence_ends=sentences)
+    return TokenBlock(tokens=tokens, document_ends=documents, sentence_ends=sentences)
 
 
 def _read_member(shard: memoryview, offset: int, name: str) -> memoryview:

@@ -12,7 +12,7 @@ import numpy as np
 
 from xlpretrain.errors import DataError
 
-SPECIAL_PIECES = {
+SPECIAL_TOKENS = {
     "pad": ("<pad>", "[PAD]"),
     "unk": ("<unk>", "[UNK]"),
     "cls": ("<cls>", "[CLS]"),
@@ -23,7 +23,7 @@ SPECIAL_PIECES = {
 """How the special symbols are spelt, by role; the first is what we train."""
 
 
-_ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_PIECES.values() for spelling in spellings)
+_ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_TOKENS.values() for spelling in spellings)
 
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 """What SentencePiece writes for the space before a word."""
@@ -73,7 +73,7 @@ class Tokenizer:
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.get_piece_size())}
-        self.vocabulary = find_vocabulary(pieces, {"unk": self._processor.unk_id()}, name)
+        self.vocabulary = find_special_tokens(pieces, {"unk": self._processor.unk_id()}, name)
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
@@ -98,9 +98,9 @@ class Tokenizer:
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
         or capital letter for a word of its own, which is not what its paper means.
         """
-        return np.array([_begins_word(self.piece(i)) for i in range(self.vocabulary.size)])
+        return np.array([_begins_word(self.id_to_token(i)) for i in range(self.vocabulary.size)])
 
-    def piece(self, token: int) -> str:
+    def id_to_token(self, token: int) -> str:
         """How a token is spelt, special symbols too."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
@@ -115,13 +115,13 @@ def _begins_word(piece: str) -> bool:
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
 
-def find_vocabulary(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
+def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
     """The special symbols among the pieces of a vocabulary, or `known` by role. Raises `DataError` if one is missing.
 
     Vocabularies of ALBERT and BERT have none for the end of a document: there it is that of the end of a part.
     """
     found, missing = dict(known), []
-    for role, spellings in SPECIAL_PIECES.items():
+    for role, spellings in SPECIAL_TOKENS.items():
         spelt = next((spelling for spelling in spellings if spelling in pieces), None)
         if spelt is not None:
             found[role] = pieces[spelt]

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from xlpretrain.data.tokenizers.base import SPECIAL_PIECES, Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer, Vocabulary
 from xlpretrain.errors import DataError
 
 END_OF_LINE = "<eos>"
 """How WikiText's literature spells the word that an end of a line is."""
 
-_SPECIAL = [spellings[0] for spellings in SPECIAL_PIECES.values()]
+_SPECIAL = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
 _WORD = re.compile(r"\n|[^ \n]+")
 
 
@@ -35,7 +35,7 @@ class _Plain(Tokenizer):
             self._pieces = self._read(json.loads(model))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{name}: not a vocabulary of ours ({error})") from None
-        self.vocabulary = Vocabulary(size=len(self._pieces), **{role: i for i, role in enumerate(SPECIAL_PIECES)})
+        self.vocabulary = Vocabulary(size=len(self._pieces), **{role: i for i, role in enumerate(SPECIAL_TOKENS)})
 
     def _read(self, data: Any) -> list[str]:
         """The pieces, special symbols first."""
@@ -45,7 +45,7 @@ class _Plain(Tokenizer):
         """Which tokens begin a word, by id: all."""
         return np.ones(self.vocabulary.size, bool)
 
-    def piece(self, token: int) -> str:
+    def id_to_token(self, token: int) -> str:
         """How a token is spelt, special symbols too."""
         return self._pieces[int(token)]
 
@@ -99,8 +99,8 @@ class WordTokenizer(_Plain):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special symbols but the unknown are left out."""
-        words = [self.piece(i) for i in ids if i >= len(_SPECIAL) or i == self.vocabulary.unk]
+        words = [self.id_to_token(i) for i in ids if i >= len(_SPECIAL) or i == self.vocabulary.unk]
         return re.sub(" ?<eos> ?", "\n", " ".join(words))
 
 
-KINDS: dict[str, type[_Plain]] = {kind.kind: kind for kind in (ByteTokenizer, WordTokenizer)}
+TOKENIZER_TYPES: dict[str, type[_Plain]] = {kind.kind: kind for kind in (ByteTokenizer, WordTokenizer)}

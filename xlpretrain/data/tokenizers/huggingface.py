@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlpretrain.data.tokenizers.base import Tokenizer, find_vocabulary
+from xlpretrain.data.tokenizers.base import Tokenizer, find_special_tokens
 from xlpretrain.errors import DataError
 
 _CONTINUES = "##"
 
 
-class WordPiece(Tokenizer):
+class HuggingFaceTokenizer(Tokenizer):
     """Read from a `tokenizer.json` (WordPiece as BERT's, or Unigram as XLNet's and ALBERT's), of which only
     normalization, words and pieces are used."""
 
@@ -40,7 +40,7 @@ class WordPiece(Tokenizer):
         self._tokenizer.no_padding()
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocabulary = find_vocabulary(self._tokenizer.get_vocab(), {}, name)
+        self.vocabulary = find_special_tokens(self._tokenizer.get_vocab(), {}, name)
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols: those of `AutoTokenizer` with `split_special_tokens`."""
@@ -56,8 +56,8 @@ class WordPiece(Tokenizer):
         """Which tokens begin a word, by id: all that are no continuation."""
         if self._is_unigram:
             return super().word_starts()
-        return np.array([not self.piece(i).startswith(_CONTINUES) for i in range(self.vocabulary.size)])
+        return np.array([not self.id_to_token(i).startswith(_CONTINUES) for i in range(self.vocabulary.size)])
 
-    def piece(self, token: int) -> str:
+    def id_to_token(self, token: int) -> str:
         """How a token is spelt, special symbols too."""
         return str(self._tokenizer.id_to_token(int(token)))

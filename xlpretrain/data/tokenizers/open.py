@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from xlpretrain.data.tokenizers.base import Tokenizer
-from xlpretrain.data.tokenizers.byte_word import KINDS
-from xlpretrain.data.tokenizers.huggingface import WordPiece
+from xlpretrain.data.tokenizers.byte_word import TOKENIZER_TYPES
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import DataError
 
 
@@ -57,4 +57,4 @@ def _json_class(model: bytes) -> type[Tokenizer]:
         kind = json.loads(model).get("type")
     except (ValueError, AttributeError):
         kind = None
-    return KINDS.get(str(kind), WordPiece)
+    return TOKENIZER_TYPES.get(str(kind), HuggingFaceTokenizer)

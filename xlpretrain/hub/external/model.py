@@ -15,9 +15,9 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.hub.external import transfo_xl
-from xlpretrain.hub.external.weight_files import read_file, read_weights, refuse_misfits
+from xlpretrain.hub.external.weight_files import check_weights, read_file, read_weights
 from xlpretrain.hub.transformers_config import find_untold, read_config, validate_model, write_config
-from xlpretrain.hub.weight_map import read, rules_of
+from xlpretrain.hub.weight_map import read, weight_rules
 from xlpretrain.models.encoder import EncoderConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import StackConfig
@@ -37,7 +37,7 @@ _NOT_WEIGHTS = ("embeddings.position_ids", "pos_emb.inv_freq")
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalModel:
     """A model of others. kind: the model_type of its config.json, or transfo-xl.
 
     folder: None for a file. model, objective: sections of a run's config, not checked yet. weights: under their names.
@@ -65,17 +65,17 @@ class Foreign:
         return bool(parts) and all(any(name.startswith(part) for name in self.weights) for part in parts)
 
 
-def read_foreign(source: Path) -> Foreign:
+def read_external_model(source: Path) -> ExternalModel:
     """The model in a folder that transformers wrote, or in a file of the authors' Transformer-XL.
 
     Raises `XLPretrainError`.
     """
     if source.is_file():
         weights = _weights((name.removeprefix("module."), tensor) for name, tensor in read_file(source).items())
-        model = transfo_xl.guess_config(weights, str(source))
+        model = transfo_xl.infer_config(weights, str(source))
         size = len(weights["crit.out_layers.0.bias"]) if model["div_val"] == 1 else 0
         size = size or sum(len(t) for name, t in weights.items() if "out_layers" in name and name.endswith("bias"))
-        return Foreign(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, transfo_xl.UNTOLD)
+        return ExternalModel(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, transfo_xl.UNTOLD)
     try:
         theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
         kind, size = str(theirs.get("model_type")), int(theirs["vocab_size"])
@@ -87,14 +87,14 @@ def read_foreign(source: Path) -> Foreign:
         known = ", ".join((*_STOCK, "transfo-xl", "xlpretrain"))
         raise ConfigError(f"{source / 'config.json'}: model_type must be one of {known}, got {kind!r}")
     weights = _weights((_modern(name), tensor) for name, tensor in read_weights(source).items())
-    found = Foreign(source, source, kind, {}, {}, size, weights)
+    found = ExternalModel(source, source, kind, {}, {}, size, weights)
     model = _model_section(theirs, source, kind, sentence=found.sentence)
     objective = (theirs.get("xlpretrain") or {}).get("objective") or _objective(model, sentence=found.sentence)
     untold = () if (theirs.get("xlpretrain") or {}).get("model") else find_untold(theirs, kind)
-    return Foreign(source, source, kind, model, objective, size, weights, untold)
+    return ExternalModel(source, source, kind, model, objective, size, weights, untold)
 
 
-def load_weights(foreign: Foreign, model: PretrainingModel, config: RunConfig) -> list[str]:
+def load_weights(foreign: ExternalModel, model: PretrainingModel, config: RunConfig) -> list[str]:
     """Put the weights into a freshly built model. Returns what was left out; raises `CheckpointError`."""
     ours, notes = dict(foreign.weights), list[str]()
     assert isinstance(config.model, StackConfig)
@@ -112,7 +112,7 @@ def load_weights(foreign: Foreign, model: PretrainingModel, config: RunConfig) -
         except KeyError as error:
             raise CheckpointError(f"{foreign.source}: its weights lack {error}") from None
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    refuse_misfits({name: tensor.shape for name, tensor in ours.items()}, expected, foreign.source)
+    check_weights({name: tensor.shape for name, tensor in ours.items()}, expected, foreign.source)
     model.load_state_dict(ours)
     return notes
 
@@ -158,7 +158,7 @@ def _objective(model: _Json, *, sentence: bool) -> _Json:
             return {"type": "masked_lm", "seq_len": min(512, model["max_positions"]), "sentence_task": task}
 
 
-def _from_stock(foreign: Foreign, config: StackConfig, *, sentence: bool) -> tuple[dict[str, Tensor], list[str]]:
+def _from_stock(foreign: ExternalModel, config: StackConfig, *, sentence: bool) -> tuple[dict[str, Tensor], list[str]]:
     """Our tensors, and notes on what was left out: a pooler that no sentence task stands on."""
     theirs, notes, source = dict(foreign.weights), list[str](), foreign.source
     for copy, original in _TIED.items():
@@ -168,14 +168,14 @@ def _from_stock(foreign: Foreign, config: StackConfig, *, sentence: bool) -> tup
         left = sorted(n for part in _SENTENCE.get(foreign.kind, ()) for n in theirs if n.startswith(part))
         notes += [f"left out, since there is no sentence task: {', '.join(left)}"] if left else []
         theirs = {name: tensor for name, tensor in theirs.items() if name not in left}
-    if isinstance(config, EncoderConfig) and config.embed_size == config.d_model and foreign.kind == "albert":
+    if isinstance(config, EncoderConfig) and config.resolved_d_embed == config.d_model and foreign.kind == "albert":
         mapping = "albert.encoder.embedding_hidden_mapping_in."
         weight, bias = theirs.pop(f"{mapping}weight", None), theirs.pop(f"{mapping}bias", None)
         if weight is None or bias is None or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
             raise CheckpointError(
                 f"{source}: {mapping}weight is not the identity, and there is no such projection here"
             )
-    rules = list(rules_of(config, sentence=sentence))
+    rules = list(weight_rules(config, sentence=sentence))
     expected = {name: theirs[name].shape if name in theirs else torch.Size() for rule in rules for name in rule.theirs}
-    refuse_misfits({name: tensor.shape for name, tensor in theirs.items()}, expected, source)
+    check_weights({name: tensor.shape for name, tensor in theirs.items()}, expected, source)
     return read(iter(rules), theirs), notes

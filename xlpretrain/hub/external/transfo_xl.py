@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xlpretrain import schema
 from xlpretrain.errors import CheckpointError, ConfigError
-from xlpretrain.hub.external.weight_files import refuse_misfits
+from xlpretrain.hub.external.weight_files import check_weights
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 
 _Json = dict[str, Any]
@@ -68,7 +68,7 @@ def read_config(theirs: Mapping[str, Any], source: str) -> _Json:
     given = {**_DEFAULTS, **theirs}
     found += [(key, "required, and not there") for key in KEYS if key not in given]
     if found:
-        raise ConfigError(schema.report(source, found))
+        raise ConfigError(schema.format_problems(source, found))
     clamp_len, cutoffs = given["clamp_len"], [c for c in given["cutoffs"] if c < given["vocab_size"]]
     return {
         "type": "transformer_xl",
@@ -81,7 +81,7 @@ def read_config(theirs: Mapping[str, Any], source: str) -> _Json:
     }
 
 
-def guess_config(theirs: Mapping[str, Tensor], source: str) -> _Json:
+def infer_config(theirs: Mapping[str, Tensor], source: str) -> _Json:
     """The model section that the authors' weights tell of, unchecked; what they cannot tell has our defaults.
 
     Raises `CheckpointError` if they are not of such a model.
@@ -157,7 +157,7 @@ def translate(
             layers = [first]
         ours[f"backbone.{part}"] = torch.stack([left.pop(key) for key in layers])
     ours |= _take_softmax(left, config, prefix, source, downwards=downwards)
-    refuse_misfits({name: tensor.shape for name, tensor in left.items()}, {}, source)
+    check_weights({name: tensor.shape for name, tensor in left.items()}, {}, source)
     return {name: tensor.contiguous() for name, tensor in ours.items()}
 
 

@@ -46,7 +46,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
-def refuse_misfits(
+def check_weights(
     found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: Path, *, known: Iterable[str] = ()
 ) -> None:
     """Raise `CheckpointError` that names what is missing, what is left over (but for `known`), and other shapes."""

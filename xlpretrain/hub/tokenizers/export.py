@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.errors import DataError
-from xlpretrain.hub.tokenizers.normalization_rules import characters, joints
+from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
 
 Template = Literal["plain", "xlnet", "bert"]
 """What stands around a text, or a pair of them: nothing; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
@@ -87,8 +87,8 @@ def tokenizer_config(tokenizer: Tokenizer, template: Template, *, max_length: in
         "split_special_tokens": True,
         "padding_side": "right" if template == "bert" else "left",
         "model_input_names": ["input_ids", *(["token_type_ids"] if template != "plain" else []), "attention_mask"],
-        **{f"{role}_token": tokenizer.piece(getattr(vocabulary, role)) for role in roles},
-        "eos_token": tokenizer.piece(vocabulary.eod if template == "plain" else vocabulary.sep),
+        **{f"{role}_token": tokenizer.id_to_token(getattr(vocabulary, role)) for role in roles},
+        "eos_token": tokenizer.id_to_token(vocabulary.eod if template == "plain" else vocabulary.sep),
     }
     return settings if max_length is None else {**settings, "model_max_length": max_length}
 
@@ -118,7 +118,7 @@ def _normalizer(rules: Any) -> Iterator[_Json]:
     rule takes them together, `_APART` keeps them from it. ASCII begins no grapheme with what comes before.
     """
     if rules.precompiled_charsmap:
-        inside = joints(rules.precompiled_charsmap)
+        inside = charsmap_joint_pattern(rules.precompiled_charsmap)
         yield _replace(rf"(?!\A)(?=[^\x00-\x7f])(?!{inside})", _APART)
         yield {"type": "NFC"}
         yield _replace(rf"(?<!\A|{_APART})(?=[^\x00-\x7f{_APART}])", _BETWEEN)
@@ -170,7 +170,7 @@ def post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
         return None
     vocabulary = tokenizer.vocabulary
     first, second = _sequence("A", 0), _sequence("B", 1)
-    cls, sep = tokenizer.piece(vocabulary.cls), tokenizer.piece(vocabulary.sep)
+    cls, sep = tokenizer.id_to_token(vocabulary.cls), tokenizer.id_to_token(vocabulary.sep)
     if template == "xlnet":
         single = [first, _special(sep, 0), _special(cls, 2)]
         pair = [first, _special(sep, 0), second, _special(sep, 1), _special(cls, 2)]

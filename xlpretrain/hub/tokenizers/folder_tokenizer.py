@@ -18,7 +18,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
-from xlpretrain.data.tokenizers.huggingface import WordPiece
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.export import Template, post_processor, same_ids, symbol
@@ -84,7 +84,7 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
     Raises:
         DataError: the files cannot be used, or it is not known what `AutoTokenizer` makes of them.
     """
-    spiece, file = folder / Tokenizer.file_name, folder / WordPiece.file_name
+    spiece, file = folder / Tokenizer.file_name, folder / HuggingFaceTokenizer.file_name
     if not spiece.is_file() and not file.is_file():
         return None
     reader = _Reader.of(folder, model_type)
@@ -104,8 +104,8 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
     return _made(changed, folder), [f"tokenizer: {file.name} as {reader} reads it"]
 
 
-def _made(content: _Json, folder: Path) -> WordPiece:
-    return WordPiece(json.dumps(content, ensure_ascii=False).encode(), name=str(folder))
+def _made(content: _Json, folder: Path) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(json.dumps(content, ensure_ascii=False).encode(), name=str(folder))
 
 
 def _read(path: Path) -> _Json:
@@ -195,7 +195,7 @@ def _from_json(reader: _Reader, content: _Json) -> _Json:
     if reader.kind == "BertTokenizer":
         return _bert(reader, content)
     if reader.kind not in _SYMBOLS:
-        raise _unknown(reader, WordPiece.file_name)
+        raise _unknown(reader, HuggingFaceTokenizer.file_name)
     if reader.version == 4:
         return _with_symbols(reader, content)
     steps = (content.get("normalizer") or {}).get("normalizers") or [content.get("normalizer") or {}]
@@ -213,8 +213,8 @@ def _bert(reader: _Reader, content: _Json) -> _Json:
     normalizer = content.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer":
         raise DataError(
-            f"{reader.folder / WordPiece.file_name}: its normalizer is {normalizer.get('type')}, and it is not known"
-            f" what {reader} makes of that; name the file itself if it is what the model was trained with (--tokenizer)"
+            f"{reader.folder / HuggingFaceTokenizer.file_name}: its normalizer is {normalizer.get('type')}, and it is"
+            f" not known what {reader} makes of that; name the file itself if the model was trained with it (--tokenizer)"
         )
     if reader.version == 4:
         return {**content, "normalizer": {**normalizer, **options}}

@@ -9,9 +9,9 @@ from functools import lru_cache
 
 
 @lru_cache(maxsize=1)
-def joints(charsmap: bytes) -> str:
-    """`inside_rules` of all that are in `normalizer_spec.precompiled_charsmap`."""
-    return inside_rules(read_rules(charsmap))
+def charsmap_joint_pattern(charsmap: bytes) -> str:
+    """`joint_pattern` of all that are in `normalizer_spec.precompiled_charsmap`."""
+    return joint_pattern(read_rules(charsmap))
 
 
 def read_rules(charsmap: bytes) -> dict[str, str]:
@@ -42,7 +42,7 @@ def read_rules(charsmap: bytes) -> dict[str, str]:
     return rules
 
 
-def inside_rules(rules: Iterable[str]) -> str:
+def joint_pattern(rules: Iterable[str]) -> str:
     """A regular expression (Oniguruma's) that matches, without width, between characters that a rule takes together.
 
     There are hundreds of thousands of such rules, but they are products of a few hundred sets of characters.

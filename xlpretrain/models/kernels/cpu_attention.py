@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from xlpretrain.models.kernels.dropout import dropped_signs, kept_scale
-from xlpretrain.models.relative_positions import Positions, gather_distances, relative_shift
+from xlpretrain.models.kernels.dropout import dropout_sign_bits, keep_scale
+from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
 
 _ELEMENTS = 2**20
 """Scores of a block, about: 2 MB in bf16."""
@@ -29,7 +29,7 @@ _BLOCKS = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionTile:
     """Rows of one product: heads [n0, n1), queries [q0, q1) of one row, and the keys before k1."""
 
     row: int
@@ -45,29 +45,29 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """How to attend: what does not depend on the layer but for the dropout's seed."""
 
     mask: Tensor
-    positions: Positions | None
+    positions: RelativePositions | None
     rate: float
     seed: int | None
 
     def predictions_from(self, num_queries: int) -> int:
         """The first query of the second stream."""
-        predict = self.positions.predict if self.positions is not None else None
+        predict = self.positions.target_positions if self.positions is not None else None
         return num_queries - (0 if predict is None else predict.shape[1])
 
-    def blocks(self, num_heads: int) -> list[Block]:
+    def blocks(self, num_heads: int) -> list[AttentionTile]:
         """The cut of all scores, in the order in which what is dropped is drawn."""
         num_queries = self.mask.shape[1]
         tokens = self.predictions_from(num_queries)
-        known: dict[tuple[int, int], list[Block]] = _BLOCKS.setdefault(self.mask, {})  # type: ignore[no-untyped-call]
+        known: dict[tuple[int, int], list[AttentionTile]] = _BLOCKS.setdefault(self.mask, {})  # type: ignore[no-untyped-call]
         if (num_heads, tokens) not in known:
             known[num_heads, tokens] = self._cut(num_heads, tokens, num_queries)
         return known[num_heads, tokens]
 
-    def _cut(self, num_heads: int, tokens: int, num_queries: int) -> list[Block]:
+    def _cut(self, num_heads: int, tokens: int, num_queries: int) -> list[AttentionTile]:
         seen_BQK = self.mask == 0
         blocks = []
         for row, seen_QK in enumerate(seen_BQK):
@@ -78,7 +78,7 @@ class Plan:
                     blind = masked and not bool(part.any(dim=1).all())
                     heads = max(1, _ELEMENTS // ((q1 - q0) * max(k1, 1)))
                     for n0 in range(0, num_heads, heads):
-                        blocks.append(Block(row, n0, min(n0 + heads, num_heads), q0, q1, k1, masked, blind))
+                        blocks.append(AttentionTile(row, n0, min(n0 + heads, num_heads), q0, q1, k1, masked, blind))
         return blocks
 
 
@@ -100,7 +100,7 @@ def _reach(seen_QK: Tensor) -> int:
     return int(seen[-1]) + 1 if len(seen) else 1
 
 
-class BlockAttention(torch.autograd.Function):
+class TiledAttention(torch.autograd.Function):
     """softmax(scores) values: see `attention.py` for the scores. Queries come scaled by 1 / sqrt(H)."""
 
     @staticmethod
@@ -112,11 +112,11 @@ class BlockAttention(torch.autograd.Function):
         by_position_BQNH: Tensor | None,
         distance_GRNH: Tensor | None,
         segment_BQN: Tensor | None,
-        plan: Plan,
+        plan: TilePlan,
     ) -> Tensor:
         """The attended values "B Q N H". segment_BQN: what a key of the query's own segment scores more than others."""
         blocks, generator = plan.blocks(query_BQNH.shape[2]), np.random.SFC64(plan.seed or 0)
-        scale = 1.0 if plan.seed is None else kept_scale(plan.rate, query_BQNH.dtype)
+        scale = 1.0 if plan.seed is None else keep_scale(plan.rate, query_BQNH.dtype)
         attended_BQNH = torch.empty_like(query_BQNH)
         saved = []
         for at in blocks:
@@ -129,7 +129,7 @@ class BlockAttention(torch.autograd.Function):
             if plan.seed is None:
                 kept_nqk = weights_nqk
             else:
-                signs = dropped_signs(generator, weights_nqk, plan.rate)
+                signs = dropout_sign_bits(generator, weights_nqk, plan.rate)
                 weights_nqk.view(signs.dtype).bitwise_or_(signs)
                 kept_nqk, value_nkH = torch.relu(weights_nqk), value_nkH * scale
             torch.bmm(kept_nqk, value_nkH, out=_queries(attended_BQNH, at))
@@ -142,7 +142,7 @@ class BlockAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, by_position, distance, segment, *saved = ctx.saved_tensors
-        plan: Plan = ctx.plan
+        plan: TilePlan = ctx.plan
         d_query, d_key, d_value = torch.empty_like(query), _zeros(key), _zeros(value)
         d_position = None if by_position is None else torch.empty_like(by_position)
         d_distance = None if distance is None else _zeros(distance, torch.float32)
@@ -174,12 +174,12 @@ class BlockAttention(torch.autograd.Function):
         )
 
 
-def _heads(context_BKNH: Tensor, at: Block) -> Tensor:
+def _heads(context_BKNH: Tensor, at: AttentionTile) -> Tensor:
     """Keys or values of a block, "n k H"; laid out so that a product with their transpose copies nothing."""
     return context_BKNH[at.row, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
 
 
-def _queries(query_BQNH: Tensor, at: Block) -> Tensor:
+def _queries(query_BQNH: Tensor, at: AttentionTile) -> Tensor:
     """Queries of a block, or what belongs to them, "n q H"; a view."""
     return query_BQNH[at.row, at.q0 : at.q1, at.n0 : at.n1].transpose(0, 1)
 
@@ -201,8 +201,8 @@ def _scores(
     by_position_BQNH: Tensor | None,
     distance_GRNH: Tensor | None,
     segment_BQN: Tensor | None,
-    plan: Plan,
-    at: Block,
+    plan: TilePlan,
+    at: AttentionTile,
 ) -> Tensor:
     """All terms, masked. What is the same for all keys of a query is left out: the softmax does not see it."""
     query_nqH = _queries(query_BQNH, at)
@@ -225,16 +225,18 @@ def _scores(
     return scores_nqk
 
 
-def _distances(distance_GRNH: Tensor, by_position_BQNH: Tensor, plan: Plan, at: Block) -> tuple[Tensor, Tensor | None]:
+def _distances(
+    distance_GRNH: Tensor, by_position_BQNH: Tensor, plan: TilePlan, at: AttentionTile
+) -> tuple[Tensor, Tensor | None]:
     """The distances of a block "n r H"; and, in the second stream, where its queries stand, "1 q"."""
     positions = plan.positions
     assert positions is not None
-    group = 0 if positions.reverse is None else int(positions.reverse[at.row])
+    group = 0 if positions.reversed is None else int(positions.reversed[at.row])
     distance_RnH = distance_GRNH[group, :, at.n0 : at.n1]
     num_tokens = plan.predictions_from(by_position_BQNH.shape[1])
     if at.q0 >= num_tokens:
-        assert positions.predict is not None
-        at_q = positions.predict[at.row, at.q0 - num_tokens : at.q1 - num_tokens]
+        assert positions.target_positions is not None
+        at_q = positions.target_positions[at.row, at.q0 - num_tokens : at.q1 - num_tokens]
         return distance_RnH.transpose(0, 1).contiguous(), at_q[None]
     first = num_tokens - at.q1
     return distance_RnH[first : first + at.k1 + at.q1 - at.q0].transpose(0, 1).contiguous(), None
@@ -246,8 +248,8 @@ def _position_backward(
     distance_GRNH: Tensor,
     d_position_BQNH: Tensor,
     d_distance_GNRH: Tensor,
-    plan: Plan,
-    at: Block,
+    plan: TilePlan,
+    at: AttentionTile,
 ) -> None:
     """From scores by key back to scores by distance, and on to queries and distances."""
     distance_nrH, predict = _distances(distance_GRNH, by_position_BQNH, plan, at)
@@ -261,7 +263,7 @@ def _position_backward(
         index = (columns_q1 + torch.arange(at.k1)).expand(len(d_scores_nqk), -1, -1)
         d_scores_nqr.scatter_(2, index, d_scores_nqk)
     torch.bmm(d_scores_nqr, distance_nrH, out=_queries(d_position_BQNH, at))
-    group = 0 if plan.positions is None or plan.positions.reverse is None else int(plan.positions.reverse[at.row])
+    group = 0 if plan.positions is None or plan.positions.reversed is None else int(plan.positions.reversed[at.row])
     d_distance_GNRH[group, at.n0 : at.n1, first : first + distance_nrH.shape[1]] += torch.bmm(
         d_scores_nqr.transpose(1, 2), _queries(by_position_BQNH, at)
     )

@@ -26,7 +26,7 @@ class Dropout(nn.Dropout):
             return input
         if input.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(input, self.p)
-        dropped: Tensor = _Dropped.apply(input, self.p, draw_seed())  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Dropped.apply(input, self.p, new_seed())  # type: ignore[no-untyped-call]
         return dropped
 
 
@@ -34,11 +34,11 @@ class WeightDropout(nn.Dropout):
     """Which attention weights to drop, for an implementation of attention that does it on the way."""
 
     def draw(self) -> int | None:
-        """What `dropped_signs` draws from; None: nothing is dropped.
+        """What `dropout_sign_bits` draws from; None: nothing is dropped.
 
         Not `forward`: DeepSpeed's stage 3 looks for tensors in what that returns, and fails at a number.
         """
-        return draw_seed() if self.training and self.p > 0 else None
+        return new_seed() if self.training and self.p > 0 else None
 
 
 class _Dropped(torch.autograd.Function):
@@ -53,18 +53,18 @@ class _Dropped(torch.autograd.Function):
         return gradient * _factors(gradient, *ctx.arguments), None, None
 
 
-def draw_seed() -> int:
+def new_seed() -> int:
     """From torch's global generator."""
     return int(torch.randint(2**62, ()))
 
 
-def kept_scale(rate: float, dtype: torch.dtype) -> float:
+def keep_scale(rate: float, dtype: torch.dtype) -> float:
     """What the kept elements are multiplied by."""
     _, levels = _lane(dtype)
     return levels / (levels - round(rate * levels))
 
 
-def dropped_signs(generator: np.random.SFC64, like: Tensor, rate: float) -> Tensor:
+def dropout_sign_bits(generator: np.random.SFC64, like: Tensor, rate: float) -> Tensor:
     """Integers as wide as the floats of a contiguous tensor, of its shape: the sign bit where dropped, else 0."""
     lane, levels = _lane(like.dtype)
     return (
@@ -76,7 +76,7 @@ def _factors(like: Tensor, rate: float, seed: int) -> Tensor:
     """0 where dropped, else the scale, as floats whose bits are put together."""
     lane, levels = _lane(like.dtype)
     bits = _bits(np.random.SFC64(seed), like).bitwise_or_(-levels).add_(round(rate * levels))  # below 0 where kept
-    scale = torch.tensor(kept_scale(rate, like.dtype), dtype=like.dtype).view(lane)
+    scale = torch.tensor(keep_scale(rate, like.dtype), dtype=like.dtype).view(lane)
     return bits.bitwise_right_shift_(torch.iinfo(lane).bits - 1).bitwise_and_(scale).view(like.dtype)
 
 

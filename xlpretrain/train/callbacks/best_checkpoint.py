@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xlpretrain.evaluation.held_out import Evaluation
+from xlpretrain.evaluation.held_out import EvalResult
 from xlpretrain.train.run import Run
 
 
-def note(run: Run, found: Evaluation) -> None:
+def update_best(run: Run, found: EvalResult) -> None:
     """Remember this step's evaluation if it is the best one so far; the first of equals stays."""
     by_accuracy, best = run.config.eval.best == "accuracy", run.state.best_value
     value = found.main.accuracy if by_accuracy else found.loss
@@ -14,13 +14,13 @@ def note(run: Run, found: Evaluation) -> None:
         run.state.best_step, run.state.best_value = run.state.step, value
 
 
-def must_save(run: Run) -> bool:
+def should_save(run: Run) -> bool:
     """Whether this step's evaluation is the best one, whose checkpoint is to be kept, and not on the disk."""
     state = run.state
     return run.config.checkpoint.keep_best and state.best_step == state.step and run.saver.saved_at != state.step
 
 
-def is_over(run: Run) -> bool:
+def patience_exhausted(run: Run) -> bool:
     """Whether too many evaluations in a row were no better."""
     patience, best = run.config.stop.patience, run.state.best_step
     return patience is not None and best is not None and run.state.step - best >= patience * run.config.eval.every_steps

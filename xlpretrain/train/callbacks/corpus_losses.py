@@ -12,7 +12,7 @@ from xlpretrain.train.run import Run
 
 def add_losses(run: Run, micro_batch: int, loss: Loss) -> None:
     """Count what a micro-batch of this step came to, on the device: of each row, by its corpus."""
-    rows, names = run.loader.rows, run.rows.corpora
+    rows, names = run.loader.rows, run.samples.corpora
     if not names:
         return
     if micro_batch == 0:
@@ -28,7 +28,7 @@ def add_losses(run: Run, micro_batch: int, loss: Loss) -> None:
 
 def corpus_metrics(run: Run) -> Metrics:
     """Mean loss, in the first term, of the step's predictions in each corpus, and the passes over it. All ranks."""
-    names = run.rows.corpora
+    names = run.samples.corpora
     if not names:
         return {}
     assert run.corpus_losses is not None, "the step was counted"

@@ -52,9 +52,9 @@ class PredictionCounter:
         }
 
     def _count(self, batch: Batch) -> np.ndarray:
-        if batch.inputs.valid is None:
+        if batch.inputs.attention_mask is None:
             return _zeros()
-        lengths = batch.inputs.valid.sum(dim=1).numpy()
+        lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
         predictions = np.bincount(batch.rows_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
         samples = lengths > 1  # a row that is left out has a symbol at most
         return np.array(

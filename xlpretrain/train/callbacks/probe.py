@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from xlpretrain import distributed, schema
-from xlpretrain.config.data_rules import training_rows
+from xlpretrain.config.data_rules import make_training_samples
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import Datasets
+from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.order import mix
+from xlpretrain.data.order import hash_ints
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.evaluation.held_out import Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
@@ -28,10 +28,10 @@ class Probe:
     """A classifier's run in small. config: as `recipe.classifier_config` makes it, but shorter."""
 
     config: RunConfig
-    data: Datasets
+    data: DataSplits
 
     @classmethod
-    def of(cls, run: RunConfig, data: Datasets) -> Probe | None:
+    def from_config(cls, run: RunConfig, data: DataSplits) -> Probe | None:
         """What `eval.probe` of a run asks for, checked. Raises `ConfigError` and `DataError`."""
         probe = run.eval.probe
         if probe is None:
@@ -57,7 +57,7 @@ class Probe:
         Every rank must call it. pause: called before each step and each batch of the evaluation; what it raises ends
         the probe.
         """
-        weights, device = whole_weights(weights_of), weights_of.device
+        weights, device = gather_full_weights(weights_of), weights_of.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             engine = self._engine(weights, device)
             self._train(engine, pause)
@@ -94,19 +94,19 @@ class Probe:
     def _train(self, engine: Engine, pause: Pause) -> None:
         config, rank = self.config, distributed.rank()
         streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
-        rows = training_rows(config, self.data.train)
+        rows = make_training_samples(config, self.data.train)
         loader = Loader(rows, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
         memory = engine.model.backbone.empty_memory(len(streams), 0)
         assert config.max_steps is not None, "`of` says it"
         for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
-            torch.manual_seed(mix(config.seed, step, rank))
+            torch.manual_seed(hash_ints(config.seed, step, rank))
             engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each row has its label
             loss, _ = engine(batch.to(engine.device), memory)
             engine.backward(loss)
-            engine.step(config.optimizer.lr * config.schedule.ratio(step))
+            engine.step(config.optimizer.lr * config.schedule.factor(step))
 
 
-def whole_weights(engine: Engine) -> dict[str, Tensor]:
+def gather_full_weights(engine: Engine) -> dict[str, Tensor]:
     """Every parameter's fp32 weights, flat, on the CPU, put together from all ranks. Every rank must call it."""
     pieces = [(r.name, r.start, r.stop, r.tensor.cpu()) for r in engine.state_ranges() if r.kind == "weight"]
     found = {name: torch.empty(shape.numel()) for name, shape in engine.shapes.items()}

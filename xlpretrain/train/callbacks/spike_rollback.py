@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from xlpretrain import distributed
-from xlpretrain.checkpoint.files import abandon_newer, list_checkpoints, step_of
+from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
 from xlpretrain.config.sections import SpikeConfig
-from xlpretrain.data.skip_windows import SkippingRows, add_window, place_of
+from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
 from xlpretrain.errors import TrainingError
 from xlpretrain.train.run import Run
-from xlpretrain.train.throughput import Stopwatch
+from xlpretrain.train.throughput import StepTimer
 
 
 def is_spike(loss: float, recent: Sequence[float], config: SpikeConfig) -> bool:
@@ -30,7 +30,7 @@ def is_spike(loss: float, recent: Sequence[float], config: SpikeConfig) -> bool:
     return loss > statistics.median(recent) + config.threshold
 
 
-def part_of_loss(run: Run, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> float:
+def local_loss(run: Run, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> float:
     """This rank's part of the step's loss, where spikes are looked for: reading it waits for the device."""
     if run.config.spike.threshold is None:
         return 0.0
@@ -38,7 +38,7 @@ def part_of_loss(run: Run, sums: Mapping[str, Tensor], counts: Mapping[str, int]
     return sum(weights[term] * float(total) / max(counts[term], 1) for term, total in sums.items())
 
 
-def found_spike(run: Run, loss: float) -> bool:
+def detect_spike(run: Run, loss: float) -> bool:
     """Whether the last step's loss, of all ranks, is a spike; if it is not, it counts for those to come."""
     spike, recent = run.config.spike, run.state.recent_losses
     if spike.threshold is None or run.last_losses is None:
@@ -47,12 +47,12 @@ def found_spike(run: Run, loss: float) -> bool:
     if is_spike(loss, recent, spike):
         if run.saver.saved_at is not None:
             return True
-        run.recorder.say(f"step {run.state.step}: the loss spikes to {loss:.4f}; no checkpoint to go back to")
+        run.recorder.print(f"step {run.state.step}: the loss spikes to {loss:.4f}; no checkpoint to go back to")
     run.state.recent_losses = [*recent, loss][-spike.window :]
     return False
 
 
-def go_back(run: Run) -> None:
+def roll_back(run: Run) -> None:
     """To the newest checkpoint from before the spike of the last step, and on without the data around it.
 
     Every rank calls it, with no save in flight, and saves afterwards: what is left out lies in every checkpoint.
@@ -65,11 +65,11 @@ def go_back(run: Run) -> None:
             " lower optimizer.lr, look at the data of those steps, leave out more of it (spike.skip_after), or raise"
             " spike.max_rollbacks or spike.threshold, and resume"
         )
-    at, _ = place_of(then.step - 1, then.skipped_windows)
+    at, _ = shifted_step(then.step - 1, then.skipped_windows)
     _abandon_newer(run, max(then.step - 1 - spike.skip_before, 0))
     restored = restore(run.folder.checkpoints, run.engine, streams=run.streams, owner=run.lease.number)
     assert restored is not None, "there was one"
-    first, _ = place_of(restored.state.step, then.skipped_windows)
+    first, _ = shifted_step(restored.state.step, then.skipped_windows)
     window = (max(first, at - spike.skip_before), at + spike.skip_after + 1)
     run.state = replace(
         restored.state,
@@ -79,17 +79,17 @@ def go_back(run: Run) -> None:
         skipped_updates=then.skipped_updates,
         failed_saves=then.failed_saves,
     )
-    sizes = [memory.shape[1] for memory in run.mems]
-    run.mems = list(torch.split(restored.memory.to(run.engine.device), sizes, dim=1))
-    rows = SkippingRows(run.rows, run.state.skipped_windows, run.config.objective.stride)
+    sizes = [memory.shape[1] for memory in run.memory]
+    run.memory = list(torch.split(restored.memory.to(run.engine.device), sizes, dim=1))
+    rows = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
     run.loader = replace(run.loader, rows=rows)
-    run.saver.go_back(run.state.step)
+    run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)
-    run.recorder.say(
+    run.recorder.print(
         f"step {then.step}: the loss spikes; back to step {run.state.step}, and on without the data of steps"
         f" {window[0]} to {window[1] - 1}"
     )
-    run.watch = Stopwatch()
+    run.step_timer = StepTimer()
 
 
 def _abandon_newer(run: Run, step: int) -> None:
@@ -97,7 +97,7 @@ def _abandon_newer(run: Run, step: int) -> None:
     folder = run.folder.checkpoints
 
     def abandon() -> None:
-        steps = [saved for path in list_checkpoints(folder) if (saved := step_of(path)) is not None]
-        abandon_newer(folder, max((s for s in steps if s <= step), default=min(steps)))
+        steps = [saved for path in list_checkpoints(folder) if (saved := parse_step(path)) is not None]
+        set_aside_newer(folder, max((s for s in steps if s <= step), default=min(steps)))
 
-    distributed.on_rank_0(abandon)
+    distributed.run_on_rank_0(abandon)

@@ -9,22 +9,22 @@ import pytest
 from launcher.cli.monitor import logs
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_dir import job_log
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "a run")
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "a run")
     run.logs.mkdir(parents=True)
     run.config.touch()
     return run
 
 
-def show(run: RunFolder, rank: int | None = None, num_lines: int = 200) -> None:
+def show(run: RunDir, rank: int | None = None, num_lines: int = 200) -> None:
     logs.show(run, rank=rank, num_lines=num_lines, follow=False)
 
 
-def test_the_job_and_rank_0_unless_another_rank_is_named(run: RunFolder, capfdbinary):
+def test_the_job_and_rank_0_unless_another_rank_is_named(run: RunDir, capfdbinary):
     (run.logs / "job.log").write_text("submitted\nstarted\n")
     (run.logs / "rank-00000.log").write_bytes(b"step 1\nstep 2 \xff\n")
     (run.logs / "rank-00003.log").write_text("from 3\n")
@@ -38,7 +38,7 @@ def test_the_job_and_rank_0_unless_another_rank_is_named(run: RunFolder, capfdbi
     assert b"step 1" not in capfdbinary.readouterr().out
 
 
-def test_long_logs_are_cut_unless_all_is_asked_for(run: RunFolder, capfd):
+def test_long_logs_are_cut_unless_all_is_asked_for(run: RunDir, capfd):
     lines = [f"line {n}" for n in range(200_000)]
     (run.logs / "rank-00001.log").write_text("\n".join(lines))
     show(run, rank=1)
@@ -47,7 +47,7 @@ def test_long_logs_are_cut_unless_all_is_asked_for(run: RunFolder, capfd):
     assert capfd.readouterr().out.splitlines() == lines
 
 
-def test_what_is_missing_is_named(run: RunFolder):
+def test_what_is_missing_is_named(run: RunDir):
     with pytest.raises(LaunchError, match=r"no job.log or rank-00000.log yet.*-f waits"):
         show(run)
     (run.logs / "rank-00001.log").touch()
@@ -82,7 +82,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_following_survives_files_that_come_later_and_are_replaced_and_ends_quietly(run: RunFolder):
+def test_following_survives_files_that_come_later_and_are_replaced_and_ends_quietly(run: RunDir):
     process = commands.start("logs", run.path, "--follow", "--rank", 0)
     log = run.logs / "rank-00000.log"
     try:

@@ -7,15 +7,15 @@ import pytest
 from fake_slurm import UNKNOWN, FakeSlurm
 
 from launcher.cli.monitor import run_status, status
-from launcher.slurm.records import End, Job, SlurmFolder, Start
+from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_dir import lease
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 
-def make_run(path: Path, *, state: str = "running", step: int = 200, rows: int = 200, **more) -> RunFolder:
+def make_run(path: Path, *, state: str = "running", step: int = 200, rows: int = 200, **more) -> RunDir:
     """A run that has logged `rows` steps of half a second."""
-    run = RunFolder(path)
+    run = RunDir(path)
     run.create(config="max_steps: 1000\n", provenance={})
     run.write_status(Status(state, step=step, max_steps=1000, world_size=4, **more))
     with run.metrics.open("w") as file:
@@ -25,7 +25,7 @@ def make_run(path: Path, *, state: str = "running", step: int = 200, rows: int =
     return run
 
 
-def submit(run: RunFolder, job_id: str = "12", *events: Start | End) -> None:
+def submit(run: RunDir, job_id: str = "12", *events: AttemptStart | AttemptEnd) -> None:
     slurm = SlurmFolder.of(run)
     slurm.path.mkdir(parents=True, exist_ok=True)
     slurm.write_job(Job(job_id, "big", time.time(), "2-4", str(run.path / "logs" / "job.log")))
@@ -53,7 +53,7 @@ def test_the_state_is_slurms_where_slurm_has_the_run(tmp_path: Path, fake_slurm:
         state = {"runs": "running", "stopped": "stopped"}.get(name, "failed")
         run = make_run(runs / name, state=state, reason={"stopped": "user", "failed": "error"}.get(state, ""))
         if name == "runs":
-            lease.take(run.lease, launch_id="x", take_over=False)
+            lease.acquire(run.lease, launch_id="x", take_over=False)
         submit(run, job)
     make_run(runs / "local", state="finished", step=1000)
     fake_slurm.has(
@@ -74,30 +74,30 @@ def test_the_state_is_slurms_where_slurm_has_the_run(tmp_path: Path, fake_slurm:
 
 def test_progress_speed_and_what_is_left(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
     run = make_run(tmp_path / "runs" / "one")
-    lease.take(run.lease, launch_id="x", take_over=False)
+    lease.acquire(run.lease, launch_id="x", take_over=False)
     line = table(capsys, tmp_path / "runs")["one"]
     assert "local: running" in line
     assert "200/1,000  20%   5.005  12,346" in line
     assert "7 min" in line, "800 steps of 0.5 s; restarts do not count"
     assert os.uname().nodename in line
-    [view] = run_status.look_at([run])
+    [view] = run_status.collect([run])
     assert view.heartbeat_s is not None and view.heartbeat_s < 5
 
 
 def test_a_local_run_without_a_heartbeat_has_crashed(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one")
-    assert run_status.look_at([run])[0].state == "local: crashed"
-    lease.take(run.lease, launch_id="x", take_over=False)
-    assert run_status.look_at([run])[0].state == "local: running"
+    assert run_status.collect([run])[0].state == "local: crashed"
+    lease.acquire(run.lease, launch_id="x", take_over=False)
+    assert run_status.collect([run])[0].state == "local: running"
     os.utime(run.lease / "00000001", (time.time() - 100,) * 2)
-    assert run_status.look_at([run])[0].state == "local: crashed"
+    assert run_status.collect([run])[0].state == "local: crashed"
 
 
 def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
     run = make_run(tmp_path / "one")
     run.logs.mkdir()
     run.rank_log(0).write_text("--- now\nTraceback\nKeyError: 'x'\n")
-    assert run_status.look_at([run])[0].message == "KeyError: 'x'"
+    assert run_status.collect([run])[0].message == "KeyError: 'x'"
     run.job_log.write_text("--- now\nerror: the run crashed after step 5: rank 1 was killed by SIGKILL\n")
     status.show_one(run.path)
     assert "the run crashed after step 5: rank 1 was killed by SIGKILL" in capsys.readouterr().out
@@ -106,12 +106,12 @@ def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm:
 def test_without_slurm_the_run_speaks_for_itself(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", state="stopped", reason="signal")
     submit(run)
-    assert run_status.look_at([run])[0].state == "stopped by a signal (Slurm does not answer here)"
+    assert run_status.collect([run])[0].state == "stopped by a signal (Slurm does not answer here)"
 
 
 def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
     runs = tmp_path / "runs"
-    submit(RunFolder(runs / "only submitted"))
+    submit(RunDir(runs / "only submitted"))
     (runs / "only submitted" / "slurm" / "config.yaml").write_text("max_steps: 50\n")
     for name, files in {
         "broken": {"config.yaml": "{", "status.json": "", "metrics.jsonl": '{"step": 1', "slurm/job.json": "[]"},
@@ -139,7 +139,7 @@ def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm
 def test_the_tail_of_a_big_file_is_enough(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", step=50_000, rows=50_000)
     begun = time.monotonic()
-    [view] = run_status.look_at([run])
+    [view] = run_status.collect([run])
     assert time.monotonic() - begun < 1
     assert view.loss == 5 + 1 / 50_000
 
@@ -150,11 +150,11 @@ def test_one_run_with_its_history(tmp_path: Path, fake_slurm: FakeSlurm, capsys)
     submit(
         run,
         "12",
-        Start("11", 0, now - 900, ("node1", "node2"), 4, 0),
-        End(now - 700, "requeued", 75, 100),
-        Start("11", 1, now - 600, ("node1", "node3"), 4, 100),  # its node died, and nobody wrote more
-        Start("12", 0, now - 300, ("node3",), 2, 150),
-        End(now - 1, "failed", 1, 150, "two starts without a new step"),
+        AttemptStart("11", 0, now - 900, ("node1", "node2"), 4, 0),
+        AttemptEnd(now - 700, "requeued", 75, 100),
+        AttemptStart("11", 1, now - 600, ("node1", "node3"), 4, 100),  # its node died, and nobody wrote more
+        AttemptStart("12", 0, now - 300, ("node3",), 2, 150),
+        AttemptEnd(now - 1, "failed", 1, 150, "two starts without a new step"),
     )
     SlurmFolder.of(run).exclude(["node2"])
     run.stop_file.touch()

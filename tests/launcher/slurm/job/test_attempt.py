@@ -16,11 +16,11 @@ from launcher.slurm import history
 from launcher.slurm.job import allocation, node_check, requeue
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.profile import ClusterConfig
-from launcher.slurm.records import End, SlurmFolder, Start
+from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
 from launcher.slurm.submission import plain_sbatch
 from launcher.slurm.submission.job_entry import resubmit
 from xlpretrain.errors import LaunchError
-from xlpretrain.run_dir.layout import RunFolder
+from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import Verdict
 
 NODES = ("n1", "n2", "n3")
@@ -54,26 +54,26 @@ def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, lis
 )
 def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
     found = node_check.judge(said(*lines), NODES)
-    assert set(found.broken) == broken
-    assert found.trouble == ""
+    assert set(found.failed_nodes) == broken
+    assert found.error == ""
 
 
 def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
     every = [(node, "looked", ["shows 0 GPUs, expected 8"]) for node in NODES]
-    assert node_check.judge(said(*every), NODES).trouble == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
-    assert node_check.judge(said(every[0]), NODES[:1]).broken == {"n1": "shows 0 GPUs, expected 8"}
-    assert "no node answered" in node_check.judge("srun: error: nothing works\n", NODES).trouble
+    assert node_check.judge(said(*every), NODES).error == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
+    assert node_check.judge(said(every[0]), NODES[:1]).failed_nodes == {"n1": "shows 0 GPUs, expected 8"}
+    assert "no node answered" in node_check.judge("srun: error: nothing works\n", NODES).error
     found = node_check.judge(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
-    assert (found.broken, "did not come to a sum" in found.trouble) == ({}, True)
+    assert (found.failed_nodes, "did not come to a sum" in found.error) == ({}, True)
 
 
-def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> list[Start | End]:
+def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> list[AttemptStart | AttemptEnd]:
     """Of each start: its job, the step it began at, and the one that it ended at (None: it was taken)."""
-    events: list[Start | End] = []
+    events: list[AttemptStart | AttemptEnd] = []
     for job, began, ended in made:
-        events.append(Start(job, 0, 0.0, NODES, 3, began))
+        events.append(AttemptStart(job, 0, 0.0, NODES, 3, began))
         if ended is not None:
-            events.append(End(0.0, outcome, 1, ended))  # type: ignore[arg-type]
+            events.append(AttemptEnd(0.0, outcome, 1, ended))  # type: ignore[arg-type]
     return events
 
 
@@ -87,25 +87,27 @@ def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> lis
         (starts(("7", 0, 0), ("7", 0, None), ("7", 0, 0)), 2),
         (starts(("7", 0, None), ("7", 0, None)), 0),
         (starts(("7", 0, 0), ("7", 0, 0), outcome="stopped"), 0),
-        ([*starts(("6", 0, 0)), End(0.0, "resubmitted", 1, 0), *starts(("7", 0, 0))], 2),
+        ([*starts(("6", 0, 0)), AttemptEnd(0.0, "resubmitted", 1, 0), *starts(("7", 0, 0))], 2),
     ],
     ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
-def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(events: list[Start | End], in_vain: int) -> None:
-    assert history.starts_in_vain(history.since_submitted(events)) == in_vain
+def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(
+    events: list[AttemptStart | AttemptEnd], in_vain: int
+) -> None:
+    assert history.attempts_without_progress(history.since_submitted(events)) == in_vain
 
 
 def test_requeues_are_capped_by_count_and_by_progress() -> None:
     crash = Verdict("crashed", 1, "crashed: words")
-    handed_on = [End(0.0, "resubmitted", 1, 5)]
+    handed_on = [AttemptEnd(0.0, "resubmitted", 1, 5)]
     given = {"max_requeues": 3, "verdict": crash}
-    assert history.why_no_more(starts(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
-    why = history.why_no_more(starts(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
+    assert history.stop_reason(starts(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
+    why = history.stop_reason(starts(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
     assert why is not None and "3 times, which is max_requeues" in why
     chain = [event for job in "789" for event in (*starts((job, 0, 5)), *handed_on)]
-    why = history.why_no_more([*chain, *starts(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
+    why = history.stop_reason([*chain, *starts(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
     assert why is not None and "3 times, which is max_requeues" in why
-    why = history.why_no_more(starts(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
+    why = history.stop_reason(starts(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
     assert why is not None and "2 starts in a row brought no new checkpoint" in why
     assert "crashed: words" in why
 
@@ -162,33 +164,35 @@ def test_ranks_start_as_slurm_wants_it() -> None:
     assert not any("shutdown-timeout" in part for part in command), "older versions of torch refuse that"
 
 
-def put_back(run: RunFolder, slurm: FakeSlurm) -> str | None:
+def put_back(run: RunDir, slurm: FakeSlurm) -> str | None:
     records = SlurmFolder.of(run)
     records.path.mkdir(parents=True)
     records.exclude(["n2"])
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return requeue.ask(run, JOB, ClusterConfig(sbatch={"exclude": "n9"}), End(0.0, "requeued", 75, 5), resubmit)
+        return requeue.ask(
+            run, JOB, ClusterConfig(sbatch={"exclude": "n9"}), AttemptEnd(0.0, "requeued", 75, 5), resubmit
+        )
     finally:
         signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.has("scontrol", "JobState=RUNNING EndTime=2026-01-01T00:00:00")
-    assert requeue.may_ask(JOB)
-    assert put_back(RunFolder(tmp_path / "run"), slurm) is None
+    assert requeue.can_requeue(JOB)
+    assert put_back(RunDir(tmp_path / "run"), slurm) is None
     assert slurm.asked[-2:] == ["scontrol requeue 7_3", "scontrol update JobId=7_3 ExcNodeList=n9,n2"]
 
 
 @pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])
 def test_what_slurm_or_a_user_took_is_not_put_back(slurm: FakeSlurm, state: str) -> None:
     slurm.has("scontrol", f"JobState={state} EndTime=Unknown")
-    assert not requeue.may_ask(JOB)
+    assert not requeue.can_requeue(JOB)
 
 
 def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path: Path) -> None:
-    assert requeue.may_ask(JOB)
-    why = put_back(RunFolder(tmp_path / "run"), slurm)
+    assert requeue.can_requeue(JOB)
+    why = put_back(RunDir(tmp_path / "run"), slurm)
     assert why is not None
     assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in why
 
@@ -207,5 +211,5 @@ def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
 
 def test_a_job_of_ones_own_is_a_site_profile() -> None:
     environment = {"SLURM_JOB_PARTITION": "gpu", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ACCOUNT": "(null)"}
-    site = plain_sbatch.profile_of(JOB, environment)
+    site = plain_sbatch.profile_from_job(JOB, environment)
     assert (site.partition, site.num_tasks, site.account, site.nodes) == ("gpu", 8, None, "1-3")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from builds import tree
+from built_datasets import build_dataset, write_jsonl
 from commands import BIN
 from corpus import make_documents
-from datasets import build_dataset, write_jsonl
 from slurm_cluster import SlurmCluster, wait_until
 
-from data_pipelines.stages.work_dir import Work
+from data_pipelines.stages.work_dir import WorkDir
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.submission.build_jobs import script
 
@@ -79,6 +79,6 @@ def test_a_job_that_fails_tells_why_and_what_is_done_is_gone_on_with(slurm_clust
 
 def test_the_script_of_a_job_can_be_read(tmp_path: Path):
     profile = ClusterConfig(setup=("module load x",), env={"A": "b c"}, python="/opt/python")
-    text = script(Work(tmp_path / "w"), ["read", "8"], profile, log="read")
+    text = script(WorkDir(tmp_path / "w"), ["read", "8"], profile, log="read")
     assert f"/opt/python -u -m data_pipelines.build {tmp_path}/w read 8" in text
     assert text.index("module load x") < text.index("export A='b c'") < text.index("data_pipelines.build")

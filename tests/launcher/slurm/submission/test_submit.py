@@ -18,7 +18,7 @@ from launcher.slurm.submission import executor, submit
 from launcher.slurm.submission.sweep import variants
 from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, XLPretrainError
-from xlpretrain.run_dir.layout import RunFolder, Status
+from xlpretrain.run_dir.layout import RunDir, Status
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def refusal(call: Any, *overrides: str, **options: Any) -> str:
 
 def test_a_submitted_run_is_written_down_and_told(call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any) -> None:
     call("max_steps=7")
-    run = RunFolder(tmp_path / "runs" / "r")
+    run = RunDir(tmp_path / "runs" / "r")
     records = SlurmFolder.of(run)
     job = records.read_job()
     assert job is not None
@@ -104,7 +104,7 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
     slurm.has("squeue", "7|PENDING||N/A|Priority")
     assert "is job 7 already" in refusal(call)
     slurm.has("squeue", "7|COMPLETED||N/A|None")
-    run = RunFolder(tmp_path / "runs" / "r")
+    run = RunDir(tmp_path / "runs" / "r")
     run.stop_file.touch()
     assert "the run was stopped by its user; `xlpretrain resume" in refusal(call)
     run.stop_file.unlink()
@@ -120,7 +120,7 @@ def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
 ) -> None:
     call("stop.patience=2")
     slurm.has("squeue", "7|COMPLETED||N/A|None")
-    run = RunFolder(tmp_path / "runs" / "r")
+    run = RunDir(tmp_path / "runs" / "r")
     config = SlurmFolder.of(run).config
     data = run_config.load(config).data.open()
     run.create(config=config.read_text(), provenance={"data_sha256": data.train.fingerprint})
@@ -155,7 +155,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(call: Any, tmp_path: Pat
 
 
 def test_odd_paths_and_values_reach_the_script_as_text(tmp_path: Path, slurm: FakeSlurm) -> None:
-    run = RunFolder(tmp_path / "a \"b' $(touch x)\n`touch x` 100% \\z" / "run")
+    run = RunDir(tmp_path / "a \"b' $(touch x)\n`touch x` 100% \\z" / "run")
     # What of the script needs neither Slurm nor submitit.
     (run.path / "code").mkdir(parents=True)
     run.logs.mkdir()
@@ -171,7 +171,7 @@ def test_odd_paths_and_values_reach_the_script_as_text(tmp_path: Path, slurm: Fa
 
 def test_what_submitit_would_read_as_a_pattern_is_refused(tmp_path: Path, slurm: FakeSlurm) -> None:
     with pytest.raises(ConfigError, match="holds %j, which submitit reads as a pattern"):
-        executor.script([RunFolder(tmp_path / "%job" / "run")], ClusterConfig(), name="run")
+        executor.script([RunDir(tmp_path / "%job" / "run")], ClusterConfig(), name="run")
 
 
 def test_no_secret_of_the_environment_is_written(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_sweep_is_an_array_with_a_folder_for_each_run(call: Any, slurm: FakeSl
     call(sweeps=["optimizer.lr=1e-4,3e-4", "seed=1,2"], profile={"array_parallelism": 2})
     names = ["r-lr1e-4-seed1", "r-lr1e-4-seed2", "r-lr3e-4-seed1", "r-lr3e-4-seed2"]
     for index, name in enumerate(names):
-        records = SlurmFolder.of(RunFolder(tmp_path / "runs" / name))
+        records = SlurmFolder.of(RunDir(tmp_path / "runs" / name))
         job = records.read_job()
         assert job is not None
         assert job.job_id == f"7_{index}"

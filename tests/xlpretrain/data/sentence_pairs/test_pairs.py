@@ -10,28 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built_datasets import BuildSmall, build_dataset, write_jsonl
 from corpus import WORDS, make_sentence
-from datasets import BuildSmall, build_dataset, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlpretrain.data.sentence_pairs.pairing import PairRules, Samples
-from xlpretrain.data.sentence_pairs.samples import PairEvaluationRows, PairRows
-from xlpretrain.data.sentence_pairs.segments import Sentences, count_slots, cut_runs, deal_runs
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.data.storage.shard_reader import Block
+from xlpretrain.data.sentence_pairs.pairing import PairingRules, SentencePairs
+from xlpretrain.data.sentence_pairs.samples import PairEvalSamples, PairSamples
+from xlpretrain.data.sentence_pairs.segments import SentenceSpans, assign_segments, count_samples, cut_segments
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.data.storage.shard_reader import TokenBlock
 from xlpretrain.schema import read_yaml
 
-SOP = PairRules(longest=125)
+SOP = PairingRules(max_tokens=125)
 
 
 @pytest.fixture(scope="module")
-def train(tiny_dataset: Path) -> Manifest:
-    return Manifest.open(tiny_dataset / "train")
+def train(tiny_dataset: Path) -> TokenDataset:
+    return TokenDataset.open(tiny_dataset / "train")
 
 
 @pytest.fixture(scope="module")
-def python_docs(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def python_docs(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     """Real text: the documentation of the standard library."""
     folder = build_dataset(
         tmp_path_factory.mktemp("python_docs") / "data",
@@ -39,11 +39,11 @@ def python_docs(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         tokenizer={"vocab_size": 2000, "input_sentence_size": 4000},
         splits={"valid": 0.0},
     )
-    return Manifest.open(folder / "train")
+    return TokenDataset.open(folder / "train")
 
 
 @pytest.fixture(scope="module")
-def short_documents(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Manifest:
+def short_documents(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> TokenDataset:
     """Documents of five to nine sentences: 39 to 116 tokens, 98 % of them."""
     rng = random.Random(3)
     folder = tmp_path_factory.mktemp("short")
@@ -51,47 +51,47 @@ def short_documents(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pa
     corpus = write_jsonl(folder / "corpus.jsonl", documents)
     source = {"type": "jsonl", "path": str(corpus)}
     tokenizer = {"path": str(tiny_tokenizer)}
-    return Manifest.open(
+    return TokenDataset.open(
         build_dataset(folder / "data", sources=[source], tokenizer=tokenizer, splits={"valid": 0.0}) / "train"
     )
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     """The corpus of configs/quickstart_data.yaml."""
     settings = read_yaml(Path("configs/quickstart_data.yaml"))
     out = tmp_path_factory.mktemp("quickstart") / "data"
-    return Manifest.open(build_dataset(out, **{k: v for k, v in settings.items() if k != "out"}) / "train")
+    return TokenDataset.open(build_dataset(out, **{k: v for k, v in settings.items() if k != "out"}) / "train")
 
 
-def all_rows(manifest: Manifest, rules: PairRules = SOP, *, num_streams: int = 1, seed: int = 1) -> PairRows:
-    return PairRows(manifest, rules, num_streams=num_streams, seed=seed, shuffle_blocks=4)
+def all_rows(manifest: TokenDataset, rules: PairingRules = SOP, *, num_streams: int = 1, seed: int = 1) -> PairSamples:
+    return PairSamples(manifest, rules, num_streams=num_streams, seed=seed, shuffle_blocks=4)
 
 
-def blocks_of(manifest: Manifest) -> range:
+def blocks_of(manifest: TokenDataset) -> range:
     return range(manifest.num_blocks + bool(manifest.tail_tokens))
 
 
-def times_read(block: Block, samples: Samples) -> np.ndarray:
+def times_read(block: TokenBlock, samples: SentencePairs) -> np.ndarray:
     """How often each token of a block is read."""
     steps = np.zeros(len(block.tokens) + 1, int)
-    np.add.at(steps, samples.parts[:, :, 0].ravel(), 1)
-    np.add.at(steps, samples.parts[:, :, 1].ravel(), -1)
+    np.add.at(steps, samples.segments[:, :, 0].ravel(), 1)
+    np.add.at(steps, samples.segments[:, :, 1].ravel(), -1)
     return np.cumsum(steps)[:-1]
 
 
-def coverage(rows: PairRows, *, epoch: int) -> np.ndarray:
+def coverage(rows: PairSamples, *, epoch: int) -> np.ndarray:
     """How often each sentence of the corpus is read (its most read token)."""
     counts = []
     for number in blocks_of(rows.manifest):
         block = rows.manifest.block(number)
         read = times_read(block, rows.samples(epoch=epoch, block=number))
         assert not read[block.document_ends].any(), "an end-of-document symbol is part of a sample"
-        counts.append(np.maximum.reduceat(read, Sentences.of(block, longest=1 << 30).starts))
+        counts.append(np.maximum.reduceat(read, SentenceSpans.of(block, longest=1 << 30).starts))
     return np.concatenate(counts)
 
 
-def check_coverage(rows: PairRows, *, once: float) -> None:
+def check_coverage(rows: PairSamples, *, once: float) -> None:
     epochs = np.stack([coverage(rows, epoch=epoch) for epoch in range(5)])
     for read in epochs:
         assert (read == 1).mean() >= once
@@ -105,8 +105,8 @@ def check_coverage(rows: PairRows, *, once: float) -> None:
 @pytest.mark.parametrize("seq_len", [64, 128, 512])
 @pytest.mark.parametrize("corpus", ["python_docs", "short_documents", "train"])
 def test_nearly_every_sentence_is_read_once_an_epoch(corpus: str, seq_len: int, request: pytest.FixtureRequest):
-    manifest: Manifest = request.getfixturevalue(corpus)
-    check_coverage(all_rows(manifest, replace(SOP, longest=seq_len - 3)), once=0.9)
+    manifest: TokenDataset = request.getfixturevalue(corpus)
+    check_coverage(all_rows(manifest, replace(SOP, max_tokens=seq_len - 3)), once=0.9)
 
 
 @pytest.mark.full
@@ -122,59 +122,63 @@ def test_nearly_every_sentence_is_read_once_an_epoch(corpus: str, seq_len: int, 
     ],
     ids=str,
 )
-def test_coverage_of_the_quickstart_corpus(quickstart: Manifest, rules: PairRules, once: float, seq_len: int):
+def test_coverage_of_the_quickstart_corpus(quickstart: TokenDataset, rules: PairingRules, once: float, seq_len: int):
     """Tasks that lend sentences of other documents to runs of one sentence read those lent twice."""
-    check_coverage(all_rows(quickstart, replace(rules, longest=seq_len - 3)), once=once)
+    check_coverage(all_rows(quickstart, replace(rules, max_tokens=seq_len - 3)), once=once)
 
 
 @pytest.mark.parametrize("rules", [replace(SOP, task="nsp"), replace(SOP, single_sentence="original")], ids=str)
-def test_lending_reads_no_sentence_more_than_twice_and_leaves_none_out(train: Manifest, rules: PairRules):
+def test_lending_reads_no_sentence_more_than_twice_and_leaves_none_out(train: TokenDataset, rules: PairingRules):
     check_coverage(all_rows(train, rules), once=0)
 
 
-def test_an_epoch_of_rows_is_the_samples_of_every_block(train: Manifest):
+def test_an_epoch_of_rows_is_the_samples_of_every_block(train: TokenDataset):
     rows = all_rows(train)
     read = Counter(
-        (row.sample, row.tokens.tobytes(), row.pair)
+        (row.sample_index, row.tokens.tobytes(), row.pair_target)
         for row in (rows.row(step=step, stream=0) for step in range(rows.order.num_rows))
     )
     expected, number = Counter(), 0
     for block in blocks_of(train):
         tokens, samples = train.block(block).tokens, rows.samples(epoch=0, block=block)
-        for parts, label in zip(samples.parts.tolist(), samples.labels.tolist(), strict=True):
+        for parts, label in zip(samples.segments.tolist(), samples.labels.tolist(), strict=True):
             text = np.concatenate([tokens[start:stop] for start, stop in parts])
             row = rows.row(step=0, stream=0)
-            pair = replace(row.pair, split=parts[0][1] - parts[0][0], label=label)
+            pair = replace(row.pair_target, split=parts[0][1] - parts[0][0], label=label)
             expected[number, text.tobytes(), pair] += 1
             number += 1
         number += int(rows.slots[block]) - len(samples.labels)
     assert read == expected
 
 
-def test_rows_do_not_depend_on_how_they_are_reached(train: Manifest):
+def test_rows_do_not_depend_on_how_they_are_reached(train: TokenDataset):
     """Nor on the number of streams: sample k is row k // G of stream k % G."""
     alone, many = all_rows(train), all_rows(train, num_streams=6)
     for step in (40_000, 3, 11_000):
         for stream in range(6):
             first, again = many.row(step=step, stream=stream), alone.row(step=6 * step + stream, stream=0)
-            assert (first.epoch, first.sample, first.pair) == (again.epoch, again.sample, again.pair)
+            assert (first.epoch, first.sample_index, first.pair_target) == (
+                again.epoch,
+                again.sample_index,
+                again.pair_target,
+            )
             assert np.array_equal(first.tokens, again.tokens)
 
 
-def test_epochs_and_seeds_cut_differently(train: Manifest):
+def test_epochs_and_seeds_cut_differently(train: TokenDataset):
     samples = [all_rows(train, seed=seed).samples(epoch=epoch, block=0) for seed, epoch in [(1, 0), (1, 1), (2, 0)]]
     for i in range(3):
-        assert not np.array_equal(samples[i].parts, samples[i - 1].parts)
+        assert not np.array_equal(samples[i].segments, samples[i - 1].segments)
 
 
 @pytest.mark.parametrize("task", ["sop", "nsp"])
-def test_labels_say_how_the_second_part_goes_with_the_first(train: Manifest, task: str):
+def test_labels_say_how_the_second_part_goes_with_the_first(train: TokenDataset, task: str):
     rows = all_rows(train, replace(SOP, task=task))
     labels, same = Counter(), 0
     for block in blocks_of(train):
         documents = train.block(block).document_ends
         samples = rows.samples(epoch=0, block=block)
-        for (first, second), label in zip(samples.parts.tolist(), samples.labels.tolist(), strict=True):
+        for (first, second), label in zip(samples.segments.tolist(), samples.labels.tolist(), strict=True):
             labels[label] += 1
             if label == -1:
                 assert second[0] == second[1]
@@ -194,11 +198,11 @@ def test_labels_say_how_the_second_part_goes_with_the_first(train: Manifest, tas
 
 
 @pytest.mark.parametrize("single_sentence", ["original", "skip", "split"])
-def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: Manifest, single_sentence: str):
-    rows = all_rows(train, replace(SOP, longest=61, single_sentence=single_sentence))
+def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: TokenDataset, single_sentence: str):
+    rows = all_rows(train, replace(SOP, max_tokens=61, single_sentence=single_sentence))
     for block in range(3):
         samples = rows.samples(epoch=0, block=block)
-        firsts, seconds = samples.parts[:, 0], samples.parts[:, 1]
+        firsts, seconds = samples.segments[:, 0], samples.segments[:, 1]
         ordered = (samples.labels == 0) & (firsts[:, 1] == seconds[:, 0])
         swapped = (samples.labels == 1) & (seconds[:, 1] == firsts[:, 0])
         assert abs(int(swapped.sum()) - int(ordered.sum())) <= 1
@@ -208,17 +212,17 @@ def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: Manifest
         assert (others.mean() > 0.02) == (single_sentence != "split")
 
 
-def test_no_part_of_a_sample_crosses_a_document(python_docs: Manifest):
+def test_no_part_of_a_sample_crosses_a_document(python_docs: TokenDataset):
     for rules in (SOP, replace(SOP, task="nsp"), replace(SOP, single_sentence="original"), replace(SOP, task="none")):
         rows = all_rows(python_docs, rules)
         for step in range(0, rows.order.num_rows, 7):
             row = rows.row(step=step, stream=0)
             assert python_docs.vocabulary.eod not in row.tokens
-            assert len(row.tokens) <= rules.longest
-            assert (row.pair.split == len(row.tokens)) == (row.pair.label == -1)
+            assert len(row.tokens) <= rules.max_tokens
+            assert (row.pair_target.split == len(row.tokens)) == (row.pair_target.label == -1)
 
 
-def make_block(lengths: list[list[int]], *, num_tokens: int | None = None) -> Block:
+def make_block(lengths: list[list[int]], *, num_tokens: int | None = None) -> TokenBlock:
     """A block of documents with sentences of these lengths, cut after `num_tokens`."""
     sentence_ends, document_ends, here = [], [], 0
     for document in lengths:
@@ -229,7 +233,7 @@ def make_block(lengths: list[list[int]], *, num_tokens: int | None = None) -> Bl
         here += 1
     num_tokens = num_tokens or here
     kept = [np.array([end for end in ends if end < num_tokens], np.uint32) for ends in (document_ends, sentence_ends)]
-    return Block(np.arange(num_tokens), *kept)
+    return TokenBlock(np.arange(num_tokens), *kept)
 
 
 documents = st.lists(st.lists(st.integers(1, 60), min_size=0, max_size=12), min_size=1, max_size=12)
@@ -240,7 +244,7 @@ def test_the_runs_of_a_block_are_its_text_in_whole_sentences(lengths, longest, m
     block = make_block(lengths)
     num_tokens = max(len(block.tokens) - missing, 1)
     block = make_block(lengths, num_tokens=num_tokens)
-    sentences = Sentences.of(block, longest=longest)
+    sentences = SentenceSpans.of(block, longest=longest)
     text = np.setdiff1d(np.arange(num_tokens), block.document_ends)
     spans = [np.arange(a, b) for a, b in zip(sentences.starts, sentences.stops, strict=True)]
     assert np.array_equal(np.concatenate([[], *spans]), text)
@@ -250,7 +254,7 @@ def test_the_runs_of_a_block_are_its_text_in_whole_sentences(lengths, longest, m
     assert not whole or set(sentences.stops - 1) <= ends
 
     generator = np.random.default_rng(seed)
-    runs = cut_runs(sentences, longest=longest, short_seq_prob=0.0, generator=generator)
+    runs = cut_segments(sentences, longest=longest, short_seq_prob=0.0, generator=generator)
     assert runs.first.tolist() == [0, *runs.last.tolist()][: len(runs)]
     for first, last in zip(runs.first.tolist(), runs.last.tolist(), strict=True):
         assert sentences.documents[first] == sentences.documents[last - 1]
@@ -260,22 +264,22 @@ def test_the_runs_of_a_block_are_its_text_in_whole_sentences(lengths, longest, m
 
 
 def test_short_runs_are_uniform_in_length_and_as_frequent_as_asked():
-    sentences = Sentences.of(make_block([[1] * 400_000]), longest=40)
+    sentences = SentenceSpans.of(make_block([[1] * 400_000]), longest=40)
     generator = np.random.default_rng(0)
-    runs = cut_runs(sentences, longest=40, short_seq_prob=1.0, generator=generator)
+    runs = cut_segments(sentences, longest=40, short_seq_prob=1.0, generator=generator)
     counts = np.bincount((runs.last - runs.first)[:-1], minlength=41)
     assert not counts[:2].any()
     assert np.allclose(counts[2:] / counts.sum(), 1 / 39, rtol=0.2)
-    runs = cut_runs(sentences, longest=40, short_seq_prob=0.1, generator=generator)
+    runs = cut_segments(sentences, longest=40, short_seq_prob=0.1, generator=generator)
     assert (runs.last - runs.first < 40).mean() == pytest.approx(0.1 * 38 / 39, abs=0.01)
 
 
-def test_the_second_part_begins_with_any_sentence_but_the_first(train: Manifest):
+def test_the_second_part_begins_with_any_sentence_but_the_first(train: TokenDataset):
     positions = []
     for epoch in range(3):
         for block in blocks_of(train):
-            sentences = Sentences.of(train.block(block), longest=125)
-            parts = np.sort(all_rows(train).samples(epoch=epoch, block=block).parts, axis=1)
+            sentences = SentenceSpans.of(train.block(block), longest=125)
+            parts = np.sort(all_rows(train).samples(epoch=epoch, block=block).segments, axis=1)
             first, middle, last = (
                 sentences.starts.searchsorted(at) for at in (parts[:, 0, 0], parts[:, 1, 0], parts[:, 1, 1])
             )
@@ -288,13 +292,13 @@ def test_the_second_part_begins_with_any_sentence_but_the_first(train: Manifest)
 def test_a_long_sentence_is_read_in_pieces(build_small):
     rng = random.Random(0)
     sentence = " ".join(make_sentence(rng).rstrip(".?!") for _ in range(20)).lower() + "."
-    manifest = Manifest.open(
+    manifest = TokenDataset.open(
         build_small([f"{sentence} {make_sentence(rng)}" for _ in range(3)], block_tokens=4096) / "train"
     )
-    rows = all_rows(manifest, replace(SOP, longest=29))
+    rows = all_rows(manifest, replace(SOP, max_tokens=29))
     assert max(np.diff(manifest.sentence_ends(0, manifest.num_tokens))) > 100
     samples = rows.samples(epoch=0, block=0)
-    assert (samples.parts[:, :, 1] - samples.parts[:, :, 0]).sum(axis=1).max() <= 29
+    assert (samples.segments[:, :, 1] - samples.segments[:, :, 0]).sum(axis=1).max() <= 29
     read = times_read(manifest.block(0), samples)
     assert np.delete(read, manifest.block(0).document_ends).min() >= 1
 
@@ -302,7 +306,7 @@ def test_a_long_sentence_is_read_in_pieces(build_small):
 @given(st.integers(1, 60), st.integers(0, 150), st.integers(0, 5), st.integers(0, 2**32))
 def test_slots_share_the_runs_of_their_block(num_runs: int, num_slots: int, turn: int, seed: int):
     spans = np.stack([np.arange(num_runs) * 10, np.arange(num_runs) * 10 + 9], axis=1)
-    dealt = deal_runs(
+    dealt = assign_segments(
         spans, num_tokens=10 * num_runs, num_slots=num_slots, turn=turn, generator=np.random.default_rng(seed)
     )
     counts = np.bincount(dealt, minlength=num_runs)
@@ -318,9 +322,9 @@ def test_slots_share_the_runs_of_their_block(num_runs: int, num_slots: int, turn
 @pytest.mark.parametrize("num_streams", [1, 3])
 @pytest.mark.parametrize("whole", [True, False])
 def test_evaluation_reads_every_sentence_once(tiny_dataset: Path, num_streams: int, whole: bool):
-    valid = Manifest.open(tiny_dataset / "valid")
+    valid = TokenDataset.open(tiny_dataset / "valid")
     num_tokens = valid.num_tokens if whole else valid.block_tokens
-    rows = PairEvaluationRows(valid, SOP, num_tokens=num_tokens, num_streams=num_streams)
+    rows = PairEvalSamples(valid, SOP, num_tokens=num_tokens, num_streams=num_streams)
     read, clusters = Counter(), set()
     for stream in range(num_streams):
         lengths = []
@@ -337,10 +341,10 @@ def test_evaluation_reads_every_sentence_once(tiny_dataset: Path, num_streams: i
     assert len(rows.row(step=rows.num_steps, stream=0).tokens) == 0
 
 
-def test_slots_and_rows_cost_little(train: Manifest):
+def test_slots_and_rows_cost_little(train: TokenDataset):
     """A plan of a block is some milliseconds; a row far ahead costs no more than the first."""
     started = time.perf_counter()
-    slots = count_slots(train, longest=125, short_seq_prob=0.1)
+    slots = count_samples(train, longest=125, short_seq_prob=0.1)
     counted = time.perf_counter()
     rows = all_rows(train, num_streams=64)
     for step in range(1_000_000, 1_000_010):
@@ -361,22 +365,22 @@ def test_numbered_lines_do_not_make_order_pairs_cut_within_sentences(build_small
         lines = [" ".join(rng.choices(words, k=rng.randint(2, 4))).capitalize() + "." for _ in range(80)]
         lines[10], lines[70] = f"1. {lines[10]}", f"2. {lines[70]}"
         documents.append("\n".join(lines))
-    train = Manifest.open(build_small(documents, block_tokens=1 << 20) / "train")
+    train = TokenDataset.open(build_small(documents, block_tokens=1 << 20) / "train")
     assert train.num_sentences == 80 * len(documents)
-    assert _share_cut_within_lines(train, PairRules(longest=125, single_sentence="skip")) == 0
-    assert _share_cut_within_lines(train, PairRules(longest=509)) <= 0.02
+    assert _share_cut_within_lines(train, PairingRules(max_tokens=125, single_sentence="skip")) == 0
+    assert _share_cut_within_lines(train, PairingRules(max_tokens=509)) <= 0.02
 
 
-def _share_cut_within_lines(train: Manifest, rules: PairRules) -> float:
+def _share_cut_within_lines(train: TokenDataset, rules: PairingRules) -> float:
     """Of the samples that ask for the order: those with a part that does not end as a line does."""
     tokenizer = train.open_tokenizer()
-    rows = PairRows(train, rules, num_streams=1, seed=1, shuffle_blocks=4)
+    rows = PairSamples(train, rules, num_streams=1, seed=1, shuffle_blocks=4)
     asked = within = 0
     for step in range(min(rows.num_samples, 1000)):
         row = rows.row(step=step, stream=0)
-        assert row.pair is not None
-        if row.pair.label >= 0:
-            parts = [tokenizer.decode(part) for part in np.split(row.tokens, [row.pair.split])]
+        assert row.pair_target is not None
+        if row.pair_target.label >= 0:
+            parts = [tokenizer.decode(part) for part in np.split(row.tokens, [row.pair_target.split])]
             asked += 1
             within += not all(part.endswith(".") and not part.endswith("⁇ .") for part in parts)  # a number is ⁇
     assert asked > 500

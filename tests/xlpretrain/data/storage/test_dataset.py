@@ -13,7 +13,7 @@ from corpus import make_documents
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlpretrain.data.storage.dataset import Manifest, seal_index
+from xlpretrain.data.storage.dataset import TokenDataset, add_checksum
 from xlpretrain.errors import DataError
 
 BuildSmall = Callable[..., Path]
@@ -22,9 +22,9 @@ VOCABULARY = {"size": 100, "pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, "e
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_dataset: Path) -> tuple[Manifest, np.ndarray]:
+def whole(tiny_dataset: Path) -> tuple[TokenDataset, np.ndarray]:
     """A dataset, and its tokens as the tar files tell them."""
-    manifest = Manifest.open(tiny_dataset / "train")
+    manifest = TokenDataset.open(tiny_dataset / "train")
     parts = []
     for shard in manifest.shards:
         with tarfile.open(shard.path) as tar:
@@ -37,10 +37,10 @@ def edit_index(folder: Path, edit: Callable[[dict], None]) -> None:
     path = folder / "index.json"
     index = json.loads(path.read_text())
     edit(index)
-    path.write_text(seal_index(index))
+    path.write_text(add_checksum(index))
 
 
-def test_a_dataset_has_whole_blocks_and_one_tail(whole: tuple[Manifest, np.ndarray]):
+def test_a_dataset_has_whole_blocks_and_one_tail(whole: tuple[TokenDataset, np.ndarray]):
     manifest, tokens = whole
     assert manifest.num_blocks >= 40
     assert manifest.block_tokens == 16_384
@@ -52,7 +52,7 @@ def test_a_dataset_has_whole_blocks_and_one_tail(whole: tuple[Manifest, np.ndarr
         manifest.block(manifest.num_blocks + 1)
 
 
-def test_any_range_of_tokens_is_the_corpus_there(whole: tuple[Manifest, np.ndarray]):
+def test_any_range_of_tokens_is_the_corpus_there(whole: tuple[TokenDataset, np.ndarray]):
     manifest, tokens = whole
 
     @given(st.integers(0, len(tokens)), st.one_of(st.integers(0, 600), st.integers(0, 100_000)))
@@ -69,7 +69,7 @@ def test_any_range_of_tokens_is_the_corpus_there(whole: tuple[Manifest, np.ndarr
         manifest.tokens(0, len(tokens) + 1)
 
 
-def test_sentences_end_before_the_end_of_document_symbol(whole: tuple[Manifest, np.ndarray]):
+def test_sentences_end_before_the_end_of_document_symbol(whole: tuple[TokenDataset, np.ndarray]):
     manifest, tokens = whole
     sentence_ends = manifest.sentence_ends(0, len(tokens))
     document_ends = manifest.document_ends(0, len(tokens))
@@ -78,7 +78,7 @@ def test_sentences_end_before_the_end_of_document_symbol(whole: tuple[Manifest, 
     assert not set(document_ends) & set(sentence_ends)
 
 
-def test_tokens_of_a_block_are_a_read_only_view(whole: tuple[Manifest, np.ndarray]):
+def test_tokens_of_a_block_are_a_read_only_view(whole: tuple[TokenDataset, np.ndarray]):
     manifest, _ = whole
     tokens = manifest.tokens(10, 20)
     assert tokens.base is not None
@@ -88,13 +88,13 @@ def test_tokens_of_a_block_are_a_read_only_view(whole: tuple[Manifest, np.ndarra
 
 def test_bytes_are_those_of_the_documents(build_small: BuildSmall):
     documents = make_documents(60, seed=8)
-    manifest = Manifest.open(build_small(documents) / "train")
+    manifest = TokenDataset.open(build_small(documents) / "train")
     assert manifest.num_bytes == sum(len(document.encode()) for document in documents)
     assert manifest.num_bytes == sum(manifest.block_bytes(n) for n in range(manifest.num_blocks + 1))
     assert manifest.num_documents == 60
 
 
-def test_a_manifest_can_go_to_another_process(whole: tuple[Manifest, np.ndarray]):
+def test_a_manifest_can_go_to_another_process(whole: tuple[TokenDataset, np.ndarray]):
     manifest, tokens = whole
     assert np.array_equal(pickle.loads(pickle.dumps(manifest)).tokens(5, 50), tokens[5:50])
 
@@ -111,8 +111,8 @@ def test_a_million_blocks_open_fast_and_lean(tmp_path: Path):
     index |= {"dtype": "uint16", "vocabulary": VOCABULARY, "tokenizer_sha256": "", "num_unknown": 0}
     (tmp_path / "index.json").write_text(json.dumps({**index, "built_from": {}, "shards": shards}))
     script = (
-        "import sys, time; from xlpretrain.data.storage.dataset import Manifest; begin = time.perf_counter();"
-        f"m = Manifest.open({str(tmp_path)!r}); assert m.num_blocks == 10**6;"
+        "import sys, time; from xlpretrain.data.storage.dataset import TokenDataset; begin = time.perf_counter();"
+        f"m = TokenDataset.open({str(tmp_path)!r}); assert m.num_blocks == 10**6;"
         "took = time.perf_counter() - begin; status = open('/proc/self/status').read();"
         "print(took, int(status.split('VmHWM:')[1].split()[0]) / 1024,"  # ru_maxrss would begin at the parent's
         "'torch' in sys.modules)"
@@ -125,12 +125,12 @@ def test_a_million_blocks_open_fast_and_lean(tmp_path: Path):
 
 def test_damage_is_found_at_the_first_touch_and_only_there(build_small: BuildSmall):
     folder = build_small(make_documents(60, seed=8)) / "train"
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     path = manifest.shards[0].path
     data = bytearray(path.read_bytes())
     data[int(manifest.offsets[2]) - 700] ^= 1  # in the tokens of block 1
     path.write_bytes(data)
-    damaged = Manifest.open(folder)
+    damaged = TokenDataset.open(folder)
     assert len(damaged.tokens(0, 256)) == 256
     with pytest.raises(DataError, match=r"shard-00000\.tar: block 1 is damaged: its checksum.*xlpretrain data verify"):
         damaged.tokens(200, 300)
@@ -141,17 +141,17 @@ def test_a_truncated_or_missing_shard_is_refused_on_opening(build_small: BuildSm
     path = folder / "shard-00000.tar"
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DataError, match=r"shard-00000\.tar: \d+ bytes, expected \d+"):
-        Manifest.open(folder)
+        TokenDataset.open(folder)
     path.unlink()
     with pytest.raises(DataError, match="missing"):
-        Manifest.open(folder)
+        TokenDataset.open(folder)
 
 
 def test_another_tokenizer_is_refused(tiny_dataset: Path):
-    sha256 = Manifest.open(tiny_dataset / "train").tokenizer_sha256
-    Manifest.open(tiny_dataset / "valid", tokenizer_sha256=sha256)
+    sha256 = TokenDataset.open(tiny_dataset / "train").tokenizer_sha256
+    TokenDataset.open(tiny_dataset / "valid", tokenizer_sha256=sha256)
     with pytest.raises(DataError, match="encoded by another tokenizer"):
-        Manifest.open(tiny_dataset / "valid", tokenizer_sha256="0" * 64)
+        TokenDataset.open(tiny_dataset / "valid", tokenizer_sha256="0" * 64)
 
 
 @pytest.mark.parametrize("name", ["../shard-00000.tar", "/etc/passwd", "..", ""])
@@ -159,7 +159,7 @@ def test_shards_outside_the_folder_are_refused(name: str, build_small: BuildSmal
     folder = build_small(make_documents(60, seed=8)) / "train"
     edit_index(folder, lambda index: index["shards"][0].update(name=name))
     with pytest.raises(DataError, match="must lie beside the index"):
-        Manifest.open(folder)
+        TokenDataset.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -177,17 +177,17 @@ def test_a_damaged_index_is_refused(damage: Callable[[dict], None], build_small:
     folder = build_small(make_documents(60, seed=8)) / "train"
     edit_index(folder, damage)
     with pytest.raises(DataError, match=r"index\.json: damaged"):
-        Manifest.open(folder)
+        TokenDataset.open(folder)
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path, tiny_dataset: Path):
     with pytest.raises(DataError, match="no dataset here"):
-        Manifest.open(tmp_path)
+        TokenDataset.open(tmp_path)
     with pytest.raises(DataError, match="name one of its parts: train, valid"):
-        Manifest.open(tiny_dataset)
+        TokenDataset.open(tiny_dataset)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        Manifest.open(tmp_path)
+        TokenDataset.open(tmp_path)
     (tmp_path / "index.json").write_text('{"schema_version": 99}')
     with pytest.raises(DataError, match="schema version 99, expected 1"):
-        Manifest.open(tmp_path)
+        TokenDataset.open(tmp_path)

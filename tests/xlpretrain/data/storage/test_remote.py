@@ -5,13 +5,13 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+from built_datasets import BuildSmall
 from corpus import make_documents
-from datasets import BuildSmall
 from flaky_server import serving
 
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.storage.dataset import Manifest
-from xlpretrain.data.storage.remote import Cache
+from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.data.storage.remote import BlockCache
 from xlpretrain.errors import DamagedDataError, DataError
 from xlpretrain.objectives.causal_lm import CausalLM
 
@@ -23,35 +23,35 @@ def dataset(build_small: BuildSmall) -> Path:
     return build_small(make_documents(60, seed=8), shard_bytes=20_000)
 
 
-def cache_of(tmp_path: Path, **settings: float) -> Cache:
-    return Cache(tmp_path / "cache", **{"patience_s": 20.0, **settings})
+def cache_of(tmp_path: Path, **settings: float) -> BlockCache:
+    return BlockCache(tmp_path / "cache", **{"patience_s": 20.0, **settings})
 
 
-def read_all(manifest: Manifest) -> np.ndarray:
+def read_all(manifest: TokenDataset) -> np.ndarray:
     return np.concatenate([manifest.block(number).tokens for number in range(len(manifest.offsets))])
 
 
 def test_a_bad_server_gives_the_same_bytes_and_each_block_is_fetched_once(dataset: Path, tmp_path: Path):
-    local = Manifest.open(dataset / "train")
+    local = TokenDataset.open(dataset / "train")
     with serving(dataset, bad=0.3) as server:
-        remote = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path))
+        remote = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
         assert remote.fingerprint == local.fingerprint
         assert remote.open_tokenizer().sha256 == local.tokenizer_sha256
         assert np.array_equal(read_all(remote), read_all(local))
         server.bad, before = 0.0, server.requests.total()
-        again = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path))
+        again = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
         assert np.array_equal(read_all(again), read_all(local))
         assert server.requests.total() - before <= 3  # index and tokenizer
 
 
 @pytest.mark.full
 def test_several_readers_share_a_cache_of_bounded_size(dataset: Path, tmp_path: Path):
-    local, limit = Manifest.open(dataset / "train"), 20_000
+    local, limit = TokenDataset.open(dataset / "train"), 20_000
     wrong = []
     with serving(dataset, bad=0.1) as server:
 
         def read() -> None:
-            manifest = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path, max_bytes=limit))
+            manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, max_bytes=limit))
             for _ in range(2):
                 wrong.extend([1] if not np.array_equal(read_all(manifest), read_all(local)) else [])
 
@@ -67,12 +67,12 @@ def test_several_readers_share_a_cache_of_bounded_size(dataset: Path, tmp_path: 
 
 def test_what_is_damaged_in_the_cache_is_fetched_anew_and_at_its_source_named(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
-        read_all(Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path)))
+        read_all(TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path)))
         (cached,) = (tmp_path / "cache").rglob("00000003")
         cached.write_bytes(bytes(cached.stat().st_size))
-        assert len(Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path)).block(3).tokens) == 256
+        assert len(TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path)).block(3).tokens) == 256
         cached.unlink()
-        manifest = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path))
+        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
         shard = dataset / "train" / manifest.shards[manifest.shard_numbers[3]].path.name
         data = bytearray(shard.read_bytes())
         data[int(manifest.offsets[3]) + 600] ^= 1
@@ -83,17 +83,17 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew_and_at_its_source_named(da
 
 def test_a_server_that_is_gone_is_named_with_what_to_do(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
-        manifest = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path, patience_s=0.5))
+        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, patience_s=0.5))
         with pytest.raises(DataError, match=r"nowhere/index.json: cannot be fetched.*the right place"):
-            Manifest.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, patience_s=0.5))
+            TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, patience_s=0.5))
     with pytest.raises(DataError, match=r"block 0: cannot be fetched.*network"):
         manifest.block(0)
 
 
 def test_blocks_are_there_before_they_are_needed(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
-        manifest = Manifest.open(f"{server.url}/train", cache=cache_of(tmp_path))
-        rows = CausalLM(seq_len=32).training_rows(manifest, mem_len=32, num_streams=4, seed=1, shuffle_blocks=4)
+        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
+        rows = CausalLM(seq_len=32).training_samples(manifest, mem_len=32, num_streams=4, seed=1, shuffle_blocks=4)
         waits = []
         for _ in Loader(rows, lambda rows: len(rows), [range(4)]).steps(start=0, stop=40):
             started = time.perf_counter()

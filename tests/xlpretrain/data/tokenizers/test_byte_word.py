@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from corpus import make_documents
 
-from xlpretrain.data.storage.dataset import Manifest
+from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.hub.tokenizers.export import tokenizer_json
@@ -18,7 +18,7 @@ LINES = {"splitter": "lines"}
 
 def decoded(folder: Path) -> list[str]:
     """The documents of a split, as its tokens tell them."""
-    manifest = Manifest.open(folder)
+    manifest = TokenDataset.open(folder)
     tokenizer = manifest.open_tokenizer()
     ends = manifest.document_ends(0, manifest.num_tokens)
     return [tokenizer.decode(manifest.tokens(s, e)) for s, e in zip([0, *(ends + 1)], ends, strict=False)]
@@ -28,7 +28,7 @@ def test_bytes_give_back_every_text_as_it_was(build_small: BuildSmall):
     documents = ["Ein  schöner\tTag.\r\n\n 漢字 \u200b<eod> [CLS]\x00\n", *make_documents(20, seed=31)]
     out = build_small(documents, tokenizer={"model_type": "bytes"}, sentences=LINES)
     assert sorted(decoded(out / "train")) == sorted(documents)
-    manifest = Manifest.open(out / "train")
+    manifest = TokenDataset.open(out / "train")
     assert manifest.vocabulary.size == 262
     assert manifest.num_tokens == manifest.num_bytes + manifest.num_documents
     assert manifest.num_unknown == 0
@@ -39,15 +39,15 @@ def test_words_are_the_most_frequent_ones_and_ends_of_lines(build_small: BuildSm
     documents = [f" = Title {n} = \n\n the cat sat on the <unk> mat . \n" for n in range(10)]
     out = build_small(documents, tokenizer={"model_type": "word", "vocab_size": 20}, sentences=LINES)
     tokenizer = load_tokenizer(out / "tokenizer" / "vocabulary.json")
-    assert tokenizer.piece(6) == "<eos>"
-    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocabulary.size)]
+    assert tokenizer.id_to_token(6) == "<eos>"
+    pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.vocabulary.size)]
     assert sorted(pieces[6:]) == sorted(
         ["<eos>", "=", "the", ".", "<unk>", "Title", "cat", "mat", "on", "sat", *"0123"]
     )
     assert decoded(out / "train")[0].splitlines()[2] == "the cat sat on the <unk> mat ."
     counted = [text for text in decoded(out / "train") if "Title <unk>" in text]
     assert len(counted) == 6
-    assert Manifest.open(out / "train").num_unknown == 6
+    assert TokenDataset.open(out / "train").num_unknown == 6
 
 
 def test_byte_fallback_leaves_nothing_unknown(build_small: BuildSmall):
@@ -55,12 +55,12 @@ def test_byte_fallback_leaves_nothing_unknown(build_small: BuildSmall):
     settings = {"vocab_size": 400, "character_coverage": 0.99}
     plain = build_small(documents, out="a", tokenizer=settings)
     fallback = build_small(documents, out="b", tokenizer={**settings, "byte_fallback": True})
-    assert Manifest.open(plain / "train").num_unknown > 0
-    assert Manifest.open(fallback / "train").num_unknown == 0
+    assert TokenDataset.open(plain / "train").num_unknown > 0
+    assert TokenDataset.open(fallback / "train").num_unknown == 0
     assert "Ein Wort mit ß und 漢字 darin." in decoded(fallback / "train")
     tokenizer = load_tokenizer(fallback / "tokenizer")
     starts, ids = tokenizer.word_starts(), tokenizer.encode("漢")
-    assert [tokenizer.piece(i) for i in ids[-3:]] == ["<0xE6>", "<0xBC>", "<0xA2>"]
+    assert [tokenizer.id_to_token(i) for i in ids[-3:]] == ["<0xE6>", "<0xBC>", "<0xA2>"]
     assert starts[ids].tolist() == [True, True, False, False]
 
 
@@ -71,8 +71,8 @@ def test_the_tokenizer_of_a_hugging_face_folder_gives_the_same_ids(
     written = json.dumps(tokenizer_json(load_tokenizer(tiny_tokenizer), "plain"))
     (tmp_path / "theirs" / "tokenizer.json").write_text(written)
     documents = make_documents(50, seed=33)
-    ours = Manifest.open(build_small(documents, out="ours") / "train")
-    theirs = Manifest.open(build_small(documents, out="b", tokenizer={"path": str(tmp_path / "theirs")}) / "train")
+    ours = TokenDataset.open(build_small(documents, out="ours") / "train")
+    theirs = TokenDataset.open(build_small(documents, out="b", tokenizer={"path": str(tmp_path / "theirs")}) / "train")
     assert theirs.tokens(0, theirs.num_tokens).tolist() == ours.tokens(0, ours.num_tokens).tolist()
     assert theirs.open_tokenizer().word_starts().tolist() == ours.open_tokenizer().word_starts().tolist()
 

@@ -40,8 +40,8 @@ def test_symbols_are_found_by_role_however_they_are_spelt():
     tokenizer = Tokenizer(model, name="other")
     vocabulary = tokenizer.vocabulary
     assert (vocabulary.pad, vocabulary.unk) == (7, 3)
-    assert tokenizer.piece(vocabulary.cls) == "[CLS]"
-    assert tokenizer.piece(vocabulary.eod) == "[EOD]"
+    assert tokenizer.id_to_token(vocabulary.cls) == "[CLS]"
+    assert tokenizer.id_to_token(vocabulary.eod) == "[EOD]"
 
 
 def test_a_missing_symbol_is_named():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlpretrain.models.attention import Attention, RelativeAttention, additive, visible_keys
+from xlpretrain.models.attention import Attention, RelativeAttention, additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels import cpu_attention
-from xlpretrain.models.kernels.cpu_attention import BlockAttention, Plan
-from xlpretrain.models.kernels.dropout import Dropout, kept_scale
-from xlpretrain.models.relative_positions import Positions, encode_distances
+from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
+from xlpretrain.models.kernels.dropout import Dropout, keep_scale
+from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
 
 ROWS, TOKENS, MEMORY, HEADS, WIDTH = 3, 9, 4, 3, 6
 KEYS = MEMORY + TOKENS
@@ -49,9 +49,9 @@ def test_attention_by_content_is_the_same_in_all_implementations(small_blocks, d
     attention = Attention(d_model=12, num_heads=HEADS, d_head=WIDTH, dropout=0.0, bias=True)
     valid = torch.arange(TOKENS) < torch.tensor([[9], [5], [1]])
     inputs = BackboneInput(
-        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64), valid=valid
+        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64), attention_mask=valid
     )
-    mask = additive(visible_keys(inputs, mem_len=0, causal=False), dtype)
+    mask = additive_mask(attention_mask(inputs, mem_len=0, causal=False), dtype)
     context = torch.randn(ROWS, TOKENS, 12)
     _agree(attention, dtype, context, context[:, :0], torch.randn(ROWS, TOKENS, 12), mask)
 
@@ -64,16 +64,18 @@ def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, 
     order = None if causal else torch.randint(0, 4, (ROWS, TOKENS))
     predict = None if causal else torch.stack([torch.randperm(TOKENS)[:5] for _ in range(ROWS)])
     inputs = BackboneInput(
-        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.tensor([4, 2, 0]), order=order, predict=predict
+        torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.tensor([4, 2, 0]), perm_rank=order, target_positions=predict
     )
-    mask = additive(visible_keys(inputs, mem_len=MEMORY, causal=causal), dtype)
+    mask = additive_mask(attention_mask(inputs, mem_len=MEMORY, causal=causal), dtype)
     last, signs = (0, (1,)) if causal else (1 - TOKENS, (1, -1))
-    encoded = [encode_distances(s * KEYS, s * last, 12, clamp_len=None, device=mask.device, dtype=dtype) for s in signs]
-    positions = Positions(torch.stack(encoded))
+    encoded = [
+        sinusoidal_encoding(s * KEYS, s * last, 12, clamp_len=None, device=mask.device, dtype=dtype) for s in signs
+    ]
+    positions = RelativePositions(torch.stack(encoded))
     if not causal:
         torch.nn.init.normal_(attention.segment_embedding)
         same = torch.rand(mask.shape) < 0.5
-        positions = Positions(torch.stack(encoded), torch.tensor([False, True, True]), predict, same)
+        positions = RelativePositions(torch.stack(encoded), torch.tensor([False, True, True]), predict, same)
     biases = [torch.randn(HEADS, WIDTH).to(dtype) for _ in range(2 if causal else 3)]
     queries = torch.randn(ROWS, mask.shape[1], 12)
     memory, tokens = torch.randn(ROWS, KEYS, 12).split([MEMORY, TOKENS], dim=1)
@@ -84,11 +86,11 @@ def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, 
 def test_gradients_are_those_of_the_weights_that_were_kept(small_blocks, dtype):
     """Values that are unit vectors show the weights, so the same can be written down with what was dropped."""
     torch.manual_seed(0)
-    plan = Plan(torch.zeros(2, TOKENS, TOKENS, dtype=dtype), None, 0.4, seed=5)
+    plan = TilePlan(torch.zeros(2, TOKENS, TOKENS, dtype=dtype), None, 0.4, seed=5)
     query, key = (torch.randn(2, TOKENS, HEADS, TOKENS, dtype=dtype, requires_grad=True) for _ in range(2))
     value = torch.eye(TOKENS, dtype=dtype)[None, :, None].repeat(2, 1, HEADS, 1).requires_grad_()
-    shown = BlockAttention.apply(query, key, value, None, None, None, plan)
-    kept = (shown.detach() != 0).transpose(1, 2) * kept_scale(0.4, dtype)
+    shown = TiledAttention.apply(query, key, value, None, None, None, plan)
+    kept = (shown.detach() != 0).transpose(1, 2) * keep_scale(0.4, dtype)
     weights = torch.einsum("bqnh,bknh->bnqk", query, key).softmax(-1) * kept
     written = torch.einsum("bnqk,bknh->bqnh", weights.to(dtype), value)
     towards = torch.randn_like(shown)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from xlpretrain.__main__ import main, run
 from xlpretrain.config.sections import SpikeConfig
-from xlpretrain.data.skip_windows import SkippingRows, add_window, place_of
-from xlpretrain.data.storage.dataset import Manifest, seal_index
+from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
+from xlpretrain.data.storage.dataset import TokenDataset, add_checksum
 from xlpretrain.data.storage.shard_reader import MEMBERS, TAR_BLOCK
 from xlpretrain.errors import TrainingError
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -43,20 +43,20 @@ def test_the_data_of_windows_is_left_out_and_all_other_read_in_order(drawn: list
         merged = add_window(merged, window)
     left_out = {step for first, last in drawn for step in range(first, last)}
     assert {step for first, last in merged for step in range(first, last)} == left_out
-    read = [place_of(step, merged) for step in range(30)]
+    read = [shifted_step(step, merged) for step in range(30)]
     assert [step for step, _ in read] == [step for step in range(200) if step not in left_out][:30]
     for step, fresh_since in read:
         assert fresh_since == max((last for _, last in merged if last <= step), default=0)
 
 
 def test_memories_start_fresh_after_a_window(tiny_dataset: Path):
-    train = Manifest.open(tiny_dataset / "train")
-    rows = CausalLM(seq_len=16).training_rows(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
-    skipping = SkippingRows(rows, [(5, 9)], 16)
+    train = TokenDataset.open(tiny_dataset / "train")
+    rows = CausalLM(seq_len=16).training_samples(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
+    skipping = SkippedWindows(rows, [(5, 9)], 16)
     for stream in range(3):
         assert np.array_equal(skipping.row(step=4, stream=stream).tokens, rows.row(step=4, stream=stream).tokens)
         assert np.array_equal(skipping.row(step=5, stream=stream).tokens, rows.row(step=9, stream=stream).tokens)
-    assert [skipping.row(step=step, stream=0).remembered for step in range(3, 9)] == [40, 40, 0, 16, 32, 40]
+    assert [skipping.row(step=step, stream=0).mem_valid_len for step in range(3, 9)] == [40, 40, 0, 16, 32, 40]
 
 
 def _poison(dataset: Path, block: int) -> None:
@@ -80,7 +80,7 @@ def _poison(dataset: Path, block: int) -> None:
         shard["crc32"][block], shard["sha256"] = crc32, hashlib.sha256(data).hexdigest()
         (folder / shard["name"]).write_bytes(data)
         break
-    (folder / "index.json").write_text(seal_index(index))
+    (folder / "index.json").write_text(add_checksum(index))
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def runs(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
     poisoned = tmp_path / "poisoned"
     shutil.copytree(tiny_dataset, poisoned)
-    train = Manifest.open(tiny_dataset / "train")
+    train = TokenDataset.open(tiny_dataset / "train")
     objective = {"type": "causal_lm", "seq_len": 512}
-    rows = CausalLM(seq_len=512).training_rows(train, mem_len=24, num_streams=2, seed=1, shuffle_blocks=1)
+    rows = CausalLM(seq_len=512).training_samples(train, mem_len=24, num_streams=2, seed=1, shuffle_blocks=1)
     _poison(poisoned, rows.order.place(step=32, stream=0).block)
 
     def write(name: str, dataset: Path, **spike: float) -> Path:
