@@ -214,7 +214,7 @@ def _bert(reader: _Reader, content: _Json) -> _Json:
     if normalizer.get("type") != "BertNormalizer":
         raise DataError(
             f"{reader.folder / HuggingFaceTokenizer.file_name}: its normalizer is {normalizer.get('type')}, and it is"
-            f" not known what {reader} makes of that; name the file itself if the model was trained with it (--tokenizer)"
+            f" not known what {reader} makes of that; name the file (--tokenizer) if the model was trained with it"
         )
     if reader.version == 4:
         return {**content, "normalizer": {**normalizer, **options}}
