@@ -29,7 +29,7 @@ quickstart: setup  ## build a dataset, train a small Transformer-XL on it, and s
 	$(BIN)/xlpretrain report runs/quickstart
 
 test: $(VENV)/.installed-dev  ## the tests that need nothing but Python (under 5 minutes)
-	$(PYTEST) --numprocesses 2 --dist loadfile  # most use one core; a file's tests share what they build
+	$(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests share what they build
 
 test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster (under 8 minutes); it boots one
 	$(PYTEST) -m "slurm and not full" -rs  # it says why any of them is skipped

@@ -34,6 +34,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests start processes: they take longest, and so none is the last one's alone."""
+    slow = {"commands", "subprocess", "torchrun"}
+    items.sort(key=lambda item: slow.isdisjoint(vars(getattr(item, "module", item))))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Tensors here have a few hundred elements: on a busy machine a second thread costs a hundred times its use."""
