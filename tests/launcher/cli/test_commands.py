@@ -1,11 +1,16 @@
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
+import click
 import commands
 import pytest
+from click.testing import CliRunner
+from typer.main import get_command
 
-from launcher.cli import configs
+from launcher.cli import configs, main
 
 HEAVY = "torch|deepspeed|wandb|sentencepiece|matplotlib"
 
@@ -41,13 +46,23 @@ def test_loading_a_config_imports_no_deepspeed():
 
 
 def test_every_command_has_help():
-    for command in (
-        ["train"], ["resume"], ["submit"], ["status"], ["logs"], ["stop"], ["cancel"],
-        ["eval"], ["report"], ["checkpoints"], ["config"],
-        ["data"], ["data", "build"], ["data", "verify"], ["data", "stats"],
-    ):  # fmt: skip
-        out, _ = commands.run(*command, "--help")
-        assert "Usage: xlpretrain" in out
+    def walk(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, *path, name)
+
+    app = get_command(main.app)
+    paths = list(walk(app))
+    assert len(paths) > 20
+    for path in paths:
+        found = CliRunner().invoke(app, [*path, "--help"], prog_name="xlpretrain")
+        assert found.exit_code == 0, found.output
+        assert " ".join(["Usage: xlpretrain", *path]) in found.output
+    for path in (path for path in paths if path):
+        command = reduce(lambda group, name: group.commands[name], path, app)
+        assert command.help, path
+        for parameter in command.params:
+            assert parameter.name == "help" or parameter.help, f"{' '.join(path)}: {parameter.name} has no help"
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,7 @@ def wait_until_written(cluster: SlurmCluster, job: str, *lines: str) -> None:
 
 
 def test_nodes_are_machines_with_names_that_resolve(make_slurm_cluster):
-    begun = time.monotonic()
     cluster = make_slurm_cluster(gpus=2)
-    assert time.monotonic() - begun < 20
     says = "echo $(hostname) $(getent hosts node3 | wc -l) $(ls -d /proc/[0-9]* | wc -l) $CUDA_VISIBLE_DEVICES"
     printed = cluster.run("srun", "--nodes=3", "--gpus-per-node=2", "bash", "-c", says).splitlines()
     hosts, resolved, processes, devices = zip(*map(str.split, sorted(printed)), strict=True)

@@ -156,8 +156,8 @@ def test_a_far_seek_in_shuffled_rows_costs_one_table_of_blocks():
     seconds = time.perf_counter() - ready
     assert places[0] == first
     print(f"table of a million blocks: {ready - started:.2f} s; seek of 512 streams: {seconds * 1e3:.1f} ms")
-    assert ready - started < 3
-    assert seconds < 0.5
+    assert order._cached_epoch.cache_info().misses == 1
+    assert order._cached_places.cache_info().misses == 1
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))

