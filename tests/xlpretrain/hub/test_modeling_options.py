@@ -1,0 +1,107 @@
+"""The modelling file of exports computes what our models compute, option by option.
+
+OPTIONS must name every key of every model; a key that is added to a model without a line here fails the first test.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from xlpretrain import schema
+from xlpretrain.models import MODELS
+from xlpretrain.models.backbone import BackboneConfig, BackboneInput, OutputLayer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from xlpretrain.hub import modeling_xlpretrain as exported
+
+VOCAB, SAMPLES, TOKENS = 50, 3, 8
+SMALL: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24}
+STACK: dict[str, list[Any]] = {
+    "num_layers": [3],
+    "num_layer_groups": [1, 2],
+    "layers_per_group": [2],
+    "num_heads": [4],
+    "d_model": [24],
+    "d_head": [6],
+    "d_ff": [40],
+    "d_embed": [8],
+    "dropout": [0.5],  # exports compute as in evaluation
+    "attention_dropout": [0.5],
+    "activation": ["relu", "gelu", "gelu_tanh"],
+    "pre_norm": [True],
+    "layer_norm_eps": [1e-2],
+    "init_std": [0.3],
+}
+RELATIVE: dict[str, list[Any]] = {
+    "mem_len": [0, 5],
+    "clamp_len": [3],
+    "untie_r": [False, True],
+    "initial_memory": ["zeros"],
+}
+ENCODER: dict[str, list[Any]] = {"mem_len": [], "max_positions": [16], "num_segments": [3]}
+OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "transformer_xl": {
+        **STACK,
+        **RELATIVE,
+        "same_length": [True],
+        "tie_embeddings": [False],
+        "adaptive_cutoffs": [[10, 30]],
+        "div_val": [2],
+        "tie_projections": [[False, True, True]],
+        "proj_init_std": [0.2],
+    },
+    "xlnet": STACK | RELATIVE,
+    "albert": STACK | ENCODER,
+    "bert": STACK | ENCODER,
+}
+NEEDS: dict[str, dict[str, Any]] = {
+    "div_val": {"adaptive_cutoffs": [10, 30], "d_embed": 12},
+    "tie_projections": {"adaptive_cutoffs": [10, 30], "d_embed": 12},
+    "d_head": {"num_heads": 2},
+    "num_layer_groups": {"num_layers": 4},
+    "layers_per_group": {"num_layer_groups": 2},
+}
+CASES = [(name, key, value) for name, options in OPTIONS.items() for key, values in options.items() for value in values]
+
+
+def test_every_key_of_every_model_has_a_case():
+    for name, config in MODELS.items():
+        assert config.model_fields.keys() - {"type"} == OPTIONS[name].keys(), name
+
+
+def build(name: str, keys: dict[str, Any]) -> tuple[BackboneConfig, nn.Module, OutputLayer]:
+    """A model of ours with random weights, norms and biases too."""
+    config = schema.validate(MODELS[name], {"type": name, **SMALL, **keys}, "test")
+    torch.manual_seed(0)
+    backbone = config.build(VOCAB).eval()
+    output = backbone.output_layer().eval()
+    for parameter in [*backbone.parameters(), *output.parameters()]:
+        nn.init.normal_(parameter, std=0.2)
+    return config, backbone, output
+
+
+@pytest.mark.parametrize(("name", "key", "value"), CASES, ids=[f"{n} {k}={v}" for n, k, v in CASES])
+def test_the_exported_code_computes_the_same(name: str, key: str, value: Any):
+    config, ours, output = build(name, {**NEEDS.get(key, {}), key: value})
+    theirs = exported.Backbone(exported.XLPretrainConfig(vocab_size=VOCAB, **config.model_dump(mode="json"))).eval()
+    theirs.load_state_dict(ours.state_dict())
+    table = theirs.embedding.tokens if name in ("albert", "bert") else theirs.embedding
+    head = exported.Output(theirs.config, table).eval()
+    head.load_state_dict(output.state_dict())
+    state, mems = ours.empty_memory(SAMPLES, config.mem_len), None
+    for segment in range(3):
+        tokens, segments = torch.randint(VOCAB, (SAMPLES, TOKENS)), torch.randint(2, (SAMPLES, TOKENS))
+        past = torch.full((SAMPLES,), min(segment * TOKENS, config.mem_len))
+        given = {} if name == "transformer_xl" else {"segments": segments}
+        with torch.no_grad():
+            hidden, state = ours(BackboneInput(tokens, past, **given), state)
+            found, mems = theirs(tokens, mems=mems, **given)
+            expected, logits = output.log_probs(hidden.tokens.flatten(0, 1)), head(found.flatten(0, 1))
+        torch.testing.assert_close(found, hidden.tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=1e-5, atol=1e-5)
