@@ -73,7 +73,7 @@ def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit,
 
 
 def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit, tmp_path):
-    python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.rank* ]]')
+    python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.slurm.job.rank* ]]')
     (job,) = submit(python=str(python))
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r", "FAILED")
     assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
@@ -91,7 +91,7 @@ def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path, t
     assert f"{tmp_path}/data/train: no dataset here" in end.message
 
 
-NODE1_IS_SICK = '[[ "$*" == *launcher.health* && $SLURMD_NODENAME == node1 ]]'
+NODE1_IS_SICK = '[[ "$*" == *launcher.slurm.job.node_check* && $SLURMD_NODENAME == node1 ]]'
 CHECKED = {"tasks_per_node": 1, "health_check": {"timeout_s": 40}}
 
 

@@ -48,7 +48,7 @@ def test_preempted_without_time_to_save_it_loses_the_steps_since_the_last_checkp
     submit = site(slurm_cluster)
     deaf = sick_python(
         tmp_path / "python",
-        when='[[ "$*" == *launcher.rank* ]]',
+        when='[[ "$*" == *launcher.slurm.job.rank* ]]',
         then=f'exec env --block-signal=TERM {sys.executable} "$@"',
     )
     overrides = {**LONG, "checkpoint.every_steps": 50}
@@ -211,7 +211,7 @@ def test_where_scontrol_is_missing_the_run_submits_itself_anew(slurm_cluster, si
 @pytest.mark.full
 def test_what_crashes_at_once_is_given_up_without_scontrol_too(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
-    python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.rank* ]]')
+    python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.slurm.job.rank* ]]')
     (job,) = submit(None, python=str(python), setup=[without(tmp_path / "bin", "scontrol")])
     slurm_cluster.wait_for(job, "FAILED")
     events = finish(slurm_cluster, str(int(job) + 1), submit.run, "FAILED")
@@ -225,7 +225,7 @@ def test_every_rank_sees_all_gpus_and_a_node_without_them_starts_none(make_slurm
     submit = site(cluster)
     python = sick_python(
         tmp_path / "python",
-        when='[[ "$*" == *launcher.rank* ]]',
+        when='[[ "$*" == *launcher.slurm.job.rank* ]]',
         then=f'echo "$SLURMD_NODENAME $SLURM_LOCALID $CUDA_VISIBLE_DEVICES" >> {tmp_path}/seen',
     )
     gpus = {"gpus_per_node": 2, "tasks_per_node": None, "python": str(python)}
