@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import cast
 
 from launcher.local.train import start_training
-from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import LabelledDataConfig
 from xlpretrain.data.text_tables import read_table, refuse_same_file
@@ -51,17 +49,13 @@ def finetune(
     if RunDir(runs_dir / name).exists() and num_seeds > 1:
         raise LaunchError(f"{runs_dir / name}: is a run of one seed; say another name for several (--as)")
     for one in configs:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "finetune.yaml"
-            path.write_text(schema.dump(one), encoding="utf-8")
-            code = start_training(
-                path,
-                [],
-                num_processes,
-                allow_recipe_change=False,
-                max_restarts=max_restarts,
-                take_over=take_over,
-            )
+        code = start_training(
+            one,
+            num_processes,
+            allow_recipe_change=False,
+            max_restarts=max_restarts,
+            take_over=take_over,
+        )
         if code:
             return code
     if num_seeds > 1:

@@ -65,10 +65,10 @@ def train(
 ) -> None:
     """Train on this machine, or go on if the run was begun. Exit code 0: done; 75: stopped early, run it again."""
     from launcher.local.train import start_training
+    from xlpretrain.config import run_config
 
     code = start_training(
-        config,
-        overrides or [],
+        run_config.load(config, overrides or []),
         num_processes,
         allow_recipe_change=allow_recipe_change,
         max_restarts=max_restarts,
@@ -119,6 +119,7 @@ def resume(
     from launcher.cli import lifecycle
     from launcher.cli.monitor import find_runs
     from launcher.local.train import start_training
+    from xlpretrain.config import run_config
 
     folder, overrides = find_runs.require(run), find_runs.at_its_place(run, overrides or [])
     here = here or num_processes is not None
@@ -131,8 +132,7 @@ def resume(
         )
     lifecycle.refuse_if_queued(folder)
     code = start_training(
-        lifecycle.newest_config(folder),
-        overrides,
+        run_config.load(lifecycle.newest_config(folder), overrides),
         num_processes,
         allow_recipe_change=allow_recipe_change,
         max_restarts=max_restarts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import xlpretrain
 from launcher.finished import say_if_finished
 from launcher.local import torchrun
 from launcher.local.torchrun import Ended
-from xlpretrain.config import run_config
+from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.labelled import LabelledDataset
 from xlpretrain.errors import FINISHED
@@ -26,8 +27,7 @@ from xlpretrain.train.setup import resolve_run
 
 
 def start_training(
-    config: Path,
-    overrides: list[str],
+    settings: RunConfig,
     num_processes: int | None,
     *,
     allow_recipe_change: bool,
@@ -35,9 +35,11 @@ def start_training(
     take_over: bool,
     stopped_before: bool = False,
 ) -> int:
-    """Check everything, then start the ranks. `stopped_before`: the user's wish to stop is over."""
+    """Check everything, then start the ranks on the resolved configuration. Returns the exit code.
+
+    stopped_before: the user's wish to stop is over.
+    """
     outlive_console()
-    settings = run_config.load(config, overrides)
     num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
     settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
     folder = settings.folder
@@ -48,13 +50,16 @@ def start_training(
         code = FINISHED
     else:
         options = ["--allow-recipe-change"] if allow_recipe_change else []
-        code = _run(
-            [*options, str(config), *overrides],
-            settings,
-            num_processes=num_processes,
-            take_over=take_over,
-            max_restarts=max_restarts,
-        )
+        with tempfile.TemporaryDirectory(prefix="xlpretrain-") as place:
+            resolved = Path(place) / f"{settings.name}.yaml"
+            resolved.write_text(schema.dump(settings), encoding="utf-8")
+            code = _run(
+                [*options, str(resolved)],
+                settings,
+                num_processes=num_processes,
+                take_over=take_over,
+                max_restarts=max_restarts,
+            )
     if code == FINISHED and isinstance(data.valid, LabelledDataset):
         print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
     return code

@@ -47,6 +47,8 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "eval": config.eval.absolute(),
         }
     )
+    if resolved == config:  # it was resolved by the launcher
+        return config
     # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.
     return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
 

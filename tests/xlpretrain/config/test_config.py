@@ -1,14 +1,19 @@
 from pathlib import Path
+from typing import Any
 
+import commands
 import pytest
 import yaml
 from mixtures import mixture_of
 from repository import ROOT
 
+from xlpretrain import __main__ as rank
 from xlpretrain import schema
 from xlpretrain.config import data_rules, resume_rules, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import ConfigError
+from xlpretrain.schema import Section
+from xlpretrain.train.setup import resolve_run
 
 SHIPPED = sorted(ROOT.glob("configs/*.yaml"))
 MINIMAL = {
@@ -150,3 +155,29 @@ def test_what_looks_like_a_secret_is_refused_without_being_repeated(tmp_path: Pa
     path.write_text(yaml.safe_dump({**MINIMAL, "engine": {"deepspeed": {"hub_token": "hunter2"}}}))
     report = refusal(run_config.load, path)
     assert "engine.deepspeed.hub_token" in report and "hunter2" not in report
+
+
+def test_a_rank_that_is_handed_a_resolved_config_validates_it_once(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    validated = []
+
+    def count(section: type[Section], data: Any, source: str) -> Section:
+        validated.append(section)
+        return validate(section, data, source)
+
+    validate = schema.validate
+    monkeypatch.setattr(schema, "validate", count)
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        tiny_dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        schedule={"type": "cosine", "warmup_steps": 1},
+        wandb={"mode": "disabled"},
+        max_steps=2,
+    )
+    settings, _, _ = resolve_run(run_config.load(config), world_size=1, allow_recipe_change=False)
+    config.write_text(schema.dump(settings))
+    validated.clear()
+    assert rank.main([str(config)]) == 0
+    assert validated == [RunConfig]

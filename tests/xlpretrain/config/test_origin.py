@@ -22,6 +22,7 @@ from launcher.local.train import start_training
 from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.__main__ import main
+from xlpretrain.config import run_config
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer
 from xlpretrain.errors import ConfigError, DataError
@@ -339,7 +340,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     run = tmp_path / "runs" / "cut"
     assert commands.curve(run) == commands.curve(tmp_path / "runs" / "whole")
 
-    code = start_training(again, [], 1, allow_recipe_change=False, max_restarts=0, take_over=False)
+    code = start_training(run_config.load(again), 1, allow_recipe_change=False, max_restarts=0, take_over=False)
     assert code == 0 and len((run / "predictions.csv").read_text().splitlines()) == 41
     shutil.rmtree(source.path)  # the tokenizer and the weights lie with the run by now
     assert go_on(run, "max_steps=7") == 0
