@@ -63,7 +63,7 @@ def train(
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Train on this machine, or go on if the run was begun. Exit code 0: done; 75: stopped early, run it again."""
+    """Train on this machine, or resume the run if it was started. Exit code 0: done; 75: stopped early, run it again."""
     from launcher.local.train import start_training
     from xlpretrain.config import run_config
 
@@ -85,7 +85,9 @@ def submit(
     nodes: Nodes = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option("--sweep", metavar="KEY=V1,V2", help="A run for each value; several: each combination."),
+        typer.Option(
+            "--sweep", metavar="KEY=V1,V2", help="Submit one run per value; with several sweeps, one per combination."
+        ),
     ] = None,
     allow_recipe_change: AllowRecipeChange = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, and do nothing.")] = False,
@@ -110,12 +112,17 @@ def resume(
     overrides: Overrides = None,
     num_processes: NumProcesses = None,
     nodes: Nodes = None,
-    here: Annotated[bool, typer.Option("--here", help="On this machine, though it was submitted to Slurm.")] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Resume on this machine, though it was submitted to Slurm.")
+    ] = False,
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Go on with a run, also after `xlpretrain stop`: on Slurm if it was submitted, else (or --nproc, --here) here."""
+    """Resume a run, also one ended by `xlpretrain stop`.
+
+    Submitted runs resume on Slurm unless --here or --nproc is given.
+    """
     from launcher.cli import lifecycle
     from launcher.cli.monitor import find_runs
     from launcher.local.train import start_training
@@ -147,7 +154,7 @@ def status(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: a table of all).")] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """What runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
+    """Show what runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
     from launcher.cli.monitor import status
 
     if run is None:
@@ -159,11 +166,11 @@ def status(
 @app.command()
 def logs(
     run: RunPath,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow, until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow new output until Ctrl-C.")] = False,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=0, help="Of this rank (default: of the job, and rank 0).")
+        int | None, typer.Option("--rank", min=0, help="Show the log of this rank (default: job log and rank 0).")
     ] = None,
-    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines; 0: all.")] = 200,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines from the end; 0: all.")] = 200,
 ) -> None:
     """What a run's job and ranks have written."""
     from launcher.cli.monitor import find_runs, logs
@@ -173,7 +180,7 @@ def logs(
 
 @app.command()
 def stop(run: RunPath) -> None:
-    """Ask a run to save and end, and to stay so until `xlpretrain resume`."""
+    """Ask a run to save and exit; it stays stopped until `xlpretrain resume`."""
     from launcher.cli import lifecycle
     from launcher.cli.monitor import find_runs
 
@@ -229,7 +236,7 @@ def checkpoints(
     run: RunPath,
     verify: Annotated[bool, typer.Option("--verify", help="Read them whole and check every byte.")] = False,
 ) -> None:
-    """What a run has saved: step, age, size, what made it. Exit code 2 if one is damaged."""
+    """List a run's checkpoints: step, age, size, what made them. Exit code 2 if one is damaged."""
     from launcher.cli.monitor.checkpoints import show
 
     if not show(RunDir(run).check_exists().checkpoints, verify=verify):
@@ -244,7 +251,7 @@ def show_config(
     list_shipped: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
     copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
 ) -> None:
-    """Show a config whole, defaults included; or list and copy those that come with xlpretrain."""
+    """Show a config with all defaults; list or copy those that come with xlpretrain."""
     from launcher.cli import configs
 
     if list_shipped:
@@ -266,9 +273,9 @@ def data_build(
         Path | None,
         typer.Option("--cluster", metavar="FILE", help="As jobs of Slurm, by this site profile.", show_default=False),
     ] = None,
-    num_jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once, with --cluster.")] = 8,
+    num_jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of jobs at once, with --cluster.")] = 8,
 ) -> None:
-    """Text into a tokenizer, shards and an index. Killed, the same command goes on."""
+    """Build a tokenizer, shards and an index from text. Rerun the command to resume a killed build."""
     outlive_console()
     if cluster is None:
         from data_pipelines.execution.workers import start_server
@@ -319,7 +326,9 @@ def data_show(
     document: Annotated[int, typer.Option("--document", min=0, help="Which document of the dataset.")] = 0,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", min=0, metavar="STEP", help="What the model is fed at this step.", show_default=False),
+        typer.Option(
+            "--sample", min=0, metavar="STEP", help="Show the model's input at this step.", show_default=False
+        ),
     ] = None,
     stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
     overrides: Overrides = None,

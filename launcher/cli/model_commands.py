@@ -14,7 +14,7 @@ from xlpretrain.run_dir.layout import RunDir
 app = typer.Typer()
 
 Step = Annotated[
-    int | None, typer.Option("--step", min=0, help="Of which checkpoint (default: the newest).", show_default=False)
+    int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
 
 
@@ -34,11 +34,15 @@ def export(
 
 @app.command("import")
 def import_model(
-    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model of others.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model folder or file.", show_default=False)],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="What it does not say, as model.mem_len=384.", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Config keys that the model does not record, such as model.mem_len=384.",
+            show_default=False,
+        ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     data: Annotated[
@@ -66,7 +70,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", help="How the text begins (default: standard input).", show_default=False
+            "--prompt", metavar="TEXT", help="Beginning of the text (default: standard input).", show_default=False
         ),
     ] = None,
     num_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write at most.")] = 100,
@@ -74,16 +78,16 @@ def generate(
         float, typer.Option(min=0, help="Below 1: likelier words more often; 0: always the likeliest.")
     ] = 1.0,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw among so many likeliest tokens.", show_default=False)
+        int | None, typer.Option(min=1, help="Sample from the K most likely tokens.", show_default=False)
     ] = None,
     top_p: Annotated[
         float, typer.Option(help="Draw among the likeliest tokens that together have this probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling.")] = 0,
     mem_len: Annotated[
         int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
     ] = None,
-    on: Annotated[bool, typer.Option("--on", help="Go on after the end of a document.")] = False,
+    on: Annotated[bool, typer.Option("--on", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
@@ -117,7 +121,7 @@ def score(
     ] = False,
     text: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Of the text (text); with --pairs twice (the two there are)."),
+        typer.Option(metavar="COLUMN", help="Column with the text (default: text). With --pairs, give it twice."),
     ] = None,
     mem_len: Annotated[
         int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
@@ -150,10 +154,12 @@ def finetune(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Of the text; twice: of a pair (default: all but the label's)."),
+        typer.Option(metavar="COLUMN", help="Column with the text; twice for a pair (default: all but the label's)."),
     ] = None,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="Of the label.")] = "label",
-    seeds: Annotated[int, typer.Option(min=1, help="So many runs, with seeds 1, 2, ...; mean and spread.")] = 1,
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the label.")] = "label",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of runs (seeds 1, 2, ...); reports mean and standard deviation.")
+    ] = 1,
     runs_dir: RunsDir = Path("runs"),
     num_processes: NumProcesses = None,
     max_restarts: MaxRestarts = 0,

@@ -15,7 +15,7 @@ Overrides = Annotated[
 Moved = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="DATA.KEY=PLACE", help="Where its data lies now, such as data.train=DIR.", show_default=False
+        metavar="DATA.KEY=PLACE", help="Current place of the run's data, such as data.train=DIR.", show_default=False
     ),
 ]
 RunPath = Annotated[
@@ -29,19 +29,22 @@ NumProcesses = Annotated[
     typer.Option("--nproc", min=1, help="Processes (default: one per GPU; without GPUs, two).", show_default=False),
 ]
 AllowRecipeChange = Annotated[
-    bool, typer.Option("--allow-recipe-change", help="Let a run that was begun change its optimizer and schedule.")
+    bool, typer.Option("--allow-recipe-change", help="Allow a started run to change its optimizer and schedule.")
 ]
-MaxRestarts = Annotated[
-    int, typer.Option("--max-restarts", min=0, help="Start again after a crash, up to so many times.")
-]
+MaxRestarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Restart after a crash, at most N times.")]
 Cluster = Annotated[
     Path, typer.Option("--cluster", metavar="FILE", help="Site profile, such as slurm/clusters/example.yaml.")
 ]
 Nodes = Annotated[
     str | None,
-    typer.Option("--nodes", metavar="N|MIN-MAX", help="How many nodes (default: the profile's).", show_default=False),
+    typer.Option(
+        "--nodes", metavar="N|MIN-MAX", help="Number of nodes, or a range (default: the profile's).", show_default=False
+    ),
 ]
 TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the run away from a start elsewhere that seems alive; that one ends.")
+    bool,
+    typer.Option(
+        "--take-over", help="Take over a run that another process still appears to own; that process will exit."
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]

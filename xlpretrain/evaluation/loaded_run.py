@@ -97,7 +97,7 @@ class LoadedRun:
         """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
         if not isinstance(data, LabelledDataConfig) or type(objective) is not Classification:
-            raise ConfigError(f"{self.folder.path}: is no classifier; make one of it with `xlpretrain finetune`")
+            raise ConfigError(f"{self.folder.path}: is not a classifier; run `xlpretrain finetune` on it first")
         return data.text, objective.labels
 
     def class_probabilities(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
