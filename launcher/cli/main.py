@@ -63,7 +63,7 @@ def train(
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Train on this machine, or resume the run if it was started. Exit code 0: done; 75: stopped early, run it again."""
+    """Train on this machine, or resume a started run. Exit code 0: done; 75: stopped early, run it again."""
     from launcher.local.train import start_training
     from xlpretrain.config import run_config
 
@@ -172,7 +172,7 @@ def logs(
     ] = None,
     num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines from the end; 0: all.")] = 200,
 ) -> None:
-    """What a run's job and ranks have written."""
+    """Print what a run's job and ranks have written."""
     from launcher.cli.monitor import find_runs, logs
 
     logs.show(find_runs.require(run), rank=rank, num_lines=num_lines, follow=follow)
