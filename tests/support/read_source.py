@@ -6,10 +6,7 @@ from pathlib import Path
 
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sources import python_docs
-from data_pipelines.sources.config import (
-    PythonDocsSource,
-    Source,
-)
+from data_pipelines.sources.config import PythonDocsSource, Source
 from data_pipelines.sources.records import cut_into_units, read_pieces, source_files
 
 

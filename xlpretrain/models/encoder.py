@@ -19,12 +19,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import Attention, additive_mask, attention_mask
+from xlpretrain.models.attention import Attention
+from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
-from xlpretrain.models.layers import ACTIVATIONS, draw
-from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone
+from xlpretrain.models.stack import ACTIVATIONS, Rate, StackConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
 

@@ -15,12 +15,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.layers import Activation, draw
 from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
-from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone
+from xlpretrain.models.stack import Activation, Rate, RelativeConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
 

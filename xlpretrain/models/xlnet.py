@@ -19,12 +19,12 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from xlpretrain.models.attention import RelativeAttention, additive_mask, attention_mask
+from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.layers import draw
 from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
-from xlpretrain.models.stack import RelativeConfig, StackedBackbone
+from xlpretrain.models.stack import RelativeConfig, StackedBackbone, draw
 
 
 class XLNetConfig(RelativeConfig):

@@ -23,8 +23,8 @@ from xlpretrain.data.samples import Sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
-from xlpretrain.models.layers import Pooler, draw
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
+from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import Objective
 from xlpretrain.schema import Problem
 

@@ -24,8 +24,8 @@ from xlpretrain.data.sentence_pairs.samples import PairEvalSamples, PairSamples
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.models.layers import Pooler, draw
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
+from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
 from xlpretrain.objectives.token_masking import TokenMasker
 from xlpretrain.schema import Problem

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlpretrain.models.attention import RelativeAttention, additive_mask, attention_mask
+from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.relative_positions import (
     RelativePositions,

@@ -15,7 +15,8 @@ from xlpretrain.data.samples import Sample, empty_sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.engine.base import LossTermScales
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
-from xlpretrain.models.attention import Attention, additive_mask
+from xlpretrain.models.attention import Attention
+from xlpretrain.models.attention_mask import additive_mask
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.causal_lm import CausalLM

@@ -18,7 +18,7 @@ from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.models.layers import Pooler
+from xlpretrain.models.stack import Pooler
 
 CONFIGS = ROOT / "configs"
 VOCAB, ROWS, TOKENS, PREDICTIONS = 23, 3, 7, 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlpretrain.models.attention import Attention, RelativeAttention, additive_mask, attention_mask
+from xlpretrain.models.attention import Attention, RelativeAttention
+from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels import cpu_attention
 from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
