@@ -6,7 +6,7 @@
 Before each batch of an evaluation the ranks agree on the same things, so that a stop cuts it short: the checkpoint then
 says that the evaluation of its step is still to be done, and the next start begins with that.
 
-Everything else has a home elsewhere: `build.py` puts a `Run` together, `__main__.py` starts it on each rank.
+Everything else is elsewhere: `setup.py` puts a `Run` together, `__main__.py` starts it on each rank.
 """
 
 from __future__ import annotations
