@@ -87,7 +87,10 @@ def make_batch(case: Case, objective: Objective) -> Batch:
     tokens = torch.randint(case.vocab_size, shape)
     remembered = torch.full((case.rows,), case.mem_len)
     if case.model == "transformer_xl":
-        targets = {"lm": torch.randint(case.vocab_size, (tokens.numel(),)), "lm_at": torch.arange(tokens.numel())}
+        targets = {
+            "lm": torch.randint(case.vocab_size, (tokens.numel(),)),
+            "lm_positions": torch.arange(tokens.numel()),
+        }
         return Batch(BackboneInput(tokens, remembered), targets, {"lm": tokens.numel()})
     at = torch.stack([torch.randperm(case.seq_len)[: case.predictions].sort().values for _ in range(case.rows)])
     answers = torch.randint(case.vocab_size, (at.numel(),))
@@ -99,10 +102,10 @@ def make_batch(case: Case, objective: Objective) -> Batch:
             tokens, remembered, segments=segments, perm_rank=order, target_positions=at, reuse_len=case.seq_len // 2
         )
         (term,) = objective.terms
-        return Batch(inputs, {term: answers, f"{term}_at": torch.arange(at.numel())}, {term: at.numel()})
+        return Batch(inputs, {term: answers, f"{term}_positions": torch.arange(at.numel())}, {term: at.numel()})
     inputs = BackboneInput(tokens, remembered, attention_mask=torch.ones(shape, dtype=torch.bool), segments=segments)
     flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
     _, task = objective.terms
     labels = torch.randint(2, (case.rows,))
-    targets = {"mlm": answers, "mlm_at": flat, task: labels, f"{task}_at": torch.arange(case.rows)}
+    targets = {"mlm": answers, "mlm_positions": flat, task: labels, f"{task}_positions": torch.arange(case.rows)}
     return Batch(inputs, targets, {"mlm": answers.numel(), task: case.rows})
