@@ -69,7 +69,7 @@ def test_a_rank_that_hangs_ends_the_start_with_stacks_and_the_next_goes_on(confi
     assert commands.curve(folder) == undisturbed
     stacks = folder / "logs" / "hang-00000001-rank-00000.txt"
     assert [path.name for path in folder.glob("logs/hang-*")] == [stacks.name], "the stopped rank could leave none"
-    assert "trainer.py" in stacks.read_text()
+    assert "loop.py" in stacks.read_text()
 
 
 def test_a_run_that_was_stopped_as_a_whole_and_replaced_writes_nothing_when_it_wakes(
