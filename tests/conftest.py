@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from corpus import make_documents
 from fake_slurm import FakeSlurm
 from slurm_cluster import SlurmCluster
 from slurm_packages import why_no_slurm, why_not_isolated
+from small_disk import mount_small_disk
 
 from xlpretrain import distributed
 
@@ -100,13 +100,8 @@ def build_small(tmp_path: Path, tiny_tokenizer: Path) -> BuildSmall:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 200 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a small tmpfs here (needs root and the right to mount)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mount_small_disk(tmp_path / "disk", size="200k"):
+        yield tmp_path / "disk"
 
 
 def require_slurm(isolation: str = "none") -> None:

@@ -17,6 +17,7 @@ import commands
 import pytest
 from disturbed_runs import disturb
 from repository import ROOT
+from small_disk import mount_small_disk
 from wandb_file import read_run_history
 
 import xlpretrain
@@ -256,11 +257,7 @@ def test_held_out_text_that_is_damaged_for_one_rank_ends_all_with_one_message(ti
 
 def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dataset: Path, tmp_path: Path):
     small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted: {mount.stderr.strip()}")
-    try:
+    with mount_small_disk(small, size="4m"):
         config = commands.write_config(
             tmp_path / "tiny.yaml",
             tiny_dataset,
@@ -296,19 +293,13 @@ def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dat
         assert rows[-1]["events/failed_saves"] >= 1
         assert verify_whole(list_checkpoints(run / "checkpoints")[0]).step == len(rows)
         assert not list((run / "checkpoints").glob(".tmp-*"))
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def test_where_metrics_and_status_stay_unwritable_it_saves_and_leaves_to_be_run_again(
     tiny_dataset: Path, tmp_path: Path
 ):
     small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted: {mount.stderr.strip()}")
-    try:
+    with mount_small_disk(small, size="1m"):
         config = commands.write_config(
             tmp_path / "tiny.yaml",
             tiny_dataset,
@@ -337,8 +328,6 @@ def test_where_metrics_and_status_stay_unwritable_it_saves_and_leaves_to_be_run_
         ballast.unlink()
         out, _ = commands.run("resume", run, f"max_steps={saved.step}", "schedule.total_steps=100000", "--nproc", 2)
         assert f"going on from step {saved.step}" in out
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 @pytest.mark.full
