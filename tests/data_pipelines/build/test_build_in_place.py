@@ -82,7 +82,7 @@ def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: B
         write_report(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(data_pipelines.build, "write_report", meanwhile)
+        patched.setattr(data_pipelines.build.pipeline, "write_report", meanwhile)
         with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* what is done is kept"):
             build_small(DOCUMENTS, seed=2, force=True)
     assert (out / "train" / "notes.txt").read_text() == "mine"

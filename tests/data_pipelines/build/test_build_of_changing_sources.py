@@ -37,7 +37,7 @@ def test_a_source_that_changes_before_the_end_is_an_error(when: str, change: str
                 corpus.unlink()
         return run_task(work, stage, task)
 
-    monkeypatch.setattr(data_pipelines.build, "run_task", meanwhile)
+    monkeypatch.setattr(data_pipelines.build.pipeline, "run_task", meanwhile)
     settings = {"tokenizer": {"vocab_size": 50}, "task_bytes": 1 << 16}
     with pytest.raises(DataError, match=r"corpus\.jsonl: (changed after the build began|cannot be read: No such file)"):
         build_dataset(tmp_path / "data", sources=[{"type": "jsonl", "path": str(corpus)}], **settings)
@@ -57,7 +57,7 @@ def test_what_else_a_build_reads_may_not_change_either(what: str, build_small: B
             write_jsonl(held_out, ["Another text."])
         return run_task(work, stage, task)
 
-    monkeypatch.setattr(data_pipelines.build, "run_task", meanwhile)
+    monkeypatch.setattr(data_pipelines.build.pipeline, "run_task", meanwhile)
     clean = {"overlap": {"against": [{"type": "jsonl", "path": str(held_out)}]}}
     message = "own.model: changed" if what == "tokenizer" else "overlap.against: these files have changed"
     with pytest.raises(DataError, match=message):
