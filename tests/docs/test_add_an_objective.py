@@ -1,5 +1,6 @@
 """docs/add-an-objective.md, done as written."""
 
+import itertools
 import os
 import re
 import shutil
@@ -8,25 +9,33 @@ import sys
 from pathlib import Path
 
 import commands
+import documentation
 from repository import ROOT
 
+PAGE = "docs/add-an-objective.md"
 
-def _block(page: str, language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+def _block(language: str) -> str:
+    (found,) = [block.text for block in documentation.blocks(PAGE) if block.language == language]
     return found
 
 
+def _patched(registry: str, patch: str) -> str:
+    """The registry with the added lines of a patch: imports at its top, others below the line before them."""
+    for before, line in itertools.pairwise(patch.splitlines()):
+        if line.startswith("+"):
+            assert registry.count(f"{before[1:]}\n") == 1
+            registry = registry.replace(f"{before[1:]}\n", f"{before[1:]}\n{line[1:]}\n")
+    return registry
+
+
 def test_the_worked_example_trains_and_passes_what_every_objective_must(tiny_dataset: Path, tmp_path: Path):
-    page = (ROOT / "docs" / "add-an-objective.md").read_text(encoding="utf-8")
     shutil.copytree(ROOT / "xlpretrain", tmp_path / "xlpretrain", ignore=shutil.ignore_patterns("__pycache__"))
     objectives = tmp_path / "xlpretrain" / "objectives"
-    (objectives / "lookahead_lm.py").write_text(_block(page, "python"), encoding="utf-8")
-    registry = (objectives / "__init__.py").read_text(encoding="utf-8")
-    registry = "from xlpretrain.objectives.lookahead_lm import LookaheadLM\n" + registry
-    before, after = registry.split("OBJECTIVES: dict[str, type[Objective]] = {")
-    registry = f"{before}OBJECTIVES: dict[str, type[Objective]] = {{\n{_block(page, 'registry')}{after}"
-    (objectives / "__init__.py").write_text(registry, encoding="utf-8")
-    (tmp_path / "lookahead.yaml").write_text(_block(page, "yaml"), encoding="utf-8")
+    (objectives / "lookahead_lm.py").write_text(_block("python"), encoding="utf-8")
+    registry = objectives / "__init__.py"
+    registry.write_text(_patched(registry.read_text(encoding="utf-8"), _block("diff")), encoding="utf-8")
+    (tmp_path / "lookahead.yaml").write_text(_block("yaml"), encoding="utf-8")
     environment = commands.environment() | {"PYTHONPATH": str(tmp_path)}
 
     def run(*arguments: object, expect: int = 0) -> str:
