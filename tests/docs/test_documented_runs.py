@@ -10,6 +10,7 @@ import json
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +115,10 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
             arguments += SMALL_RUN
         case ["xlpretrain", "finetune", *_]:
-            arguments += ["max_epochs=1"]
+            arguments += ["max_steps=4"]
+        case ["cp", *_]:
+            subprocess.run(words, check=True)
+            return
     commands.run(*arguments, program=program)
 
 
