@@ -81,10 +81,13 @@ def test_a_wrong_command_is_found(command: str, message: str):
             docs.check_command(words)
 
 
+LOADED = "import xlpretrain\nrun = xlpretrain.load('a')\nrun.laod()"
+
+
 def test_wrong_keys_values_and_names_are_found():
     for wrong in ("data: {trian: x}", "optimizer: {lr: fast}", "clean: {rules: [c5]}"):
         with pytest.raises(AssertionError, match="no schema takes this"):
             docs.check_yaml(wrong, "a page")
-    for wrong in ("from xlpretrain import laod", "import xlpretrain\nxlpretrain.laod('runs/a')"):
+    for wrong in ("from xlpretrain import laod", "import xlpretrain\nxlpretrain.laod('a')", LOADED):
         with pytest.raises(AssertionError, match=r"has no .*laod"):
             docs.check_python(wrong, "a page")

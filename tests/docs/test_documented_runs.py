@@ -112,7 +112,7 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
     match words:
         case ["xlpretrain", "data", "build", *_]:
             arguments += [*SMALL_DATA, *more]
-        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
+        case ["xlpretrain", "train", *_] | ["torchrun", *_]:
             arguments += SMALL_RUN
         case ["xlpretrain", "finetune", *_]:
             arguments += ["max_steps=4"]

@@ -26,6 +26,7 @@ from launcher.cli import main
 from launcher.slurm.profile import ClusterConfig
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.schema import Section
 
 PAGES = ["README.md", "CONTRIBUTING.md", "slurm/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -214,17 +215,6 @@ def _has_key(node: dict[str, Any], parts: list[str], definitions: dict[str, Any]
     return bool(node.get("type") == "object" and node.get("additionalProperties"))
 
 
-def keys_of(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted keys of the leaves of a YAML value."""
-    items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
-    empty = True
-    for key, item in items:
-        empty = False
-        yield from keys_of(item, f"{path}.{key}".lstrip("."))
-    if empty:
-        yield path
-
-
 def check_yaml(text: str, where: object) -> None:
     """Raises unless one of the schemas takes a fragment: keys and values; what is required may be missing."""
     data = yaml.safe_load(text)
@@ -241,20 +231,24 @@ def _problems(schema: type[Section], data: dict[str, Any]) -> list[str]:
 
 
 def check_python(text: str, where: object) -> None:
-    """Raises unless it compiles and every name that it takes from our packages exists."""
+    """Raises unless it compiles, and our modules and objects have the attributes that it names."""
     tree = ast.parse(text)
-    modules = {}
+    known: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             ours = [name.name for name in node.names if name.name.split(".")[0] in PROGRAMS]
-            modules |= {name: importlib.import_module(name) for name in ours}
+            known |= {name: importlib.import_module(name) for name in ours}
         elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PROGRAMS:
             module = importlib.import_module(str(node.module))
             missing = [name.name for name in node.names if not hasattr(module, name.name)]
             assert not missing, f"{where}: {node.module} has no {missing}"
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("xlpretrain.load("):
+            known[ast.unparse(node.targets[0])] = LoadedRun
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert hasattr(modules[node.value.id], node.attr), f"{where}: {node.value.id} has no {node.attr}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+            owner = known[node.value.id]
+            there = hasattr(owner, node.attr) or node.attr in getattr(owner, "__annotations__", {})
+            assert there, f"{where}: {node.value.id} has no {node.attr}"
 
 
 def is_path(span: str) -> bool:
