@@ -116,7 +116,7 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
             arguments += SMALL_RUN
         case ["xlpretrain", "finetune", *_]:
-            arguments += ["max_steps=4"]
+            arguments += ["max_steps=4", "--nproc", "1"]
         case ["cp", *_]:
             subprocess.run(words, check=True)
             return

@@ -1,4 +1,4 @@
-"""Messages that docs/troubleshooting.md quotes are those of the code."""
+"""Messages that docs/troubleshooting.md and docs/slurm.md quote are those of the code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ OF_OTHERS = ("RuntimeError: ", "torch.OutOfMemoryError: ", "not UTF-8", "Authent
 
 
 def quoted_messages() -> list[str]:
-    """The bold quotes at the beginnings of entries."""
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    """The bold quotes at the beginnings of entries, and those in the first column of the table in slurm.md."""
+    page, slurm = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("troubleshooting.md", "slurm.md"))
     entries = re.findall(r"^\*\*(.+?)\*\*", page, flags=re.MULTILINE | re.DOTALL)
+    entries += re.findall(r"^\| ([^|]+)", slurm.partition("| message |")[2], flags=re.MULTILINE)
     quotes = [quote for entry in entries for quote in re.findall(r"(`+)(.+?)\1", entry, flags=re.DOTALL)]
     return [" ".join(text.split()) for _, text in quotes if len(text.split()) > 6]
 
