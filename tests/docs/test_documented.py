@@ -11,7 +11,7 @@ from repository import ROOT
 from xlpretrain.errors import ConfigError
 
 MADE_BY_THE_READER = ("docs/add-an-objective.md:", "xlpretrain/objectives/lookahead_lm.py")
-"""What stands only once a page was followed; test_add_an_objective.py follows it."""
+"""A config and a file that exist only after following a page; test_add_an_objective.py follows it."""
 
 
 @pytest.mark.parametrize("page", docs.PAGES)
@@ -41,7 +41,7 @@ def test_every_inline_command_key_and_file_exists(page: str):
             assert docs.exists(span), f"{page}: no such file: {span}"
 
 
-@pytest.mark.parametrize("page", docs.PAGES)
+@pytest.mark.parametrize("page", [*docs.PAGES, *docs.DECISIONS])
 def test_every_link_leads_somewhere(page: str):
     for target in docs.links(page):
         path, anchor = docs.repository_path(page, target)

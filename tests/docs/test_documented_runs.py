@@ -77,12 +77,12 @@ PLACEHOLDERS = {
     "--seeds N": "--seeds 1",
     "TEXT": '"A text"',
 }
-"""What a reader would put in."""
+"""Values that a reader would put in."""
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder such as a reader has after `make quickstart`, with texts of his own."""
+    """A folder as after `make quickstart`, with a corpus and labelled texts."""
     folder = tmp_path_factory.mktemp("workshop")
     for name in ("configs", "examples", "slurm"):
         shutil.copytree(ROOT / name, folder / name)
@@ -156,7 +156,7 @@ def _commands(block: documentation.Block) -> list[list[str]]:
 
 
 def test_every_page_with_commands_is_followed():
-    """A page that nobody has thought of fails here, and so does a line of the table that no page needs any more."""
+    """A page or command that is in no table fails here, and so does a line of a table that no page needs."""
     found = {page: list(itertools.chain(*map(_commands, documentation.blocks(page)))) for page in documentation.PAGES}
     snippets = {page for page in found if any(block.language == "python" for block in documentation.blocks(page))}
     assert {page for page in found if found[page]} | snippets == {*PAGES, *ELSEWHERE}

@@ -30,11 +30,12 @@ from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.schema import Section
 
 PAGES = ["README.md", "CONTRIBUTING.md", "slurm/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+DECISIONS = [f"docs/decisions/{p.name}" for p in ROOT.glob("docs/decisions/*.md")]
 PROGRAMS = ("xlpretrain", "launcher", "data_pipelines")
 SCHEMAS = (RunConfig, DataConfig, ClusterConfig)
 LANGUAGES = ("sh", "yaml", "python", "text", "diff")
 OTHER_PROGRAMS = {".", "cp", "sbatch", "wandb", "export", "pip"}
-"""What a documented command may run besides `xlpretrain`, `torchrun`, `python` and `make`."""
+"""Programs of documented commands besides `xlpretrain`, `torchrun`, `python` and `make`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def anchors(page: str) -> set[str]:
 
 @cache
 def texts_of_code() -> list[str]:
-    """Every string of our programs, with `{}` for each value that is put in."""
+    """Every string of our programs, with `{}` for each formatted value."""
     texts = []
     for folder in PROGRAMS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -190,7 +191,7 @@ def _check_ours(words: list[str], *, partial: bool) -> None:
 
 
 def has_key(section: type[Section], key: str) -> bool:
-    """Whether a dotted key exists in a section, in any variant of its parts."""
+    """True if a dotted key exists in a section, in any variant of its parts."""
     schema = _schema(section)
     return _has_key(schema, key.split("."), schema["$defs"])
 
@@ -252,18 +253,18 @@ def check_python(text: str, where: object) -> None:
 
 
 def is_path(span: str) -> bool:
-    """Whether inline code names a file of the repository or of one of its programs, or a folder of it."""
+    """True for inline code that names a file or folder of the repository or of one of its programs."""
     top = re.match(r"(benchmarks|configs|data_pipelines|docs|examples|launcher|slurm|tests|tools|xlpretrain)/", span)
     return re.fullmatch(r"[\w./-]+", span) is not None and (top is not None or re.search(r"/.*\.py$", span) is not None)
 
 
 def exists(span: str) -> bool:
-    """Whether there is such a file or folder."""
+    """True if there is such a file or folder."""
     return any((folder / span).exists() for folder in (ROOT, *(ROOT / program for program in PROGRAMS)))
 
 
 def is_key(span: str) -> bool:
-    """Whether inline code names a key of a config, perhaps with its value."""
+    """True for inline code that names a key of a config, perhaps with its value."""
     name = re.match(r"([a-z_]+)(\.[a-z_0-9]+)+(?=$|[=:])", span)
     files = (".json", ".jsonl", ".pt", ".safetensors", ".md", ".py", ".yaml", ".png", ".csv", ".log")
     sections = {field for schema in SCHEMAS for field in schema.model_fields}
