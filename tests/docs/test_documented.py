@@ -6,6 +6,7 @@ import re
 
 import documentation as docs
 import pytest
+import yaml
 from repository import ROOT
 
 from xlpretrain.errors import ConfigError
@@ -39,6 +40,13 @@ def test_every_inline_command_key_and_file_exists(page: str):
             assert any(docs.has_key(schema, key) for schema in docs.SCHEMAS), f"{page}: no such key: {key}"
         elif docs.is_path(span) and span not in MADE_BY_THE_READER:
             assert docs.exists(span), f"{page}: no such file: {span}"
+
+
+def test_every_stated_default_is_the_default():
+    stated = [(page, key, value) for page in docs.PAGES for key, value in docs.stated_defaults(page)]
+    assert len(stated) > 25
+    for page, key, value in stated:
+        assert docs.default_of(key) == yaml.safe_load(value), f"{page}: {key} is not {value} by default"
 
 
 @pytest.mark.parametrize("page", [*docs.PAGES, *docs.DECISIONS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -27,7 +28,7 @@ from launcher.slurm.profile import ClusterConfig
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.evaluation.loaded_run import LoadedRun
-from xlpretrain.schema import Section
+from xlpretrain.schema import Section, validate
 
 PAGES = ["README.md", "CONTRIBUTING.md", "slurm/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 DECISIONS = [f"docs/decisions/{p.name}" for p in ROOT.glob("docs/decisions/*.md")]
@@ -214,6 +215,34 @@ def _has_key(node: dict[str, Any], parts: list[str], definitions: dict[str, Any]
     if parts[0] in node.get("properties", {}):
         return _has_key(node["properties"][parts[0]], parts[1:], definitions)
     return bool(node.get("type") == "object" and node.get("additionalProperties"))
+
+
+def stated_defaults(page: str) -> Iterator[tuple[str, str]]:
+    """Keys and the defaults that a page states: `key` (value) in its text, and the table rows of keys and defaults."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    yield from re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`\s\(([\d.]*\d)(?= s\)|[;,)])", text)
+    for section, rows in re.findall(
+        r"^\| key(?: under `([a-z]+)`)? \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE
+    ):
+        for keys, values in re.findall(r"^\| (`[a-z_.`, ]+) \| ([^|]+) \|", rows, re.MULTILINE):
+            for key, value in zip(keys.split(", "), values.split(", "), strict=False):
+                if re.fullmatch(r"[\d.]+|true|false|`.*`", value):
+                    yield f"{section}.{key.strip('`')}".lstrip("."), value.strip("`")
+
+
+@cache
+def _defaults() -> list[Section]:
+    """A run and a dataset that give only what is required."""
+    model, objective = {"type": "transformer_xl"}, {"type": "causal_lm"}
+    run = {"data": {"train": "a", "valid": "b"}, "model": model, "objective": objective, "max_steps": 1000}
+    data = {"out": "a", "sources": [{"type": "jsonl", "path": "b"}]}
+    return [validate(RunConfig, run, "defaults"), validate(DataConfig, data, "defaults"), ClusterConfig()]
+
+
+def default_of(key: str) -> Any:
+    """The default of a dotted key. Raises AttributeError if there is no such key."""
+    owner = next(config for config in _defaults() if key.partition(".")[0] in type(config).model_fields)
+    return functools.reduce(getattr, key.split("."), owner)
 
 
 def check_yaml(text: str, where: object) -> None:
