@@ -69,6 +69,7 @@ PLACEHOLDERS = {
     "--train FILE": "--train reviews/train.csv",
     "--valid FILE": "--valid reviews/valid.csv",
     "--data FILE": "--data reviews/test.csv",
+    "--input FILE": "--input reviews/test.csv",
     "FILE.csv": "predicted.csv",
     "FILE.jsonl": "scored.jsonl",
     "PAIRS.tsv": "pairs.tsv",
