@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xlpretrain.version import __version__
 
 if TYPE_CHECKING:
+    from xlpretrain.data.storage.webdataset_stream import stream
     from xlpretrain.evaluation.loaded_run import LoadedRun
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `stream` when it is asked for: every module imports this one."""
+    if name != "stream":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from xlpretrain.data.storage.webdataset_stream import stream
+
+    return stream
 
 
 def load(run: str | Path, *, step: int | None = None, device: str | None = None) -> LoadedRun:

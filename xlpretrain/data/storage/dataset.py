@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url
+from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url, without_credentials
 from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
@@ -95,7 +95,7 @@ class TokenDataset:
                 check_shard_size(shard)
         if tokenizer_sha256 not in (None, manifest.tokenizer_sha256):
             raise DataError(
-                f"{folder}: encoded by another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}, expected "
+                f"{without_credentials(str(folder))}: encoded by another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}, expected "
                 f"{str(tokenizer_sha256)[:12]}); use datasets that were built together"
             )
         return manifest

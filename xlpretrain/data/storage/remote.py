@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,11 @@ class _DamagedAtSourceError(DamagedBlockError):
 def is_url(path: object) -> bool:
     """True for the URL of a remote dataset."""
     return "://" in str(path)
+
+
+def without_credentials(text: str) -> str:
+    """The text with `***` for users, passwords and queries of the URLs in it, for messages."""
+    return re.sub(r"(?<=://)[^/@\s'\"]+(?=@)|(?<=\?)[^\s'\";,)]+", "***", text)
 
 
 def default_folder() -> Path:
@@ -83,19 +89,30 @@ class RemoteBlocks:
         self, url: str, folder: Path, cache: BlockCache, place: Callable[[int], tuple[str, int, int, BlockLocation]]
     ):
         self._url, self._folder, self._cache, self._place = url.rstrip("/"), folder, cache, place
+        self._start_threads()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _start_threads(self) -> None:
+        self._pid = os.getpid()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="prefetch")
         self._coming: dict[int, Future[None]] = {}
         self._lock = Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def _of_this_process(self) -> None:
+        """Start anew after a fork, in a worker of a DataLoader for example: threads stay behind, and locks as held."""
+        if self._pid != os.getpid():
+            self._start_threads()
 
     def prefetch(self, number: int) -> None:
         """Begin to fetch a block, unless it is there or on its way."""
+        self._of_this_process()
         with self._lock:
             if number not in self._coming and not self._path(number).exists():
                 self._coming[number] = self._pool.submit(self._bring, number)
 
     def block(self, number: int) -> TokenBlock:
         """A block, verified. Raises `DataError` if it cannot be had, `DamagedBlockError` if it is damaged there too."""
+        self._of_this_process()
         *_, place = self._place(number)
         for _ in range(10):
             with self._lock:
@@ -190,7 +207,8 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: cannot be opened: {error}; pip install 'xlpretrain[corpora]' has http") from None
+        reason = without_credentials(f"{url}: cannot be opened: {error}")
+        raise DataError(f"{reason}; pip install 'xlpretrain[corpora]' has http") from None
     return fs, path
 
 
@@ -205,7 +223,8 @@ def _try_again(attempt: Callable[[], bytes], cache: BlockCache, *, what: str) ->
             missing = isinstance(error, FileNotFoundError)
             if missing or time.monotonic() + wait_s > deadline:
                 advice = "is it the right place?" if missing else "is the network up? Resume when it is"
-                raise DataError(f"{what}: cannot be fetched: {error!r}; {advice}") from None
+                reason = without_credentials(f"{what}: cannot be fetched: {error!r}")
+                raise DataError(f"{reason}; {advice}") from None
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
