@@ -95,8 +95,9 @@ class TokenDataset:
                 check_shard_size(shard)
         if tokenizer_sha256 not in (None, manifest.tokenizer_sha256):
             raise DataError(
-                f"{without_credentials(str(folder))}: encoded by another tokenizer (sha256 {manifest.tokenizer_sha256[:12]}, expected "
-                f"{str(tokenizer_sha256)[:12]}); use datasets that were built together"
+                f"{without_credentials(str(folder))}: encoded by another tokenizer (sha256 "
+                f"{manifest.tokenizer_sha256[:12]}, expected {str(tokenizer_sha256)[:12]}); use datasets that were "
+                "built together"
             )
         return manifest
 
