@@ -1,15 +1,15 @@
-"""The commands for a model that is trained: take it elsewhere, or put it to use."""
+"""Arguments of the commands that use or convert a trained model. Torch-free."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.cli import actions
 from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
-from xlpretrain.run_dir.layout import RunDir
+from launcher.local.options import StartOptions
 
 app = typer.Typer()
 
@@ -26,10 +26,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    from xlpretrain.hub.export import export
-
-    loader = export(RunDir(run).check_exists(), to, step=step, force=force)
-    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+    actions.models.export(run, to, step=step, force=force)
 
 
 @app.command("import")
@@ -54,14 +51,7 @@ def import_model(
     ] = None,
 ) -> None:
     """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
-    from xlpretrain.hub.import_model import import_model
-
-    folder, notes = import_model(
-        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
-    )
-    for note in notes:
-        print(note)
-    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+    actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
 
 
 @app.command()
@@ -91,12 +81,10 @@ def generate(
     step: Step = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
-    import xlpretrain
-
-    if prompt is None:
-        prompt = sys.stdin.read().rstrip("\n")
-    text = xlpretrain.load(run, step=step).generate(
+    actions.models.generate(
+        run,
         prompt,
+        step=step,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -105,7 +93,6 @@ def generate(
         mem_len=mem_len,
         stop=not on,
     )
-    print(prompt + text)
 
 
 @app.command()
@@ -133,11 +120,9 @@ def score(
     step: Step = None,
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
-    import xlpretrain
-    from launcher.cli.score import score
-
-    loaded = xlpretrain.load(run, step=step)
-    score(loaded, data, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to)
+    actions.score.score(
+        run, data, step=step, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to
+    )
 
 
 @app.command()
@@ -166,21 +151,17 @@ def finetune(
     take_over: TakeOver = False,
 ) -> None:
     """Make a classifier of texts, or of pairs of texts, from a run. The same command again goes on where it was."""
-    from launcher.cli.finetune import finetune
-
-    code = finetune(
-        RunDir(run).check_exists(),
+    code = actions.finetune.finetune(
+        run,
         train=train,
         valid=valid,
-        name=name or f"{run.resolve().name}-finetuned",
+        name=name,
         text=tuple(text or ()),
         label=label,
         overrides=overrides or [],
         num_seeds=seeds,
         runs_dir=runs_dir,
-        num_processes=num_processes,
-        max_restarts=max_restarts,
-        take_over=take_over,
+        options=StartOptions(num_processes, max_restarts, take_over=take_over),
     )
     raise typer.Exit(code)
 
@@ -198,7 +179,4 @@ def predict(
     step: Step = None,
 ) -> None:
     """Classify new texts; where the file has labels, say how good that is."""
-    import xlpretrain
-    from launcher.cli.finetune import predict
-
-    predict(xlpretrain.load(run, step=step), data, to)
+    actions.finetune.predict(run, data, to, step=step)

@@ -6,13 +6,14 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import xlpretrain
 from launcher.finished import say_if_finished
 from launcher.local import torchrun
+from launcher.local.options import StartOptions
 from launcher.local.torchrun import Ended
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
@@ -26,22 +27,14 @@ from xlpretrain.tracking.console import outlive_console
 from xlpretrain.train.setup import resolve_run
 
 
-def start_training(
-    settings: RunConfig,
-    num_processes: int | None,
-    *,
-    allow_recipe_change: bool,
-    max_restarts: int,
-    take_over: bool,
-    stopped_before: bool = False,
-) -> int:
+def start_training(settings: RunConfig, options: StartOptions, *, stopped_before: bool = False) -> int:
     """Check everything, then start the ranks on the resolved configuration. Returns the exit code.
 
-    stopped_before: the user's wish to stop is over.
+    stopped_before: an earlier `xlpretrain stop` no longer holds.
     """
     outlive_console()
-    num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
-    settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    num_processes = options.num_processes or torchrun.default_num_processes(settings.global_batch_size)
+    settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=options.allow_recipe_change)
     folder = settings.folder
     if stopped_before:
         folder.stop_file.unlink(missing_ok=True)
@@ -49,42 +42,41 @@ def start_training(
     if say_if_finished(settings):
         code = FINISHED
     else:
-        options = ["--allow-recipe-change"] if allow_recipe_change else []
         with tempfile.TemporaryDirectory(prefix="xlpretrain-") as place:
             resolved = Path(place) / f"{settings.name}.yaml"
             resolved.write_text(schema.dump(settings), encoding="utf-8")
-            code = _run(
-                [*options, str(resolved)],
-                settings,
-                num_processes=num_processes,
-                take_over=take_over,
-                max_restarts=max_restarts,
-            )
+            code = _run(resolved, settings, replace(options, num_processes=num_processes))
     if code == FINISHED and isinstance(data.valid, LabelledDataset):
         print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
     return code
 
 
-def _run(
-    arguments: Sequence[str], settings: RunConfig, *, num_processes: int, take_over: bool, max_restarts: int
-) -> int:
-    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another start has the run.
+def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
+    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another process has the run.
 
-    After a crash it starts again, up to `max_restarts` times and as long as that brings new checkpoints; never after
-    a signal to this process, nor against the user's wish or another start of the run.
+    A crashed run restarts up to `max_restarts` times, as long as attempts write new checkpoints; it does not restart
+    after a signal to this process, a user stop, or if another process has taken the run over.
+
+    Args:
+        config: file with the resolved configuration, for the ranks.
+        settings: the same configuration.
+        options: with the number of processes known.
     """
+    num_processes, max_restarts = options.num_processes, options.max_restarts
+    assert num_processes is not None
+    arguments = [*(["--allow-recipe-change"] if options.allow_recipe_change else []), str(config)]
     folder = settings.folder
     os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
-    since = lease.check_available(folder.lease, launch_id=launch_id, take_over=take_over)
+    since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
     in_vain = restarts = 0
     while True:
         job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
         before = outcome.saved(folder)
         ended = torchrun.launch(
             "xlpretrain",
-            ["--take-over", *arguments] if take_over and not restarts else arguments,
+            ["--take-over", *arguments] if options.take_over and not restarts else arguments,
             num_processes=num_processes,
             grace_s=settings.stop.grace_s,
             cost=lambda: outcome.cost_of_ending(folder),

@@ -134,13 +134,6 @@ def cluster_name() -> str:
     return found[1] if found else ""
 
 
-def expand_nodes(nodes: str) -> list[str]:
-    """The names in a list such as node[1-3]."""
-    from submitit.slurm.slurm import _parse_node_list
-
-    return [str(name) for name in _parse_node_list(nodes)]
-
-
 @contextmanager
 def clean_environment() -> Iterator[None]:
     """Without what a job that this process runs in would hand on to one that it submits."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from xlpretrain import schema
 from xlpretrain.schema import Problem, Section
 
 ONE_LINERS = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "cpus_per_task", "mem", "time")
@@ -161,3 +163,13 @@ class ClusterConfig(Section):
     def num_tasks(self) -> int:
         """Ranks on a node."""
         return self.tasks_per_node or self.num_gpus or 1
+
+
+def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
+    """Read a site profile. Raises `ConfigError` with every mistake.
+
+    nodes: number or range of nodes, in place of the profile's.
+    """
+    # A key with nothing but comments below it keeps its default.
+    data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
+    return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))

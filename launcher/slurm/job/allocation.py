@@ -111,6 +111,9 @@ class Allocation:
     @classmethod
     def current(cls) -> Allocation:
         """The one of this process. Raises `LaunchError` outside a job."""
+        # Not at the top: ranks import this module too, possibly in a container that has no submitit.
+        from submitit.slurm.slurm import _parse_node_list
+
         env = os.environ
         try:
             number, nodes = env["SLURM_JOB_ID"], env["SLURM_JOB_NODELIST"]
@@ -122,7 +125,7 @@ class Allocation:
             number=number,
             restart=int(env.get("SLURM_RESTART_COUNT", "0")),
             cluster=env.get("SLURM_CLUSTER_NAME", ""),
-            nodes=tuple(slurm.expand_nodes(nodes)),
+            nodes=tuple(map(str, _parse_node_list(nodes))),
         )
 
     @property

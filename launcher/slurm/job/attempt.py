@@ -1,7 +1,7 @@
-"""What a job does: one start of a run, from a look at the nodes to the decision what comes after.
+"""One attempt of a run as a Slurm job, from the health check of its nodes to the decision about the next attempt.
 
-`run` is what `xlpretrain submit` hands to Slurm, and what by_hand.py comes to. It lives on the first node, outside the
-ranks, and outlasts them.
+`run` is called by jobs of `xlpretrain submit` and by plain_sbatch.py. Its process supervises the ranks from the first
+node, and outlives them. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from launcher.slurm import client as slurm
 from launcher.slurm import history
 from launcher.slurm.job import allocation, node_check, requeue
 from launcher.slurm.job.allocation import Allocation
-from launcher.slurm.job.rank import exit_code_of
 from launcher.slurm.job.requeue import Resubmit
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
+from xlpretrain.config.sections import StopConfig
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.run_dir import job_log, lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
@@ -160,9 +160,7 @@ def _look_at(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: d
 def _run_ranks(
     run: RunDir, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
 ) -> Verdict:
-    from xlpretrain.config import run_config
-
-    grace_s = run_config.load(SlurmFolder.of(run).config).stop.grace_s
+    grace_s = _grace_s(SlurmFolder.of(run).config)
     port, world_size = _port(job), len(nodes) * profile.num_tasks
     environment = {
         **where,
@@ -177,7 +175,8 @@ def _run_ranks(
     since = _wait_for_lease(run, job)
     before, log = run.read_status(), run.rank_log(0)
     spoken = log.stat().st_size if log.exists() else 0
-    exit_code_of(run).unlink(missing_ok=True)
+    exit_code = SlurmFolder.of(run).exit_code
+    exit_code.unlink(missing_ok=True)
     _say(f"{world_size} ranks on {', '.join(nodes)}, meeting at {meet_at}")
     process = allocation.start(command, environment)
     if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
@@ -186,11 +185,17 @@ def _run_ranks(
     words = job_log.last_words(log, since=spoken) or "rank 0 said nothing"
     return outcome.judge(
         status if status != before else None,
-        exit_code=int(exit_code_of(run).read_text()) if exit_code_of(run).exists() else None,
+        exit_code=int(exit_code.read_text()) if exit_code.exists() else None,
         lost=lease.is_lost(run.lease, launch_id=job.launch_id, since=since),
         stop_file=run.stop_file.exists(),
         last_words=f"exit code {process.returncode}; {words} ({log})",
     )
+
+
+def _grace_s(config: Path) -> int:
+    """Seconds that ranks have to end, by the resolved configuration; the rest of it is for the ranks to read."""
+    stop = schema.read_yaml(config).get("stop") or {}
+    return schema.validate(StopConfig, stop, f"{config}: stop").grace_s
 
 
 def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:

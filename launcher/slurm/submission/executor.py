@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ONE_LINERS, ClusterConfig
 from launcher.slurm.records import SlurmFolder
 from xlpretrain.errors import ConfigError, LaunchError
 from xlpretrain.run_dir.layout import RunDir
-
-if TYPE_CHECKING:  # imported late: it takes half a second
-    from submitit import SlurmExecutor
 
 LOG = "logs/job.log"
 """Where a job's script and supervisor write, in the run folder."""
@@ -66,8 +65,6 @@ def submit(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, call: C
 
     Raises `LaunchError` with Slurm's own words.
     """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     home = _home(runs)
     executor = _executor(runs, profile, name=name, folder=home)
     home.mkdir(parents=True, exist_ok=True)
@@ -94,8 +91,6 @@ def _home(runs: Sequence[RunDir]) -> Path:
 
 
 def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
-    from submitit import SlurmExecutor
-
     for pattern in _PATTERNS:
         if pattern in str(folder):
             raise ConfigError(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.profile import ClusterConfig
+from launcher.slurm.profile import ClusterConfig, load_cluster
 from launcher.slurm.submission.executor import options
-from launcher.slurm.submission.submit import load_cluster
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import dump, validate
 

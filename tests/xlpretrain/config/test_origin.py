@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import xlpretrain
 from launcher.cli.main import app
 from launcher.cli.monitor import find_runs
+from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
@@ -340,7 +341,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     run = tmp_path / "runs" / "cut"
     assert commands.curve(run) == commands.curve(tmp_path / "runs" / "whole")
 
-    code = start_training(run_config.load(again), 1, allow_recipe_change=False, max_restarts=0, take_over=False)
+    code = start_training(run_config.load(again), StartOptions(1))
     assert code == 0 and len((run / "predictions.csv").read_text().splitlines()) == 41
     shutil.rmtree(source.path)  # the tokenizer and the weights lie with the run by now
     assert go_on(run, "max_steps=7") == 0
