@@ -66,7 +66,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
     assert num_processes is not None
     arguments = [*(["--allow-recipe-change"] if options.allow_recipe_change else []), str(config)]
     folder = settings.folder
-    os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
+    os.environ[lease.LAUNCH_ID_ENV] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from xlpretrain import schema
+from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.schema import Problem, Section
 
 ONE_LINERS = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "cpus_per_task", "mem", "time")
@@ -29,8 +30,6 @@ _OWN_KEYS = {
 }  # fmt: skip
 _OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-"""What names of environment variables that hold a secret look like."""
 _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -125,7 +124,7 @@ class ClusterConfig(Section):
         for name, value in self.env.items():
             if not _VARIABLE.fullmatch(name):
                 yield f"env.{name}", "not a name of an environment variable"
-            if SECRET_NAME.search(name):
+            if is_secret_name(name):
                 yield (
                     f"env.{name}",
                     "looks like a secret; export it where you run submit: your environment goes along, into no file",

@@ -23,6 +23,8 @@ from typing import NamedTuple, NoReturn
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.file_system.atomic_files import is_temporary
 
+LAUNCH_ID_ENV = "XLPRETRAIN_LAUNCH_ID"
+"""Environment variable by which a launcher gives its ranks the id that a lease is acquired with."""
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
 """How old a heartbeat must be for another start to take the run over unasked."""
