@@ -10,10 +10,11 @@ import typer
 from data_pipelines.execution.workers import start_server
 from launcher.cli import actions
 from launcher.cli.options import ConfigFile, Dataset, Overrides
+from launcher.cli.renamed_flags import RenamedFlags
 from xlpretrain.errors import USER_ERROR
 from xlpretrain.tracking.console import outlive_console
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
+app = typer.Typer(cls=RenamedFlags, no_args_is_help=True, help="Datasets: text into a tokenizer and shards.")
 
 
 @app.command("build")

@@ -12,11 +12,13 @@ import sys
 import typer
 
 from launcher.cli import data_commands, model_commands, run_commands
+from launcher.cli.renamed_flags import RenamedFlags
 from xlpretrain.errors import USER_ERROR, XLPretrainError
 
 _DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 app = typer.Typer(
+    cls=RenamedFlags,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -32,7 +32,7 @@ def export(
 @app.command("import")
 def import_model(
     source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model folder or file.", show_default=False)],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the run folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -77,7 +77,7 @@ def generate(
     mem_len: Annotated[
         int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
     ] = None,
-    on: Annotated[bool, typer.Option("--on", help="Continue past the end-of-document symbol.")] = False,
+    ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
@@ -91,16 +91,16 @@ def generate(
         top_p=top_p,
         seed=seed,
         mem_len=mem_len,
-        stop=not on,
+        stop=not ignore_eod,
     )
 
 
 @app.command()
 def score(
     run: RunPath,
-    data: Annotated[
+    texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
+        typer.Option("--input", metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
     ] = None,
     pairs: Annotated[
         bool,
@@ -121,7 +121,7 @@ def score(
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
     actions.score.score(
-        run, data, step=step, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to
+        run, texts, step=step, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to
     )
 
 
@@ -134,7 +134,7 @@ def finetune(
     name: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
+            "--name", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
         ),
     ] = None,
     text: Annotated[
@@ -169,9 +169,9 @@ def finetune(
 @app.command()
 def predict(
     run: RunPath,
-    data: Annotated[
+    texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
+        typer.Option("--input", metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
     ] = None,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
@@ -179,4 +179,4 @@ def predict(
     step: Step = None,
 ) -> None:
     """Classify new texts; where the file has labels, say how good that is."""
-    actions.finetune.predict(run, data, to, step=step)
+    actions.finetune.predict(run, texts, to, step=step)

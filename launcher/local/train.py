@@ -76,7 +76,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
         before = outcome.saved(folder)
         ended = torchrun.launch(
             "xlpretrain",
-            ["--take-over", *arguments] if options.take_over and not restarts else arguments,
+            ["--force-takeover", *arguments] if options.take_over and not restarts else arguments,
             num_processes=num_processes,
             grace_s=settings.stop.grace_s,
             cost=lambda: outcome.cost_of_ending(folder),

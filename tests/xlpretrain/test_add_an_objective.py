@@ -45,7 +45,7 @@ def test_the_worked_example_trains_and_passes_what_every_objective_must(tiny_dat
     assert "objective lookahead_lm is not one that can be exported" in told
     assert not (tmp_path / "out").exists()
     (tmp_path / "texts.txt").write_text("A text.\n", encoding="utf-8")
-    told = run(*command, "score", "runs/lookahead", "--data", "texts.txt", expect=2)
+    told = run(*command, "score", "runs/lookahead", "--input", "texts.txt", expect=2)
     assert "objective lookahead_lm has no likelihood of a text here" in told
     told = run(*command, "generate", "runs/lookahead", "--prompt", "A", expect=2)
     assert "only causal_lm predicts the next token" in told

@@ -145,7 +145,7 @@ def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
     who = f"on {owner.host} (process {owner.process.pid}, heartbeat {age:.0f} s ago)" if owner else f"({age:.0f} s ago)"
     raise LaunchError(
         f"{folder.parent}: is in use {who}; `xlpretrain stop {folder.parent}` ends it. If that process is gone, wait"
-        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, --take-over takes the run away from it"
+        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, --force-takeover takes the run over"
     )
 
 

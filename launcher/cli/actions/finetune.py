@@ -47,7 +47,7 @@ def finetune(
     )
     configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
     if RunDir(runs_dir / name).exists() and num_seeds > 1:
-        raise LaunchError(f"{runs_dir / name}: is a run of one seed; say another name for several (--as)")
+        raise LaunchError(f"{runs_dir / name}: is a run of one seed; choose another name for several seeds (--name)")
     for one in configs:
         code = start_training(one, options)
         if code:

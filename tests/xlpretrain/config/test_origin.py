@@ -214,7 +214,7 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
         kept["config.json"] = described
         return [
             call("generate", run, "--prompt", "The", "--tokens", 20),
-            call("score", run, "--data", texts),
+            call("score", run, "--input", texts),
             call("data", "show", run, "--sample", 3, *moved),
             call("report", run, *moved).partition("What to try next")[0],
             str(sorted(kept.items())),
