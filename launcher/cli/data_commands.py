@@ -50,7 +50,7 @@ def stats(
         typer.Option("--plot", metavar="FILE", help="Write plots of the lengths.", show_default=False),
     ] = None,
 ) -> None:
-    """What a dataset holds: sizes, lengths of documents and sentences, pieces per word, what cleaning removed."""
+    """Print a dataset's sizes, lengths of documents and sentences, pieces per word, and what cleaning removed."""
     actions.datasets.stats(directory, plot=plot)
 
 
@@ -67,5 +67,5 @@ def show(
     stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """What is in a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
+    """Print a document of a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
     actions.samples.show(place, document=document, step=sample, stream=stream, overrides=overrides or [])

@@ -32,7 +32,7 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks ended.
+    """The outcome of the ranks.
 
     exit_code: 0, or that of the first rank that failed (negative: the signal that killed it); rank: which one that was.
     signal: the first one that this process was sent meanwhile; 0: none.

@@ -27,7 +27,7 @@ _ITS_TURN = {"Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLi
 
 
 def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
-    """What the ranks will run: resolved, with absolute paths. Raises `XLPretrainError` for what would fail there."""
+    """The resolved config of the ranks, with absolute paths. Raises `XLPretrainError` if it would fail there."""
     config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
     for num_nodes in {profile.min_nodes, profile.max_nodes}:
         resolved, _, _ = resolve_run(
@@ -107,7 +107,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
 
 
 def _hindrance(job_id: str) -> str:
-    """Why a new job waits, if not for its turn. Slurm takes a moment to say so."""
+    """The reason why a new job waits, if not for its turn. Slurm reports it after a moment."""
     for _ in range(10):
         state = slurm.state_of(job_id)
         if state is None or not state.is_waiting or state.reason in _ITS_TURN:
