@@ -161,14 +161,14 @@ def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
-    list_shipped: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
+    list_builtin: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
     copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
 ) -> None:
     """Show a config with all defaults; list or copy those that come with xlpretrain."""
-    if list_shipped:
-        actions.configs.list_shipped()
+    if list_builtin:
+        actions.configs.list_builtin()
     elif copy is not None:
-        actions.configs.copy_shipped(copy)
+        actions.configs.copy_builtin(copy)
     elif config is not None:
         actions.configs.show(config, overrides or [], explain=explain)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartOptions:
-    """How `train`, `resume` and `finetune` start a run.
+    """Options with which `train`, `resume` and `finetune` start a run.
 
     Attributes:
         num_processes: number of ranks; None: one per GPU, or two without GPUs.

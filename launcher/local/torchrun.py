@@ -107,7 +107,7 @@ class _Agent(threading.Thread):
             self._raised = error
 
     def ended(self, first_signal: int) -> Ended:
-        """How it ended. Raises `LaunchError`, after showing what it said, if it failed and not a rank."""
+        """The outcome. Raises `LaunchError`, after printing its output, if torchrun failed and not a rank."""
         if isinstance(self._raised, ChildFailedError):
             rank, failure = self._raised.get_first_failure()
             return Ended(int(failure.exitcode), int(rank), first_signal)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import xlpretrain
-from launcher.finished import say_if_finished
+from launcher.finished import print_if_finished
 from launcher.local import torchrun
 from launcher.local.options import StartOptions
 from launcher.local.torchrun import Ended
@@ -39,7 +39,7 @@ def start_training(settings: RunConfig, options: StartOptions, *, stopped_before
     if stopped_before:
         folder.stop_file.unlink(missing_ok=True)
     outcome.refuse_if_stopped(folder)
-    if say_if_finished(settings):
+    if print_if_finished(settings):
         code = FINISHED
     else:
         with tempfile.TemporaryDirectory(prefix="xlpretrain-") as place:
@@ -70,7 +70,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
-    in_vain = restarts = 0
+    attempts_without_progress = restarts = 0
     while True:
         job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
         before = outcome.saved(folder)
@@ -82,13 +82,18 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
             cost=lambda: outcome.cost_of_ending(folder),
         )
         found = _judge(folder, ended, launch_id=launch_id, since=since)
-        in_vain = 0 if outcome.made_progress(folder, before=before) else in_vain + 1
-        if found.ended != "crashed":
-            if found.ended in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
+        attempts_without_progress = 0 if outcome.made_progress(folder, before=before) else attempts_without_progress + 1
+        if found.outcome != "crashed":
+            if found.outcome in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
                 _tell(folder, f"error: {folder.path}: {found.message}")
             return found.code
         crash = f"the run crashed after step {_step(folder)}: {found.message.removeprefix('crashed: ')}"
-        why = outcome.why_no_more(restarts=restarts, limit=max_restarts, limit_name="--max-restarts", in_vain=in_vain)
+        why = outcome.stop_reason(
+            restarts=restarts,
+            limit=max_restarts,
+            limit_name="--max-restarts",
+            attempts_without_progress=attempts_without_progress,
+        )
         if ended.signal:
             why = "it was sent a signal"
         if why is not None:
@@ -106,7 +111,7 @@ def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdi
         status = folder.read_status()
     log = folder.rank_log(ended.rank)
     words = job_log.last_words(log)
-    return outcome.judge(
+    return outcome.classify_exit(
         status if status is not None and status.launch_id == launch_id else None,
         exit_code=ended.exit_code,
         lost=lease.is_lost(folder.lease, launch_id=launch_id, since=since),

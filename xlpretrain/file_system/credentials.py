@@ -17,7 +17,7 @@ _FILE = re.compile(
     re.IGNORECASE,
 )
 _SUFFIXES = ("", ".txt", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg")
-"""Of files that hold what their name says; `token.py` is code."""
+"""Suffixes of files that may hold the secret in their name; `token.py` is code."""
 _MIN_LENGTH = 8
 """Characters of the shortest value that is searched for: shorter ones are common in other text."""
 

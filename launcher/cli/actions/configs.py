@@ -25,14 +25,14 @@ def builtin_configs() -> dict[str, Path]:
     }
 
 
-def list_shipped() -> None:
+def list_builtin() -> None:
     """Print their names and first comment lines."""
     for name, path in builtin_configs().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
-def copy_shipped(name: str) -> None:
+def copy_builtin(name: str) -> None:
     """Copy one into the current folder. Raises `ConfigError` for an unknown name or a file that is there."""
     name = name.removesuffix(".yaml")
     if name not in builtin_configs():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.cli.actions import lifecycle
 from launcher.cli.monitor import find_runs
-from launcher.finished import say_if_finished
+from launcher.finished import print_if_finished
 from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from launcher.slurm.profile import load_cluster
@@ -44,7 +44,7 @@ def submit(
     for variant in variants:
         loaded = run_config.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
         settings.append(submission.check(loaded, profile, allow_recipe_change=allow_recipe_change))
-    waiting = [each for each in settings if not say_if_finished(each)]
+    waiting = [each for each in settings if not print_if_finished(each)]
     if not waiting:
         return
     for each in waiting:
@@ -83,7 +83,7 @@ def resume_on_slurm(run: RunDir, overrides: Sequence[str], options: StartOptions
     settings = submission.check(settings, profile, allow_recipe_change=options.allow_recipe_change)
     stopped = run.stop_file.exists()
     run.stop_file.unlink(missing_ok=True)
-    if say_if_finished(settings):
+    if print_if_finished(settings):
         return
     try:
         _refuse_without_sbatch(run)

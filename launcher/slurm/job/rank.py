@@ -25,7 +25,7 @@ from xlpretrain.tracking.console import outlive_console
 def main(run: RunDir) -> int:
     """Train one rank's part. Returns its exit code, which is 0 after an early stop: Slurm takes 75 for a failure."""
     outlive_console()
-    os.environ["MASTER_ADDR"] = allocation.pick()
+    os.environ["MASTER_ADDR"] = allocation.choose_address()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]

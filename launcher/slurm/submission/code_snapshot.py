@@ -25,7 +25,7 @@ _CACHES = re.compile(r"__pycache__|\..*_cache|.*\.py[co]|.*\.egg-info")
 _CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".cfg", ".ini", ".typed"}
 
 
-def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
+def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
     """Copy the packages into the folder `target`, in place of an earlier copy. Returns what was left out, and why.
 
     Readers see the old code or the new, whole. Only what code is made of is copied: no secrets, data, large files or

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.finished import say_if_finished
+from launcher.finished import print_if_finished
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             if where.exists() and not where.is_symlink():
                 raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
             config, profile = _check(arguments, allocation)
-            if say_if_finished(config):
+            if print_if_finished(config):
                 return FINISHED
             folder = _write(config, profile)
             where.unlink(missing_ok=True)

@@ -103,7 +103,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
         atomic_write(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
-    return code_snapshot.take(folder.path / "code", record=records.code)
+    return code_snapshot.copy_code(folder.path / "code", record=records.code)
 
 
 def _hindrance(job_id: str) -> str:

@@ -140,7 +140,7 @@ def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyP
 
 def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    configs.copy_shipped("quickstart")
+    configs.copy_builtin("quickstart")
     assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
     with pytest.raises(Exception, match="exists already"):
-        configs.copy_shipped("quickstart.yaml")
+        configs.copy_builtin("quickstart.yaml")
