@@ -264,7 +264,7 @@ def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_
     records.cluster.write_text("tasks_per_node: 1\n")
     records.write_job(Job("12", "big", 0.0, "1", ""))
     monkeypatch.setenv("PATH", str(here))
-    assert f"`xlpretrain resume {run} --here` goes on here" in call("resume", run, "max_steps=8", expect=2)
+    assert f"`xlpretrain resume {run} --here` resumes it here" in call("resume", run, "max_steps=8", expect=2)
 
 
 def test_a_run_without_held_out_data_has_a_report(here: Path):
