@@ -1,7 +1,7 @@
 """Bodies of the commands, apart from their arguments: a module is imported when a command first uses it.
 
-`xlpretrain COMMAND --help` and a misspelt flag are answered without importing any of them, so without torch, which
-takes seconds. The mechanism is a module-level `__getattr__` (PEP 562); modules of this room import what they need at
+The help of every command, and the message for a misspelt flag, need none of them, and so no torch, which takes seconds
+to import. The mechanism is a module-level `__getattr__` (PEP 562); modules of this room import what they need at
 their top. Torch-free.
 """
 
