@@ -20,6 +20,7 @@ from launcher.cli.options import (
     Nodes,
     NumProcesses,
     Overrides,
+    PrecisionOption,
     RunPath,
     RunsDir,
     TakeOver,
@@ -206,6 +207,7 @@ def evaluate(
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
+    precision: PrecisionOption = None,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
@@ -215,6 +217,7 @@ def evaluate(
     folder = RunDir(run).check_exists()
     num_streams = run_config.load(folder.config).eval.num_streams
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
+    options["--precision"] = precision and precision.value
     given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
     num_processes = num_processes or torchrun.default_num_processes(num_streams)
     ended = torchrun.launch("xlpretrain.evaluation.__main__", [str(run), *given], num_processes=num_processes)

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
+from launcher.cli.options import (
+    MaxRestarts,
+    NumProcesses,
+    Overrides,
+    Precision,
+    PrecisionOption,
+    RunPath,
+    RunsDir,
+    TakeOver,
+)
 from xlpretrain.run_dir.layout import RunDir
 
 app = typer.Typer()
@@ -89,13 +98,14 @@ def generate(
     ] = None,
     on: Annotated[bool, typer.Option("--on", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
     import xlpretrain
 
     if prompt is None:
-        prompt = sys.stdin.read().rstrip("\n")
-    text = xlpretrain.load(run, step=step).generate(
+        prompt = _read_prompt()
+    text = xlpretrain.load(run, step=step, precision=precision).generate(
         prompt,
         num_tokens=num_tokens,
         temperature=temperature,
@@ -131,12 +141,15 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="Write the figures of each text there, as JSON lines.")
     ] = None,
     step: Step = None,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Type of the weights; bf16 is off by tenths of a nat a sentence.")
+    ] = Precision.FP32,
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
     import xlpretrain
     from launcher.cli.score import score
 
-    loaded = xlpretrain.load(run, step=step)
+    loaded = xlpretrain.load(run, step=step, precision=precision)
     score(loaded, data, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to)
 
 
@@ -196,9 +209,19 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
     ] = None,
     step: Step = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Classify new texts; where the file has labels, say how good that is."""
     import xlpretrain
     from launcher.cli.finetune import predict
 
-    predict(xlpretrain.load(run, step=step), data, to)
+    predict(xlpretrain.load(run, step=step, precision=precision), data, to)
+
+
+def _read_prompt() -> str:
+    from xlpretrain.errors import DataError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 text (byte {error.start})") from None

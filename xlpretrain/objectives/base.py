@@ -86,6 +86,10 @@ class Objective(Section, ABC):
         """Whether training rows must say where documents and sentences end."""
         return True
 
+    def data_notes(self, data: TokenDataset) -> Iterator[str]:
+        """Sentences that tell a user what becomes of this data in particular. Default: none."""
+        yield from ()
+
     def num_segments(self, data: TokenDataset) -> int:
         """The number of segments that rows of this data have at most, counted from 0. Default: 1."""
         return 1

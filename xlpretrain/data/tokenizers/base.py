@@ -115,6 +115,15 @@ def _begins_word(piece: str) -> bool:
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
 
+def lone_surrogate(text: str) -> int | None:
+    """Find the first character that is half of a surrogate pair and so no Unicode text; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
     """The special symbols among the pieces of a vocabulary, or `known` by role. Raises `DataError` if one is missing.
 
