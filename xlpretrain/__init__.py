@@ -40,5 +40,8 @@ def load(
         raise ConfigError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedRun.load(
-        RunDir(Path(run)).check_exists(), device=place, step=step, dtype=precision and DTYPES[precision]
+        RunDir(Path(run)).check_exists(),
+        device=place,
+        step=step,
+        dtype=DTYPES[precision] if precision is not None else None,
     )
