@@ -58,5 +58,5 @@ def test_the_separator_is_the_one_in_the_first_line():
     for separator in ",;\t":
         assert read_separated(f"text{separator}label\nx{separator}1\n", ",", "a.csv")[1] == (2, ("x", "1"))
     assert read_separated('"a;b","c;d"\n1,2\n', ",", "a.csv")[0][1] == ("a;b", "c;d")
-    with pytest.raises(DataError, match="a.csv: line 2: unexpected end of data"):
+    with pytest.raises(DataError, match=r"a\.csv: line 2: unexpected end of data"):
         read_separated('text;label\nx;"1\n', ",", "a.csv")
