@@ -117,7 +117,7 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
     trained = _load(tmp_path, tiny_dataset, "albert")
     limit = trained.config.objective.seq_len - 2
     lines = tmp_path / "lines.txt"
-    lines.write_text("".join(text.replace("\n", " ") + "\n" for text in _texts()))
+    lines.write_text("".join(text.replace("\n", " ") + "\n" for text in (*_texts(), " ".join(_texts()))))
     found = trained.log_likelihoods(lines.read_text().splitlines())
     longer = sum(one.num_tokens > limit for one in found)
     assert 0 < longer < len(found)
