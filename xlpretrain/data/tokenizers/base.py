@@ -30,8 +30,10 @@ WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _UNSPACED = re.compile(
-    "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|TANGUT|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |JAVANESE|BALINESE"
+    "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|YI |TANGUT|NUSHU|KHITAN|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |"
+    "AHOM|JAVANESE|BALINESE|BATAK|BUGINESE"
 )
+"""Begins the names of the letters of scripts that put no spaces between words."""
 _LATIN_1_SIGNS, _THREE_BYTES = 0xC2, 0xE0
 """Lead bytes in UTF-8: of U+0080 to U+00BF; and, with those above, of what takes three bytes or more."""
 
@@ -91,8 +93,8 @@ class Tokenizer:
 
     def word_starts(self) -> np.ndarray:
         """Which tokens begin a word, by id: special symbols, pieces with a word boundary before them, and all that is
-        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs). Of a
-        character that is spelt in bytes the first one alone is known, so all characters of three bytes or more begin a
+        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs). A piece that
+        begins with a combining mark, such as a vowel sign, goes on with the character before it. Of a character that is spelt in bytes the first one alone is known, so all characters of three bytes or more begin a
         word: that is right for ideographs, kana, Thai and symbols, and makes words of the letters of Korean and Hindi.
 
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
@@ -112,6 +114,8 @@ def _begins_word(piece: str) -> bool:
         return lead in (_LATIN_1_SIGNS, *range(_THREE_BYTES, 0x100)) if lead >= 0x80 else not chr(lead).isalpha()
     if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
         return True
+    if unicodedata.category(piece[0])[0] == "M":
+        return False
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
 
