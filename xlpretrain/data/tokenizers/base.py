@@ -94,8 +94,9 @@ class Tokenizer:
     def word_starts(self) -> np.ndarray:
         """Which tokens begin a word, by id: special symbols, pieces with a word boundary before them, and all that is
         not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs). A piece that
-        begins with a combining mark, such as a vowel sign, goes on with the character before it. Of a character that is spelt in bytes the first one alone is known, so all characters of three bytes or more begin a
-        word: that is right for ideographs, kana, Thai and symbols, and makes words of the letters of Korean and Hindi.
+        begins with a combining mark, such as a vowel sign, goes on with the character before it. Of a character that is
+        spelt in bytes the first one alone is known, so all characters of three bytes or more begin a word: that is
+        right for ideographs, kana, Thai and symbols, and makes words of the letters of Korean and Hindi.
 
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
         or capital letter for a word of its own, which is not what its paper means.
