@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Vocabulary:
 
 
 class Tokenizer:
-    """A SentencePiece model.
+    """A SentencePiece model. A text that spells out a special symbol is text: it never becomes that symbol.
 
     vocabulary: its size and special symbols.
     sha256: of the model file; datasets and runs are tied to it.
@@ -76,6 +76,10 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.get_piece_size())}
         self.vocabulary = find_special_tokens(pieces, {"unk": self._processor.unk_id()}, name)
+        own = asdict(self.vocabulary)
+        symbols = [own[role] for role in SPECIAL_TOKENS]
+        if not all(self._processor.is_control(i) or self._processor.is_unknown(i) for i in symbols):
+            self._processor.LoadFromSerializedProto(_with_controls(model, symbols))
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
@@ -107,6 +111,18 @@ class Tokenizer:
         """How a token is spelt, special symbols too."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
+
+
+def _with_controls(model: bytes, symbols: Iterable[int]) -> bytes:
+    """A SentencePiece model in which these pieces are control symbols, which it never finds in a text."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    parsed = sentencepiece_model_pb2.ModelProto()
+    parsed.ParseFromString(model)
+    for symbol in symbols:
+        if parsed.pieces[symbol].type != parsed.SentencePiece.UNKNOWN:
+            parsed.pieces[symbol].type = parsed.SentencePiece.CONTROL
+    return bytes(parsed.SerializeToString())
 
 
 def _begins_word(piece: str) -> bool:
