@@ -1,4 +1,4 @@
-"""Where documents come from. A document is its text, with lines that end in a line feed."""
+"""Where documents come from. A document is its text."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SkipBad = Callable[[BadRecord], None]
 
 
 def read_pieces(source: Source, pieces: Sequence[FileRange], *, skip_bad: SkipBad | None = None) -> Iterator[str]:
-    """The documents in parts of files, also those without any text. Line ends (CRLF, CR) become line feeds.
+    """The documents in parts of files, also those without any text.
 
     skip_bad: called for each record that is no text (default: the first one is an error). Raises `DataError`.
     """
@@ -93,8 +93,6 @@ def read_pieces(source: Source, pieces: Sequence[FileRange], *, skip_bad: SkipBa
                 if skip_bad is None:
                     raise DataError(f"{document.place()}: {document.problem}")
                 skip_bad(document)
-            elif "\r" in document:
-                yield document.replace("\r\n", "\n").replace("\r", "\n")
             else:
                 yield document
 

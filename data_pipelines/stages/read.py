@@ -12,6 +12,7 @@ from data_pipelines.execution.external_sort import Document, SortedDocumentWrite
 from data_pipelines.sources.records import BadRecord, read_unchanged, source_files
 from data_pipelines.stages.splits import PRECEDENCE, SPLITS, SplitKey, assign_split, groups, hash_text
 from data_pipelines.stages.work_dir import Stage, WorkDir, write_counts
+from data_pipelines.tokenizing.train import tokenizes_bytes
 from xlpretrain.errors import DataError
 
 NAME = "read"
@@ -36,8 +37,11 @@ def run(work: WorkDir, task: int) -> None:
             counts.update(("read", BAD_RECORDS))
 
         skip = skip_bad if config.on_bad_record == "skip" else None
+        keeps_line_ends = tokenizes_bytes(config.tokenizer)
         for raw in read_unchanged(source, unit.pieces, work.plan.by_path, skip_bad=skip):
             counts["read"] += 1
+            if "\r" in raw and not keeps_line_ends:
+                raw = raw.replace("\r\n", "\n").replace("\r", "\n")
             if (text := clean(raw, config.clean, counts)) is None:
                 continue
             data = text.encode()
