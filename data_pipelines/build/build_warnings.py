@@ -31,5 +31,5 @@ def find_warnings(config: DataConfig, encoded: Mapping[str, int], trained_on: Ma
             yield (
                 f"{group.folder}: {long / tokens:.1%} of the tokens are in sentences of more than {SAMPLE_TOKENS},"
                 " which samples cut in pieces; set sentences.language, or sentences.line_ends=true if no line ends"
-                " within a sentence"
+                " within a sentence, or sentences.splitter=spaces for Thai and Lao"
             )

@@ -131,7 +131,7 @@ def _begins_word(piece: str) -> bool:
         return lead in (_LATIN_1_SIGNS, *range(_THREE_BYTES, 0x100)) if lead >= 0x80 else not chr(lead).isalpha()
     if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
         return True
-    if unicodedata.category(piece[0])[0] == "M":
+    if piece and unicodedata.category(piece[0])[0] == "M":
         return False
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
 
