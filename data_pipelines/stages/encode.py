@@ -25,7 +25,7 @@ TOKENIZER, NAME = "tokenizer", "encode"
 NO_TOKENS = "no tokens"
 """How documents of which the tokenizer leaves nothing are counted."""
 SAMPLE_TOKENS = 512
-"""What a sample has unless a run's objective says otherwise; longer sentences are cut."""
+"""Length of a sample unless a run's objective sets another; longer sentences are cut."""
 
 
 def tokenizer_sizes(work: WorkDir) -> list[int]:
@@ -133,7 +133,7 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
 
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
-    """Of what the tasks have counted: what cleaning has done."""
+    """The effects of cleaning, from the counts of the tasks."""
     own = ("kept", "tokens in ", "unknown in ", "long in ")
     return {name: count for name, count in counts.items() if not name.startswith(own)}
 

@@ -51,7 +51,7 @@ class TokenizerConfig(Section):
 
 
 class SentenceConfig(Section):
-    """Where sentences end."""
+    """The rules for ends of sentences."""
 
     splitter: Literal["sentencex", "lines", "spaces"] = "sentencex"
     """sentencex: by that library; lines: one sentence per line; spaces: between spaces, for Thai and Lao, which put

@@ -76,7 +76,7 @@ class LabelledDataset(TokenDataset):
         return self._block
 
     def _index(self) -> dict[str, Any]:
-        """What the index of a built dataset would say."""
+        """The index that a built dataset would have."""
         content, num_tokens = self.path.read_bytes(), len(self._block.tokens)
         shard = {
             "name": self.path.name,
@@ -145,7 +145,7 @@ class LabelledSamples(CorpusSamples):
 
     @property
     def num_samples(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return len(self._labels)
 
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
