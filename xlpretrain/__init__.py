@@ -23,7 +23,7 @@ def load(
         step: of which checkpoint (default: the newest whole one).
         device: such as "cpu" (default: the GPU if there is one).
         precision: of the weights, "fp32" or "bf16" (default: as trained). The likelihood of a sentence in bf16 is off
-            by tenths of a nat.
+            by up to 0.1 nats or so.
 
     Raises:
         LaunchError, CheckpointError: no run there, or no whole checkpoint.

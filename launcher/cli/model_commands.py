@@ -142,7 +142,7 @@ def score(
     ] = None,
     step: Step = None,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="Type of the weights; bf16 is off by tenths of a nat a sentence.")
+        Precision, typer.Option("--precision", help="Type of the weights; bf16 is less exact.")
     ] = Precision.FP32,
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""

@@ -152,7 +152,7 @@ class LoadedRun:
             mem_len: positions that a causal model remembers (default: as trained).
             batch_size: rows side by side.
 
-        A model in bf16 (see `xlpretrain.load`) is off by tenths of a nat over a sentence.
+        A model in bf16 (see `precision` of `xlpretrain.load`) is off by up to 0.1 nats or so over a sentence.
 
         Raises:
             ConfigError: the objective has no likelihood of a text (a classifier's), or none is known; or an argument
