@@ -72,11 +72,12 @@ def finetune(
 def predict(run: LoadedRun, data: Path | None, to: Path | None) -> None:
     """Print, or write, a prediction for each text of a file; print how good they are if it has labels."""
     refuse_same_file(data, to)
-    table, (columns, labels) = read_table(data), run.is_classifier
+    columns, labels = run.is_classifier
+    label = cast(LabelledDataConfig, run.config.data).label
+    table = read_table(data, optional=[label])
     if len(columns) == 1 and len(table.columns) == 1:
         columns = table.columns  # whatever it is called
     texts = table.columns_of(columns)
-    label = cast(LabelledDataConfig, run.config.data).label
     truth = table.column(label) if label in table.columns else None
     found = run.predict_classes(texts)
     probabilities = found.probabilities

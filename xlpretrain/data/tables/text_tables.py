@@ -74,7 +74,7 @@ def is_separated(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() in _DELIMITERS
 
 
-def read_table(path: Path | None, *, columns: Sequence[str] = ()) -> Table:
+def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Table:
     """Read a file by the ending of its name: .csv, .tsv, .json, .jsonl; others, and standard input, have a text a line.
 
     `read_separated` says how separators and quotes are told. Blanks around column names are dropped.
@@ -82,6 +82,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = ()) -> Table:
     Args:
         path: the file; None: standard input.
         columns: names for the columns of a .csv or .tsv without a header (default: its first line is the header).
+        optional: columns that may be null or NaN in JSON, which is then blank.
 
     Raises:
         DataError: the file cannot be read, has no rows, one that is unlike the others, or is of another format.
@@ -100,7 +101,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = ()) -> Table:
         if not columns and rows:
             header, rows = tuple(column.strip() for column in rows[0][1]), rows[1:]
     elif kind in (".json", ".jsonl", ".ndjson"):
-        header, rows = _read_objects(content, name, may_be_array=kind == ".json")
+        header, rows = _read_objects(content, name, may_be_array=kind == ".json", optional=optional)
     else:
         header = (TEXT,)
         rows = [(n, (line.removesuffix("\r"),)) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
@@ -119,7 +120,9 @@ def _read_text(path: Path | None, name: str) -> str:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start})") from None
 
 
-def _read_objects(content: str, name: str, *, may_be_array: bool) -> tuple[tuple[str, ...], Numbered]:
+def _read_objects(
+    content: str, name: str, *, may_be_array: bool, optional: Sequence[str]
+) -> tuple[tuple[str, ...], Numbered]:
     """The keys and the values of JSON objects, one per line or in one array. All must have the keys of the first."""
     if may_be_array and content.lstrip()[:1] == "[":
         values = _parse(content, name)
@@ -139,11 +142,15 @@ def _read_objects(content: str, name: str, *, may_be_array: bool) -> tuple[tuple
             shown = json.dumps(value)[:40]
             raise DataError(f"{where}: expected an object such as {{{TEXT!r}: ...}}, got {shown}")
         header = header or tuple(value)
-        missing = [key for key in header if not isinstance(value.get(key), str | int | float)]
-        if missing:
-            raise DataError(f"{where}: no text or number for {', '.join(missing)}")
-        rows.append((number, tuple(str(value[key]) for key in header)))
+        missing = [key for key in header if not _is_value(value.get(key))]
+        if required := [key for key in missing if key not in optional]:
+            raise DataError(f"{where}: no text or number for {', '.join(required)}")
+        rows.append((number, tuple("" if key in missing else str(value[key]) for key in header)))
     return header, rows
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, str | int | float) and value == value  # which NaN is not
 
 
 def _parse(text: str, where: str) -> Any:

@@ -62,6 +62,17 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content:
         read_table(tmp_path / name)
 
 
+def test_null_is_blank_where_a_column_may_be_missing(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": null}\n{"text": "y", "label": NaN}\n{"text": "z", "label": 0}\n')
+    assert read_table(path, optional=["label"]).column("label") == ["", "", "0"]
+    with pytest.raises(DataError, match="line 1: no text or number for label"):
+        read_table(path)
+    path.write_text('{"text": NaN, "label": 1}\n')
+    with pytest.raises(DataError, match="line 1: no text or number for text"):
+        read_table(path, optional=["label"])
+
+
 def test_no_file_no_text_and_no_such_column(tmp_path: Path):
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "a.csv")
