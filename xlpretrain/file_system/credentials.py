@@ -11,6 +11,8 @@ _NAME = re.compile(
     r"|token|secrets?|passw(or)?d|passphrase|credentials?)$",
     re.IGNORECASE,
 )
+_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)|(?<=\w\?)[^\s'\";,)]+")
+"""The user and password of a URL, and its query: signed URLs have the signature there."""
 _FILE = re.compile(
     r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|keystore)"
     r"|\.?tokens(\.\w+)?",
@@ -40,3 +42,8 @@ def is_secret_file(name: str) -> bool:
 def secret_values(environment: Mapping[str, str]) -> list[str]:
     """The values of the environment variables that hold secrets, but for those too short to search for."""
     return [value for name, value in environment.items() if is_secret_name(name) and len(value) >= _MIN_LENGTH]
+
+
+def without_credentials(text: str) -> str:
+    """The text of a message with `***` for the users, passwords and queries of the URLs in it."""
+    return _IN_URL.sub("***", text)

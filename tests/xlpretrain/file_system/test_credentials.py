@@ -5,7 +5,7 @@ from data_pipelines.config import DataConfig
 from launcher.slurm.profile import load_cluster
 from xlpretrain import schema
 from xlpretrain.config import run_config
-from xlpretrain.file_system.credentials import is_secret_file, is_secret_name, secret_values
+from xlpretrain.file_system.credentials import is_secret_file, is_secret_name, secret_values, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,13 @@ def test_files_that_are_no_secrets(name: str) -> None:
 def test_values_are_searched_for_unless_they_are_short() -> None:
     environment = {"HF_TOKEN": "hf_0123456789", "DB_PASSWORD": "short", "HOME": "/home/someone"}
     assert secret_values(environment) == ["hf_0123456789"]
+
+
+def test_credentials_in_urls_are_hidden() -> None:
+    assert without_credentials("https://me:hunter2@host:8/a/b: gone") == "https://***@host:8/a/b: gone"
+    assert without_credentials("URL('https://host/a?sig=x&b=y'); retry?") == "URL('https://host/a?***'); retry?"
+    plain = "https://host/a@b: cannot be fetched; is it the right place? s3://bucket/mine"
+    assert without_credentials(plain) == plain
 
 
 def test_no_key_of_ours_and_no_file_of_ours_is_taken_for_a_secret() -> None:

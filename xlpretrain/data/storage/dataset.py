@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url, without_credentials
+from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url
 from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DamagedDataError, DataError
+from xlpretrain.file_system.credentials import without_credentials
 
 SCHEMA_VERSION = 1
 EMPTY_ENDS = np.empty(0, np.int64)

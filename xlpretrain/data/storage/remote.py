@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any
 
 from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.errors import DataError
+from xlpretrain.file_system.credentials import without_credentials
 
 _AT_ONCE = 8
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0
@@ -34,11 +34,6 @@ class _DamagedAtSourceError(DamagedBlockError):
 def is_url(path: object) -> bool:
     """True for the URL of a remote dataset."""
     return "://" in str(path)
-
-
-def without_credentials(text: str) -> str:
-    """The text with `***` for users, passwords and queries of the URLs in it, for messages."""
-    return re.sub(r"(?<=://)[^/@\s'\"]+(?=@)|(?<=\?)[^\s'\";,)]+", "***", text)
 
 
 def default_folder() -> Path:

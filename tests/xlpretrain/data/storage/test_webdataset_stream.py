@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def test_damage_is_found_in_every_process(small: Path, workers: int, monkeypatch
     dataset.shards[0].path.write_bytes(data)
     with pytest.raises(DamagedDataError, match="block 1 is damaged: its checksum"):
         read(xlpretrain.stream(small), num_workers=workers)
+    gc.collect()  # ends the workers here
 
 
 def test_credentials_in_a_url_are_not_printed(small: Path, tmp_path: Path):
