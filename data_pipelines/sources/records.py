@@ -117,7 +117,9 @@ def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str]
     """From the first blank line at or after `start` (but 0) to the first at or after `stop`."""
     lines: list[bytes] = []
     inside = start == 0
-    for offset, line in read_lines(path, start):
+    for offset, line in read_lines(path, start, stop):
+        if not inside and 0 <= stop <= offset:
+            return
         if line.strip() and not (line[0] > 127 and decode(line, f"{path}: ").isspace()):
             if inside:
                 lines.append(line)
@@ -142,7 +144,7 @@ def _join(lines: Sequence[bytes], path: str, offset: int) -> str:
 
 
 def _read_jsonl(source: RecordSource, path: str, start: int, stop: int) -> Iterator[str]:
-    for number, (offset, line) in enumerate(read_lines(path, start), start=1):
+    for number, (offset, line) in enumerate(read_lines(path, start, stop), start=1):
         if 0 <= stop <= offset:
             return
         if offset == 0:
