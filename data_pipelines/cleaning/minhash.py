@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # imported late: it takes a second
     from datasketch import MinHash
 
 CHARACTERS_PER_WORD = 1
-"""Letters that count as a word in scripts without spaces: a letter that differs there spoils as many runs as a word that
-differs does elsewhere."""
+"""Letters that count as a word in scripts without spaces: there a letter that differs spoils as many runs as a word
+elsewhere."""
 
 _SEED = 1
 _RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes

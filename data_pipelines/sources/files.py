@@ -22,7 +22,7 @@ _REMOTE_BLOCK_BYTES = 8 << 20
 _ZST_BYTES = 64 << 10
 """Decompressed at a time; what comes out is a few times as much."""
 _ZST_WINDOW_BYTES = 1 << 31
-"""The largest window that zstd itself writes (--long=31): so much memory, at most, does a file with such a window take."""
+"""The largest window that zstd itself writes (--long=31), and so the most memory that reading a file takes."""
 
 
 def is_remote(path: str) -> bool:

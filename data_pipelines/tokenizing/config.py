@@ -20,7 +20,7 @@ class TokenizerConfig(Section):
     path: Path | None = None
     """A SentencePiece model, a tokenizer.json, or a folder that holds one of them, to use as it is; the other keys then
     mean nothing."""
-    vocab_size: int = Field(32000, ge=16)
+    vocab_size: int = Field(32000, ge=16, le=1 << 24)
     """Pieces in the vocabulary, special symbols included."""
     model_type: Literal["unigram", "bytes", "word"] = "unigram"
     """A SentencePiece model; or every byte a token (enwik8); or every word between spaces, and every end of a line, the

@@ -11,19 +11,20 @@ da danish dansk dan | de german deutsch deu ger | el greek ell gre | en english 
 fa persian farsi fas per | fi finnish suomi fin | fr french français francais fra fre | gu gujarati guj | he hebrew heb
 hi hindi hin | hu hungarian magyar hun | hy armenian hye arm | id indonesian ind | it italian italiano ita
 ja japanese jpn | kk kazakh kaz | kn kannada kan | ko korean kor | ml malayalam mal | mr marathi mar
-my burmese myanmar mya bur | nl dutch nederlands nld dut | no norwegian norsk nor | pa punjabi pan | pl polish polski pol
-pt portuguese português por | ro romanian ron rum | ru russian русский rus | sk slovak slovenčina slk slo
+my burmese myanmar mya bur | nl dutch nederlands nld dut | no norwegian norsk nor | pa punjabi pan
+pl polish polski pol | pt portuguese português por | ro romanian ron rum | ru russian русский rus
+sk slovak slovenčina slk slo
 sv swedish svenska swe | ta tamil tam | te telugu tel | th thai tha | tr turkish türkçe tur | uk ukrainian ukr
 ur urdu urd | vi vietnamese vie | zh chinese mandarin zho chi"""
 CODES_BY_NAME = {name: entry.split()[0] for entry in re.split(r" \| |\n", _NAMES) for name in entry.split()}
 
 _WITH_RULES = "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk"
 _AS_A_RELATIVE = (  # sentencex cuts these by the rules of a related language
-    "aae acm aeb aeb-arab als alt anp apc arn arq ary arz ast avk awa bar bci blk bpy bxr csb de-at de-ch de-formal dsb "
+    "acm aeb aeb-arab als alt anp apc arn arq ary arz ast avk awa bar bci blk bpy bxr csb de-at de-ch de-formal dsb "
     "dua egl eml es-formal ext fit fon frc frp frr fur gcf gcr gld gsw guc hke hrx hsb hyw inh jut kaa kab kbp kea kjh "
     "kjp kk-latn koi krc krl ksh ksw kum lad lbe lez lij lld lmo lua mag mai mdf mhr mnw mrj mwl myv nah nap nds "
     "nds-nl nl-informal olo pcd pdc pdt pfl pms pnt pt-br qug rgn rue rut sah scn sdc ses shy sjd sli smn sro srn stq "
-    "sty szl tcy tet tyv udm vec vls vmf vmw vot wls xal"
+    "sty szl aae tcy tet tyv udm vec vls vmf vmw vot wls xal"
 )
 _ISO_639_1 = (
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
@@ -50,7 +51,8 @@ def find_language_problem(code: str) -> str | None:
         names = difflib.get_close_matches(base, CODES_BY_NAME, 1, 0.75)
         meant = CODES_BY_NAME[names[0]] if names else ""
     hint = f" (did you mean {meant!r}?)" if meant else ""
+    with_rules = _WITH_RULES.replace(" ", ", ")
     return (
-        f"{code!r} is no language that is known{hint}; expected a code of ISO 639-1, of which {_WITH_RULES.replace(' ', ', ')} have "
-        "rules of their own and others are cut as English"
+        f"{code!r} is no language that is known{hint}; expected a code of ISO 639-1, of which {with_rules} have rules "
+        "of their own and others are cut as English"
     )

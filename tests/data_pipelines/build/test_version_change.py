@@ -10,7 +10,7 @@ from languages import LANGUAGES
 from rich.console import Console
 
 from data_pipelines.build import __main__ as job
-from data_pipelines.build.pipeline import build, build_lock, run_stage, start_build, stages_of
+from data_pipelines.build.pipeline import build, build_lock, run_stage, stages_of, start_build
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers

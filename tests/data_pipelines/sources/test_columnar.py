@@ -41,7 +41,9 @@ WRITERS = pytest.mark.parametrize("write", [write_parquet, write_arrow])
 
 
 @WRITERS
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_every_type_of_text_is_read(write: Write, kind: pa.DataType, tmp_path: Path):
     assert read(write(tmp_path, pa.array(["one", "zwei\nö"], kind))) == ["one", "zwei\nö"]
 

@@ -141,8 +141,8 @@ def test_no_text_is_one_empty_sentence():
 
 
 SENTENCES = {
-    "Chinese": "昨天老师在图书馆读了一本书，学生在河边写了一封信。",
-    "quotations": "他说「我昨天来了。你呢」后来我们走了！",
+    "Chinese": "昨天老师在图书馆读了一本书，学生在河边写了一封信。",  # noqa: RUF001
+    "quotations": "他说「我昨天来了。你呢」后来我们走了！",  # noqa: RUF001
     "Latin without spaces": "HERIMAGISTER,INBIBLIOTHECA!",
     "open quotation marks": "She 'saw « it. ",
 }
