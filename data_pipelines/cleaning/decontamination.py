@@ -21,10 +21,10 @@ class DecontaminationConfig(Section):
     """The held-out set, and how much of it a training document may not hold."""
 
     against: tuple[Source, ...] = Field(min_length=1)
-    """Where the held-out texts come from; `corpus`, `into` and `weight` mean nothing here."""
+    """Sources of the held-out texts; `corpus`, `into` and `weight` have no meaning here."""
     words: int = Field(13, ge=1)
-    """A run of this many words in common is too long, ignoring case and punctuation. In scripts without spaces between
-    words, two letters count as a word."""
+    """Number of consecutive words, ignoring case and punctuation, that count as an overlap. In scripts without spaces
+    between words, two letters count as a word."""
 
     def problems(self) -> Iterator[Problem]:
         if any(getattr(source, "path", None) == "-" for source in self.against):
@@ -43,7 +43,7 @@ def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
 
 
 def overlaps(text: str, ngrams: frozenset[int], num_words: int) -> bool:
-    """Check whether a document has a run of `num_words` words that is among `ngrams`."""
+    """True if a document contains one of these sequences of words."""
     return any(run in ngrams for run in _ngrams(text, num_words))
 
 

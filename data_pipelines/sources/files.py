@@ -26,12 +26,12 @@ _ZST_WINDOW_BYTES = 1 << 31
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL."""
+    """True if it is a URL."""
     return "://" in path
 
 
 def is_compressed(path: str) -> bool:
-    """Whether a file is decompressed as it is read."""
+    """True if a file is decompressed as it is read."""
     return path.endswith(COMPRESSED)
 
 
@@ -155,7 +155,7 @@ class TailWatcher(Iterator[bytes]):
         return chunk
 
     def ends_in_zeros(self, start: int) -> bool:
-        """Whether there is something from an offset on, and nothing but zeros."""
+        """True if a file continues after an offset with nothing but zeros."""
         recent = [chunk[max(start - first, 0) :] for first, chunk in self._recent]
         return not any(map(any, recent)) and not any(map(any, self)) and self._offset > start
 

@@ -14,14 +14,14 @@ from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
-    """What the streams of a run read. Raises `DataError`."""
+    """The samples that the streams of a run read. Raises `DataError`."""
     make = partial(
         config.objective.training_samples,
         mem_len=config.model.mem_len,
         num_streams=config.global_batch_size,
         shuffle_blocks=config.data.shuffle_blocks,
     )
-    return train.rows(make, seed=config.seed)
+    return train.samples(make, seed=config.seed)
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
@@ -54,7 +54,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
 
 
 def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
-    """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
+    """Check that the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.eval_objective(config.eval)
     found: list[Problem] = []
     for manifest in train.manifests:
@@ -75,7 +75,7 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
 
 
 def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
-    """Whether there is enough to read for one step, and as far as max_epochs lets it, for all."""
+    """Yield a problem if the data is too short for one step or, as far as max_epochs allows, for all steps."""
     single = train.is_one_dataset
     for index, corpus in enumerate(train.corpora):
         data, needed = corpus.manifest, config.tokens_per_step if single else 1
@@ -87,10 +87,14 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 " smaller block_tokens",
             )
             return
-    rows = None if single else make_training_samples(config, train)
-    if isinstance(rows, MixtureSamples) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
+    samples = None if single else make_training_samples(config, train)
+    if (
+        isinstance(samples, MixtureSamples)
+        and samples.num_steps is not None
+        and samples.num_steps < (config.max_steps or 0)
+    ):
         yield (
             "max_steps",
-            f"after {rows.num_steps} steps every corpus of data.train has been read max_epochs times, got"
+            f"after {samples.num_steps} steps every corpus of data.train has been read max_epochs times, got"
             f" {config.max_steps}; lower it, or raise max_epochs of a corpus (leave it out: no end)",
         )

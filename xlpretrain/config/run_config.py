@@ -35,7 +35,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=NAME)
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
-    """Where run folders lie."""
+    """Folder that holds the run folders."""
     seed: int = Field(1, ge=0, lt=2**63)
     """The seed of the weights, the data order and dropout."""
     data: DataConfigUnion
@@ -47,9 +47,9 @@ class RunConfig(Section):
     init_from: Path | None = None
     """A run folder or a checkpoint whose weights to begin with; optimizer and step start anew."""
     global_batch_size: int = Field(16, gt=0)
-    """Rows in one step, which is the number of streams: fixed for the life of a run."""
+    """Samples in one step, which is the number of streams: fixed for the life of a run."""
     micro_batch_size: int = Field(8, gt=0)
-    """The most rows that one rank puts through the model at once; accumulation follows from it."""
+    """The most samples that one rank puts through the model at once; accumulation follows from it."""
     max_steps: int | None = Field(None, gt=0)
     """Steps to train for. Give this, or max_tokens, or max_epochs."""
     max_tokens: int | None = Field(None, gt=0)
@@ -65,7 +65,7 @@ class RunConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
 
     def problems(self) -> Iterator[Problem]:
-        """What does not fit together, before any data is looked at."""
+        """Yield the keys that contradict each other, before any data is opened."""
         lengths = [name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(self, name) is not None]
         if len(lengths) != 1:
             yield (
@@ -86,7 +86,7 @@ class RunConfig(Section):
         return self.model.mem_len if settings.mem_len is None else settings.mem_len
 
     def eval_objective(self, settings: EvalConfig) -> Objective:
-        """The objective with the row length of an evaluation. Raises `ConfigError` if its settings do not fit."""
+        """The objective with the sample length of an evaluation. Raises `ConfigError` if its settings do not fit."""
         objective, source = self.objective, f"{self.name}, its evaluation"
         if settings.seq_len is not None:
             data = self.model_dump(mode="json")
@@ -102,7 +102,7 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> RunDir:
-        """Where the run lies."""
+        """The folder of this run."""
         return RunDir(self.runs_dir / self.name)
 
     def build_model(self, vocab_size: int) -> PretrainingModel:

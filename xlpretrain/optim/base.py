@@ -1,4 +1,5 @@
-"""What every optimizer is to the engines: its keys, what it must see to be right, and which parameters decay.
+"""The interface of an optimizer to the engines: its keys, the view of parameters that it needs, and which of them
+decay.
 
 ZeRO hands an optimizer flat *masters*: fp32 slices of many parameters laid end to end, with padding. One that is
 element-wise (AdamW) is right on them as it is. One that is layer-wise (LAMB) needs norms of whole tensors, and is told
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from xlpretrain.schema import Section
 
-ParameterView = Literal["elements", "segments", "parameters"]
+ParameterView = Literal["elements", "slices", "parameters"]
 
 
 class OptimizerConfig(Section, ABC):
@@ -48,11 +49,11 @@ class OptimizerConfig(Section, ABC):
 
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over `parameters` (each once), with no state; a `LayerwiseOptimizer` for segments."""
+        """The optimizer over `parameters` (each once), with no state; a `LayerwiseOptimizer` for slices."""
 
 
 @dataclass(frozen=True)
-class Segment:
+class TensorSlice:
     """`size` elements from `offset` on, in a flattened master, are part of tensor number `tensor` of the model."""
 
     tensor: int
@@ -61,16 +62,16 @@ class Segment:
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
-    """An optimizer that needs norms of whole tensors, and knows how to get them from segments."""
+    """An optimizer that needs norms of whole tensors, and knows how to get them from slices."""
 
     @abstractmethod
     def set_parameter_slices(
-        self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
+        self, slices: Mapping[Tensor, Sequence[TensorSlice]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
         """Learn where tensors lie, before the first step.
 
         Args:
-            segments: for every master of this rank; those of one tensor are a single segment. Padding is in none.
+            slices: for every master of this rank; those of one tensor are a single slice. Padding is in none.
             num_tensors: of the model, over all masters and ranks: they are numbered from 0.
             group: the ranks that hold the rest of the tensors; None where every rank holds all of them.
         """

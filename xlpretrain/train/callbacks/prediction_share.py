@@ -37,7 +37,7 @@ class PredictionCounter:
         self.step = sum(map(self._count, batches), _zeros())
 
     def metrics(self, *, is_last: bool, warn: Callable[[str], None]) -> Metrics:
-        """Of the step that was counted last, over all ranks; each of them calls it. Warns once."""
+        """Metrics of the last counted step, over all ranks; each of them calls it. Warns once."""
         if self.objective.predicted_share is None:
             return {}
         step = np.array(distributed.all_reduce_sum(self.step.tolist())).astype(np.int64)
@@ -55,8 +55,8 @@ class PredictionCounter:
         if batch.inputs.attention_mask is None:
             return _zeros()
         lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
-        predictions = np.bincount(batch.rows_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
-        samples = lengths > 1  # a row that is left out has a symbol at most
+        predictions = np.bincount(batch.samples_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
+        samples = lengths > 1  # a sample that is left out has a symbol at most
         return np.array(
             [lengths[samples].sum(), predictions.sum(), samples.sum(), (samples & (predictions == 0)).sum()]
         )
