@@ -37,7 +37,7 @@ _WITHOUT_PAIRS = str.maketrans(dict.fromkeys(_PAIRS, " "))
 def _line_end_after(terminators: str) -> re.Pattern[str]:
     """Finds a line end that may end a sentence and is not at the end of a part, of parts with zeros between."""
     closed = "|".join(rf"(?<=[{terminators}]{closers}\n)" for closers in ("", r"\W", r"\W\W"))
-    return re.compile(rf"\n(?<=[^\w,;:]\n)(?:{closed})(?!\s*\0)")
+    return re.compile(rf"\n(?<=[^\w,;:]\n)(?<!\s\s\s\n)(?!\s*\0)(?:{closed})")
 
 
 _LEADING_MARKER = re.compile(rf"\0(?![A-Z][abe-hjknopq-uwyz ]){_MARKER}")  # most sentences are ruled out at once
@@ -156,6 +156,8 @@ def _by_sentencex(text: str, language: str) -> list[str]:
 
     They are the parts of the whole text, unless a quotation or an item of a list reaches over the end of a window.
     """
+    if len(text) <= 2 * _SMALL_WINDOW:  # most texts
+        return _segment_window(text, language)
     parts: list[str] = []
     start = sentence = 0  # where the window, and the sentence at its start, begin
     while start + (size := _window_size(text[start : start + _WINDOW])) < len(text):
@@ -168,12 +170,12 @@ def _by_sentencex(text: str, language: str) -> list[str]:
         else:
             middle = start + size // 2
             start = max(text.rfind(" ", start, middle), text.rfind("\n", start, middle)) + 1 or middle
-    first, *others = _segment_window(text[start:], language) or [""]
-    return [*parts, text[sentence:start] + first, *others] if text else []
+    first, *others = _segment_window(text[start:], language)
+    return [*parts, text[sentence:start] + first, *others]
 
 
 def _window_size(text: str) -> int:
-    if len(text) <= _SMALL_WINDOW:
+    if len(text) <= 2 * _SMALL_WINDOW:
         return _WINDOW
     longest = max(map(len, text.replace(".", " ").split()), default=0)
     return _SMALL_WINDOW if longest > _SMALL_WINDOW else _WINDOW

@@ -162,7 +162,7 @@ def test_sentencex_is_shown_text_of_any_length_a_bounded_number_of_times(
     monkeypatch.setattr(sentencex, "segment", count)
     text = sentence * (100_000 // len(sentence))
     assert split_sentences(text, SentenceConfig(language="zh")) == [sentence] * (100_000 // len(sentence))
-    assert max(shown) <= (1 << 15 if " " in text else 1 << 12)
+    assert max(shown) <= (1 << 15 if " " in text else 1 << 13)
     assert sum(shown) <= 2.5 * len(text)
 
 
