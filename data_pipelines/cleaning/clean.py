@@ -23,7 +23,7 @@ class MinHashConfig(Section):
     """The definition of near-duplicates: documents that share all hashes of a band."""
 
     words: int = Field(5, ge=1)
-    """Documents are compared by their runs of so many words."""
+    """Documents are compared by their runs of this many words; in scripts without spaces between words, of letters."""
     bands: int = Field(14, ge=1, le=64)
     """More bands find pairs that are less alike."""
     rows: int = Field(8, ge=1, le=64)

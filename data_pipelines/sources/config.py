@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -11,6 +12,8 @@ from pydantic import Field
 from xlpretrain.schema import Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
+_TEXT_FORMAT = re.compile(r"(?:(?s:.)?[<>^])?\d{0,4}(?:\.\d{1,9})?s?")
+"""A format that Python knows for strings; of at most 9,999 characters, for each takes memory."""
 _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
@@ -53,15 +56,25 @@ class RecordSource(FileSource):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.template is not None:
-            try:
-                names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
-            except ValueError as error:
-                yield "template", f"not a template: {error}; write {{{{ for a brace"
+            if problem := _find_template_problem(self.template):
+                yield "template", problem
                 return
-            if not names or not all(name.replace("-", "_").isidentifier() for name in names):
-                yield "template", 'expected fields by their names, such as "{title}\\n\\n{body}"'
             if "field" in self.model_fields_set:
                 yield "template", "give field or template, not both"
+
+
+def _find_template_problem(template: str) -> str | None:
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        return f"not a template: {error}; write {{{{ for a brace"
+    if not fields or not all(name.replace("-", "_").isidentifier() for name, _, _ in fields if name is not None):
+        return 'expected fields by their names, such as "{title}\\n\\n{body}"'
+    for name, spec, conversion in fields:
+        if conversion not in (None, "s", "r", "a") or not _TEXT_FORMAT.fullmatch(spec or ""):
+            written = f"{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+            return f"{{{written}}}: no format of text, and every field is text; write {{{name}}}"
+    return None
 
 
 class TextSource(FileSource):

@@ -28,7 +28,7 @@ from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
 
 FORMAT = 3
-"""Raised when work folders of an older xlpretrain cannot be gone on with."""
+"""Version of work folders; an unfinished build of an older version starts anew."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 
 
@@ -36,7 +36,7 @@ _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 class BuildPlan:
     """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
     depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
-    tokenizer_sha256: of the one that was brought along, if one was."""
+    tokenizer_sha256: of the one that was brought along, if one was. versions: of what the bytes depend on."""
 
     out: Path
     config: DataConfig
@@ -46,6 +46,7 @@ class BuildPlan:
     files: tuple[File, ...] = ()
     held_out: tuple[File, ...] = ()
     tokenizer_sha256: str | None = None
+    versions: tuple[str, ...] = ()
 
     @cached_property
     def by_path(self) -> dict[str, File]:
@@ -68,7 +69,8 @@ class BuildPlan:
         config = self.config.model_dump(mode="json", exclude={"workers"})
         whole = {"out": str(self.out), "config": config, "units": units, "state": self.state}
         files = {"files": list(map(astuple, self.files)), "held_out": list(map(astuple, self.held_out))}
-        return json.dumps({**whole, **files, "tokenizer": self.tokenizer_sha256, "built_from": self.built_from})
+        made_by = {"tokenizer": self.tokenizer_sha256, "versions": self.versions}
+        return json.dumps({**whole, **files, **made_by, "built_from": self.built_from})
 
     @classmethod
     def from_json(cls, text: str) -> BuildPlan:
@@ -88,6 +90,7 @@ class BuildPlan:
             files=files,
             held_out=held_out,
             tokenizer_sha256=data.get("tokenizer"),
+            versions=tuple(data.get("versions", ())),
         )
 
 
@@ -109,7 +112,7 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
     inputs = [File("the tokenizer", 0, tokenizer)] if tokenizer else []
     inputs += [*held_out, *(file for files in read for file in files)]
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
-    versions = [str(FORMAT), *map(version, _LIBRARIES)]
+    versions = current_versions()
     return BuildPlan(
         out=final_place(config.out),
         config=config,
@@ -119,7 +122,13 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
         files=tuple(file for file in found if file.path != STANDARD_INPUT),
         held_out=tuple(held_out),
         tokenizer_sha256=tokenizer or None,
+        versions=versions,
     )
+
+
+def current_versions() -> tuple[str, ...]:
+    """The versions of this program and its libraries that decide which bytes a build makes."""
+    return (str(FORMAT), *map(version, _LIBRARIES))
 
 
 def describe_settings(config: DataConfig) -> Any:
