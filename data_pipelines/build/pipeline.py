@@ -69,7 +69,7 @@ def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
 
 def stages_of(config: DataConfig) -> list[Stage]:
     """What a build consists of, in this order."""
-    near = [deduplicate.NEAR_STAGE] if config.clean.near_duplicates else []
+    near = [deduplicate.NEAR_STAGE] if config.clean.minhash_dedup else []
     paragraphs = [deduplicate.PARAGRAPH_STAGE] if config.clean.duplicate_paragraphs else []
     return [read.STAGE, *near, *paragraphs, encode.TOKENIZER_STAGE, encode.STAGE, write_shards.STAGE]
 

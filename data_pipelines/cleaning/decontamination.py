@@ -20,7 +20,7 @@ class DecontaminationConfig(Section):
     """The held-out set, and how much of it a training document may not hold."""
 
     against: tuple[Source, ...] = Field(min_length=1)
-    """Where the held-out texts come from; `corpus`, `into` and `weight` mean nothing here."""
+    """Where the held-out texts come from; `subset`, `split` and `weight` mean nothing here."""
     words: int = Field(13, ge=1)
     """So many words in a row, without regard to case and punctuation, are too many in common."""
 

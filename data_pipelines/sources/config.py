@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section, TaggedUnion
+from xlpretrain.schema import FormerKey, Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
 _RESERVED = ("train", "valid", "test", "tokenizer")
@@ -17,16 +17,16 @@ _RESERVED = ("train", "valid", "test", "tokenizer")
 class BaseSource(Section):
     """What every source can be told."""
 
-    corpus: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    """Keep it apart, as out/CORPUS/train and so on; sources with the same name (or none) are merged."""
-    into: Literal["train", "valid", "test"] | None = None
+    subset: Annotated[str | None, FormerKey("corpus")] = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
+    split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
     """Put all of it into this split, instead of holding out a share."""
     weight: float | None = Field(None, gt=0)
     """Its part of the tokenizer's training sample, relative to the others (default: its part of the text)."""
 
     def problems(self) -> Iterator[Problem]:
-        if self.corpus in _RESERVED:
-            yield "corpus", f"{self.corpus} has a meaning in `out`; choose another name"
+        if self.subset in _RESERVED:
+            yield "subset", f"{self.subset} has a meaning in `out`; choose another name"
 
 
 class FileSource(BaseSource):
@@ -68,8 +68,8 @@ class TextSource(FileSource):
     """Plain text files."""
 
     type: Literal["text"] = "text"
-    split: Literal["files", "blank_lines"] = "files"
-    """What a document is: a whole file, or what stands between blank lines."""
+    documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
+    """What a document is: a whole file, or the text between blank lines."""
 
 
 class JsonlSource(RecordSource):

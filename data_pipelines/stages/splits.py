@@ -28,8 +28,8 @@ class SplitKey:
 
 def groups(config: DataConfig) -> list[SplitKey]:
     """All that a build makes; the training split of every corpus first."""
-    corpora = dict.fromkeys(source.corpus or "" for source in config.sources)
-    named = {(source.corpus or "", source.into) for source in config.sources}
+    corpora = dict.fromkeys(source.subset or "" for source in config.sources)
+    named = {(source.subset or "", source.split) for source in config.sources}
     shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}
     return [
         SplitKey(corpus, split)

@@ -29,7 +29,7 @@ _MAY_CHANGE = (
     "data.on_damage",
     "data.cache_dir",
     "data.cache_bytes",
-    "data.patience_s",
+    "data.retry_s",
 )
 
 

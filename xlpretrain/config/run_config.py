@@ -21,7 +21,7 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
-from xlpretrain.run_dir.layout import NAME, RunDir
+from xlpretrain.run_dir.layout import NAME, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
 from xlpretrain.schema import Problem, Section
 from xlpretrain.tracking.trackers import LogConfig, WandbConfig
@@ -118,7 +118,8 @@ class RunConfig(Section):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's configuration from YAML and `key=value` overrides. Raises `ConfigError` with every mistake."""
-    data = schema.apply_overrides(schema.read_yaml(path), overrides)
+    data = schema.read_section(RunConfig, path, quiet=is_resolved(path))
+    data = schema.apply_overrides(data, overrides, RunConfig)
     refuse_secrets(data, str(path))
     return schema.validate(RunConfig, data, str(path))
 

@@ -204,3 +204,9 @@ class RunDir:
         """Replace the status. Raises OSError, and what `fence` raises just before."""
         stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
         atomic_write(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)
+
+
+def is_resolved(config: Path) -> bool:
+    """Check whether a config is one that a run or its submission was given, rather than one that a user wrote."""
+    ours = (RunDir(config.parent).provenance, config.parent / "cluster.yaml")
+    return config.name == "config.yaml" and any(path.is_file() for path in ours)

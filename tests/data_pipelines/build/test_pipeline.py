@@ -149,7 +149,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_goes_on(tmp_path: Path):
     assert tree(tmp_path / "data") == tree(tmp_path / "other")
 
 
-CLEANING = {"exact_duplicates": True, "duplicate_paragraphs": True, "near_duplicates": True}
+CLEANING = {"exact_duplicates": True, "duplicate_paragraphs": True, "minhash_dedup": True}
 
 
 @pytest.fixture(scope="module")
