@@ -26,7 +26,7 @@ def run(work: WorkDir, task: int) -> None:
     """Read one unit. Raises `DataError`."""
     config, unit = work.config, work.plan.units[task]
     source = config.sources[unit.source]
-    into = None if source.split is None else SPLITS.index(source.split)
+    given = None if source.split is None else SPLITS.index(source.split)
     counts: Counter[str] = Counter()
     with work.task_output(NAME, task) as folder:
         writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
@@ -36,7 +36,7 @@ def run(work: WorkDir, task: int) -> None:
                 continue
             data = text.encode()
             digest, order = hash_text(data, seed=config.seed)
-            split = assign_split(digest, config.splits) if into is None else into
+            split = assign_split(digest, config.splits) if given is None else given
             if split == 0 and is_contaminated(text, config.clean, counts):
                 continue
             counts[f"in {SplitKey(source.subset or '', SPLITS[split]).folder}"] += 1

@@ -65,5 +65,5 @@ def require_documents(counts: dict[SplitKey, int]) -> None:
             of = f" of {group.corpus}" if group.corpus else ""
             raise DataError(
                 f"none of the {total} documents falls into {group.folder}{of}: add documents, cut them smaller (a text "
-                "source can `split: blank_lines`), or change splits.valid and splits.test"
+                "source can use `documents: blank_lines`), or change splits.valid and splits.test"
             )

@@ -12,7 +12,7 @@ from xlpretrain import schema
 from xlpretrain.config import data_rules, resume_rules, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import ConfigError
-from xlpretrain.schema import Section
+from xlpretrain.schema import Section, former_keys
 from xlpretrain.train.setup import resolve_run
 
 SHIPPED = sorted(ROOT.glob("configs/*.yaml"))
@@ -39,6 +39,27 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
     config = run_config.load(path)
     (tmp_path / "dumped.yaml").write_text(schema.dump(config))
     assert run_config.load(tmp_path / "dumped.yaml") == config
+
+
+def test_a_former_key_is_read_from_a_file_an_override_and_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(former_keys, "_warned", set())
+    monkeypatch.delenv("RANK", raising=False)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "data": {"train": "data/train", "patience_s": 7.0}}))
+    (tmp_path / "provenance.json").write_text("{}")
+    begun = run_config.load(path)
+    assert begun.data.retry_s == 7.0
+    assert capsys.readouterr().err == ""  # nobody typed the keys in the folder of a run
+    assert run_config.load(path, ["data.patience_s=8"]).data.retry_s == 8.0
+    (tmp_path / "provenance.json").unlink()
+    assert run_config.load(path, ["data.retry_s=9"]).data.retry_s == 9.0
+    assert capsys.readouterr().err.count("data.patience_s is now called data.retry_s") == 1
+    changed = resume_rules.check_resume(
+        begun, run_config.load(path, ["data.retry_s=9"]), folder=tmp_path, allow_recipe_change=False
+    )
+    assert changed == ["data.retry_s: 7.0 -> 9.0"]
 
 
 def test_every_key_is_explained():
