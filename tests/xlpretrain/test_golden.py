@@ -76,8 +76,10 @@ def test_datasets_are_whole(version: Path, tmp_path: Path):
 def test_finished_datasets_are_up_to_date(version: Path, tmp_path: Path):
     for dataset in sorted((unpack(version, tmp_path) / "data").iterdir()):
         described = json.loads((dataset / "train" / "index.json").read_text())["built_from"]["settings"]
-        if described["tokenizer"]["model_type"] == "bytes":  # whose other keys may not be given
-            described["tokenizer"] = {"model_type": "bytes"}
+        tokenizer = described["tokenizer"]
+        kind = "path" if tokenizer["path"] else "model_type"
+        if kind == "path" or tokenizer[kind] == "bytes":  # the other keys may not be given then
+            described["tokenizer"] = {kind: tokenizer[kind]}
         for settings in (described, schema.current_keys(DataConfig, described)):  # the former keys, and today's
             config = schema.validate(DataConfig, {**settings, "out": str(dataset)}, "data.yaml")
             assert build(config, console=Console(quiet=True)).reused
