@@ -205,6 +205,19 @@ def evaluate(
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
+    clamp_len: Annotated[
+        int | None,
+        typer.Option(
+            min=-1, help="Count longer distances between tokens as this long; -1: no limit (default: as trained)."
+        ),
+    ] = None,
+    same_length: Annotated[
+        bool | None,
+        typer.Option(help="Let every token attend equally many positions, or not (default: as trained)."),
+    ] = None,
+    num_streams: Annotated[
+        int | None, typer.Option(min=1, help="Slices of the text, read side by side (default: eval.num_streams).")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
     num_processes: NumProcesses = None,
 ) -> None:
@@ -213,9 +226,18 @@ def evaluate(
     from xlpretrain.config import run_config
 
     folder = RunDir(run).check_exists()
-    num_streams = run_config.load(folder.config).eval.num_streams
-    options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
+    num_streams = num_streams or run_config.load(folder.config).eval.num_streams
+    options = {
+        "--data": data,
+        "--mem-len": mem_len,
+        "--seq-len": seq_len,
+        "--clamp-len": clamp_len,
+        "--num-streams": num_streams,
+        "--max-tokens": max_tokens,
+    }
     given = [*(moved or []), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+    if same_length is not None:
+        given.append("--same-length" if same_length else "--no-same-length")
     num_processes = num_processes or torchrun.default_num_processes(num_streams)
     ended = torchrun.launch("xlpretrain.evaluation.__main__", [str(run), *given], num_processes=num_processes)
     if ended.exit_code < 0 and not ended.signal:

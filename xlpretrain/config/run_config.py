@@ -96,6 +96,11 @@ class RunConfig(Section):
         found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
         if mem_len and "memory" not in self.model.provides:
             found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
+        for key in ("clamp_len", "same_length"):
+            if getattr(settings, key) is not None and key not in type(self.model).model_fields:
+                found.append((f"eval.{key}", f"means nothing for {self.model.type}, which has no model.{key}"))
+        if settings.same_length and mem_len == 0:
+            found.append(("eval.same_length", "needs a memory to look back into, but the evaluation has none"))
         if found:
             raise ConfigError(schema.format_problems(source, found))
         return objective

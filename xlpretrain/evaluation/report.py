@@ -130,7 +130,9 @@ def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, E
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
         console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
-        found[name] = run.evaluate(config=settings.model_copy(update={"mem_len": length}))
+        same_length = settings.same_length if length else None  # which needs a memory
+        changes = {"mem_len": length, "same_length": same_length}
+        found[name] = run.evaluate(config=settings.model_copy(update=changes))
     return found
 
 

@@ -25,7 +25,7 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate_run
 from xlpretrain.run_dir import lease
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -214,14 +214,13 @@ def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[
     if data.valid is None:
         return None
     call = partial(
-        evaluate,
+        evaluate_run,
+        config,
+        config.eval,
         engine.evaluate,
-        engine.model.backbone.empty_memory,
+        engine.model.backbone,
         manifest=data.valid,
         tokenizer=data.tokenizer,
-        objective=config.eval_objective(config.eval),
-        mem_len=config.eval_mem_len(config.eval),
-        config=config.eval,
         device=engine.device,
     )
     return lambda pause: call(pause=pause)

@@ -23,6 +23,7 @@ from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.__main__ import main
 from xlpretrain.config import run_config
+from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer
 from xlpretrain.errors import ConfigError, DataError
@@ -248,9 +249,18 @@ def test_eval_takes_the_split_that_it_is_told_of(here: Path):
     shutil.rmtree(dataset / "train")
     last = commands.read_metrics(run)[-1]["valid/loss"]
     limits = ("--max-tokens", 1000, "--nproc", 1)
-    for place in (("--data", dataset / "valid"), (f"data.valid={dataset / 'valid'}",)):
-        out, _ = commands.run("eval", run, *place, *limits)
-        assert float(out.split("nats each")[1].split()[0]) == pytest.approx(last, rel=1e-6)
+    out, _ = commands.run("eval", run, "--data", dataset / "valid", *limits)
+    assert float(out.split("nats each")[1].split()[0]) == pytest.approx(last, rel=1e-6)
+
+    # The protocol of the paper: another memory, shorter samples, limited distances, the same length for all.
+    protocol = ("--mem-len", 30, "--seq-len", 8, "--clamp-len", 6, "--same-length", "--num-streams", 2)
+    out, _ = commands.run("eval", run, f"data.valid={dataset / 'valid'}", *protocol, *limits)
+    assert "memory 30, 8 tokens in a sample, distances up to 6, same length: 768 tokens" in out
+    by_hand = xlpretrain.load(run, device="cpu")
+    by_hand.model.backbone.clamp_len, by_hand.model.backbone.same_length = 6, True
+    lengths = EvalConfig(mem_len=30, seq_len=8, num_streams=2, max_tokens=1000)
+    expected = by_hand.evaluate(dataset / "valid", config=lengths).main.loss
+    assert float(out.split("nats each")[1].split()[0]) == pytest.approx(expected, rel=1e-6)
     assert "data.valid=PLACE" in commands.refused("eval", run, *limits)
 
 
