@@ -25,7 +25,7 @@ class Section(BaseModel):
     )
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys that are each right by themselves; paths are relative to this section."""
+        """Yield contradictions between keys that are each valid by themselves; paths are relative to this section."""
         yield from ()
 
 

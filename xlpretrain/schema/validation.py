@@ -46,7 +46,7 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
 
 
 def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """What a YAML file says of a `section`, in keys of today; quiet: without a warning for former ones."""
+    """The keys that a YAML file gives a `section`, in keys of today; quiet: without a warning for former ones."""
     renamed: list[tuple[str, str]] = []
     data: dict[str, Any] = rename_keys(section, read_yaml(path), "", renamed)
     if not quiet:
@@ -89,7 +89,7 @@ def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
 def _problems_of_sound_parts(
     section: type[Section], data: Mapping[str, Any], *, unsound: set[int | str]
 ) -> Iterator[Problem]:
-    """What is wrong between the keys of those parts that are right by themselves: the whole was never made."""
+    """Yield contradictions between keys of those parts that are valid by themselves: the whole was never made."""
     for name in section.model_fields:
         if name in data and name not in unsound:
             part = TypeAdapter(kind_of(section, name)).validate_json(json.dumps(data[name]), strict=True)
@@ -98,7 +98,7 @@ def _problems_of_sound_parts(
 
 
 def _is_echo(error: dict[str, Any]) -> bool:
-    """Whether an error only says that a list lost its wrong items, each of which has an error of its own."""
+    """True if an error only reports that a list lost its invalid items, each of which has an error of its own."""
     return bool(error["type"] == "too_short" and len(error["input"]) > error["ctx"]["actual_length"])
 
 
