@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,9 @@ def build_lock(work: WorkDir) -> Iterator[None]:
         with work.lock():
             try:
                 yield
+            except KeyboardInterrupt:
+                print(f"\nstopped by Ctrl-C; {_goes_on(work)}", file=sys.stderr, flush=True)
+                raise
             except WorkerDiedError as error:
                 raise WorkerDiedError(f"{error}; {_goes_on(work)}") from None
             except DataError:

@@ -8,16 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import FormerKey, Problem, Section, TaggedUnion
+from xlpretrain.schema import FormerKey, Matching, Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
+_SUBSET = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_SUBSET_RULE = "begin with a letter, a digit or _, and have only letters (a-z, A-Z), digits and . _ -"
 _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
 class BaseSource(Section):
     """Keys of every source."""
 
-    subset: Annotated[str | None, FormerKey("corpus")] = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    subset: Annotated[str | None, Matching(_SUBSET, _SUBSET_RULE), FormerKey("corpus")] = None
     """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
     split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
     """Put all of it into this split, instead of holding out a share."""
@@ -26,7 +28,10 @@ class BaseSource(Section):
 
     def problems(self) -> Iterator[Problem]:
         if self.subset in _RESERVED:
-            yield "subset", f"{self.subset} has a meaning in `out`; choose another name"
+            yield (
+                "subset",
+                f"{self.subset} is a folder of its own in `out`, as are {', '.join(_RESERVED)}; choose another name",
+            )
 
 
 class FileSource(BaseSource):

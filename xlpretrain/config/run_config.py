@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -21,9 +21,9 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
-from xlpretrain.run_dir.layout import NAME, RunDir, is_resolved
+from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
-from xlpretrain.schema import Problem, Section
+from xlpretrain.schema import Matching, Problem, Section
 from xlpretrain.tracking.trackers import LogConfig, WandbConfig
 
 _SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
@@ -32,7 +32,7 @@ _SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
 class RunConfig(Section):
     """A run, whole. Everything has a default but the data, the model, the objective and the length."""
 
-    name: str = Field("run", pattern=NAME)
+    name: Annotated[str, Matching(NAME, NAME_RULE)] = "run"
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""

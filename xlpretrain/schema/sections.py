@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
@@ -67,6 +68,21 @@ class OneOrMany:
         return core_schema.tagged_union_schema(
             choices, discriminator=lambda value: SEVERAL if isinstance(value, list | tuple) else ONE
         )
+
+
+class Matching:
+    """Annotates a string field with a pattern that the whole of it must match, and what that means for people."""
+
+    def __init__(self, pattern: str, meaning: str):
+        self.pattern, self.meaning = re.compile(pattern), meaning
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: str | None) -> str | None:
+            if value is not None and not self.pattern.fullmatch(value):
+                raise ValueError(f"must {self.meaning}")
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,15 @@ def dump(value: Section) -> str:
     return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
+def format_value(value: Any) -> str:
+    """A value of a section on one line, as YAML has it."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+        .removesuffix("...\n")
+        .strip()
+    )
+
+
 def explain(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
     """Every key of a section: dotted path, value, whether it is the default, and what it means."""
     dumped = value.model_dump(mode="json")
@@ -119,6 +128,8 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         case "union_tag_invalid":
             tags = context["expected_tags"].replace("'", "")
             return f"{path}.type", f"must be one of {tags}, got {show_value(context['tag'])}"
+        case "string_type" if isinstance(got, bool | int | float):
+            return path, f'must be text, got {show_value(got)}; in quotes it is: "{show_value(got)}"'
         case "json_invalid":
             return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
         case _:

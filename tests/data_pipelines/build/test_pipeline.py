@@ -1,8 +1,10 @@
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -232,6 +234,17 @@ def test_a_build_that_an_earlier_version_began_resumes(build_small: BuildSmall, 
     files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in source_files(config.sources[1])]
     key = hashlib.blake2b("\n".join([described, *files]).encode(), digest_size=16).hexdigest()
     assert [path.name for path in work.spool.glob("*.jsonl")] == [f"1-{key}.jsonl"]  # as the earlier version named it
+
+
+def test_a_build_that_ctrl_c_stops_says_how_to_resume(tmp_path: Path):
+    process = start_build(tmp_path, task_bytes=1 << 16)
+    wait_for(lambda: (tmp_path / ".data.work" / "read" / "000000").exists())
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
+    out, err = commands.finish(process, expect=130)
+    assert f"stopped by Ctrl-C; what is done is kept in {tmp_path}/.data.work: run the same command again" in err
+    assert "Traceback" not in out + err
+    out, _ = commands.finish(start_build(tmp_path, task_bytes=1 << 16), expect=0)
+    assert f"with the build in {tmp_path}/.data.work" in " ".join(out.split())
 
 
 def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: BuildSmall, tmp_path: Path):
