@@ -29,6 +29,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import publish_dir
 from xlpretrain.file_system.atomic_files import is_temporary
+from xlpretrain.tracking.printing import AnswerConsole
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
 
     One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
     """
-    console = console or Console()
+    console = console or AnswerConsole()
     work = WorkDir.of(config.out)
     if is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()

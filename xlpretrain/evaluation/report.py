@@ -21,6 +21,7 @@ from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.metrics_file import last_evaluation
+from xlpretrain.tracking.printing import AnswerConsole
 
 _T = TypeVar("_T")
 _PROMPT_TOKENS = 48
@@ -33,7 +34,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
     Without the held-out data the figures are those of the run's last evaluation; without the training data there are
     none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
     """
-    console = Console(highlight=False)
+    console = AnswerConsole()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = LoadedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:

@@ -128,8 +128,13 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         case "union_tag_invalid":
             tags = context["expected_tags"].replace("'", "")
             return f"{path}.type", f"must be one of {tags}, got {show_value(context['tag'])}"
+        case "string_type" if got is None:
+            return path, "must be text, and is empty"
         case "string_type" if isinstance(got, bool | int | float):
-            return path, f'must be text, got {show_value(got)}; in quotes it is: "{show_value(got)}"'
+            return (
+                path,
+                f"must be text, got {show_value(got)}, which is what YAML reads without quotes; put quotes around",
+            )
         case "json_invalid":
             return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
         case _:

@@ -62,6 +62,22 @@ def test_a_former_key_is_read_from_a_file_an_override_and_a_run(
     assert changed == ["data.retry_s: 7.0 -> 9.0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "must begin with a letter or a digit, and have only letters (a-z, A-Z), digits and . _ -"),
+        ("a b", "must begin with a letter or a digit"),
+        ("../x", "must begin with a letter or a digit"),
+        ("x\n", "must begin with a letter or a digit"),
+        (2024, "must be text, got 2024, which is what YAML reads without quotes; put quotes around"),
+        (True, "must be text, got true, which is what YAML reads without quotes"),
+        (None, "must be text, and is empty"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_told_the_rule(name: object, message: str):
+    assert f"  name  {message}" in refusal(make_config, name=name)
+
+
 def test_every_key_is_explained():
     silent = [path for path, _, _, meaning in schema.explain(make_config()) if not meaning]
     assert silent == []
@@ -157,13 +173,13 @@ def test_what_a_resume_may_change():
     assert len(resume_rules.check_resume(old, free, folder=Path("r"), allow_recipe_change=False)) == 5
     recipe = make_config(optimizer={"lr": 5e-4})
     report = refusal(resume_rules.check_resume, old, recipe, folder=Path("runs/r"), allow_recipe_change=False)
-    assert "optimizer.lr  was 0.001 when the run began, now 0.0005" in report and "--allow-recipe-change" in report
+    assert "optimizer.lr  was 0.001 so far, now 0.0005" in report and "--allow-recipe-change" in report
     resume_rules.check_resume(old, recipe, folder=Path("r"), allow_recipe_change=True)
     for change, both_values in (
-        ({"seed": 2}, "seed  was 1 when the run began, now 2"),
-        ({"global_batch_size": 8}, "global_batch_size  was 16 when the run began, now 8"),
-        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 when the run began, now 64"),
-        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 when the run began, now 8"),
+        ({"seed": 2}, "seed  was 1 so far, now 2"),
+        ({"global_batch_size": 8}, "global_batch_size  was 16 so far, now 8"),
+        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 so far, now 64"),
+        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 so far, now 8"),
     ):
         report = refusal(
             resume_rules.check_resume, old, make_config(**change), folder=Path("r"), allow_recipe_change=True

@@ -122,9 +122,17 @@ def test_with_its_data_elsewhere_a_run_goes_on_in_every_bit(
     assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PLACE data.valid=PLACE")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert go_on(run, *moved, "max_steps=6") == 0
-    changed = f"changed since the run began: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
+    changed = f"changed since the last attempt: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
     assert changed in capsys.readouterr().out
+    history = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert [(line["step"], sorted(line["changed"])) for line in history] == [
+        (4, ["data.train", "data.valid", "max_steps"])
+    ]
+    assert history[0]["changed"]["max_steps"] == [4, 6]
+    assert history[0]["changed"]["data.train"] == [str(here / "a/train"), str(dataset / "train")]
     assert go_on(run, "max_steps=8") == 0  # by now it knows
+    history = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert [line["changed"].get("max_steps") for line in history] == [[4, 6], [6, 8]]
     assert "data.train" not in capsys.readouterr().out
     assert commands.curve(run) == commands.curve(here / "runs" / "whole")
     assert (run / "tokenizer" / "spiece.model").read_bytes() == Path(here / "b/tokenizer/spiece.model").read_bytes()
@@ -139,12 +147,12 @@ def test_other_data_is_refused_wherever_it_lies_and_nothing_is_touched(
     before = state_of(run)
     assert go_on(run, f"data.{split}={other}", "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) when the run began, now '{other}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{other}' (content {now})" in told
     shutil.rmtree(ours)
     shutil.copytree(other, ours)  # another by the same path
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) when the run began, now '{ours}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{ours}' (content {now})" in told
     assert state_of(run) == before
     if split == "train":
         as_before(run)
@@ -173,7 +181,7 @@ def test_corpora_of_a_mixture_move_one_by_one_and_keep_their_names(here: Path, c
     moved = f"data.train.1.path={elsewhere / 'train'}"
     for wrong, told in (
         (f"data.train.1.path={folders['web'] / 'valid'}", "data.train.1.path  was"),
-        ("data.train.1.weight=2", "data.train.1.weight  was 1.0 when the run began, now 2.0"),
+        ("data.train.1.weight=2", "data.train.1.weight  was 1.0 so far, now 2.0"),
     ):
         assert go_on(run, moved, wrong, "max_steps=8") == 2
         assert told in capsys.readouterr().err
@@ -346,7 +354,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     assert main([str(again)]) == 0
     out = capsys.readouterr().out
     for key in ("data.train", "data.valid", "data.tokenizer", "init_from"):
-        assert f"changed since the run began: {key}: " in out
+        assert f"changed since the last attempt: {key}: " in out
     run = tmp_path / "runs" / "cut"
     assert commands.curve(run) == commands.curve(tmp_path / "runs" / "whole")
 
