@@ -88,7 +88,7 @@ def test_finished_datasets_are_up_to_date(version: Path, tmp_path: Path):
 def test_configs_of_runs_are_read_in_silence(version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for path in sorted(unpack(version, tmp_path).glob("runs/*/config.yaml")):
         config = run_config.load(path)
-        assert resume_rules.check_resume(config, config, folder=path.parent, allow_recipe_change=False) == []
+        assert resume_rules.check_resume(config, config, folder=path.parent, allow_recipe_change=False) == {}
     assert capsys.readouterr().err == ""
 
 

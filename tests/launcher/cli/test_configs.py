@@ -21,7 +21,7 @@ def test_a_pipe_gets_a_line_for_each_key_with_its_whole_meaning(monkeypatch: pyt
     assert list(lines) == list(explained)
     for key, meaning in explained.items():
         assert lines[key].endswith(f"  # {meaning}")
-    assert lines["data.retry_s"].startswith("7  (set)  # ")
+    assert lines["data.retry_s"].startswith("7.0  (set)  # ")
     assert lines["init_from"].startswith("null  # ")
     assert lines["optimizer.betas"].startswith("[0.9, 0.")
     assert "None" not in out and "True" not in out

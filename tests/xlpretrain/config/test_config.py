@@ -59,7 +59,7 @@ def test_a_former_key_is_read_from_a_file_an_override_and_a_run(
     changed = resume_rules.check_resume(
         begun, run_config.load(path, ["data.retry_s=9"]), folder=tmp_path, allow_recipe_change=False
     )
-    assert changed == ["data.retry_s: 7.0 -> 9.0"]
+    assert changed == {"data.retry_s": (7.0, 9.0)}
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,8 @@ def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
     begun = data_rules.resolve(make_config(), train)
     longer = data_rules.resolve(make_config(max_steps=50), train, begun=begun)
     assert (longer.max_steps, longer.schedule.total_steps) == (50, 10)
-    assert resume_rules.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False) == [
-        "max_steps: 10 -> 50"
-    ]
+    changed = resume_rules.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False)
+    assert changed == {"max_steps": (10, 50)}
 
 
 def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
