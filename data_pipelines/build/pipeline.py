@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import publish_dir
 from xlpretrain.file_system.atomic_files import is_temporary
+from xlpretrain.tracking.printing import AnswerConsole
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
 
     One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
     """
-    console = console or Console()
+    console = console or AnswerConsole()
     work = WorkDir.of(config.out)
     if is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
@@ -69,7 +71,7 @@ def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
 
 def stages_of(config: DataConfig) -> list[Stage]:
     """The stages of a build, in order."""
-    near = [deduplicate.NEAR_STAGE] if config.clean.near_duplicates else []
+    near = [deduplicate.NEAR_STAGE] if config.clean.minhash_dedup else []
     paragraphs = [deduplicate.PARAGRAPH_STAGE] if config.clean.duplicate_paragraphs else []
     return [read.STAGE, *near, *paragraphs, encode.TOKENIZER_STAGE, encode.STAGE, write_shards.STAGE]
 
@@ -84,6 +86,9 @@ def build_lock(work: WorkDir) -> Iterator[None]:
         with work.lock():
             try:
                 yield
+            except KeyboardInterrupt:
+                print(f"\nstopped by Ctrl-C; {_goes_on(work)}", file=sys.stderr, flush=True)
+                raise
             except WorkerDiedError as error:
                 raise WorkerDiedError(f"{error}; {_goes_on(work)}") from None
             except DataError:

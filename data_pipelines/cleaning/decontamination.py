@@ -21,7 +21,7 @@ class DecontaminationConfig(Section):
     """The held-out set, and how much of it a training document may not hold."""
 
     against: tuple[Source, ...] = Field(min_length=1)
-    """Sources of the held-out texts; `corpus`, `into` and `weight` have no meaning here."""
+    """Sources of the held-out texts; `subset`, `split` and `weight` have no meaning here."""
     words: int = Field(13, ge=1)
     """Number of consecutive words, ignoring case and punctuation, that count as an overlap. In scripts without spaces
     between words, two letters count as a word."""

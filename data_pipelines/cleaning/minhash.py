@@ -108,6 +108,6 @@ def _empty_sketch(num_hashes: int) -> MinHash:
         from datasketch import MinHash
     except ImportError:
         raise DataError(
-            "clean.near_duplicates: needs the package datasketch: pip install 'xlpretrain[corpora]'"
+            "clean.minhash_dedup: needs the package datasketch: pip install 'xlpretrain[corpora]'"
         ) from None
     return MinHash(num_hashes, seed=_SEED, hashfunc=int, scheme="affine64")

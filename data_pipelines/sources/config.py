@@ -9,27 +9,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section, TaggedUnion
+from xlpretrain.schema import FormerKey, Matching, Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
 _TEXT_FORMAT = re.compile(r"(?:(?s:.)?[<>^])?\d{0,4}(?:\.\d{1,9})?s?")
 """A format that Python knows for strings; of at most 9,999 characters, for each takes memory."""
+_SUBSET = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_SUBSET_RULE = "begin with a letter, a digit or _, and have only letters (a-z, A-Z), digits and . _ -"
 _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
 class BaseSource(Section):
     """Keys of every source."""
 
-    corpus: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    """Keep it apart, as out/CORPUS/train and so on; sources with the same name (or none) are merged."""
-    into: Literal["train", "valid", "test"] | None = None
+    subset: Annotated[str | None, Matching(_SUBSET, _SUBSET_RULE), FormerKey("corpus")] = None
+    """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
+    split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
     """Put all of it into this split, instead of holding out a share."""
     weight: float | None = Field(None, gt=0)
     """Its part of the tokenizer's training sample, relative to the others (default: its part of the text)."""
 
     def problems(self) -> Iterator[Problem]:
-        if self.corpus in _RESERVED:
-            yield "corpus", f"{self.corpus} has a meaning in `out`; choose another name"
+        if self.subset in _RESERVED:
+            yield (
+                "subset",
+                f"{self.subset} is a folder of its own in `out`, as are {', '.join(_RESERVED)}; choose another name",
+            )
 
 
 class FileSource(BaseSource):
@@ -81,7 +86,7 @@ class TextSource(FileSource):
     """Plain text files."""
 
     type: Literal["text"] = "text"
-    split: Literal["files", "blank_lines"] = "files"
+    documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
     """Unit of a document: a whole file, or the text between blank lines."""
 
 

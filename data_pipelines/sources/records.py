@@ -115,14 +115,14 @@ def read_unchanged(
 
 def _can_cut(source: Source, file: File) -> bool:
     lines = isinstance(source, JsonlSource | PythonDocsSource) or (
-        isinstance(source, TextSource) and source.split == "blank_lines"
+        isinstance(source, TextSource) and source.documents == "blank_lines"
     )
     return isinstance(source, ParquetSource) or (lines and not is_compressed(file.path))
 
 
 def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
     match source:
-        case TextSource(split="files"):
+        case TextSource(documents="files"):
             return iter([_decode(b"".join(read_chunks(path)), lambda: path)])
         case TextSource():
             return _read_between_blank_lines(path, start, stop)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from data_pipelines.cleaning.clean import sources_of
 from data_pipelines.config import DataConfig
@@ -26,6 +28,7 @@ from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
+from xlpretrain.schema import current_keys
 
 FORMAT = 3
 """Version of work folders; an unfinished build of an older version starts anew."""
@@ -35,7 +38,7 @@ _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 @dataclass(frozen=True)
 class BuildPlan:
     """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
-    depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
+    depend on besides. files: those of the sources as they were found; held_out: those of `clean.decontaminate.against`.
     tokenizer_sha256: of the one that was brought along, if one was. versions: of what the bytes depend on."""
 
     out: Path
@@ -79,13 +82,14 @@ class BuildPlan:
         units = (
             ReadUnit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"]
         )
-        config = DataConfig.model_validate_json(json.dumps(data["config"]))
+        config = DataConfig.model_validate_json(json.dumps(current_keys(DataConfig, data["config"])))
+        built_from = {**data["built_from"], "settings": current_settings(data["built_from"]["settings"])}
         files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
         return cls(
             Path(data["out"]),
             config,
             tuple(units),
-            data["built_from"],
+            built_from,
             data["state"],
             files=files,
             held_out=held_out,
@@ -136,6 +140,15 @@ def describe_settings(config: DataConfig) -> Any:
     return json.loads(config.model_dump_json(exclude={"out", "workers", "task_bytes"}))
 
 
+def current_settings(settings: Mapping[str, Any]) -> Any:
+    """The settings of a dataset that an earlier version described: keys of today, new ones at their defaults."""
+    try:
+        data = current_keys(DataConfig, {**settings, "out": "x"})
+        return describe_settings(DataConfig.model_validate(data, strict=False))
+    except (ValidationError, TypeError):
+        return settings
+
+
 def _refuse_in_out(files: Iterable[File], out: Path) -> None:
     place = final_place(out)
     for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_remote(file.path)):
@@ -152,7 +165,15 @@ def _copy_docs(
 ) -> File:
     """The documentation of packages as JSON lines. Its paragraphs depend on all files before, so it is one task."""
     assert isinstance(source, PythonDocsSource)
-    key = _digest([source.model_dump_json(), *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files)])
+    # By former keys, so that a build that an earlier version began finds its copy.
+    former = {"subset": "corpus", "split": "into"}
+    described = {former.get(key, key): value for key, value in json.loads(source.model_dump_json()).items()}
+    key = _digest(
+        [
+            json.dumps(described, separators=(",", ":"), ensure_ascii=False),
+            *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files),
+        ]
+    )
     path = spool / f"{number}-{key}.jsonl"
     if not path.is_file():
         documents = python_docs.read_modules([Path(file.path) for file in files], workers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from xlpretrain import distributed
+from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import XLPretrainError
+from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
 from xlpretrain.tracking.metrics_file import Metrics
@@ -223,6 +225,58 @@ def evaluate(
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
     )
+
+
+def evaluate_run(
+    run: RunConfig,
+    config: EvalConfig,
+    forward: Forward,
+    backbone: Backbone,
+    *,
+    manifest: TokenDataset,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    pause: Pause = distributed.share_any_trouble,
+) -> EvalResult:
+    """Score the held-out text with a run's model and the lengths that `config` asks for; see `evaluate`.
+
+    Args:
+        backbone: of the model that `forward` runs.
+
+    Raises:
+        ConfigError: the settings do not fit the run.
+    """
+    objective = run.eval_objective(config)
+    with _reach(backbone, config):
+        return evaluate(
+            forward,
+            backbone.empty_memory,
+            manifest=manifest,
+            tokenizer=tokenizer,
+            objective=objective,
+            mem_len=run.eval_mem_len(config),
+            config=config,
+            device=device,
+            pause=pause,
+        )
+
+
+@contextmanager
+def _reach(backbone: Backbone, config: EvalConfig) -> Iterator[None]:
+    """The backbone with `clamp_len` and `same_length` of an evaluation; afterwards as before."""
+    wanted: dict[str, int | bool | None] = {}
+    if config.clamp_len is not None:
+        wanted["clamp_len"] = None if config.clamp_len == -1 else config.clamp_len
+    if config.same_length is not None:
+        wanted["same_length"] = config.same_length
+    trained = {name: getattr(backbone, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(backbone, name, value)
+        yield
+    finally:
+        for name, value in trained.items():
+            setattr(backbone, name, value)
 
 
 def evaluate_unigram(

@@ -24,7 +24,7 @@ from xlpretrain.engine.config import DTYPES
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.classification import ClassPredictions, predict_classes
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
-from xlpretrain.evaluation.held_out import EvalResult, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, evaluate_run
 from xlpretrain.evaluation.likelihood import Likelihood, log_likelihoods
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -130,14 +130,13 @@ class LoadedRun:
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
-        return evaluate(
+        return evaluate_run(
+            self.config,
+            config,
             self._forward,
-            self.model.backbone.empty_memory,
+            self.model.backbone,
             manifest=valid,
             tokenizer=self.tokenizer,
-            objective=self.config.eval_objective(config),
-            mem_len=self.config.eval_mem_len(config),
-            config=config,
             device=self.device,
         )
 

@@ -21,6 +21,7 @@ from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.metrics_file import last_evaluation
+from xlpretrain.tracking.printing import AnswerConsole
 
 _T = TypeVar("_T")
 _PROMPT_TOKENS = 48
@@ -33,7 +34,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
     Without the held-out data the figures are those of the run's last evaluation; without the training data there are
     none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
     """
-    console = Console(highlight=False)
+    console = AnswerConsole()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = LoadedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:
@@ -130,7 +131,9 @@ def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, E
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
         console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
-        found[name] = run.evaluate(config=settings.model_copy(update={"mem_len": length}))
+        same_length = settings.same_length if length else None  # which needs a memory
+        changes = {"mem_len": length, "same_length": same_length}
+        found[name] = run.evaluate(config=settings.model_copy(update=changes))
     return found
 
 

@@ -86,5 +86,10 @@ def describe(metrics: Mapping[str, Any]) -> str:
     return (
         f"goodput {share(known.step_s)} of {total:,.0f} s in steps; {share(known.data_wait_s)} waiting for data,"
         f" {share(known.save_s)} held by saves, {share(known.eval_s)} in evaluations, {share(known.restart_s)} starting"
-        f" ({known.restarts} restarts), {share(known.lost_s)} lost ({known.steps_redone} steps done again)"
+        f" ({_count(known.restarts, 'restart')}), {share(known.lost_s)} lost ({_count(known.steps_redone, 'step')} done"
+        " again)"
     )
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:.0f} {what}{'' if number == 1 else 's'}"

@@ -67,17 +67,20 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
         self._run: Any = None
-        for wanted in dict.fromkeys([config.mode, "offline"]):
-            if wanted != config.mode:
-                logger.warning("W&B: online logging is not possible; going on offline")
-            start = partial(self._start, config, wanted, folder, run_id, name, run_config)
-            if self._guard(start, _INIT_TIMEOUT_S):
+        start = partial(self._start, config, folder=folder, run_id=run_id, name=name, run_config=run_config)
+        if config.mode != "offline":
+            reason = _attempt(partial(start, config.mode), _INIT_TIMEOUT_S)
+            if reason is None:
                 return
+            logger.warning("W&B: online logging is not possible, so this attempt is logged offline: %s", reason)
+            self._switch_off()
+        self._guard(partial(start, "offline"), _INIT_TIMEOUT_S)
 
     def _start(
         self,
         config: WandbConfig,
         wanted: WandbMode,
+        *,
         folder: Path,
         run_id: str,
         name: str,
@@ -124,11 +127,14 @@ class WandbTracker:
         """Make a call; if it fails, W&B is off from now on. Returns whether it succeeded."""
         reason = _attempt(call, timeout_s)
         if reason is not None:
-            logger.warning("W&B failed and is off for the rest of this start: %s", reason)
-            self._run = None
-            # Else W&B would try again when the process ends, and print a traceback or wait for ever.
-            _attempt(_teardown, _CALL_TIMEOUT_S)
+            logger.warning("W&B failed and is off for the rest of this attempt: %s", reason)
+            self._switch_off()
         return reason is None
+
+    def _switch_off(self) -> None:
+        """Forget W&B, which would else try again when the process ends, and print a traceback or wait for ever."""
+        self._run = None
+        _attempt(_teardown, _CALL_TIMEOUT_S)
 
 
 def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:

@@ -26,7 +26,7 @@ def test_an_unfinished_build_of_another_version_is_never_gone_on_with(
     settings = {
         "sources": [{"type": "jsonl", "path": str(corpus)}],
         "tokenizer": {"path": str(tiny_tokenizer)},
-        "clean": {"near_duplicates": True},
+        "clean": {"minhash_dedup": True},
         "workers": 1,
     }
     config = validate(DataConfig, {**settings, "out": str(tmp_path / "data")}, "test")

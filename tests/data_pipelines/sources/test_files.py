@@ -66,7 +66,7 @@ def test_a_document_larger_than_a_task_is_read_once(
     path.write_text(text if split == "blank_lines" else json.dumps({"text": text}))
     source: Source = JsonlSource(path=str(path))
     if split == "blank_lines":
-        source = TextSource(path=str(path), split="blank_lines")
+        source = TextSource(path=str(path), documents="blank_lines")
     monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(files, "open_file", open_file)
     CountedFile.num_read = 0

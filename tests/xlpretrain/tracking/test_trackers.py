@@ -164,6 +164,7 @@ def test_a_bad_key_ends_in_offline_logging(tmp_path: Path, monkeypatch, caplog):
         wandb.log({"step": step, "train/loss": step / 3})
     wandb.close()
     assert "online logging is not possible" in caplog.text
+    assert "is off" not in caplog.text  # it is not: one line, and it is true
     assert "short" not in caplog.text
     assert logged_steps(tmp_path, 2) == [20, 30]
 

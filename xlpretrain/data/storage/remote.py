@@ -46,7 +46,7 @@ class BlockCache:
 
     folder: Path = field(default_factory=default_folder)
     max_bytes: int = 32 << 30
-    patience_s: float = 300.0
+    retry_s: float = 300.0
 
 
 def fetch(url: str, cache: BlockCache, *, start: int | None = None, end: int | None = None) -> bytes:
@@ -195,7 +195,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _try_again(attempt: Callable[[], bytes], cache: BlockCache, *, what: str) -> bytes:
-    deadline, wait_s = time.monotonic() + cache.patience_s, _FIRST_WAIT_S
+    deadline, wait_s = time.monotonic() + cache.retry_s, _FIRST_WAIT_S
     while True:
         try:
             return attempt()

@@ -24,7 +24,7 @@ def dataset(build_small: BuildSmall) -> Path:
 
 
 def cache_of(tmp_path: Path, **settings: float) -> BlockCache:
-    return BlockCache(tmp_path / "cache", **{"patience_s": 20.0, **settings})
+    return BlockCache(tmp_path / "cache", **{"retry_s": 20.0, **settings})
 
 
 def read_all(manifest: TokenDataset) -> np.ndarray:
@@ -83,9 +83,9 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew_and_at_its_source_named(da
 
 def test_a_server_that_is_gone_is_named_with_what_to_do(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
-        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, patience_s=0.5))
+        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, retry_s=0.5))
         with pytest.raises(DataError, match=r"nowhere/index.json: cannot be fetched.*the right place"):
-            TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, patience_s=0.5))
+            TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, retry_s=0.5))
     with pytest.raises(DataError, match=r"block 0: cannot be fetched.*network"):
         manifest.block(0)
 
