@@ -7,7 +7,6 @@ import os
 import select
 import sys
 from contextlib import suppress
-from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -34,12 +33,11 @@ def outlive_console() -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """A time span in its two largest units, such as `1 d 3 h`, `5 h 12 min`, `3 min 7 s`, `8 s`."""
-    seconds = round(seconds)
-    for (length, unit), (part, small) in pairwise(((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))):
+    """Such as "42 s", "5 min", "3 h 20 min" and "2 d 4 h"."""
+    for length, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
         if seconds >= length:
-            return f"{seconds // length} {unit} {seconds % length // part} {small}"
-    return f"{seconds} s"
+            return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {small}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:

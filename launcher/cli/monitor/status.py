@@ -23,7 +23,7 @@ _WIDE = 240  # a file or a pipe shall have each run on one line
 
 def show_all(runs_dir: Path) -> None:
     """Print a line for each run below a folder. Raises `LaunchError` if there is no such folder."""
-    found = find_runs.find(runs_dir)
+    found = find_runs.list_runs(runs_dir)
     if not found:
         print(
             f"{runs_dir}: no runs; `xlpretrain train` and `xlpretrain submit` begin them, --runs-dir names another"
