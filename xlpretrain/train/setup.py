@@ -26,7 +26,7 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate_run
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, Pause, evaluate
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -223,17 +223,8 @@ def _build_engine(
 def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[[Pause], EvalResult] | None:
     if data.valid is None:
         return None
-    call = partial(
-        evaluate_run,
-        config,
-        config.eval,
-        engine.evaluate,
-        engine.model.backbone,
-        manifest=data.valid,
-        tokenizer=data.tokenizer,
-        device=engine.device,
-    )
-    return lambda pause: call(pause=pause)
+    model, task = EvaluatedModel.of_engine(engine), EvalTask.of_run(config, data.valid, data.tokenizer)
+    return lambda pause: evaluate(model, task, pause=pause)
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from launcher.cli.monitor import find_runs, run_status
 from launcher.cli.monitor.run_status import RunStatus
-from launcher.cli.monitor.units import format_duration
 from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
+from xlpretrain.tracking.console import format_duration
 from xlpretrain.tracking.printing import AnswerConsole
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "COMPLETED": "blue", "local: running": "green"}

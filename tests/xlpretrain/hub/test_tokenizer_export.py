@@ -17,6 +17,7 @@ from text_lines import lines
 from data_pipelines.tokenizing.config import TokenizerConfig
 from data_pipelines.tokenizing.train import train_tokenizer
 from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, CLS_LAST, DOCUMENT, TokenLayout
 from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.export import tokenizer_config, tokenizer_json
 
@@ -32,8 +33,8 @@ def train(**settings: object) -> Tokenizer:
     return Tokenizer(train_tokenizer(sentences, config), name="test")
 
 
-def hugging(tokenizer: Tokenizer, template: str = "plain") -> tokenizers.Tokenizer:
-    made = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer, template)))
+def hugging(tokenizer: Tokenizer, layout: TokenLayout = DOCUMENT) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer, layout)))
     made.encode_special_tokens = True
     return made
 
@@ -62,11 +63,11 @@ def test_ids_are_ours_on_any_text(settings):
     assert 0 < unknown < sum(map(len, ours)) / 5
 
 
-def auto(tokenizer: Tokenizer, template: str, folder: Path):
+def auto(tokenizer: Tokenizer, layout: TokenLayout, folder: Path):
     """The tokenizer that transformers makes of the exported files."""
     for name, content in {
-        "tokenizer.json": tokenizer_json(tokenizer, template),
-        "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=512),
+        "tokenizer.json": tokenizer_json(tokenizer, layout),
+        "tokenizer_config.json": tokenizer_config(tokenizer, layout, max_length=512),
         "config.json": {"model_type": "albert"},
     }.items():
         (folder / name).write_text(json.dumps(content))
@@ -80,12 +81,12 @@ def cased() -> Tokenizer:
 
 def test_transformers_reads_it_lays_out_pairs_and_takes_symbols_for_text(cased: Tokenizer, tmp_path: Path):
     v, (a, b) = cased.vocabulary, (cased.encode("Sted gigo."), cased.encode("Mo sted sted."))
-    xlnet = auto(cased, "xlnet", tmp_path)
+    xlnet = auto(cased, CLS_LAST, tmp_path)
     pair = xlnet("Sted gigo.", "Mo sted sted.")
     assert pair["input_ids"] == [*a, v.sep, *b, v.sep, v.cls]
     assert pair["token_type_ids"] == [0] * (len(a) + 1) + [1] * (len(b) + 1) + [2]
     assert xlnet(["Mo", "Mo sted sted."], padding=True)["input_ids"][0][0] == v.pad
-    bert = auto(cased, "bert", tmp_path)
+    bert = auto(cased, CLS_FIRST, tmp_path)
     pair = bert("Sted gigo.", "Mo sted sted.")
     assert pair["input_ids"] == [v.cls, *a, v.sep, *b, v.sep]
     assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
@@ -97,7 +98,7 @@ def test_transformers_reads_it_lays_out_pairs_and_takes_symbols_for_text(cased: 
     text = "a <mask> b"
     assert bert(text, add_special_tokens=False)["input_ids"] == cased.encode(text)
     assert v.mask in bert(text, split_special_tokens=False)["input_ids"]
-    plain = auto(cased, "plain", tmp_path)
+    plain = auto(cased, DOCUMENT, tmp_path)
     assert plain("Sted gigo.")["input_ids"] == a
     assert plain.eos_token_id == v.eod
     with warnings.catch_warnings():
@@ -112,7 +113,7 @@ def test_transformers_reads_it_lays_out_pairs_and_takes_symbols_for_text(cased: 
 def test_auto_tokenizer_gives_our_ids_on_10_000_lines_and_on_long_ones(settings, tmp_path):
     tokenizer, texts = train(**settings), lines(10_000, seed=1)
     texts += [" ".join(texts[start : start + 20]) for start in range(0, 10_000, 20)]
-    made = auto(tokenizer, "plain", tmp_path)
+    made = auto(tokenizer, DOCUMENT, tmp_path)
     assert made(texts)["input_ids"] == tokenizer.encode_batch(texts)
 
 
@@ -144,4 +145,4 @@ def test_a_model_that_is_not_unigram_is_refused():
         minloglevel=2,
     )
     with pytest.raises(DataError, match="is not a unigram model, which transformers cannot be made to do"):
-        tokenizer_json(Tokenizer(model.getvalue(), name="bpe"), "plain")
+        tokenizer_json(Tokenizer(model.getvalue(), name="bpe"), DOCUMENT)

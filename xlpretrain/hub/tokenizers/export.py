@@ -9,16 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
+from xlpretrain.data.tokenizers.token_layout import DOCUMENT, LayoutPart, TokenLayout
 from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
-
-Template = Literal["plain", "xlnet", "bert"]
-"""The special tokens around a text or a pair: none; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
 
 _APART, _BETWEEN, _STRANGE = "\ufff0", "\ufff1", "\ufff2"
 """Code points that no text has (unassigned), and that are no part of another's grapheme."""
@@ -26,7 +24,7 @@ _FIRST_STAND_IN = 0xF0000  # for private use
 _Json = dict[str, Any]
 
 
-def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
+def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
     """The content of `tokenizer.json`. Raises `DataError` if the model does what no such file can say."""
     if tokenizer.file_name != Tokenizer.file_name:
         raise DataError("a vocabulary of bytes or words is none that transformers has; no tokenizer.json for it")
@@ -57,7 +55,7 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": post_processor(tokenizer, template),
+        "post_processor": post_processor(tokenizer, layout),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -74,21 +72,21 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, template: Template, *, max_length: int | None) -> _Json:
+def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: int | None) -> _Json:
     """The content of `tokenizer_config.json`.
 
     Special symbols that a text spells out are text, as they are here (`split_special_tokens`).
     """
-    vocabulary = tokenizer.vocabulary
-    roles = ["pad", "unk", *(["cls", "sep", "mask"] if template != "plain" else [])]
+    vocabulary, plain = tokenizer.vocabulary, layout.is_plain
+    roles = ["pad", "unk", *([] if plain else ["cls", "sep", "mask"])]
     settings: _Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
-        "padding_side": "right" if template == "bert" else "left",
-        "model_input_names": ["input_ids", *(["token_type_ids"] if template != "plain" else []), "attention_mask"],
+        "padding_side": "right" if layout.cls_position == "first" else "left",
+        "model_input_names": ["input_ids", *([] if plain else ["token_type_ids"]), "attention_mask"],
         **{f"{role}_token": tokenizer.id_to_token(getattr(vocabulary, role)) for role in roles},
-        "eos_token": tokenizer.id_to_token(vocabulary.eod if template == "plain" else vocabulary.sep),
+        "eos_token": tokenizer.id_to_token(vocabulary.eod if plain else vocabulary.sep),
     }
     return settings if max_length is None else {**settings, "model_max_length": max_length}
 
@@ -158,38 +156,35 @@ def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
 def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
     """True if a `tokenizer.json` equals the one exported for a SentencePiece model, except for templates."""
     try:
-        ours = json.loads(json.dumps(tokenizer_json(tokenizer, "plain")))
+        ours = json.loads(json.dumps(tokenizer_json(tokenizer, DOCUMENT)))
     except DataError:
         return False
     return all(content.get(key) == ours[key] for key in ("normalizer", "pre_tokenizer", "model"))
 
 
-def post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
-    """Segments are those of pretraining; XLNet's <cls> has one of its own."""
-    if template == "plain":
+def post_processor(tokenizer: Tokenizer, layout: TokenLayout) -> _Json | None:
+    """The special tokens and segments that a layout puts around texts; None for those of a plain document.
+
+    The symbol at a document's end is part of a corpus, not of a text: the tokenizer never adds it.
+    """
+    if layout.is_plain:
         return None
-    vocabulary = tokenizer.vocabulary
-    first, second = _sequence("A", 0), _sequence("B", 1)
-    cls, sep = tokenizer.id_to_token(vocabulary.cls), tokenizer.id_to_token(vocabulary.sep)
-    if template == "xlnet":
-        single = [first, _special(sep, 0), _special(cls, 2)]
-        pair = [first, _special(sep, 0), second, _special(sep, 1), _special(cls, 2)]
-    else:
-        single = [_special(cls, 0), first, _special(sep, 0)]
-        pair = [*single, second, _special(sep, 1)]
-    tokens = {
-        piece: {"id": piece, "ids": [token], "tokens": [piece]}
-        for piece, token in ((cls, vocabulary.cls), (sep, vocabulary.sep))
+    single, pair = ([part for part in layout.parts(n) if part.what != "eod"] for n in (1, 2))
+    ids = {part.what: getattr(tokenizer.vocabulary, part.what) for part in pair if not part.is_text}
+    pieces = {role: tokenizer.id_to_token(token) for role, token in ids.items()}
+
+    def place(part: LayoutPart) -> _Json:
+        kind = "Sequence" if part.is_text else "SpecialToken"
+        return {kind: {"id": pieces.get(part.what, part.what), "type_id": part.segment}}
+
+    return {
+        "type": "TemplateProcessing",
+        "single": [place(part) for part in single],
+        "pair": [place(part) for part in pair],
+        "special_tokens": {
+            pieces[role]: {"id": pieces[role], "ids": [ids[role]], "tokens": [pieces[role]]} for role in sorted(ids)
+        },
     }
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
-
-
-def _sequence(name: str, segment: int) -> _Json:
-    return {"Sequence": {"id": name, "type_id": segment}}
-
-
-def _special(piece: str, segment: int) -> _Json:
-    return {"SpecialToken": {"id": piece, "type_id": segment}}
 
 
 def _replace(pattern: str, content: str) -> _Json:
