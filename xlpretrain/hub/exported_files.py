@@ -11,11 +11,13 @@ CONFIG = "config.json"
 _SECTION, _FILES = "xlpretrain", "files"
 _NAMES = (
     "README.md",
+    "backbone_xlpretrain.py",
     "loss.png",
     "model.safetensors",
     "modeling_xlpretrain.py",
     "spiece.model",
     "tokenizer.json",
+    "tokenizer_as_brought.json",
     "tokenizer_config.json",
     "vocabulary.json",
 )
