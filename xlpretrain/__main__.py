@@ -14,6 +14,7 @@ from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, exit_ran
 from xlpretrain.run_dir import rank_log
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
+from xlpretrain.run_dir.lease import LAUNCH_ID
 from xlpretrain.run_dir.outcome import code_of_rank
 from xlpretrain.run_dir.stop import block_signals
 from xlpretrain.run_dir.watchdog import LAUNCHER, Watchdog
@@ -67,7 +68,7 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
                 device=device,
                 allow_recipe_change=allow_recipe_change,
                 take_over=take_over,
-                launch_id=os.environ.get("XLPRETRAIN_LAUNCH_ID", ""),
+                launch_id=os.environ.get(LAUNCH_ID, ""),
                 watchdog=watchdog,
             )
             if keep_log:

@@ -19,7 +19,6 @@ from data_pipelines.sharding import write_shards
 from data_pipelines.sharding.claims import claims
 from data_pipelines.sharding.report import print_report, read_report, write_report
 from data_pipelines.sharding.stats import summary_table
-from data_pipelines.sources.files import is_remote
 from data_pipelines.sources.find import refuse_changed
 from data_pipelines.stages import deduplicate, encode, read
 from data_pipelines.stages.plan import make_plan
@@ -28,6 +27,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import publish_dir
 from xlpretrain.file_system.atomic_files import is_temporary
+from xlpretrain.file_system.urls import is_url
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def publish(work: WorkDir, *, replace: bool) -> None:
     plan = work.plan
     for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
         path.unlink()  # it was being written when somebody was killed
-    refuse_changed(file for file in plan.files if not is_remote(file.path))
+    refuse_changed(file for file in plan.files if not is_url(file.path))
     found, kept = work.counts(read.NAME), work.counts(encode.NAME)
     cleaned = {**read.cleaned(found), **encode.cleaned(kept)}
     trained_on = work.counts(encode.TOKENIZER)

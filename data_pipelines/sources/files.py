@@ -15,15 +15,11 @@ from typing import IO, Any, cast
 import zstandard
 
 from xlpretrain.errors import DataError
+from xlpretrain.file_system.urls import is_url, open_file_system
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst", ".xz")
 _REMOTE_BLOCK_BYTES = 8 << 20
-
-
-def is_remote(path: str) -> bool:
-    """True if it is a URL."""
-    return "://" in path
 
 
 def is_compressed(path: str) -> bool:
@@ -144,21 +140,10 @@ class TailWatcher(Iterator[bytes]):
 
 def open_file(path: str) -> IO[bytes]:
     """A file or URL, to read bytes from anywhere. Raises OSError, or `DataError` if its kind of URL is not known."""
-    if not is_remote(path):
+    if not is_url(path):
         return Path(path).open("rb")
-    fs, inner = file_system(path)
+    fs, inner = open_file_system(path)
     return cast(IO[bytes], fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Raises `DataError` if its kind of URL is not known."""
-    import fsspec
-
-    try:
-        fs, inner = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: {error}; `pip install` what this kind of URL needs, such as s3fs or aiohttp") from None
-    return fs, str(inner)
 
 
 def remote_errors() -> tuple[type[Exception], ...]:

@@ -18,7 +18,7 @@ from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sources import python_docs
 from data_pipelines.sources.config import PythonDocsSource, Source
-from data_pipelines.sources.files import CHUNK_BYTES, is_remote
+from data_pipelines.sources.files import CHUNK_BYTES
 from data_pipelines.sources.find import STANDARD_INPUT, File, local_file, refuse_changed
 from data_pipelines.sources.read_units import ReadUnit, unit_bytes
 from data_pipelines.sources.records import cut_into_units, fingerprint, source_files
@@ -26,6 +26,7 @@ from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
+from xlpretrain.file_system.urls import is_url
 
 FORMAT = 2
 """Raised when work folders of an older xlpretrain cannot be gone on with."""
@@ -129,7 +130,7 @@ def describe_settings(config: DataConfig) -> Any:
 
 def _refuse_in_out(files: Iterable[File], out: Path) -> None:
     place = final_place(out)
-    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_remote(file.path)):
+    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_url(file.path)):
         if folder.resolve().is_relative_to(place):
             raise DataError(f"{out}: files in {folder} are read, which lies there; choose another `out`")
 

@@ -74,7 +74,7 @@ def _run(
     a signal to this process, nor against the user's wish or another start of the run.
     """
     folder = settings.folder
-    os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
+    os.environ[lease.LAUNCH_ID] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=take_over)

@@ -17,10 +17,10 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import CorpusDataConfig, DataSplits
 from xlpretrain.data.mixture import Mixture, names_of
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.storage.remote import is_url
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.file_system.urls import is_url
 from xlpretrain.run_dir.layout import RunDir
 
 

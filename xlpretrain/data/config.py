@@ -13,9 +13,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 from xlpretrain.data.labelled import LabelledDataset, check_labels
 from xlpretrain.data.mixture import Corpus, CorpusConfig, Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.storage.remote import BlockCache, default_folder, is_url
+from xlpretrain.data.storage.remote import BlockCache, default_folder
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.file_system.urls import is_url
 from xlpretrain.schema import OneOrMany, Problem, Section, TaggedUnion
 
 DamagePolicy = Literal["error", "skip"]

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from xlpretrain.data.labelled import UNLABELLED, make_sample
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.objectives.classification import Classification, ClassificationHead
+from xlpretrain.objectives.base import Objective
 
 _ROWS = 32
 
@@ -64,19 +63,21 @@ class ClassificationMetrics:
 
 @torch.no_grad()
 def class_probabilities(
-    model: PretrainingModel, objective: Classification, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
+    model: PretrainingModel, objective: Objective, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """A distribution over `objective.labels` for each text, or pair of texts: [N, labels], fp64."""
-    head, device = cast(ClassificationHead, model.head), next(model.parameters()).device
-    rows = [make_sample(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
+    """A distribution over `objective.class_labels` for each text, or pair of texts: [N, labels], fp64."""
+    device = next(model.parameters()).device
+    samples = [make_sample(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
     collate = objective.collator(tokenizer, seed=0)
-    found = np.zeros((len(rows), len(objective.labels)))
-    order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # samples of like length waste no padding
+    found = np.zeros((len(samples), len(objective.class_labels)))
+    order = np.argsort(
+        [len(sample.tokens) for sample in samples], kind="stable"
+    )  # samples of like length waste no padding
     for start in range(0, len(order), _ROWS):
         chosen = order[start : start + _ROWS]
-        batch = collate([rows[i] for i in chosen]).to(device)
+        batch = collate([samples[i] for i in chosen]).to(device)
         hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(chosen), 0))
-        found[chosen] = head.logits(hidden, batch).double().softmax(-1).cpu().numpy()
+        found[chosen] = model.head.class_logits(hidden, batch).double().softmax(-1).cpu().numpy()
     return found
 
 

@@ -23,6 +23,8 @@ from typing import NamedTuple, NoReturn
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.file_system.atomic_files import is_temporary
 
+LAUNCH_ID = "XLPRETRAIN_LAUNCH_ID"
+"""The environment variable by which a launcher tells its ranks its id, equal for all attempts that it starts."""
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
 """Age of a heartbeat, in seconds, from which another attempt may take over the run."""

@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ def outlive_console() -> None:
         sys.stdout = _outliving(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _outliving(sys.stderr, 2)
+
+
+def format_duration(seconds: float) -> str:
+    """A time span in its two largest units, such as `1 d 3 h`, `5 h 12 min`, `3 min 7 s`, `8 s`."""
+    seconds = round(seconds)
+    for (length, unit), (part, small) in pairwise(((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))):
+        if seconds >= length:
+            return f"{seconds // length} {unit} {seconds % length // part} {small}"
+    return f"{seconds} s"
 
 
 def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:

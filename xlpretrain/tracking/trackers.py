@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from xlpretrain.schema import Section
+from xlpretrain.tracking.console import format_duration
 
 _CALL_TIMEOUT_S = 20.0  # longer than the worst log() seen (2 ms usual, 94 ms worst), shorter than anyone's patience
 _INIT_TIMEOUT_S = 30.0
@@ -226,7 +227,7 @@ class ConsoleTracker:
             rate = (now - self._last[1]) / (step - self._last[0])
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         self._last = (step, now)
-        left = "" if self._rate is None else f"  {_duration((self._max_steps - step) * self._rate)} left"
+        left = "" if self._rate is None else f"  {format_duration((self._max_steps - step) * self._rate)} left"
         waiting = metrics["time/data_wait_s"] / metrics["time/step_s"]
         return (
             f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%{left}"
@@ -246,9 +247,3 @@ class ConsoleTracker:
             if name.startswith("valid/") and name.endswith("_accuracy"):
                 parts.append(f"{name.removeprefix('valid/').replace('_', ' ')} {value:.3f}")
         return f"step {metrics['step']}: {', '.join(parts)}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

@@ -25,7 +25,7 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, Pause, evaluate
 from xlpretrain.run_dir import lease
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -213,18 +213,8 @@ def _build_engine(
 def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[[Pause], EvalResult] | None:
     if data.valid is None:
         return None
-    call = partial(
-        evaluate,
-        engine.evaluate,
-        engine.model.backbone.empty_memory,
-        manifest=data.valid,
-        tokenizer=data.tokenizer,
-        objective=config.eval_objective(config.eval),
-        mem_len=config.eval_mem_len(config.eval),
-        config=config.eval,
-        device=engine.device,
-    )
-    return lambda pause: call(pause=pause)
+    model, task = EvaluatedModel.of_engine(engine), EvalTask.of_run(config, data.valid, data.tokenizer)
+    return lambda pause: evaluate(model, task, pause=pause)
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, *, fence: Callable[[], None]) -> str:

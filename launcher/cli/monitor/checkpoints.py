@@ -17,6 +17,7 @@ from xlpretrain.checkpoint.files import (
     open_manifest,
     verify_whole,
 )
+from xlpretrain.tracking.console import format_duration
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _row(folder: Path, name: Path, state: str) -> Row:
     size = _size(sum(file.st_size for file in files))
     try:
         made = CheckpointManifest.read(folder).layout
-        age = _age(time.time() - (folder / MANIFEST).stat().st_mtime)
+        age = format_duration(time.time() - (folder / MANIFEST).stat().st_mtime)
     except (DamagedError, OSError):
         return Row(str(name), "?", size, "?", state)
     engine = f"ZeRO {made['zero_stage']}" if "zero_stage" in made else str(made["engine"])
@@ -82,10 +83,3 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} GB"
-
-
-def _age(seconds: float) -> str:
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -89,7 +89,6 @@ def _resolves(address: str) -> bool:
         return False
 
 
-LAUNCH_ID = "XLPRETRAIN_LAUNCH_ID"
 TORCHRUN = ('trap "" USR1 USR2; exec "$@"', "torchrun")
 """A shell's way to keep torchrun alive through signals, at which it would end at once; its ranks hear them."""
 

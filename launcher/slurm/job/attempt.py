@@ -169,7 +169,7 @@ def _run_ranks(
         "MASTER_PORT": port,
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(profile.num_tasks),
-        allocation.LAUNCH_ID: job.launch_id,
+        lease.LAUNCH_ID: job.launch_id,
     }
     meet_at = f"{allocation.pick(where[allocation.MASTERS].split())}:{port}"
     arguments = ["-m", "launcher.slurm.job.rank", str(run.path)]

@@ -8,7 +8,7 @@ from mixtures import mixture_of
 
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.evaluation.held_out import EvalResult, covered, evaluate, evaluate_unigram
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, covered, evaluate, evaluate_unigram
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.transformer_xl import TransformerXLConfig
@@ -31,16 +31,8 @@ def model(valid: TokenDataset) -> PretrainingModel:
 
 def score(model: PretrainingModel, valid: TokenDataset, mem_len: int = 16, seq_len: int = 16, **config) -> EvalResult:
     with torch.no_grad():
-        return evaluate(
-            model,
-            model.backbone.empty_memory,
-            manifest=valid,
-            tokenizer=valid.open_tokenizer(),
-            objective=CausalLM(seq_len=seq_len),
-            mem_len=mem_len,
-            config=EvalConfig(**config),
-            device=torch.device("cpu"),
-        )
+        task = EvalTask(valid, valid.open_tokenizer(), CausalLM(seq_len=seq_len), mem_len, EvalConfig(**config))
+        return evaluate(EvaluatedModel(model, model.backbone.empty_memory, torch.device("cpu")), task)
 
 
 def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: PretrainingModel, valid: TokenDataset):
@@ -84,13 +76,8 @@ def test_covered_is_whole_blocks_one_at_least(valid: TokenDataset):
 
 def test_the_unigram_model_is_that_of_the_training_counts(tiny_dataset: Path, valid: TokenDataset):
     train = TokenDataset.open(tiny_dataset / "train")
-    found = evaluate_unigram(
-        mixture_of(tiny_dataset / "train"),
-        valid,
-        tokenizer=valid.open_tokenizer(),
-        objective=CausalLM(seq_len=64),
-        config=EvalConfig(max_tokens=None),
-    )
+    task = EvalTask(valid, valid.open_tokenizer(), CausalLM(seq_len=64), 16, EvalConfig(max_tokens=None))
+    found = evaluate_unigram(mixture_of(tiny_dataset / "train"), task)
     counts = np.bincount(train.tokens(0, train.num_tokens), minlength=train.vocabulary.size) + 1
     by_hand = -np.log(counts / counts.sum())[valid.tokens(0, valid.num_tokens)].sum()
     assert found.main.nll == pytest.approx(by_hand)

@@ -12,6 +12,7 @@ import commands
 import pytest
 
 from xlpretrain.checkpoint.files import list_checkpoints, verify_whole
+from xlpretrain.tracking.console import format_duration
 
 SPEAK = """
 import os, sys
@@ -123,3 +124,11 @@ def test_a_run_whose_console_and_plots_fail_trains_on_and_saves_at_a_stop(
     assert "loss.png: cannot be written: RuntimeError: a broken" in (run / "logs" / "rank-00000.log").read_text()
     for stream in (process.stdout, process.stderr):
         stream.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (187, "3 min 7 s"), (18_750, "5 h 12 min"), (97_300, "1 d 3 h")],
+)
+def test_a_time_span_is_said_in_its_two_largest_units(seconds: float, said: str):
+    assert format_duration(seconds) == said

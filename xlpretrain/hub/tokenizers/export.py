@@ -9,17 +9,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, DOCUMENT, LayoutPart, TokenLayout
 from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
-
-Template = Literal["plain", "xlnet", "bert"]
-"""The special tokens around a text or a pair: <eod> A <eod> B; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
 
 AS_BROUGHT = "tokenizer_as_brought.json"
 """The original of a third-party tokenizer, exported beside a `tokenizer.json` that puts other symbols around texts."""
@@ -31,7 +29,7 @@ _MASK = chr(0x100000)  # likewise
 _Json = dict[str, Any]
 
 
-def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
+def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
     """The content of `tokenizer.json`. Raises `DataError` if the model does what no such file can say."""
     if tokenizer.file_name != Tokenizer.file_name:
         raise DataError("a vocabulary of bytes or words is none that transformers has; no tokenizer.json for it")
@@ -43,7 +41,7 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         first: chr(_FIRST_STAND_IN + number)
         for number, first in enumerate(sorted({p.piece[0] for p in pieces if _is_symbol(p)}))
     }
-    mask = None if template == "plain" else tokenizer.vocabulary.mask
+    mask = None if layout.is_plain else tokenizer.vocabulary.mask
     strange = [_APART, _BETWEEN, _MASK, *stand_ins.values()]
     if any(character in piece.piece for piece in pieces for character in [*strange, _STRANGE]):
         raise DataError("the vocabulary has pieces with code points that are set aside here (U+FFF0, U+F0000 on)")
@@ -68,7 +66,7 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": post_processor(tokenizer, template),
+        "post_processor": post_processor(tokenizer, layout),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -85,33 +83,34 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, template: Template, *, max_length: int | None) -> _Json:
+def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: int | None) -> _Json:
     """The content of `tokenizer_config.json`.
 
     Special symbols that a text spells out are text, as they are here (`split_special_tokens`), but for the mask. A
     `tokenizer.json` that was brought along has its own way to find that, with all other symbols.
     """
-    vocabulary, brought = tokenizer.vocabulary, tokenizer.file_name != Tokenizer.file_name
-    roles = ["pad", "unk", *(["cls", "sep", "mask"] if template != "plain" else [])]
+    vocabulary, plain = tokenizer.vocabulary, layout.is_plain
+    brought = tokenizer.file_name != Tokenizer.file_name
+    roles = ["pad", "unk", *([] if plain else ["cls", "sep", "mask"])]
     settings: _Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": template == "plain" or not brought,
-        "padding_side": "right" if template == "bert" else "left",
-        "model_input_names": ["input_ids", *(["token_type_ids"] if template != "plain" else []), "attention_mask"],
+        "split_special_tokens": plain or not brought,
+        "padding_side": "right" if layout.cls_position == "first" else "left",
+        "model_input_names": ["input_ids", *([] if plain else ["token_type_ids"]), "attention_mask"],
         **{f"{role}_token": tokenizer.id_to_token(getattr(vocabulary, role)) for role in roles},
-        "bos_token": tokenizer.id_to_token(vocabulary.eod if template == "plain" else vocabulary.cls),
-        "eos_token": tokenizer.id_to_token(vocabulary.eod if template == "plain" else vocabulary.sep),
+        "bos_token": tokenizer.id_to_token(vocabulary.eod if plain else vocabulary.cls),
+        "eos_token": tokenizer.id_to_token(vocabulary.eod if plain else vocabulary.sep),
     }
     return settings if max_length is None else {**settings, "model_max_length": max_length}
 
 
-def laid_out_anew(tokenizer: HuggingFaceTokenizer, template: Template) -> _Json | None:
-    """A `tokenizer.json` that was brought along, with the symbols of a template around texts; None: it has them."""
+def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout) -> _Json | None:
+    """A `tokenizer.json` that was brought along, with the symbols of a layout around texts; None: it has them."""
     import tokenizers
 
     brought = json.loads(tokenizer.model)
-    changed = {**brought, "post_processor": post_processor(tokenizer, template)}
+    changed = {**brought, "post_processor": post_processor(tokenizer, layout)}
     first, second = (tokenizers.Tokenizer.from_str(json.dumps(content)) for content in (brought, changed))
     for texts in (("a",), ("a", "b")):
         one, other = first.encode(*texts), second.encode(*texts)
@@ -188,38 +187,34 @@ def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
     Exports of earlier versions did not find the mask in a text, whatever the template: they equal the plain one.
     """
     try:
-        made = [json.loads(json.dumps(tokenizer_json(tokenizer, template))) for template in ("plain", "bert")]
+        made = [json.loads(json.dumps(tokenizer_json(tokenizer, layout))) for layout in (DOCUMENT, CLS_FIRST)]
     except DataError:
         return False
     keys = ("normalizer", "pre_tokenizer", "model")
     return any(all(content.get(key) == ours[key] for key in keys) for ours in made)
 
 
-def post_processor(tokenizer: Tokenizer, template: Template) -> _Json:
-    """Segments are those of pretraining; XLNet's <cls> has one of its own."""
-    vocabulary = tokenizer.vocabulary
-    first, second = _sequence("A", 0), _sequence("B", 1)
-    cls, sep, eod = (tokenizer.id_to_token(token) for token in (vocabulary.cls, vocabulary.sep, vocabulary.eod))
-    if template == "plain":
-        single = [_special(eod, 0), first]
-        pair = [*single, _special(eod, 0), _sequence("B", 0)]
-    elif template == "xlnet":
-        single = [first, _special(sep, 0), _special(cls, 2)]
-        pair = [first, _special(sep, 0), second, _special(sep, 1), _special(cls, 2)]
-    else:
-        single = [_special(cls, 0), first, _special(sep, 0)]
-        pair = [*single, second, _special(sep, 1)]
-    used = {eod: vocabulary.eod} if template == "plain" else {cls: vocabulary.cls, sep: vocabulary.sep}
-    tokens = {piece: {"id": piece, "ids": [token], "tokens": [piece]} for piece, token in used.items()}
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+def post_processor(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
+    """The special tokens and segments that a layout puts around texts.
 
+    An `eod` after the last text ends a document, which a text need not do: the tokenizer does not add it.
+    """
+    single, pair = (parts[:-1] if parts[-1].what == "eod" else parts for parts in map(layout.parts, (1, 2)))
+    ids = {part.what: getattr(tokenizer.vocabulary, part.what) for part in pair if not part.is_text}
+    pieces = {role: tokenizer.id_to_token(token) for role, token in ids.items()}
 
-def _sequence(name: str, segment: int) -> _Json:
-    return {"Sequence": {"id": name, "type_id": segment}}
+    def place(part: LayoutPart) -> _Json:
+        kind = "Sequence" if part.is_text else "SpecialToken"
+        return {kind: {"id": pieces.get(part.what, part.what), "type_id": part.segment}}
 
-
-def _special(piece: str, segment: int) -> _Json:
-    return {"SpecialToken": {"id": piece, "type_id": segment}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [place(part) for part in single],
+        "pair": [place(part) for part in pair],
+        "special_tokens": {
+            pieces[role]: {"id": pieces[role], "ids": [ids[role]], "tokens": [pieces[role]]} for role in sorted(ids)
+        },
+    }
 
 
 def _replace(pattern: str, content: str) -> _Json:

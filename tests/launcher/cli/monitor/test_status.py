@@ -78,7 +78,7 @@ def test_progress_speed_and_what_is_left(tmp_path: Path, fake_slurm: FakeSlurm, 
     line = table(capsys, tmp_path / "runs")["one"]
     assert "local: running" in line
     assert "200/1,000  20%   5.005  12,346" in line
-    assert "7 min" in line, "800 steps of 0.5 s; restarts do not count"
+    assert "6 min 40 s" in line, "800 steps of 0.5 s; restarts do not count"
     assert os.uname().nodename in line
     [view] = run_status.collect([run])
     assert view.heartbeat_s is not None and view.heartbeat_s < 5
