@@ -69,7 +69,7 @@ def _likelihoods_of_export(folder: Path) -> list[float]:
         AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
     found = []
     for text in _texts():
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         inputs = torch.tensor([[tokenizer.eos_token_id] * DISTANCE + ids])
         log_probs = model(inputs[:, : len(ids)]).logits[0].log_softmax(-1)
         found.append(float(log_probs.gather(1, torch.tensor(ids)[:, None]).sum()))

@@ -19,7 +19,7 @@ from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
 from xlpretrain.hub.model_card import model_card
-from xlpretrain.hub.tokenizers.export import tokenizer_config, tokenizer_json
+from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
 from xlpretrain.hub.weight_map import is_albert, weight_rules, write
 from xlpretrain.models.backbone import BackboneConfig
@@ -33,11 +33,13 @@ from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+BACKBONE = Path(__file__).with_name("backbone_xlpretrain.py")
+"""The code that goes with a model that no class of transformers covers; the first imports the second."""
 
 _WEIGHTS = "Its weights are in the checkpoint, and xlpretrain.load reads them"
 _SENTENCE = {f"sentence.{layer}.{kind}" for layer in ("pooler.linear", "classifier") for kind in ("weight", "bias")}
 MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
-"""Models that a class of transformers, or the code in `MODELING`, implements."""
+"""Models that a class of transformers, or the code in `MODELING` and `BACKBONE`, implements."""
 
 
 def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -118,23 +120,28 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     assert isinstance(model, StackConfig)
     sentence = has_sentence_head(run.model)
     head, layout = _declared(config)
-    wordpiece = isinstance(tokenizer, HuggingFaceTokenizer)
     reasons = unsupported_features(model, sentence=sentence, head=head)
     if reasons:
         described, weights = remote_code_config(config, run, sentence=sentence), dict(run.model.state_dict())
-        shutil.copyfile(MODELING, to / MODELING.name)
+        for source in (MODELING, BACKBONE):
+            shutil.copyfile(source, to / source.name)
     else:
         described = write_config(model, tokenizer.vocabulary, sentence=sentence)
         weights = to_transformers(run.model, model, sentence=sentence)
     described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        made = laid_out_anew(tokenizer, layout)
+        (to / (AS_BROUGHT if made else tokenizer.file_name)).write_bytes(tokenizer.model)
+    else:
+        made = tokenizer_json(tokenizer, layout)
+        (to / tokenizer.file_name).write_bytes(tokenizer.model)
     for file, content in {
         "tokenizer_config.json": tokenizer_config(tokenizer, layout, max_length=max_length),
-        **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, layout)}),
+        **({"tokenizer.json": made} if made else {}),
     }.items():
         (to / file).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (to / tokenizer.file_name).write_bytes(tokenizer.model)
     if run.folder.plot.is_file():
         shutil.copyfile(run.folder.plot, to / "loss.png")
     loader = _loader(described)
@@ -188,7 +195,7 @@ def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> 
         "model_type": "xlpretrain",
         "architectures": [name],
         "auto_map": {
-            "AutoConfig": f"{module}.XLPretrainConfig",
+            "AutoConfig": f"{BACKBONE.stem}.XLPretrainConfig",
             "AutoModel": f"{module}.XLPretrainModel",
             **dict.fromkeys(_AUTO_CLASSES[head], f"{module}.{name}"),
         },

@@ -13,9 +13,11 @@ CONFIG = "config.json"
 _SECTION, _FILES = "xlpretrain", "files"
 _NAMES = (
     "README.md",
+    "backbone_xlpretrain.py",
     "loss.png",
     "model.safetensors",
     "modeling_xlpretrain.py",
+    "tokenizer_as_brought.json",
     "tokenizer_config.json",
     *TOKENIZER_FILES,
 )

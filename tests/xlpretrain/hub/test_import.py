@@ -455,7 +455,8 @@ def test_bert_brings_its_wordpieces_and_data_is_built_and_scored_with_them(
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text, v = "Héllo [SEP] Sted gigo momin!", back.tokenizer.vocabulary
     ids = back.tokenizer.encode(text)
-    assert theirs(text)["input_ids"] == [v.cls, *ids, v.sep]
+    assert theirs(text, split_special_tokens=True)["input_ids"] == [v.cls, *ids, v.sep]
+    assert theirs("Sted [MASK]!")["input_ids"] == [v.cls, *back.tokenizer.encode("Sted"), v.mask, ids[-1], v.sep]
     assert v.sep not in ids
     assert v.eod == v.sep
     starts = back.tokenizer.word_starts()

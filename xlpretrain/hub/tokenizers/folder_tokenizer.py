@@ -22,7 +22,7 @@ from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, CLS_LAST
 from xlpretrain.errors import DataError
-from xlpretrain.hub.tokenizers.export import post_processor, same_ids, symbol
+from xlpretrain.hub.tokenizers.export import AS_BROUGHT, post_processor, same_ids, symbol
 
 _Json = dict[str, Any]
 
@@ -99,6 +99,9 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
     content = _read(file)
     if spiece.is_file() and same_ids(content, load_tokenizer(spiece)):
         return load_tokenizer(spiece), []
+    brought = folder / AS_BROUGHT
+    if brought.is_file() and {**_read(brought), "post_processor": content.get("post_processor")} == content:
+        return HuggingFaceTokenizer(brought.read_bytes(), name=str(brought)), []
     changed = _from_json(reader, content)
     if changed == content:
         return load_tokenizer(file), []
