@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+class Precision(StrEnum):
+    """The types of weights that a trained model can be used in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="Type of the weights (default: as trained).", show_default=False)
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -44,7 +56,8 @@ Nodes = Annotated[
 TakeOver = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Take over a run that another process still appears to own; that process will exit."
+        "--force-takeover",
+        help="Take over a run that another process still appears to own; that process will exit.",
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]
