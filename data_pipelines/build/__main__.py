@@ -9,14 +9,14 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from data_pipelines.build.pipeline import publish, run_stage, stages_of
 from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
+from data_pipelines.stages.plan import current_versions
 from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.errors import USER_ERROR, DataError
 from xlpretrain.tracking.console import outlive_console
+from xlpretrain.tracking.printing import AnswerConsole
 
 FINISH, REPLACE = "finish", "replace"
 
@@ -29,10 +29,15 @@ def main(arguments: list[str]) -> None:
         if arguments[1] == FINISH:
             publish(work, replace=REPLACE in arguments)
             return
+        if work.plan.versions != current_versions():
+            raise DataError(
+                f"{work.folder}: begun with other versions of xlpretrain or its libraries; run `xlpretrain data build` "
+                "again, which starts anew"
+            )
         stage = next(stage for stage in stages_of(work.config) if stage.name == arguments[1])
         part = slice(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")), None, int(arguments[2]))
         with Workers(_cores(work)) as workers:
-            run_stage(work, stage, ProgressReporter(Console()), workers, part=part)
+            run_stage(work, stage, ProgressReporter(AnswerConsole()), workers, part=part)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)

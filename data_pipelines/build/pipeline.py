@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from data_pipelines.sharding import write_shards
 from data_pipelines.sharding.claims import claims
 from data_pipelines.sharding.report import print_report, read_report, write_report
 from data_pipelines.sharding.stats import summary_table
-from data_pipelines.sources.files import is_remote
 from data_pipelines.sources.find import refuse_changed
 from data_pipelines.stages import deduplicate, encode, read
 from data_pipelines.stages.plan import make_plan
@@ -28,6 +28,8 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import publish_dir
 from xlpretrain.file_system.atomic_files import is_temporary
+from xlpretrain.file_system.urls import is_url
+from xlpretrain.tracking.printing import AnswerConsole
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
 
     One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
     """
-    console = console or Console()
+    console = console or AnswerConsole()
     work = WorkDir.of(config.out)
     if is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
@@ -69,7 +71,7 @@ def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
 
 def stages_of(config: DataConfig) -> list[Stage]:
     """The stages of a build, in order."""
-    near = [deduplicate.NEAR_STAGE] if config.clean.near_duplicates else []
+    near = [deduplicate.NEAR_STAGE] if config.clean.minhash_dedup else []
     paragraphs = [deduplicate.PARAGRAPH_STAGE] if config.clean.duplicate_paragraphs else []
     return [read.STAGE, *near, *paragraphs, encode.TOKENIZER_STAGE, encode.STAGE, write_shards.STAGE]
 
@@ -84,6 +86,9 @@ def build_lock(work: WorkDir) -> Iterator[None]:
         with work.lock():
             try:
                 yield
+            except KeyboardInterrupt:
+                print(f"\nstopped by Ctrl-C; {_goes_on(work)}", file=sys.stderr, flush=True)
+                raise
             except WorkerDiedError as error:
                 raise WorkerDiedError(f"{error}; {_goes_on(work)}") from None
             except DataError:
@@ -121,7 +126,7 @@ def publish(work: WorkDir, *, replace: bool) -> None:
     plan = work.plan
     for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
         path.unlink()  # it was being written when somebody was killed
-    refuse_changed(file for file in plan.files if not is_remote(file.path))
+    refuse_changed(file for file in plan.files if not is_url(file.path))
     found, kept = work.counts(read.NAME), work.counts(encode.NAME)
     cleaned = {**read.cleaned(found), **encode.cleaned(kept)}
     trained_on = work.counts(encode.TOKENIZER)

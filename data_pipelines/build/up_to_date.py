@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from data_pipelines.config import DataConfig
@@ -14,7 +13,7 @@ from data_pipelines.sharding.claims import INDEX, claims
 from data_pipelines.sharding.stats import dataset_folders
 from data_pipelines.sources.find import STANDARD_INPUT
 from data_pipelines.sources.records import fingerprint, source_files
-from data_pipelines.stages.plan import describe_settings
+from data_pipelines.stages.plan import current_settings, describe_settings
 from xlpretrain.data.storage.dataset import TokenDataset, read_index
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place, named, tidy, unclaimed
@@ -46,7 +45,7 @@ def is_up_to_date(config: DataConfig, console: Console, *, force: bool) -> bool:
     if force:
         return False
     found = read_index(out / next(path for path in own if path.name == INDEX).parent).get("built_from", {})
-    if _settings(found) != describe_settings(config):
+    if current_settings(found.get("settings") or {}) != describe_settings(config):
         raise DataError(f"{out}: built with other settings; choose another `out`, or --force to replace it")
     console.print(f"{out}: already built with these settings", highlight=False)
     if _have_sources_changed(config, found):
@@ -58,15 +57,6 @@ def open_splits(out: Path) -> dict[str, TokenDataset]:
     """The splits of a finished dataset, by their paths in it. Raises `DataError`."""
     folders = sorted(dataset_folders(out), key=lambda f: (f.parent, ("train", "valid", "test").index(f.name)))
     return {str(folder.relative_to(out)): TokenDataset.open(folder) for folder in folders}
-
-
-def _settings(built_from: Mapping[str, Any]) -> Any:
-    """The settings of a finished dataset, with newer settings at their defaults."""
-    settings = built_from.get("settings") or {}
-    try:
-        return describe_settings(DataConfig.model_validate({**settings, "out": "x"}, strict=False))
-    except (ValidationError, TypeError):
-        return settings
 
 
 def _have_sources_changed(config: DataConfig, found: Mapping[str, Any]) -> bool:

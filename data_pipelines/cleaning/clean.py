@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from data_pipelines.cleaning import quality
 from data_pipelines.cleaning.decontamination import DecontaminationConfig, load_ngrams, overlaps
 from data_pipelines.sources.config import Source
 from xlpretrain.errors import DataError
-from xlpretrain.schema import Problem, Section
+from xlpretrain.schema import FormerKey, Problem, Section
 
 EMPTY = "empty"
 """How documents without any text are counted."""
@@ -23,7 +23,7 @@ class MinHashConfig(Section):
     """The definition of near-duplicates: documents that share all hashes of a band."""
 
     words: int = Field(5, ge=1)
-    """Documents are compared by their runs of so many words."""
+    """Documents are compared by their runs of this many words; in scripts without spaces between words, of letters."""
     bands: int = Field(14, ge=1, le=64)
     """More bands find pairs that are less alike."""
     rows: int = Field(8, ge=1, le=64)
@@ -42,21 +42,21 @@ class CleanConfig(Section):
     """Leave out longer documents."""
     rules: tuple[Literal["c4", "gopher"], ...] = ()
     """Simple quality rules after C4 (drops lines too) and Gopher; for English."""
-    overlap: DecontaminationConfig | None = None
+    decontaminate: Annotated[DecontaminationConfig | None, FormerKey("overlap")] = None
     """Leave out training documents that share a run of words with a held-out set."""
     exact_duplicates: bool = True
     """Keep one of several documents with the same text."""
     duplicate_paragraphs: bool = False
     """Keep each paragraph in one document only."""
-    near_duplicates: bool = False
+    minhash_dedup: Annotated[bool, FormerKey("near_duplicates")] = False
     """Keep one of several documents that are nearly the same (by MinHash); held-out ones rather than training ones."""
     minhash: MinHashConfig = MinHashConfig()
 
     def problems(self) -> Iterator[Problem]:
         if self.max_characters is not None and self.max_characters < self.min_characters:
             yield "max_characters", f"must not be below min_characters: {self.max_characters} < {self.min_characters}"
-        if self.near_duplicates and not self.exact_duplicates:
-            yield "near_duplicates", "needs exact_duplicates: copies are near-duplicates too"
+        if self.minhash_dedup and not self.exact_duplicates:
+            yield "minhash_dedup", "needs exact_duplicates: copies are near-duplicates too"
 
 
 def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
@@ -94,7 +94,9 @@ def _is_empty(text: str) -> bool:
 
 def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> bool:
     """True if a training document overlaps the held-out set. Raises `DataError` if that cannot be read."""
-    if config.overlap is None or not overlaps(text, load_ngrams(config.overlap), config.overlap.words):
+    if config.decontaminate is None or not overlaps(
+        text, load_ngrams(config.decontaminate), config.decontaminate.words
+    ):
         return False
     counts["overlaps the held-out set"] += 1
     return True
@@ -102,7 +104,7 @@ def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> boo
 
 def sources_of(config: CleanConfig) -> tuple[Source, ...]:
     """The sources that cleaning reads."""
-    return config.overlap.against if config.overlap else ()
+    return config.decontaminate.against if config.decontaminate else ()
 
 
 @lru_cache(1)

@@ -15,13 +15,17 @@ import numpy as np
 import xxhash
 
 from data_pipelines.cleaning.clean import MinHashConfig
-from data_pipelines.cleaning.decontamination import WORD, word_ngrams
+from data_pipelines.cleaning.ngrams import WORD, word_ngrams
 from data_pipelines.execution.external_sort import write_sorted_run
 from data_pipelines.tokenizing.sentences import PARAGRAPH_BREAK
 from xlpretrain.errors import DataError
 
 if TYPE_CHECKING:  # imported late: it takes a second
     from datasketch import MinHash
+
+CHARACTERS_PER_WORD = 1
+"""Letters that count as a word in scripts without spaces: there a letter that differs spoils as many runs as a word
+elsewhere."""
 
 _SEED = 1
 _RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes
@@ -66,7 +70,7 @@ class ParagraphWriter:
 
 def minhash_bands(text: str, config: MinHashConfig) -> np.ndarray:
     """The keys of a document's bands."""
-    runs = list(set(word_ngrams(text, config.words)))
+    runs = list(set(word_ngrams(text, config.words, characters_per_word=CHARACTERS_PER_WORD)))
     if not runs:  # shorter than a run: as it is
         runs = [xxhash.xxh64_intdigest((" ".join(WORD.findall(text.lower())) or text).encode())]
     sketch = _empty_sketch(config.bands * config.rows).copy()
@@ -104,6 +108,6 @@ def _empty_sketch(num_hashes: int) -> MinHash:
         from datasketch import MinHash
     except ImportError:
         raise DataError(
-            "clean.near_duplicates: needs the package datasketch: pip install 'xlpretrain[corpora]'"
+            "clean.minhash_dedup: needs the package datasketch: pip install 'xlpretrain[corpora]'"
         ) from None
     return MinHash(num_hashes, seed=_SEED, hashfunc=int, scheme="affine64")

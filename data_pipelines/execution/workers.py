@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -45,6 +46,9 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
+            if isinstance(error, KeyboardInterrupt):  # tasks are done whole or not at all: none is waited for
+                for process in multiprocessing.active_children():
+                    process.terminate()
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
@@ -87,7 +91,8 @@ def _telling_of_deaths(number: int) -> Iterator[None]:
 
 
 def _follow_parent() -> None:
-    """A killed parent would otherwise leave its workers waiting for ever."""
+    """Leave Ctrl-C to the parent. A killed one would otherwise leave its workers waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.config import DataConfig
 from data_pipelines.sharding.report import FILE, KEYS
 from data_pipelines.stages.splits import SPLITS
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
+from xlpretrain.schema import current_keys
 
 INDEX = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -42,8 +44,9 @@ def _splits(out: Path) -> Iterator[tuple[Path, TokenDataset]]:
             split = TokenDataset.parse(path.parent)
         except DataError:
             continue  # what is damaged claims nothing
-        sources = (split.built_from.get("settings") or {}).get("sources") or [{}]
-        if folder.name in SPLITS and str(folder.parent) in {source.get("corpus") or "." for source in sources}:
+        settings = current_keys(DataConfig, split.built_from.get("settings") or {})
+        sources = settings.get("sources") or [{}]
+        if folder.name in SPLITS and str(folder.parent) in {source.get("subset") or "." for source in sources}:
             yield folder, split
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from data_pipelines.sharding.report import print_report, read_report
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
+from xlpretrain.tracking.printing import AnswerConsole
 
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 MOST_BLOCKS, SAMPLES = 4096, 64
@@ -35,7 +36,7 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
 
     Raises `DataError`.
     """
-    console = console or Console()
+    console = console or AnswerConsole()
     manifests = {_name(path, folder): TokenDataset.open(path) for path in dataset_folders(folder)}
     measured = {name: measure(manifest) for name, manifest in manifests.items()}
     table = summary_table(str(folder), manifests)

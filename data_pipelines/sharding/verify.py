@@ -19,6 +19,7 @@ from data_pipelines.sharding.stats import dataset_folders
 from xlpretrain.data.storage.dataset import ShardEntry, TokenDataset, check_shard_size
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DataError
+from xlpretrain.tracking.printing import AnswerConsole
 
 SMALL_BYTES = 64 << 20
 """Below, starting worker processes takes longer than the work."""
@@ -30,7 +31,7 @@ def verify(folder: Path, *, console: Console | None = None, workers: int | None 
 
     workers: processes (default: all cores, for datasets that are not small). Raises `DataError` if there is no dataset.
     """
-    console = console or Console()
+    console = console or AnswerConsole()
     problems = []
     folders = dataset_folders(folder)
     size = sum(file.stat().st_size for path in folders for file in path.glob("*.tar"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.sources.config import HuggingFaceSource, RecordSource
-from data_pipelines.sources.files import open_file
+from data_pipelines.sources.files import open_file, remote_errors
 from data_pipelines.sources.find import File, local_file
 from xlpretrain.errors import DataError
 
@@ -34,18 +34,18 @@ def read_parquet(path: str, start: int, stop: int, wanted: Sequence[str]) -> Rec
 
     try:
         with open_file(path) as raw, parquet.ParquetFile(raw) as file:
-            _check_columns(file.schema_arrow.names, wanted, path)
+            _check_columns(file.schema_arrow, wanted, path)
             row = 0
             for group in range(file.num_row_groups):
                 about = file.metadata.row_group(group)
                 first = min(about.column(i).data_page_offset for i in range(about.num_columns))
                 if stop < 0 or start <= first < stop:
                     for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(wanted)):
-                        yield from enumerate(batch.to_pylist(), start=row)
+                        yield from enumerate(_to_records(batch), start=row)
                         row += batch.num_rows
                 else:
                     row += about.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, *remote_errors()) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
 
 
@@ -54,10 +54,10 @@ def read_arrow(path: str, wanted: Sequence[str]) -> Records:
     pyarrow = need_pyarrow(path)
     try:
         with open_file(path) as file, pyarrow.ipc.open_stream(file) as stream:
-            _check_columns(stream.schema.names, wanted, path)
+            _check_columns(stream.schema, wanted, path)
             row = 0
             for batch in stream:
-                yield from enumerate(batch.select(list(wanted)).to_pylist(), start=row)
+                yield from enumerate(_to_records(batch.select(list(wanted))), start=row)
                 row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Arrow: {error}") from None
@@ -69,13 +69,14 @@ def saved_files(source: HuggingFaceSource) -> list[File]:
     for name in [source.path] if isinstance(source.path, str) else source.path:
         folder = Path(name).expanduser()
         if (folder / "dataset_dict.json").is_file():
-            parts = _read_json(folder / "dataset_dict.json")["splits"]
+            parts = _read_list(folder / "dataset_dict.json", "splits", str)
             if source.part not in parts:
                 raise DataError(f"{name}: name its `part`, one of: {', '.join(parts)} (got {source.part})")
             folder = folder / str(source.part)
         if not (folder / "state.json").is_file():
             raise DataError(f"{name}: no dataset saved by `save_to_disk` here (no state.json)")
-        files = [folder / entry["filename"] for entry in _read_json(folder / "state.json")["_data_files"]]
+        entries = _read_list(folder / "state.json", "_data_files", dict)
+        files = [folder / str(entry.get("filename")) for entry in entries]
         if missing := [str(file) for file in files if not file.is_file()]:
             raise DataError(f"{missing[0]}: this file of the dataset is missing")
         found += list(map(local_file, files))
@@ -91,20 +92,57 @@ def need_pyarrow(path: str) -> Any:
     return pyarrow
 
 
-def _check_columns(names: Sequence[str], wanted: Sequence[str], path: str) -> None:
-    if repeated := [name for name in wanted if names.count(name) > 1]:
+def _check_columns(schema: Any, wanted: Sequence[str], path: str) -> None:
+    """Refuse columns that are repeated, missing, or hold no text. Raises `DataError`."""
+    from pyarrow import types
+
+    if repeated := [name for name in wanted if schema.names.count(name) > 1]:
+        count = schema.names.count(repeated[0])
+        raise DataError(f"{path}: {count} columns are called {repeated[0]!r}; rename all but the one to read")
+    if missing := [name for name in wanted if name not in schema.names]:
         raise DataError(
-            f"{path}: {names.count(repeated[0])} columns are called {repeated[0]!r}; rename all but the one to read"
+            f"{path}: no field {missing[0]!r}; the fields there are: {', '.join(sorted(schema.names))} (set `field` in "
+            "the source)"
         )
-    if missing := [name for name in wanted if name not in names]:
-        raise DataError(
-            f"{path}: no field {missing[0]!r}; the fields there are: {', '.join(sorted(names))} (set `field` in the "
-            "source)"
-        )
+    for name in wanted:
+        kind = schema.field(name).type
+        content = kind.value_type if types.is_dictionary(kind) else kind
+        is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+        if not any(matches(content) for matches in is_text):
+            hint = "; store it as a string column" if "binary" in str(content) else ""
+            raise DataError(f"{path}: the field {name!r} holds {kind}, expected text{hint}")
 
 
-def _read_json(path: Path) -> Any:
+def _to_records(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch. Strings that are not UTF-8, which Arrow accepts, stay bytes."""
     try:
-        return json.loads(path.read_text())
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        columns = [[_text_or_bytes(value) for value in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _text_or_bytes(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return _bytes_of(value)
+
+
+def _bytes_of(text: Any) -> bytes:
+    """The bytes of an Arrow string, valid UTF-8 or not."""
+    text = getattr(text, "value", None) or text  # of a dictionary
+    return bytes(text.as_buffer())
+
+
+def _read_list(path: Path, key: str, kind: type) -> list[Any]:
+    """The list of such values at a key of a JSON file. Raises `DataError`."""
+    try:
+        found = json.loads(path.read_text())[key]
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+    except (KeyError, TypeError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+        raise DataError(f"{path}: expected a list {key!r}, as `save_to_disk` writes it; save the dataset again")
+    return found

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section, TaggedUnion
+from xlpretrain.schema import FormerKey, Matching, Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
+_TEXT_FORMAT = re.compile(r"(?:(?s:.)?[<>^])?\d{0,4}(?:\.\d{1,9})?s?")
+"""A format that Python knows for strings; of at most 9,999 characters, for each takes memory."""
+_SUBSET = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_SUBSET_RULE = "begin with a letter, a digit or _, and have only letters (a-z, A-Z), digits and . _ -"
 _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
 class BaseSource(Section):
     """Keys of every source."""
 
-    corpus: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-    """Keep it apart, as out/CORPUS/train and so on; sources with the same name (or none) are merged."""
-    into: Literal["train", "valid", "test"] | None = None
+    subset: Annotated[str | None, Matching(_SUBSET, _SUBSET_RULE), FormerKey("corpus")] = None
+    """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
+    split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
     """Put all of it into this split, instead of holding out a share."""
     weight: float | None = Field(None, gt=0)
     """Its part of the tokenizer's training sample, relative to the others (default: its part of the text)."""
 
     def problems(self) -> Iterator[Problem]:
-        if self.corpus in _RESERVED:
-            yield "corpus", f"{self.corpus} has a meaning in `out`; choose another name"
+        if self.subset in _RESERVED:
+            yield (
+                "subset",
+                f"{self.subset} is a folder of its own in `out`, as are {', '.join(_RESERVED)}; choose another name",
+            )
 
 
 class FileSource(BaseSource):
@@ -53,22 +61,32 @@ class RecordSource(FileSource):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.template is not None:
-            try:
-                names = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
-            except ValueError as error:
-                yield "template", f"not a template: {error}; write {{{{ for a brace"
+            if problem := _find_template_problem(self.template):
+                yield "template", problem
                 return
-            if not names or not all(name.replace("-", "_").isidentifier() for name in names):
-                yield "template", 'expected fields by their names, such as "{title}\\n\\n{body}"'
             if "field" in self.model_fields_set:
                 yield "template", "give field or template, not both"
+
+
+def _find_template_problem(template: str) -> str | None:
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        return f"not a template: {error}; write {{{{ for a brace"
+    if not fields or not all(name.replace("-", "_").isidentifier() for name, _, _ in fields if name is not None):
+        return 'expected fields by their names, such as "{title}\\n\\n{body}"'
+    for name, spec, conversion in fields:
+        if conversion not in (None, "s", "r", "a") or not _TEXT_FORMAT.fullmatch(spec or ""):
+            written = f"{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+            return f"{{{written}}}: no format of text, and every field is text; write {{{name}}}"
+    return None
 
 
 class TextSource(FileSource):
     """Plain text files."""
 
     type: Literal["text"] = "text"
-    split: Literal["files", "blank_lines"] = "files"
+    documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
     """Unit of a document: a whole file, or the text between blank lines."""
 
 

@@ -15,15 +15,15 @@ from typing import IO, Any, cast
 import zstandard
 
 from xlpretrain.errors import DataError
+from xlpretrain.file_system.urls import is_url, open_file_system
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst", ".xz")
 _REMOTE_BLOCK_BYTES = 8 << 20
-
-
-def is_remote(path: str) -> bool:
-    """True if it is a URL."""
-    return "://" in path
+_ZST_BYTES = 64 << 10
+"""Decompressed at a time; what comes out is a few times as much."""
+_ZST_WINDOW_BYTES = 1 << 31
+"""The largest window that zstd itself writes (--long=31), and so the most memory that reading a file takes."""
 
 
 def is_compressed(path: str) -> bool:
@@ -31,21 +31,28 @@ def is_compressed(path: str) -> bool:
     return path.endswith(COMPRESSED)
 
 
-def read_lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes]]:
     """The lines of a file, without their ends, each with the offset of its first byte. Raises `DataError`.
 
-    start: leave out the lines that begin before this offset.
+    start: leave out the lines that begin before this offset. stop: read no further than this offset (-1: the end) in
+    search of the first line.
     """
     begin = max(start - 1, 0)  # the byte before tells whether a line begins at `start`
-    rest = b""
+    unfinished: list[bytes] = []  # parts of a line: joined once, for a line may have many
     for chunk in read_chunks(path, begin):
-        *lines, rest = (rest + chunk).split(b"\n")
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*unfinished, lines[0]])
+            unfinished = []
+        unfinished.append(rest)
         for line in lines:
             if begin >= start:
                 yield begin, line
             begin += len(line) + 1
-    if rest and begin >= start:
-        yield begin, rest
+        if begin < start and 0 <= stop <= begin + sum(map(len, unfinished)):
+            return
+    if any(unfinished) and begin >= start:
+        yield begin, b"".join(unfinished)
 
 
 def line_number(path: str, offset: int) -> int:
@@ -86,8 +93,15 @@ def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
                     yield from iter(lambda: unpacked.read(CHUNK_BYTES), b"")
             else:
                 yield from chunks
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: damaged or cut short, cannot be decompressed ({error}); fetch it again") from None
+    except zstandard.ZstdError as error:
+        if "too much memory" in str(error):
+            raise DataError(
+                f"{path}: compressed with a window of more than 2 GiB, which cannot be read; compress it again with "
+                "zstd --long=31 or less"
+            ) from None
+        raise DataError(_damaged(path, error)) from None
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise DataError(_damaged(path, error)) from None
     except remote_errors() as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -96,7 +110,7 @@ class ChunkReader(io.RawIOBase):
     """Chunks as a file that can be read once, from its begin to its end."""
 
     def __init__(self, chunks: Iterator[bytes]):
-        self._chunks, self._rest = chunks, b""
+        self._chunks, self._rest = chunks, memoryview(b"")
 
     def readable(self) -> bool:
         """Always."""
@@ -108,7 +122,7 @@ class ChunkReader(io.RawIOBase):
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
-            self._rest = chunk
+            self._rest = memoryview(chunk)  # a slice of which copies nothing
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
@@ -138,27 +152,20 @@ class TailWatcher(Iterator[bytes]):
 
 def open_file(path: str) -> IO[bytes]:
     """A file or URL, to read bytes from anywhere. Raises OSError, or `DataError` if its kind of URL is not known."""
-    if not is_remote(path):
+    if not is_url(path):
         return Path(path).open("rb")
-    fs, inner = file_system(path)
+    fs, inner = open_file_system(path)
     return cast(IO[bytes], fs.open(inner, "rb", block_size=_REMOTE_BLOCK_BYTES))
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Raises `DataError` if its kind of URL is not known."""
-    import fsspec
-
-    try:
-        fs, inner = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: {error}; `pip install` what this kind of URL needs, such as s3fs or aiohttp") from None
-    return fs, str(inner)
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
     """The errors that reading a file or URL raises."""
     aiohttp = sys.modules.get("aiohttp")  # its errors are no OSErrors
     return (OSError, aiohttp.ClientError) if aiohttp else (OSError,)
+
+
+def _damaged(path: str, error: Exception) -> str:
+    return f"{path}: damaged or cut short, cannot be decompressed ({error}); fetch it again"
 
 
 def _refuse_empty(file: IO[bytes]) -> None:
@@ -172,10 +179,12 @@ def _decompress_zst(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Every frame. The library's own stream reader takes a file that is cut short for whole."""
     frame = None
     for chunk in chunks:
-        while chunk:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
+        for start in range(0, len(chunk), _ZST_BYTES):
+            data = chunk[start : start + _ZST_BYTES]
+            while data:
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=_ZST_WINDOW_BYTES).decompressobj()
+                yield frame.decompress(data)
+                data = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
     if frame is not None:
         raise EOFError("the last frame ends too early")

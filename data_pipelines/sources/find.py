@@ -12,8 +12,9 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-from data_pipelines.sources.files import file_system, is_remote, remote_errors
+from data_pipelines.sources.files import remote_errors
 from xlpretrain.errors import DataError
+from xlpretrain.file_system.urls import is_url, open_file_system
 
 STANDARD_INPUT = "-"
 _STAMPS = ("ETag", "mtime", "LastModified", "last_modified")
@@ -36,7 +37,7 @@ def find_files(paths: str | Iterable[str]) -> list[File]:
     """
     found: set[File] = set()
     for pattern in [paths] if isinstance(paths, str) else paths:
-        if not is_remote(pattern):
+        if not is_url(pattern):
             found.update(map(local_file, _find_local(pattern)))
         elif local := _local_path(pattern):
             found.update(_as_url(local_file(path)) for path in _find_local(local))
@@ -64,11 +65,11 @@ def refuse_changed(files: Iterable[File]) -> None:
 
 
 def _look_at(path: str) -> File:
-    if not is_remote(path):
+    if not is_url(path):
         return local_file(Path(path))
     if local := _local_path(path):
         return _as_url(local_file(Path(local)))
-    fs, inner = file_system(path)
+    fs, inner = open_file_system(path)
     fs.invalidate_cache()
     with _reading(path):
         return _remote_file(fs, inner)
@@ -162,7 +163,7 @@ def _local_path(url: str) -> str | None:
     """The path of a URL of this machine's own files."""
     if not url.startswith(("file:", "local:")):
         return None
-    return file_system(url)[1]
+    return open_file_system(url)[1]
 
 
 def _as_url(file: File) -> File:
@@ -170,7 +171,7 @@ def _as_url(file: File) -> File:
 
 
 def _find_remote(url: str) -> list[File]:
-    fs, inner = file_system(url)
+    fs, inner = open_file_system(url)
     web = url.startswith(("http://", "https://"))  # where a folder cannot be told from a file
     with _reading(url):
         if not glob.has_magic(inner):

@@ -115,14 +115,14 @@ def read_unchanged(
 
 def _can_cut(source: Source, file: File) -> bool:
     lines = isinstance(source, JsonlSource | PythonDocsSource) or (
-        isinstance(source, TextSource) and source.split == "blank_lines"
+        isinstance(source, TextSource) and source.documents == "blank_lines"
     )
     return isinstance(source, ParquetSource) or (lines and not is_compressed(file.path))
 
 
 def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
     match source:
-        case TextSource(split="files"):
+        case TextSource(documents="files"):
             return iter([_decode(b"".join(read_chunks(path)), lambda: path)])
         case TextSource():
             return _read_between_blank_lines(path, start, stop)
@@ -150,7 +150,9 @@ def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str 
     """From the first blank line at or after `start` (but 0) to the first at or after `stop`."""
     lines: list[bytes] = []
     inside = start == 0
-    for offset, line in read_lines(path, start):
+    for offset, line in read_lines(path, start, stop):
+        if not inside and 0 <= stop <= offset:
+            return
         if line.strip() and not (line[0] > 127 and line.decode(errors="replace").isspace()):
             if inside:
                 lines.append(line)
@@ -172,7 +174,7 @@ def _join(lines: Sequence[bytes], path: str, offset: int) -> str | BadRecord:
 
 
 def _read_jsonl(source: RecordSource, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
-    for number, (offset, line) in enumerate(read_lines(path, start), start=1):
+    for number, (offset, line) in enumerate(read_lines(path, start, stop), start=1):
         if 0 <= stop <= offset:
             return
         if line.strip():
@@ -240,6 +242,16 @@ def _problem_of(record: Mapping[str, Any], field: str) -> str | None:
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
         return f"no field {field!r}; the fields there are: {names} (set `field` in the source)"
+    if isinstance(record[field], bytes):  # a string of Arrow
+        return f"the field {field!r} is {_decode_problem(record[field])}"
     if not isinstance(record[field], str):
         return f"the field {field!r} holds a {type(record[field]).__name__}, expected text"
     return None
+
+
+def _decode_problem(data: bytes) -> str:
+    try:
+        decode(data)
+    except DataError as error:
+        return str(error)
+    raise AssertionError("it is UTF-8")

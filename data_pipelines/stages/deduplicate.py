@@ -74,7 +74,7 @@ def remaining_documents(work: WorkDir, task: int, counts: Counter[str]) -> Itera
 
 
 def _removed(work: WorkDir, low: int, high: int) -> set[int]:
-    if not work.config.clean.near_duplicates:
+    if not work.config.clean.minhash_dedup:
         return set()
     return set(gather(_removed_files(work), low, high, num_columns=1)[0].tolist())
 

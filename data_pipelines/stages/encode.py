@@ -95,7 +95,7 @@ def run(work: WorkDir, task: int) -> None:
     counts: Counter[str] = Counter()
     texts: dict[SplitKey, list[bytes]] = {group: [] for group in groups(config)}
     for document in remaining_documents(work, task, counts):
-        texts[SplitKey(config.sources[document.source].corpus or "", SPLITS[document.split])].append(document.text)
+        texts[SplitKey(config.sources[document.source].subset or "", SPLITS[document.split])].append(document.text)
     with work.task_output(NAME, task) as folder:
         for group, documents in texts.items():
             encoded = encode((text.decode() for text in documents), tokenizer, config.sentences)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from data_pipelines.cleaning.clean import sources_of
 from data_pipelines.config import DataConfig
@@ -18,7 +20,7 @@ from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sources import python_docs
 from data_pipelines.sources.config import PythonDocsSource, Source
-from data_pipelines.sources.files import CHUNK_BYTES, is_remote
+from data_pipelines.sources.files import CHUNK_BYTES
 from data_pipelines.sources.find import STANDARD_INPUT, File, local_file, refuse_changed
 from data_pipelines.sources.read_units import ReadUnit, unit_bytes
 from data_pipelines.sources.records import cut_into_units, fingerprint, source_files
@@ -26,17 +28,19 @@ from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
+from xlpretrain.file_system.urls import is_url
+from xlpretrain.schema import current_keys
 
 FORMAT = 3
-"""Raised when work folders of an older xlpretrain cannot be gone on with."""
+"""Version of work folders; an unfinished build of an older version starts anew."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 
 
 @dataclass(frozen=True)
 class BuildPlan:
     """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
-    depend on besides. files: those of the sources as they were found; held_out: those of `clean.overlap.against`.
-    tokenizer_sha256: of the one that was brought along, if one was."""
+    depend on besides. files: those of the sources as they were found; held_out: those of `clean.decontaminate.against`.
+    tokenizer_sha256: of the one that was brought along, if one was. versions: of what the bytes depend on."""
 
     out: Path
     config: DataConfig
@@ -46,6 +50,7 @@ class BuildPlan:
     files: tuple[File, ...] = ()
     held_out: tuple[File, ...] = ()
     tokenizer_sha256: str | None = None
+    versions: tuple[str, ...] = ()
 
     @cached_property
     def by_path(self) -> dict[str, File]:
@@ -68,7 +73,8 @@ class BuildPlan:
         config = self.config.model_dump(mode="json", exclude={"workers"})
         whole = {"out": str(self.out), "config": config, "units": units, "state": self.state}
         files = {"files": list(map(astuple, self.files)), "held_out": list(map(astuple, self.held_out))}
-        return json.dumps({**whole, **files, "tokenizer": self.tokenizer_sha256, "built_from": self.built_from})
+        made_by = {"tokenizer": self.tokenizer_sha256, "versions": self.versions}
+        return json.dumps({**whole, **files, **made_by, "built_from": self.built_from})
 
     @classmethod
     def from_json(cls, text: str) -> BuildPlan:
@@ -77,17 +83,19 @@ class BuildPlan:
         units = (
             ReadUnit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"]
         )
-        config = DataConfig.model_validate_json(json.dumps(data["config"]))
+        config = DataConfig.model_validate_json(json.dumps(current_keys(DataConfig, data["config"])))
+        built_from = {**data["built_from"], "settings": current_settings(data["built_from"]["settings"])}
         files, held_out = (tuple(File(*file) for file in data.get(name, ())) for name in ("files", "held_out"))
         return cls(
             Path(data["out"]),
             config,
             tuple(units),
-            data["built_from"],
+            built_from,
             data["state"],
             files=files,
             held_out=held_out,
             tokenizer_sha256=data.get("tokenizer"),
+            versions=tuple(data.get("versions", ())),
         )
 
 
@@ -109,7 +117,7 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
     inputs = [File("the tokenizer", 0, tokenizer)] if tokenizer else []
     inputs += [*held_out, *(file for files in read for file in files)]
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
-    versions = [str(FORMAT), *map(version, _LIBRARIES)]
+    versions = current_versions()
     return BuildPlan(
         out=final_place(config.out),
         config=config,
@@ -119,7 +127,13 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
         files=tuple(file for file in found if file.path != STANDARD_INPUT),
         held_out=tuple(held_out),
         tokenizer_sha256=tokenizer or None,
+        versions=versions,
     )
+
+
+def current_versions() -> tuple[str, ...]:
+    """The versions of this program and its libraries that decide which bytes a build makes."""
+    return (str(FORMAT), *map(version, _LIBRARIES))
 
 
 def describe_settings(config: DataConfig) -> Any:
@@ -127,9 +141,18 @@ def describe_settings(config: DataConfig) -> Any:
     return json.loads(config.model_dump_json(exclude={"out", "workers", "task_bytes"}))
 
 
+def current_settings(settings: Mapping[str, Any]) -> Any:
+    """The settings of a dataset that an earlier version described: keys of today, new ones at their defaults."""
+    try:
+        data = current_keys(DataConfig, {**settings, "out": "x"})
+        return describe_settings(DataConfig.model_validate(data, strict=False))
+    except (ValidationError, TypeError):
+        return settings
+
+
 def _refuse_in_out(files: Iterable[File], out: Path) -> None:
     place = final_place(out)
-    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_remote(file.path)):
+    for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_url(file.path)):
         if folder.resolve().is_relative_to(place):
             raise DataError(f"{out}: files in {folder} are read, which lies there; choose another `out`")
 
@@ -143,7 +166,15 @@ def _copy_docs(
 ) -> File:
     """The documentation of packages as JSON lines. Its paragraphs depend on all files before, so it is one task."""
     assert isinstance(source, PythonDocsSource)
-    key = _digest([source.model_dump_json(), *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files)])
+    # By former keys, so that a build that an earlier version began finds its copy.
+    former = {"subset": "corpus", "split": "into"}
+    described = {former.get(key, key): value for key, value in json.loads(source.model_dump_json()).items()}
+    key = _digest(
+        [
+            json.dumps(described, separators=(",", ":"), ensure_ascii=False),
+            *(f"{f.path}\0{f.num_bytes}\0{f.stamp}" for f in files),
+        ]
+    )
     path = spool / f"{number}-{key}.jsonl"
     if not path.is_file():
         documents = python_docs.read_modules([Path(file.path) for file in files], workers)

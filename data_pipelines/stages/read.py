@@ -28,7 +28,7 @@ def run(work: WorkDir, task: int) -> None:
     """Read one unit. Raises `DataError`."""
     config, unit = work.config, work.plan.units[task]
     source = config.sources[unit.source]
-    into = None if source.into is None else SPLITS.index(source.into)
+    given = None if source.split is None else SPLITS.index(source.split)
     counts: Counter[str] = Counter()
     with work.task_output(NAME, task) as folder:
         writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
@@ -46,10 +46,10 @@ def run(work: WorkDir, task: int) -> None:
                 continue
             data = text.encode()
             digest, order = hash_text(data, seed=config.seed)
-            split = assign_split(digest, config.splits) if into is None else into
+            split = assign_split(digest, config.splits) if given is None else given
             if split == 0 and is_contaminated(text, config.clean, counts):
                 continue
-            counts[f"in {SplitKey(source.corpus or '', SPLITS[split]).folder}"] += 1
+            counts[f"in {SplitKey(source.subset or '', SPLITS[split]).folder}"] += 1
             counts["bytes"] += len(data)
             writer.add(text, Document(order, data, split, unit.source))
         writer.close()
@@ -60,7 +60,7 @@ def run(work: WorkDir, task: int) -> None:
 def _refuse_changed_held_out(work: WorkDir) -> None:
     expected = list(work.plan.held_out)
     if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
-        raise DataError("clean.overlap.against: these files have changed after the build began; build again")
+        raise DataError("clean.decontaminate.against: these files have changed after the build began; build again")
 
 
 class _Writer:
@@ -75,7 +75,7 @@ class _Writer:
     def add(self, text: str, document: Document) -> None:
         order, precedence = int.from_bytes(document.order[:8], "big"), PRECEDENCE[document.split]
         self._documents.add(document)
-        if self._config.near_duplicates:
+        if self._config.minhash_dedup:
             self._bands.add(text, order, precedence)
         if self._config.duplicate_paragraphs:
             self._paragraphs.add(text, order, precedence)
@@ -91,7 +91,7 @@ class _Writer:
         self._bands, self._paragraphs = MinHashWriter(self._config.minhash), ParagraphWriter()
 
     def _write(self) -> None:
-        if self._config.near_duplicates:
+        if self._config.minhash_dedup:
             self._bands.write(self._folder / f"{self._number:05d}.bands.npy")
         if self._config.duplicate_paragraphs:
             self._paragraphs.write(self._folder / f"{self._number:05d}.paragraphs.npy")

@@ -28,8 +28,8 @@ class SplitKey:
 
 def groups(config: DataConfig) -> list[SplitKey]:
     """The datasets that a build makes; the training split of every corpus first."""
-    corpora = dict.fromkeys(source.corpus or "" for source in config.sources)
-    named = {(source.corpus or "", source.into) for source in config.sources}
+    corpora = dict.fromkeys(source.subset or "" for source in config.sources)
+    named = {(source.subset or "", source.split) for source in config.sources}
     shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}
     return [
         SplitKey(corpus, split)
@@ -65,5 +65,5 @@ def require_documents(counts: dict[SplitKey, int]) -> None:
             of = f" of {group.corpus}" if group.corpus else ""
             raise DataError(
                 f"none of the {total} documents falls into {group.folder}{of}: add documents, cut them smaller (a text "
-                "source can `split: blank_lines`), or change splits.valid and splits.test"
+                "source can use `documents: blank_lines`), or change splits.valid and splits.test"
             )

@@ -73,8 +73,9 @@ class WorkDir:
     def begin(self, plan: BuildPlan) -> bool:
         """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
         path = self.plan_file
-        if path.is_file() and path.read_text() == plan.to_json():
-            return True
+        with suppress(OSError, ValueError, TypeError, LookupError):  # none, or one that cannot be resumed
+            if BuildPlan.from_json(path.read_text()).to_json() == plan.to_json():
+                return True
         remove(self.folder, [p for p in self._files() if len(p.parts) > 1 and p.parts[0] != self.spool.name])
         atomic_write(path, plan.to_json())
         self.__dict__.pop("plan", None)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from data_pipelines.tokenizing.languages import find_language_problem
 from xlpretrain.schema import Problem, Section
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 1 << 20
@@ -19,7 +20,7 @@ class TokenizerConfig(Section):
     path: Path | None = None
     """A SentencePiece model, a tokenizer.json, or a folder that holds one of them, to use as it is; the other keys then
     mean nothing."""
-    vocab_size: int = Field(32000, ge=16)
+    vocab_size: int = Field(32000, ge=16, le=1 << 24)
     """Pieces in the vocabulary, special symbols included."""
     model_type: Literal["unigram", "bytes", "word"] = "unigram"
     """A SentencePiece model; or every byte a token (enwik8); or every word between spaces, and every end of a line, the
@@ -33,8 +34,9 @@ class TokenizerConfig(Section):
     strip_accents: bool = False
     """Drop accents and all other combining marks, as the uncased BERT and ALBERT do; for languages where these are but
     accents."""
-    character_coverage: float = Field(0.9995, gt=0.9, le=1)
-    """The share of the characters that get a piece of their own; the rest are unknown."""
+    character_coverage: float = Field(0.9995, ge=0.98, le=1)
+    """The share of the characters that get a piece of their own; the rest are unknown. SentencePiece takes no less than
+    0.98."""
     input_sentence_size: int = Field(500_000, ge=1)
     """Train on so many sentences, from documents drawn at random; more cost time and memory. Sources have the parts of
     it that their `weight` says."""
@@ -57,6 +59,11 @@ class SentenceConfig(Section):
     """sentencex: by that library; lines: one sentence per line; spaces: between spaces, for Thai and Lao, which put
     them between sentences and clauses, not between words, and mark no ends of sentences otherwise."""
     language: str = "en"
-    """The language of the text, as an ISO 639 code."""
+    """The language of the text, as an ISO 639-1 code. sentencex has rules for about 30 languages and their relatives;
+    others are cut as English, at the sentence marks of any script."""
     line_ends: bool = False
     """End a sentence at each line end, too; for text that is not wrapped at a fixed width."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.splitter == "sentencex" and (problem := find_language_problem(self.language)):
+            yield "language", problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from unicodedata import category
@@ -14,6 +15,10 @@ from data_pipelines.tokenizing.config import SentenceConfig
 PARAGRAPH_BREAK = re.compile(r"(\n\s*\n)")
 _ODD_BREAK = re.compile(r"\n[^\S\n]+\n")
 _CHUNK_CHARACTERS = 5000
+_WINDOW, _SMALL_WINDOW = 1 << 15, 1 << 12
+"""Characters that sentencex is shown at a time. For every sentence it searches back to the last space or full stop, and
+for every quotation mark that is not closed on to the end of the paragraph, which would take the square of the time. The
+small window is for text with a word that is longer."""
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SPACED = re.compile(r"\S*\s+|\S+")
 
@@ -21,7 +26,7 @@ _BULLET = "[•◦▪▫■□●○⁃⁌⁍◆◇★☆➤➢➣▶▸►*+-]"
 _NUMBER = r"(?:[0-9]+|(?i:[ivxlcdm]{2,}))(?:\.\)?|\))"
 _IN_PARENTHESES = r"\((?:[0-9]{1,2}|[A-Za-z]|(?i:[ivxlcdm]+))\)"
 _LETTER = r"[A-Za-z]\.?\)|[a-z]\."
-_MARKER = rf"[ \t]*(?:{_BULLET}|{_NUMBER}|{_IN_PARENTHESES}|{_LETTER})[ \t]+"
+_MARKER = rf"[ \t]*+(?:{_BULLET}|{_NUMBER}|{_IN_PARENTHESES}|{_LETTER})[ \t]++"
 _MARKERS, _MARKERS_OF_LINES = re.compile(f"(?:{_MARKER})+"), re.compile(f"(?<=\n)(?:{_MARKER})+")
 """The list markers of sentencex 1.0. Of all that follows one, up to the next, it makes one sentence."""
 
@@ -33,7 +38,7 @@ _WITHOUT_PAIRS = str.maketrans(dict.fromkeys(_PAIRS, " "))
 def _line_end_after(terminators: str) -> re.Pattern[str]:
     """Finds a line end that may end a sentence and is not at the end of a part, of parts with zeros between."""
     closed = "|".join(rf"(?<=[{terminators}]{closers}\n)" for closers in ("", r"\W", r"\W\W"))
-    return re.compile(rf"\n(?<=[^\w,;:]\n)(?!\s*\0)(?:{closed})")
+    return re.compile(rf"\n(?<=[^\w,;:]\n)(?<!\s\s\s\n)(?!\s*\0)(?:{closed})")
 
 
 _LEADING_MARKER = re.compile(rf"\0(?![A-Z][abe-hjknopq-uwyz ]){_MARKER}")  # most sentences are ruled out at once
@@ -98,11 +103,20 @@ def _segment(text: str, language: str) -> list[str]:
 
 def _repair(parts: list[str], language: str) -> None:
     """Make sentences of the parts that sentencex gave, where it has joined several, or set a list marker apart."""
-    for number in sorted(_find_suspects(parts), reverse=True):
+    suspects = _find_suspects(parts)
+    if not suspects:
+        return
+    repaired: list[str] = []  # from the last to the first
+    for number in reversed(range(len(parts))):
+        if number not in suspects:
+            repaired.append(parts[number])
+            continue
         *before, last = _cut_up(parts[number], language)
         previous = before[-1] if before else parts[number - 1] if number else "\n"
-        following = number + (2 if previous.endswith("\n") and _MARKERS.fullmatch(last) else 1)
-        parts[number:following] = [*before, last + "".join(parts[number + 1 : following])]
+        if repaired and previous.endswith("\n") and _MARKERS.fullmatch(last):
+            last += repaired.pop()
+        repaired += [last, *reversed(before)]
+    parts[:] = reversed(repaired)
 
 
 def _find_suspects(parts: list[str]) -> set[int]:
@@ -141,10 +155,40 @@ def _segment_item(text: str, language: str) -> list[str]:
 
 
 def _by_sentencex(text: str, language: str) -> list[str]:
-    """Parts that joined are the text."""
+    """Cut a text into parts that joined are the text: those of windows, each of which begins where a sentence does.
+
+    They are the parts of the whole text, unless a quotation or an item of a list reaches over the end of a window.
+    """
+    if len(text) <= 2 * _SMALL_WINDOW:  # most texts
+        return _segment_window(text, language)
+    parts: list[str] = []
+    start = sentence = 0  # where the window, and the sentence at its start, begin
+    while start + (size := _window_size(text[start : start + _WINDOW])) < len(text):
+        found = _segment_window(text[start : start + size], language)
+        ends = list(accumulate(map(len, found), initial=start))[1:]
+        if ends[0] <= start + size * 3 // 4:
+            complete = max(bisect_right(ends, start + size // 2), 1)
+            parts += [text[sentence : ends[0]], *found[1:complete]]
+            start = sentence = ends[complete - 1]
+        else:
+            middle = start + size // 2
+            start = max(text.rfind(" ", start, middle), text.rfind("\n", start, middle)) + 1 or middle
+    first, *others = _segment_window(text[start:], language)
+    return [*parts, text[sentence:start] + first, *others]
+
+
+def _window_size(text: str) -> int:
+    if len(text) <= 2 * _SMALL_WINDOW:
+        return _WINDOW
+    longest = max(map(len, text.replace(".", " ").split()), default=0)
+    return _SMALL_WINDOW if longest > _SMALL_WINDOW else _WINDOW
+
+
+def _segment_window(text: str, language: str) -> list[str]:
+    """The parts of a text, or those of its paragraphs where sentencex drops breaks."""
     parts: list[str] = sentencex.segment(language, text)
     if "".join(parts) == text:
         return parts
     paragraphs = PARAGRAPH_BREAK.split(text)
     parts = [part for paragraph in paragraphs for part in sentencex.segment(language, paragraph)]
-    return parts if "".join(parts) == text else paragraphs
+    return parts if "".join(parts) == text else [paragraph for paragraph in paragraphs if paragraph]

@@ -133,13 +133,34 @@ def evaluate(
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a sample (default: as trained).")] = None,
+    clamp_len: Annotated[
+        int | None,
+        typer.Option(
+            min=-1, help="Count longer distances between tokens as this long; -1: no limit (default: as trained)."
+        ),
+    ] = None,
+    same_length: Annotated[
+        bool | None,
+        typer.Option(help="Let every token attend equally many positions, or not (default: as trained)."),
+    ] = None,
+    num_streams: Annotated[
+        int | None, typer.Option(min=1, help="Slices of the text, read side by side (default: eval.num_streams).")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
     precision: PrecisionOption = None,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
-    options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
-    options["--precision"] = precision and precision.value
+    options = {
+        "data": data,
+        "mem-len": mem_len,
+        "seq-len": seq_len,
+        "clamp-len": clamp_len,
+        "same-length": same_length,
+        "num-streams": num_streams,
+        "max-tokens": max_tokens,
+        "precision": precision and precision.value,
+    }
     raise typer.Exit(actions.evaluate.evaluate(run, moved or [], options, num_processes=num_processes))
 
 

@@ -98,7 +98,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
             why = "it was sent a signal"
         if why is not None:
             no_more = f"; no further restart: {why}" if max_restarts else ""
-            _tell(folder, f"error: {crash}{no_more}; `xlpretrain resume {folder.path}` goes on")
+            _tell(folder, f"error: {crash}{no_more}; {outcome.how_to_resume(folder)}")
             return found.code
         restarts += 1
         _tell(folder, f"{crash}; starting it again ({max_restarts - restarts} restarts left)")

@@ -6,6 +6,7 @@ import numpy as np
 
 from xlpretrain.data.samples import PairTarget, Sample
 from xlpretrain.data.tokenizers.base import Vocabulary
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST
 from xlpretrain.objectives.masked_lm import MaskedLMCollator
 from xlpretrain.objectives.token_masking import TokenMasker
 
@@ -42,4 +43,4 @@ def _collator(*, seq_len=16, task="sop", seed=0, **rules):
         "max_ngram": 3,
         **rules,
     }
-    return MaskedLMCollator(seq_len, SPECIAL, TokenMasker(WORD_STARTS, **masking), task, seed)
+    return MaskedLMCollator(seq_len, SPECIAL, CLS_FIRST, TokenMasker(WORD_STARTS, **masking), task, seed)

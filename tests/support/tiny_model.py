@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xlpretrain.distributed import all_reduce_sum, gather_objects, micro_batches, rank, world_size
 from xlpretrain.engine import Engine, build_engine
 from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.train_step import train_step
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, PretrainingModel
 from xlpretrain.optim import AdamWConfig, OptimizerConfig
@@ -150,21 +151,24 @@ class Training:
     def _step(self, step: int, *, poison: bool) -> tuple[float, float]:
         batches = [tiny_batch(step, streams) for streams in self.micro_batches]
         totals = all_reduce_sum([sum(batch.counts[term] for batch in batches) for term in WEIGHTS])
-        self.engine.start_step({term: int(total) for term, total in zip(WEIGHTS, totals, strict=True)})
-        sums, mems = dict.fromkeys(WEIGHTS, 0.0), []
-        for batch, remembered in zip(batches, self.memory, strict=True):
-            loss, memory = self.engine(batch, remembered)
-            sums = {term: sums[term] + float(loss.sums[term].detach()) for term in WEIGHTS}
-            if poison and not mems:
-                loss = Loss({term: value * math.nan for term, value in loss.sums.items()})
-            self.engine.backward(loss)
-            mems.append(memory)
-        norm = self.engine.step(rate(step))
-        if math.isfinite(norm):
-            self.memory = mems
-        reduced = all_reduce_sum(list(sums.values()))
+
+        def spoil(number: int, loss: Loss) -> None:
+            if poison and number == 0:
+                loss.sums.update({term: value * math.nan for term, value in loss.sums.items()})
+
+        done = train_step(
+            self.engine,
+            batches,
+            self.memory,
+            counts={term: int(total) for term, total in zip(WEIGHTS, totals, strict=True)},
+            lr=rate(step),
+            seed=step,
+            after_forward=spoil,
+        )
+        self.memory = done.memory
+        reduced = all_reduce_sum([float(done.sums[term]) for term in WEIGHTS])
         parts = zip(WEIGHTS.values(), reduced, totals, strict=True)
-        return sum(weight * value / total for weight, value, total in parts), norm
+        return sum(weight * value / total for weight, value, total in parts), done.grad_norm
 
 
 def training(

@@ -17,10 +17,14 @@ import pytest
 import torch
 from make_golden import NEXT, RESUMED_AS_PLAIN, ROOT, STEPS, digest
 from repository import TESTS
+from rich.console import Console
 from tiny_model import whole_state
 
+from data_pipelines.build.pipeline import build
+from data_pipelines.config import DataConfig
 from data_pipelines.sharding.verify import verify
-from xlpretrain.config import run_config
+from xlpretrain import schema
+from xlpretrain.config import resume_rules, run_config
 from xlpretrain.train.loop import train
 from xlpretrain.train.setup import set_up_run
 
@@ -67,6 +71,25 @@ def test_datasets_are_whole(version: Path, tmp_path: Path):
     assert len(datasets) >= 3
     for dataset in datasets:
         assert verify(dataset, workers=1) == []
+
+
+def test_finished_datasets_are_up_to_date(version: Path, tmp_path: Path):
+    for dataset in sorted((unpack(version, tmp_path) / "data").iterdir()):
+        described = json.loads((dataset / "train" / "index.json").read_text())["built_from"]["settings"]
+        tokenizer = described["tokenizer"]
+        kind = "path" if tokenizer["path"] else "model_type"
+        if kind == "path" or tokenizer[kind] == "bytes":  # the other keys may not be given then
+            described["tokenizer"] = {kind: tokenizer[kind]}
+        for settings in (described, schema.current_keys(DataConfig, described)):  # the former keys, and today's
+            config = schema.validate(DataConfig, {**settings, "out": str(dataset)}, "data.yaml")
+            assert build(config, console=Console(quiet=True)).reused
+
+
+def test_configs_of_runs_are_read_in_silence(version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for path in sorted(unpack(version, tmp_path).glob("runs/*/config.yaml")):
+        config = run_config.load(path)
+        assert resume_rules.check_resume(config, config, folder=path.parent, allow_recipe_change=False) == {}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("golden", RUNS, ids=IDS, indirect=True)

@@ -13,14 +13,15 @@ from typing import Any
 
 from xlpretrain.checkpoint.reader import fingerprint
 from xlpretrain.config import resume_rules, run_config
+from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import CorpusDataConfig, DataSplits
 from xlpretrain.data.mixture import Mixture, names_of
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.storage.remote import is_url
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.file_system.urls import is_url
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -118,7 +119,7 @@ def check_init(config: RunConfig, data: DataSplits) -> None:
         )
 
 
-def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool) -> list[str]:
+def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool) -> Changes:
     """The changes with which a run goes on. Raises `ConfigError` and `DataError` for what may not change."""
     folder = config.folder
     was, now = folder.read_provenance().get("contents", {}), _contents_of_data(config, data)

@@ -29,9 +29,12 @@ _MAY_CHANGE = (
     "data.on_damage",
     "data.cache_dir",
     "data.cache_bytes",
-    "data.patience_s",
+    "data.retry_s",
 )
 
+
+Changes = Mapping[str, tuple[Any, Any]]
+"""Keys that an attempt changes: their values in the attempt before, and now."""
 
 _RECIPE = ("optimizer", "schedule")
 
@@ -44,8 +47,8 @@ def check_resume(
     allow_recipe_change: bool,
     was: Mapping[str, str] = MappingProxyType({}),
     now: Mapping[str, str] = MappingProxyType({}),
-) -> list[str]:
-    """Return the changes with which a run goes on as `new`, one line each.
+) -> Changes:
+    """Return the changes with which a run resumes as `new`.
 
     Args:
         was, now: digests of what the config's paths led to when the run began, and lead to now, by key. They decide in
@@ -71,11 +74,10 @@ def check_resume(
         lines = [
             (
                 key,
-                f"was {told(before.get(key), was.get(key))} when the run began,"
-                f" now {told(after.get(key), now.get(key))}",
+                f"was {told(before.get(key), was.get(key))} so far, now {told(after.get(key), now.get(key))}",
             )
             for key in refused
         ]
         advice = f"use another name for another run{'; optimizer and schedule may change ' + hint if hint else ''}"
         raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {advice}")
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
+    return {key: (before.get(key), after.get(key)) for key in changed}

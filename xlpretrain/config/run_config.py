@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -21,16 +21,16 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
-from xlpretrain.run_dir.layout import NAME, RunDir
+from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
-from xlpretrain.schema import Problem, Section
+from xlpretrain.schema import Matching, Problem, Section
 from xlpretrain.tracking.trackers import LogConfig, WandbConfig
 
 
 class RunConfig(Section):
     """A run, whole. Everything has a default but the data, the model, the objective and the length."""
 
-    name: str = Field("run", pattern=NAME)
+    name: Annotated[str, Matching(NAME, NAME_RULE)] = "run"
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""
@@ -94,6 +94,11 @@ class RunConfig(Section):
         found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
         if mem_len and "memory" not in self.model.provides:
             found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
+        for key in ("clamp_len", "same_length"):
+            if getattr(settings, key) is not None and key not in type(self.model).model_fields:
+                found.append((f"eval.{key}", f"means nothing for {self.model.type}, which has no model.{key}"))
+        if settings.same_length and mem_len == 0:
+            found.append(("eval.same_length", "needs a memory to look back into, but the evaluation has none"))
         if found:
             raise ConfigError(schema.format_problems(source, found))
         return objective
@@ -116,7 +121,8 @@ class RunConfig(Section):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's configuration from YAML and `key=value` overrides. Raises `ConfigError` with every mistake."""
-    data = schema.apply_overrides(schema.read_yaml(path), overrides)
+    data = schema.read_section(RunConfig, path, quiet=is_resolved(path))
+    data = schema.apply_overrides(data, overrides, RunConfig)
     refuse_secrets(data, str(path))
     return schema.validate(RunConfig, data, str(path))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Section
+from xlpretrain.schema import Problem, Section
 
 
 class ProbeConfig(Section):
@@ -45,10 +46,19 @@ class EvalConfig(Section):
     """Positions remembered (default: as trained)."""
     seq_len: int | None = Field(None, gt=0)
     """Tokens in a row (default: as trained)."""
+    clamp_len: Annotated[int, Field(ge=-1)] | None = None
+    """Distances of more than this many tokens count as this many (default: model.clamp_len; -1: no limit)."""
+    same_length: bool | None = None
+    """Every token attends equally many positions, mem_len with itself (default: model.same_length)."""
     probe: ProbeConfig | None = None
     """A short fine-tune every so many steps, whose accuracy is logged (default: none)."""
     best: Literal["loss", "accuracy"] = "loss"
     """Criterion for the best evaluation: the lowest loss, or the highest accuracy of the first loss term."""
+
+    def problems(self) -> Iterator[Problem]:
+        """A limit of 0 would make all distances alike."""
+        if self.clamp_len == 0:
+            yield "clamp_len", "must be positive, or -1 for no limit, got 0"
 
     def absolute(self) -> EvalConfig:
         """The same, wherever one stands."""

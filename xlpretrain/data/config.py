@@ -13,10 +13,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 from xlpretrain.data.labelled import LabelledDataset, check_labels
 from xlpretrain.data.mixture import Corpus, CorpusConfig, Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.storage.remote import BlockCache, default_folder, is_url
+from xlpretrain.data.storage.remote import BlockCache, default_folder
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
-from xlpretrain.schema import OneOrMany, Problem, Section, TaggedUnion
+from xlpretrain.file_system.urls import is_url
+from xlpretrain.schema import FormerKey, OneOrMany, Problem, Section, TaggedUnion
 
 DamagePolicy = Literal["error", "skip"]
 
@@ -87,13 +88,13 @@ class CorpusDataConfig(DataConfig):
     """Folder for cached blocks of remote datasets (default: ~/.cache/xlpretrain)."""
     cache_bytes: PositiveInt = 32 << 30
     """Size limit of the cache of each remote dataset; the least recently used blocks are evicted first."""
-    patience_s: PositiveFloat = 300.0
+    retry_s: Annotated[PositiveFloat, FormerKey("patience_s")] = 300.0
     """For how long a fetch that fails is tried again."""
 
     @property
     def cache(self) -> BlockCache:
         """The cache for remote datasets."""
-        return BlockCache(self.cache_dir or default_folder(), self.cache_bytes, self.patience_s)
+        return BlockCache(self.cache_dir or default_folder(), self.cache_bytes, self.retry_s)
 
     def absolute(self) -> Self:
         """The same with absolute paths."""

@@ -13,6 +13,8 @@ from xlpretrain.errors import XLPretrainError, print_error_once
 from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late: torch takes seconds, and Ctrl-C shall end them without a traceback
+    from xlpretrain.config.run_config import RunConfig
+    from xlpretrain.config.sections import EvalConfig
     from xlpretrain.evaluation.held_out import EvalResult
 
 
@@ -26,6 +28,9 @@ def main() -> int:
     parser.add_argument("--data")
     parser.add_argument("--mem-len", type=int)
     parser.add_argument("--seq-len", type=int)
+    parser.add_argument("--clamp-len", type=int)
+    parser.add_argument("--same-length", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--num-streams", type=int)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     options = parser.parse_args()
@@ -37,7 +42,8 @@ def main() -> int:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from xlpretrain import distributed
+    from xlpretrain import distributed, schema
+    from xlpretrain.config.sections import EvalConfig
     from xlpretrain.engine.config import DTYPES
     from xlpretrain.evaluation.loaded_run import LoadedRun
 
@@ -45,18 +51,33 @@ def _score(options: argparse.Namespace) -> None:
     try:
         dtype = options.precision and DTYPES[options.precision]
         run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved, dtype=dtype)
-        changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
+        names = ("mem_len", "seq_len", "clamp_len", "same_length", "max_tokens")
+        changes = {name: getattr(options, name) for name in names}
+        changes["num_streams"] = options.num_streams or run.config.eval.num_streams
+        config = schema.validate(EvalConfig, run.config.eval.model_dump(mode="json") | changes, "xlpretrain eval")
         started = time.perf_counter()
-        found = run.evaluate(options.data, config=run.config.eval.model_copy(update=changes))
+        found = run.evaluate(options.data, config=config)
         elapsed = time.perf_counter() - started
         if distributed.rank() == 0:
-            mem_len = run.config.model.mem_len if options.mem_len is None else options.mem_len
-            print(f"step {run.step}, memory {mem_len}: {found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text")
+            read = f"{found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text"
+            print(f"step {run.step}, {describe_lengths(run.config, config)}: {read}")
             print(describe(found))
             print(f"({found.num_tokens / elapsed:,.0f} tokens per second)")
         distributed.barrier()
     finally:
         distributed.shutdown()
+
+
+def describe_lengths(run: RunConfig, config: EvalConfig) -> str:
+    """The memory of an evaluation, and the other lengths where they are not as trained."""
+    parts = [f"memory {run.eval_mem_len(config)}"]
+    if config.seq_len is not None:
+        parts.append(f"{config.seq_len} tokens in a sample")
+    if config.clamp_len is not None:
+        parts.append("no limit of distances" if config.clamp_len == -1 else f"distances up to {config.clamp_len}")
+    if config.same_length is not None:
+        parts.append("same length" if config.same_length else "not same length")
+    return ", ".join(parts)
 
 
 def describe(found: EvalResult) -> str:

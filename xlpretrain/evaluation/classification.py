@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from xlpretrain.data.labelled import UNLABELLED, make_sample
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.objectives.classification import Classification, ClassificationHead
+from xlpretrain.objectives.base import Objective
 
 _ROWS = 32
 
@@ -72,20 +71,22 @@ class ClassPredictions:
 
 @torch.no_grad()
 def predict_classes(
-    model: PretrainingModel, objective: Classification, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
+    model: PretrainingModel, objective: Objective, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
 ) -> ClassPredictions:
-    """A distribution over `objective.labels` for each text, or pair of texts."""
-    head, device = cast(ClassificationHead, model.head), next(model.parameters()).device
+    """A distribution over `objective.class_labels` for each text, or pair of texts."""
+    device = next(model.parameters()).device
     encoded = [tokenizer.encode_batch(list(parts)) for parts in texts]
-    rows = [make_sample(parts, label=UNLABELLED) for parts in encoded]
+    samples = [make_sample(parts, label=UNLABELLED) for parts in encoded]
     collate = objective.collator(tokenizer, seed=0)
-    found = np.zeros((len(rows), len(objective.labels)))
-    order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # samples of like length waste no padding
+    found = np.zeros((len(samples), len(objective.class_labels)))
+    order = np.argsort(
+        [len(sample.tokens) for sample in samples], kind="stable"
+    )  # samples of like length waste no padding
     for start in range(0, len(order), _ROWS):
         chosen = order[start : start + _ROWS]
-        batch = collate([rows[i] for i in chosen]).to(device)
+        batch = collate([samples[i] for i in chosen]).to(device)
         hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(chosen), 0))
-        found[chosen] = head.logits(hidden, batch).double().softmax(-1).cpu().numpy()
+        found[chosen] = model.head.class_logits(hidden, batch).double().softmax(-1).cpu().numpy()
     return ClassPredictions(found, objective.num_cut(encoded))
 
 

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.backbone import BackboneInput, OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.objectives.causal_lm import CausalLMHead
 
 SMALLEST_TEMPERATURE = 1e-30
 """Log probabilities divided by much less than this are not finite in fp32."""
@@ -71,7 +70,8 @@ def sample_text(
     that ZeRO-3 has partitioned.
 
     Args:
-        model: a backbone that is causal, with the head of a causal language model.
+        model: a causal backbone, and a head whose `output` gives the logits of the next token; ask the objective
+            (`Objective.generates`) whether it is that.
         tokens: the prompt, one token at least.
         num_tokens: how many to write.
         mem_len: positions remembered; 0 leaves each token alone with the one before.
@@ -79,12 +79,13 @@ def sample_text(
         stop: a token after which nothing more is written; it is left out.
 
     Raises:
-        ValueError: an empty prompt, or a model that predicts something else than the next token.
+        ValueError: the prompt is empty, or the head has no `output`.
     """
     if not tokens:
         raise ValueError("the prompt is empty; give at least one token, for instance the end-of-document symbol")
-    if type(model.head) is not CausalLMHead:  # one that is derived from it may predict something else
-        raise ValueError(f"only a causal language model writes text, got the head {type(model.head).__name__}")
+    output = getattr(model.head, "output", None)
+    if not isinstance(output, OutputLayer):
+        raise ValueError(f"the head {type(model.head).__name__} has no `output` onto the vocabulary")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(options.seed)
     was_training = model.training
@@ -102,7 +103,7 @@ def sample_text(
             num_read += len(new)
             if unread:
                 continue
-            log_probs = model.head.output.log_probs(hidden.tokens[:, -1])[0]
+            log_probs = output.log_probs(hidden.tokens[:, -1])[0]
             token = _draw(log_probs, options, generator)
             if token == stop:
                 break

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from xlpretrain import distributed
+from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.engine.base import Engine
 from xlpretrain.errors import XLPretrainError
+from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
 from xlpretrain.tracking.metrics_file import Metrics
@@ -151,16 +154,56 @@ def paused(batches: Generator[T], pause: Pause) -> Generator[T]:
             yield batch
 
 
+@dataclass(frozen=True)
+class EvalTask:
+    """The text of an evaluation and how it is read.
+
+    objective: with the sample length that is wanted. mem_len: positions remembered.
+    """
+
+    dataset: TokenDataset
+    tokenizer: Tokenizer
+    objective: Objective
+    mem_len: int
+    config: EvalConfig
+
+    @classmethod
+    def of_run(
+        cls, run: RunConfig, dataset: TokenDataset, tokenizer: Tokenizer, config: EvalConfig | None = None
+    ) -> EvalTask:
+        """The evaluation of a run on a dataset (config: default: the run's). Raises `ConfigError`."""
+        config = config or run.eval
+        return cls(dataset, tokenizer, run.eval_objective(config), run.eval_mem_len(config), config)
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model in evaluation mode.
+
+    empty_memory: makes a memory of a number of samples and of positions. backbone: the one that `forward` runs, if
+    `clamp_len` and `same_length` of an evaluation are to apply to it.
+    """
+
+    forward: Forward
+    empty_memory: Callable[[int, int], Tensor]
+    device: torch.device
+    backbone: Backbone | None = None
+
+    @classmethod
+    def of_engine(cls, engine: Engine) -> EvaluatedModel:
+        """The model that an engine trains."""
+        return cls.of_backbone(engine.evaluate, engine.model.backbone, engine.device)
+
+    @classmethod
+    def of_backbone(cls, forward: Forward, backbone: Backbone, device: torch.device) -> EvaluatedModel:
+        """The model that `forward` runs on a backbone."""
+        return cls(forward, backbone.empty_memory, device, backbone)
+
+
 def evaluate(
-    forward: Forward,
-    empty_memory: Callable[[int, int], Tensor],
+    model: EvaluatedModel,
+    task: EvalTask,
     *,
-    manifest: TokenDataset,
-    tokenizer: Tokenizer,
-    objective: Objective,
-    mem_len: int,
-    config: EvalConfig,
-    device: torch.device,
     terms: tuple[str, ...] = (),
     pause: Pause = distributed.share_any_trouble,
 ) -> EvalResult:
@@ -171,30 +214,29 @@ def evaluate(
     are kept per stream and added in the order of streams, so that ranks do not change them.
 
     Args:
-        forward: scores every term of `terms`.
-        empty_memory: of so many samples and positions.
-        objective: with the sample length that is wanted.
-        mem_len: positions remembered.
+        model: scores every term of `terms`.
         terms: loss terms to score, the one that predicts tokens first (default: the objective's).
         pause: called before each batch.
 
     Raises:
         XLPretrainError: on every rank, if one of them met damaged data; and what `pause` raises.
     """
-    num_tokens, num_bytes = covered(manifest, config.max_tokens)
+    objective, num_streams = task.objective, task.config.num_streams
+    num_tokens, num_bytes = covered(task.dataset, task.config.max_tokens)
     terms = terms or objective.terms
     samples = objective.evaluation_samples(
-        manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len
+        task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
-    streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
-    loader = Loader(samples, objective.collator(tokenizer, seed=_SEED), [streams])
+    streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
+    loader = Loader(samples, objective.collator(task.tokenizer, seed=_SEED), [streams])
 
     # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, samples.num_clusters))
-    mems = empty_memory(len(streams), mem_len).to(device)
+    mems = model.empty_memory(len(streams), task.mem_len).to(model.device)
     for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=samples.num_steps), pause)):
-        loss, mems = forward(batch.to(device), mems)
+        with _reach(model.backbone, task.config):
+            loss, mems = model.forward(batch.to(model.device), mems)
         for number, term in enumerate(terms):
             scores = loss.scores[term]
             if scores.correct is None:
@@ -225,30 +267,42 @@ def evaluate(
     )
 
 
-def evaluate_unigram(
-    train: Mixture, valid: TokenDataset, *, tokenizer: Tokenizer, objective: Objective, config: EvalConfig
-) -> EvalResult:
-    """A model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
+@contextmanager
+def _reach(backbone: Backbone | None, config: EvalConfig) -> Iterator[None]:
+    """The backbone with `clamp_len` and `same_length` of an evaluation; afterwards as before."""
+    wanted: dict[str, int | bool | None] = {}
+    if config.clamp_len is not None:
+        wanted["clamp_len"] = None if config.clamp_len == -1 else config.clamp_len
+    if config.same_length is not None:
+        wanted["same_length"] = config.same_length
+    if backbone is None:
+        wanted = {}
+    trained = {name: getattr(backbone, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(backbone, name, value)
+        yield
+    finally:
+        for name, value in trained.items():
+            setattr(backbone, name, value)
 
-    It answers the same questions as `evaluate` asks a model, those of the first loss term.
+
+def evaluate_unigram(train: Mixture, task: EvalTask) -> EvalResult:
+    """Score a model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
+
+    It answers the questions of the first loss term that `evaluate` asks a model without memory.
     """
+    task = replace(task, mem_len=0)
     counts = 1 + train.token_counts()
     nll_of, likeliest = torch.from_numpy(-np.log(counts / counts.sum())), int(counts.argmax())
-    term = objective.terms[0]
+    term = task.objective.terms[0]
 
     def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
         targets = batch.targets[term]
         nll = nll_of[targets]
         return Loss({term: nll.sum()}, {term: TokenScores(batch.samples_of(term), nll, targets == likeliest)}), mems
 
-    return evaluate(
-        forward,
-        lambda batch_size, mem_len: torch.zeros(0, batch_size, mem_len, 0),
-        manifest=valid,
-        tokenizer=tokenizer,
-        objective=objective,
-        mem_len=0,
-        config=config,
-        device=torch.device("cpu"),
-        terms=(term,),
+    model = EvaluatedModel(
+        forward, lambda num_samples, mem_len: torch.zeros(0, num_samples, mem_len, 0), torch.device("cpu")
     )
+    return evaluate(model, task, terms=(term,))

@@ -1,33 +1,26 @@
-"""Likelihoods of texts under a model.
+"""The likelihood of texts, as the answers to the queries that the objective declares.
 
-Causal: log p(text), token after token, the first after an end-of-document symbol, with the memory carried along; the
-end of the text is not part of it. Masked and permutation models have no such thing: theirs is the pseudo-log-likelihood
-(Salazar et al. 2020, arXiv:1910.14659, equation 1), the sum of log p(token | all the others), a sample for each token.
+A causal model gives log p(text), token by token, the first one after an end-of-document symbol, with the memory carried
+along; the end of the text is not part of it. Masked and permutation models have no such thing: theirs is the
+pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, equation 1), the sum of log p(token | all the others), one
+sample per token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from xlpretrain.data.samples import Sample
-from xlpretrain.data.storage.dataset import EMPTY_ENDS
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
-from xlpretrain.errors import ConfigError
-from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.base import Objective
-from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.masked_lm import MaskedLM, MaskedLMHead
-from xlpretrain.objectives.permutation_lm import PermutationLM, PermutationLMHead
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, collate_queries
 
-_NUM_SYMBOLS = 2  # of a masked or permutation model's sample
+_NOTHING = LikelihoodQuery("stream", [], [], [])
 
 
 @dataclass(frozen=True)
@@ -49,12 +42,15 @@ class Likelihood:
         return -self.nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
 
 
-def longest_in_one_sample(objective: Objective) -> int | None:
+def longest_in_one_sample(objective: Objective, vocabulary: Vocabulary) -> int | None:
     """The most tokens of a text that see each other; longer texts are scored in pieces. None: there is no limit.
 
     (A causal model reads on with its memory.)
     """
-    return None if isinstance(objective, CausalLM) else objective.seq_len - _NUM_SYMBOLS
+    queries = objective.likelihood_queries([0], vocabulary)
+    if all(query.kind == "stream" for query in queries):
+        return None
+    return objective.seq_len - objective.declared(objective.token_layout, "token_layout").num_symbols(1)
 
 
 @torch.no_grad()
@@ -67,138 +63,49 @@ def log_likelihoods(
     mem_len: int,
     batch_size: int = 32,
 ) -> list[Likelihood]:
-    """The likelihood of each text, in evaluation mode. mem_len: positions of memory, for a causal model.
+    """The likelihood of each text, in evaluation mode.
 
-    Longer texts than a sample of `objective.seq_len` tokens: a causal model's memory goes on from sample to sample; for
-    the others each sample is a text of its own. Raises `ConfigError` for an objective that has no likelihood of a text,
-    or of which none is known here.
+    Texts longer than a sample of `objective.seq_len` tokens: a causal model's memory continues from sample to sample;
+    for the others each sample is a text of its own.
+
+    Args:
+        mem_len: positions remembered, where queries follow one another.
+
+    Raises:
+        ConfigError: the objective declares no likelihood of a text.
     """
-    kind = type(objective)  # what is derived from a known one predicts something else
-    if kind not in (CausalLM, MaskedLM, PermutationLM):
-        raise ConfigError(
-            f"objective {objective.type} has no likelihood of a text here; expected causal_lm, masked_lm or"
-            " permutation_lm"
-        )
-    encoded = tokenizer.encode_batch(list(texts))
-    if kind is CausalLM:
-        causal = cast(CausalLM, objective)
-        nats = _causal(model, causal, tokenizer, encoded, mem_len=mem_len, batch_size=batch_size)
-    else:
-        pseudo = cast(MaskedLM | PermutationLM, objective)
-        nats = _pseudo(model, pseudo, tokenizer.vocabulary, encoded, batch_size=batch_size)
+    encoded, vocabulary = tokenizer.encode_batch(list(texts)), tokenizer.vocabulary
+    chains = [
+        (text, chain)
+        for text, tokens in enumerate(encoded)
+        for chain in _chains(objective.likelihood_queries(tokens, vocabulary))
+    ]
+    chains.sort(key=lambda found: sum(len(query.tokens) for query in found[1]))
+    nats, device = np.zeros(len(encoded)), next(model.parameters()).device
+    for first in range(0, len(chains), batch_size):
+        text_of, side_by_side = zip(*chains[first : first + batch_size], strict=True)
+        remembered = mem_len if side_by_side[0][0].kind == "stream" else 0
+        mems, num_read = model.backbone.empty_memory(len(text_of), remembered), [0] * len(text_of)
+        for depth in range(max(map(len, side_by_side))):
+            queries = [chain[depth] if depth < len(chain) else _NOTHING for chain in side_by_side]
+            batch = collate_queries(
+                queries,
+                vocabulary,
+                terms=objective.terms,
+                seq_len=objective.seq_len,
+                mem_valid_len=[min(remembered, read) for read in num_read],
+            )
+            loss, mems = model(batch.to(device), mems)
+            scores = loss.scores[objective.terms[0]]
+            np.subtract.at(nats, np.array(text_of)[scores.samples.cpu().numpy()], scores.nll.double().cpu().numpy())
+            num_read = [read + len(query.tokens) for read, query in zip(num_read, queries, strict=True)]
     return [
         Likelihood(total, len(tokens), len(text.encode()))
         for total, tokens, text in zip(nats.tolist(), encoded, texts, strict=True)
     ]
 
 
-def _causal(
-    model: PretrainingModel,
-    objective: CausalLM,
-    tokenizer: Tokenizer,
-    encoded: Sequence[Sequence[int]],
-    *,
-    mem_len: int,
-    batch_size: int,
-) -> np.ndarray:
-    """Texts of like length side by side, sample after sample."""
-    device, collate = next(model.parameters()).device, objective.collator(tokenizer, seed=0)
-    totals, seq_len = np.zeros(len(encoded)), objective.seq_len
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        longest = len(encoded[chosen[-1]])
-        mems = model.backbone.empty_memory(len(chosen), mem_len)
-        for start in range(0, longest, seq_len):
-            samples = [
-                Sample(
-                    np.array([tokenizer.vocabulary.eod, *encoded[i]][start : start + seq_len + 1]),
-                    EMPTY_ENDS,
-                    EMPTY_ENDS,
-                    stream=0,
-                    epoch=0,
-                    sample_index=0,
-                    mem_valid_len=min(mem_len, start),
-                )
-                for i in chosen
-            ]
-            loss, mems = model(collate(samples).to(device), mems)
-            scores = loss.scores["lm"]
-            of_sample = np.array(chosen)[scores.samples.cpu().numpy()]
-            np.subtract.at(totals, of_sample, scores.nll.double().cpu().numpy())
-    return totals
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One token to predict: its text, its sample without it being hidden, and where in the sample it stands."""
-
-    text: int
-    tokens: list[int]
-    segments: list[int]
-    at: int
-
-
-def _pseudo(
-    model: PretrainingModel,
-    objective: MaskedLM | PermutationLM,
-    vocabulary: Vocabulary,
-    encoded: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-) -> np.ndarray:
-    totals, masked = np.zeros(len(encoded)), isinstance(objective, MaskedLM)
-    head = cast(MaskedLMHead | PermutationLMHead, model.head)
-    questions = sorted(_questions(objective, vocabulary, encoded), key=lambda q: len(q.tokens))
-    for first in range(0, len(questions), batch_size):
-        asked = questions[first : first + batch_size]
-        hidden = _read(model, asked, vocabulary, masked=masked)
-        answers = torch.tensor([q.tokens[q.at] for q in asked], device=hidden.device)
-        nll, _ = head.output.token_losses(hidden, answers, accuracy=False)
-        np.subtract.at(totals, [q.text for q in asked], nll.double().cpu().numpy())
-    return totals
-
-
-def _questions(
-    objective: MaskedLM | PermutationLM, vocabulary: Vocabulary, encoded: Sequence[Sequence[int]]
-) -> Iterator[_Question]:
-    """For every token of every text, laid out as in pretraining: [CLS] A [SEP], or XLNet's A SEP CLS."""
-    cls, sep = [vocabulary.cls], [vocabulary.sep]
-    room = objective.seq_len - _NUM_SYMBOLS
-    for text, tokens in enumerate(encoded):
-        for start in range(0, len(tokens), room):
-            part = list(tokens[start : start + room])
-            if isinstance(objective, MaskedLM):
-                sample, before, segments = [*cls, *part, *sep], 1, [0] * (len(part) + 2)
-            else:
-                sample, before, segments = [*part, *sep, *cls], 0, [*[0] * (len(part) + 1), 2]
-            yield from (_Question(text, sample, segments, before + at) for at in range(len(part)))
-
-
-def _read(model: PretrainingModel, asked: Sequence[_Question], vocabulary: Vocabulary, *, masked: bool) -> Tensor:
-    """The hidden state [N, D] that each answer is predicted from. A masked token, or one that nothing else attends."""
-    device, longest = next(model.parameters()).device, max(len(q.tokens) for q in asked)
-    shape = (len(asked), longest)
-    tokens, segments = torch.full(shape, vocabulary.pad), torch.zeros(shape, dtype=torch.int64)
-    valid, at = torch.zeros(shape, dtype=torch.bool), torch.tensor([q.at for q in asked])
-    for i, question in enumerate(asked):
-        length = len(question.tokens)
-        tokens[i, :length] = torch.tensor(question.tokens)
-        segments[i, :length] = torch.tensor(question.segments)
-        valid[i, :length] = True
-    order = None
-    if masked:
-        tokens[torch.arange(len(asked)), at] = vocabulary.mask
-    else:
-        order = torch.zeros(shape, dtype=torch.int64).scatter(1, at[:, None], 1)  # the token last, so nobody sees it
-    inputs = BackboneInput(
-        tokens=tokens,
-        mem_valid_len=torch.zeros(len(asked), dtype=torch.int64),
-        attention_mask=valid,
-        segments=segments,
-        perm_rank=order,
-        target_positions=None if masked else at[:, None],
-    ).to(device)
-    hidden, _ = model.backbone(inputs, model.backbone.empty_memory(len(asked), 0))
-    states: Tensor = hidden.tokens[torch.arange(len(asked), device=device), at.to(device)]
-    return states if hidden.predictions is None else hidden.predictions[:, 0]
+def _chains(queries: Iterable[LikelihoodQuery]) -> list[list[LikelihoodQuery]]:
+    """The queries of one text: all of a stream one after the other, the others each by itself."""
+    found = list(queries)
+    return [found] if found and found[0].kind == "stream" else [[query] for query in found]

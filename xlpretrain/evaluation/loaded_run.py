@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -24,11 +23,9 @@ from xlpretrain.engine.config import DTYPES
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.classification import ClassPredictions, predict_classes
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
-from xlpretrain.evaluation.held_out import EvalResult, evaluate
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, evaluate
 from xlpretrain.evaluation.likelihood import Likelihood, log_likelihoods
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
-from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classification import Classification
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -97,7 +94,7 @@ class LoadedRun:
         _, labels = self.is_classifier
         found = self.predict_classes(examples)
         if found.num_cut:
-            said = cast(Classification, self.config.objective).describe_cut(found.num_cut, len(examples))
+            said = self.config.objective.describe_cut(found.num_cut, len(examples))
             warnings.warn(said, stacklevel=2)
         return [dict(zip(labels, row, strict=True)) for row in found.probabilities.tolist()]
 
@@ -105,9 +102,9 @@ class LoadedRun:
     def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The columns of a classifier's texts in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
-        if not isinstance(data, LabelledDataConfig) or type(objective) is not Classification:
+        if not isinstance(data, LabelledDataConfig) or not objective.class_labels:
             raise ConfigError(f"{self.folder.path}: is not a classifier; run `xlpretrain finetune` on it first")
-        return data.text, objective.labels
+        return data.text, objective.class_labels
 
     def predict_classes(self, examples: Sequence[Sequence[str]]) -> ClassPredictions:
         """The distribution over a classifier's labels for each example, of one text or two.
@@ -123,40 +120,32 @@ class LoadedRun:
                 )
             for text in texts:
                 _check_text(text, f"example {number}")
-        return predict_classes(self.model, cast(Classification, self.config.objective), self.tokenizer, examples)
+        return predict_classes(self.model, self.config.objective, self.tokenizer, examples)
 
     def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
         """Evaluate on the split in a folder or behind a URL (default: the run's held-out one). Every rank calls it."""
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); name one with --data")
-        return evaluate(
-            self._forward,
-            self.model.backbone.empty_memory,
-            manifest=valid,
-            tokenizer=self.tokenizer,
-            objective=self.config.eval_objective(config),
-            mem_len=self.config.eval_mem_len(config),
-            config=config,
-            device=self.device,
-        )
+        model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
+        return evaluate(model, EvalTask.of_run(self.config, valid, self.tokenizer, config))
 
     def log_likelihoods(
         self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
     ) -> list[Likelihood]:
         """The likelihood of each text: `.nats` (0 or less), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
 
-        The log-likelihood of a causal model, the pseudo-log-likelihood of a masked or permutation one.
+        The log-likelihood of a causal model, the pseudo-log-likelihood of a masked or permutation one, or whatever the
+        queries of another objective add up to.
 
         Args:
             mem_len: positions that a causal model remembers (default: as trained).
-            batch_size: rows side by side.
+            batch_size: samples side by side.
 
         A model in bf16 (see `precision` of `xlpretrain.load`) is off by up to 0.1 nats or so over a sentence.
 
         Raises:
-            ConfigError: the objective has no likelihood of a text (a classifier's), or none is known; or an argument
-                is out of its range.
+            ConfigError: the objective declares no likelihood of a text, or an argument is out of its range.
             DataError: a text is not Unicode.
         """
         _refuse_single(texts, "log_likelihoods")
@@ -202,24 +191,26 @@ class LoadedRun:
             ConfigError: the model was not trained to write text, or an argument is out of its range.
             DataError: the prompt is not Unicode text.
         """
-        if type(self.config.objective) is not CausalLM:
+        objective, vocabulary = self.config.objective, self.tokenizer.vocabulary
+        if not objective.generates:
             raise ConfigError(
-                f"{self.folder.path}: cannot write text: its objective was {self.config.objective.type}, and only"
-                " causal_lm predicts the next token"
+                f"{self.folder.path}: cannot write text: its objective was {objective.type}, whose class"
+                f" {type(objective).__name__} does not declare that it predicts the next token (`generates`)"
             )
+        layout = objective.declared(objective.token_layout, "token_layout")
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         _check_text(prompt, "the prompt")
         _check_range("num_tokens", num_tokens, least=0)
         if mem_len is not None:
             _check_range("mem_len", mem_len, least=0)
-        eod, start = self.tokenizer.vocabulary.eod, self.tokenizer.encode(prompt)
+        start = self.tokenizer.encode(prompt)
         written = sample_text(
             self.model,
-            [eod, *start],
+            [*layout.prefix(vocabulary), *start],
             num_tokens=num_tokens,
             mem_len=self.config.model.mem_len if mem_len is None else mem_len,
             options=options,
-            stop=eod if stop else None,
+            stop=layout.end(vocabulary) if stop else None,
         )
         # Decoded together, so that a space between them is kept.
         return self.tokenizer.decode([*start, *written]).removeprefix(self.tokenizer.decode(start))

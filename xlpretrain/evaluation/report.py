@@ -15,12 +15,12 @@ from rich.table import Table
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError, LaunchError
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
-from xlpretrain.evaluation.held_out import EvalResult, covered, evaluate_unigram
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, covered, evaluate_unigram
 from xlpretrain.evaluation.loaded_run import LoadedRun
-from xlpretrain.objectives.causal_lm import CausalLMHead
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.metrics_file import last_evaluation
+from xlpretrain.tracking.printing import AnswerConsole
 
 _T = TypeVar("_T")
 _PROMPT_TOKENS = 48
@@ -33,7 +33,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
     Without the held-out data the figures are those of the run's last evaluation; without the training data there are
     none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
     """
-    console = Console(highlight=False)
+    console = AnswerConsole()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = LoadedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:
@@ -45,7 +45,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
         _print_figures(run, found, console)
     else:
         _print_last_evaluation(run, console)
-    if valid is not None and type(run.model.head) is CausalLMHead:
+    if valid is not None and run.config.objective.generates:
         prompt, written = _sample(run, valid)
         console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
         for mark, text in (("-", prompt), ("+", written)):
@@ -122,15 +122,14 @@ def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, E
     found = dict[str, EvalResult]()
     train = _data_or_none(lambda: run.train, console)
     if train is not None:
-        objective = run.config.eval_objective(settings)
-        found["unigram model"] = evaluate_unigram(
-            train, valid, tokenizer=run.tokenizer, objective=objective, config=settings
-        )
+        found["unigram model"] = evaluate_unigram(train, EvalTask.of_run(run.config, valid, run.tokenizer))
     num_tokens, _ = covered(valid, settings.max_tokens)
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
         console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
-        found[name] = run.evaluate(config=settings.model_copy(update={"mem_len": length}))
+        same_length = settings.same_length if length else None  # which needs a memory
+        changes = {"mem_len": length, "same_length": same_length}
+        found[name] = run.evaluate(config=settings.model_copy(update=changes))
     return found
 
 
@@ -156,16 +155,16 @@ def _table(found: dict[str, EvalResult]) -> Table:
 
 def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
     """The beginning of a held-out document, and how the model would go on."""
-    tokenizer = run.tokenizer
-    eod = tokenizer.vocabulary.eod
+    tokenizer, objective = run.tokenizer, run.config.objective
+    layout = objective.declared(objective.token_layout, "token_layout")
     prompt = valid.tokens(0, _PROMPT_TOKENS).tolist()
     written = sample_text(
         run.model,
-        [eod, *prompt],
+        [*layout.prefix(tokenizer.vocabulary), *prompt],
         num_tokens=120,
         mem_len=run.config.model.mem_len,
         options=SamplingOptions(top_k=40, seed=run.config.seed),
-        stop=eod,
+        stop=layout.end(tokenizer.vocabulary),
     )
     return tokenizer.decode(prompt), tokenizer.decode(written)
 

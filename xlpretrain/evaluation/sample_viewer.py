@@ -20,11 +20,6 @@ from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.run_dir.layout import RunDir
 
-_ANSWERS = {
-    "sop": ("the parts are in order", "the parts are swapped"),
-    "nsp": ("the second part follows", "the second part is from elsewhere"),
-}
-
 
 def show_document(folder: Path, number: int, *, console: Console | None = None) -> None:
     """Print a document of a dataset, a sentence a line: its pieces, and the text that they decode to.
@@ -104,13 +99,15 @@ def _open(config: RunConfig, run: RunDir | None) -> tuple[Mixture, Tokenizer]:
 def _describe(config: RunConfig, sample: Sample, batch: Batch) -> Iterator[str]:
     yield f"{len(sample.tokens)} tokens of the data, read {'from the end' if sample.reversed else 'forwards'}"
     if config.model.mem_len:
-        yield (
-            f"memory: {sample.mem_valid_len} of {config.model.mem_len} positions are this stream's, the rest is hidden"
-        )
+        known = f"{sample.mem_valid_len} of {config.model.mem_len} positions"
+        yield f"memory: {known} are this stream's, the rest is hidden"
+    if layout := config.objective.token_layout:
+        yield f"layout of a text: {layout.single}; of a pair: {layout.pair}"
+    names = config.objective.answer_names
     for term in config.objective.terms:
-        if term in _ANSWERS:
+        if term in names:
             asked = batch.targets[term].tolist()
-            yield f"{term}: {asked[0]}, {_ANSWERS[term][asked[0]]}" if asked else f"{term}: not asked"
+            yield f"{term}: {asked[0]}, {names[term][asked[0]]}" if asked else f"{term}: not asked"
         else:
             yield f"{term}: {batch.counts[term]} tokens to predict"
 

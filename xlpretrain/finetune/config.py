@@ -13,12 +13,10 @@ from xlpretrain.data.tables.text_tables import read_table
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import BackboneConfig
-from xlpretrain.objectives.classification import TokenLayout
 
 BATCH, EPOCHS, DROPOUT = 32, 6, 0.1
 EVALUATIONS_PER_EPOCH = 2
 LONGEST = 512
-_SYMBOLS = 3
 
 
 def classifier_config(
@@ -41,11 +39,13 @@ def classifier_config(
         label: the column of the label.
 
     Raises:
-        ConfigError, DataError: the files cannot be used.
+        ConfigError, DataError: the files cannot be used, or the objective of `theirs` declares no layout.
     """
     text = text or _text_columns(train, label)
     examples, held_out = (LabelledDataset(path, tokenizer, text=text, label=label) for path in (train, valid))
     check_labels(examples, held_out)
+    layout = theirs.objective.declared(theirs.objective.token_layout, "token_layout")
+    longest = max(8, examples.max_length + layout.num_symbols(2))
     per_epoch = math.ceil(len(examples.labels) / BATCH)
     every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
     total = EPOCHS * per_epoch
@@ -63,8 +63,8 @@ def classifier_config(
         "objective": {
             "type": "classify",
             "labels": distinct_labels(examples),
-            "layout": _layout(theirs.model),
-            "seq_len": min(max(8, examples.max_length + _SYMBOLS), LONGEST, model.get("max_positions", LONGEST)),
+            "layout": str(layout),
+            "seq_len": min(longest, LONGEST, model.get("max_positions", LONGEST)),
         },
         "optimizer": {"type": "adamw", "lr": _rate(theirs.model), "betas": [0.9, 0.999], "weight_decay": 0.01},
         "schedule": {"type": "linear", "warmup_steps": total // 10},
@@ -87,12 +87,6 @@ def _text_columns(train: Path, label: str) -> tuple[str, ...]:
             " say it with --text COLUMN (twice for pairs)"
         )
     return others
-
-
-def _layout(model: BackboneConfig) -> TokenLayout:
-    if "causal" in model.provides:
-        return "document"
-    return "cls_last" if "two_stream" in model.provides else "cls_first"
 
 
 def _rate(model: BackboneConfig) -> float:

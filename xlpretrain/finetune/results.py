@@ -48,7 +48,7 @@ def finetune_config(
         label=label,
     )
     place = {"name": name, "runs_dir": str(runs_dir)}
-    changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides)
+    changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides, RunConfig)
     if any(changed[key] != value for key, value in place.items()):
         raise ConfigError("name, runs_dir: give them with --name and --runs-dir")
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
+from xlpretrain.data.tokenizers.token_layout import TokenLayout
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
 from xlpretrain.hub.model_card import model_card
-from xlpretrain.hub.tokenizers.export import Template, tokenizer_config, tokenizer_json
+from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
 from xlpretrain.hub.weight_map import is_albert, weight_rules, write
 from xlpretrain.models.backbone import BackboneConfig
@@ -27,19 +28,18 @@ from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 from xlpretrain.models.xlnet import XLNetConfig
-from xlpretrain.objectives.base import Objective
-from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.masked_lm import MaskedLM
-from xlpretrain.objectives.permutation_lm import PermutationLM
+from xlpretrain.objectives.base import HubHead
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
+BACKBONE = Path(__file__).with_name("backbone_xlpretrain.py")
+"""The code that goes with a model that no class of transformers covers; the first imports the second."""
 
-TEMPLATES: dict[type[Objective], Template] = {CausalLM: "plain", PermutationLM: "xlnet", MaskedLM: "bert"}
-"""The layout of special tokens for each objective that can be exported. Subclasses are other objectives."""
+_WEIGHTS = "Its weights are in the checkpoint, and xlpretrain.load reads them"
+_SENTENCE = {f"sentence.{layer}.{kind}" for layer in ("pooler.linear", "classifier") for kind in ("weight", "bias")}
 MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
-"""Models that a class of transformers, or the code in `MODELING`, implements."""
+"""Models that a class of transformers, or the code in `MODELING` and `BACKBONE`, implements."""
 
 
 def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -67,17 +67,28 @@ def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = F
 
 
 def refuse_unknown(run: LoadedRun) -> None:
-    """Raise `LaunchError` for an objective or a model that no class of transformers, and no code here, is known for."""
+    """Raise `LaunchError` if the model has no class, in transformers or here, or the objective declares no head."""
     objective, model = run.config.objective, run.config.model
     if not objective.predicts_tokens:
         raise LaunchError(f"{run.folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
-    for section, found, known in (("objective", objective, TEMPLATES), ("model", model, MODELS)):
-        if type(found) not in known:
-            names = ", ".join(str(kind.model_fields["type"].default) for kind in known)
+    if type(model) not in MODELS:
+        names = ", ".join(str(kind.model_fields["type"].default) for kind in MODELS)
+        raise LaunchError(
+            f"{run.folder.path}: model {model.type} cannot be exported; expected one of {names}. {_WEIGHTS}"
+        )
+    for name in ("hub_head", "token_layout"):
+        if getattr(objective, name) is None:
             raise LaunchError(
-                f"{run.folder.path}: {section} {found.type} is not one that can be exported; expected one of {names}."
-                " Its weights are in the checkpoint, and xlpretrain.load reads them"
+                f"{run.folder.path}: objective {objective.type} cannot be exported, since its class"
+                f" {type(objective).__name__} does not declare `{name}` (docs/add-an-objective.md). {_WEIGHTS}"
             )
+    shapes = {name: list(parameter.shape) for name, parameter in run.model.head.named_parameters()}
+    others = [name for name in shapes if not name.startswith("output.") and name not in _SENTENCE]
+    if others or shapes.get("sentence.classifier.weight", [2])[0] != 2:
+        raise LaunchError(
+            f"{run.folder.path}: objective {objective.type} cannot be exported: its head has weights that no exported"
+            f" head has ({', '.join(others or ['sentence.classifier, of other than 2 answers'])}). {_WEIGHTS}"
+        )
 
 
 def _place(to: Path, *, force: bool) -> Path:
@@ -108,23 +119,29 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     model = config.model
     assert isinstance(model, StackConfig)
     sentence = has_sentence_head(run.model)
-    template, wordpiece = template_of(config), isinstance(tokenizer, HuggingFaceTokenizer)
-    reasons = unsupported_features(model, sentence=sentence)
+    head, layout = _declared(config)
+    reasons = unsupported_features(model, sentence=sentence, head=head)
     if reasons:
         described, weights = remote_code_config(config, run, sentence=sentence), dict(run.model.state_dict())
-        shutil.copyfile(MODELING, to / MODELING.name)
+        for source in (MODELING, BACKBONE):
+            shutil.copyfile(source, to / source.name)
     else:
         described = write_config(model, tokenizer.vocabulary, sentence=sentence)
         weights = to_transformers(run.model, model, sentence=sentence)
     described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        made = laid_out_anew(tokenizer, layout)
+        (to / (AS_BROUGHT if made else tokenizer.file_name)).write_bytes(tokenizer.model)
+    else:
+        made = tokenizer_json(tokenizer, layout)
+        (to / tokenizer.file_name).write_bytes(tokenizer.model)
     for file, content in {
-        "tokenizer_config.json": tokenizer_config(tokenizer, template, max_length=max_length),
-        **({} if wordpiece else {"tokenizer.json": tokenizer_json(tokenizer, template)}),
+        "tokenizer_config.json": tokenizer_config(tokenizer, layout, max_length=max_length),
+        **({"tokenizer.json": made} if made else {}),
     }.items():
         (to / file).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (to / tokenizer.file_name).write_bytes(tokenizer.model)
     if run.folder.plot.is_file():
         shutil.copyfile(run.folder.plot, to / "loss.png")
     loader = _loader(described)
@@ -155,32 +172,39 @@ def provenance(config: RunConfig, step: int) -> dict[str, Any]:
     return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
-def template_of(config: RunConfig) -> Template:
-    """The layout of special tokens of the objective."""
-    return TEMPLATES[type(config.objective)]
+def _declared(config: RunConfig) -> tuple[HubHead, TokenLayout]:
+    """The head and the layout that the objective declares."""
+    objective = config.objective
+    assert objective.hub_head is not None and objective.token_layout is not None, "see `refuse_unknown`"
+    return objective.hub_head, objective.token_layout
+
+
+_AUTO_CLASSES: dict[HubHead, tuple[str, ...]] = {
+    "causal_lm": ("AutoModelForCausalLM",),
+    "masked_lm": ("AutoModelForPreTraining", "AutoModelForMaskedLM"),
+    "tokens": ("AutoModelForPreTraining",),
+}
 
 
 def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> dict[str, Any]:
     """`config.json` of a model that comes with its own code."""
-    vocabulary = run.tokenizer.vocabulary
-    causal = template_of(config) == "plain"
-    name = "XLPretrainForCausalLM" if causal else "XLPretrainForPreTraining"
-    classes = ["AutoModelForCausalLM"] if causal else ["AutoModelForPreTraining", "AutoModelForMaskedLM"]
+    vocabulary, (head, layout) = run.tokenizer.vocabulary, _declared(config)
+    name = "XLPretrainForCausalLM" if head == "causal_lm" else "XLPretrainForPreTraining"
     module = MODELING.stem
     return {
         "model_type": "xlpretrain",
         "architectures": [name],
         "auto_map": {
-            "AutoConfig": f"{module}.XLPretrainConfig",
+            "AutoConfig": f"{BACKBONE.stem}.XLPretrainConfig",
             "AutoModel": f"{module}.XLPretrainModel",
-            **dict.fromkeys(classes, f"{module}.{name}"),
+            **dict.fromkeys(_AUTO_CLASSES[head], f"{module}.{name}"),
         },
         **config.model.model_dump(mode="json"),
         "vocab_size": vocabulary.size,
         "sentence_head": sentence,
         "pad_token_id": vocabulary.pad,
-        "bos_token_id": vocabulary.eod if causal else vocabulary.cls,
-        "eos_token_id": vocabulary.eod if causal else vocabulary.sep,
+        "bos_token_id": vocabulary.eod if layout.is_plain else vocabulary.cls,
+        "eos_token_id": vocabulary.eod if layout.is_plain else vocabulary.sep,
     }
 
 

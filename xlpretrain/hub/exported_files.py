@@ -7,17 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from xlpretrain.data.tokenizers.open import TOKENIZER_FILES
+
 CONFIG = "config.json"
 _SECTION, _FILES = "xlpretrain", "files"
 _NAMES = (
     "README.md",
+    "backbone_xlpretrain.py",
     "loss.png",
     "model.safetensors",
     "modeling_xlpretrain.py",
-    "spiece.model",
-    "tokenizer.json",
+    "tokenizer_as_brought.json",
     "tokenizer_config.json",
-    "vocabulary.json",
+    *TOKENIZER_FILES,
 )
 """The files of an export, besides `config.json`."""
 

@@ -137,7 +137,7 @@ def _run_config(
     if wrong:
         raise ConfigError(f"only keys of model and objective may be given, got {', '.join(wrong)}")
     split = data.absolute() if data is not None else (runs_dir / name / "data").absolute()
-    content = schema.apply_overrides({"model": foreign.model, "objective": foreign.objective}, overrides)
+    content = schema.apply_overrides({"model": foreign.model, "objective": foreign.objective}, overrides, RunConfig)
     content |= {
         "name": name,
         "runs_dir": str(runs_dir),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xlpretrain import schema
 from xlpretrain.data.config import CorpusDataConfig
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.tracking.metrics_file import last_evaluation
@@ -37,12 +38,11 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     ]
     if reasons:
         lines.append(
-            f"It comes with its own code (`modeling_xlpretrain.py`), since no class of transformers covers it:"
-            f" {', '.join(reasons)}."
+            f"It comes with its own code (`modeling_xlpretrain.py`, `backbone_xlpretrain.py`), since no class of"
+            f" transformers covers it: {', '.join(reasons)}."
         )
     lines += [
-        "Special symbols that a text spells out are read as text, as in pretraining; give"
-        " `split_special_tokens=False` to have them read as symbols.",
+        _symbols(run, causal=auto.endswith("CausalLM")),
         "## Data",
         _data(run),
         "## Held-out figures",
@@ -52,6 +52,24 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
         lines.append("![loss curve](loss.png)")
     lines += ["## Recipe", f"```yaml\n{schema.dump(config).strip()}\n```"]
     return "\n\n".join(lines) + "\n"
+
+
+def _symbols(run: LoadedRun, *, causal: bool) -> str:
+    """How the tokenizer reads special symbols (`tokenizers.export.tokenizer_config`)."""
+    if not causal and isinstance(run.tokenizer, HuggingFaceTokenizer):
+        return (
+            "Special symbols that a text spells out are read as symbols; give `split_special_tokens=True` to have them"
+            " read as text, as in pretraining."
+        )
+    mask, start = (
+        ("", " A text begins with the symbol that ends a document, as in pretraining.")
+        if causal
+        else (", but the mask", "")
+    )
+    return (
+        f"Special symbols that a text spells out are read as text, as in pretraining{mask}; give"
+        f" `split_special_tokens=False` to have them read as symbols.{start}"
+    )
 
 
 def _data(run: LoadedRun) -> str:

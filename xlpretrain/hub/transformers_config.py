@@ -15,6 +15,7 @@ from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import EncoderConfig
 from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.xlnet import XLNetConfig
+from xlpretrain.objectives.base import HubHead
 from xlpretrain.schema import Problem, Section
 
 _Json = dict[str, Any]
@@ -86,11 +87,12 @@ _DEFAULTS: dict[str, _Json] = {  # of keys that a config.json may leave out
 }
 
 
-def unsupported_features(config: BackboneConfig, *, sentence: bool) -> list[str]:
-    """The reasons why no class of transformers implements this model; empty if one does."""
+def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHead = "masked_lm") -> list[str]:
+    """The reasons why no class of transformers is this model with this head; empty: one is."""
     if not isinstance(config, XLNetConfig | EncoderConfig):
         return [f"transformers has no {config.type}"]
     reasons = {
+        f"predictions of another kind ({head})": head != "masked_lm",
         "norms before the layers": config.pre_norm,
         "heads of another width": config.resolved_d_head * config.num_heads != config.d_model,
     }

@@ -76,7 +76,9 @@ class Attention(nn.Module):
             return "plain"
         if self.implementation is not None:
             return self.implementation
-        return "sdpa" if hidden.device.type != "cpu" or torch.compiler.is_compiling() else "blocks"
+        if hidden.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return "sdpa"  # the kernel for CPUs is made for tensors of one type
+        return "blocks"
 
     def _attend(
         self,

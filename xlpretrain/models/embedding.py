@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import OutputLayer
-from xlpretrain.models.kernels.chunked_loss import ChunkedLoss
+from xlpretrain.models.kernels.chunked_loss import chunked_loss
 
 _ROWS_OF_LOG_PROBS = 256
 
@@ -64,7 +64,7 @@ class TokenEmbedding(nn.Module):
         for cluster, (start, end) in enumerate(pairwise(self.edges)):
             (where,) = torch.nonzero((flat >= start) & (flat < end), as_tuple=True)
             vectors = self.table(cluster)(flat[where] - start)
-            result = result.index_copy(0, where, self._project(cluster, vectors))
+            result = result.index_copy(0, where, self._project(cluster, vectors).to(result.dtype))  # autocast's differs
         return result.view(*tokens.shape, self.d_model)
 
     def table(self, cluster: int) -> nn.Embedding:
@@ -172,8 +172,7 @@ class VocabularySoftmax(OutputLayer):
     def _nll(self, cluster: int, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p within a cluster, fp32."""
         weight, bias = self._weights(cluster)
-        nll: Tensor = ChunkedLoss.apply(self._project(cluster, hidden), weight, bias, targets)  # type: ignore[no-untyped-call]
-        return nll
+        return chunked_loss(self._project(cluster, hidden), weight, bias, targets)
 
     def _logits(self, cluster: int, hidden: Tensor) -> Tensor:
         """fp32 logits of one cluster's tokens; the first cluster's are followed by those of the other clusters."""

@@ -69,6 +69,10 @@ class Head(nn.Module, ABC):
     def flops_per_token(self) -> float:
         """Matrix-product FLOPs of forward and backward, divided by the tokens of a sample."""
 
+    def class_logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
+        """The fp32 logits of each sample's label, if it is a classifier's head."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `class_logits`")
+
 
 class PretrainingModel(nn.Module):
     """A backbone and a head: what an engine trains."""

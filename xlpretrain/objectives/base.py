@@ -7,8 +7,8 @@ Shapes: B samples, T new tokens, N predictions of a micro-batch, V vocabulary, D
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NotRequired, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,10 +18,20 @@ from xlpretrain.data.evaluation_samples import WindowEvalSamples
 from xlpretrain.data.order import hash_ints
 from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample, StreamSamples
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.token_layout import TokenLayout
+from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import Backbone, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, TokenScores
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery
 from xlpretrain.schema import Problem, Section
+
+HubHead = Literal["causal_lm", "masked_lm", "tokens"]
+"""The logits of an exported model, and so the classes of `transformers` that load it. causal_lm: of the next token
+(`AutoModelForCausalLM`, which generates). masked_lm: of the token at a masked position or in the second stream, and
+perhaps of a sentence task (`AutoModelForPreTraining`, `AutoModelForMaskedLM`). tokens: of any other token
+(`AutoModelForPreTraining`)."""
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -31,8 +41,34 @@ class Collator(Protocol):
     def __call__(self, samples: Sequence[Sample]) -> Batch: ...
 
 
+class TrainingStreams(TypedDict):
+    """The keyword arguments of `Objective.training_samples`.
+
+    block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
+    """
+
+    mem_len: int
+    num_streams: int
+    seed: int
+    shuffle_blocks: int
+    block_tokens: NotRequired[int | None]
+
+
+class EvaluationStreams(TypedDict):
+    """The keyword arguments of `Objective.evaluation_samples`, which reads the first `num_tokens` tokens."""
+
+    num_tokens: int
+    num_streams: int
+    mem_len: int
+
+
 class Objective(Section, ABC):
-    """The config of an objective, which knows how to build its parts."""
+    """The config of an objective, which knows how to build its parts.
+
+    What can be done with a trained model, beside evaluating it, an objective declares: `token_layout`, `hub_head`,
+    `likelihood_queries`, `generates`, `class_labels`. Undeclared uses are refused. A derived class declares `hub_head`,
+    `likelihood_queries` and `generates` anew, since it may predict something else than its parent.
+    """
 
     type: str
     seq_len: int
@@ -41,6 +77,67 @@ class Objective(Section, ABC):
     """Capabilities, among memory, causal, two_stream and bidirectional, that a backbone must provide."""
     predicts_tokens: ClassVar[bool] = True
     """True if it learns from a corpus; else from labelled texts."""
+
+    hub_head: ClassVar[HubHead | None] = None
+    """The head that the model has in `transformers`; its weights are those of `head.output` (and `head.sentence`)."""
+    generates: ClassVar[bool] = False
+    """True if the logits at a token are of the next one, so that the model can write text."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Take back what a parent has declared of its predictions."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name in ("hub_head", "generates", "likelihood_queries"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(Objective, name))
+
+    @property
+    def token_layout(self) -> TokenLayout | None:
+        """The special tokens and segments around a text or a pair of texts; None: undeclared.
+
+        For fine-tuning, generation and the exported tokenizer.
+        """
+        return None
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The labels of a classifier, whose head has `class_logits`; empty: it is none."""
+        return ()
+
+    def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
+        """Count the examples (the tokens of their one or two texts) of a classifier that lose their end."""
+        return 0
+
+    def describe_cut(self, num_cut: int, total: int) -> str:
+        """Say how many examples lose their end, and why."""
+        return (
+            f"{num_cut:,} of {total:,} examples are longer than a sample of {self.seq_len} tokens (objective.seq_len)"
+            " and lose their end"
+        )
+
+    @property
+    def answer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """The meaning of each answer, 0, 1, ..., of the terms that do not predict tokens."""
+        return {}
+
+    def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterable[LikelihoodQuery]:
+        """The samples whose predictions by the first term add up to the log-likelihood of a text, in order.
+
+        text: ids without special tokens. Raises `ConfigError` if none are declared.
+        """
+        raise ConfigError(
+            f"objective {self.type} has no likelihood of a text: its class {type(self).__name__} does not define"
+            " `likelihood_queries` (docs/add-an-objective.md)"
+        )
+
+    def declared(self, value: _T | None, name: str) -> _T:
+        """`value`, which the objective declares under `name`. Raises `ConfigError` if it does not."""
+        if not value:
+            raise ConfigError(
+                f"objective {self.type} does not declare `{name}`, so this cannot be done; its class"
+                f" {type(self).__name__} would have to define it (docs/add-an-objective.md)"
+            )
+        return value
 
     @property
     @abstractmethod
@@ -104,46 +201,26 @@ class Objective(Section, ABC):
     def head(self, backbone: Backbone) -> Head:
         """The device half, for a freshly built backbone."""
 
-    def training_samples(
-        self,
-        manifest: TokenDataset,
-        *,
-        mem_len: int,
-        num_streams: int,
-        seed: int,
-        shuffle_blocks: int,
-        block_tokens: int | None = None,
-    ) -> CorpusSamples:
-        """The samples of a run: with a memory, block after block; else shuffled.
-
-        block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
-        """
+    def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> CorpusSamples:
+        """The samples of a run's streams: with a memory, block after block, else shuffled."""
         return StreamSamples.of(
             manifest,
             window=self.span_len,
             stride=self.new_tokens,
-            mem_len=mem_len,
-            num_streams=num_streams,
-            seed=seed,
-            shuffle_blocks=shuffle_blocks,
-            block_tokens=block_tokens,
             both_ways=self.bidirectional_streams,
             elsewhere=self.random_segment,
             ends=self.needs_boundaries,
+            **streams,
         )
 
-    def evaluation_samples(
-        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
-    ) -> EvalSamples:
-        """The samples of an evaluation of the first `num_tokens` tokens, in `num_streams` streams."""
+    def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> EvalSamples:
+        """The samples of an evaluation: consecutive windows."""
         return WindowEvalSamples(
             manifest,
-            num_tokens,
-            num_streams,
             span_len=self.span_len,
             new_tokens=self.new_tokens,
-            mem_len=mem_len,
             random_segment=self.random_segment,
+            **streams,
         )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:

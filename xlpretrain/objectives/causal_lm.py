@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 from xlpretrain.data.evaluation_samples import NextTokenEvalSamples
 from xlpretrain.data.samples import Sample
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.token_layout import DOCUMENT, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss
-from xlpretrain.objectives.base import Objective, token_prediction_loss
+from xlpretrain.objectives.base import EvaluationStreams, HubHead, Objective, token_prediction_loss
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, stream_queries
 
 
 class CausalLM(Objective):
@@ -31,6 +33,17 @@ class CausalLM(Objective):
 
     requires: ClassVar[frozenset[str]] = frozenset({"causal"})
     terms: ClassVar[tuple[str, ...]] = ("lm",)
+    hub_head: ClassVar[HubHead | None] = "causal_lm"
+    generates: ClassVar[bool] = True
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """Texts are documents."""
+        return DOCUMENT
+
+    def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
+        """Each token from those before it, the first from the symbol that stands before a document."""
+        return stream_queries([*self.token_layout.prefix(vocabulary), *text], seq_len=self.seq_len)
 
     @property
     def span_len(self) -> int:
@@ -51,11 +64,9 @@ class CausalLM(Objective):
         """The CPU half, which draws nothing."""
         return CausalLMCollator(seq_len=self.seq_len, pad=tokenizer.vocabulary.pad)
 
-    def evaluation_samples(
-        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
-    ) -> NextTokenEvalSamples:
+    def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> NextTokenEvalSamples:
         """Each token a target exactly once."""
-        return NextTokenEvalSamples(manifest, num_tokens, num_streams, self.new_tokens, mem_len)
+        return NextTokenEvalSamples(manifest, new_tokens=self.new_tokens, **streams)
 
     def head(self, backbone: Backbone) -> CausalLMHead:
         """The device half."""

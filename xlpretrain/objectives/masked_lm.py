@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -23,10 +23,19 @@ from xlpretrain.data.sentence_pairs.pairing import PairingRules
 from xlpretrain.data.sentence_pairs.samples import PairEvalSamples, PairSamples
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
-from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
+from xlpretrain.objectives.base import (
+    EvaluationStreams,
+    HubHead,
+    Objective,
+    TrainingStreams,
+    sample_rng,
+    token_prediction_loss,
+)
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, pseudo_likelihood_queries
 from xlpretrain.objectives.token_masking import TokenMasker
 from xlpretrain.schema import Problem
 
@@ -37,12 +46,12 @@ class MaskedLM(Objective):
     type: Literal["masked_lm"] = "masked_lm"
     """Kind of objective."""
     seq_len: int = Field(512, ge=8)
-    """Tokens in a row, CLS, SEP and SEP among them."""
+    """Tokens in a sample, CLS, SEP and SEP among them."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
     """The share of a sample's tokens to predict, one at least."""
     max_predictions: PositiveInt | None = None
-    """The most tokens to predict in a row (default: as mask_rate says). The published BERT and ALBERT recipes have 20,
-    which at seq_len 512 is 4 %."""
+    """The most tokens to predict in a sample (default: as mask_rate says). The published BERT and ALBERT recipes have
+    20, which at seq_len 512 is 4 %."""
     max_ngram: PositiveInt = 3
     """The longest run of words to mask together; a run of n has probability 1/n, scaled. 1: single words."""
     whole_words: bool = True
@@ -58,6 +67,24 @@ class MaskedLM(Objective):
     """The weight of the sentence task in the loss."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+    hub_head: ClassVar[HubHead | None] = "masked_lm"
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """[CLS] A [SEP] B [SEP]."""
+        return CLS_FIRST
+
+    @property
+    def answer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """The answers of the sentence tasks."""
+        return {
+            "sop": ("the parts are in order", "the parts are swapped"),
+            "nsp": ("the second part follows", "the second part is from elsewhere"),
+        }
+
+    def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
+        """Each token with a mask in its place."""
+        return pseudo_likelihood_queries(text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="masked")
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -89,7 +116,7 @@ class MaskedLM(Objective):
     def pairing_rules(self) -> PairingRules:
         """The rules by which documents are cut into pairs."""
         return PairingRules(
-            max_tokens=self.seq_len - (2 if self.sentence_task == "none" else 3),
+            max_tokens=self.seq_len - self.token_layout.num_symbols(self.max_texts),
             task=self.sentence_task,
             single_sentence=self.sop_single_sentence,
             short_seq_prob=self.short_seq_prob,
@@ -111,29 +138,28 @@ class MaskedLM(Objective):
                 " documents",
             )
 
-    def num_segments(self, data: TokenDataset) -> int:
-        """One for each part of a sample."""
+    @property
+    def max_texts(self) -> int:
+        """The most texts in a sample: one without a sentence task, else two."""
         return 1 if self.sentence_task == "none" else 2
 
-    def training_samples(
-        self,
-        manifest: TokenDataset,
-        *,
-        mem_len: int,
-        num_streams: int,
-        seed: int,
-        shuffle_blocks: int,
-        block_tokens: int | None = None,
-    ) -> PairSamples:
+    def num_segments(self, data: TokenDataset) -> int:
+        """The segments of the longest samples."""
+        return self.token_layout.num_segments(self.max_texts)
+
+    def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> PairSamples:
         """Shuffled pairs, of blocks as they are."""
         return PairSamples(
-            manifest, self.pairing_rules, num_streams=num_streams, seed=seed, shuffle_blocks=shuffle_blocks
+            manifest,
+            self.pairing_rules,
+            num_streams=streams["num_streams"],
+            seed=streams["seed"],
+            shuffle_blocks=streams["shuffle_blocks"],
         )
 
-    def evaluation_samples(
-        self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
-    ) -> PairEvalSamples:
+    def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> PairEvalSamples:
         """Each run of sentences once."""
+        num_tokens, num_streams = streams["num_tokens"], streams["num_streams"]
         return PairEvalSamples(manifest, self.pairing_rules, num_tokens=num_tokens, num_streams=num_streams)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> MaskedLMCollator:
@@ -148,7 +174,7 @@ class MaskedLM(Objective):
             self.max_ngram,
         )
         task = None if self.sentence_task == "none" else self.sentence_task
-        return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, masking, task, seed)
+        return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, self.token_layout, masking, task, seed)
 
     def head(self, backbone: Backbone) -> MaskedLMHead:
         """The device half."""
@@ -166,12 +192,13 @@ class MaskedLM(Objective):
 class MaskedLMCollator:
     """Samples into masked tokens, padded to seq_len, and what was there.
 
-    Segments are 0 for CLS, A and the SEP after it, 1 for B and the last SEP; padding is 0. A sample without tokens is a
-    CLS alone, so that there is something to attend to, and predicts nothing.
+    A sample without tokens is a CLS alone, so that there is something to attend to, and predicts nothing. The segment
+    of padding is 0.
     """
 
     seq_len: int
     vocabulary: Vocabulary
+    layout: TokenLayout
     masking: TokenMasker
     task: str | None
     seed: int
@@ -184,10 +211,10 @@ class MaskedLMCollator:
         labels = np.full(len(samples), -1)
         for number, sample in enumerate(samples):
             assert sample.pair_target is not None, "samples of `PairSamples`"
-            length, parts = self._lay_out(sample, sample.pair_target.split, tokens[number])
+            split, text = sample.pair_target.split, sample.tokens
+            texts = [text[:split], text[split:]] if split < len(text) else [text] if split else []
+            length, parts = self.layout.write(texts, self.vocabulary, tokens[number], segments[number])
             valid[number, :length] = True
-            if parts[-1][0] > parts[0][1]:
-                segments[number, parts[-1][0] : length] = 1
             if not len(sample.tokens):
                 continue
             generator = sample_rng(self.seed, sample)
@@ -209,21 +236,6 @@ class MaskedLMCollator:
             targets |= {self.task: labels[asked], f"{self.task}_positions": asked}
             counts[self.task] = len(asked)
         return Batch(inputs, {name: torch.from_numpy(values) for name, values in targets.items()}, counts)
-
-    def _lay_out(self, sample: Sample, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
-        """Write one sample; returns its length, and where its parts start and stop."""
-        tokens[0] = self.vocabulary.cls
-        if not len(sample.tokens):
-            return 1, [(1, 1)]
-        first_stop = 1 + split
-        tokens[1:first_stop] = sample.tokens[:split]
-        tokens[first_stop] = self.vocabulary.sep
-        if split == len(sample.tokens):
-            return first_stop + 1, [(1, first_stop)]
-        stop = 2 + len(sample.tokens)
-        tokens[first_stop + 1 : stop] = sample.tokens[split:]
-        tokens[stop] = self.vocabulary.sep
-        return stop + 1, [(1, first_stop), (first_stop + 1, stop)]
 
 
 class SentenceHead(nn.Module):

@@ -23,13 +23,16 @@ from pydantic import NonNegativeInt, PositiveInt
 from xlpretrain.data.samples import Sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.token_layout import CLS_LAST, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, Loss
-from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
+from xlpretrain.objectives.base import HubHead, Objective, sample_rng, token_prediction_loss
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, pseudo_likelihood_queries
 from xlpretrain.objectives.span_sampling import SpanSampler
 from xlpretrain.schema import Problem
 
-NUM_SYMBOLS = 3
+_LAYOUT = CLS_LAST
+NUM_SYMBOLS = _LAYOUT.num_symbols(2)
 """SEP, SEP, CLS."""
 
 
@@ -39,14 +42,14 @@ class PermutationLM(Objective):
     type: Literal["permutation_lm"] = "permutation_lm"
     """Kind of objective."""
     seq_len: PositiveInt = 512
-    """Tokens in a row, SEP, SEP and CLS among them."""
+    """Tokens in a sample, SEP, SEP and CLS among them."""
     reuse_len: NonNegativeInt = 256
     """Tokens at the head of a sample that go on with the stream and enter the memory; samples advance by as many. 0:
     samples are pairs only, one after the other, for models without memory."""
     perm_size: PositiveInt = 256
     """Tokens that are permuted together; it divides both parts of a sample."""
     num_predict: PositiveInt = 85
-    """The most tokens to predict in a row; those that fall on SEP or CLS are left out."""
+    """The most tokens to predict in a sample; those that fall on SEP or CLS are left out."""
     max_ngram: PositiveInt = 5
     """The longest span to predict; a span of n has probability 1/n, scaled."""
     span_alpha: PositiveInt = 6
@@ -60,6 +63,18 @@ class PermutationLM(Objective):
 
     requires: ClassVar[frozenset[str]] = frozenset({"two_stream"})
     terms: ClassVar[tuple[str, ...]] = ("plm",)
+    hub_head: ClassVar[HubHead | None] = "masked_lm"
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """A SEP B SEP CLS."""
+        return _LAYOUT
+
+    def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
+        """Each token last in the permutation, so that it sees all the others and none sees it."""
+        return pseudo_likelihood_queries(
+            text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="second_stream"
+        )
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -128,7 +143,7 @@ class PermutationLM(Objective):
 
     def num_segments(self, data: TokenDataset) -> int:
         """A, B and CLS."""
-        return 3
+        return self.token_layout.num_segments(2)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> PermutationLMCollator:
         """The CPU half."""
@@ -197,21 +212,16 @@ class PermutationLMCollator:
     def _lay_out(
         self, sample: Sample, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
     ) -> None:
-        """Write one sample's tokens, segments (reused, A, SEP: 0; B, SEP: 1; CLS: 2) and what of it is there."""
+        """Write one sample's tokens and segments, and which of them are there; the reused part has segment 0."""
         reuse_len = self.objective.reuse_len
         reused, rest = sample.tokens[:reuse_len], sample.tokens[reuse_len : self.objective.span_len]
         tokens[: len(reused)] = reused
         valid[: len(reused)] = True
         if len(rest) < 2:
             return
-        first, second = self._split(sample, rest, rng)
-        sep, cls = [self.vocabulary.sep], [self.vocabulary.cls]
-        pair = np.concatenate([first, sep, second, sep, cls])
-        end = reuse_len + len(pair)
-        tokens[reuse_len:end] = pair
-        segments[reuse_len + len(first) + 1 : end] = 1
-        segments[end - 1] = 2
-        valid[reuse_len:end] = True
+        pair, layout = self._split(sample, rest, rng), self.objective.token_layout
+        length, _ = layout.write(pair, self.vocabulary, tokens[reuse_len:], segments[reuse_len:])
+        valid[reuse_len : reuse_len + length] = True
 
     def _split(self, sample: Sample, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A and B: cut at a random sentence's end, B going on or (in half of the samples) coming from elsewhere.

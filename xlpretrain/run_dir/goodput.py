@@ -48,11 +48,17 @@ class Goodput:
         new = cls()
         for name in _WORK:
             setattr(new, name, kept.get(_PREFIX + name) or 0.0)
-        new.lost_s = (last.get(_PREFIX + "lost_s") or 0.0) + max(work_s(last) - new.productive_s, 0.0)
-        new.restart_s = (last.get(_PREFIX + "restart_s") or 0.0) + max(away_s, 0.0)
-        new.steps_redone = (last.get(_PREFIX + "steps_redone") or 0) + max(steps_lost, 0)
-        new.restarts = (last.get(_PREFIX + "restarts") or 0) + 1
+        before = cls.from_metrics(last)
+        new.lost_s = before.lost_s + max(before.productive_s - new.productive_s, 0.0)
+        new.restart_s = before.restart_s + max(away_s, 0.0)
+        new.steps_redone = before.steps_redone + max(steps_lost, 0)
+        new.restarts = before.restarts + 1
         return new
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> Goodput:
+        """The accounts that `metrics` gave; 0 for those that are missing."""
+        return cls(**{f.name: metrics.get(_PREFIX + f.name) or 0 for f in fields(cls) if not f.name.startswith("_")})
 
     @property
     def productive_s(self) -> float:
@@ -70,14 +76,9 @@ class Goodput:
         return {_PREFIX + "share": self.step_s / max(self.total_s, 1e-9), **named}
 
 
-def work_s(metrics: Mapping[str, Any]) -> float:
-    """`Goodput.productive_s` by what `Goodput.metrics` gave; 0 where that is missing."""
-    return float(sum(metrics.get(_PREFIX + name) or 0.0 for name in _WORK))
-
-
 def describe(metrics: Mapping[str, Any]) -> str:
     """One line on what `Goodput.metrics` gave."""
-    known = Goodput(**{f.name: metrics.get(_PREFIX + f.name) or 0 for f in fields(Goodput) if f.name[0] != "_"})
+    known = Goodput.from_metrics(metrics)
     total = max(known.total_s, 1e-9)
 
     def share(seconds: float) -> str:
@@ -86,5 +87,10 @@ def describe(metrics: Mapping[str, Any]) -> str:
     return (
         f"goodput {share(known.step_s)} of {total:,.0f} s in steps; {share(known.data_wait_s)} waiting for data,"
         f" {share(known.save_s)} held by saves, {share(known.eval_s)} in evaluations, {share(known.restart_s)} starting"
-        f" ({known.restarts} restarts), {share(known.lost_s)} lost ({known.steps_redone} steps done again)"
+        f" ({_count(known.restarts, 'restart')}), {share(known.lost_s)} lost ({_count(known.steps_redone, 'step')} done"
+        " again)"
     )
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:.0f} {what}{'' if number == 1 else 's'}"

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and what the outside may read of it while it goes on. Torch-free.
 
 config.yaml      the resolved configuration; what a resume must agree with
+changes.jsonl    what resumes changed in it: one line for each attempt that changed anything
 provenance.json  where it came from: digests of its data and weights (origin.py), W&B run id, host, versions
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
@@ -26,8 +27,9 @@ from typing import Any, Literal
 from xlpretrain.errors import LaunchError
 from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer, fsync
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """The names that a run, and so its folder, may have: they go into job scripts and W&B."""
+NAME_RULE = "begin with a letter or a digit, and have only letters (a-z, A-Z), digits and . _ -"
 
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
@@ -63,6 +65,11 @@ class RunDir:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def changes(self) -> Path:
+        """Keys of the configuration that attempts changed, a line for each such attempt."""
+        return self.path / "changes.jsonl"
 
     @property
     def provenance(self) -> Path:
@@ -156,6 +163,20 @@ class RunDir:
         except OSError as error:
             raise LaunchError(f"{self.path}: the run folder cannot be made: {error.strerror}") from None
 
+    def record_changes(
+        self, changes: Mapping[str, tuple[Any, Any]], *, step: int, fence: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append a line to `changes.jsonl`: keys with their values before and now, and the newest checkpoint's step.
+
+        Raises `LaunchError`.
+        """
+        line = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "changed": changes}
+        try:
+            before = self.changes.read_text(encoding="utf-8") if self.changes.exists() else ""
+            atomic_write(self.changes, f"{before}{json.dumps(line)}\n", fence=fence)
+        except OSError as error:
+            raise LaunchError(f"{self.changes}: cannot be written: {error.strerror}") from None
+
     def keep_tokenizer(self, name: str, model: bytes) -> None:
         """Put a tokenizer's file there, if it is not. Raises `LaunchError`."""
         if (self.tokenizer / name).exists():
@@ -204,3 +225,9 @@ class RunDir:
         """Replace the status. Raises OSError, and what `fence` raises just before."""
         stamped = {**asdict(status), "host": os.uname().nodename, "pid": os.getpid(), "updated_at": time.time()}
         atomic_write(self.status, json.dumps(stamped, indent=2) + "\n", fence=fence)
+
+
+def is_resolved(config: Path) -> bool:
+    """Check whether a config is one that a run or its submission was given, rather than one that a user wrote."""
+    ours = (RunDir(config.parent).provenance, config.parent / "cluster.yaml")
+    return config.name == "config.yaml" and any(path.is_file() for path in ours)

@@ -5,6 +5,7 @@ The one place for it: `train`, `resume`, `submit` and the supervisor of a Slurm 
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,15 @@ def stop_reason(*, restarts: int, limit: int, limit_name: str, attempts_without_
 def newest_step(run: RunDir) -> int:
     """The step of a run's newest checkpoint; 0 if it has none."""
     return next((parse_step(path) or 0 for path in list_checkpoints(run.checkpoints)), 0)
+
+
+def how_to_resume(run: RunDir) -> str:
+    """Advice on a run that ended before its end: what another attempt would begin with."""
+    if not run.exists() and not (run.path / "slurm").is_dir():
+        return "nothing was written yet: run the same command again"
+    step = newest_step(run)
+    begins = f"resumes from the checkpoint of step {step}" if step else "starts over: there is no checkpoint yet"
+    return f"`xlpretrain resume {shlex.quote(str(run.path))}` {begins}"
 
 
 def saved(run: RunDir) -> Saved:

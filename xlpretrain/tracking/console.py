@@ -32,6 +32,14 @@ def outlive_console() -> None:
         sys.stderr = _outliving(sys.stderr, 2)
 
 
+def format_duration(seconds: float) -> str:
+    """Such as "42 s", "5 min", "3 h 20 min" and "2 d 4 h"."""
+    for length, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {small}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
 def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:
     with suppress(OSError, ValueError, AttributeError):
         stream.flush()  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from xlpretrain.schema import Section
+from xlpretrain.tracking.console import format_duration
 
 _CALL_TIMEOUT_S = 20.0  # longer than the worst log() seen (2 ms usual, 94 ms worst), shorter than anyone's patience
 _INIT_TIMEOUT_S = 30.0
@@ -67,17 +68,20 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
         self._run: Any = None
-        for wanted in dict.fromkeys([config.mode, "offline"]):
-            if wanted != config.mode:
-                logger.warning("W&B: online logging is not possible; going on offline")
-            start = partial(self._start, config, wanted, folder, run_id, name, run_config)
-            if self._guard(start, _INIT_TIMEOUT_S):
+        start = partial(self._start, config, folder=folder, run_id=run_id, name=name, run_config=run_config)
+        if config.mode != "offline":
+            reason = _attempt(partial(start, config.mode), _INIT_TIMEOUT_S)
+            if reason is None:
                 return
+            logger.warning("W&B: online logging is not possible, so this attempt is logged offline: %s", reason)
+            self._switch_off()
+        self._guard(partial(start, "offline"), _INIT_TIMEOUT_S)
 
     def _start(
         self,
         config: WandbConfig,
         wanted: WandbMode,
+        *,
         folder: Path,
         run_id: str,
         name: str,
@@ -124,11 +128,14 @@ class WandbTracker:
         """Make a call; if it fails, W&B is off from now on. Returns whether it succeeded."""
         reason = _attempt(call, timeout_s)
         if reason is not None:
-            logger.warning("W&B failed and is off for the rest of this start: %s", reason)
-            self._run = None
-            # Else W&B would try again when the process ends, and print a traceback or wait for ever.
-            _attempt(_teardown, _CALL_TIMEOUT_S)
+            logger.warning("W&B failed and is off for the rest of this attempt: %s", reason)
+            self._switch_off()
         return reason is None
+
+    def _switch_off(self) -> None:
+        """Forget W&B, which would else try again when the process ends, and print a traceback or wait for ever."""
+        self._run = None
+        _attempt(_teardown, _CALL_TIMEOUT_S)
 
 
 def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
@@ -226,7 +233,7 @@ class ConsoleTracker:
             rate = (now - self._last[1]) / (step - self._last[0])
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
         self._last = (step, now)
-        left = "" if self._rate is None else f"  {_duration((self._max_steps - step) * self._rate)} left"
+        left = "" if self._rate is None else f"  {format_duration((self._max_steps - step) * self._rate)} left"
         waiting = metrics["time/data_wait_s"] / metrics["time/step_s"]
         return (
             f"step {step:>{len(str(self._max_steps))}}/{self._max_steps} {100 * step / self._max_steps:3.0f}%{left}"
@@ -246,9 +253,3 @@ class ConsoleTracker:
             if name.startswith("valid/") and name.endswith("_accuracy"):
                 parts.append(f"{name.removeprefix('valid/').replace('_', ' ')} {value:.3f}")
         return f"step {metrics['step']}: {', '.join(parts)}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

@@ -25,6 +25,7 @@ from torch import Tensor
 from xlpretrain import distributed
 from xlpretrain.checkpoint.saver import SaveVotes
 from xlpretrain.data.order import hash_ints
+from xlpretrain.engine.train_step import train_step
 from xlpretrain.errors import CheckpointError, TrainingError, XLPretrainError
 from xlpretrain.evaluation.held_out import EvalResult, Pause
 from xlpretrain.models.pretraining_model import Batch
@@ -219,27 +220,22 @@ def _tell_of_damage(run: Run, num_samples: int) -> None:
 
 def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
     """One update. Returns this rank's sum of each loss term and the global gradient norm before clipping."""
-    config, engine = run.config, run.engine
-    # Dropout depends on nothing but (seed, step, rank): nothing to save, and evaluation cannot disturb it.
-    torch.manual_seed(hash_ints(config.seed, run.state.step, distributed.rank()))
-    engine.start_step(counts)
-    sums = {term: torch.zeros((), device=engine.device) for term in counts}
-    mems: list[Tensor] = []
-    logged = _is_logged(run, run.state.step + 1)
+    config, step = run.config, run.state.step
+    logged = _is_logged(run, step + 1)
     if logged:
         run.predictions.count(batches)
-    for number, (batch, remembered) in enumerate(zip(batches, run.memory, strict=True)):
-        loss, memory = engine(batch.to(engine.device), remembered)
-        engine.backward(loss)
-        if logged:
-            add_losses(run, number, loss)
-        mems.append(memory)
-        sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
-    grad_norm = engine.step(config.optimizer.lr * config.schedule.factor(run.state.step))
-    if math.isfinite(grad_norm):
-        run.memory = mems  # else they may hold NaN, which would never leave them: keep the ones before
+    done = train_step(
+        run.engine,
+        batches,
+        run.memory,
+        counts=counts,
+        lr=config.optimizer.lr * config.schedule.factor(step),
+        seed=hash_ints(config.seed, step, distributed.rank()),
+        after_forward=partial(add_losses, run) if logged else None,
+    )
+    run.memory = done.memory
     run.step_timer.steps += 1
-    return sums, grad_norm
+    return done.sums, done.grad_norm
 
 
 def _count_bad_numbers(run: Run, grad_norm: float) -> None:

@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, config: RunConfig, folder: RunDir, *, rank: int, wandb_id: str, status: Status, lease: Lease):
         self.status = status
         self.goodput = Goodput()
+        self._started_at = time.time()
         self._folder, self._name, self._lease = folder, config.name, lease
         self._file = MetricsFile(folder.metrics, fence=lease.check) if rank == 0 else None
         self._console: ConsoleTracker | None = None
@@ -60,7 +61,7 @@ class Recorder:
         if self._file is None:
             return
         rows = self._file.truncate_to_step(state.recorded_step)
-        self.goodput = _accounts(rows, state, previous)
+        self.goodput = _accounts(rows, state, previous, started_at=self._started_at)
         self.write_status("running", step=state.step)
         orderly = previous is None or previous.state in ("finished", "stopped")
         if orderly or not rows:
@@ -77,7 +78,7 @@ class Recorder:
                 self._file.truncate_to_step(state.recorded_step),
                 replace(self.status, updated_at=time.time()),
             )
-            self.goodput = _accounts(rows, state, status)
+            self.goodput = _accounts(rows, state, status, started_at=self._started_at)
             self.write_status("running", step=state.step)
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
@@ -170,8 +171,11 @@ class Recorder:
             self.print(f"{self._file.path}: could not be written; its last {lost} lines are lost")
 
 
-def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | None) -> Goodput:
-    """The accounts of a start that goes on from a state. What a user's wish or the last step had ended, has rested."""
+def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | None, *, started_at: float) -> Goodput:
+    """The accounts of an attempt that resumes from a state, and was started at `started_at` (seconds since 1970).
+
+    Time between a stop that the user asked for, or the end of a run, and this attempt is nobody's.
+    """
     if previous is None:
         return Goodput()
     kept: Mapping[str, Any] = next((row for row in reversed(rows) if row["step"] <= state.recorded_step), {})
@@ -182,5 +186,5 @@ def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | 
         previous.goodput,
         kept,
         steps_lost=previous.step - state.step,
-        away_s=0.0 if rested else time.time() - previous.updated_at,
+        away_s=time.time() - (started_at if rested else previous.updated_at),
     )

@@ -18,6 +18,7 @@ from xlpretrain.checkpoint.reader import load_weights, restore
 from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config import data_rules, origin, run_config
+from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
@@ -25,8 +26,8 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import EvalResult, Pause, evaluate
-from xlpretrain.run_dir import lease
+from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, Pause, evaluate
+from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
 from xlpretrain.run_dir.stop import StopRequest
@@ -41,7 +42,7 @@ from xlpretrain.train.throughput import peak_flops
 
 def resolve_run(
     config: RunConfig, *, world_size: int, allow_recipe_change: bool
-) -> tuple[RunConfig, DataSplits, list[str]]:
+) -> tuple[RunConfig, DataSplits, Changes]:
     """Check everything that can be checked before work starts; nothing is written.
 
     Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
@@ -57,7 +58,7 @@ def resolve_run(
         return config, data, origin.check_resume(begun, config, data, allow_recipe_change=allow_recipe_change)
     folder.refuse_others()
     origin.check_init(config, data)
-    return config, data, []
+    return config, data, {}
 
 
 def set_up_run(
@@ -94,7 +95,7 @@ def set_up_run(
 def _build(
     config: RunConfig,
     data: DataSplits,
-    changes: list[str],
+    changes: Changes,
     *,
     device: torch.device,
     launch_id: str,
@@ -103,7 +104,7 @@ def _build(
 ) -> Run:
     folder, world_size = config.folder, distributed.world_size()
     previous = distributed.run_on_rank_0(folder.read_status)
-    wandb_id = distributed.run_on_rank_0(partial(_begin, config, folder, data, fence=mine.check))
+    wandb_id = distributed.run_on_rank_0(partial(_begin, config, folder, data, changes, fence=mine.check))
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status, lease=mine)
@@ -174,14 +175,14 @@ def _build(
     )
 
 
-def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str]) -> None:
+def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:
     if config.schedule.factor((config.max_steps or 0) - 1) == 0:
         recorder.print(
             f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
             " schedule.total_steps may be changed with --allow-recipe-change"
         )
-    for change in changes:
-        recorder.print(f"changed since the run began: {change}")
+    for key, (before, now) in changes.items():
+        recorder.print(f"changed since the last attempt: {key}: {before!r} -> {now!r}")
 
 
 def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
@@ -222,21 +223,11 @@ def _build_engine(
 def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[[Pause], EvalResult] | None:
     if data.valid is None:
         return None
-    call = partial(
-        evaluate,
-        engine.evaluate,
-        engine.model.backbone.empty_memory,
-        manifest=data.valid,
-        tokenizer=data.tokenizer,
-        objective=config.eval_objective(config.eval),
-        mem_len=config.eval_mem_len(config.eval),
-        config=config.eval,
-        device=engine.device,
-    )
-    return lambda pause: call(pause=pause)
+    model, task = EvaluatedModel.of_engine(engine), EvalTask.of_run(config, data.valid, data.tokenizer)
+    return lambda pause: evaluate(model, task, pause=pause)
 
 
-def _begin(config: RunConfig, folder: RunDir, data: DataSplits, *, fence: Callable[[], None]) -> str:
+def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:
     """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
     began = {
         "wandb_id": secrets.token_hex(4),
@@ -246,6 +237,8 @@ def _begin(config: RunConfig, folder: RunDir, data: DataSplits, *, fence: Callab
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
     provenance = {**({} if folder.exists() else began), **origin.record(config, data)}
+    if changes:
+        folder.record_changes(changes, step=outcome.newest_step(folder), fence=fence)
     folder.keep_tokenizer(data.tokenizer.file_name, data.tokenizer.model)
     folder.create(config=dump(config), provenance=provenance, fence=fence)
     return str(provenance["wandb_id"])

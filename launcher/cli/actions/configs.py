@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from data_pipelines.config import DataConfig
 from xlpretrain import schema
@@ -50,10 +50,28 @@ def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
     if not explain:
         print(schema.dump(config), end="")
         return
-    table = Table("key", "value", "", "meaning", box=None, header_style="bold", pad_edge=False)
-    for key, value, is_default, meaning in schema.explain(config):
-        table.add_row(key, str(value), "" if is_default else "set", meaning)
-    Console(highlight=False).print(table)
+    console = Console()
+    print("\n".join(explain_lines(config, width=console.width if console.is_terminal else None)))
+
+
+def explain_lines(config: Section, *, width: int | None) -> Iterator[str]:
+    """Describe every key of a config: its value as YAML has it, `(set)` unless that is the default, and its meaning.
+
+    width: of a terminal, for which the meaning is wrapped below the key; None: a line per key, as pipes want it.
+    """
+    rows = [
+        (f"{key}: {schema.format_value(value)}{'' if is_default else '  (set)'}", meaning)
+        for key, value, is_default, meaning in schema.explain(config)
+    ]
+    indent = " " * 4
+    for head, meaning in rows:
+        if width is None:
+            yield f"{head}  # {meaning}"
+            continue
+        yield head
+        yield textwrap.fill(
+            meaning, max(width, 20), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Section:

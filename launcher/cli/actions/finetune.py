@@ -23,7 +23,6 @@ from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.results import finetune_config
-from xlpretrain.objectives.classification import Classification
 from xlpretrain.run_dir.layout import RunDir
 
 _MOST_NAMED = 5
@@ -83,7 +82,7 @@ def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None,
         for row in probabilities:
             print(f"{labels[row.argmax()]}\t{row.max():.4f}")
     if found.num_cut:
-        cut = cast(Classification, run.config.objective).describe_cut(found.num_cut, len(texts))
+        cut = run.config.objective.describe_cut(found.num_cut, len(texts))
         print(f"{table.name}: {cut}", file=sys.stderr)
     if truth is not None:
         _say_how_good(table.name, truth, probabilities, labels)

@@ -54,10 +54,8 @@ def cancel(run: RunDir, *, wait_s: float = CANCEL_WAIT_S) -> str:
                 f" `xlpretrain status {quoted(run)}` shows when it is gone"
             )
         time.sleep(_POLL_S)
-    step = outcome.newest_step(run)
-    left = f"a checkpoint of step {step} is there" if step else "no checkpoint was made yet"
     done = "removed from the queue" if state.is_waiting else "cancelled"
-    return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {quoted(run)}` goes on"
+    return f"{run.path}: job {job.job_id} is {done}; {outcome.how_to_resume(run)}"
 
 
 def refuse_if_queued(run: RunDir) -> None:

@@ -46,7 +46,7 @@ def score(
         for i in range(len(rows)):
             of_row = found[i * len(columns) : (i + 1) * len(columns)]
             print(json.dumps(_pair(of_row) if pairs else _text(of_row[0])), file=out)
-    limit = longest_in_one_sample(run.config.objective)
+    limit = longest_in_one_sample(run.config.objective, run.tokenizer.vocabulary)
     if num_longer := sum(limit is not None and one.num_tokens > limit for one in found):
         print(
             f"{table.name}: {num_longer:,} of {len(found):,} texts are longer than a sample of the model ({limit}"

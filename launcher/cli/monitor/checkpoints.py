@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.cli.monitor.units import format_bytes, format_duration
+from launcher.cli.monitor.units import format_bytes
 from xlpretrain.checkpoint.files import (
     ABANDONED,
     DAMAGED,
@@ -18,6 +18,7 @@ from xlpretrain.checkpoint.files import (
     open_manifest,
     verify_whole,
 )
+from xlpretrain.tracking.console import format_duration
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.slurm.records import SlurmFolder
 from xlpretrain.errors import ConfigError, LaunchError
-from xlpretrain.run_dir.layout import NAME, RunDir
+from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir
 
 if TYPE_CHECKING:  # torch takes seconds
     pass
@@ -44,9 +44,10 @@ def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
     wrong = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs_dir")]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)}: a run goes on in its own folder, which is {place}; move that instead")
-    if not re.match(NAME, place.name):
+    if not re.fullmatch(NAME, place.name):
         raise ConfigError(
-            f"{place}: a run is named after its folder, and {place.name!r} does not match {NAME}; rename the folder"
+            f"{place}: a run is named after its folder, and names must {NAME_RULE}, got {place.name!r}; rename the"
+            " folder"
         )
     quoted = (json.dumps(str(part), ensure_ascii=False) for part in (place.parent, place.name))  # as YAML reads them
     return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)

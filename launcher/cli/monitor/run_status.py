@@ -15,7 +15,7 @@ from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.run_dir import job_log, lease
-from xlpretrain.run_dir.goodput import work_s
+from xlpretrain.run_dir.goodput import Goodput
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.outcome import STOPPED_BY_USER
 
@@ -151,7 +151,7 @@ def _message(run: RunDir, status: Status | None, events: Sequence[AttemptStart |
 
 def _seconds_per_step(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Evaluations and saves included, restarts not."""
-    known: list[tuple[int, float]] = [(row["step"], work_s(row)) for row in rows]
+    known: list[tuple[int, float]] = [(row["step"], Goodput.from_metrics(row).productive_s) for row in rows]
     known = [(0, 0.0)] * (len(known) == 1) + known
     if not known or known[-1][0] <= known[0][0]:
         return None

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from launcher.cli.monitor import find_runs, run_status
 from launcher.cli.monitor.run_status import RunStatus
-from launcher.cli.monitor.units import format_duration
 from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
+from xlpretrain.tracking.console import format_duration
+from xlpretrain.tracking.printing import AnswerConsole
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "COMPLETED": "blue", "local: running": "green"}
 _BAD = ("FAILED", "crashed", "failed", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-_WIDE = 240  # a file or a pipe shall have each run on one line
 
 
 def show_all(runs_dir: Path) -> None:
@@ -123,9 +123,7 @@ def _add_start(table: Table, start: AttemptStart | None, end: AttemptEnd | None)
 
 
 def _console() -> Console:
-    # Names are text: no markup, no colours for what looks like a number.
-    console = Console(markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=_WIDE)
+    return AnswerConsole(markup=False)
 
 
 def _styled(state: str) -> Text:

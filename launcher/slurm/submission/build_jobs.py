@@ -28,6 +28,7 @@ from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.submission.job_script import Options, as_arguments, log_to, sbatch_options, site_lines
 from xlpretrain.errors import DataError, LaunchError
 from xlpretrain.file_system.atomic_files import atomic_write
+from xlpretrain.tracking.printing import AnswerConsole
 
 _POLL_S = 1.0
 _ASK_EVERY_S = 10.0
@@ -53,7 +54,7 @@ def build(
     config: DataConfig, profile: ClusterConfig, *, num_jobs: int, force: bool, console: Console | None = None
 ) -> None:
     """Build on a cluster, and wait until it is done. Raises `DataError` or `LaunchError`."""
-    console = console or Console()
+    console = console or AnswerConsole()
     work = WorkDir.of(config.out)
     arrays = active_arrays(config.out)
     if not arrays and is_up_to_date(config, console, force=force):

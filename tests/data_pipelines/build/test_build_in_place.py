@@ -63,7 +63,7 @@ def test_force_names_what_is_in_the_way_before_it_builds(name: str, build_small:
 def test_named_corpora_and_a_brought_tokenizer_are_claimed_by_their_indexes(build_small: BuildSmall, tmp_path: Path):
     for name in ("web", "books"):
         write_jsonl(tmp_path / f"{name}.jsonl", make_documents(100, seed=len(name)))
-    sources = [{"type": "jsonl", "path": str(tmp_path / f"{n}.jsonl"), "corpus": n} for n in ("web", "books")]
+    sources = [{"type": "jsonl", "path": str(tmp_path / f"{n}.jsonl"), "subset": n} for n in ("web", "books")]
     settings = {"sources": sources, "splits": {"valid": 0.2}, "shard_bytes": 5_000}
     out = build_small([], **settings)
     first = tree(out)

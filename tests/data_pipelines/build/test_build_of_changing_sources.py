@@ -58,8 +58,8 @@ def test_what_else_a_build_reads_may_not_change_either(what: str, build_small: B
         return run_task(work, stage, task)
 
     monkeypatch.setattr(data_pipelines.build.pipeline, "run_task", meanwhile)
-    clean = {"overlap": {"against": [{"type": "jsonl", "path": str(held_out)}]}}
-    message = "own.model: changed" if what == "tokenizer" else "overlap.against: these files have changed"
+    clean = {"decontaminate": {"against": [{"type": "jsonl", "path": str(held_out)}]}}
+    message = "own.model: changed" if what == "tokenizer" else "decontaminate.against: these files have changed"
     with pytest.raises(DataError, match=message):
         build_small(DOCUMENTS, tokenizer={"path": str(tokenizer)}, clean=clean)
 

@@ -1,7 +1,10 @@
+import hashlib
 import io
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +23,10 @@ from rich.console import Console
 
 from data_pipelines.build.pipeline import build
 from data_pipelines.config import DataConfig
+from data_pipelines.execution.progress import ProgressReporter
+from data_pipelines.execution.workers import Workers
+from data_pipelines.sources.records import source_files
+from data_pipelines.stages.plan import make_plan
 from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.open import load_tokenizer
@@ -27,6 +34,7 @@ from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.schema import load, validate
 
 BuildSmall = Callable[..., Path]
+FORMER_KEYS = {"subset": "corpus", "split": "into", "minhash_dedup": "near_duplicates", "decontaminate": "overlap"}
 
 
 def documents_of(folder: Path) -> list[str]:
@@ -149,7 +157,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_goes_on(tmp_path: Path):
     assert tree(tmp_path / "data") == tree(tmp_path / "other")
 
 
-CLEANING = {"exact_duplicates": True, "duplicate_paragraphs": True, "near_duplicates": True}
+CLEANING = {"exact_duplicates": True, "duplicate_paragraphs": True, "minhash_dedup": True}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +211,42 @@ def test_the_bytes_are_the_same_after_20_kills_and_with_any_number_of_workers(la
     assert {"read", "near", "paragraphs", "tokenizer", "encode"} <= began
 
 
+def test_a_build_that_an_earlier_version_began_resumes(build_small: BuildSmall, tmp_path: Path):
+    """Its plan has the former keys; it is found to be of the same dataset as a config with either."""
+    write_jsonl(tmp_path / "corpus.jsonl", DOCUMENTS)
+    source = {"type": "jsonl", "path": str(tmp_path / "corpus.jsonl"), "subset": "web", "split": "train"}
+    notes = {"type": "python_docs", "packages": ["yaml"], "stdlib": False, "subset": "web", "split": "valid"}
+    data = {"out": str(tmp_path / "data"), "sources": [source, notes], "clean": {"minhash_dedup": True}, "workers": 1}
+    config = validate(DataConfig, data, "data.yaml")
+    work = WorkDir.of(config.out)
+    stages = ProgressReporter(Console(quiet=True))
+    with work.lock(), Workers(1) as workers:
+        plan = make_plan(config, work.spool, stages, workers)
+        former = plan.to_json()
+        for now, then in FORMER_KEYS.items():
+            former = former.replace(f'"{now}"', f'"{then}"')
+        assert former != plan.to_json()
+        work.plan_file.write_text(former)
+        assert work.plan.to_json() == plan.to_json()
+        assert work.begin(make_plan(config, work.spool, stages, workers))
+        assert not work.begin(make_plan(config.model_copy(update={"seed": 2}), work.spool, stages, workers))
+    described = '{"corpus":"web","into":"valid","weight":null,"type":"python_docs","packages":["yaml"],"stdlib":false}'
+    files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in source_files(config.sources[1])]
+    key = hashlib.blake2b("\n".join([described, *files]).encode(), digest_size=16).hexdigest()
+    assert [path.name for path in work.spool.glob("*.jsonl")] == [f"1-{key}.jsonl"]  # as the earlier version named it
+
+
+def test_a_build_that_ctrl_c_stops_says_how_to_resume(tmp_path: Path):
+    process = start_build(tmp_path, task_bytes=1 << 16)
+    wait_for(lambda: (tmp_path / ".data.work" / "read" / "000000").exists())
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
+    out, err = commands.finish(process, expect=130)
+    assert f"stopped by Ctrl-C; what is done is kept in {tmp_path}/.data.work: run the same command again" in err
+    assert "Traceback" not in out + err
+    out, _ = commands.finish(start_build(tmp_path, task_bytes=1 << 16), expect=0)
+    assert f"with the build in {tmp_path}/.data.work" in " ".join(out.split())
+
+
 def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: BuildSmall, tmp_path: Path):
     process = start_build(tmp_path)
     wait_for(lambda: (tmp_path / ".data.work" / "read" / "000000").exists())
@@ -245,7 +289,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_build_goes_on(build_small: 
 
 def test_the_build_tells_what_it_does(tmp_path: Path, tiny_tokenizer: Path):
     (tmp_path / "text.txt").write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
-    source = {"type": "text", "path": str(tmp_path / "text.txt"), "split": "blank_lines"}
+    source = {"type": "text", "path": str(tmp_path / "text.txt"), "documents": "blank_lines"}
     data = {"out": str(tmp_path / "data"), "sources": [source], "tokenizer": {"path": str(tiny_tokenizer)}}
     config = validate(DataConfig, data, "test")
     for terminal in (False, True):

@@ -71,7 +71,7 @@ def test_no_held_out_document_nor_a_near_duplicate_of_one_is_in_training(build_s
     originals = long_documents(150, seed=22)
     planted = [change_words(document, 4, seed) for seed, document in enumerate(originals[:60])]
     others = [change_words(document, 200, seed) for seed, document in enumerate(originals[60:90])]
-    settings = {"splits": {"valid": 0.2, "test": 0.1}, "clean": {"near_duplicates": True}}
+    settings = {"splits": {"valid": 0.2, "test": 0.1}, "clean": {"minhash_dedup": True}}
     out = build_small([*originals, *planted, *others, *originals[:20]], **settings)
     splits = {name: texts_of(out / name) for name in ("train", "valid", "test")}
     found = [document for documents in splits.values() for document in documents]
@@ -98,8 +98,8 @@ def folded_in_order(documents: list[str]) -> list[str]:
 def test_documents_that_stay_share_no_band(build_small: BuildSmall):
     originals = long_documents(30, seed=23)
     chain = [change_words(originals[0], count, 1) for count in range(1, 150, 5)]
-    config = CleanConfig(near_duplicates=True)
-    out = build_small([*originals, *chain], clean={"near_duplicates": True})
+    config = CleanConfig(minhash_dedup=True)
+    out = build_small([*originals, *chain], clean={"minhash_dedup": True})
     kept = [minhash_bands(text, config.minhash).tolist() for text in texts_of(out / "train")]
     counts = Counter(key for keys in kept for key in set(keys))
     assert max(counts.values()) == 1
@@ -125,7 +125,7 @@ def test_training_documents_that_overlap_a_held_out_set_are_left_out(build_small
     short = " ".join(documents[6].split()[:12])
     write_jsonl(tmp_path / "more.jsonl", [short])
     against = [{"type": "jsonl", "path": [str(held_out), str(tmp_path / "more.jsonl")]}]
-    out = build_small(documents, clean={"overlap": {"against": against}})
+    out = build_small(documents, clean={"decontaminate": {"against": against}})
     assert texts_of(out / "train") == folded(documents[5:])
     assert report_of(out)["cleaned"]["overlaps the held-out set"] == 5
 
@@ -135,8 +135,8 @@ def test_sources_can_be_held_out_whole_and_copies_of_them_leave_training(build_s
     train = write_jsonl(tmp_path / "train.jsonl", documents)
     valid = write_jsonl(tmp_path / "valid.jsonl", documents[20:])
     sources = [
-        {"type": "jsonl", "path": str(train), "into": "train"},
-        {"type": "jsonl", "path": str(valid), "into": "valid"},
+        {"type": "jsonl", "path": str(train), "split": "train"},
+        {"type": "jsonl", "path": str(valid), "split": "valid"},
     ]
     out = build_small([], sources=sources)
     assert texts_of(out / "train") == folded(documents[:20])
@@ -148,7 +148,7 @@ def test_named_corpora_are_kept_apart_with_one_tokenizer(build_small: BuildSmall
     sources = []
     for number, corpus in enumerate(["web", "books", "web"]):
         path = write_jsonl(tmp_path / f"{number}.jsonl", documents[number::3])
-        sources.append({"type": "jsonl", "path": str(path), "corpus": corpus})
+        sources.append({"type": "jsonl", "path": str(path), "subset": corpus})
     out = build_small([], sources=sources, splits={"valid": 0.2})
     assert sorted(path.name for path in out.iterdir()) == ["books", "report.json", "web"]
     web = texts_of(out / "web" / "train") + texts_of(out / "web" / "valid")
@@ -200,9 +200,9 @@ def test_c4_keeps_lines_that_are_sentences():
     ("settings", "message"),
     [
         ({"min_characters": 10, "max_characters": 9}, "must not be below min_characters"),
-        ({"near_duplicates": True, "exact_duplicates": False}, "needs exact_duplicates"),
+        ({"minhash_dedup": True, "exact_duplicates": False}, "needs exact_duplicates"),
         ({"rules": ["c5"]}, "rules"),
-        ({"overlap": {"against": [{"type": "text", "path": "-"}]}}, "cannot be read from standard input"),
+        ({"decontaminate": {"against": [{"type": "text", "path": "-"}]}}, "cannot be read from standard input"),
     ],
 )
 def test_cleaning_that_makes_no_sense_is_refused(settings: dict, message: str):

@@ -89,7 +89,7 @@ def test_bad_records_can_be_skipped_in_sources_of_every_type(tmp_path: Path):
     assert read_skipping(WebdatasetSource(path=str(tmp_path / "1.tar")))[0] == ["one", "two"]
     assert read_skipping(WebdatasetSource(path=str(tmp_path / "1.tar"), member="json"))[0] == ["one"]
     (tmp_path / "a.txt").write_bytes(b"one\n\n\xff\n\ntwo")
-    assert read_skipping(TextSource(path=str(tmp_path / "a.txt"), split="blank_lines"))[0] == ["one", "two"]
+    assert read_skipping(TextSource(path=str(tmp_path / "a.txt"), documents="blank_lines"))[0] == ["one", "two"]
     assert read_skipping(TextSource(path=str(tmp_path / "a.txt")))[0] == []
 
 

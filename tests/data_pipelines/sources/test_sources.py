@@ -42,7 +42,7 @@ def test_a_text_file_is_a_document(tmp_path: Path):
 
 def test_a_text_file_can_be_split_on_blank_lines(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\nline\n\n \n\ntwo\r\n\r\nthree\n", newline="")
-    assert [d.strip() for d in read(TextSource(path=str(tmp_path), split="blank_lines"))] == [
+    assert [d.strip() for d in read(TextSource(path=str(tmp_path), documents="blank_lines"))] == [
         "one\nline",
         "two",
         "three",
@@ -83,7 +83,7 @@ def test_a_file_can_be_read_in_parts(stop: int, tmp_path: Path):
     path.write_text("one\nline\n\n \n\u3000\ntwo\n\nthree three three three three\n\n\n\nfour\nfive\n\nsix")
     parts = [(str(path), 0, stop), (str(path), stop, path.stat().st_size)]
     expected = ["one\nline", "two", "three three three three three", "four\nfive", "six"]
-    assert list(read_pieces(TextSource(path=str(path), split="blank_lines"), parts)) == expected
+    assert list(read_pieces(TextSource(path=str(path), documents="blank_lines"), parts)) == expected
 
 
 def test_large_files_are_cut_and_small_ones_go_together(tmp_path: Path):
@@ -132,7 +132,7 @@ def test_parquet_and_saved_hugging_face_datasets_are_read(tmp_path: Path):
         source_files(HuggingFaceSource(path=str(tmp_path / "saved")))
     with pytest.raises(DataError, match="no field 'body'; the fields there are: n, text, title"):
         read(ParquetSource(path=path, field="body"))
-    with pytest.raises(DataError, match="row 0: the field 'n' holds a int, expected text"):
+    with pytest.raises(DataError, match="the field 'n' holds int64, expected text"):
         read(ParquetSource(path=path, field="n"))
     (tmp_path / "1.parquet").write_bytes(b"PAR1 this is none")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
@@ -231,8 +231,8 @@ def test_what_datatrove_writes_is_read_as_it_is(tmp_path: Path):
         ({"template": "{a} {"}, "not a template"),
         ({"template": "{a.b}"}, "expected fields by their names"),
         ({"template": "{a}", "field": "a"}, "give field or template, not both"),
-        ({"corpus": "train"}, "choose another name"),
-        ({"corpus": "a/b"}, "corpus"),
+        ({"subset": "train"}, "choose another name"),
+        ({"subset": "a/b"}, "subset"),
         ({"path": []}, "must name files"),
     ],
 )

@@ -1,6 +1,7 @@
 from itertools import cycle
 
 import pytest
+import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,3 +145,35 @@ def test_spaces_end_sentences_where_they_are_asked_to():
     config = SentenceConfig(splitter="spaces", language="th")
     assert split_sentences(text, config) == ["  วันนี้อากาศดี ", "เราไปตลาด\n\n", "แล้วกลับบ้าน\u00a0", "พรุ่งนี้ "]
     assert split_sentences("", config) == [""]
+
+
+SENTENCES = {
+    "Chinese": "昨天老师在图书馆读了一本书，学生在河边写了一封信。",  # noqa: RUF001
+    "quotations": "他说「我昨天来了。你呢」后来我们走了！",  # noqa: RUF001
+    "Latin without spaces": "HERIMAGISTER,INBIBLIOTHECA!",
+    "open quotation marks": "She 'saw « it. ",
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES.values(), ids=SENTENCES)
+def test_sentencex_is_shown_text_of_any_length_a_bounded_number_of_times(
+    sentence: str, monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[int] = []
+
+    def count(language: str, text: str) -> list[str]:
+        shown.append(len(text))
+        return segment(language, text)
+
+    segment = sentencex.segment
+    monkeypatch.setattr(sentencex, "segment", count)
+    text = sentence * (100_000 // len(sentence))
+    assert split_sentences(text, SentenceConfig(language="zh")) == [sentence] * (100_000 // len(sentence))
+    assert max(shown) <= (1 << 15 if " " in text else 1 << 13)
+    assert sum(shown) <= 2.5 * len(text)
+
+
+@pytest.mark.parametrize("word", ["a", "字", "word ", "word\n", "Dr. ", "3.14 "])
+def test_a_sentence_of_any_length_is_whole(word: str):
+    text = word * (200_000 // len(word)) + "end. "
+    assert split_sentences(f"One. {text}Three.", SentenceConfig()) == ["One. ", text, "Three."]

@@ -66,7 +66,7 @@ def test_a_run_that_waits_is_stopped_and_removed(slurm_cluster: SlurmCluster, xl
     assert "waits in the queue (PENDING" in xlpretrain("resume", run, expect=2)
     assert "waits in the queue" in xlpretrain("resume", run, "--here", expect=2)
     assert "it will end as soon as it starts" in xlpretrain("stop", run)
-    assert "removed from the queue; no checkpoint was made yet" in xlpretrain("cancel", run)
+    assert "starts over: there is no checkpoint yet" in xlpretrain("cancel", run)
     assert "CANCELLED: stopped by its user" in xlpretrain("status")
     assert "has ended (CANCELLED" in xlpretrain("cancel", run, expect=2)
     assert slurm_cluster.run("squeue", "-h", "-o", "%i").split() == [others]
@@ -108,7 +108,7 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
     assert ", 1 rank" in details
     assert f"  {stopped_at}  " in details, "the history says from where it went on"
     said = xlpretrain("cancel", run)
-    assert "is cancelled; a checkpoint of step" in said, said
+    assert "resumes from the checkpoint of step" in said, said
     assert int(said.split("of step ")[1].split()[0]) > stopped_at, "it saved when it was told to end"
     time.sleep(2)
     assert slurm_cluster.run("squeue", "-h") == "", "nothing put it back into the queue"

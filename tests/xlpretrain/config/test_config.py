@@ -12,7 +12,7 @@ from xlpretrain import schema
 from xlpretrain.config import data_rules, resume_rules, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import ConfigError
-from xlpretrain.schema import Section
+from xlpretrain.schema import Section, former_keys
 from xlpretrain.train.setup import resolve_run
 
 SHIPPED = sorted(ROOT.glob("configs/*.yaml"))
@@ -39,6 +39,43 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path, tmp_path: Pat
     config = run_config.load(path)
     (tmp_path / "dumped.yaml").write_text(schema.dump(config))
     assert run_config.load(tmp_path / "dumped.yaml") == config
+
+
+def test_a_former_key_is_read_from_a_file_an_override_and_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(former_keys, "_warned", set())
+    monkeypatch.delenv("RANK", raising=False)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "data": {"train": "data/train", "patience_s": 7.0}}))
+    (tmp_path / "provenance.json").write_text("{}")
+    begun = run_config.load(path)
+    assert begun.data.retry_s == 7.0
+    assert capsys.readouterr().err == ""  # nobody typed the keys in the folder of a run
+    assert run_config.load(path, ["data.patience_s=8"]).data.retry_s == 8.0
+    (tmp_path / "provenance.json").unlink()
+    assert run_config.load(path, ["data.retry_s=9"]).data.retry_s == 9.0
+    assert capsys.readouterr().err.count("data.patience_s is now called data.retry_s") == 1
+    changed = resume_rules.check_resume(
+        begun, run_config.load(path, ["data.retry_s=9"]), folder=tmp_path, allow_recipe_change=False
+    )
+    assert changed == {"data.retry_s": (7.0, 9.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "must begin with a letter or a digit, and have only letters (a-z, A-Z), digits and . _ -"),
+        ("a b", "must begin with a letter or a digit"),
+        ("../x", "must begin with a letter or a digit"),
+        ("x\n", "must begin with a letter or a digit"),
+        (2024, "must be text, got 2024, which is what YAML reads without quotes; put quotes around"),
+        (True, "must be text, got true, which is what YAML reads without quotes"),
+        (None, "must be text, and is empty"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_told_the_rule(name: object, message: str):
+    assert f"  name  {message}" in refusal(make_config, name=name)
 
 
 def test_every_key_is_explained():
@@ -98,9 +135,8 @@ def test_the_schedules_end_stays_when_max_steps_grows(tiny_dataset: Path):
     begun = data_rules.resolve(make_config(), train)
     longer = data_rules.resolve(make_config(max_steps=50), train, begun=begun)
     assert (longer.max_steps, longer.schedule.total_steps) == (50, 10)
-    assert resume_rules.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False) == [
-        "max_steps: 10 -> 50"
-    ]
+    changed = resume_rules.check_resume(begun, longer, folder=Path("r"), allow_recipe_change=False)
+    assert changed == {"max_steps": (10, 50)}
 
 
 def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path):
@@ -136,13 +172,13 @@ def test_what_a_resume_may_change():
     assert len(resume_rules.check_resume(old, free, folder=Path("r"), allow_recipe_change=False)) == 5
     recipe = make_config(optimizer={"lr": 5e-4})
     report = refusal(resume_rules.check_resume, old, recipe, folder=Path("runs/r"), allow_recipe_change=False)
-    assert "optimizer.lr  was 0.001 when the run began, now 0.0005" in report and "--allow-recipe-change" in report
+    assert "optimizer.lr  was 0.001 so far, now 0.0005" in report and "--allow-recipe-change" in report
     resume_rules.check_resume(old, recipe, folder=Path("r"), allow_recipe_change=True)
     for change, both_values in (
-        ({"seed": 2}, "seed  was 1 when the run began, now 2"),
-        ({"global_batch_size": 8}, "global_batch_size  was 16 when the run began, now 8"),
-        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 when the run began, now 64"),
-        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 when the run began, now 8"),
+        ({"seed": 2}, "seed  was 1 so far, now 2"),
+        ({"global_batch_size": 8}, "global_batch_size  was 16 so far, now 8"),
+        ({"model": {**MINIMAL["model"], "d_ff": 64}}, "model.d_ff  was 32 so far, now 64"),
+        ({"objective": {"type": "causal_lm", "seq_len": 8}}, "objective.seq_len  was 16 so far, now 8"),
     ):
         report = refusal(
             resume_rules.check_resume, old, make_config(**change), folder=Path("r"), allow_recipe_change=True

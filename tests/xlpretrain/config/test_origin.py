@@ -24,6 +24,7 @@ from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.__main__ import main
 from xlpretrain.config import run_config
+from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer
 from xlpretrain.errors import ConfigError, DataError
@@ -122,9 +123,17 @@ def test_with_its_data_elsewhere_a_run_goes_on_in_every_bit(
     assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PLACE data.valid=PLACE")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert go_on(run, *moved, "max_steps=6") == 0
-    changed = f"changed since the run began: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
+    changed = f"changed since the last attempt: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
     assert changed in capsys.readouterr().out
+    history = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert [(line["step"], sorted(line["changed"])) for line in history] == [
+        (4, ["data.train", "data.valid", "max_steps"])
+    ]
+    assert history[0]["changed"]["max_steps"] == [4, 6]
+    assert history[0]["changed"]["data.train"] == [str(here / "a/train"), str(dataset / "train")]
     assert go_on(run, "max_steps=8") == 0  # by now it knows
+    history = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
+    assert [line["changed"].get("max_steps") for line in history] == [[4, 6], [6, 8]]
     assert "data.train" not in capsys.readouterr().out
     assert commands.curve(run) == commands.curve(here / "runs" / "whole")
     assert (run / "tokenizer" / "spiece.model").read_bytes() == Path(here / "b/tokenizer/spiece.model").read_bytes()
@@ -139,12 +148,12 @@ def test_other_data_is_refused_wherever_it_lies_and_nothing_is_touched(
     before = state_of(run)
     assert go_on(run, f"data.{split}={other}", "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) when the run began, now '{other}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{other}' (content {now})" in told
     shutil.rmtree(ours)
     shutil.copytree(other, ours)  # another by the same path
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) when the run began, now '{ours}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{ours}' (content {now})" in told
     assert state_of(run) == before
     if split == "train":
         as_before(run)
@@ -173,7 +182,7 @@ def test_corpora_of_a_mixture_move_one_by_one_and_keep_their_names(here: Path, c
     moved = f"data.train.1.path={elsewhere / 'train'}"
     for wrong, told in (
         (f"data.train.1.path={folders['web'] / 'valid'}", "data.train.1.path  was"),
-        ("data.train.1.weight=2", "data.train.1.weight  was 1.0 when the run began, now 2.0"),
+        ("data.train.1.weight=2", "data.train.1.weight  was 1.0 so far, now 2.0"),
     ):
         assert go_on(run, moved, wrong, "max_steps=8") == 2
         assert told in capsys.readouterr().err
@@ -249,9 +258,18 @@ def test_eval_takes_the_split_that_it_is_told_of(here: Path):
     shutil.rmtree(dataset / "train")
     last = commands.read_metrics(run)[-1]["valid/loss"]
     limits = ("--max-tokens", 1000, "--nproc", 1)
-    for place in (("--data", dataset / "valid"), (f"data.valid={dataset / 'valid'}",)):
-        out, _ = commands.run("eval", run, *place, *limits)
-        assert float(out.split("nats each")[1].split()[0]) == pytest.approx(last, rel=1e-6)
+    out, _ = commands.run("eval", run, "--data", dataset / "valid", *limits)
+    assert float(out.split("nats each")[1].split()[0]) == pytest.approx(last, rel=1e-6)
+
+    # The protocol of the paper: another memory, shorter samples, limited distances, the same length for all.
+    protocol = ("--mem-len", 30, "--seq-len", 8, "--clamp-len", 6, "--same-length", "--num-streams", 2)
+    out, _ = commands.run("eval", run, f"data.valid={dataset / 'valid'}", *protocol, *limits)
+    assert "memory 30, 8 tokens in a sample, distances up to 6, same length: 768 tokens" in out
+    by_hand = xlpretrain.load(run, device="cpu")
+    by_hand.model.backbone.clamp_len, by_hand.model.backbone.same_length = 6, True
+    lengths = EvalConfig(mem_len=30, seq_len=8, num_streams=2, max_tokens=1000)
+    expected = by_hand.evaluate(dataset / "valid", config=lengths).main.loss
+    assert float(out.split("nats each")[1].split()[0]) == pytest.approx(expected, rel=1e-6)
     assert "data.valid=PLACE" in commands.refused("eval", run, *limits)
 
 
@@ -337,7 +355,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     assert main([str(again)]) == 0
     out = capsys.readouterr().out
     for key in ("data.train", "data.valid", "data.tokenizer", "init_from"):
-        assert f"changed since the run began: {key}: " in out
+        assert f"changed since the last attempt: {key}: " in out
     run = tmp_path / "runs" / "cut"
     assert commands.curve(run) == commands.curve(tmp_path / "runs" / "whole")
 

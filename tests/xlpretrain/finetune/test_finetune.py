@@ -20,6 +20,7 @@ import xlpretrain
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
 from xlpretrain.data.labelled import UNLABELLED, LabelledDataset, label_numbers, make_sample
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST
 from xlpretrain.errors import ConfigError, DataError, LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics
 from xlpretrain.evaluation.loaded_run import LoadedRun
@@ -62,7 +63,7 @@ def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, 
         model.eval()
         whole, _ = model.backbone(batch.inputs, model.backbone.empty_memory(3, 0))
         alone, _ = model.backbone(padded.inputs, model.backbone.empty_memory(1, 0))
-        torch.testing.assert_close(model.head.logits(whole, batch)[:1], model.head.logits(alone, padded))
+        torch.testing.assert_close(model.head.class_logits(whole, batch)[:1], model.head.class_logits(alone, padded))
 
 
 @pytest.mark.parametrize("kind", ["transformer_xl", "xlnet", "albert"])
@@ -83,7 +84,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
 
 
 def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
-    collator = ClassificationCollator(10, "cls_first", load_tokenizer(tiny_tokenizer).vocabulary)
+    collator = ClassificationCollator(10, CLS_FIRST, load_tokenizer(tiny_tokenizer).vocabulary)
     tokens = collator([make_sample([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
     assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
 

@@ -26,6 +26,7 @@ from launcher.cli.main import app
 from xlpretrain.config import run_config
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.data.tokenizers.token_layout import DOCUMENT
 from xlpretrain.errors import CheckpointError, ConfigError, DataError, LaunchError, XLPretrainError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.hub.export import export
@@ -454,14 +455,15 @@ def test_bert_brings_its_wordpieces_and_data_is_built_and_scored_with_them(
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text, v = "Héllo [SEP] Sted gigo momin!", back.tokenizer.vocabulary
     ids = back.tokenizer.encode(text)
-    assert theirs(text)["input_ids"] == [v.cls, *ids, v.sep]
+    assert theirs(text, split_special_tokens=True)["input_ids"] == [v.cls, *ids, v.sep]
+    assert theirs("Sted [MASK]!")["input_ids"] == [v.cls, *back.tokenizer.encode("Sted"), v.mask, ids[-1], v.sep]
     assert v.sep not in ids
     assert v.eod == v.sep
     starts = back.tokenizer.word_starts()
     assert 0 < starts[ids].sum() < len(ids)
     assert back.tokenizer.decode(ids).startswith("h")
     other = tmp_path / "other.json"
-    written = tokenizer_json(load_tokenizer(tiny_tokenizer), "plain")
+    written = tokenizer_json(load_tokenizer(tiny_tokenizer), DOCUMENT)
     other.write_text(json.dumps({**written, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}))
     with pytest.raises(DataError, match="its model is WordLevel"):
         load_tokenizer(other)

@@ -101,7 +101,51 @@ def test_the_exported_code_computes_the_same(name: str, key: str, value: Any):
         given = {} if name == "transformer_xl" else {"segments": segments}
         with torch.no_grad():
             hidden, state = ours(BackboneInput(tokens, past, **given), state)
-            found, mems = theirs(tokens, mems=mems, **given)
+            found, mems, *_ = theirs(tokens, mems=mems, **given)
             expected, logits = output.log_probs(hidden.tokens.flatten(0, 1)), head(found.flatten(0, 1))
         torch.testing.assert_close(found, hidden.tokens, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), CASES, ids=[f"{n} {k}={v}" for n, k, v in CASES])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)])
+def test_autocast_computes_and_trains_ours_and_the_exported_code(dtype: torch.dtype, name: str, key: str, value: Any):
+    config, ours, output = build(name, {**NEEDS.get(key, {}), key: value})
+    described = exported.XLPretrainConfig(vocab_size=VOCAB, sentence_head=False, **config.model_dump(mode="json"))
+    kind = exported.XLPretrainForCausalLM if name == "transformer_xl" else exported.XLPretrainForPreTraining
+    theirs = kind(described).train()
+    theirs.backbone.load_state_dict(ours.state_dict())
+    theirs.head.output.load_state_dict(output.state_dict())
+    tokens, state, mems = torch.randint(VOCAB, (SAMPLES, TOKENS)), ours.empty_memory(SAMPLES, config.mem_len), None
+    given = {} if name == "transformer_xl" else {"segments": torch.zeros_like(tokens)}
+    ours.train()
+    with torch.autocast("cpu", dtype=dtype):
+        for past in (0, min(TOKENS, config.mem_len)):  # the memory of one pass suits the next
+            hidden, state = ours(BackboneInput(tokens, torch.full((SAMPLES,), past), **given), state)
+            nll, _ = output(hidden.tokens.flatten(0, 1), tokens.flatten())
+            answer = theirs(tokens, mems=mems, labels=tokens)
+            mems = answer.mems
+    for loss, model in ((nll.mean(), ours), (answer.loss, theirs)):
+        loss.backward()
+        assert bool(loss.isfinite())
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+        assert sum(p.grad is not None for p in model.parameters()) > len(list(model.parameters())) / 2
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_autocast_is_close_to_fp32(name: str):
+    config, ours, output = build(name, NEEDS["div_val"] | {"div_val": 2} if name == "transformer_xl" else {})
+    tokens, past = torch.randint(VOCAB, (SAMPLES, TOKENS)), torch.zeros(SAMPLES, dtype=torch.int64)
+    given = {} if name == "transformer_xl" else {"segments": torch.zeros_like(tokens)}
+    losses, gradients = [], []
+    for enabled in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            hidden, _ = ours(BackboneInput(tokens, past, **given), ours.empty_memory(SAMPLES, config.mem_len))
+            nll, _ = output(hidden.tokens.flatten(0, 1), tokens.flatten())
+        nll.mean().backward()
+        losses.append(nll.detach())
+        gradients.append(ours.layers[0].feed_forward.inner.weight.grad.clone())
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.05)
+    assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()

@@ -88,6 +88,18 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
             torch.testing.assert_close(ours[row, query], attention.output.weight @ torch.cat(heads))
 
 
+@pytest.mark.parametrize(("num_queries", "mem_len"), [(4, 6), (5, 5), (1, 3)])
+def test_with_one_more_position_same_length_is_that_of_the_tensorflow_code(num_queries: int, mem_len: int):
+    """tf/model.py, `_create_mask`: a key is hidden after the query, and below the diagonal of the first Q keys."""
+    ones = torch.ones(num_queries, num_queries)
+    hidden = torch.cat([torch.zeros(num_queries, mem_len), ones.triu(1)], dim=1)
+    hidden[:, :num_queries] += ones.tril(-1)
+    visible = _causal([mem_len + 1], num_queries=num_queries, mem_len=mem_len + 1, same_length=True)[0]
+    assert not visible[:, 0].any()  # the position more is never seen itself
+    assert torch.equal(visible[:, 1:], hidden == 0)
+    assert visible.sum(1).tolist() == [mem_len + 1] * num_queries
+
+
 def test_same_length_lets_every_query_see_equally_many_keys():
     assert _causal([6], num_queries=4, mem_len=6, same_length=True).sum(-1).tolist() == [[6, 6, 6, 6]]
     assert _causal([6], num_queries=4, mem_len=6).sum(-1).tolist() == [[7, 8, 9, 10]]

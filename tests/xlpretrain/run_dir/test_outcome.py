@@ -129,6 +129,16 @@ def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path
     assert outcome.cost_of_ending(run) == "what came after the checkpoint of step 40: 7 steps"
 
 
+def test_advice_names_the_checkpoint_that_another_attempt_begins_with_or_says_there_is_none(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert outcome.how_to_resume(run) == "nothing was written yet: run the same command again"
+    run.create(config="", provenance={})
+    command = f"`xlpretrain resume {tmp_path}`"
+    assert outcome.how_to_resume(run) == f"{command} starts over: there is no checkpoint yet"
+    save(run, 40, at=1000)
+    assert outcome.how_to_resume(run) == f"{command} resumes from the checkpoint of step 40"
+
+
 def test_a_run_that_its_user_stopped_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     outcome.refuse_if_stopped(run)

@@ -13,6 +13,7 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, acquire
 from xlpretrain.tracking.metrics_file import read_metrics
+from xlpretrain.train import recorder as recorder_module
 from xlpretrain.train.recorder import Recorder
 
 
@@ -89,3 +90,19 @@ def test_other_ranks_write_nothing(config: RunConfig, lease: Lease, capsys):
         assert recorder.reason_to_stop() is None
     assert sorted(config.folder.path.rglob("*")) == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "restart_s"), [("finished", 5.0), ("user", 5.0), ("time", 3605.0), ("signal", 3605.0), ("", 3605.0)]
+)
+def test_rest_after_a_finished_or_stopped_run_is_nobodys_and_setting_up_is_counted(
+    config: RunConfig, lease: Lease, monkeypatch: pytest.MonkeyPatch, reason: str, restart_s: float
+):
+    ended = Status("finished", reason, step=10, updated_at=1000.0, goodput={"goodput/step_s": 50.0})  # type: ignore[arg-type]
+    now = 1000.0 + 3600  # an hour later another attempt is started
+    monkeypatch.setattr(recorder_module.time, "time", lambda: now)
+    with make_recorder(config, lease) as recorder:
+        now += 5  # to build the model and read the checkpoint
+        recorder.resume_at(TrainState(step=10), ended)
+        assert recorder.goodput.restart_s == restart_s
+        assert (recorder.goodput.step_s, recorder.goodput.lost_s, recorder.goodput.restarts) == (50.0, 0.0, 1)

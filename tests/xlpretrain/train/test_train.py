@@ -213,8 +213,8 @@ def test_report_sums_the_run_up(undisturbed: Path):
 def test_a_run_folder_of_another_config_is_refused_and_unharmed(undisturbed: Path, config: Path):
     before = commands.curve(undisturbed)
     message = commands.refused("train", config, "name=undisturbed", "seed=5", "model.d_ff=128")
-    assert "seed        was 1 when the run began, now 5" in message
-    assert "model.d_ff  was 64 when the run began, now 128" in message
+    assert "seed        was 1 so far, now 5" in message
+    assert "model.d_ff  was 64 so far, now 128" in message
     assert commands.curve(undisturbed) == before
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download, is_url
+from xlpretrain.data.storage.remote import BlockCache, RemoteBlocks, download
 from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
-from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
+from xlpretrain.data.tokenizers.open import TOKENIZER_FILES, find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DamagedDataError, DataError
 from xlpretrain.file_system.credentials import without_credentials
+from xlpretrain.file_system.urls import is_url
 
 SCHEMA_VERSION = 1
 EMPTY_ENDS = np.empty(0, np.int64)
@@ -104,7 +105,7 @@ class TokenDataset:
 
     @classmethod
     def _open_remote(cls, url: str, cache: BlockCache) -> TokenDataset:
-        tokenizers = {f"../tokenizer/{name}": False for name in ("spiece.model", "tokenizer.json")}
+        tokenizers = {f"../tokenizer/{name}": False for name in TOKENIZER_FILES}
         manifest = cls.parse(download(url, cache, {"index.json": True, **tokenizers}))
         manifest.remote = RemoteBlocks(
             url, manifest.folder / manifest.fingerprint[:16], cache, manifest._place_in_shard

@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from xlpretrain.data.storage.shard_reader import BlockLocation, DamagedBlockError, TokenBlock, read_block
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.credentials import without_credentials
+from xlpretrain.file_system.urls import open_file_system
 
 _AT_ONCE = 8
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0
@@ -29,11 +29,6 @@ _CLAIM_S = 10.0  # after so long another process's claim on a block is not belie
 
 class _DamagedAtSourceError(DamagedBlockError):
     """Trying again is of no use."""
-
-
-def is_url(path: object) -> bool:
-    """True for the URL of a remote dataset."""
-    return "://" in str(path)
 
 
 def default_folder() -> Path:
@@ -47,7 +42,7 @@ class BlockCache:
 
     folder: Path = field(default_factory=default_folder)
     max_bytes: int = 32 << 30
-    patience_s: float = 300.0
+    retry_s: float = 300.0
 
 
 def fetch(url: str, cache: BlockCache, *, start: int | None = None, end: int | None = None) -> bytes:
@@ -187,7 +182,7 @@ class RemoteBlocks:
 
 def _fetch_once(url: str, start: int | None, end: int | None) -> bytes:
     """Raises whatever the protocol raises; OSError if it gives fewer bytes than were asked for."""
-    fs, path = _open(url)
+    fs, path = open_file_system(url)
     data: bytes = fs.cat_file(path, start=start, end=end)
     if start is not None and end is not None and len(data) > end - start:
         data = data[start:end]  # a server that knows no ranges gives all
@@ -196,19 +191,8 @@ def _fetch_once(url: str, start: int | None, end: int | None) -> bytes:
     return data
 
 
-def _open(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        reason = without_credentials(f"{url}: cannot be opened: {error}")
-        raise DataError(f"{reason}; pip install 'xlpretrain[corpora]' has http") from None
-    return fs, path
-
-
 def _try_again(attempt: Callable[[], bytes], cache: BlockCache, *, what: str) -> bytes:
-    deadline, wait_s = time.monotonic() + cache.patience_s, _FIRST_WAIT_S
+    deadline, wait_s = time.monotonic() + cache.retry_s, _FIRST_WAIT_S
     while True:
         try:
             return attempt()

@@ -38,7 +38,7 @@ def stream(
     seed: int = 0,
     epoch: int = 0,
     cache_dir: str | Path | None = None,
-    patience_s: float = 300.0,
+    retry_s: float = 300.0,
 ) -> webdataset.FluidWrapper:
     """Stream one pass over a dataset into any PyTorch DataLoader, as a webdataset pipeline (an `IterableDataset`).
 
@@ -64,7 +64,7 @@ def stream(
         seed, epoch: the order depends on nothing else for a given number of ranks and workers. Every iteration reads
             the same order: make a new stream with the next `epoch` for another.
         cache_dir: where blocks behind a URL are kept (default: ~/.cache/xlpretrain).
-        patience_s: seconds for which a failing request is repeated.
+        retry_s: seconds for which a failing request is repeated.
 
     Raises:
         DataError: no such dataset, a shard that is missing or has the wrong size, or invalid arguments. While reading,
@@ -73,7 +73,7 @@ def stream(
     """
     import webdataset
 
-    cache = BlockCache(Path(cache_dir) if cache_dir is not None else default_folder(), patience_s=patience_s)
+    cache = BlockCache(Path(cache_dir) if cache_dir is not None else default_folder(), retry_s=retry_s)
     for name, value in {"seed": seed, "epoch": epoch}.items():
         if value < 0:
             raise DataError(f"{name} must be 0 or more, got {value}")

@@ -10,6 +10,10 @@ from xlpretrain.data.tokenizers.byte_word import TOKENIZER_TYPES
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import DataError
 
+_CLASSES: tuple[type[Tokenizer], ...] = (Tokenizer, HuggingFaceTokenizer, *TOKENIZER_TYPES.values())
+TOKENIZER_FILES = tuple(dict.fromkeys(kind.file_name for kind in _CLASSES))
+"""The names of the files that tokenizers are kept in, SentencePiece's first."""
+
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Open the tokenizer in a file, or of a folder: a SentencePiece model, or a `.json`.
@@ -33,8 +37,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 def find_tokenizer_file(folder: Path) -> Path:
     """The file of the tokenizer of a dataset or a run in its folder `tokenizer`, whether or not it exists."""
-    others = (folder / name for name in ("tokenizer.json", "vocabulary.json"))
-    return next((path for path in others if path.is_file()), folder / Tokenizer.file_name)
+    paths = [folder / name for name in TOKENIZER_FILES]
+    return next((path for path in paths[1:] if path.is_file()), paths[0])
 
 
 def _refuse_models_of_others(folder: Path) -> None:

@@ -9,24 +9,27 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, DOCUMENT, LayoutPart, TokenLayout
 from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
 
-Template = Literal["plain", "xlnet", "bert"]
-"""The special tokens around a text or a pair: none; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
+AS_BROUGHT = "tokenizer_as_brought.json"
+"""The original of a third-party tokenizer, exported beside a `tokenizer.json` that puts other symbols around texts."""
 
 _APART, _BETWEEN, _STRANGE = "\ufff0", "\ufff1", "\ufff2"
 """Code points that no text has (unassigned), and that are no part of another's grapheme."""
 _FIRST_STAND_IN = 0xF0000  # for private use
+_MASK = chr(0x100000)  # likewise
 _Json = dict[str, Any]
 
 
-def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
+def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
     """The content of `tokenizer.json`. Raises `DataError` if the model does what no such file can say."""
     if tokenizer.file_name != Tokenizer.file_name:
         raise DataError("a vocabulary of bytes or words is none that transformers has; no tokenizer.json for it")
@@ -38,13 +41,19 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         first: chr(_FIRST_STAND_IN + number)
         for number, first in enumerate(sorted({p.piece[0] for p in pieces if _is_symbol(p)}))
     }
-    strange = [_APART, _BETWEEN, *stand_ins.values()]
+    mask = None if layout.is_plain else tokenizer.vocabulary.mask
+    strange = [_APART, _BETWEEN, _MASK, *stand_ins.values()]
     if any(character in piece.piece for piece in pieces for character in [*strange, _STRANGE]):
         raise DataError("the vocabulary has pieces with code points that are set aside here (U+FFF0, U+F0000 on)")
-    normalizers = [_replace(characters(strange), _STRANGE), *_normalizer(model.normalizer_spec)]
+    normalizers = [_replace(characters(strange), _STRANGE)]
+    if mask is not None:
+        normalizers.append({"type": "Replace", "pattern": {"String": pieces[mask].piece}, "content": _MASK})
+    normalizers += _normalizer(model.normalizer_spec)
     normalizers += [_replace(characters([first]), stand_in) for first, stand_in in stand_ins.items()]
     if model.normalizer_spec.add_dummy_prefix:
         normalizers.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
+    if mask is not None:  # the space before it is part of the word that it hides
+        normalizers.append(_replace(f"{WORD_BOUNDARY}?{_MASK}", pieces[mask].piece))
     decoders: list[_Json] = [
         {"type": "Replace", "pattern": {"String": stand_in}, "content": first} for first, stand_in in stand_ins.items()
     ]
@@ -57,7 +66,7 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": post_processor(tokenizer, template),
+        "post_processor": post_processor(tokenizer, layout),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -68,29 +77,46 @@ def tokenizer_json(tokenizer: Tokenizer, template: Template) -> _Json:
         "model": {
             "type": "Unigram",
             "unk_id": tokenizer.vocabulary.unk,
-            "vocab": list(_vocabulary(pieces, stand_ins)),
+            "vocab": list(_vocabulary(pieces, stand_ins, mask)),
             "byte_fallback": bool(model.trainer_spec.byte_fallback),
         },
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer, template: Template, *, max_length: int | None) -> _Json:
+def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: int | None) -> _Json:
     """The content of `tokenizer_config.json`.
 
-    Special symbols that a text spells out are text, as they are here (`split_special_tokens`).
+    Special symbols that a text spells out are text, as they are here (`split_special_tokens`), but for the mask. A
+    `tokenizer.json` that was brought along has its own way to find that, with all other symbols.
     """
-    vocabulary = tokenizer.vocabulary
-    roles = ["pad", "unk", *(["cls", "sep", "mask"] if template != "plain" else [])]
+    vocabulary, plain = tokenizer.vocabulary, layout.is_plain
+    brought = tokenizer.file_name != Tokenizer.file_name
+    roles = ["pad", "unk", *([] if plain else ["cls", "sep", "mask"])]
     settings: _Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
-        "padding_side": "right" if template == "bert" else "left",
-        "model_input_names": ["input_ids", *(["token_type_ids"] if template != "plain" else []), "attention_mask"],
+        "split_special_tokens": plain or not brought,
+        "padding_side": "right" if layout.cls_position == "first" else "left",
+        "model_input_names": ["input_ids", *([] if plain else ["token_type_ids"]), "attention_mask"],
         **{f"{role}_token": tokenizer.id_to_token(getattr(vocabulary, role)) for role in roles},
-        "eos_token": tokenizer.id_to_token(vocabulary.eod if template == "plain" else vocabulary.sep),
+        "bos_token": tokenizer.id_to_token(vocabulary.eod if plain else vocabulary.cls),
+        "eos_token": tokenizer.id_to_token(vocabulary.eod if plain else vocabulary.sep),
     }
     return settings if max_length is None else {**settings, "model_max_length": max_length}
+
+
+def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout) -> _Json | None:
+    """A `tokenizer.json` that was brought along, with the symbols of a layout around texts; None: it has them."""
+    import tokenizers
+
+    brought = json.loads(tokenizer.model)
+    changed = {**brought, "post_processor": post_processor(tokenizer, layout)}
+    first, second = (tokenizers.Tokenizer.from_str(json.dumps(content)) for content in (brought, changed))
+    for texts in (("a",), ("a", "b")):
+        one, other = first.encode(*texts), second.encode(*texts)
+        if (one.ids, one.type_ids) != (other.ids, other.type_ids):
+            return changed
+    return None
 
 
 def _check(model: Any) -> None:
@@ -133,20 +159,20 @@ def _normalizer(rules: Any) -> Iterator[_Json]:
     yield _replace(rf"{WORD_BOUNDARY}+\z", "")
 
 
-def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str]) -> Iterator[tuple[str, float]]:
+def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str], mask: int | None) -> Iterator[tuple[str, float]]:
     """Pieces and scores, in the order of ids.
 
-    Special symbols must never be found in a text: in all other pieces, and in the text, stand-ins replace the
-    characters that symbols begin with. A user-defined piece always is, the longest one:
-    its score is beyond all others.
+    Special symbols but the mask must never be found in a text: in all other pieces, and in the text, stand-ins replace
+    the characters that symbols begin with. The mask, and a user-defined piece, always are, the longest one: their
+    scores are beyond all others.
     """
-    for piece in pieces:
+    for token, piece in enumerate(pieces):
+        found = 1000.0 * len(piece.piece) - 500.0
         if _is_symbol(piece):
-            yield piece.piece, 0.0
+            yield piece.piece, found if token == mask else 0.0
             continue
         text = "".join(stand_ins.get(character, character) for character in piece.piece)
-        own = piece.type == piece.USER_DEFINED
-        yield text, 1000.0 * len(piece.piece) - 500.0 if own else piece.score
+        yield text, found if piece.type == piece.USER_DEFINED else piece.score
 
 
 def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
@@ -156,40 +182,39 @@ def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
 
 
 def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    """True if a `tokenizer.json` equals the one exported for a SentencePiece model, except for templates."""
+    """True if a `tokenizer.json` equals the one exported for a SentencePiece model with any template.
+
+    Exports of earlier versions did not find the mask in a text, whatever the template: they equal the plain one.
+    """
     try:
-        ours = json.loads(json.dumps(tokenizer_json(tokenizer, "plain")))
+        made = [json.loads(json.dumps(tokenizer_json(tokenizer, layout))) for layout in (DOCUMENT, CLS_FIRST)]
     except DataError:
         return False
-    return all(content.get(key) == ours[key] for key in ("normalizer", "pre_tokenizer", "model"))
+    keys = ("normalizer", "pre_tokenizer", "model")
+    return any(all(content.get(key) == ours[key] for key in keys) for ours in made)
 
 
-def post_processor(tokenizer: Tokenizer, template: Template) -> _Json | None:
-    """Segments are those of pretraining; XLNet's <cls> has one of its own."""
-    if template == "plain":
-        return None
-    vocabulary = tokenizer.vocabulary
-    first, second = _sequence("A", 0), _sequence("B", 1)
-    cls, sep = tokenizer.id_to_token(vocabulary.cls), tokenizer.id_to_token(vocabulary.sep)
-    if template == "xlnet":
-        single = [first, _special(sep, 0), _special(cls, 2)]
-        pair = [first, _special(sep, 0), second, _special(sep, 1), _special(cls, 2)]
-    else:
-        single = [_special(cls, 0), first, _special(sep, 0)]
-        pair = [*single, second, _special(sep, 1)]
-    tokens = {
-        piece: {"id": piece, "ids": [token], "tokens": [piece]}
-        for piece, token in ((cls, vocabulary.cls), (sep, vocabulary.sep))
+def post_processor(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
+    """The special tokens and segments that a layout puts around texts.
+
+    An `eod` after the last text ends a document, which a text need not do: the tokenizer does not add it.
+    """
+    single, pair = (parts[:-1] if parts[-1].what == "eod" else parts for parts in map(layout.parts, (1, 2)))
+    ids = {part.what: getattr(tokenizer.vocabulary, part.what) for part in pair if not part.is_text}
+    pieces = {role: tokenizer.id_to_token(token) for role, token in ids.items()}
+
+    def place(part: LayoutPart) -> _Json:
+        kind = "Sequence" if part.is_text else "SpecialToken"
+        return {kind: {"id": pieces.get(part.what, part.what), "type_id": part.segment}}
+
+    return {
+        "type": "TemplateProcessing",
+        "single": [place(part) for part in single],
+        "pair": [place(part) for part in pair],
+        "special_tokens": {
+            pieces[role]: {"id": pieces[role], "ids": [ids[role]], "tokens": [pieces[role]]} for role in sorted(ids)
+        },
     }
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
-
-
-def _sequence(name: str, segment: int) -> _Json:
-    return {"Sequence": {"id": name, "type_id": segment}}
-
-
-def _special(piece: str, segment: int) -> _Json:
-    return {"SpecialToken": {"id": piece, "type_id": segment}}
 
 
 def _replace(pattern: str, content: str) -> _Json:

@@ -20,8 +20,9 @@ from sentencepiece import sentencepiece_model_pb2
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, CLS_LAST
 from xlpretrain.errors import DataError
-from xlpretrain.hub.tokenizers.export import Template, post_processor, same_ids, symbol
+from xlpretrain.hub.tokenizers.export import AS_BROUGHT, post_processor, same_ids, symbol
 
 _Json = dict[str, Any]
 
@@ -29,7 +30,7 @@ _CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer", "bert": "Ber
 """The tokenizer class, by model_type, of a folder whose files name none."""
 _PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
 """Classes that use `tokenizer.json` unchanged."""
-_TEMPLATES: dict[str, Template] = {"AlbertTokenizer": "bert", "XLNetTokenizer": "xlnet"}
+_LAYOUTS = {"AlbertTokenizer": CLS_FIRST, "XLNetTokenizer": CLS_LAST}
 _SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
     "AlbertTokenizer": {
         **{"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -98,6 +99,9 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
     content = _read(file)
     if spiece.is_file() and same_ids(content, load_tokenizer(spiece)):
         return load_tokenizer(spiece), []
+    brought = folder / AS_BROUGHT
+    if brought.is_file() and {**_read(brought), "post_processor": content.get("post_processor")} == content:
+        return HuggingFaceTokenizer(brought.read_bytes(), name=str(brought)), []
     changed = _from_json(reader, content)
     if changed == content:
         return load_tokenizer(file), []
@@ -140,7 +144,7 @@ def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
         ],
         "normalizer": _normalizer(reader, base64.b64encode(charsmap).decode()),
         "pre_tokenizer": _pre_tokenizer(reader),
-        "post_processor": post_processor(spiece, _TEMPLATES[str(reader.kind)]),
+        "post_processor": post_processor(spiece, _LAYOUTS[str(reader.kind)]),
         "decoder": _metaspace(reader),
         "model": {
             "type": "Unigram",

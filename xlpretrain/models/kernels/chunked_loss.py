@@ -18,6 +18,16 @@ _PIECE = 2**18
 """Logits that are worked on at a time, in fp32: 1 MB, which stays in the cache."""
 
 
+def chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(hidden weight^T + bias)[target] [N] in fp32, computed in autocast's dtype where that is on."""
+    device = hidden_ND.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_ND, weight_VD, bias_V = (tensor.to(dtype) for tensor in (hidden_ND, weight_VD, bias_V))
+    nll_N: Tensor = ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, targets_N)  # type: ignore[no-untyped-call]
+    return nll_N
+
+
 class ChunkedLoss(torch.autograd.Function):
     """-log softmax(hidden weight^T + bias)[target] in fp32; of more than a chunk, the logits are computed twice."""
 

@@ -18,7 +18,8 @@ from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import hash_ints
 from xlpretrain.engine import Engine, build_engine
-from xlpretrain.evaluation.held_out import Pause, evaluate, paused
+from xlpretrain.engine.train_step import train_step
+from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
 from xlpretrain.tracking.metrics_file import Metrics
 
@@ -62,17 +63,8 @@ class Probe:
             engine = self._engine(weights, device)
             self._train(engine, pause)
             assert self.data.valid is not None, "`of` names it"
-            found = evaluate(
-                engine.evaluate,
-                engine.model.backbone.empty_memory,
-                manifest=self.data.valid,
-                tokenizer=self.data.tokenizer,
-                objective=self.config.objective,
-                mem_len=0,
-                config=self.config.eval,
-                device=device,
-                pause=pause,
-            )
+            task = EvalTask.of_run(self.config, self.data.valid, self.data.tokenizer)
+            found = evaluate(EvaluatedModel.of_engine(engine), task, pause=pause)
         return {"valid/probe_accuracy": found.main.accuracy, "valid/probe_loss": found.loss}
 
     def _engine(self, weights: dict[str, Tensor], device: torch.device) -> Engine:
@@ -96,14 +88,17 @@ class Probe:
         streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
         samples = make_training_samples(config, self.data.train)
         loader = Loader(samples, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
-        memory = engine.model.backbone.empty_memory(len(streams), 0)
-        assert config.max_steps is not None, "`of` says it"
-        for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
-            torch.manual_seed(hash_ints(config.seed, step, rank))
-            engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each sample has its label
-            loss, _ = engine(batch.to(engine.device), memory)
-            engine.backward(loss)
-            engine.step(config.optimizer.lr * config.schedule.factor(step))
+        memory = [engine.model.backbone.empty_memory(len(streams), 0)]
+        assert config.max_steps is not None, "`from_config` sets it"
+        for step, batches in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
+            train_step(
+                engine,
+                batches,
+                memory,
+                counts=dict.fromkeys(config.objective.terms, config.global_batch_size),  # each sample has its label
+                lr=config.optimizer.lr * config.schedule.factor(step),
+                seed=hash_ints(config.seed, step, rank),
+            )
 
 
 def gather_full_weights(engine: Engine) -> dict[str, Tensor]:

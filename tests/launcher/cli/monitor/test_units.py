@@ -1,6 +1,7 @@
 import pytest
 
-from launcher.cli.monitor.units import format_bytes, format_duration
+from launcher.cli.monitor.units import format_bytes
+from xlpretrain.tracking.console import format_duration
 
 
 @pytest.mark.parametrize(

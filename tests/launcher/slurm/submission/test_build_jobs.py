@@ -29,7 +29,7 @@ def write_settings(folder: Path, **changes: object) -> tuple[Path, dict]:
         "out": str(folder / "data"),
         "sources": [{"type": "jsonl", "path": str(corpus)}],
         "tokenizer": {"vocab_size": 300, "input_sentence_size": 2000},
-        "clean": {"near_duplicates": True},
+        "clean": {"minhash_dedup": True},
         "task_bytes": 1 << 18,
         "shard_bytes": 1 << 19,
         **changes,

@@ -12,6 +12,7 @@ from flaky_server import serving
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.storage.remote import BlockCache
+from xlpretrain.data.tokenizers.open import TOKENIZER_FILES
 from xlpretrain.errors import DamagedDataError, DataError
 from xlpretrain.objectives.causal_lm import CausalLM
 
@@ -24,7 +25,7 @@ def dataset(build_small: BuildSmall) -> Path:
 
 
 def cache_of(tmp_path: Path, **settings: float) -> BlockCache:
-    return BlockCache(tmp_path / "cache", **{"patience_s": 20.0, **settings})
+    return BlockCache(tmp_path / "cache", **{"retry_s": 20.0, **settings})
 
 
 def read_all(manifest: TokenDataset) -> np.ndarray:
@@ -41,7 +42,14 @@ def test_a_bad_server_gives_the_same_bytes_and_each_block_is_fetched_once(datase
         server.bad, before = 0.0, server.requests.total()
         again = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
         assert np.array_equal(read_all(again), read_all(local))
-        assert server.requests.total() - before <= 3  # index and tokenizer
+        assert server.requests.total() - before <= 2 + len(TOKENIZER_FILES)  # index, and whichever tokenizer there is
+
+
+def test_a_dataset_of_bytes_brings_its_vocabulary(build_small: BuildSmall, tmp_path: Path):
+    dataset = build_small(make_documents(20, seed=8), tokenizer={"model_type": "bytes"})
+    with serving(dataset) as server:
+        remote = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path))
+        assert remote.open_tokenizer().sha256 == TokenDataset.open(dataset / "train").tokenizer_sha256
 
 
 @pytest.mark.full
@@ -83,9 +91,9 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew_and_at_its_source_named(da
 
 def test_a_server_that_is_gone_is_named_with_what_to_do(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
-        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, patience_s=0.5))
+        manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, retry_s=0.5))
         with pytest.raises(DataError, match=r"nowhere/index.json: cannot be fetched.*the right place"):
-            TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, patience_s=0.5))
+            TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, retry_s=0.5))
     with pytest.raises(DataError, match=r"block 0: cannot be fetched.*network"):
         manifest.block(0)
 

@@ -106,7 +106,7 @@ def test_methods_of_webdataset_follow(small: Path):
 def test_a_dataset_behind_a_url_is_fetched_once_by_workers_and_their_parent(small: Path, tmp_path: Path):
     pytest.importorskip("aiohttp")
     with serving(small.parent, bad=0.1) as server:
-        stream = xlpretrain.stream(f"{server.url}/train", seed=3, cache_dir=tmp_path / "cache", patience_s=20)
+        stream = xlpretrain.stream(f"{server.url}/train", seed=3, cache_dir=tmp_path / "cache", retry_s=20)
         first = next(iter(stream))["__key__"]  # starts the parent's threads, which workers do not have
         samples = read(stream, num_workers=2)
         assert_whole(samples, TokenDataset.open(small))
@@ -149,6 +149,6 @@ def test_credentials_in_a_url_are_not_printed(small: Path, tmp_path: Path):
     with serving(small.parent) as server:
         url = server.url.replace("://", "://me:hunter2@")
         with pytest.raises(DataError, match=r"://\*\*\*@.*/nowhere/index.json: cannot be fetched") as found:
-            xlpretrain.stream(f"{url}/nowhere", cache_dir=tmp_path / "cache", patience_s=0.5)
+            xlpretrain.stream(f"{url}/nowhere", cache_dir=tmp_path / "cache", retry_s=0.5)
         assert "hunter2" not in str(found.value)
         assert len(read(xlpretrain.stream(f"{url}/train", cache_dir=tmp_path / "cache"))) > 3

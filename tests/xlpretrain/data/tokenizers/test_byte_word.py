@@ -9,6 +9,7 @@ from corpus import make_documents
 
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.data.tokenizers.token_layout import DOCUMENT
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.hub.tokenizers.export import tokenizer_json
 
@@ -68,7 +69,7 @@ def test_the_tokenizer_of_a_hugging_face_folder_gives_the_same_ids(
     build_small: BuildSmall, tiny_tokenizer: Path, tmp_path: Path
 ):
     (tmp_path / "theirs").mkdir()
-    written = json.dumps(tokenizer_json(load_tokenizer(tiny_tokenizer), "plain"))
+    written = json.dumps(tokenizer_json(load_tokenizer(tiny_tokenizer), DOCUMENT))
     (tmp_path / "theirs" / "tokenizer.json").write_text(written)
     documents = make_documents(50, seed=33)
     ours = TokenDataset.open(build_small(documents, out="ours") / "train")

@@ -98,10 +98,10 @@ def test_overrides_reach_into_sections_and_are_read_as_yaml(tmp_path: Path):
 
 def test_overrides_reach_into_lists():
     data = {"shapes": [{"type": "circle"}, {"radius": 2.0}]}
-    assert schema.apply_overrides(data, ["shapes.1.radius=5"])["shapes"][1] == {"radius": 5}
+    assert schema.apply_overrides(data, ["shapes.1.radius=5"], Drawing)["shapes"][1] == {"radius": 5}
     for path in ("shapes.2.radius", "shapes.x.radius", "shapes.7"):
         with pytest.raises(ConfigError, match="no such item in this list"):
-            schema.apply_overrides(data, [f"{path}=5"])
+            schema.apply_overrides(data, [f"{path}=5"], Drawing)
 
 
 def test_a_list_of_wrong_items_is_not_called_empty_as_well():
@@ -117,7 +117,7 @@ def test_a_list_of_wrong_items_is_not_called_empty_as_well():
 
 def test_a_malformed_override_is_named():
     with pytest.raises(ConfigError, match="expected key=value"):
-        schema.apply_overrides({}, ["radius"])
+        schema.apply_overrides({}, ["radius"], Drawing)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""Templates: all that a user may write between the braces."""
+
+import pytest
+
+from data_pipelines.sources.config import JsonlSource
+from data_pipelines.sources.records import text_of
+from xlpretrain.errors import ConfigError
+from xlpretrain.schema import validate
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{text}", "a b"),
+        ("{text}\n\n{{{ti-tle}}}", "a b\n\n{T}"),
+        ("{text:s}|{text!s:>5}|{text:*^7.1}|{text:.1s}|{text:05}", "a b|  a b|***a***|a|a b00"),
+        ("{text!r} {text!a}", "'a b' 'a b'"),
+    ],
+)
+def test_templates_that_format_text_are_taken(template: str, text: str):
+    source = validate(JsonlSource, {"path": "x", "template": template}, "test")
+    assert text_of({"text": "a b", "ti-tle": "T"}, source, "") == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{text:d}", "{text:,}", "{text:+}", "{text:=5}", "{text:%Y}", "{text:.2f}", "{text:{width}}", "{text:#x}"),
+        *("{text:99999999999}", "{text:.99999999999999999999}", "{text!x}", "{text!d:5}"),
+    ],
+)
+def test_formats_of_anything_but_text_are_refused(template: str):
+    with pytest.raises(ConfigError, match=r"template .*no format of text, and every field is text; write \{text\}"):
+        validate(JsonlSource, {"path": "x", "template": template}, "test")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{text", "not a template: expected '}' before end of string; write {{ for a brace"),
+        ("text}", "not a template: Single '}' encountered in format string; write {{ for a brace"),
+        ("{text!}", "not a template: "),
+        ("text", "expected fields by their names"),
+        ("", "expected fields by their names"),
+        ("{}", "expected fields by their names"),
+        ("{0}", "expected fields by their names"),
+        ("{text.upper}", "expected fields by their names"),
+        ("{text[0]}", "expected fields by their names"),
+        ("{te xt}", "expected fields by their names"),
+    ],
+)
+def test_what_is_no_template_is_refused(template: str, message: str):
+    with pytest.raises(ConfigError) as error:
+        validate(JsonlSource, {"path": "x", "template": template}, "test")
+    assert message in str(error.value)

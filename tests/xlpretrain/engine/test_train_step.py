@@ -1,0 +1,56 @@
+"""One update, as the loop, the probe and the tests of engines make it."""
+
+import math
+
+import pytest
+import torch
+from tiny_model import WEIGHTS, tiny_batch, training
+
+from xlpretrain import distributed
+from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.train_step import StepResult, train_step
+from xlpretrain.models.pretraining_model import Loss
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    distributed.init()
+    yield
+    distributed.shutdown()
+
+
+def _step(after_forward=None, *, seed: int = 0, dropout: bool = False) -> tuple[StepResult, list[torch.Tensor]]:
+    run = training(EngineConfig(type="plain", precision="fp32"), num_streams=4, num_micro_batches=2)
+    run.engine.model.backbone.dropout.p = 0.5 if dropout else 0.0
+    batches = [tiny_batch(0, streams) for streams in run.micro_batches]
+    counts = {term: sum(batch.counts[term] for batch in batches) for term in WEIGHTS}
+    done = train_step(run.engine, batches, run.memory, counts=counts, lr=1e-3, seed=seed, after_forward=after_forward)
+    return done, run.memory
+
+
+def test_it_sums_the_losses_of_all_micro_batches_and_hands_each_one_over():
+    seen: list[tuple[int, float]] = []
+    done, before = _step(lambda number, loss: seen.append((number, float(loss.sums["lm"].detach()))))
+    assert [number for number, _ in seen] == [0, 1]
+    assert float(done.sums["lm"]) == pytest.approx(sum(value for _, value in seen))
+    assert math.isfinite(done.grad_norm)
+    assert all(not torch.equal(new, old) for new, old in zip(done.memory, before, strict=True))
+
+
+def test_after_a_loss_that_is_not_finite_the_memory_is_the_one_before():
+    def spoil(number: int, loss: Loss) -> None:
+        loss.sums.update({term: value * math.nan for term, value in loss.sums.items()})
+
+    done, before = _step(spoil)
+    assert not math.isfinite(done.grad_norm)
+    assert all(new is old for new, old in zip(done.memory, before, strict=True))
+    assert math.isfinite(float(done.sums["lm"]))
+
+
+def test_dropout_follows_from_the_seed_alone():
+    torch.manual_seed(1)
+    first, _ = _step(seed=5, dropout=True)
+    torch.manual_seed(2)
+    again, _ = _step(seed=5, dropout=True)
+    other, _ = _step(seed=6, dropout=True)
+    assert float(first.sums["lm"]) == float(again.sums["lm"]) != float(other.sums["lm"])

@@ -1,0 +1,328 @@
+"""The layers of a model that was pretrained with xlpretrain: its config, token vectors, attention and backbone.
+
+Transformer-XL (arXiv:1901.02860), and what XLNet, ALBERT and BERT become with shared layers, norms before the layers,
+or other widths. Every tensor has the name and the shape that it has in xlpretrain.
+
+Shapes: B rows, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width of
+a head, D d_model, E width of token vectors, V vocabulary, L layers applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Memory = tuple[Tensor, Tensor]
+"""The last M inputs of each layer [L, B, M, D], and how many of them, from the newest, are each row's own [B]."""
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class XLPretrainConfig(PretrainedConfig):
+    """The `model` section of the run's config. `type` is that of the model: transformer_xl, xlnet, albert or bert."""
+
+    model_type = "xlpretrain"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+    keys_to_ignore_at_inference = ["mems", "last_hidden_state"]
+
+    def __init__(self, vocab_size: int = 32000, type: str = "transformer_xl", sentence_head: bool = False, **keys: Any):
+        self.vocab_size, self.type, self.sentence_head = vocab_size, type, sentence_head
+        keys.setdefault("tie_word_embeddings", False)  # tied weights are one tensor here, under one name
+        super().__init__(**keys)
+
+    @property
+    def head_size(self) -> int:
+        return self.d_head or self.d_model // self.num_heads
+
+    @property
+    def embed_size(self) -> int:
+        return self.d_embed or self.d_model
+
+    @property
+    def weights_of_layers(self) -> list[int]:
+        """The index of the weights that each applied layer uses."""
+        groups, inner = self.num_layer_groups or self.num_layers, self.layers_per_group
+        return [i * groups // self.num_layers * inner + j for i in range(self.num_layers) for j in range(inner)]
+
+
+class Attention(nn.Module):
+    """Attention by content; and, where it is relative, by distance and segment."""
+
+    def __init__(self, config: XLPretrainConfig, *, relative: bool):
+        super().__init__()
+        self.num_heads, self.d_head, width = config.num_heads, config.head_size, config.num_heads * config.head_size
+        self.query = nn.Linear(config.d_model, width, bias=not relative)
+        self.key = nn.Linear(config.d_model, width, bias=not relative)
+        self.value = nn.Linear(config.d_model, width, bias=not relative)
+        self.output = nn.Linear(width, config.d_model, bias=not relative)
+        self.distance = nn.Linear(config.d_model, width, bias=False) if relative else None
+        if config.type == "xlnet":
+            self.segment_embedding = nn.Parameter(torch.zeros(2, config.num_heads, config.head_size))
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self, states: Tensor, context: Tensor, seen: Tensor, places: Places | None, biases: list
+    ) -> tuple[Tensor, Tensor]:
+        """Attended states [B, Q, D] and weights [B, N, Q, K], from states [B, Q, D], context [B, K, D], seen [B, Q, K].
+
+        A query that sees nothing attends to nothing.
+        """
+        query, key, value = (self._heads(x) for x in (self.query(states), self.key(context), self.value(context)))
+        if places is None:
+            scores = torch.einsum("bqnh,bknh->bnqk", query, key)
+        else:
+            scores = torch.einsum("bqnh,bknh->bnqk", query + biases[0], key)
+            by_distance = self._heads(self.distance(places.distances))
+            by_distance = torch.einsum("bqnh,rnh->bnqr", query + biases[1], by_distance)
+            columns = places.columns[:, None].expand(-1, self.num_heads, -1, -1)
+            scores = scores + by_distance.gather(3, columns)
+        if len(biases) > 2:
+            same, other = torch.einsum("bqnh,snh->sbnq", query + biases[2], self.segment_embedding)[..., None]
+            scores = scores + torch.where(places.same_segment[:, None], same, other)
+        hidden = torch.finfo(scores.dtype).min
+        scores = (scores * self.d_head**-0.5).masked_fill(~seen[:, None], hidden)
+        weights = self.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype))
+        attended = torch.einsum("bnqk,bknh->bqnh", weights, value) * seen.any(-1)[..., None, None]
+        return self.output(attended.flatten(-2)), weights
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
+
+
+@dataclass
+class Places:
+    """Distances K, K-1, .. encoded [R, D]; the column of each query and key in them, and same segments [B, Q, K]."""
+
+    distances: Tensor
+    columns: Tensor
+    same_segment: Tensor
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: XLPretrainConfig):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(config.d_model, config.d_ff), nn.Linear(config.d_ff, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+        self.inner_dropout = nn.Dropout(config.dropout if config.type in ("transformer_xl", "xlnet") else 0.0)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.dropout(self.outer(self.inner_dropout(self.activation(self.inner(hidden)))))
+
+
+class Layer(GradientCheckpointingLayer):
+    def __init__(self, config: XLPretrainConfig, *, relative: bool):
+        super().__init__()
+        self.attention = Attention(config, relative=relative)
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.dropout, self.pre_norm = nn.Dropout(config.dropout), config.pre_norm
+
+    def forward(
+        self, hidden: Tensor, memory: Tensor, seen: Tensor, places: Places | None, biases: list
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's output [B, Q, D] and its attention weights [B, N, Q, K].
+
+        hidden [B, Q, D]: of the tokens, then of the predictions, which nothing attends. memory [B, M, D].
+        """
+        states = torch.cat([memory, hidden], dim=1)
+        if self.pre_norm:
+            states = self.attention_norm(states)
+        context = states[:, : seen.shape[2]]
+        attended, weights = self.attention(states[:, memory.shape[1] :], context, seen, places, biases)
+        hidden = hidden + self.dropout(attended)
+        if self.pre_norm:
+            return hidden + self.feed_forward(self.feed_forward_norm(hidden)), weights
+        hidden = self.attention_norm(hidden)
+        return self.feed_forward_norm(hidden + self.feed_forward(hidden)), weights
+
+
+class Projection(nn.Module):
+    """Token vectors [.., E] onto hidden states [.., D], and back by the transpose.
+
+    Not an `nn.Linear`, whose weight is no tensor any more once `quantize_dynamic` has replaced it.
+    """
+
+    def __init__(self, d_embed: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(d_model, d_embed))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return F.linear(vectors, self.weight)
+
+    def transposed(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.weight
+
+
+class TokenEmbedding(nn.Module):
+    """One table, or with `div_val` one for each cluster of tokens, projected to `width` where that differs."""
+
+    def __init__(self, config: XLPretrainConfig, *, width: int):
+        super().__init__()
+        self.div_val, self.d_embed = getattr(config, "div_val", 1), config.embed_size
+        edges = [0, *(config.adaptive_cutoffs if self.div_val > 1 else ()), config.vocab_size]
+        widths = [self.d_embed // self.div_val**i for i in range(len(edges) - 1)]
+        sizes = [end - start for start, end in pairwise(edges)]
+        self.tables = nn.ModuleList(nn.Embedding(size, w) for size, w in zip(sizes, widths, strict=True))
+        projected = self.div_val > 1 or self.d_embed != width
+        self.projections = nn.ModuleList(Projection(w, width) for w in widths if projected)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The vectors [B, T, width] of tokens [B, T]. Every cluster is computed for all of them, and one kept of each:
+        no shape depends on the tokens. Raises IndexError for a token that is not in the vocabulary."""
+        starts = [0, *accumulate(table.num_embeddings for table in self.tables)]
+        vectors = self._vectors(0, tokens if len(self.tables) == 1 else tokens.clamp(max=starts[1] - 1))
+        for cluster in range(1, len(self.tables)):
+            start, end = starts[cluster : cluster + 2]
+            is_last = cluster == len(self.tables) - 1
+            inside = tokens.clamp(min=start, max=None if is_last else end - 1)
+            vectors = torch.where((tokens < start)[..., None], vectors, self._vectors(cluster, inside - start))
+        return vectors
+
+    def _vectors(self, cluster: int, tokens: Tensor) -> Tensor:
+        vectors = self.tables[cluster](tokens)
+        return self.projections[cluster](vectors) if self.projections else vectors
+
+
+class EncoderEmbedding(nn.Module):
+    """The embedding of ALBERT and BERT: tokens, positions and segments."""
+
+    def __init__(self, config: XLPretrainConfig):
+        super().__init__()
+        width = config.embed_size
+        self.tokens = TokenEmbedding(config, width=width)
+        self.positions = nn.Embedding(config.max_positions, width)
+        self.segments = nn.Embedding(config.num_segments, width)
+        self.norm, self.dropout = nn.LayerNorm(width, eps=config.layer_norm_eps), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
+
+    def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:
+        positions = self.positions.weight[: tokens.shape[1]]
+        hidden = self.dropout(self.norm(self.tokens(tokens) + self.segments(segments) + positions))
+        return hidden if self.projection is None else self.projection(hidden)
+
+
+class BackboneOutput(NamedTuple):
+    """hidden [B, Q, D]: of the tokens, then of the predictions. mems: for the tokens that follow.
+
+    hidden_states: the input of the first layer and the output of each, where asked for. attentions [B, N, Q, K]: of
+    each layer, where asked for.
+    """
+
+    hidden: Tensor
+    mems: Memory
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: XLPretrainConfig):
+        super().__init__()
+        self.config = config
+        self.relative, own = config.type in ("transformer_xl", "xlnet"), config.weights_of_layers[-1] + 1
+        self.embedding = TokenEmbedding(config, width=config.d_model) if self.relative else EncoderEmbedding(config)
+        self.layers = nn.ModuleList(Layer(config, relative=self.relative) for _ in range(own))
+        self.dropout, self.bias_names = nn.Dropout(config.dropout), []
+        if self.relative:
+            self.bias_names = ["content_bias", "position_bias", *(["segment_bias"] if config.type == "xlnet" else [])]
+            shape = own if config.untie_r else 1, config.num_heads, config.head_size
+            for name in self.bias_names:
+                setattr(self, name, nn.Parameter(torch.zeros(shape)))
+        if config.type == "xlnet":
+            self.mask_embedding = nn.Parameter(torch.zeros(1, config.d_model))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        valid: Tensor | None = None,
+        segments: Tensor | None = None,
+        mems: Memory | None = None,
+        hidden_from: Tensor | None = None,
+        predict: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BackboneOutput:
+        """Hidden states and the next memory.
+
+        Args:
+            tokens, segments: [B, T].
+            valid: [B, T], which tokens are there; or longer, with those read before in front.
+            hidden_from: [B, T, T], which tokens each may not see.
+            predict: [B, P], the positions that a second stream predicts.
+        """
+        num_rows, num_tokens = tokens.shape
+        valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid[:, -num_tokens:].bool()
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        predict = tokens[:, :0] if predict is None else predict
+        states, remembered = self.empty_memory(num_rows) if mems is None else mems
+        own = torch.arange(states.shape[2], 0, -1, device=tokens.device) <= remembered[:, None]
+        states = states.masked_fill(~own[..., None], 0)
+        seen = self._seen(own, valid, hidden_from, predict)
+        places = None
+        if self.relative:
+            hidden = self.embedding(tokens) * (self.config.d_model**0.5 if self.config.type == "transformer_xl" else 1)
+            if predict.shape[1]:
+                hidden = torch.cat([hidden, self.mask_embedding.expand(num_rows, predict.shape[1], -1)], dim=1)
+            hidden, places = self.dropout(hidden), self._places(states.shape[2], segments, predict, hidden.dtype)
+        else:
+            hidden = self.embedding(tokens, segments)
+        new, all_hidden, all_weights = [], [], []
+        for memory, index in zip(states, self.config.weights_of_layers, strict=True):
+            new.append(torch.cat([memory, hidden[:, :num_tokens].detach()], dim=1)[:, num_tokens:])
+            stacks = (getattr(self, name) for name in self.bias_names)
+            biases = [stack[index if len(stack) > 1 else 0] for stack in stacks]
+            all_hidden += [hidden] if output_hidden_states else []
+            hidden, weights = self.layers[index](hidden, memory, seen, places, biases)
+            all_weights += [weights] if output_attentions else []
+        hidden = self.dropout(hidden) if self.relative else hidden
+        return BackboneOutput(
+            hidden,
+            (torch.stack(new), (remembered + valid.sum(1)).clamp(max=states.shape[2])),
+            (*all_hidden, hidden) if output_hidden_states else None,
+            tuple(all_weights) if output_attentions else None,
+        )
+
+    def empty_memory(self, num_rows: int) -> Memory:
+        config, weight = self.config, self.layers[0].attention_norm.weight
+        states = weight.new_zeros(len(config.weights_of_layers), num_rows, config.mem_len, config.d_model)
+        return states, torch.zeros(num_rows, dtype=torch.int64, device=weight.device)
+
+    def _seen(self, memory: Tensor, valid: Tensor, hidden_from: Tensor | None, predict: Tensor) -> Tensor:
+        (num_rows, num_tokens), mem_len = valid.shape, memory.shape[1]
+        at = torch.arange(num_tokens, device=valid.device)
+        if self.config.type == "transformer_xl":
+            seen = (at <= at[:, None]).expand(num_rows, -1, -1)
+        else:
+            own = torch.eye(num_tokens, dtype=torch.bool, device=valid.device)
+            seen = own.new_ones(num_rows, num_tokens, num_tokens) if hidden_from is None else ~hidden_from.bool()
+            unseen = seen.gather(1, predict[..., None].expand(-1, -1, num_tokens))
+            seen = torch.cat([seen | own, unseen & (at != predict[..., None])], dim=1)
+        if getattr(self.config, "initial_memory", "none") == "zeros":
+            memory = torch.ones_like(memory)
+        seen = torch.cat([memory[:, None].expand(-1, seen.shape[1], -1), seen & valid[:, None]], dim=2)
+        if getattr(self.config, "same_length", False):
+            keys = torch.arange(seen.shape[2], device=valid.device)
+            seen = seen & (keys > keys[mem_len:, None] - mem_len)
+        return seen
+
+    def _places(self, mem_len: int, segments: Tensor, predict: Tensor, dtype: torch.dtype) -> Places:
+        num_rows, num_tokens = segments.shape
+        num_keys, device, width = mem_len + num_tokens, segments.device, self.config.d_model
+        distances = torch.arange(num_keys, -num_tokens, -1, device=device, dtype=torch.float32)
+        if (self.config.clamp_len or -1) > 0:
+            distances = distances.clamp(-self.config.clamp_len, self.config.clamp_len)
+        angles = torch.outer(distances, 10000.0 ** (-torch.arange(0, width, 2, device=device).float() / width))
+        encoded = self.dropout(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
+        positions = torch.cat([torch.arange(num_tokens, device=device).expand(num_rows, -1), predict], dim=1)
+        columns = num_tokens - positions[..., None] + torch.arange(num_keys, device=device)
+        of_keys = F.pad(segments, (mem_len, 0))
+        return Places(encoded, columns, segments.gather(1, positions)[..., None] == of_keys[:, None])

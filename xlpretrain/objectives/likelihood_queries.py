@@ -1,0 +1,105 @@
+"""The questions whose answers add up to the likelihood of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from xlpretrain.data.tokenizers.base import Vocabulary
+from xlpretrain.data.tokenizers.token_layout import Ids, TokenLayout
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.pretraining_model import Batch
+
+QueryKind = Literal["stream", "masked", "second_stream"]
+"""The way in which answers are hidden from the model. stream: by the causal backbone; a text's queries follow one
+another, each with the memory of those before it. masked: by the mask token, read in their place. second_stream: they
+come last in the permutation, and the second stream predicts them. Queries of the last two kinds have no memory."""
+
+
+@dataclass(frozen=True)
+class LikelihoodQuery:
+    """One sample, and the tokens of the text that the objective's first term predicts in it.
+
+    tokens: ids that the sample consists of. positions: the indices of the tokens whose hidden states predict.
+    answers: the id that each of them predicts. segments: of the tokens (default: all 0).
+    """
+
+    kind: QueryKind
+    tokens: Ids
+    positions: Sequence[int]
+    answers: Ids
+    segments: Ids | None = None
+
+
+def stream_queries(context: Sequence[int], *, seq_len: int, ahead: int = 1) -> Iterator[LikelihoodQuery]:
+    """Read a text from left to right, `seq_len` tokens per query, and ask at each token for the one `ahead` of it.
+
+    context: `ahead` tokens to start from, then the text.
+    """
+    for start in range(0, len(context) - ahead, seq_len):
+        answers = context[start + ahead : start + ahead + seq_len]
+        yield LikelihoodQuery("stream", context[start : start + len(answers)], range(len(answers)), answers)
+
+
+def pseudo_likelihood_queries(
+    text: Sequence[int],
+    vocabulary: Vocabulary,
+    layout: TokenLayout,
+    *,
+    seq_len: int,
+    kind: Literal["masked", "second_stream"],
+) -> Iterator[LikelihoodQuery]:
+    """Ask for each token given all the others (Salazar et al. 2020, arXiv:1910.14659, equation 1).
+
+    A text longer than a sample of `seq_len` is cut into several, each laid out as a single text.
+    """
+    room = seq_len - layout.num_symbols(1)
+    for start in range(0, len(text), room):
+        sample = layout.lay_out([text[start : start + room]], vocabulary)
+        for at in range(*sample.texts[0]):
+            yield LikelihoodQuery(kind, sample.tokens, [at], [int(sample.tokens[at])], sample.segments)
+
+
+def collate_queries(
+    queries: Sequence[LikelihoodQuery],
+    vocabulary: Vocabulary,
+    *,
+    terms: Sequence[str],
+    seq_len: int,
+    mem_valid_len: Sequence[int],
+) -> Batch:
+    """A micro-batch of queries of one kind, padded on the right; no other term than the first asks for anything.
+
+    Samples of a stream are padded to `seq_len`, as in training, the others to the longest of them.
+    """
+    kind = queries[0].kind
+    shape = (len(queries), seq_len if kind == "stream" else max(len(query.tokens) for query in queries))
+    tokens, segments = np.full(shape, vocabulary.pad, np.int64), np.zeros(shape, np.int64)
+    present, asked = np.zeros(shape, bool), np.zeros(shape, bool)
+    for i, query in enumerate(queries):
+        length = len(query.tokens)
+        tokens[i, :length], present[i, :length] = query.tokens, True
+        if query.segments is not None:
+            segments[i, :length] = query.segments
+        asked[i, list(query.positions)] = True
+    if kind == "masked":
+        tokens[asked] = vocabulary.mask
+    stream, last = kind == "stream", kind == "second_stream"
+    inputs = BackboneInput(
+        tokens=torch.from_numpy(tokens),
+        mem_valid_len=torch.tensor(mem_valid_len, dtype=torch.int64),
+        attention_mask=None if stream else torch.from_numpy(present),  # nothing sees the padding after its end
+        segments=None if stream else torch.from_numpy(segments),
+        perm_rank=torch.from_numpy(asked.astype(np.int64)) if last else None,
+        target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,
+    )
+    answers = np.concatenate([np.asarray(query.answers, np.int64) for query in queries])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    targets = {key: nothing for term in terms for key in (term, f"{term}_positions")}
+    targets[terms[0]] = torch.from_numpy(answers)
+    targets[f"{terms[0]}_positions"] = torch.arange(len(answers)) if last else torch.from_numpy(np.flatnonzero(asked))
+    return Batch(inputs, targets, dict.fromkeys(terms, 0) | {terms[0]: len(answers)})

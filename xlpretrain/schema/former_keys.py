@@ -1,0 +1,58 @@
+"""Keys that were renamed: the former ones are read as those of today, with a warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlpretrain.schema.sections import FormerKey, Section, kind_of, section_of
+
+
+def current_keys(section: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` of a `section` with former keys replaced by those of today; silent, for what we wrote ourselves.
+
+    A former key stays if its new one is given too: `validate` refuses it.
+    """
+    renamed: dict[str, Any] = rename_keys(section, data, "", [])
+    return renamed
+
+
+def rename_keys(kind: Any, value: Any, prefix: str, renamed: list[tuple[str, str]]) -> Any:
+    if isinstance(value, list):
+        return [rename_keys(kind, item, f"{prefix}{index}.", renamed) for index, item in enumerate(value)]
+    section = section_of(kind, value) if isinstance(value, Mapping) else None
+    if section is None:
+        return value
+    names = {key: current_key(section, key, item) for key, item in value.items()}
+    result = {}
+    for key, name in names.items():
+        if name != key and names.get(name) == name:
+            name = key
+        if name != key:
+            renamed.append((f"{prefix}{key}", f"{prefix}{name}"))
+        result[name] = rename_keys(kind_of(section, name), value[key], f"{prefix}{name}.", renamed)
+    return result
+
+
+_warned: set[str] = set()
+
+
+def warn_of_former_keys(renamed: Sequence[tuple[str, str]], source: str) -> None:
+    """Print a line for each former key, once in this process, and on one rank only."""
+    for then, now in renamed:
+        then, now = (re.sub(r"\.\d+(?=\.|$)", "[]", path) for path in (then, now))
+        if then != now and then not in _warned and os.environ.get("RANK", "0") == "0":
+            print(f"warning: {source}: {then} is now called {now}; the next version reads only that", file=sys.stderr)
+        _warned.add(then)
+
+
+def current_key(section: type[Section], key: str, value: Any) -> str:
+    """The key of today of a field that is given as `key` with this value."""
+    for name, field in section.model_fields.items():
+        for former in field.metadata:
+            if isinstance(former, FormerKey) and former.key == key and value in (former.values or (value,)):
+                return name
+    return key

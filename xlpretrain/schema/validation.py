@@ -1,0 +1,182 @@
+"""Data as a typed section, every mistake in one report; and back as YAML."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from xlpretrain.errors import ConfigError
+from xlpretrain.schema.former_keys import current_key, rename_keys, warn_of_former_keys
+from xlpretrain.schema.overrides import apply_overrides
+from xlpretrain.schema.sections import ONE, SEVERAL, Problem, Section, TaggedUnion, is_section, kind_of
+from xlpretrain.schema.yaml_text import format_problems, read_yaml, show_value
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
+    """`data` as a `section`, with a warning for former keys.
+
+    Raises `ConfigError` with every mistake in one report, headed by `source`.
+    """
+    renamed: list[tuple[str, str]] = []
+    data = rename_keys(section, data, "", renamed)
+    warn_of_former_keys(renamed, source)
+    try:
+        # By way of JSON: strict types, with lists for tuples and strings for paths.
+        value = section.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raised: list[dict[str, Any]] = [dict(e) for e in error.errors(include_url=False)]
+        errors = [e for e in raised if not _is_echo(e)]
+        found = [_explain_error(section, data, e) for e in errors]
+        found += _problems_of_sound_parts(section, data, unsound={e["loc"][0] for e in errors if e["loc"]})
+        raise ConfigError(format_problems(source, found)) from None
+    found = list(_walk_problems(value))
+    if found:
+        raise ConfigError(format_problems(source, found))
+    return value
+
+
+def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """The keys that a YAML file gives a `section`, in keys of today; quiet: without a warning for former ones."""
+    renamed: list[tuple[str, str]] = []
+    data: dict[str, Any] = rename_keys(section, read_yaml(path), "", renamed)
+    if not quiet:
+        warn_of_former_keys(renamed, str(path))
+    return data
+
+
+def load(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """A `section` from a YAML file and overrides. Raises `ConfigError`."""
+    return validate(section, apply_overrides(read_section(section, path), overrides, section), str(path))
+
+
+def dump(value: Section) -> str:
+    """The whole section, defaults included, as YAML that `load` reads back."""
+    return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def format_value(value: Any) -> str:
+    """A value of a section on one line, as YAML has it."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+        .removesuffix("...\n")
+        .strip()
+    )
+
+
+def explain(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
+    """Every key of a section: dotted path, value, whether it is the default, and what it means."""
+    dumped = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        item = getattr(value, name)
+        if isinstance(item, Section):
+            yield from explain(item, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield f"{prefix}{name}", dumped[name], item == default, " ".join((field.description or "").split())
+
+
+def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        for index, part in enumerate(item) if isinstance(item, tuple | list) else [(None, item)]:
+            if isinstance(part, Section):
+                yield from _walk_problems(part, f"{prefix}{name}." if index is None else f"{prefix}{name}.{index}.")
+    for path, what in value.problems():
+        yield f"{prefix}{path}", what
+
+
+def _problems_of_sound_parts(
+    section: type[Section], data: Mapping[str, Any], *, unsound: set[int | str]
+) -> Iterator[Problem]:
+    """Yield contradictions between keys of those parts that are valid by themselves: the whole was never made."""
+    for name in section.model_fields:
+        if name in data and name not in unsound:
+            part = TypeAdapter(kind_of(section, name)).validate_json(json.dumps(data[name]), strict=True)
+            if isinstance(part, Section):
+                yield from _walk_problems(part, f"{name}.")
+
+
+def _is_echo(error: dict[str, Any]) -> bool:
+    """True if an error only reports that a list lost its invalid items, each of which has an error of its own."""
+    return bool(error["type"] == "too_short" and len(error["input"]) > error["ctx"]["actual_length"])
+
+
+def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> Problem:
+    path, here = _locate(section, error["loc"])
+    known = list(here.model_fields) if here is not None else []
+    got, context = error["input"], error.get("ctx", {})
+    key = path.rsplit(".", 1)[-1]
+    if here is not None and (now := current_key(here, key, got)) != key:
+        return path, f"is the former key of {now}, which is given too; remove {key}"
+    match error["type"]:
+        case "extra_forbidden":
+            close = _closest(key, known)
+            hint = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
+            return path, f"unknown key; {hint}"
+        case "missing":
+            return path, "required, and not given"
+        case "union_tag_invalid":
+            tags = context["expected_tags"].replace("'", "")
+            return f"{path}.type", f"must be one of {tags}, got {show_value(context['tag'])}"
+        case "string_type" if got is None:
+            return path, "must be text, and is empty"
+        case "string_type" if isinstance(got, bool | int | float):
+            return (
+                path,
+                f"must be text, got {show_value(got)}, which is what YAML reads without quotes; put quotes around",
+            )
+        case "json_invalid":
+            return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
+        case _:
+            message = re.sub(
+                r"^(Input should be|Value error,|String should|List should|Tuple should) ?", "", error["msg"]
+            )
+            lead = "must be " if error["msg"].startswith("Input should be") else ""
+            return path, f"{lead}{message[:1].lower()}{message[1:]}, got {show_value(got)}"
+
+
+def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[str, type[Section] | None]:
+    """The dotted path of an error, without the tags that pydantic puts into it, and the section at that level."""
+    path: list[str] = []
+    here: type[Section] | None = section
+    variants: Mapping[str, type[Section]] | None = None
+    for part in loc:
+        if part in (ONE, SEVERAL):
+            continue
+        if variants is not None and part in variants:
+            here, variants = variants[str(part)], None
+            continue
+        known = here.model_fields if here is not None else {}
+        path.append(str(part))
+        if isinstance(part, str) and part in known and part != str(loc[-1]):
+            choice = next((m for m in known[part].metadata if isinstance(m, TaggedUnion)), None)
+            variants = choice.variants if choice else None
+            inner = [t for t in (known[part].annotation, *get_args(known[part].annotation)) if is_section(t)]
+            element = [
+                m.variants
+                for t in get_args(known[part].annotation)
+                for m in getattr(t, "__metadata__", ())
+                if isinstance(m, TaggedUnion)
+            ]
+            variants = variants or (element[0] if element else None)
+            here = None if variants else (inner[0] if inner else None)
+    return ".".join(path), here
+
+
+def _closest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that was likely meant: of those that resemble it, the one that begins most alike."""
+
+    def shared_start(other: str) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(key, other, strict=False)))
+
+    return max(difflib.get_close_matches(key, known, n=3), key=shared_start, default=None)
