@@ -104,10 +104,6 @@ class SampleSource(ABC):
         """The number of a row's corpus."""
         return 0
 
-    def epochs(self, step: int) -> Mapping[str, float]:
-        """How often each corpus of a mixture has been read by then."""
-        return {}
-
 
 class TrainSamples(SampleSource):
     """Rows without end."""
@@ -116,6 +112,10 @@ class TrainSamples(SampleSource):
     @abstractmethod
     def steps_per_epoch(self) -> float:
         """Steps in which as many rows are read as there are."""
+
+    def epochs(self, step: int) -> Mapping[str, float]:
+        """Passes over each corpus of a mixture after `step` steps of the data; empty for a single dataset."""
+        return {}
 
 
 class EvalSamples(SampleSource):
