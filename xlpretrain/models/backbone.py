@@ -85,6 +85,9 @@ class Backbone(nn.Module, ABC):
 
     d_model: int
 
+    init_std: float
+    """Standard deviation of fresh weights, the backbone's own and those of the heads built on it."""
+
     activation_checkpointing: bool = False
     """Whether backward recomputes each layer instead of keeping what it computed; set by the engine."""
 

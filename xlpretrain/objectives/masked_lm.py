@@ -154,7 +154,7 @@ class MaskedLM(Objective):
         predictions = min(self.max_predictions or self.seq_len, max(1, round(self.seq_len * self.mask_rate)))
         return MaskedLMHead(
             backbone.output_layer(),
-            sentence=None if self.sentence_task == "none" else SentenceHead(backbone.d_model),
+            sentence=None if self.sentence_task == "none" else SentenceHead(backbone.d_model, init_std=backbone.init_std),
             task=self.sentence_task,
             predictions_per_token=predictions / self.seq_len,
             seq_len=self.seq_len,
@@ -228,11 +228,11 @@ class MaskedLMCollator:
 class SentenceHead(nn.Module):
     """A row's first token onto two answers."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
-        self.pooler = Pooler(d_model)
+        self.pooler = Pooler(d_model, init_std=init_std)
         self.classifier = nn.Linear(d_model, 2)
-        draw(self.classifier, 0.02, truncated=True)
+        draw(self.classifier, init_std, truncated=True)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
         """The logits of each row."""
