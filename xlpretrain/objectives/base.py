@@ -41,6 +41,13 @@ class Objective(Section, ABC):
     predicts_tokens: ClassVar[bool] = True
     """Whether it learns from a corpus; else from labelled texts."""
 
+    def resolved(self, begun: Objective | None) -> Objective:
+        """The same with every key decided that follows from the run as it began. begun: its objective; None: a new run.
+
+        Default: nothing does.
+        """
+        return self
+
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from xlpretrain.data.samples import Sample
@@ -29,6 +29,10 @@ from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import Objective, sample_rng, token_prediction_loss
 from xlpretrain.objectives.token_masking import TokenMasker
 from xlpretrain.schema import Problem
+
+_KEYS_BEFORE_NSP_PAIRS = frozenset(
+    ("seq_len", "mask_rate", "max_predictions", "max_ngram", "whole_words", "sentence_task", "sop_single_sentence")
+) | {"short_seq_prob", "sentence_weight"}
 
 
 class MaskedLM(Objective):
@@ -52,12 +56,30 @@ class MaskedLM(Objective):
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
     """What sop makes of a run of one sentence. original: as ALBERT's code, the second part comes from another document
     and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
+    nsp_pairs: Literal["matched", "exchanged"] | None = None
+    """How nsp finds second parts from elsewhere. matched: the lengths of the two parts say nothing about the answer.
+    exchanged: the pairs of runs that began before this key existed, whose lengths do. null: what the run began with, or
+    matched in a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """How often a row is wanted shorter, of 2 to seq_len - 3 tokens."""
     sentence_weight: NonNegativeFloat = 1.0
     """The weight of the sentence task in the loss."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_old_pairs(cls, data: Any) -> Any:
+        """Configs that a run of an earlier version wrote have every key but nsp_pairs; their data stay as they were."""
+        is_old = isinstance(data, Mapping) and data.keys() >= _KEYS_BEFORE_NSP_PAIRS and "nsp_pairs" not in data
+        return {**data, "nsp_pairs": "exchanged"} if is_old and data["sentence_task"] == "nsp" else data
+
+    def resolved(self, begun: Objective | None) -> MaskedLM:
+        """The same with nsp_pairs decided for nsp: as given, else as the run began, else matched."""
+        if self.sentence_task != "nsp":
+            return self
+        before = begun.nsp_pairs if isinstance(begun, MaskedLM) else None
+        return self.model_copy(update={"nsp_pairs": self.nsp_pairs or before or "matched"})
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -92,6 +114,7 @@ class MaskedLM(Objective):
             max_tokens=self.seq_len - (2 if self.sentence_task == "none" else 3),
             task=self.sentence_task,
             single_sentence=self.sop_single_sentence,
+            nsp_pairs=self.nsp_pairs or "matched",
             short_seq_prob=self.short_seq_prob,
         )
 
@@ -154,7 +177,9 @@ class MaskedLM(Objective):
         predictions = min(self.max_predictions or self.seq_len, max(1, round(self.seq_len * self.mask_rate)))
         return MaskedLMHead(
             backbone.output_layer(),
-            sentence=None if self.sentence_task == "none" else SentenceHead(backbone.d_model, init_std=backbone.init_std),
+            sentence=None
+            if self.sentence_task == "none"
+            else SentenceHead(backbone.d_model, init_std=backbone.init_std),
             task=self.sentence_task,
             predictions_per_token=predictions / self.seq_len,
             seq_len=self.seq_len,
