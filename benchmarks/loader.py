@@ -81,21 +81,21 @@ def _rate(step: Callable[[int], object]) -> float:
 
 
 def _ours(manifest: TokenDataset, objective: Objective, mem_len: int) -> Callable[[int], object]:
-    rows = objective.training_rows(manifest, mem_len=mem_len, num_streams=ROWS, seed=1, shuffle_blocks=64)
-    return Loader(rows, objective.collator(manifest.open_tokenizer(), seed=1), [range(ROWS)]).step
+    samples = objective.training_samples(manifest, mem_len=mem_len, num_streams=ROWS, seed=1, shuffle_blocks=64)
+    return Loader(samples, objective.collator(manifest.open_tokenizer(), seed=1), [range(ROWS)]).step
 
 
 def _raw(tokens: np.ndarray) -> Callable[[int], object]:
-    """Rows of consecutive tokens of as many streams, as inputs and targets."""
+    """Samples of consecutive tokens of as many streams, as inputs and targets."""
     length = len(tokens) // ROWS
 
     def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = np.empty((2, ROWS, SEQ_LEN), np.int64)
         at = number * SEQ_LEN % (length - SEQ_LEN - 1)
-        for row in range(ROWS):
-            start = row * length + at
-            inputs[row] = tokens[start : start + SEQ_LEN]
-            targets[row] = tokens[start + 1 : start + SEQ_LEN + 1]
+        for sample in range(ROWS):
+            start = sample * length + at
+            inputs[sample] = tokens[start : start + SEQ_LEN]
+            targets[sample] = tokens[start + 1 : start + SEQ_LEN + 1]
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     return step

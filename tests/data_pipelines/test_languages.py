@@ -93,8 +93,8 @@ def share_predicted(objective: Objective, manifest: TokenDataset) -> tuple[float
     collate = objective.collator(manifest.open_tokenizer(), seed=1)
     tokens = predictions = without = 0
     for step in range(SAMPLES // STREAMS):
-        batch = collate([rows.row(step=step, stream=stream) for stream in range(STREAMS)])
-        per_row = np.bincount(batch.rows_of(objective.terms[0]).numpy(), minlength=STREAMS)
+        batch = collate([rows.sample(step=step, stream=stream) for stream in range(STREAMS)])
+        per_row = np.bincount(batch.samples_of(objective.terms[0]).numpy(), minlength=STREAMS)
         valid = batch.inputs.attention_mask
         tokens += STREAMS * SEQ_LEN if valid is None else int(valid.sum())
         predictions += int(per_row.sum())

@@ -70,9 +70,9 @@ class TinyBackbone(Backbone):
                 x = self._layer(x, mems[layer])
         return Hidden(x), torch.stack(kept)
 
-    def empty_memory(self, num_rows: int, mem_len: int) -> Tensor:
+    def empty_memory(self, batch_size: int, mem_len: int) -> Tensor:
         weight = self.norm.weight
-        return torch.zeros(LAYERS, num_rows, mem_len, WIDTH, dtype=weight.dtype, device=weight.device)
+        return torch.zeros(LAYERS, batch_size, mem_len, WIDTH, dtype=weight.dtype, device=weight.device)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         return 0.0
@@ -82,7 +82,7 @@ class TinyBackbone(Backbone):
 
 
 class TinyHead(Head):
-    """Two terms: the next token, and (on some rows only) whether it is even."""
+    """Two terms: the next token, and (on some samples only) whether it is even."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -113,9 +113,11 @@ def tiny_model(*, seed: int = 0, dropout: float = 0.0) -> PretrainingModel:
 
 def tiny_batch(step: int, streams: range) -> Batch:
     """What these streams read at a step; every third stream has an `even` target."""
-    rows = [torch.randint(0, VOCAB, (SEQ + 1,), generator=_generator(step, stream)) for stream in streams]
-    tokens = torch.stack(rows) if rows else torch.zeros(0, SEQ + 1, dtype=torch.long)
-    even = torch.tensor([int(row[1]) % 2 if stream % 3 == 0 else -1 for stream, row in zip(streams, rows, strict=True)])
+    samples = [torch.randint(0, VOCAB, (SEQ + 1,), generator=_generator(step, stream)) for stream in streams]
+    tokens = torch.stack(samples) if samples else torch.zeros(0, SEQ + 1, dtype=torch.long)
+    even = torch.tensor(
+        [int(sample[1]) % 2 if stream % 3 == 0 else -1 for stream, sample in zip(streams, samples, strict=True)]
+    )
     inputs = BackboneInput(tokens[:, :-1], torch.full((len(streams),), MEMORY))
     counts = {"lm": len(streams) * SEQ, "even": sum(stream % 3 == 0 for stream in streams)}
     return Batch(inputs, {"lm": tokens[:, 1:], "even": even.long()}, counts)

@@ -39,7 +39,7 @@ from xlpretrain.models.pretraining_model import PretrainingModel
 Range = tuple[str, str, int, int]
 """(kind, parameter name, start, stop)."""
 _HEAD = "head."
-Segment = tuple[str, str, int, int]
+FileRange = tuple[str, str, int, int]
 """(file, key, start, stop): elements of a tensor along the dimension it is cut in."""
 
 
@@ -75,7 +75,7 @@ class Checkpoint:
     def verify(self, ranges: Iterable[Range], streams: range = range(0)) -> None:
         """Check every chunk that reading these (kind, name, start, stop), and these streams' memories, would touch."""
         wanted: dict[str, set[int]] = {}
-        segments = [s for request in ranges for s in self._segments(*request)] + list(self._memory_segments(streams))
+        segments = [s for request in ranges for s in self._ranges(*request)] + list(self._memory_ranges(streams))
         for file, key, start, stop in segments:
             if file not in self._offsets:
                 self._offsets[file] = self._read_header(file, wanted.setdefault(file, set()))
@@ -89,22 +89,22 @@ class Checkpoint:
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Float[Tensor, " N"]:
         """Elements [start, stop) of a flattened parameter or of its optimizer state: fp32, on the CPU."""
-        parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._segments(kind, name, start, stop)]
+        parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._ranges(kind, name, start, stop)]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def read_memory(self, streams: range) -> Shaped[Tensor, "L S M D"]:
         """The memories of these streams, on the CPU, as they were saved."""
         first, _, file = self.manifest.memory[0]
         empty = self._file(file).get_slice(memory_key(first))[:, 0:0]
-        parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_segments(streams)]
+        parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_ranges(streams)]
         return torch.cat([empty, *parts], dim=1)
 
-    def _segments(self, kind: str, name: str, start: int, stop: int) -> Iterator[Segment]:
+    def _ranges(self, kind: str, name: str, start: int, stop: int) -> Iterator[FileRange]:
         for low, high, file in self.manifest.parameters[name].ranges:
             if max(start, low) < min(stop, high):
                 yield file, tensor_key(kind, name, low), max(start, low) - low, min(stop, high) - low
 
-    def _memory_segments(self, streams: range) -> Iterator[Segment]:
+    def _memory_ranges(self, streams: range) -> Iterator[FileRange]:
         for low, high, file in self.manifest.memory:
             first, last = max(streams.start, low), min(streams.stop, high)
             if first < last:

@@ -29,7 +29,7 @@ from xlpretrain.checkpoint.writer import (
     write_checkpoint,
 )
 from xlpretrain.engine.base import Engine
-from xlpretrain.engine.state_shards import StateRange
+from xlpretrain.engine.state_shards import StateShard
 from xlpretrain.errors import CheckpointError
 from xlpretrain.schema import Section
 
@@ -247,7 +247,7 @@ class Saver:
             self._failure = error
 
 
-def _tensors(ranges: Sequence[StateRange], streams: range, memory: Tensor) -> dict[str, Tensor]:
+def _tensors(ranges: Sequence[StateShard], streams: range, memory: Tensor) -> dict[str, Tensor]:
     """What this rank saves, by key."""
     tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
     return tensors | ({memory_key(streams.start): memory} if streams else {})

@@ -21,7 +21,7 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
         num_streams=config.global_batch_size,
         shuffle_blocks=config.data.shuffle_blocks,
     )
-    return train.rows(make, seed=config.seed)
+    return train.samples(make, seed=config.seed)
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
@@ -89,10 +89,14 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 " smaller block_tokens",
             )
             return
-    rows = None if single else make_training_samples(config, train)
-    if isinstance(rows, MixtureSamples) and rows.num_steps is not None and rows.num_steps < (config.max_steps or 0):
+    samples = None if single else make_training_samples(config, train)
+    if (
+        isinstance(samples, MixtureSamples)
+        and samples.num_steps is not None
+        and samples.num_steps < (config.max_steps or 0)
+    ):
         yield (
             "max_steps",
-            f"after {rows.num_steps} steps every corpus of data.train has been read max_epochs times, got"
+            f"after {samples.num_steps} steps every corpus of data.train has been read max_epochs times, got"
             f" {config.max_steps}; lower it, or raise max_epochs of a corpus (leave it out: no end)",
         )

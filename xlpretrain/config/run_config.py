@@ -47,9 +47,9 @@ class RunConfig(Section):
     init_from: Path | None = None
     """A run folder or a checkpoint whose weights to begin with; optimizer and step start anew."""
     global_batch_size: int = Field(16, gt=0)
-    """Rows in one step, which is the number of streams: fixed for the life of a run."""
+    """Samples in one step, which is the number of streams: fixed for the life of a run."""
     micro_batch_size: int = Field(8, gt=0)
-    """The most rows that one rank puts through the model at once; accumulation follows from it."""
+    """The most samples that one rank puts through the model at once; accumulation follows from it."""
     max_steps: int | None = Field(None, gt=0)
     """Steps to train for. Give this, or max_tokens, or max_epochs."""
     max_tokens: int | None = Field(None, gt=0)
@@ -86,7 +86,7 @@ class RunConfig(Section):
         return self.model.mem_len if settings.mem_len is None else settings.mem_len
 
     def eval_objective(self, settings: EvalConfig) -> Objective:
-        """The objective with the row length of an evaluation. Raises `ConfigError` if its settings do not fit."""
+        """The objective with the sample length of an evaluation. Raises `ConfigError` if its settings do not fit."""
         objective, source = self.objective, f"{self.name}, its evaluation"
         if settings.seq_len is not None:
             data = self.model_dump(mode="json")

@@ -32,7 +32,7 @@ class NextTokenEvalSamples(EvalSamples):
 
     @property
     def num_steps(self) -> int:
-        """Rows in the longest slice."""
+        """Samples in the longest slice."""
         return math.ceil(math.ceil(self.num_tokens / self.num_streams) / self.new_tokens)
 
     @property
@@ -41,7 +41,7 @@ class NextTokenEvalSamples(EvalSamples):
         return len(self._document_starts)
 
     def targets(self, *, step: int, stream: int) -> range:
-        """The positions in the corpus that the row predicts."""
+        """The positions in the corpus that the sample predicts."""
         first, last = slice_bounds(stream, self.num_streams, total=self.num_tokens)
         start = min(first + step * self.new_tokens, last)
         return range(start, min(start + self.new_tokens, last))
@@ -51,8 +51,8 @@ class NextTokenEvalSamples(EvalSamples):
         targets = self.targets(step=step, stream=stream)
         return np.searchsorted(self._document_starts, np.arange(targets.start, targets.stop), side="right") - 1
 
-    def row(self, *, step: int, stream: int) -> Sample:
-        """The row whose targets are `targets(step, stream)`; empty past the end of the slice."""
+    def sample(self, *, step: int, stream: int) -> Sample:
+        """The sample whose targets are `targets(step, stream)`; empty past the end of the slice."""
         targets = self.targets(step=step, stream=stream)
         start, stop = (targets.start - 1, targets.stop) if targets else (0, 0)
         remembered = min(self.mem_len, step * self.new_tokens)
@@ -68,7 +68,7 @@ class NextTokenEvalSamples(EvalSamples):
 class WindowEvalSamples(EvalSamples):
     """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
 
-    Rows advance by `stride`; a slice ends with the last row that is a whole window (or with its only one).
+    Samples advance by `stride`; a slice ends with the last sample that is a whole window (or with its only one).
     """
 
     manifest: TokenDataset
@@ -82,12 +82,12 @@ class WindowEvalSamples(EvalSamples):
 
     @property
     def num_steps(self) -> int:
-        """Rows in the longest slice."""
+        """Samples in the longest slice."""
         longest = math.ceil(self.num_tokens / self.num_streams)
         return max(0, longest - self.span_len) // self.new_tokens + 1
 
-    def row(self, *, step: int, stream: int) -> Sample:
-        """Row `step` of slice `stream`; empty past its end."""
+    def sample(self, *, step: int, stream: int) -> Sample:
+        """Sample `step` of slice `stream`; empty past its end."""
         first, last = slice_bounds(stream, self.num_streams, total=self.num_tokens)
         start = first + step * self.new_tokens
         stop = min(start + self.span_len, last)

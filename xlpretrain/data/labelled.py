@@ -60,9 +60,9 @@ class LabelledDataset(TokenDataset):
         """The tokenizer that encoded it."""
         return self._tokenizer
 
-    def row(self, number: int, *, label: int, epoch: int, stream: int) -> Sample:
-        """Example `number` as a row."""
-        return row_of(self.parts[number], label=label, epoch=epoch, sample=number, stream=stream)
+    def sample(self, number: int, *, label: int, epoch: int, stream: int) -> Sample:
+        """Example `number` as a sample."""
+        return make_sample(self.parts[number], label=label, epoch=epoch, sample_index=number, stream=stream)
 
     def __reduce__(self) -> tuple[Any, ...]:
         text, label = self._columns
@@ -102,15 +102,17 @@ def _open(path: Path, tokenizer: Tokenizer, text: Sequence[str], label: str) -> 
     return LabelledDataset(path, tokenizer, text=text, label=label)
 
 
-def row_of(parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample: int = 0, stream: int = 0) -> Sample:
-    """One or two texts' tokens as a row."""
+def make_sample(
+    parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample_index: int = 0, stream: int = 0
+) -> Sample:
+    """One or two texts' tokens as a sample."""
     return Sample(
         np.array([token for part in parts for token in part], np.int64),
         EMPTY_ENDS,
         EMPTY_ENDS,
         stream=stream,
         epoch=epoch,
-        sample_index=sample,
+        sample_index=sample_index,
         pair_target=PairTarget(split=len(parts[0]), label=label),
     )
 
@@ -119,15 +121,15 @@ def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Whether a classifier can be trained on one and tried on the other. Raises `DataError`."""
     known = set(train.labels)
     if len(known) < 2:
-        raise DataError(f"{train.path}: all of its rows have the label {known.pop()!r}; at least two are needed")
+        raise DataError(f"{train.path}: all of its samples have the label {known.pop()!r}; at least two are needed")
     strange = Counter(label for label in (valid.labels if valid else ()) if label not in known)
     if valid is not None and strange:
-        found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))
+        found = ", ".join(f"{label!r} ({count:,} samples)" for label, count in sorted(strange.items()))
         raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
 
 
 class LabelledSamples(CorpusSamples):
-    """The rows of a run: every example once an epoch, shuffled anew. labels: in the order of their numbers."""
+    """The samples of a run: every example once an epoch, shuffled anew. labels: in the order of their numbers."""
 
     manifest: LabelledDataset
     bidirectional_streams = False
@@ -142,11 +144,13 @@ class LabelledSamples(CorpusSamples):
         """How many examples there are."""
         return len(self._labels)
 
-    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
-        """The row of an example."""
-        return self.manifest.row(place.row, label=self._labels[place.row], epoch=place.epoch, stream=stream)
+    def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
+        """The sample of an example."""
+        return self.manifest.sample(
+            position.sample, label=self._labels[position.sample], epoch=position.epoch, stream=stream
+        )
 
-    def prefetch_at(self, place: BlockPosition) -> None:
+    def prefetch_at(self, position: BlockPosition) -> None:
         """Nothing: it is in memory."""
 
 
@@ -159,16 +163,16 @@ class LabelledEvalSamples(EvalSamples):
 
     @property
     def num_steps(self) -> int:
-        """Rows in the longest slice."""
+        """Samples in the longest slice."""
         return -(-len(self._labels) // self.num_streams)
 
-    def row(self, *, step: int, stream: int) -> Sample:
-        """Row `step` of slice `stream`; past its end an empty one, which asks nothing."""
+    def sample(self, *, step: int, stream: int) -> Sample:
+        """Sample `step` of slice `stream`; past its end an empty one, which asks nothing."""
         first, last = slice_bounds(stream, self.num_streams, total=len(self._labels))
         number = first + step
         if number >= last:
-            return row_of([[]], label=UNLABELLED, stream=stream)
-        return self.manifest.row(number, label=self._labels[number], epoch=0, stream=stream)
+            return make_sample([[]], label=UNLABELLED, stream=stream)
+        return self.manifest.sample(number, label=self._labels[number], epoch=0, stream=stream)
 
 
 def _numbers(examples: LabelledDataset, labels: Sequence[str]) -> list[int]:

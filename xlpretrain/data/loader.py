@@ -1,4 +1,4 @@
-"""Rows into batches, one step ahead of the device."""
+"""Samples into batches, one step ahead of the device."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _AHEAD = 2  # steps; reading and collating a step costs far less than training o
 
 
 class Collate(Protocol[B_co]):
-    """Rows into one micro-batch."""
+    """Samples into one micro-batch."""
 
-    def __call__(self, rows: Sequence[Sample]) -> B_co: ...
+    def __call__(self, samples: Sequence[Sample]) -> B_co: ...
 
 
 @dataclass(frozen=True)
 class Loader(Generic[B_co]):
     """The micro-batches of one rank. A position is an argument, not hidden state.
 
-    micro_batches: the streams of each micro-batch of this rank. skip_damage: give rows without tokens where they cannot
-    be read from a damaged block. That is decided by what the block holds alone: whichever rank reads it, and whenever,
-    decides the same.
+    micro_batches: the streams of each micro-batch of this rank. skip_damage: give samples without tokens where they
+    cannot be read from a damaged block. That is decided by what the block holds alone: whichever rank reads it, and
+    whenever, decides the same.
 
     Attributes:
-        damage: of each step that was read and has such rows, what is wrong, a message a row.
+        damage: of each step that was read and has such samples, what is wrong, a message a sample.
     """
 
-    rows: SampleSource
+    samples: SampleSource
     collate: Collate[B_co]
     micro_batches: Sequence[range]
     skip_damage: bool = False
@@ -44,7 +44,7 @@ class Loader(Generic[B_co]):
     def step(self, step: int) -> list[B_co]:
         """The micro-batches of one step. Raises `DataError` if a shard is damaged."""
         self.damage.pop(step, None)  # it may be read again, after a spike
-        read = self._read_or_skip if self.skip_damage else self.rows.row
+        read = self._read_or_skip if self.skip_damage else self.samples.sample
         return [self.collate([read(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
 
     def _prefetching(self, steps: Iterator[int]) -> Iterator[int]:
@@ -53,13 +53,13 @@ class Loader(Generic[B_co]):
         for step in steps:
             for coming in range(max(ahead + 1, step), step + _FETCHED_AHEAD + 1):
                 for stream in itertools.chain(*self.micro_batches):
-                    self.rows.prefetch(step=coming, stream=stream)
+                    self.samples.prefetch(step=coming, stream=stream)
             ahead = step + _FETCHED_AHEAD
             yield step
 
     def _read_or_skip(self, *, step: int, stream: int) -> Sample:
         try:
-            return self.rows.row(step=step, stream=stream)
+            return self.samples.sample(step=step, stream=stream)
         except DamagedDataError as error:
             self.damage.setdefault(step, []).append(str(error))
             return empty_sample(stream)
@@ -70,7 +70,7 @@ class Loader(Generic[B_co]):
         A thread and not processes: a batch from a worker process costs 35 times as much as one read in place.
         """
         steps = itertools.count(start) if stop is None else iter(range(start, stop))
-        if self.rows.is_remote:
+        if self.samples.is_remote:
             steps = self._prefetching(steps)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
             pending = deque(pool.submit(self.step, s) for s in itertools.islice(steps, _AHEAD))

@@ -26,13 +26,13 @@ class CorpusConfig(Section):
     path: str
     """Folder or URL of the training split (it holds an index.json)."""
     weight: PositiveFloat = 1.0
-    """Its share of the rows is this, divided by the sum of all weights."""
+    """Its share of the samples is this, divided by the sum of all weights."""
     max_epochs: PositiveFloat | None = None
     """After so many passes it is not read any more, and the others share its part (default: no end)."""
 
 
 class SampleFactory(Protocol):
-    """The rows of one corpus, in blocks of a size."""
+    """The samples of one corpus, in blocks of a size."""
 
     def __call__(self, manifest: TokenDataset, *, seed: int, block_tokens: int) -> CorpusSamples: ...
 
@@ -104,10 +104,10 @@ class Mixture:
         by."""
         return self.manifests[0].open_tokenizer()
 
-    def rows(self, make: SampleFactory, *, seed: int) -> TrainSamples:
-        """The rows of a run, of those that `make` gives for each corpus.
+    def samples(self, make: SampleFactory, *, seed: int) -> TrainSamples:
+        """The samples of a run, of those that `make` gives for each corpus.
 
-        All read blocks of one size, the smallest there is: then a stream's turns are of one length, whichever corpora
+        All read blocks of one size, the smallest there is: then a stream's visits are of one length, whichever corpora
         they go to.
         """
         smallest = min(manifest.block_tokens for manifest in self.manifests)
@@ -120,8 +120,8 @@ class Mixture:
             None if corpus.max_epochs is None else max(int(corpus.max_epochs * part.order.num_visits), 1)
             for corpus, part in zip(self.corpora, parts, strict=True)
         ]
-        dealing = MixtureSchedule([corpus.weight for corpus in self.corpora], limits)
-        return MixtureSamples([corpus.name for corpus in self.corpora], parts, dealing)
+        schedule = MixtureSchedule([corpus.weight for corpus in self.corpora], limits)
+        return MixtureSamples([corpus.name for corpus in self.corpora], parts, schedule)
 
     def token_counts(self) -> np.ndarray:
         """How often each token occurs, weighted as the corpora are. Reads everything."""
@@ -137,51 +137,53 @@ class Mixture:
 
 @dataclass(frozen=True)
 class MixtureSamples(TrainSamples):
-    """The rows of a mixture: streams take turns, and turns are dealt to corpora.
+    """The samples of a mixture: streams visit blocks, and visits are assigned to corpora.
 
-    A turn is a block where there is a memory, which starts fresh with each, and a row where there is none. Each corpus
-    is read in its own order, by as many turns as it is dealt.
+    A visit is a block where there is a memory, which starts fresh with each, and a sample where there is none. Each
+    corpus is read in its own order, by as many visits as it is assigned.
     """
 
     names: Sequence[str]
     parts: Sequence[CorpusSamples]
-    dealing: MixtureSchedule
+    schedule: MixtureSchedule
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as all corpora have."""
+        """Steps in which as many samples are read as all corpora have."""
         return sum(part.steps_per_epoch for part in self.parts)
 
     @property
     def num_steps(self) -> int | None:
         """How many steps there are before every corpus has been read max_epochs times; None if there is no end."""
-        turns = self.dealing.num_visits
-        return None if turns is None else self._first_step(turns)
+        visits = self.schedule.num_visits
+        return None if visits is None else self._first_step(visits)
 
     @property
     def exhausted_at(self) -> list[tuple[int, str]]:
         """The steps from which on corpora are not read any more, and their names."""
-        return [(self._first_step(turn), self.names[corpus]) for turn, corpus in self.dealing.exhausted_at]
+        return [(self._first_step(visit), self.names[corpus]) for visit, corpus in self.schedule.exhausted_at]
 
     @property
     def corpora(self) -> Sequence[str]:
         """Their names."""
         return self.names
 
-    def row(self, *, step: int, stream: int) -> Sample:
+    def sample(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`."""
-        turn = self.parts[0].turn(step=step, stream=stream)
-        corpus, own = self.dealing.corpus_at(self._in_time(turn.number))
+        visit = self.parts[0].visit(step=step, stream=stream)
+        corpus, corpus_visit = self.schedule.corpus_at(self._in_time(visit.number))
         part = self.parts[corpus]
-        row = part.read(part.order.at(own, turn.row), stream=stream, behind=turn.behind)
+        sample = part.read(part.order.at(corpus_visit, visit.sample), stream=stream, samples_read=visit.samples_read)
         # Samples of all corpora have numbers of their own: what is drawn about them is never the same.
-        return replace(row, sample_index=row.sample_index + sum(other.num_samples for other in self.parts[:corpus]))
+        return replace(
+            sample, sample_index=sample.sample_index + sum(other.num_samples for other in self.parts[:corpus])
+        )
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the row needs be fetched."""
-        turn = self.parts[0].turn(step=step, stream=stream)
-        corpus, own = self.dealing.corpus_at(self._in_time(turn.number))
-        self.parts[corpus].prefetch_at(self.parts[corpus].order.at(own, turn.row))
+        """Let what the sample needs be fetched."""
+        visit = self.parts[0].visit(step=step, stream=stream)
+        corpus, corpus_visit = self.schedule.corpus_at(self._in_time(visit.number))
+        self.parts[corpus].prefetch_at(self.parts[corpus].order.at(corpus_visit, visit.sample))
 
     @property
     def is_remote(self) -> bool:
@@ -189,33 +191,34 @@ class MixtureSamples(TrainSamples):
         return any(part.is_remote for part in self.parts)
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The corpus of a row."""
-        return self.dealing.corpus_at(self._in_time(self.parts[0].turn(step=step, stream=stream).number))[0]
+        """The corpus of a sample."""
+        return self.schedule.corpus_at(self._in_time(self.parts[0].visit(step=step, stream=stream).number))[0]
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each corpus has been read by then, in turns as they were dealt."""
+        """How often each corpus has been read by then, in visits as assigned."""
         order = self.parts[0].order
-        counts = self.dealing.counts(step * order.num_streams // order.samples_per_visit)
-        turns = (part.order.num_visits for part in self.parts)
-        return {name: int(count) / num for name, count, num in zip(self.names, counts, turns, strict=True)}
+        counts = self.schedule.counts(step * order.num_streams // order.samples_per_visit)
+        visits = (part.order.num_visits for part in self.parts)
+        return {name: int(count) / num for name, count, num in zip(self.names, counts, visits, strict=True)}
 
     def _in_time(self, number: int) -> int:
-        """The turns of all streams in the order in which they begin, so that at any step those begun are dealt as they
+        """The visits of all streams in the order in which they begin, so that at any step those begun are assigned as
+        they
         should be: higher streams start further on in their first block, and come to their next one earlier."""
         return number + self.parts[0].order.num_streams - 1 - 2 * (number % self.parts[0].order.num_streams)
 
-    def _first_step(self, turn: int) -> int:
-        """The first step that comes to a turn."""
+    def _first_step(self, visit: int) -> int:
+        """The first step of a visit."""
         order = self.parts[0].order
-        round_, place = divmod(turn, order.num_streams)
-        stream = order.num_streams - 1 - place
+        round_, position = divmod(visit, order.num_streams)
+        stream = order.num_streams - 1 - position
         return max(round_ * order.samples_per_visit - stream * order.samples_per_visit // order.num_streams, 0)
 
 
 def effective_shares(mixture: Mixture) -> Iterator[tuple[Corpus, float]]:
-    """Each corpus and its share of the turns, as they are dealt."""
-    dealing = MixtureSchedule([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
-    yield from zip(mixture.corpora, dealing.shares, strict=True)
+    """Each corpus and its share of the visits, as assigned."""
+    schedule = MixtureSchedule([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
+    yield from zip(mixture.corpora, schedule.shares, strict=True)
 
 
 def _count_tokens(manifest: TokenDataset) -> np.ndarray:

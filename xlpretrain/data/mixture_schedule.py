@@ -1,4 +1,4 @@
-"""Which corpus of a mixture each turn goes to: exact shares, as arithmetic. Torch-free."""
+"""The schedule of a mixture: the corpus of each visit, in exact shares, as arithmetic. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ LONGEST_PERIOD = 100_000
 
 @dataclass(frozen=True)
 class SchedulePhase:
-    """Turns `first`, first + 1, ... are dealt to `corpora`, in a period that repeats itself.
+    """Visits `first`, first + 1, ... are assigned by a period that repeats itself.
 
-    dealt: the corpus of each turn of a period. rank: how many turns of that period its corpus has had before.
-    per_period: turns of each corpus in a period. before: turns of each corpus before the phase.
+    assigned: the corpus of each visit of a period. rank: how many visits of that period its corpus has had before.
+    per_period: visits of each corpus in a period. before: visits of each corpus before the phase.
     """
 
     first: int
-    dealt: np.ndarray
+    assigned: np.ndarray
     rank: np.ndarray
     per_period: np.ndarray
     before: np.ndarray
 
-    def visit_of(self, corpus: int, own: int) -> int:
-        """The turn that is number `own` of a corpus; it lies in this phase or after it."""
-        periods, rank = divmod(own - int(self.before[corpus]), int(self.per_period[corpus]))
-        place = np.flatnonzero(self.dealt == corpus)[rank]
-        return self.first + periods * len(self.dealt) + int(place)
+    def visit_of(self, corpus: int, corpus_visit: int) -> int:
+        """The visit that is `corpus_visit` of a corpus; it is in this phase or after it."""
+        periods, rank = divmod(corpus_visit - int(self.before[corpus]), int(self.per_period[corpus]))
+        offset = np.flatnonzero(self.assigned == corpus)[rank]
+        return self.first + periods * len(self.assigned) + int(offset)
 
 
 class MixtureSchedule:
-    """Deals the turns 0, 1, 2, ... to corpora by weight. Any turn costs the same to find.
+    """Assigns the visits 0, 1, 2, ... to corpora by weight. Any visit costs the same to find.
 
-    Of the first k turns since the corpora were last others, a corpus of share w has had more than k * w - 1 and fewer
-    than k * w + 1, for every k. A corpus that has had its limit drops out, and the others share its part from then on.
+    Of the first k visits since a corpus last dropped out, a corpus of share w has had more than k * w - 1 and fewer
+    than k * w + 1, for every k. A corpus that reaches its limit drops out; the others share its part from then on.
 
     Attributes:
-        shares: of each corpus, while all are there.
-        dropouts: the turn before which a corpus drops out, and the corpus, in that order.
+        shares: the share of each corpus while none is exhausted.
+        exhausted_at: the visit before which a corpus drops out, and the corpus, in that order.
     """
 
     def __init__(self, weights: Sequence[float], limits: Sequence[int | None]):
-        """limits: the most turns of each corpus, or None."""
+        """limits: the most visits of each corpus, or None."""
         whole = integer_weights(weights)
         self.shares = [weight / sum(whole) for weight in whole]
         self.exhausted_at: list[tuple[int, int]] = []
@@ -66,27 +66,27 @@ class MixtureSchedule:
 
     @property
     def num_visits(self) -> int | None:
-        """How many turns there are before every corpus has dropped out; None if there is no end."""
+        """Visits until every corpus is exhausted; None without an end."""
         return self.exhausted_at[-1][0] if len(self.exhausted_at) == len(self.shares) else None
 
-    def corpus_at(self, turn: int) -> tuple[int, int]:
-        """The corpus of a turn, and which of the corpus's own turns it is."""
-        phase = self._phase_of(turn)
-        periods, place = divmod(turn - phase.first, len(phase.dealt))
-        corpus = int(phase.dealt[place])
-        own = int(phase.before[corpus]) + periods * int(phase.per_period[corpus]) + int(phase.rank[place])
-        return corpus, own
+    def corpus_at(self, visit: int) -> tuple[int, int]:
+        """The corpus of a visit, and which of the corpus's own visits it is."""
+        phase = self._phase_of(visit)
+        periods, offset = divmod(visit - phase.first, len(phase.assigned))
+        corpus = int(phase.assigned[offset])
+        corpus_visit = int(phase.before[corpus]) + periods * int(phase.per_period[corpus]) + int(phase.rank[offset])
+        return corpus, corpus_visit
 
-    def counts(self, turn: int) -> np.ndarray:
-        """How many of the turns before `turn` each corpus has had."""
-        phase = self._phase_of(max(turn - 1, 0))
-        periods, place = divmod(turn - phase.first, len(phase.dealt))
-        rest = np.bincount(phase.dealt[:place], minlength=len(self.shares))
+    def counts(self, visit: int) -> np.ndarray:
+        """How many of the visits before `visit` each corpus has had."""
+        phase = self._phase_of(max(visit - 1, 0))
+        periods, offset = divmod(visit - phase.first, len(phase.assigned))
+        rest = np.bincount(phase.assigned[:offset], minlength=len(self.shares))
         counts: np.ndarray = phase.before + periods * phase.per_period + rest
         return counts
 
-    def _phase_of(self, turn: int) -> SchedulePhase:
-        return next(phase for phase in reversed(self._phases) if phase.first <= turn)
+    def _phase_of(self, visit: int) -> SchedulePhase:
+        return next(phase for phase in reversed(self._phases) if phase.first <= visit)
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
@@ -104,26 +104,26 @@ def integer_weights(weights: Sequence[float]) -> list[int]:
 
 def _phase(first: int, whole: Sequence[int], before: np.ndarray) -> SchedulePhase:
     divisor = math.gcd(*whole)
-    dealt = make_schedule(tuple(weight // divisor for weight in whole))
-    rank = np.empty(len(dealt), np.int64)
+    assigned = make_schedule(tuple(weight // divisor for weight in whole))
+    rank = np.empty(len(assigned), np.int64)
     for corpus in range(len(whole)):
-        places = np.flatnonzero(dealt == corpus)
-        rank[places] = np.arange(len(places))
-    return SchedulePhase(first, dealt, rank, np.bincount(dealt, minlength=len(whole)), before)
+        visits = np.flatnonzero(assigned == corpus)
+        rank[visits] = np.arange(len(visits))
+    return SchedulePhase(first, assigned, rank, np.bincount(assigned, minlength=len(whole)), before)
 
 
 @lru_cache
 def make_schedule(weights: tuple[int, ...]) -> np.ndarray:
-    """The corpus of each turn of a period, which has sum(weights) turns; a weight may be 0.
+    """The corpus of each visit of a period, which has sum(weights) visits; a weight may be 0.
 
-    Among those that would not get too far ahead, the turn goes to the one that would soonest fall too far behind:
+    Among those that would not get too far ahead, the visit goes to the one that would soonest fall too far behind:
     Tijdeman, "The chairman assignment problem" (1980). With n corpora no prefix is off by more than 1 - 1 / (2n - 2);
     the largest deficit alone would not do: with many corpora it may be off by more than one.
     """
     period, some = sum(weights), [i for i, weight in enumerate(weights) if weight]
     scale = max(2 * len(some) - 2, 1)
-    deficits, dealt = [0] * len(weights), np.zeros(period, np.int64)
-    for turn in range(period):
+    deficits, assigned = [0] * len(weights), np.zeros(period, np.int64)
+    for visit in range(period):
         best, soonest = -1, math.inf
         for i in some:
             deficits[i] += weights[i]
@@ -131,6 +131,6 @@ def make_schedule(weights: tuple[int, ...]) -> np.ndarray:
                 deadline = (period * (scale - 1) - deficits[i] * scale) / weights[i]
                 if deadline < soonest:
                     best, soonest = i, deadline
-        dealt[turn] = best
+        assigned[visit] = best
         deficits[best] -= period
-    return dealt
+    return assigned

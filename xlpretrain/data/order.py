@@ -1,6 +1,6 @@
 """The order in which a corpus is read: arithmetic without state, so that any position costs the same to find.
 
-A run has `num_streams` streams for its whole life, and one step takes one row of each. What stream `s` reads at step
+A run has `num_streams` streams for its whole life, and one step takes one sample of each. What stream `s` reads at step
 `t` follows from (index, seed, t, s) alone. Torch-free.
 """
 
@@ -54,61 +54,62 @@ def _half(size: int) -> int:
 
 
 class BlockPosition(NamedTuple):
-    """Where a stream stands: row `row` of block `block`, in pass `epoch` over the corpus."""
+    """The place of a sample: number `sample` in block `block`, in pass `epoch` over the corpus."""
 
     epoch: int
     block: int
-    row: int
+    sample: int
 
 
 class BlockVisit(NamedTuple):
-    """What a stream is at: row `row` of turn `number`, of which it has read `behind` rows, all there were before.
+    """A stream's place within a visit: sample `sample` of visit `number`.
 
-    Turns are numbered over all streams, from the run's first on.
+    Visits are numbered over all streams, from the run's first on. samples_read: samples of this visit that the stream
+    has read before; fewer than `sample` only in the run's first visits, which begin inside a block.
     """
 
     number: int
-    row: int
-    behind: int
+    sample: int
+    samples_read: int
 
 
 class Order(ABC):
-    """What each stream reads at each step: streams take turns, and the turns of an epoch are `num_turns`."""
+    """The visits of each stream: which part of the corpus it reads at each step. An epoch has `num_visits` visits."""
 
     num_streams: int
 
     @property
     @abstractmethod
     def num_visits(self) -> int:
-        """Turns in one pass over the corpus."""
+        """Visits in one pass over the corpus."""
 
     @property
     @abstractmethod
     def samples_per_visit(self) -> int:
-        """Rows that a stream reads before its next turn."""
+        """Samples that a stream reads in one visit."""
 
     @abstractmethod
-    def turn(self, *, step: int, stream: int) -> BlockVisit:
-        """What `stream` is at; the same for every corpus that is read in rows and turns of the same length."""
+    def visit(self, *, step: int, stream: int) -> BlockVisit:
+        """The visit of `stream` at a step; equal for all corpora with samples and visits of equal length."""
 
     @abstractmethod
-    def at(self, number: int, row: int) -> BlockPosition:
-        """Where row `row` of turn `number` lies."""
+    def at(self, number: int, index: int) -> BlockPosition:
+        """The place of sample `index` of visit `number`."""
 
-    def place(self, *, step: int, stream: int) -> BlockPosition:
+    def position(self, *, step: int, stream: int) -> BlockPosition:
         """What `stream` reads at `step`."""
-        turn = self.turn(step=step, stream=stream)
-        return self.at(turn.number, turn.row)
+        visit = self.visit(step=step, stream=stream)
+        return self.at(visit.number, visit.sample)
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
+        """Steps in which as many samples are read as the corpus has."""
         return self.num_visits * self.samples_per_visit / self.num_streams
 
 
 @dataclass(frozen=True)
 class Contiguous(Order):
-    """Each stream reads one whole block row after row, then its next: the order for objectives with memory.
+    """Each stream reads one whole block sample after sample, then its next: the order for objectives with memory.
 
     No table grows with the number of blocks.
 
@@ -118,7 +119,7 @@ class Contiguous(Order):
     """
 
     num_blocks: int
-    rows_per_block: int
+    samples_per_block: int
     num_streams: int
     seed: int
 
@@ -130,81 +131,82 @@ class Contiguous(Order):
     @property
     def samples_per_visit(self) -> int:
         """A block."""
-        return self.rows_per_block
+        return self.samples_per_block
 
-    def turn(self, *, step: int, stream: int) -> BlockVisit:
+    def visit(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at."""
-        visit, row = divmod(step + stream * self.rows_per_block // self.num_streams, self.rows_per_block)
-        return BlockVisit(visit * self.num_streams + stream, row, behind=min(step, row))
+        round_, index = divmod(step + stream * self.samples_per_block // self.num_streams, self.samples_per_block)
+        return BlockVisit(round_ * self.num_streams + stream, index, samples_read=min(step, index))
 
-    def at(self, number: int, row: int) -> BlockPosition:
-        """Where row `row` of turn `number` lies."""
-        return BlockPosition(*_block_of_turn(number, self.num_blocks, self.seed), row)
+    def at(self, number: int, index: int) -> BlockPosition:
+        """The place of sample `index` of visit `number`."""
+        return BlockPosition(*_block_of_visit(number, self.num_blocks, self.seed), index)
 
 
-@lru_cache(1 << 14)  # a stream asks once a row
-def _block_of_turn(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
+@lru_cache(1 << 14)  # a stream asks once a sample
+def _block_of_visit(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
     """Epoch and block."""
     epoch, index = divmod(number, num_blocks)
     return epoch, permute(index, size=num_blocks, key=hash_ints(seed, epoch))
 
 
 class Shuffled(Order):
-    """Rows in random order, for objectives without memory: step t and stream s take row k = t * num_streams + s.
+    """Samples in random order, for objectives without memory: step t and stream s take sample k = t * num_streams + s.
 
-    Blocks are permuted anew for each epoch, and rows within each window of `window_blocks` consecutive blocks of that
+    Blocks are permuted anew for each epoch, and samples within each window of `window_blocks` consecutive blocks of
+    that
     order: a run touches few blocks at a time, which it knows ahead. An epoch costs one table of a number per block.
     """
 
-    def __init__(self, rows_of_block: np.ndarray, *, num_streams: int, seed: int, window_blocks: int):
-        """`rows_of_block`: how many rows each block has."""
-        self.num_rows = int(rows_of_block.sum())
+    def __init__(self, samples_of_block: np.ndarray, *, num_streams: int, seed: int, window_blocks: int):
+        """samples_of_block: the number of samples in each block."""
+        self.num_samples = int(samples_of_block.sum())
         self.num_streams = num_streams
-        self.rows_of_block, self.window_blocks, self._seed = rows_of_block, window_blocks, seed
+        self.samples_of_block, self.window_blocks, self._seed = samples_of_block, window_blocks, seed
         self._cached_epoch = lru_cache(2)(self._permute_blocks)  # an epoch's last step reads two
-        self._cached_places = lru_cache(16)(self._find_places)
+        self._cached_positions = lru_cache(16)(self._find_positions)
 
     @property
     def num_visits(self) -> int:
-        """One a row."""
-        return self.num_rows
+        """One a sample."""
+        return self.num_samples
 
     @property
     def samples_per_visit(self) -> int:
         """One."""
         return 1
 
-    def turn(self, *, step: int, stream: int) -> BlockVisit:
+    def visit(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at. What was read before is of no use."""
-        return BlockVisit(step * self.num_streams + stream, row=0, behind=0)
+        return BlockVisit(step * self.num_streams + stream, sample=0, samples_read=0)
 
-    def at(self, number: int, row: int) -> BlockPosition:
-        """Where turn `number` lies."""
-        epoch, index = divmod(number, self.num_rows)
-        chunk, place = divmod(index, _CHUNK)
-        return self._cached_places(epoch, chunk)[place]
+    def at(self, number: int, index: int) -> BlockPosition:
+        """The place of the only sample of visit `number`."""
+        epoch, index = divmod(number, self.num_samples)
+        chunk, offset = divmod(index, _CHUNK)
+        return self._cached_positions(epoch, chunk)[offset]
 
-    def _find_places(self, epoch: int, chunk: int) -> list[BlockPosition]:
-        """Those of `_CHUNK` rows at once, which costs little more than one."""
+    def _find_positions(self, epoch: int, chunk: int) -> list[BlockPosition]:
+        """The places of `_CHUNK` samples, at little more than the cost of one."""
         blocks, starts = self._cached_epoch(epoch)
-        rows = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.num_rows))
-        windows = (starts.searchsorted(rows, side="right") - 1) // self.window_blocks
+        samples = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.num_samples))
+        windows = (starts.searchsorted(samples, side="right") - 1) // self.window_blocks
         for window in np.unique(windows).tolist():
             first = window * self.window_blocks
             last = min(first + self.window_blocks, len(blocks))
             low, high, here = int(starts[first]), int(starts[last]), windows == window
             key = hash_ints(self._seed, epoch, window)
-            rows[here] = low + permute_array(rows[here] - low, size=high - low, key=key)
-        at = starts.searchsorted(rows, side="right") - 1
-        found = zip(blocks[at].tolist(), (rows - starts[at]).tolist(), strict=True)
-        return [BlockPosition(epoch, block, row) for block, row in found]
+            samples[here] = low + permute_array(samples[here] - low, size=high - low, key=key)
+        at = starts.searchsorted(samples, side="right") - 1
+        found = zip(blocks[at].tolist(), (samples - starts[at]).tolist(), strict=True)
+        return [BlockPosition(epoch, block, index) for block, index in found]
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in the order of an epoch, and at which row each of them starts, the end of the last one too."""
+        """The blocks in the order of an epoch, and at which sample each of them starts, the end of the last one too."""
         blocks = np.argsort(
-            hash_array(np.arange(len(self.rows_of_block)), hash_ints(self._seed, epoch))
+            hash_array(np.arange(len(self.samples_of_block)), hash_ints(self._seed, epoch))
         )  # no two are alike
-        return blocks, np.concatenate([[0], np.cumsum(self.rows_of_block[blocks])])
+        return blocks, np.concatenate([[0], np.cumsum(self.samples_of_block[blocks])])
 
 
 def permute_array(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:

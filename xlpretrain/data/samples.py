@@ -1,6 +1,6 @@
 """Streams: the tokens that a stream reads at a step of training. Torch-free.
 
-Objectives whose rows are consecutive tokens use what is here; those that pair sentences use `pairs`.
+Objectives whose samples are consecutive tokens use what is here; those that pair sentences use `pairs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from xlpretrain.data.order import BlockPosition, BlockVisit, Contiguous, Order, Shuffled, hash_ints
 from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 
-ELSEWHERE = 1  # sets its draw apart from the others of the same row
+ELSEWHERE = 1  # sets its draw apart from the others of the same sample
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class PairTarget:
-    """How the tokens of a row fall into two parts.
+    """How the tokens of a sample fall into two parts.
 
     split: where the second begins; the number of tokens if there is none.
     label: what a sentence task asks for: 0 the second part follows the first, 1 it does not; -1 nothing.
@@ -45,15 +45,16 @@ class PairTarget:
 
 @dataclass(frozen=True)
 class Sample(TokenSpan):
-    """One row of one stream: a window of tokens and where it stands.
+    """One sample of one stream: a window of tokens and where it stands.
 
     tokens: at most the objective's window; shorter only where a block or the corpus ends (the collator pads), empty
         for a stream that has nothing left to read.
-    epoch, sample: with the run's seed, the key of every random choice made about this row.
-    remembered: how many memory positions are this row's own past; the model masks the others.
-    reverse: whether the text is read from its end.
-    elsewhere: text from a random place of the same block, beginning with a sentence, for objectives that ask for it.
-    pair: for objectives that pair sentences.
+    epoch, sample_index: with the run's seed, the key of every random choice made about this sample.
+    mem_valid_len: memory positions that are this sample's own past; the model masks the others.
+    reversed: the text is read from its end.
+    random_segment: text from a random place of the same block, beginning with a sentence, if
+        the objective asks for it.
+    pair_target: for objectives that pair sentences.
     """
 
     stream: int
@@ -66,7 +67,7 @@ class Sample(TokenSpan):
 
 
 def empty_sample(stream: int) -> Sample:
-    """A row without tokens."""
+    """A sample without tokens."""
     nothing = np.empty(0, np.uint16)
     return Sample(
         nothing,
@@ -80,14 +81,14 @@ def empty_sample(stream: int) -> Sample:
 
 
 class SampleSource(ABC):
-    """Where rows come from: a pure function of step and stream."""
+    """Where samples come from: a pure function of step and stream."""
 
     @abstractmethod
-    def row(self, *, step: int, stream: int) -> Sample:
+    def sample(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the row needs be fetched, if it lies behind a URL; returns at once."""
+        """Let what the sample needs be fetched, if it lies behind a URL; returns at once."""
         return
 
     @property
@@ -101,17 +102,17 @@ class SampleSource(ABC):
         return ()
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The number of a row's corpus."""
+        """The number of a sample's corpus."""
         return 0
 
 
 class TrainSamples(SampleSource):
-    """Rows without end."""
+    """Samples without end."""
 
     @property
     @abstractmethod
     def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as there are."""
+        """Steps in which as many samples are read as there are."""
 
     def epochs(self, step: int) -> Mapping[str, float]:
         """Passes over each corpus of a mixture after `step` steps of the data; empty for a single dataset."""
@@ -119,10 +120,10 @@ class TrainSamples(SampleSource):
 
 
 class EvalSamples(SampleSource):
-    """Rows that come to an end. Streams past theirs give empty rows.
+    """Samples that come to an end. Streams past theirs give empty samples.
 
     Predictions of one text are not independent of each other: standard errors are computed over texts, here "clusters".
-    Unless a class says otherwise, every row is a text of its own.
+    Unless a class says otherwise, every sample is a text of its own.
     """
 
     num_streams: int
@@ -133,7 +134,7 @@ class EvalSamples(SampleSource):
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """Rows in the longest stream."""
+        """Samples in the longest stream."""
 
     @property
     def num_clusters(self) -> int:
@@ -141,12 +142,12 @@ class EvalSamples(SampleSource):
         return self.num_steps * self.num_streams
 
     def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """For each prediction of the row, or for all of them at once, the number of the text that it belongs to."""
+        """For each prediction of the sample, or for all of them at once, the number of the text that it belongs to."""
         return np.asarray([step * self.num_streams + stream])
 
 
 class CorpusSamples(TrainSamples):
-    """The rows of a run that reads one corpus, or of its part of a mixture."""
+    """The samples of a run that reads one corpus, or of its part of a mixture."""
 
     manifest: TokenDataset
     order: Order
@@ -156,50 +157,50 @@ class CorpusSamples(TrainSamples):
     @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Rows' `sample` is below this."""
+        """Samples' `sample` is below this."""
 
     @abstractmethod
-    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
-        """The row at a place; its stream has read `behind` rows of the same turn before."""
+    def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
+        """The sample at a position; its stream has read `samples_read` samples of the same visit before."""
 
-    def row(self, *, step: int, stream: int) -> Sample:
+    def sample(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at `step`."""
-        turn = self.turn(step=step, stream=stream)
-        return self.read(self.order.at(turn.number, turn.row), stream=stream, behind=turn.behind)
+        visit = self.visit(step=step, stream=stream)
+        return self.read(self.order.at(visit.number, visit.sample), stream=stream, samples_read=visit.samples_read)
 
     @abstractmethod
-    def prefetch_at(self, place: BlockPosition) -> None:
-        """Let the row at a place be fetched."""
+    def prefetch_at(self, position: BlockPosition) -> None:
+        """Let the sample at a place be fetched."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the row needs be fetched."""
-        turn = self.turn(step=step, stream=stream)
-        self.prefetch_at(self.order.at(turn.number, turn.row))
+        """Let what the sample needs be fetched."""
+        visit = self.visit(step=step, stream=stream)
+        self.prefetch_at(self.order.at(visit.number, visit.sample))
 
     @property
     def is_remote(self) -> bool:
         """Whether the corpus lies behind a URL."""
         return self.manifest.remote is not None
 
-    def turn(self, *, step: int, stream: int) -> BlockVisit:
+    def visit(self, *, step: int, stream: int) -> BlockVisit:
         """What `stream` is at."""
-        return self.order.turn(step=step, stream=stream // 2 if self.bidirectional_streams else stream)
+        return self.order.visit(step=step, stream=stream // 2 if self.bidirectional_streams else stream)
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many rows are read as the corpus has."""
+        """Steps in which as many samples are read as the corpus has."""
         return self.order.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class StreamSamples(CorpusSamples):
-    """Rows of whole blocks; a last short block is never read.
+    """Samples of whole blocks; a last short block is never read.
 
-    A row has `stride` new tokens (fewer at a block's end, if the stride does not divide it) and the `window - stride`
-    tokens after them, which may belong to the block that follows in the corpus.
+    A sample has `new_tokens` new tokens (fewer at a block's end, if they do not divide it) and the `span_len -
+    new_tokens` tokens after them, which may belong to the block that follows in the corpus.
 
-    With `both_ways`, streams 2k and 2k + 1 read the same rows, the second from the other end: each its block
-    backwards, from its last token to its first (XLNet's `bi_data`).
+    With `bidirectional_streams`, streams 2k and 2k + 1 read the same samples, the second from the other end: each its
+    block backwards, from its last token to its first (XLNet's `bi_data`).
     """
 
     manifest: TokenDataset
@@ -229,55 +230,55 @@ class StreamSamples(CorpusSamples):
         elsewhere: int = 0,
         ends: bool = True,
     ) -> StreamSamples:
-        """The rows of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
+        """The samples of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
 
         block_tokens: read blocks as if they were so small; it divides their size. elsewhere: how many tokens of text
-        from elsewhere each row needs. ends: whether rows say where documents and sentences end, which takes longer than
-        all the rest.
+        from elsewhere each sample needs. ends: whether samples say where documents and sentences end, which takes
+        longer than all the rest.
         """
         block_tokens = block_tokens or manifest.block_tokens
         num_blocks = manifest.num_blocks * (manifest.block_tokens // block_tokens)
-        rows_per_block = math.ceil(block_tokens / stride)
+        samples_per_block = math.ceil(block_tokens / stride)
         num_orders = num_streams // 2 if both_ways else num_streams
         order: Order
         if mem_len:
-            order = Contiguous(num_blocks, rows_per_block, num_orders, seed)
+            order = Contiguous(num_blocks, samples_per_block, num_orders, seed)
         else:
-            rows_of_block = np.full(num_blocks, rows_per_block)
-            order = Shuffled(rows_of_block, num_streams=num_orders, seed=seed, window_blocks=shuffle_blocks)
+            samples_of_block = np.full(num_blocks, samples_per_block)
+            order = Shuffled(samples_of_block, num_streams=num_orders, seed=seed, window_blocks=shuffle_blocks)
         return cls(manifest, order, block_tokens, window, stride, mem_len, seed, both_ways, elsewhere, ends)
 
     @property
-    def rows_per_block(self) -> int:
-        """Rows in a block."""
+    def samples_per_block(self) -> int:
+        """Samples in a block."""
         return math.ceil(self.block_tokens / self.new_tokens)
 
     @property
     def num_samples(self) -> int:
-        """Rows in the corpus, in both directions if both are read."""
+        """Samples in the corpus, in both directions if both are read."""
         blocks = self.manifest.num_blocks * (self.manifest.block_tokens // self.block_tokens)
-        return blocks * self.rows_per_block * (2 if self.bidirectional_streams else 1)
+        return blocks * self.samples_per_block * (2 if self.bidirectional_streams else 1)
 
-    def prefetch_at(self, place: BlockPosition) -> None:
-        """The block, and its neighbours for rows that go on into them."""
-        begin, offset = place.block * self.block_tokens, place.row * self.new_tokens
-        positions = [begin, begin + offset + self.span_len]
+    def prefetch_at(self, position: BlockPosition) -> None:
+        """The block, and its neighbours for samples that go on into them."""
+        begin, offset = position.block * self.block_tokens, position.sample * self.new_tokens
+        reads = [begin, begin + offset + self.span_len]
         if self.bidirectional_streams:
-            positions.append(begin + self.block_tokens - offset - self.span_len - 1)
-        for position in positions:
-            if 0 <= position < self.manifest.num_tokens:
-                self.manifest.prefetch(position // self.manifest.block_tokens)
+            reads.append(begin + self.block_tokens - offset - self.span_len - 1)
+        for first in reads:
+            if 0 <= first < self.manifest.num_tokens:
+                self.manifest.prefetch(first // self.manifest.block_tokens)
 
-    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
-        """The row at a place; its stream has read `behind` rows of the same block before."""
+    def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
+        """The sample at a position; its stream has read `samples_read` samples of the same block before."""
         reverse = self.bidirectional_streams and stream % 2 == 1
-        sample = place.block * self.rows_per_block + place.row
-        sample = 2 * sample + reverse if self.bidirectional_streams else sample
+        sample_index = position.block * self.samples_per_block + position.sample
+        sample_index = 2 * sample_index + reverse if self.bidirectional_streams else sample_index
 
         block_tokens = self.block_tokens
-        offset = place.row * self.new_tokens
+        offset = position.sample * self.new_tokens
         length = min(self.new_tokens, block_tokens - offset) + self.span_len - self.new_tokens
-        begin, end = place.block * block_tokens, (place.block + 1) * block_tokens
+        begin, end = position.block * block_tokens, (position.block + 1) * block_tokens
         start, stop = (end - offset - length, end - offset) if reverse else (begin + offset, begin + offset + length)
         if self.needs_boundaries or reverse:
             text = read_text(self.manifest, start, stop, reverse=reverse)
@@ -285,16 +286,16 @@ class StreamSamples(CorpusSamples):
             text = TokenSpan(self.manifest.tokens(start, min(stop, self.manifest.num_tokens)), EMPTY_ENDS, EMPTY_ENDS)
         elsewhere = None
         if self.random_segment:
-            key = hash_ints(self.seed, place.epoch, sample, ELSEWHERE)
+            key = hash_ints(self.seed, position.epoch, sample_index, ELSEWHERE)
             elsewhere = self._read_elsewhere(begin, end, key=key, reverse=reverse)
         return Sample(
             text.tokens,
             text.document_ends,
             text.sentence_ends,
             stream,
-            place.epoch,
-            sample,
-            min(self.mem_len, behind * self.new_tokens),
+            position.epoch,
+            sample_index,
+            min(self.mem_len, samples_read * self.new_tokens),
             reverse,
             elsewhere,
         )

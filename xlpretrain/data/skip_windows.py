@@ -1,4 +1,4 @@
-"""Rows without those of windows that were left out after a loss spike. Torch-free."""
+"""Samples without those of windows that were left out after a loss spike. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Window = tuple[int, int]
 
 @dataclass(frozen=True)
 class SkippedWindows(SampleSource):
-    """The rows of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
+    """The samples of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
 
-    stride: tokens by which a row makes the memory of its stream grow.
+    stride: tokens by which a sample makes the memory of its stream grow.
     """
 
     samples: SampleSource
@@ -23,7 +23,7 @@ class SkippedWindows(SampleSource):
     new_tokens: int
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the row needs be fetched."""
+        """Let what the sample needs be fetched."""
         self.samples.prefetch(step=shifted_step(step, self.windows)[0], stream=stream)
 
     @property
@@ -37,14 +37,14 @@ class SkippedWindows(SampleSource):
         return self.samples.corpora
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The number of a row's corpus."""
+        """The number of a sample's corpus."""
         return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
 
-    def row(self, *, step: int, stream: int) -> Sample:
+    def sample(self, *, step: int, stream: int) -> Sample:
         """What `stream` reads at training step `step`."""
         data_step, fresh_since = shifted_step(step, self.windows)
-        row = self.samples.row(step=data_step, stream=stream)
-        return replace(row, mem_valid_len=min(row.mem_valid_len, (data_step - fresh_since) * self.new_tokens))
+        sample = self.samples.sample(step=data_step, stream=stream)
+        return replace(sample, mem_valid_len=min(sample.mem_valid_len, (data_step - fresh_since) * self.new_tokens))
 
 
 def shifted_step(step: int, windows: Iterable[Window]) -> tuple[int, int]:

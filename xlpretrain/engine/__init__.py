@@ -8,13 +8,13 @@ import torch
 
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.config import DTYPES, EngineConfig
-from xlpretrain.engine.state_shards import ReadRange, StateRange
+from xlpretrain.engine.state_shards import ReadRange, StateShard
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.schema import format_problems
 
-__all__ = ["Engine", "EngineConfig", "ReadRange", "StateRange", "build_engine"]
+__all__ = ["Engine", "EngineConfig", "ReadRange", "StateShard", "build_engine"]
 
 
 def build_engine(
@@ -35,11 +35,11 @@ def build_engine(
         weights: the weight of each loss term.
 
     Raises:
-        ConfigError: the optimizer is not right on the pieces of parameters that ZeRO would hand it.
+        ConfigError: the optimizer is not right on the slices of parameters that ZeRO would hand it.
     """
     if config.type == "deepspeed" and config.zero_stage > 0 and optimizer.parameter_view == "parameters":
         problem = (
-            f"{optimizer.type} needs whole parameters, and engine.zero_stage {config.zero_stage} has only pieces of"
+            f"{optimizer.type} needs whole parameters, and engine.zero_stage {config.zero_stage} has only slices of"
             " them; use adamw or lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
         )
         raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))

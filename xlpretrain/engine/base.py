@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xlpretrain.engine.state_shards import Partition, ReadRange, StateRange
+from xlpretrain.engine.state_shards import Partition, ReadRange, StateShard
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 
 
@@ -35,7 +35,7 @@ class Engine(ABC):
     """Every rank calls every method, in the same order.
 
     Under ZeRO 2 and 3 gradients are reduced in the order in which they come about, so every parameter must take part
-    in every forward pass, also in that of a micro-batch without rows.
+    in every forward pass, also in that of a micro-batch without samples.
     """
 
     model: PretrainingModel
@@ -74,7 +74,7 @@ class Engine(ABC):
     def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """Forward in evaluation mode, without gradients."""
 
-    def state_ranges(self) -> list[StateRange]:
+    def state_ranges(self) -> list[StateShard]:
         """What this rank must save for the run to go on. Call it only between steps."""
         return self._state.ranges()
 

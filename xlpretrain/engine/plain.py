@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine, LossTermScales
-from xlpretrain.engine.state_shards import Partition, Piece, clip_by_global_norm, fused_tensors
+from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 
@@ -47,18 +47,21 @@ class PlainEngine(Engine):
                 parameter.data = parameter.data.to(precision)
 
         self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=grad_dtype, device=device)
-        pieces = torch.split(self._flat, [p.numel() for p in self._parameters])
-        self._gradients = [g.view_as(p) for g, p in zip(pieces, self._parameters, strict=True)]
+        shards = torch.split(self._flat, [p.numel() for p in self._parameters])
+        self._gradients = [g.view_as(p) for g, p in zip(shards, self._parameters, strict=True)]
         self._unwritten: set[int] = set()
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
         self._optimizer = optimizer.build(self._masters)
         self._state = Partition(
-            [Piece(master, 0, name, 0, master.numel()) for name, master in zip(named, self._masters, strict=True)],
+            [
+                ParameterShard(master, 0, name, 0, master.numel())
+                for name, master in zip(named, self._masters, strict=True)
+            ],
             self._optimizer,
             optimizer.state_keys,
             self._masters,
-            stacks=fused_tensors(model),
+            fused=fused_tensors(model),
             replicated=True,
         )
 

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xlpretrain.optim.base import LayerwiseOptimizer, Segment
+from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice
 
 
 @dataclass(frozen=True)
-class StateRange:
-    """A piece of training state that this rank owns: elements [start, stop) of a flattened parameter.
+class StateShard:
+    """Training state that this rank owns: elements [start, stop) of a flattened parameter.
 
     kind: `weight` (the fp32 master), or the name of an optimizer state (`exp_avg`, `exp_avg_sq`).
     tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
@@ -36,7 +36,7 @@ ReadRange = Callable[[str, str, int, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParameterShard:
     """Elements [start, stop) of parameter `name` (flattened) lie in `master` (flattened) from `offset` on."""
 
     master: Tensor
@@ -51,7 +51,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Stack:
+class FusedTensors:
     """A parameter is tensors number `first` to `first + count - 1` of the model, of `size` elements each."""
 
     first: int
@@ -59,38 +59,38 @@ class Stack:
     size: int
 
 
-def fused_tensors(model: nn.Module) -> dict[str, Stack]:
+def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
     """By parameter name, tied ones once. A parameter with the attribute `num_fused` is so many tensors, others are one.
 
     To be called before ZeRO takes the model over.
     """
-    found: dict[str, Stack] = {}
+    found: dict[str, FusedTensors] = {}
     first = 0
     for name, parameter in model.named_parameters():
         count = getattr(parameter, "num_fused", 1)
         assert parameter.shape[:1].numel() % count == 0, f"{name} of shape {parameter.shape} is not {count} tensors"
-        found[name] = Stack(first, count, parameter.numel() // count)
+        found[name] = FusedTensors(first, count, parameter.numel() // count)
         first += count
     return found
 
 
 class Partition:
-    """The pieces of state that one rank holds, and the optimizer that steps them.
+    """The shards of state that one rank holds, and the optimizer that steps them.
 
     replicated: every rank holds all of it, and saves a share.
     """
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        shards: Sequence[ParameterShard],
         optimizer: torch.optim.Optimizer,
         kinds: Sequence[str],
         masters: Iterable[Tensor],
         *,
-        stacks: Mapping[str, Stack],
+        fused: Mapping[str, FusedTensors],
         replicated: bool,
     ):
-        self.pieces = pieces
+        self.shards = shards
         self.replicated = replicated
         self.optimizer = optimizer
         self.state_keys = kinds
@@ -101,25 +101,25 @@ class Partition:
             state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
             optimizer.state[master] = state
         if isinstance(optimizer, LayerwiseOptimizer):
-            segments: dict[Tensor, list[Segment]] = {master: [] for master in self.master_weights}
-            for piece in pieces:
-                segments[piece.master] += _segments(piece, stacks[piece.name])
-            num_tensors = sum(stack.count for stack in stacks.values())
+            slices: dict[Tensor, list[TensorSlice]] = {master: [] for master in self.master_weights}
+            for shard in shards:
+                slices[shard.master] += _slices(shard, fused[shard.name])
+            num_tensors = sum(tensors.count for tensors in fused.values())
             optimizer.set_parameter_slices(
-                segments, num_tensors=num_tensors, group=None if replicated else dist.group.WORLD
+                slices, num_tensors=num_tensors, group=None if replicated else dist.group.WORLD
             )
 
-    def ranges(self) -> list[StateRange]:
+    def ranges(self) -> list[StateShard]:
         """Live views of the weights and the optimizer's state that this rank saves."""
         return [
-            StateRange(kind, piece.name, piece.start, piece.stop, piece.view(self._tensor(piece.master, kind)))
-            for piece in (_share(self.pieces) if self.replicated else self.pieces)
+            StateShard(kind, shard.name, shard.start, shard.stop, shard.view(self._tensor(shard.master, kind)))
+            for shard in (_share(self.shards) if self.replicated else self.shards)
             for kind in ("weight", *self.state_keys)
         ]
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
         """What `load` reads, for each kind."""
-        return [(piece.name, piece.start, piece.stop) for piece in self.pieces]
+        return [(shard.name, shard.start, shard.stop) for shard in self.shards]
 
     @property
     def num_updates(self) -> int:
@@ -132,15 +132,15 @@ class Partition:
 
         fresh: parameters that are as they were drawn, and stay so.
         """
-        drawn = {i: piece.view(piece.master).clone() for i, piece in enumerate(self.pieces) if piece.name in fresh}
+        drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(self.shards) if shard.name in fresh}
         for master in self.master_weights:
             for kind in ("weight", *self.state_keys):
                 self._tensor(master, kind).detach().zero_()
             self.optimizer.state[master]["step"].fill_(updates or 0)
-        for i, piece in enumerate(self.pieces):
+        for i, shard in enumerate(self.shards):
             for kind in ("weight", *self.state_keys) if updates is not None else ("weight",):
-                values = drawn[i] if i in drawn else read(kind, piece.name, piece.start, piece.stop)
-                piece.view(self._tensor(piece.master, kind)).copy_(values)
+                values = drawn[i] if i in drawn else read(kind, shard.name, shard.start, shard.stop)
+                shard.view(self._tensor(shard.master, kind)).copy_(values)
 
     def _tensor(self, master: Tensor, kind: str) -> Tensor:
         if kind == "weight":
@@ -149,27 +149,29 @@ class Partition:
         return state
 
 
-def _segments(piece: Piece, stack: Stack) -> list[Segment]:
-    """A piece, cut where one tensor of the stack ends and the next begins."""
+def _slices(shard: ParameterShard, tensors: FusedTensors) -> list[TensorSlice]:
+    """A shard, cut where one fused tensor ends and the next begins."""
     found = []
-    for index in range(piece.start // stack.size, -(-piece.stop // stack.size)):
-        start, stop = max(piece.start, index * stack.size), min(piece.stop, (index + 1) * stack.size)
-        found.append(Segment(stack.first + index, piece.offset + start - piece.start, stop - start))
+    for index in range(shard.start // tensors.size, -(-shard.stop // tensors.size)):
+        start, stop = max(shard.start, index * tensors.size), min(shard.stop, (index + 1) * tensors.size)
+        found.append(TensorSlice(tensors.first + index, shard.offset + start - shard.start, stop - start))
     return found
 
 
-def _share(pieces: Sequence[Piece]) -> list[Piece]:
-    """The part of replicated pieces that this rank saves: one of world-size equal cuts through all their elements."""
+def _share(shards: Sequence[ParameterShard]) -> list[ParameterShard]:
+    """The part of replicated shards that this rank saves: one of world-size equal cuts through all their elements."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    total = sum(piece.stop - piece.start for piece in pieces)
+    total = sum(shard.stop - shard.start for shard in shards)
     low, high = rank * total // world_size, (rank + 1) * total // world_size
-    mine: list[Piece] = []
+    mine: list[ParameterShard] = []
     before = 0
-    for piece in pieces:
-        size = piece.stop - piece.start
+    for shard in shards:
+        size = shard.stop - shard.start
         start, stop = max(low - before, 0), min(high - before, size)
         if start < stop:
-            mine.append(Piece(piece.master, piece.offset + start, piece.name, piece.start + start, piece.start + stop))
+            mine.append(
+                ParameterShard(shard.master, shard.offset + start, shard.name, shard.start + start, shard.start + stop)
+            )
         before += size
     return mine
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.engine.base import Engine, LossTermScales
-from xlpretrain.engine.state_shards import Partition, Piece, clip_by_global_norm, fused_tensors
+from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.base import LayerwiseOptimizer
@@ -80,7 +80,7 @@ class ZeroEngine(Engine):
         tensors = fused_tensors(model)
         options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build(names)
-        assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "segments"), (
+        assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "slices"), (
             f"{optimizer.type} does not say the truth"
         )
         with warnings.catch_warnings():
@@ -109,7 +109,7 @@ class ZeroEngine(Engine):
             self._engine.basic_optimizer,
             optimizer.state_keys,
             masters,
-            stacks=tensors,
+            fused=tensors,
             replicated=self._stage == 0,
         )
         self._engine.train()
@@ -189,7 +189,7 @@ def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches
     stage = _actual_stage(config)
     options: dict[str, Any] = {
         **given,
-        "train_micro_batch_size_per_gpu": 1,  # it only multiplies this out; rows are counted by us
+        "train_micro_batch_size_per_gpu": 1,  # it only multiplies this out; samples are counted by us
         "gradient_accumulation_steps": num_micro_batches,
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
         # At stage 0 we clip. Unless told otherwise, DeepSpeed clips at 1.0.
@@ -203,12 +203,12 @@ def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches
     return options
 
 
-def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
     for parameter, name in names.items():
-        yield Piece(parameter, 0, name, 0, parameter.numel())
+        yield ParameterShard(parameter, 0, name, 0, parameter.numel())
 
 
-def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
     """A group's parameters lie end to end (round-robin, if asked for), padded at the end, cut in equal parts."""
     for group, parameters in enumerate(zero.round_robin_bit16_groups):
         size = zero.partition_size[group]
@@ -217,10 +217,10 @@ def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]
             start, stop = max(begin, low), min(begin + parameter.numel(), low + size)
             if start < stop:
                 master = zero.single_partition_of_fp32_groups[group]
-                yield Piece(master, start - low, names[parameter], start - begin, stop - begin)
+                yield ParameterShard(master, start - low, names[parameter], start - begin, stop - begin)
 
 
-def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
+def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
     """Every parameter is cut in equal parts by itself, the last one padded (with uninitialised memory, once built)."""
     for master, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
         offset = 0
@@ -229,7 +229,7 @@ def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Piece]:
             low = dist.get_rank(parameter.ds_process_group) * size
             start, stop = low, min(low + size, parameter.ds_numel)
             if start < stop:
-                yield Piece(master, offset, names[parameter], start, stop)
+                yield ParameterShard(master, offset, names[parameter], start, stop)
             offset += size
 
 

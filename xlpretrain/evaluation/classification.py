@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from xlpretrain.data.labelled import UNLABELLED, row_of
+from xlpretrain.data.labelled import UNLABELLED, make_sample
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -25,7 +25,7 @@ class ClassificationMetrics:
     """How predictions compare with labels.
 
     roc_auc: of two labels, that of the second by its probability; of more, the mean of each against the rest. None
-        where a label does not occur. confusion: rows are labels, columns predictions, in the order of `labels`.
+        where a label does not occur. confusion: samples are labels, columns predictions, in the order of `labels`.
     """
 
     num_examples: int
@@ -68,10 +68,10 @@ def class_probabilities(
 ) -> np.ndarray:
     """A distribution over `objective.labels` for each text, or pair of texts: [N, labels], fp64."""
     head, device = cast(ClassificationHead, model.head), next(model.parameters()).device
-    rows = [row_of(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
+    rows = [make_sample(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
     collate = objective.collator(tokenizer, seed=0)
     found = np.zeros((len(rows), len(objective.labels)))
-    order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # rows of like length waste no padding
+    order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # samples of like length waste no padding
     for start in range(0, len(order), _ROWS):
         chosen = order[start : start + _ROWS]
         batch = collate([rows[i] for i in chosen]).to(device)

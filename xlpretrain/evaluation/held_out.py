@@ -69,7 +69,7 @@ class EvalResult:
     scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
     num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
     predicts_tokens: whether the first term does.
-    cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or rows).
+    cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or samples).
     """
 
     scores: Mapping[str, TermScore]
@@ -171,8 +171,8 @@ def evaluate(
 
     Args:
         forward: scores every term of `terms`.
-        empty_memory: of so many rows and positions.
-        objective: with the row length that is wanted.
+        empty_memory: of so many samples and positions.
+        objective: with the sample length that is wanted.
         mem_len: positions remembered.
         terms: loss terms to score, the one that predicts tokens first (default: the objective's).
         pause: called before each batch.
@@ -182,29 +182,29 @@ def evaluate(
     """
     num_tokens, num_bytes = covered(manifest, config.max_tokens)
     terms = terms or objective.terms
-    rows = objective.evaluation_samples(
+    samples = objective.evaluation_samples(
         manifest, num_tokens=num_tokens, num_streams=config.num_streams, mem_len=mem_len
     )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), config.num_streams)
-    loader = Loader(rows, objective.collator(tokenizer, seed=_SEED), [streams])
+    loader = Loader(samples, objective.collator(tokenizer, seed=_SEED), [streams])
 
     # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
     totals = np.zeros((len(streams), len(terms), 3))
-    clusters = np.zeros((len(streams), 2, rows.num_clusters))
+    clusters = np.zeros((len(streams), 2, samples.num_clusters))
     mems = empty_memory(len(streams), mem_len).to(device)
-    for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=rows.num_steps), pause)):
+    for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=samples.num_steps), pause)):
         loss, mems = forward(batch.to(device), mems)
         for number, term in enumerate(terms):
             scores = loss.scores[term]
             if scores.correct is None:
                 raise TypeError(f"{objective.type} scores no {term} in evaluation mode")
-            of_row = scores.rows.cpu().numpy()
+            of_sample = scores.samples.cpu().numpy()
             nll, correct = scores.nll.double().cpu().numpy(), scores.correct.cpu().numpy()
             for i, stream in enumerate(streams):
-                low, high = np.searchsorted(of_row, [i, i + 1])
+                low, high = np.searchsorted(of_sample, [i, i + 1])
                 totals[i, number] += nll[low:high].sum(), high - low, correct[low:high].sum()
                 if number == 0 and low < high:
-                    texts = np.broadcast_to(rows.clusters(step=step, stream=stream), high - low)
+                    texts = np.broadcast_to(samples.clusters(step=step, stream=stream), high - low)
                     np.add.at(clusters[i, 0], texts, nll[low:high])
                     np.add.at(clusters[i, 1], texts, 1)
     by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
@@ -217,7 +217,7 @@ def evaluate(
         weights=objective.weights,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
-        covers_all_tokens=rows.covers_all_tokens,
+        covers_all_tokens=samples.covers_all_tokens,
         predicts_tokens=objective.predicts_tokens,
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
@@ -238,11 +238,11 @@ def evaluate_unigram(
     def forward(batch: Batch, mems: Tensor) -> tuple[Loss, Tensor]:
         targets = batch.targets[term]
         nll = nll_of[targets]
-        return Loss({term: nll.sum()}, {term: TokenScores(batch.rows_of(term), nll, targets == likeliest)}), mems
+        return Loss({term: nll.sum()}, {term: TokenScores(batch.samples_of(term), nll, targets == likeliest)}), mems
 
     return evaluate(
         forward,
-        lambda num_rows, mem_len: torch.zeros(0, num_rows, mem_len, 0),
+        lambda batch_size, mem_len: torch.zeros(0, batch_size, mem_len, 0),
         manifest=valid,
         tokenizer=tokenizer,
         objective=objective,

@@ -2,7 +2,7 @@
 
 Causal: log p(text), token after token, the first after an end-of-document symbol, with the memory carried along; the
 end of the text is not part of it. Masked and permutation models have no such thing: theirs is the pseudo-log-likelihood
-(Salazar et al. 2020, arXiv:1910.14659, equation 1), the sum of log p(token | all the others), a row for each token.
+(Salazar et al. 2020, arXiv:1910.14659, equation 1), the sum of log p(token | all the others), a sample for each token.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """Of each text, in evaluation mode. mem_len: positions remembered, of a causal model.
 
-    Longer texts than a row of `objective.seq_len` tokens: a causal model's memory goes on from row to row; for the
-    others each row is a text of its own. Raises `ConfigError` for an objective that has no likelihood of a text, or of
-    which none is known here.
+    Longer texts than a sample of `objective.seq_len` tokens: a causal model's memory goes on from sample to sample; for
+    the others each sample is a text of its own. Raises `ConfigError` for an objective that has no likelihood of a text,
+    or of which none is known here.
     """
     kind = type(objective)  # what is derived from a known one predicts something else
     if kind not in (CausalLM, MaskedLM, PermutationLM):
@@ -91,7 +91,7 @@ def _causal(
     mem_len: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Texts of like length side by side, row after row."""
+    """Texts of like length side by side, sample after sample."""
     device, collate = next(model.parameters()).device, objective.collator(tokenizer, seed=0)
     totals, seq_len = np.zeros(len(encoded)), objective.seq_len
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -100,7 +100,7 @@ def _causal(
         longest = len(encoded[chosen[-1]])
         mems = model.backbone.empty_memory(len(chosen), mem_len)
         for start in range(0, longest, seq_len):
-            rows = [
+            samples = [
                 Sample(
                     np.array([tokenizer.vocabulary.eod, *encoded[i]][start : start + seq_len + 1]),
                     EMPTY_ENDS,
@@ -112,16 +112,16 @@ def _causal(
                 )
                 for i in chosen
             ]
-            loss, mems = model(collate(rows).to(device), mems)
+            loss, mems = model(collate(samples).to(device), mems)
             scores = loss.scores["lm"]
-            of_row = np.array(chosen)[scores.rows.cpu().numpy()]
-            np.subtract.at(totals, of_row, scores.nll.double().cpu().numpy())
+            of_sample = np.array(chosen)[scores.samples.cpu().numpy()]
+            np.subtract.at(totals, of_sample, scores.nll.double().cpu().numpy())
     return totals
 
 
 @dataclass(frozen=True)
 class _Question:
-    """One token to predict: its text, its row without it being hidden, and where in the row it stands."""
+    """One token to predict: its text, its sample without it being hidden, and where in the sample it stands."""
 
     text: int
     tokens: list[int]
@@ -159,10 +159,10 @@ def _questions(
         for start in range(0, len(tokens), room):
             part = list(tokens[start : start + room])
             if isinstance(objective, MaskedLM):
-                row, before, segments = [*cls, *part, *sep], 1, [0] * (len(part) + 2)
+                sample, before, segments = [*cls, *part, *sep], 1, [0] * (len(part) + 2)
             else:
-                row, before, segments = [*part, *sep, *cls], 0, [*[0] * (len(part) + 1), 2]
-            yield from (_Question(text, row, segments, before + at) for at in range(len(part)))
+                sample, before, segments = [*part, *sep, *cls], 0, [*[0] * (len(part) + 1), 2]
+            yield from (_Question(text, sample, segments, before + at) for at in range(len(part)))
 
 
 def _read(model: PretrainingModel, asked: Sequence[_Question], vocabulary: Vocabulary, *, masked: bool) -> Tensor:

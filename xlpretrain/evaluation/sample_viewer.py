@@ -1,4 +1,5 @@
-"""What the model is fed, made readable: a document of a dataset, or the row that a stream reads at a step of a run."""
+"""What the model is fed, made readable: a document of a dataset, or the sample that a stream reads at a step of a
+run."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def find_document(manifest: TokenDataset, number: int) -> tuple[int, int]:
 def show_sample(
     place: Path, *, step: int, stream: int, overrides: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """Print what a run, or a config, feeds the model in one row: tokens, targets, segments, order, what is hidden.
+    """Print what a run, or a config, feeds the model in one sample: tokens, targets, segments, order, what is hidden.
 
     overrides: to a config; to a run only those of `data`. Raises `XLPretrainError` if there is no such config, data or
     stream, or the data is not what the run began with.
@@ -77,16 +78,16 @@ def show_sample(
     if not 0 <= stream < config.global_batch_size:
         raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
     if not config.objective.predicts_tokens:
-        raise ConfigError(f"{place}: trains a classifier, whose rows are the texts of its files")
+        raise ConfigError(f"{place}: trains a classifier, whose samples are the texts of its files")
     train, tokenizer = _open(config, run)
-    rows = data_rules.make_training_samples(config, train)
-    row = rows.row(step=step, stream=stream)
-    batch = config.objective.collator(tokenizer, seed=config.seed)([row])
-    corpus = f" of {rows.corpora[rows.corpus(step=step, stream=stream)]}" if rows.corpora else ""
+    samples = data_rules.make_training_samples(config, train)
+    sample = samples.sample(step=step, stream=stream)
+    batch = config.objective.collator(tokenizer, seed=config.seed)([sample])
+    corpus = f" of {samples.corpora[samples.corpus(step=step, stream=stream)]}" if samples.corpora else ""
     console.print(
-        f"step {step}, stream {stream}: sample {row.sample_index}{corpus} in epoch {row.epoch}", highlight=False
+        f"step {step}, stream {stream}: sample {sample.sample_index}{corpus} in epoch {sample.epoch}", highlight=False
     )
-    for line in _describe(config, row, batch):
+    for line in _describe(config, sample, batch):
         console.print(line, highlight=False)
     console.print(_text(batch, config, tokenizer), markup=False, highlight=False)
     console.print(_table(batch, config, tokenizer))
@@ -101,10 +102,12 @@ def _open(config: RunConfig, run: RunDir | None) -> tuple[Mixture, Tokenizer]:
     return origin.open_train(config, run, tokenizer), tokenizer
 
 
-def _describe(config: RunConfig, row: Sample, batch: Batch) -> Iterator[str]:
-    yield f"{len(row.tokens)} tokens of the data, read {'from the end' if row.reversed else 'forwards'}"
+def _describe(config: RunConfig, sample: Sample, batch: Batch) -> Iterator[str]:
+    yield f"{len(sample.tokens)} tokens of the data, read {'from the end' if sample.reversed else 'forwards'}"
     if config.model.mem_len:
-        yield f"memory: {row.mem_valid_len} of {config.model.mem_len} positions are this stream's, the rest is hidden"
+        yield (
+            f"memory: {sample.mem_valid_len} of {config.model.mem_len} positions are this stream's, the rest is hidden"
+        )
     for term in config.objective.terms:
         if term in _ANSWERS:
             asked = batch.targets[term].tolist()
@@ -123,7 +126,7 @@ def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
 
 
 def _text(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> str:
-    """The row as text, what it reads with spaces for word boundaries; what some positions are asked stands in ⟦⟧."""
+    """The sample as text, what it reads with spaces for word boundaries; what some positions are asked stands in ⟦⟧."""
     inputs, answers = batch.inputs, _answers(batch, config)
     valid = [True] * inputs.tokens.shape[1] if inputs.attention_mask is None else inputs.attention_mask[0].tolist()
     marked = {} if len(answers) == sum(valid) else answers

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Forward and backward, per new token; the projection of the distances, shared by all rows, is left out.
+        """Forward and backward, per new token; the projection of the distances, shared by all samples, is left out.
 
         A memory position is projected to a key and a value like a new token, but no gradient goes on from there:
         4 FLOPs per weight, not 6. Predictions are queries only, beside the one that each token is.

@@ -20,8 +20,8 @@ def attention_mask(
     Args:
         causal: no key after the query; else all keys, unless the input has an order.
         same_length: with a memory, only the newest `mem_len` keys up to the query itself: as many for the first query
-            of a row as for the last.
-        initial_zeros: the whole memory, whatever of it is the row's own.
+            of a sample as for the last.
+        initial_zeros: the whole memory, whatever of it is the sample's own.
     """
     tokens = _visible_tokens(inputs, causal=causal)
     ages = torch.arange(mem_len, 0, -1, device=tokens.device)
@@ -44,7 +44,7 @@ def additive_mask(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[T
 
 
 def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q T"]:
-    num_rows, num_tokens = inputs.tokens.shape
+    batch_size, num_tokens = inputs.tokens.shape
     positions = torch.arange(num_tokens, device=inputs.tokens.device)
     order, predict = inputs.perm_rank, inputs.target_positions
     if causal:
@@ -54,7 +54,7 @@ def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q
         visible = order[:, None] <= order[..., None]
     else:
         visible = torch.ones_like(positions, dtype=torch.bool)
-    visible = visible.expand(num_rows, num_tokens, num_tokens)
+    visible = visible.expand(batch_size, num_tokens, num_tokens)
     if predict is not None:
         # Without an order, a prediction sees all but the token it stands at.
         unseen = (

@@ -1,6 +1,6 @@
 """What every model is to the rest of the project: tokens and memory in, hidden states and the next memory out.
 
-Shapes: B rows, T new tokens, P predictions, M remembered positions, D d_model, L layers with a memory.
+Shapes: B samples, T new tokens, P predictions, M remembered positions, D d_model, L layers with a memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BackboneInput:
 
     tokens: Int[Tensor, "B T"]
     mem_valid_len: Int[Tensor, " B"]
-    """How many of the M memory positions, counted from the newest, are the row's own; the model masks the rest."""
+    """How many of the M memory positions, counted from the newest, are the sample's own; the model masks the rest."""
     attention_mask: Bool[Tensor, "B T"] | None = None
     """Which tokens are there; the others are padding, which no token may attend. None: all."""
     segments: Int[Tensor, "B T"] | None = None
@@ -34,9 +34,9 @@ class BackboneInput:
     target_positions: Int[Tensor, "B P"] | None = None
     """The positions whose tokens are predicted without being seen (a second stream, XLNet). None: no second stream."""
     reversed: Bool[Tensor, " B"] | None = None
-    """Which rows are read from right to left: their relative positions change sign. None: no row."""
+    """Which samples are read from right to left: their relative positions change sign. None: no sample."""
     reuse_len: int | None = None
-    """How many leading positions of the row enter the memory. None: all."""
+    """How many leading positions of the sample enter the memory. None: all."""
 
     def to(self, device: torch.device) -> BackboneInput:
         """The same input on a device."""
@@ -93,14 +93,14 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
-        """Hidden states of the new tokens, and the memory for the next row of the same streams.
+        """Hidden states of the new tokens, and the memory for the next sample of the same streams.
 
         The length of the memory is that of `mems`, whatever the model was trained with; M = 0 is a model without
         memory. The returned memory is detached.
         """
 
     @abstractmethod
-    def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
+    def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """A memory of zeros for `num_rows` streams, in the dtype and on the device of the weights."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class BackboneConfig(Section, ABC):
         yield from ()
 
     def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
-        """What does not fit the rows that an objective makes of the data; keys are those of the whole config."""
+        """What does not fit the samples that an objective makes of the data; keys are those of the whole config."""
         yield from ()
 
     @abstractmethod

@@ -138,7 +138,7 @@ class VocabularySoftmax(OutputLayer):
         for tail, member in enumerate(inside):
             head_targets = head_targets.masked_fill(member, head_size + tail)
         nll = self._nll(0, hidden, head_targets)
-        # Every tail is computed, for no rows if need be: under ZeRO-3 all ranks must use the same parameters.
+        # Every tail is computed, for no samples if need be: under ZeRO-3 all ranks must use the same parameters.
         for tail, member in enumerate(inside):
             (where,) = torch.nonzero(member, as_tuple=True)
             within = targets[where] - self.edges[tail + 1]

@@ -4,7 +4,7 @@ BERT is ALBERT without its two savings: token vectors narrower than the hidden s
 embedding parameterization"), and one set of weights for all layers ("cross-layer parameter sharing"). As in the
 originals, post-norm with biases everywhere, the tanh approximation of gelu, weights drawn from a normal distribution
 truncated at two standard deviations (transformers: a plain one). The projection of the embedding is there only where
-it changes the width (transformers: always). The poolers and the classifiers over rows belong to objectives.
+it changes the width (transformers: always). The poolers and the classifiers over samples belong to objectives.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class EncoderConfig(StackConfig):
     mem_len: Literal[0] = 0
     """It has no memory."""
     max_positions: PositiveInt = 512
-    """Positions that have a vector: the longest row."""
+    """Positions that have a vector: the longest sample."""
     num_segments: PositiveInt = 2
     """Segments that have a vector."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
 
     def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
-        """Rows longer than there are positions."""
+        """Samples longer than there are positions."""
         if seq_len > self.max_positions:
             yield "objective.seq_len", f"must be at most model.max_positions ({self.max_positions}), got {seq_len}"
 
@@ -50,7 +50,7 @@ class EncoderConfig(StackConfig):
         if num_segments > self.num_segments:
             yield (
                 "model.num_segments",
-                f"must be at least {num_segments}, for these rows, got {self.num_segments}",
+                f"must be at least {num_segments}, for these samples, got {self.num_segments}",
             )
 
     def build(self, vocab_size: int) -> Encoder:
@@ -94,10 +94,10 @@ class EncoderEmbedding(nn.Module):
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The first layer's input. Raises `ConfigError` if the rows are longer than there are positions."""
+        """The first layer's input. Raises `ConfigError` if the samples are longer than there are positions."""
         num_tokens, limit = tokens.shape[1], self.positions.num_embeddings
         if num_tokens > limit:
-            raise ConfigError(f"rows of {num_tokens} tokens: this model has model.max_positions {limit}")
+            raise ConfigError(f"samples of {num_tokens} tokens: this model has model.max_positions {limit}")
         positions = torch.arange(num_tokens, device=tokens.device)
         summed = self.tokens(tokens) + self.segments(segments) + self.positions(positions)
         hidden: Tensor = self.dropout(self.norm(summed))
@@ -139,9 +139,9 @@ class Encoder(StackedBackbone):
         hidden, mems = self.apply_layers(hidden, mems, inputs, mask)
         return Hidden(hidden), mems
 
-    def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
+    def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """Of length 0, whatever is asked for."""
-        return super().empty_memory(num_rows, 0)
+        return super().empty_memory(batch_size, 0)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """Of the embedding's projection and all layers."""

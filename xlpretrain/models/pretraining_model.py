@@ -18,15 +18,15 @@ class Batch:
     """One micro-batch. `counts` is how many predictions each loss term has in it, known before the forward pass.
 
     targets: the right answers of a term that predicts tokens under its name, and under `<term>_at` where they are
-    asked for, ascending: row * width + position, of the query stream if there is one, else of the tokens.
+    asked for, ascending: sample * width + position, of the query stream if there is one, else of the tokens.
     """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
     counts: Mapping[str, int]
 
-    def rows_of(self, term: str) -> Int[Tensor, " N"]:
-        """The row of each prediction of a term that predicts tokens."""
+    def samples_of(self, term: str) -> Int[Tensor, " N"]:
+        """The sample of each prediction of a term that predicts tokens."""
         places = self.inputs.tokens if self.inputs.target_positions is None else self.inputs.target_positions
         return self.targets[f"{term}_positions"] // max(places.shape[1], 1)
 
@@ -38,10 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """How the predictions of one term fared, one by one; those of a row stand together, in the order of positions."""
+    """How the predictions of one term fared, one by one; those of a sample stand together, in the order of
+    positions."""
 
-    rows: Int[Tensor, " N"]
-    """The row of each, ascending."""
+    samples: Int[Tensor, " N"]
+    """The sample of each, ascending."""
     nll: Float[Tensor, " N"]
     """Detached, in nats."""
     correct: Bool[Tensor, " N"] | None
@@ -67,7 +68,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def flops_per_token(self) -> float:
-        """Matrix-product FLOPs of forward and backward, divided by the tokens of a row."""
+        """Matrix-product FLOPs of forward and backward, divided by the tokens of a sample."""
 
 
 class PretrainingModel(nn.Module):
@@ -84,5 +85,5 @@ class PretrainingModel(nn.Module):
         return self.head(hidden, batch), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Matrix-product FLOPs of forward and backward for one token of a row of `seq_len`."""
+        """Matrix-product FLOPs of forward and backward for one token of a sample of `seq_len`."""
         return self.backbone.flops_per_token(seq_len, mem_len, num_predictions) + self.head.flops_per_token()

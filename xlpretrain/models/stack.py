@@ -109,7 +109,8 @@ class Layer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """What stands for a whole row: tanh of a linear map of its first token's hidden state (BERT, arXiv:1810.04805)."""
+    """What stands for a whole sample: tanh of a linear map of its first token's hidden state (BERT,
+    arXiv:1810.04805)."""
 
     def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
@@ -117,7 +118,7 @@ class Pooler(nn.Module):
         draw(self.linear, init_std, truncated=True)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """One vector a row."""
+        """One vector a sample."""
         return torch.tanh(self.linear(hidden[:, 0]))
 
 
@@ -258,10 +259,10 @@ class StackedBackbone(Backbone):
                 hidden = layer(*arguments)
         return hidden, torch.stack(next_mems)
 
-    def empty_memory(self, num_rows: int, mem_len: int) -> Float[Tensor, "L B M D"]:
+    def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """Zeros, in the dtype and on the device of the weights."""
         weight = next(self.layers.parameters()).detach()
-        return weight.new_zeros(len(self.layer_to_weights), num_rows, mem_len, self.d_model)
+        return weight.new_zeros(len(self.layer_to_weights), batch_size, mem_len, self.d_model)
 
     def layer_flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int) -> float:
         """6 per weight of a matrix product, and attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
@@ -270,7 +271,7 @@ class StackedBackbone(Backbone):
 
 
 def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor, "L B M D"]:
-    """Zeros where a memory is not the row's own, whether they will be seen (initial_memory zeros) or not."""
+    """Zeros where a memory is not the sample's own, whether they will be seen (initial_memory zeros) or not."""
     mem_len = mems.shape[2]
     strange = torch.arange(mem_len, device=mems.device) < mem_len - remembered[:, None]
     return mems.masked_fill(strange[..., None], 0)

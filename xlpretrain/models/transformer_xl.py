@@ -1,7 +1,7 @@
 """Transformer-XL (Dai et al. 2019, arXiv:1901.02860): a causal decoder whose layers remember their last inputs.
 
 Deviations from the authors' PyTorch code, none of which changes the function it computes: batch first; the memory
-has one fixed size and a count of positions that are the row's own, where theirs grows from nothing; the last
+has one fixed size and a count of positions that are the sample's own, where theirs grows from nothing; the last
 layer's output, which nothing attends, is not remembered.
 """
 
@@ -37,7 +37,7 @@ class TransformerXLConfig(RelativeConfig):
     d_embed: PositiveInt | None = None
     """Width of the token vectors (of the most frequent cluster's, with div_val); d_model unless set."""
     mem_len: NonNegativeInt = 512
-    """Positions of the past that every layer attends beside its row; 0: none. Evaluation may use another length."""
+    """Positions of the past that every layer attends beside its sample; 0: none. Evaluation may use another length."""
     dropout: Rate = 0.1
     """Dropout of embeddings, positions, attention output, feed-forward (inside and out) and final output."""
     attention_dropout: Rate = 0.0

@@ -2,11 +2,11 @@
 
 The content stream h encodes each token; the query stream g, at the positions to be predicted, starts from a learnt
 vector and attends what comes before in the factorization order, never the token it stands at (section 2.3). Both go
-through the same layers as rows of one tensor, so they share all weights, and g is as long as the predictions only.
+through the same layers as samples of one tensor, so they share all weights, and g is as long as the predictions only.
 
 Deviations from the authors' TensorFlow code, none of which changes the function it computes: batch first; the memory
-has a count of positions that are the row's own; all rows share the dropout of the distances' encodings; the vector
-`mask_embedding` is drawn like other weights, where theirs falls to TensorFlow's default (glorot_uniform).
+has a count of positions that are the sample's own; all samples share the dropout of the distances' encodings; the
+vector `mask_embedding` is drawn like other weights, where theirs falls to TensorFlow's default (glorot_uniform).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class XLNetConfig(RelativeConfig):
     type: Literal["xlnet"] = "xlnet"
     """Which model this is."""
     mem_len: NonNegativeInt = 384
-    """Positions of the past that every layer attends beside its row; 0: none. Evaluation may use another length."""
+    """Positions of the past that every layer attends beside its sample; 0: none. Evaluation may use another length."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional"})
 
@@ -65,11 +65,11 @@ class XLNet(StackedBackbone):
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of both streams, and each layer's next memory, detached."""
-        num_rows, num_tokens = inputs.tokens.shape
+        batch_size, num_tokens = inputs.tokens.shape
         mem_len = mems.shape[2]
         num_predictions = 0 if inputs.target_positions is None else inputs.target_positions.shape[1]
         # No predictions are a stream of length 0: under ZeRO every pass must use every parameter.
-        stream = self.mask_embedding.expand(num_rows, num_predictions, -1)
+        stream = self.mask_embedding.expand(batch_size, num_predictions, -1)
         hidden = self.dropout(torch.cat([self.embedding(inputs.tokens), stream], dim=1))
         visible = attention_mask(
             inputs, mem_len=mem_len, causal=False, initial_zeros=self.config.initial_memory == "zeros"

@@ -1,6 +1,6 @@
-"""What every training objective is: rows of the data, a collator (CPU, pure) and a head (device) that gives sums.
+"""What every training objective is: samples of the data, a collator (CPU, pure) and a head (device) that gives sums.
 
-Shapes: B rows, T new tokens, N predictions of a micro-batch, V vocabulary, D d_model.
+Shapes: B samples, T new tokens, N predictions of a micro-batch, V vocabulary, D d_model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from xlpretrain.schema import Problem, Section
 
 @runtime_checkable
 class Collator(Protocol):
-    """Rows into a micro-batch: pure, picklable, on the CPU."""
+    """Samples into a micro-batch: pure, picklable, on the CPU."""
 
-    def __call__(self, rows: Sequence[Sample]) -> Batch: ...
+    def __call__(self, samples: Sequence[Sample]) -> Batch: ...
 
 
 class Objective(Section, ABC):
@@ -56,12 +56,12 @@ class Objective(Section, ABC):
     @property
     @abstractmethod
     def span_len(self) -> int:
-        """Tokens that a row takes from the data, from its first input to its last target."""
+        """Tokens that a sample takes from the data, from its first input to its last target."""
 
     @property
     @abstractmethod
     def new_tokens(self) -> int:
-        """Tokens by which a stream advances in one row, and by which its memory grows."""
+        """Tokens by which a stream advances in one sample, and by which its memory grows."""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -70,36 +70,37 @@ class Objective(Section, ABC):
 
     @property
     def predicted_share(self) -> tuple[float, float] | None:
-        """The least and the most that may be predicted of the tokens of many rows; None: no warning is called for."""
+        """The least and the most that may be predicted of the tokens of many samples; None: no warning is called
+        for."""
         return None
 
     @property
     def num_predictions(self) -> int:
-        """The most positions of a row that a second stream predicts; 0 without one."""
+        """The most positions of a sample that a second stream predicts; 0 without one."""
         return 0
 
     @property
     def bidirectional_streams(self) -> bool:
-        """Whether streams 2k and 2k + 1 read the same rows in training, the second from the other end."""
+        """Whether streams 2k and 2k + 1 read the same samples in training, the second from the other end."""
         return False
 
     @property
     def random_segment(self) -> int:
-        """Tokens from a random other place that each row brings along."""
+        """Tokens from a random other place that each sample brings along."""
         return 0
 
     @property
     def needs_boundaries(self) -> bool:
-        """Whether training rows must say where documents and sentences end."""
+        """Whether training samples must say where documents and sentences end."""
         return True
 
     def num_segments(self, data: TokenDataset) -> int:
-        """The number of segments that rows of this data have at most, counted from 0. Default: 1."""
+        """The number of segments that samples of this data have at most, counted from 0. Default: 1."""
         return 1
 
     @abstractmethod
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
-        """The CPU half. What it draws is keyed by (seed, epoch, sample) of each row (`sample_rng`)."""
+        """The CPU half. What it draws is keyed by (seed, epoch, sample) of each sample (`sample_rng`)."""
 
     @abstractmethod
     def head(self, backbone: Backbone) -> Head:
@@ -115,7 +116,7 @@ class Objective(Section, ABC):
         shuffle_blocks: int,
         block_tokens: int | None = None,
     ) -> CorpusSamples:
-        """What the streams of a run read: with a memory, block after block, else shuffled rows.
+        """What the streams of a run read: with a memory, block after block, else shuffled samples.
 
         block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
         """
@@ -152,22 +153,22 @@ class Objective(Section, ABC):
         yield from ()
 
     def memory_problems(self, mem_len: int) -> Iterator[Problem]:
-        """A memory, where rows do not follow each other."""
+        """A memory, where samples do not follow each other."""
         if mem_len:
-            yield "model.mem_len", f"must be 0 with {self.type}, whose rows do not follow each other, got {mem_len}"
+            yield "model.mem_len", f"must be 0 with {self.type}, whose samples do not follow each other, got {mem_len}"
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
         """What does not fit the data; keys are those of the whole config."""
         if self.span_len > manifest.block_tokens:
             yield (
                 "objective.seq_len",
-                f"a row of {self.span_len} tokens does not fit a block of {manifest.block_tokens}",
+                f"a sample of {self.span_len} tokens does not fit a block of {manifest.block_tokens}",
             )
 
 
-def sample_rng(seed: int, row: Sample) -> np.random.Generator:
-    """The source of every random choice about a row: the same in any process, and anew in each epoch."""
-    return np.random.Generator(np.random.Philox(key=hash_ints(seed, row.epoch, row.sample_index)))
+def sample_rng(seed: int, sample: Sample) -> np.random.Generator:
+    """The source of every random choice about a sample: the same in any process, and anew in each epoch."""
+    return np.random.Generator(np.random.Philox(key=hash_ints(seed, sample.epoch, sample.sample_index)))
 
 
 def token_prediction_loss(
@@ -180,4 +181,4 @@ def token_prediction_loss(
     """
     flat, at = hidden.flatten(0, 1), batch.targets[f"{term}_positions"]
     nll, correct = output(flat if len(at) == len(flat) else flat[at], batch.targets[term])
-    return nll.sum(), TokenScores(rows=batch.rows_of(term), nll=nll.detach(), correct=correct)
+    return nll.sum(), TokenScores(samples=batch.samples_of(term), nll=nll.detach(), correct=correct)

@@ -22,12 +22,12 @@ from xlpretrain.objectives.base import Objective, token_prediction_loss
 
 
 class CausalLM(Objective):
-    """-log p(token | the tokens before it), for every token of a row but its first."""
+    """-log p(token | the tokens before it), for every token of a sample but its first."""
 
     type: Literal["causal_lm"] = "causal_lm"
     """Which objective this is."""
     seq_len: PositiveInt = 512
-    """Tokens that a row adds to its stream."""
+    """Tokens that a sample adds to its stream."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"causal"})
     terms: ClassVar[tuple[str, ...]] = ("lm",)
@@ -39,12 +39,12 @@ class CausalLM(Objective):
 
     @property
     def new_tokens(self) -> int:
-        """A row's last target is the next row's first input."""
+        """A sample's last target is the next sample's first input."""
         return self.seq_len
 
     @property
     def needs_boundaries(self) -> bool:
-        """Rows go on over them."""
+        """Samples go on over them."""
         return False
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> CausalLMCollator:
@@ -64,29 +64,29 @@ class CausalLM(Objective):
 
 @dataclass(frozen=True)
 class CausalLMCollator:
-    """Rows of up to seq_len + 1 tokens into inputs and the same tokens shifted by one.
+    """Samples of up to seq_len + 1 tokens into inputs and the same tokens shifted by one.
 
-    A row of n tokens has n - 1 targets; shorter rows, empty ones too, are padded on the right to the same shape.
-    The padding enters the memory, so no row may remember a shorter one.
+    A sample of n tokens has n - 1 targets; shorter samples, empty ones too, are padded on the right to the same shape.
+    The padding enters the memory, so no sample may remember a shorter one.
     """
 
     seq_len: int
     pad: int
 
-    def __call__(self, rows: Sequence[Sample]) -> Batch:
-        """A batch of as many rows, which may be none."""
-        tokens = np.empty((len(rows), self.seq_len), dtype=np.int64)
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of as many samples, which may be none."""
+        tokens = np.empty((len(samples), self.seq_len), dtype=np.int64)
         answers, lengths = np.empty_like(tokens), []
-        for index, row in enumerate(rows):
-            length = max(len(row.tokens) - 1, 0)
-            tokens[index, : len(row.tokens)] = row.tokens[: self.seq_len]
-            answers[index, :length] = row.tokens[1:]
+        for index, sample in enumerate(samples):
+            length = max(len(sample.tokens) - 1, 0)
+            tokens[index, : len(sample.tokens)] = sample.tokens[: self.seq_len]
+            answers[index, :length] = sample.tokens[1:]
             lengths.append(length)
             if length < self.seq_len:
-                tokens[index, len(row.tokens) :] = self.pad
+                tokens[index, len(sample.tokens) :] = self.pad
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            mem_valid_len=torch.tensor([row.mem_valid_len for row in rows], dtype=torch.int64),
+            mem_valid_len=torch.tensor([sample.mem_valid_len for sample in samples], dtype=torch.int64),
         )
         if sum(lengths) == answers.size:
             targets = {"lm": torch.from_numpy(answers).flatten(), "lm_positions": _all_places(answers.size)}
@@ -98,7 +98,7 @@ class CausalLMCollator:
 
 @lru_cache(4)
 def _all_places(count: int) -> Tensor:
-    """The same for every batch of whole rows."""
+    """The same for every batch of whole samples."""
     return torch.arange(count)
 
 

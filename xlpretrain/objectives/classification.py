@@ -1,6 +1,6 @@
 """Classification of texts, and of pairs of texts: what a pretrained backbone is fine-tuned on.
 
-A row is laid out as in pretraining, and one vector stands for it: [CLS] A [SEP] B [SEP] and the first token's for
+A sample is laid out as in pretraining, and one vector stands for it: [CLS] A [SEP] B [SEP] and the first token's for
 ALBERT and BERT (arXiv:1810.04805, section 3.2); A SEP B SEP CLS and the last one's for XLNet (arXiv:1906.08237, section
 2.5); for a causal model, which has read such texts as documents, EOD A EOD B EOD and the mean of all.
 """
@@ -29,7 +29,7 @@ from xlpretrain.objectives.base import Objective
 from xlpretrain.schema import Problem
 
 TokenLayout = Literal["cls_first", "cls_last", "document"]
-_MULTIPLE = 8  # rows of a micro-batch are padded to a multiple of it
+_MULTIPLE = 8  # samples of a micro-batch are padded to a multiple of it
 
 
 class Classification(Objective):
@@ -45,7 +45,7 @@ class Classification(Objective):
     """cls_first: [CLS] A [SEP] B [SEP], as ALBERT and BERT are pretrained; cls_last: A SEP B SEP CLS, as XLNet;
     document: EOD A EOD B EOD, for causal models."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout of what stands for the row."""
+    """Dropout of what stands for the sample."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     terms: ClassVar[tuple[str, ...]] = ("label",)
@@ -58,16 +58,16 @@ class Classification(Objective):
 
     @property
     def span_len(self) -> int:
-        """A whole row."""
+        """A whole sample."""
         return self.seq_len
 
     @property
     def new_tokens(self) -> int:
-        """As many tokens as a row has at most."""
+        """As many tokens as a sample has at most."""
         return self.seq_len
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """Rows do not go on where others end."""
+        """Samples do not go on where others end."""
         yield from self.memory_problems(mem_len)
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
@@ -113,29 +113,30 @@ class Classification(Objective):
 
 @dataclass(frozen=True)
 class ClassificationCollator:
-    """Rows into tokens, padded on the right to the longest of them. Segments are 0 for A, 1 for B, 2 for XLNet's CLS.
+    """Samples into tokens, padded on the right to the longest of them. Segments are 0 for A, 1 for B, 2 for XLNet's
+    CLS.
 
-    A row without a label (past the end of an evaluation) is laid out, and asks nothing.
+    A sample without a label (past the end of an evaluation) is laid out, and asks nothing.
     """
 
     seq_len: int
     layout: TokenLayout
     vocabulary: Vocabulary
 
-    def __call__(self, rows: Sequence[Sample]) -> Batch:
-        """A batch of as many rows, which may be none."""
-        laid_out = [self._lay_out(row) for row in rows]
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of as many samples, which may be none."""
+        laid_out = [self._lay_out(sample) for sample in samples]
         longest = max((len(tokens) for tokens, _ in laid_out), default=1)
-        shape = (len(rows), min(-(-longest // _MULTIPLE) * _MULTIPLE, self.seq_len))
+        shape = (len(samples), min(-(-longest // _MULTIPLE) * _MULTIPLE, self.seq_len))
         tokens, segments = np.full(shape, self.vocabulary.pad, np.int64), np.zeros(shape, np.int64)
-        valid, labels = np.zeros(shape, bool), np.full(len(rows), UNLABELLED)
-        for i, (row, (symbols, parts)) in enumerate(zip(rows, laid_out, strict=True)):
-            assert row.pair_target is not None, "rows of `LabelledSamples`"
-            tokens[i, : len(symbols)], segments[i, : len(symbols)], labels[i] = symbols, parts, row.pair_target.label
+        valid, labels = np.zeros(shape, bool), np.full(len(samples), UNLABELLED)
+        for i, (sample, (symbols, parts)) in enumerate(zip(samples, laid_out, strict=True)):
+            assert sample.pair_target is not None, "samples of `LabelledSamples`"
+            tokens[i, : len(symbols)], segments[i, : len(symbols)], labels[i] = symbols, parts, sample.pair_target.label
             valid[i, : len(symbols)] = True
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            mem_valid_len=torch.zeros(len(rows), dtype=torch.int64),
+            mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
         )
@@ -143,10 +144,13 @@ class ClassificationCollator:
         targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}
         return Batch(inputs, targets, {"label": len(asked)})
 
-    def _lay_out(self, row: Sample) -> tuple[list[int], list[int]]:
-        """A row's tokens and their segments."""
-        assert row.pair_target is not None, "rows of `LabelledSamples`"
-        first, second = row.tokens[: row.pair_target.split].tolist(), row.tokens[row.pair_target.split :].tolist()
+    def _lay_out(self, sample: Sample) -> tuple[list[int], list[int]]:
+        """A sample's tokens and their segments."""
+        assert sample.pair_target is not None, "samples of `LabelledSamples`"
+        first, second = (
+            sample.tokens[: sample.pair_target.split].tolist(),
+            sample.tokens[sample.pair_target.split :].tolist(),
+        )
         paired = bool(second)
         room = self.seq_len - (3 if paired else 2)
         while len(first) + len(second) > room:
@@ -162,7 +166,7 @@ class ClassificationCollator:
 
 
 class ClassificationHead(Head):
-    """One vector a row, through a pooler, onto the labels."""
+    """One vector a sample, through a pooler, onto the labels."""
 
     def __init__(self, d_model: int, objective: Classification, *, init_std: float):
         super().__init__()
@@ -174,21 +178,21 @@ class ClassificationHead(Head):
         draw(self.classifier, init_std)
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The summed loss of the rows that have a label, and each one's."""
+        """The summed loss of the samples that have a label, and each one's."""
         at, labels = batch.targets["label_positions"], batch.targets["label"]
         logits = self.logits(hidden, batch)[at]
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
-        return Loss({"label": nll.sum()}, {"label": TokenScores(rows=at, nll=nll.detach(), correct=correct)})
+        return Loss({"label": nll.sum()}, {"label": TokenScores(samples=at, nll=nll.detach(), correct=correct)})
 
     def logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """Of each row, fp32."""
+        """Of each sample, fp32."""
         pooled = self.sentence["pooler"](self._summarize(hidden.tokens, batch)[:, None])
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits.float()
 
     def flops_per_token(self) -> float:
-        """Forward and backward of pooler and classifier, which see one vector a row."""
+        """Forward and backward of pooler and classifier, which see one vector a sample."""
         return 6.0 * sum(p.numel() for p in self.parameters()) / self.seq_len
 
     def _summarize(self, hidden: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B D"]:

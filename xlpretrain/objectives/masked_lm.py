@@ -1,8 +1,8 @@
 """Masked language modelling with a question about the order of sentences.
 
 BERT (Devlin et al. 2018, arXiv:1810.04805) with next sentence prediction, ALBERT (Lan et al. 2019, arXiv:1909.11942)
-with sentence order prediction and n-grams. A row is [CLS] A [SEP] B [SEP]. What is masked is drawn anew in each epoch;
-the originals kept 10 to 40 fixed copies of the corpus on disk.
+with sentence order prediction and n-grams. A sample is [CLS] A [SEP] B [SEP]. What is masked is drawn anew in each
+epoch; the originals kept 10 to 40 fixed copies of the corpus on disk.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _KEYS_BEFORE_NSP_PAIRS = frozenset(
 
 
 class MaskedLM(Objective):
-    """-log p(token | the row with some tokens masked), and whether the two parts of the row are in order."""
+    """-log p(token | the sample with some tokens masked), and whether the two parts of the sample are in order."""
 
     type: Literal["masked_lm"] = "masked_lm"
     """Which objective this is."""
     seq_len: int = Field(512, ge=8)
     """Tokens in a row, CLS, SEP and SEP among them."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
-    """The share of a row's tokens to predict, one at least."""
+    """The share of a sample's tokens to predict, one at least."""
     max_predictions: PositiveInt | None = None
     """The most tokens to predict in a row (default: as mask_rate says). The published BERT and ALBERT recipes have 20,
     which at seq_len 512 is 4 %."""
@@ -52,7 +52,7 @@ class MaskedLM(Objective):
     whole_words: bool = True
     """Mask all tokens of a word, or (false) tokens each for itself."""
     sentence_task: Literal["sop", "nsp", "none"] = "sop"
-    """sop: are the two parts swapped (ALBERT); nsp: is the second from elsewhere (BERT); none: a row is one part."""
+    """sop: are the two parts swapped (ALBERT); nsp: is the second from elsewhere (BERT); none: a sample is one part."""
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
     """What sop makes of a run of one sentence. original: as ALBERT's code, the second part comes from another document
     and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
@@ -61,7 +61,7 @@ class MaskedLM(Objective):
     exchanged: the pairs of runs that began before this key existed, whose lengths do. null: what the run began with, or
     matched in a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
-    """How often a row is wanted shorter, of 2 to seq_len - 3 tokens."""
+    """How often a sample is wanted shorter, of 2 to seq_len - 3 tokens."""
     sentence_weight: NonNegativeFloat = 1.0
     """The weight of the sentence task in the loss."""
 
@@ -93,12 +93,12 @@ class MaskedLM(Objective):
 
     @property
     def span_len(self) -> int:
-        """A whole row."""
+        """A whole sample."""
         return self.seq_len
 
     @property
     def new_tokens(self) -> int:
-        """As many tokens as a row has; shorter rows are padded."""
+        """As many tokens as a sample has; shorter samples are padded."""
         return self.seq_len
 
     @property
@@ -119,7 +119,7 @@ class MaskedLM(Objective):
         )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """Rows do not go on where others end."""
+        """Samples do not go on where others end."""
         yield from self.memory_problems(mem_len)
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
@@ -135,7 +135,7 @@ class MaskedLM(Objective):
             )
 
     def num_segments(self, data: TokenDataset) -> int:
-        """One for each part of a row."""
+        """One for each part of a sample."""
         return 1 if self.sentence_task == "none" else 2
 
     def training_samples(
@@ -188,9 +188,9 @@ class MaskedLM(Objective):
 
 @dataclass(frozen=True, eq=False)
 class MaskedLMCollator:
-    """Rows into masked tokens, padded to seq_len, and what was there.
+    """Samples into masked tokens, padded to seq_len, and what was there.
 
-    Segments are 0 for CLS, A and the SEP after it, 1 for B and the last SEP; padding is 0. A row without tokens is a
+    Segments are 0 for CLS, A and the SEP after it, 1 for B and the last SEP; padding is 0. A sample without tokens is a
     CLS alone, so that there is something to attend to, and predicts nothing.
     """
 
@@ -200,29 +200,29 @@ class MaskedLMCollator:
     task: str | None
     seed: int
 
-    def __call__(self, rows: Sequence[Sample]) -> Batch:
-        """A batch of as many rows, which may be none."""
-        tokens = np.full((len(rows), self.seq_len), self.vocabulary.pad, dtype=np.int64)
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of as many samples, which may be none."""
+        tokens = np.full((len(samples), self.seq_len), self.vocabulary.pad, dtype=np.int64)
         segments, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
         answers, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        labels = np.full(len(rows), -1)
-        for number, row in enumerate(rows):
-            assert row.pair_target is not None, "rows of `PairSamples`"
-            length, parts = self._lay_out(row, row.pair_target.split, tokens[number])
+        labels = np.full(len(samples), -1)
+        for number, sample in enumerate(samples):
+            assert sample.pair_target is not None, "samples of `PairSamples`"
+            length, parts = self._lay_out(sample, sample.pair_target.split, tokens[number])
             valid[number, :length] = True
             if parts[-1][0] > parts[0][1]:
                 segments[number, parts[-1][0] : length] = 1
-            if not len(row.tokens):
+            if not len(sample.tokens):
                 continue
-            generator = sample_rng(self.seed, row)
+            generator = sample_rng(self.seed, sample)
             chosen = self.masking.choose(tokens[number, :length], parts, generator)
             answers.append(tokens[number, chosen])
             places.append(chosen + number * self.seq_len)
             tokens[number, chosen] = self.masking.replace(answers[-1], generator)
-            labels[number] = row.pair_target.label
+            labels[number] = sample.pair_target.label
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            mem_valid_len=torch.zeros(len(rows), dtype=torch.int64),
+            mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
         )
@@ -234,24 +234,24 @@ class MaskedLMCollator:
             counts[self.task] = len(asked)
         return Batch(inputs, {name: torch.from_numpy(values) for name, values in targets.items()}, counts)
 
-    def _lay_out(self, row: Sample, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
-        """Write one row; returns its length, and where its parts start and stop."""
+    def _lay_out(self, sample: Sample, split: int, tokens: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
+        """Write one sample; returns its length, and where its parts start and stop."""
         tokens[0] = self.vocabulary.cls
-        if not len(row.tokens):
+        if not len(sample.tokens):
             return 1, [(1, 1)]
         first_stop = 1 + split
-        tokens[1:first_stop] = row.tokens[:split]
+        tokens[1:first_stop] = sample.tokens[:split]
         tokens[first_stop] = self.vocabulary.sep
-        if split == len(row.tokens):
+        if split == len(sample.tokens):
             return first_stop + 1, [(1, first_stop)]
-        stop = 2 + len(row.tokens)
-        tokens[first_stop + 1 : stop] = row.tokens[split:]
+        stop = 2 + len(sample.tokens)
+        tokens[first_stop + 1 : stop] = sample.tokens[split:]
         tokens[stop] = self.vocabulary.sep
         return stop + 1, [(1, first_stop), (first_stop + 1, stop)]
 
 
 class SentenceHead(nn.Module):
-    """A row's first token onto two answers."""
+    """A sample's first token onto two answers."""
 
     def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
@@ -260,17 +260,17 @@ class SentenceHead(nn.Module):
         draw(self.classifier, init_std, truncated=True)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
-        """The logits of each row."""
+        """The logits of each sample."""
         logits: Tensor = self.classifier(self.pooler(hidden))
         return logits
 
-    def flops_per_row(self) -> float:
+    def flops_per_sample(self) -> float:
         """Forward and backward."""
         return 6.0 * (self.pooler.linear.weight.numel() + self.classifier.weight.numel())
 
 
 class MaskedLMHead(Head):
-    """The vocabulary projection of the masked tokens alone, and the sentence task of each row that asks it."""
+    """The vocabulary projection of the masked tokens alone, and the sentence task of each sample that asks it."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class MaskedLMHead(Head):
         self.task, self.predictions_per_token, self.seq_len = task, predictions_per_token, seq_len
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The sums over tokens and rows, and each one's loss."""
+        """The sums over tokens and samples, and each one's loss."""
         total, scores = token_prediction_loss(self.output, hidden.tokens, batch, "mlm")
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
@@ -295,10 +295,10 @@ class MaskedLMHead(Head):
         logits = self.sentence(hidden.tokens)[at].float()
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
-        asked = TokenScores(rows=at, nll=nll.detach(), correct=correct)
+        asked = TokenScores(samples=at, nll=nll.detach(), correct=correct)
         return Loss({"mlm": total, self.task: nll.sum()}, {"mlm": scores, self.task: asked})
 
     def flops_per_token(self) -> float:
         """Forward and backward of the output layer, for the share of tokens that it sees, and of the sentence task."""
-        row = self.sentence.flops_per_row() if self.sentence is not None else 0.0
-        return self.output.flops_per_token() * self.predictions_per_token + row / self.seq_len
+        sample = self.sentence.flops_per_sample() if self.sentence is not None else 0.0
+        return self.output.flops_per_token() * self.predictions_per_token + sample / self.seq_len

@@ -1,12 +1,13 @@
 """Permutation language modelling (XLNet, Yang et al. 2019, arXiv:1906.08237).
 
-A row is `reuse_len` tokens that go on where the memory ends, then a pair: A, SEP, B, SEP, CLS. Each half has spans of
+A sample is `reuse_len` tokens that go on where the memory ends, then a pair: A, SEP, B, SEP, CLS. Each half has spans
+of
 tokens to predict, and an order in which they are predicted: a token is predicted from the context (all that is not to
 be predicted), from what comes before it in the order, and, in the second half, from the whole first half. The content
 stream reads the real tokens: what may not be seen is hidden by the attention mask, never by a mask symbol.
 
 Deviations from the authors' code: spans and orders are drawn anew in each epoch (theirs lie on the disk); a second
-part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the row; a second
+part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the sample; a second
 part that continues the first begins with its next token (theirs may cut off the end of the first part before it).
 """
 
@@ -41,10 +42,10 @@ class PermutationLM(Objective):
     seq_len: PositiveInt = 512
     """Tokens in a row, SEP, SEP and CLS among them."""
     reuse_len: NonNegativeInt = 256
-    """Tokens at the head of a row that go on with the stream and enter the memory; rows advance by as many. 0: rows are
-    pairs only, one after the other, for models without memory."""
+    """Tokens at the head of a sample that go on with the stream and enter the memory; samples advance by as many. 0:
+    samples are pairs only, one after the other, for models without memory."""
     perm_size: PositiveInt = 256
-    """Tokens that are permuted together; it divides both parts of a row."""
+    """Tokens that are permuted together; it divides both parts of a sample."""
     num_predict: PositiveInt = 85
     """The most tokens to predict in a row; those that fall on SEP or CLS are left out."""
     max_ngram: PositiveInt = 5
@@ -72,7 +73,7 @@ class PermutationLM(Objective):
             )
         elif self.reuse_len % self.perm_size or pair % self.perm_size:
             parts = f"{self.reuse_len} and {pair}" if self.reuse_len else f"{pair}"
-            yield "perm_size", f"must divide the parts of a row ({parts} tokens), got {self.perm_size}"
+            yield "perm_size", f"must divide the parts of a sample ({parts} tokens), got {self.perm_size}"
         if self.num_predict > self.seq_len - NUM_SYMBOLS:
             yield "num_predict", f"must be at most seq_len - {NUM_SYMBOLS}, got {self.num_predict}"
 
@@ -102,7 +103,7 @@ class PermutationLM(Objective):
 
     @property
     def new_tokens(self) -> int:
-        """The reused part; A and B are read again by the next row."""
+        """The reused part; A and B are read again by the next sample."""
         return self.reuse_len or self.pair_len
 
     @property
@@ -152,10 +153,10 @@ class PermutationLM(Objective):
 
 @dataclass(frozen=True, eq=False)
 class PermutationLMCollator:
-    """Rows into token ids, segments, a factorization order and the positions to predict.
+    """Samples into token ids, segments, a factorization order and the positions to predict.
 
-    Shapes: T is seq_len, P num_predict. Rows that are shorter than the window, empty ones too, are padded within both
-    parts and have fewer predictions.
+    Shapes: T is seq_len, P num_predict. Samples that are shorter than the window, empty ones too, are padded within
+    both parts and have fewer predictions.
     """
 
     objective: PermutationLM
@@ -163,31 +164,31 @@ class PermutationLMCollator:
     spans: SpanSampler
     seed: int
 
-    def __call__(self, rows: Sequence[Sample]) -> Batch:
-        """A batch of as many rows, which may be none."""
-        num_rows, seq_len, num_predict = len(rows), self.objective.seq_len, self.objective.num_predict
-        tokens = np.full((num_rows, seq_len), self.vocabulary.pad, dtype=np.int64)
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of as many samples, which may be none."""
+        batch_size, seq_len, num_predict = len(samples), self.objective.seq_len, self.objective.num_predict
+        tokens = np.full((batch_size, seq_len), self.vocabulary.pad, dtype=np.int64)
         segments, order = np.zeros_like(tokens), np.zeros_like(tokens)
         valid, chosen = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
-        predict = np.zeros((num_rows, num_predict), dtype=np.int64)
-        there = np.zeros((num_rows, num_predict), bool)
-        for i, row in enumerate(rows):
-            rng = sample_rng(self.seed, row)
-            self._lay_out(row, rng, tokens[i], segments[i], valid[i])
+        predict = np.zeros((batch_size, num_predict), dtype=np.int64)
+        there = np.zeros((batch_size, num_predict), bool)
+        for i, sample in enumerate(samples):
+            rng = sample_rng(self.seed, sample)
+            self._lay_out(sample, rng, tokens[i], segments[i], valid[i])
             symbols = (tokens[i] == self.vocabulary.sep) | (tokens[i] == self.vocabulary.cls)
-            chosen[i] = self._choose(tokens[i], valid[i], rng, reverse=row.reversed) & ~symbols
+            chosen[i] = self._choose(tokens[i], valid[i], rng, reverse=sample.reversed) & ~symbols
             order[i] = self._factorize(chosen[i] | symbols, rng)
             (positions,) = np.nonzero(chosen[i])
             predict[i, : len(positions)] = positions
             there[i, : len(positions)] = True
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
-            mem_valid_len=torch.tensor([row.mem_valid_len for row in rows], dtype=torch.int64),
+            mem_valid_len=torch.tensor([sample.mem_valid_len for sample in samples], dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
             perm_rank=torch.from_numpy(order),
             target_positions=torch.from_numpy(predict),
-            reversed=torch.tensor([row.reversed for row in rows], dtype=torch.bool),
+            reversed=torch.tensor([sample.reversed for sample in samples], dtype=torch.bool),
             reuse_len=self.objective.reuse_len,
         )
         # Predictions stand in the order of positions in both, so the masked tokens are the targets as they come.
@@ -195,16 +196,16 @@ class PermutationLMCollator:
         return Batch(inputs, targets, {"plm": int(chosen.sum())})
 
     def _lay_out(
-        self, row: Sample, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
+        self, sample: Sample, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
     ) -> None:
-        """Write one row's tokens, segments (reused, A, SEP: 0; B, SEP: 1; CLS: 2) and what of it is there."""
+        """Write one sample's tokens, segments (reused, A, SEP: 0; B, SEP: 1; CLS: 2) and what of it is there."""
         reuse_len = self.objective.reuse_len
-        reused, rest = row.tokens[:reuse_len], row.tokens[reuse_len : self.objective.span_len]
+        reused, rest = sample.tokens[:reuse_len], sample.tokens[reuse_len : self.objective.span_len]
         tokens[: len(reused)] = reused
         valid[: len(reused)] = True
         if len(rest) < 2:
             return
-        first, second = self._split(row, rest, rng)
+        first, second = self._split(sample, rest, rng)
         sep, cls = [self.vocabulary.sep], [self.vocabulary.cls]
         pair = np.concatenate([first, sep, second, sep, cls])
         end = reuse_len + len(pair)
@@ -213,21 +214,21 @@ class PermutationLMCollator:
         segments[end - 1] = 2
         valid[reuse_len:end] = True
 
-    def _split(self, row: Sample, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A and B: cut at a random sentence's end, B going on or (in half of the rows) coming from elsewhere.
+    def _split(self, sample: Sample, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A and B: cut at a random sentence's end, B going on or (in half of the samples) coming from elsewhere.
 
         The longer one loses tokens on its right until both fit.
         """
         total, start = len(rest), self.objective.reuse_len
-        cuts = _places_to_cut(row) - start
+        cuts = _places_to_cut(sample) - start
         cuts = cuts[(cuts > 0) & (cuts < total)]
         goes_on = len(cuts) > 0 and rng.random() < 0.5
         cut = int(rng.choice(cuts)) if len(cuts) else total
         if goes_on:
             return rest[:cut], rest[cut:]
-        second = rest[:0] if row.random_segment is None else row.random_segment.tokens
-        if row.random_segment is not None:
-            ends = row.random_segment.sentence_ends + 1
+        second = rest[:0] if sample.random_segment is None else sample.random_segment.tokens
+        if sample.random_segment is not None:
+            ends = sample.random_segment.sentence_ends + 1
             enough = ends[ends >= max(1, total - cut)]
             second = second[: enough[0]] if len(enough) else second
         if not len(second):
@@ -286,12 +287,12 @@ class PermutationLMHead(Head):
         return self.output.flops_per_token() * self.share
 
 
-def _places_to_cut(row: Sample) -> np.ndarray:
+def _places_to_cut(sample: Sample) -> np.ndarray:
     """After each sentence, and each document: not before the symbol at a document's end."""
-    sentences, documents = row.sentence_ends + 1, row.document_ends + 1
+    sentences, documents = sample.sentence_ends + 1, sample.document_ends + 1
     if len(documents):
-        closed = np.append(row.document_ends, -1)
-        sentences = sentences[closed[row.document_ends.searchsorted(sentences)] != sentences]
+        closed = np.append(sample.document_ends, -1)
+        sentences = sentences[closed[sample.document_ends.searchsorted(sentences)] != sentences]
         sentences = np.sort(np.concatenate([sentences, documents]))
         sentences = sentences[np.diff(sentences, prepend=-1) > 0]
     return sentences

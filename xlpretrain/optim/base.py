@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from xlpretrain.schema import Section
 
-ParameterView = Literal["elements", "segments", "parameters"]
+ParameterView = Literal["elements", "slices", "parameters"]
 
 
 class OptimizerConfig(Section, ABC):
@@ -48,11 +48,11 @@ class OptimizerConfig(Section, ABC):
 
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over `parameters` (each once), with no state; a `LayerwiseOptimizer` for segments."""
+        """The optimizer over `parameters` (each once), with no state; a `LayerwiseOptimizer` for slices."""
 
 
 @dataclass(frozen=True)
-class Segment:
+class TensorSlice:
     """`size` elements from `offset` on, in a flattened master, are part of tensor number `tensor` of the model."""
 
     tensor: int
@@ -61,16 +61,16 @@ class Segment:
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
-    """An optimizer that needs norms of whole tensors, and knows how to get them from segments."""
+    """An optimizer that needs norms of whole tensors, and knows how to get them from slices."""
 
     @abstractmethod
     def set_parameter_slices(
-        self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
+        self, slices: Mapping[Tensor, Sequence[TensorSlice]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
         """Learn where tensors lie, before the first step.
 
         Args:
-            segments: for every master of this rank; those of one tensor are a single segment. Padding is in none.
+            slices: for every master of this rank; those of one tensor are a single slice. Padding is in none.
             num_tensors: of the model, over all masters and ranks: they are numbered from 0.
             group: the ranks that hold the rest of the tensors; None where every rank holds all of them.
         """

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlpretrain.optim.adamw import Betas, adam_update
-from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, Segment, weight_decay_groups
+from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, TensorSlice, weight_decay_groups
 from xlpretrain.schema import Problem
 
 
@@ -39,7 +39,7 @@ class LambConfig(OptimizerConfig):
     """The most that a step is multiplied by (null: no bound); 10 is usual elsewhere."""
 
     state_keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    parameter_view: ClassVar[ParameterView] = "segments"
+    parameter_view: ClassVar[ParameterView] = "slices"
 
     def problems(self) -> Iterator[Problem]:
         """The bounds must not cross."""
@@ -61,24 +61,24 @@ class Lamb(LayerwiseOptimizer):
         super().__init__(groups, defaults)
         for group in self.param_groups:
             group["scaled"] = group["params"][0].ndim >= 2  # said now: masters that come later are flat
-        self._segments: Mapping[Tensor, Sequence[Segment]] | None = None
+        self._slices: Mapping[Tensor, Sequence[TensorSlice]] | None = None
         self._num_tensors = 0
         self._process_group: dist.ProcessGroup | None = None
         self._numbers: dict[Tensor, Tensor] = {}
 
     def set_parameter_slices(
-        self, segments: Mapping[Tensor, Sequence[Segment]], *, num_tensors: int, group: dist.ProcessGroup | None
+        self, slices: Mapping[Tensor, Sequence[TensorSlice]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
-        self._segments, self._num_tensors, self._process_group = segments, num_tensors, group
+        self._slices, self._num_tensors, self._process_group = slices, num_tensors, group
         # On the device once and for all: a copy in each step would wait for it.
         self._numbers = {
-            m: torch.tensor([s.tensor for s in of], device=m.device, dtype=torch.long) for m, of in segments.items()
+            m: torch.tensor([s.tensor for s in of], device=m.device, dtype=torch.long) for m, of in slices.items()
         }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Called by DeepSpeed once for each master, by the plain engine once for all. Every rank must call it."""
-        if self._segments is None:
+        if self._slices is None:
             raise RuntimeError("LAMB does not know where tensors lie: call attach() before the first step")
         for group in self.param_groups:
             masters = [master for master in group["params"] if master.grad is not None]
@@ -96,8 +96,8 @@ class Lamb(LayerwiseOptimizer):
 
     def _apply(self, masters: Sequence[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> None:
         """w -= lr * |w| / |step| * step, for each tensor; padding is left alone."""
-        assert self._segments is not None
-        cuts = [(index, s) for index, master in enumerate(masters) for s in self._segments[master]]
+        assert self._slices is not None
+        cuts = [(index, s) for index, master in enumerate(masters) for s in self._slices[master]]
         weights = [masters[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
         updates = [steps[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
         numbers = torch.cat([self._numbers[master] for master in masters])
@@ -108,11 +108,11 @@ class Lamb(LayerwiseOptimizer):
     def _trust_ratios(
         self, weights: list[Tensor], updates: list[Tensor], numbers: Tensor, bounds: tuple[float, float]
     ) -> Float[Tensor, " S"]:
-        """|w| / |step| within bounds, of the tensor that each segment is of; 1 where a norm is 0. In float64."""
+        """|w| / |step| within bounds, of the tensor that each slice is of; 1 where a norm is 0. In float64."""
         squares = torch.zeros(2, self._num_tensors, dtype=torch.float64, device=numbers.device)
-        for row, segments in zip(squares, (weights, updates), strict=True):
-            if segments:
-                row[numbers] = torch.stack(torch._foreach_norm(segments, dtype=torch.float64)).square()
+        for row, slices in zip(squares, (weights, updates), strict=True):
+            if slices:
+                row[numbers] = torch.stack(torch._foreach_norm(slices, dtype=torch.float64)).square()
         if self._process_group is not None:
             dist.all_reduce(squares, group=self._process_group)  # also from ranks that hold nothing of these masters
         weight, update = squares.sqrt()

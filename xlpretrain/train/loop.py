@@ -207,14 +207,14 @@ def _act_on(run: Run, agreed: StepDecision, *, before: Work) -> None:
         start_save(run, before=before)
 
 
-def _tell_of_damage(run: Run, num_rows: int) -> None:
-    """Count the rows of this step that are left out, on every rank, and say which blocks they are of, once each."""
-    run.state.damaged_rows += num_rows
+def _tell_of_damage(run: Run, num_samples: int) -> None:
+    """Count the samples of this step that are left out, on every rank, and say which blocks they are of, once each."""
+    run.state.damaged_rows += num_samples
     for messages in distributed.gather_objects(run.loader.damage.pop(run.state.step, [])):
         for message in messages:
             if message not in run.reported_damage:
                 run.reported_damage.add(message)
-                run.recorder.print(f"going on without the rows of a block: {message}")
+                run.recorder.print(f"going on without the samples of a block: {message}")
 
 
 def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:

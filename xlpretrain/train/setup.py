@@ -115,8 +115,8 @@ def _build(
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
-    rows = data_rules.make_training_samples(config, data.train)
-    _say_what_is_mixed(recorder, data.train, rows)
+    samples = data_rules.make_training_samples(config, data.train)
+    _say_what_is_mixed(recorder, data.train, samples)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     probe = Probe.from_config(config, data)
     state = TrainState(wandb_id=wandb_id)
@@ -149,12 +149,14 @@ def _build(
         watchdog=watchdog,
         engine=engine,
         loader=Loader(
-            SkippedWindows(rows, state.skipped_windows, config.objective.new_tokens) if state.skipped_windows else rows,
+            SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
+            if state.skipped_windows
+            else samples,
             config.objective.collator(data.tokenizer, seed=config.seed),
             micro_batches,
             skip_damage=config.data.on_damage == "skip",
         ),
-        samples=rows,
+        samples=samples,
         streams=streams,
         state=state,
         memory=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
@@ -179,12 +181,12 @@ def _say_what_changes(recorder: Recorder, config: RunConfig, changes: list[str])
         recorder.print(f"changed since the run began: {change}")
 
 
-def _say_what_is_mixed(recorder: Recorder, train: Mixture, rows: TrainSamples) -> None:
-    if not isinstance(rows, MixtureSamples):
+def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
+    if not isinstance(samples, MixtureSamples):
         return
     for corpus, share in effective_shares(train):
-        recorder.print(f"{corpus.name}: {share:.4%} of the rows, from {corpus.manifest.num_tokens:,} tokens")
-    for step, name in rows.exhausted_at:
+        recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
+    for step, name in samples.exhausted_at:
         recorder.print(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
 
 

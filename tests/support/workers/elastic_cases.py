@@ -77,7 +77,7 @@ def _digest(batch: Batch, row: int) -> str:
         if term in ("sop", "nsp"):
             parts.append(targets[batch.targets[f"{term}_positions"] == row])
         elif f"{term}_positions" in batch.targets:
-            parts.append(targets[batch.rows_of(term) == row])
+            parts.append(targets[batch.samples_of(term) == row])
         elif not term.endswith("_positions"):
             parts.append(targets[row])
     return hashlib.sha256(b"|".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()

@@ -17,7 +17,7 @@ from xlpretrain.engine.config import EngineConfig
 from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
-from xlpretrain.optim.base import Segment
+from xlpretrain.optim.base import TensorSlice
 
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
@@ -64,7 +64,7 @@ def lamb_on_flat_slices(config: EngineConfig) -> Any:
     """What a LAMB does that takes what ZeRO hands it for a tensor."""
     run = _lamb_run(config, gated_model(fused=True))
     optimizer, masters = run.engine._state.optimizer, run.engine._state.master_weights
-    whole = {master: [Segment(number, 0, master.numel())] for number, master in enumerate(masters)}
+    whole = {master: [TensorSlice(number, 0, master.numel())] for number, master in enumerate(masters)}
     optimizer.set_parameter_slices(whole, num_tensors=len(masters), group=None)
     return run.steps(0, 20)
 

@@ -103,7 +103,7 @@ def _rows(folder: Path, objective: str) -> TrainSamples:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_rows_of_a_damaged_block_are_left_out_alike_by_any_number_of_ranks(objective: str, dataset: Path):
     whole = _rows(dataset / "train", objective)
-    whole_rows = [[whole.row(step=step, stream=s) for s in range(6)] for step in range(40)]
+    whole_rows = [[whole.sample(step=step, stream=s) for s in range(6)] for step in range(40)]
     damage(dataset / "train", "a flipped bit")
     rows = _rows(dataset / "train", objective)
 
@@ -128,11 +128,11 @@ def test_rows_of_a_damaged_block_are_left_out_alike_by_any_number_of_ranks(objec
         for a, b in zip(step, there, strict=True)
     ]
     assert 0 < damaged <= sum(a != b for a, b in found)
-    if objective != "masked":  # there the estimate of the rows of a block has changed
+    if objective != "masked":  # there the estimate of the samples of a block has changed
         assert all(a in (b, b"") for a, b in found)
         assert damaged == sum(a != b for a, b in found)
     with pytest.raises(DamagedDataError, match="block 2 is damaged"):
-        [rows.row(step=step, stream=s) for step in range(40) for s in range(6)]
+        [rows.sample(step=step, stream=s) for step in range(40) for s in range(6)]
 
 
 @pytest.mark.full
@@ -143,6 +143,6 @@ def test_a_run_ends_at_a_damaged_block_or_goes_on_without(tmp_path: Path, datase
     error = commands.refused("train", config)
     assert "shard-00000.tar: block 2 is damaged" in error and "data.on_damage=skip" in error
     out, _ = commands.run("resume", tmp_path / "runs" / "run", "data.on_damage=skip", "--nproc", 2)
-    assert out.count("going on without the rows of a block") == 1
+    assert out.count("going on without the samples of a block") == 1
     rows = commands.read_metrics(tmp_path / "runs" / "run")
     assert rows[-1]["step"] == 40 and rows[-1]["events/damaged_rows"] > 0

@@ -151,7 +151,9 @@ def test_shares_are_exact_over_5000_steps(folders: tuple[Path, ...], objective: 
             for stream in distributed.streams_of(rank, world_size, 6):
                 start, stop = (0, 5000) if world_size == 1 else (2500, 2600)
                 for step in range(start, stop):
-                    assert corpus_of(rows, rows.row(step=step, stream=stream)) == rows.corpus(step=step, stream=stream)
+                    assert corpus_of(rows, rows.sample(step=step, stream=stream)) == rows.corpus(
+                        step=step, stream=stream
+                    )
                 counts += np.bincount([rows.corpus(step=step, stream=stream) for step in range(5000)], minlength=3)
         assert np.abs(counts - np.array(WEIGHTS) * 6 * 5000).max() <= length
 
@@ -162,7 +164,7 @@ def test_memory_starts_fresh_with_each_block_whatever_its_corpus(folders: tuple[
     changes = 0
     for stream in range(6):
         for step in range(1, 120):
-            before, here = (rows.row(step=s, stream=stream) for s in (step - 1, step))
+            before, here = (rows.sample(step=s, stream=stream) for s in (step - 1, step))
             if corpus_of(rows, before) != corpus_of(rows, here):
                 changes += 1
                 assert here.mem_valid_len == 0
@@ -177,7 +179,7 @@ def test_rows_are_those_of_their_corpus(folders: tuple[Path, ...]):
     texts = [m.tokens(0, m.num_tokens).tobytes() for m in mixture.manifests]
     rng = random.Random(0)
     for _ in range(60):
-        row = rows.row(step=rng.randrange(10**6), stream=rng.randrange(6))
+        row = rows.sample(step=rng.randrange(10**6), stream=rng.randrange(6))
         assert row.tokens.tobytes() in texts[corpus_of(rows, row)]
 
 
@@ -187,7 +189,7 @@ def test_a_corpus_is_read_whole_before_it_is_read_again(folders: tuple[Path, ...
     samples = [
         (row.epoch, row.sample_index)
         for step in range(11 * last // 6)
-        for row in (rows.row(step=step, stream=s) for s in range(6))
+        for row in (rows.sample(step=step, stream=s) for s in range(6))
         if corpus_of(rows, row) == 2
     ]
     assert len(set(samples)) == len(samples)
@@ -230,7 +232,7 @@ def test_windows_left_out_after_a_spike_are_left_out_of_a_mixture(folders: tuple
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS), "memory")
     skipping = SkippedWindows(rows, [(10, 20)], new_tokens=32)
     for stream in range(6):
-        here, there = skipping.row(step=12, stream=stream), rows.row(step=22, stream=stream)
+        here, there = skipping.sample(step=12, stream=stream), rows.sample(step=22, stream=stream)
         assert np.array_equal(here.tokens, there.tokens) and here.mem_valid_len <= 64
         assert skipping.corpus(step=12, stream=stream) == rows.corpus(step=22, stream=stream)
 
@@ -274,7 +276,7 @@ def mixed(folders: tuple[Path, ...], tmp_path: Path) -> Path:
 
 def test_a_run_on_a_mixture_tells_of_each_corpus(mixed: Path):
     out, _ = commands.run("train", mixed)
-    assert "third: 10.0000% of the rows" in out and "second: read max_epochs times by step" in out
+    assert "third: 10.0000% of the samples" in out and "second: read max_epochs times by step" in out
     rows = commands.read_metrics(mixed.parent / "runs" / "run")
     seen = {key for row in rows for key in row if key.startswith(("train/corpus_loss/", "data/epoch/"))}
     assert seen == {f"{kind}/{name}" for kind in ("train/corpus_loss", "data/epoch") for name in ("data", *NAMES)}

@@ -37,7 +37,7 @@ def test_a_sample_is_what_the_collator_gives(objective: str, tiny_dataset: Path,
     tokenizer = train.open_tokenizer()
     row = config.objective.training_samples(
         train, mem_len=mem_len, num_streams=4, seed=config.seed, shuffle_blocks=64
-    ).row(step=7, stream=3)
+    ).sample(step=7, stream=3)
     batch = config.objective.collator(tokenizer, seed=config.seed)([row])
     printed = shown(show_sample, path, step=7, stream=3)
     lines = printed.split("\nposition ", 1)[1].splitlines()[1:]

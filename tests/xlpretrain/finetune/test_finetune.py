@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 import xlpretrain
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
-from xlpretrain.data.labelled import LabelledDataset, row_of
+from xlpretrain.data.labelled import LabelledDataset, make_sample
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics
@@ -38,8 +38,8 @@ def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, 
         config = _recipe(source, _files(tmp_path, pairs=pairs))
         data = config.data.open()
         collator = config.objective.collator(data.tokenizer, seed=0)
-        rows = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
-        batch = collator([rows.row(step=0, stream=stream) for stream in range(3)])
+        samples = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+        batch = collator([samples.sample(step=0, stream=stream) for stream in range(3)])
         pieces = [
             data.tokenizer.id_to_token(token)
             for token in batch.inputs.tokens[0][batch.inputs.attention_mask[0]].tolist()
@@ -56,7 +56,7 @@ def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, 
         model = config.build_model(data.tokenizer.vocabulary.size)
         loss, _ = model(batch, model.backbone.empty_memory(3, 0))
         assert loss.sums["label"].item() / 3 == pytest.approx(np.log(3 - pairs), rel=0.3)
-        padded = collator([rows.row(step=0, stream=0)])  # alone, so with less padding
+        padded = collator([samples.sample(step=0, stream=0)])  # alone, so with less padding
         model.eval()
         whole, _ = model.backbone(batch.inputs, model.backbone.empty_memory(3, 0))
         alone, _ = model.backbone(padded.inputs, model.backbone.empty_memory(1, 0))
@@ -70,8 +70,8 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
     config = _recipe(make_run(tmp_path / "runs", tiny_dataset, {"type": kind}), _files(tmp_path))
     data = config.data.open()
     model = config.build_model(data.tokenizer.vocabulary.size)
-    rows = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
-    for read in ([], [rows.row(step=rows.num_steps, stream=0)]):
+    samples = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=3, mem_len=0)
+    for read in ([], [samples.sample(step=samples.num_steps, stream=0)]):
         batch = config.objective.collator(data.tokenizer, seed=0)(read)
         model.zero_grad()
         loss, _ = model(batch, model.backbone.empty_memory(len(read), 0))
@@ -82,7 +82,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
 
 def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
     collator = ClassificationCollator(10, "cls_first", load_tokenizer(tiny_tokenizer).vocabulary)
-    tokens = collator([row_of([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
+    tokens = collator([make_sample([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
     assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
 
 
@@ -111,9 +111,9 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
         ([], "is empty"),
         ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\)"),
     ]
-    for rows, message in cases:
+    for samples, message in cases:
         with pytest.raises(DataError, match=message):
-            _recipe(source, files | {"train": _write(tmp_path / "bad.csv", rows, header)})
+            _recipe(source, files | {"train": _write(tmp_path / "bad.csv", samples, header)})
     strange = _write(tmp_path / "strange.csv", [("a", "aye"), ("b", "veto"), ("c", "veto")], header)
     with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 rows\)"):
         _recipe(source, files | {"valid": strange})
@@ -154,15 +154,17 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     out, _ = run("finetune", source.path, *options, "--nproc", 1, *recipe_of_test)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert f"accuracy {metrics['accuracy']:.4f}" in out and metrics["accuracy"] > 0.5
-    logged = {row["step"]: row["valid/label_accuracy"] for row in read_metrics(folder) if "valid/loss" in row}
+    logged = {
+        sample["step"]: sample["valid/label_accuracy"] for sample in read_metrics(folder) if "valid/loss" in sample
+    }
     best = max(logged, key=lambda step: (logged[step], -step))
     assert metrics["step"] == best and metrics["accuracy"] == pytest.approx(logged[best])
     assert {path.name for path in list_checkpoints(folder / "checkpoints")} == {
-        checkpoint_name(step) for step in (best, max(row["step"] for row in read_metrics(folder)))
+        checkpoint_name(step) for step in (best, max(sample["step"] for sample in read_metrics(folder)))
     }
     with (folder / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+        samples = list(csv.DictReader(file))
+    truth, predicted = [sample["label"] for sample in samples], [sample["predicted"] for sample in samples]
     assert (
         truth
         == LabelledDataset(
@@ -171,16 +173,16 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     )
     assert metrics["accuracy"] == accuracy_score(truth, predicted)
     assert metrics["macro_f1"] == f1_score(truth, predicted, average="macro")
-    shares = np.array([[float(row[f"p({label})"]) for label in metrics["labels"]] for row in rows])
+    shares = np.array([[float(sample[f"p({label})"]) for label in metrics["labels"]] for sample in samples])
     assert metrics["roc_auc"] == roc_auc_score(truth, shares, multi_class="ovr")
     assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
     new = tmp_path / "new.txt"
-    new.write_text("".join(f"{row['text']}\n" for row in rows[:5]))
+    new.write_text("".join(f"{sample['text']}\n" for sample in samples[:5]))
     source.path.rename(tmp_path / "gone")  # a classifier stands by itself
     out, _ = run("predict", folder, "--data", new)
     assert [line.split("\t")[0] for line in out.splitlines()] == predicted[:5]
-    probabilities = xlpretrain.load(folder, device="cpu").predict([row["text"] for row in rows[:5]])
+    probabilities = xlpretrain.load(folder, device="cpu").predict([sample["text"] for sample in samples[:5]])
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
     with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
         xlpretrain.load(folder, device="cpu").generate("a")
@@ -220,6 +222,6 @@ def test_it_resumes_in_every_bit_and_several_seeds_have_a_mean_and_a_spread(tmp_
     new = _write(tmp_path / "new.csv", _pairs(9, seed=7), ("first", "second", "label"))
     _, err = run("predict", tmp_path / "runs" / "many" / "seed-2", "--data", new, "--to", tmp_path / "said.csv")
     with (tmp_path / "said.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    right = accuracy_score([row["label"] for row in rows], [row["predicted"] for row in rows])
-    assert f"accuracy {right:.4f}" in err and len(rows) == 9
+        samples = list(csv.DictReader(file))
+    right = accuracy_score([sample["label"] for sample in samples], [sample["predicted"] for sample in samples])
+    assert f"accuracy {right:.4f}" in err and len(samples) == 9

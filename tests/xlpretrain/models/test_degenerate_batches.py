@@ -84,23 +84,23 @@ def test_every_model_and_objective_is_here():
     assert {OBJECTIVE_KEYS[objective].type for _, objective in PAIRS} == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("samples", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize(("device", "implementation"), PATHS)
 @pytest.mark.parametrize(("model", "objective"), PAIRS)
 def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
-    train: TokenDataset, model: str, objective: str, device: str, implementation: str | None, rows: Sequence[Sample]
+    train: TokenDataset, model: str, objective: str, device: str, implementation: str | None, samples: Sequence[Sample]
 ):
     """All parameters have a gradient: ZeRO 2 and 3 wait for each of them on every rank."""
     if device == "meta" and "adaptive" in model:
         pytest.skip("an adaptive softmax looks for the tokens of each cluster, which the meta device has not")
     chosen = OBJECTIVE_KEYS[objective]
     built = _model(model, chosen, train.vocabulary.size, device, implementation)
-    batch = chosen.collator(train.open_tokenizer(), seed=1)(rows).to(torch.device(device))
+    batch = chosen.collator(train.open_tokenizer(), seed=1)(samples).to(torch.device(device))
     assert set(batch.counts.values()) == {0}
     for mem_len in (0, 3) if MODELS[model].mem_len else (0,):
         sums = _backward(built.train(), chosen, batch, mem_len)
         with torch.no_grad():
-            scores = built.eval()(batch, built.backbone.empty_memory(len(rows), mem_len))[0].scores
+            scores = built.eval()(batch, built.backbone.empty_memory(len(samples), mem_len))[0].scores
         assert {term: len(found.correct) for term, found in scores.items()} == batch.counts
         assert [name for name, p in built.named_parameters() if p.grad is None] == []
         if device == "cpu":
@@ -113,8 +113,8 @@ def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
 def test_rows_of_one_token_train(train: TokenDataset, implementation: str, mem_len: int):
     objective = CausalLM(seq_len=1)
     model = _model("transformer_xl", objective, train.vocabulary.size, "cpu", implementation).eval()
-    rows = objective.training_samples(train, mem_len=mem_len, num_streams=2, seed=1, shuffle_blocks=4)
-    batch = objective.collator(train.open_tokenizer(), seed=1)([rows.row(step=0, stream=0)])
+    samples = objective.training_samples(train, mem_len=mem_len, num_streams=2, seed=1, shuffle_blocks=4)
+    batch = objective.collator(train.open_tokenizer(), seed=1)([samples.sample(step=0, stream=0)])
     assert batch.counts == {"lm": 1}
     (total,) = _backward(model, objective, batch, mem_len).values()
     assert float(total.detach()) == pytest.approx(math.log(train.vocabulary.size), rel=0.05)
@@ -131,8 +131,8 @@ def test_segments_are_as_many_as_the_objective_says(train: TokenDataset, tmp_pat
         (tmp_path / "labelled.csv").write_text("label,a,b\nno,one,two\nyes,three,four\n")
         columns = ("a", "b") if paired else ("a",)
         data = LabelledDataset(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
-    rows = objective.training_samples(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
-    read = [rows.row(step=0, stream=stream) for stream in range(32)]
+    samples = objective.training_samples(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
+    read = [samples.sample(step=0, stream=stream) for stream in range(32)]
     segments = objective.collator(train.open_tokenizer(), seed=1)(read).inputs.segments
     assert objective.num_segments(data) == (1 if segments is None else int(segments.max()) + 1)
 

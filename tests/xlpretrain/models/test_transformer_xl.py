@@ -45,8 +45,8 @@ def _batch(tokens, remembered) -> Batch:
     )
 
 
-def _nll(loss, num_rows) -> torch.Tensor:
-    return loss.scores["lm"].nll.view(num_rows, -1)
+def _nll(loss, batch_size) -> torch.Tensor:
+    return loss.scores["lm"].nll.view(batch_size, -1)
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -86,7 +86,7 @@ def test_a_row_depends_on_nothing_that_it_does_not_remember(keys):
     tokens = torch.randint(20, (2, 5))
     mems = torch.randn(3, 2, 6, 12)
     others = mems.clone()
-    others[:, 0] = torch.nan  # the first row remembers nothing, the second one its newest two
+    others[:, 0] = torch.nan  # the first sample remembers nothing, the second one its newest two
     others[:, 1, :4] = 1e4
     losses = [model(_batch(tokens, [0, 2]), memory)[0] for memory in (mems, others)]
     assert torch.equal(_nll(losses[0], 2), _nll(losses[1], 2))

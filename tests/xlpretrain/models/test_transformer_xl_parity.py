@@ -56,14 +56,14 @@ def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
 def test_ten_segments_have_the_losses_of_the_reference(keys):
     config = TransformerXLConfig(**SIZES, **keys)
     model = _build(config, vocab_size=19)
-    num_rows, num_segments, seq_len = 2, 10, 4
-    tokens = torch.randint(19, (num_rows, num_segments * seq_len + 1))
-    mems = model.backbone.empty_memory(num_rows, config.mem_len)
-    references = [Reference(model.state_dict(), config) for _ in range(num_rows)]
+    batch_size, num_segments, seq_len = 2, 10, 4
+    tokens = torch.randint(19, (batch_size, num_segments * seq_len + 1))
+    mems = model.backbone.empty_memory(batch_size, config.mem_len)
+    references = [Reference(model.state_dict(), config) for _ in range(batch_size)]
     for segment in range(num_segments):
         start = segment * seq_len
         inputs, targets = tokens[:, start : start + seq_len], tokens[:, start + 1 : start + seq_len + 1]
-        remembered = torch.full((num_rows,), min(start, config.mem_len))
+        remembered = torch.full((batch_size,), min(start, config.mem_len))
         batch = Batch(
             BackboneInput(inputs, remembered),
             {"lm": targets.flatten(), "lm_positions": torch.arange(targets.numel())},
@@ -72,7 +72,8 @@ def test_ten_segments_have_the_losses_of_the_reference(keys):
         with torch.no_grad():
             loss, mems = model(batch, mems)
         expected = [
-            reference.losses(inputs[row].tolist(), targets[row].tolist()) for row, reference in enumerate(references)
+            reference.losses(inputs[sample].tolist(), targets[sample].tolist())
+            for sample, reference in enumerate(references)
         ]
         assert (
             _largest_difference(loss.scores["lm"].nll.double(), torch.tensor(expected, dtype=torch.float64).flatten())

@@ -1,4 +1,4 @@
-"""The causal LM: what the collator makes of rows, and what the head sums."""
+"""The causal LM: what the collator makes of samples, and what the head sums."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_collator_pads_short_and_empty_rows_without_counting_them():
 
 def test_collator_is_pure_and_picklable():
     collator = CausalLMCollator(seq_len=4, pad=0)
-    rows = [_row([10, 11, 12])]
-    first, again = collator(rows), pickle.loads(pickle.dumps(collator))(rows)
+    samples = [_row([10, 11, 12])]
+    first, again = collator(samples), pickle.loads(pickle.dumps(collator))(samples)
     assert torch.equal(first.inputs.tokens, again.inputs.tokens)
     assert torch.equal(first.targets["lm"], again.targets["lm"])
-    assert rows[0].tokens.tolist() == [10, 11, 12]
+    assert samples[0].tokens.tolist() == [10, 11, 12]
 
 
 @pytest.mark.parametrize("adaptive", [{}, {"adaptive_cutoffs": (10, 20), "div_val": 2}], ids=["full", "adaptive"])
@@ -84,11 +84,11 @@ def test_padded_targets_have_no_loss_and_no_gradient(adaptive):
     mems = model.backbone.empty_memory(2, 3)
     loss, _ = model(collator([_row([10, 11, 12, 13, 14]), _row([20, 21, 22])]), mems)
     scores = loss.scores["lm"]
-    assert scores.rows.tolist() == [0, 0, 0, 0, 1, 1]
+    assert scores.samples.tolist() == [0, 0, 0, 0, 1, 1]
     assert (scores.nll > 0).all()
     assert scores.correct is None
     torch.testing.assert_close(loss.sums["lm"].detach(), scores.nll.sum())
-    # The short row by itself, without any padding, costs the same and pulls the same way.
+    # The short sample by itself, without any padding, costs the same and pulls the same way.
     short = CausalLMCollator(seq_len=2, pad=0)([_row([20, 21, 22])])
     whole = collator([_row([20, 21, 22])])
     gradients = []
@@ -100,16 +100,16 @@ def test_padded_targets_have_no_loss_and_no_gradient(adaptive):
 
 
 @pytest.mark.parametrize("adaptive", [{}, {"adaptive_cutoffs": (10, 20), "div_val": 2}], ids=["full", "adaptive"])
-@pytest.mark.parametrize("rows", [[], [_row([])]], ids=["no rows", "an idle row"])
-def test_a_batch_without_targets_costs_nothing_and_has_a_gradient(rows, adaptive):
+@pytest.mark.parametrize("samples", [[], [_row([])]], ids=["no rows", "an idle row"])
+def test_a_batch_without_targets_costs_nothing_and_has_a_gradient(samples, adaptive):
     model = _model(**adaptive)
-    batch = CausalLMCollator(seq_len=4, pad=0)(rows)
-    assert batch.inputs.tokens.shape == (len(rows), 4)
+    batch = CausalLMCollator(seq_len=4, pad=0)(samples)
+    assert batch.inputs.tokens.shape == (len(samples), 4)
     assert batch.counts == {"lm": 0}
-    loss, mems = model(batch, model.backbone.empty_memory(len(rows), 3))
+    loss, mems = model(batch, model.backbone.empty_memory(len(samples), 3))
     loss.sums["lm"].backward()
     assert loss.sums["lm"].item() == 0.0
-    assert mems.shape == (2, len(rows), 3, 8)
+    assert mems.shape == (2, len(samples), 3, 8)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 

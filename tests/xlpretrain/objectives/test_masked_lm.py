@@ -50,7 +50,7 @@ def test_a_row_is_cls_first_sep_second_sep_and_padding():
     assert batch.inputs.attention_mask.sum(dim=1).tolist() == [8, 5, 1]
     assert batch.counts == {"mlm": 2, "sop": 2}
     assert (batch.targets["sop"].tolist(), batch.targets["sop_positions"].tolist()) == ([1, 0], [0, 1])
-    assert batch.rows_of("mlm").tolist() == [0, 1]
+    assert batch.samples_of("mlm").tolist() == [0, 1]
 
 
 def test_rows_without_a_label_are_not_asked():
@@ -71,7 +71,7 @@ def test_no_special_symbol_and_no_padding_is_predicted():
 @pytest.mark.parametrize("max_predictions", [None, 5, 1])
 def test_as_many_tokens_are_predicted_as_asked(max_predictions, max_ngram):
     batch = _collator(seq_len=64, max_predictions=max_predictions, max_ngram=max_ngram)(_random_rows(300))
-    per_row = np.bincount(batch.rows_of("mlm").numpy(), minlength=300)
+    per_row = np.bincount(batch.samples_of("mlm").numpy(), minlength=300)
     wanted = min(max_predictions or 64, round(64 * 0.15))
     assert set(per_row) == {wanted}
 
@@ -81,7 +81,7 @@ def test_whole_words_are_predicted_and_never_over_the_symbol_between_the_parts()
     batch = _collator(rate=0.5, max_ngram=1)([_row([7, 9, 8, 9, 9, 12, 7, 12, 9], 5, sample=i) for i in range(200)])
     words = [{1, 2}, {3, 4, 5}, {7}, {8, 9, 10}]
     for row in range(200):
-        at = {int(a) % 16 for a in batch.targets["mlm_positions"][batch.rows_of("mlm") == row]}
+        at = {int(a) % 16 for a in batch.targets["mlm_positions"][batch.samples_of("mlm") == row]}
         assert at == set().union(*[word for word in words if word & at])
 
 
@@ -92,7 +92,7 @@ def test_words_longer_than_all_that_is_to_be_predicted_are_predicted_in_parts(le
     rows = [_row(tokens, max(1, length // 2), sample=i) for i in range(200)]
     batch = _collator(seq_len=64, max_ngram=max_ngram)(rows)
     in_row = int(batch.inputs.attention_mask[0].sum())
-    assert set(np.bincount(batch.rows_of("mlm").numpy(), minlength=200)) == {max(1, round(in_row * 0.15))}
+    assert set(np.bincount(batch.samples_of("mlm").numpy(), minlength=200)) == {max(1, round(in_row * 0.15))}
     places = np.unique(batch.targets["mlm_positions"].numpy() % 64)
     assert len(places) == length, "every token may be chosen, and no symbol"
 
@@ -102,7 +102,7 @@ def test_whole_words_are_taken_first_and_the_rest_is_single_tokens():
     tokens = [7, 9, 9, 8] + [9] * 29
     batch = _collator(seq_len=36, max_ngram=1)([_row(tokens, sample=i) for i in range(300)])
     for row in range(300):
-        at = {int(a) % 36 for a in batch.targets["mlm_positions"][batch.rows_of("mlm") == row]}
+        at = {int(a) % 36 for a in batch.targets["mlm_positions"][batch.samples_of("mlm") == row]}
         assert len(at) == 5 and at >= {1, 2, 3}
 
 
@@ -173,7 +173,7 @@ def test_masking_is_within_bounds_of_the_published_rules(samples: int):
         seen = batch.inputs.tokens.flatten()[batch.targets["mlm_positions"]]
         masked, kept = seen == SPECIAL.mask, seen == batch.targets["mlm"]
         kinds.update({"mask": int(masked.sum()), "keep": int(kept.sum()), "random": int((~masked & ~kept).sum())})
-        tokens, of_row = _before(batch).numpy(), batch.rows_of("mlm").numpy()
+        tokens, of_row = _before(batch).numpy(), batch.samples_of("mlm").numpy()
         for i, row in enumerate(rows[:50]):
             parts = [(1, 1 + row.pair_target.split), (2 + row.pair_target.split, 63)]
             begins = [at for a, b in parts for at in range(a, b) if at == a or WORD_STARTS[tokens[i, at]]]
@@ -224,7 +224,7 @@ def _model(objective, vocab_size, model="bert"):
 def test_unmasked_tokens_are_the_text(train: TokenDataset, task: str, seq_len: int):
     objective = MaskedLM(seq_len=seq_len, sentence_task=task)
     rows = objective.training_samples(train, mem_len=0, num_streams=16, seed=1, shuffle_blocks=4)
-    read = [rows.row(step=2, stream=stream) for stream in range(16)]
+    read = [rows.sample(step=2, stream=stream) for stream in range(16)]
     batch = objective.collator(train.open_tokenizer(), seed=1)(read)
     vocabulary = train.vocabulary
     for row, tokens in zip(read, _before(batch).tolist(), strict=True):
@@ -240,14 +240,14 @@ def test_the_head_sums_each_term_and_reaches_every_parameter(train: TokenDataset
     rows = objective.training_samples(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
     collator = objective.collator(train.open_tokenizer(), seed=1)
     empty = _row([], 0, -1)
-    for read in ([rows.row(step=0, stream=s) for s in range(4)] + [empty], [empty], []):
+    for read in ([rows.sample(step=0, stream=s) for s in range(4)] + [empty], [empty], []):
         batch = collator(read)
         for mode in (True, False):
             model.train(mode).zero_grad()
             loss, _ = model(batch, model.backbone.empty_memory(len(read), 0))
             assert tuple(loss.sums) == tuple(objective.weights) == objective.terms
             for term, scores in loss.scores.items():
-                assert len(scores.nll) == len(scores.rows) == batch.counts[term]
+                assert len(scores.nll) == len(scores.samples) == batch.counts[term]
                 assert (scores.correct is None) == mode
                 torch.testing.assert_close(scores.nll.sum(), loss.sums[term].detach())
             sum(loss.sums.values()).backward()
@@ -261,7 +261,7 @@ def test_only_predicted_tokens_meet_the_vocabulary(train: TokenDataset):
     sizes = []
     model.head.output.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     rows = objective.training_samples(train, mem_len=0, num_streams=4, seed=1, shuffle_blocks=4)
-    batch = objective.collator(train.open_tokenizer(), seed=1)([rows.row(step=0, stream=s) for s in range(4)])
+    batch = objective.collator(train.open_tokenizer(), seed=1)([rows.sample(step=0, stream=s) for s in range(4)])
     model(batch, model.backbone.empty_memory(4, 0))
     assert sizes == [batch.counts["mlm"]]
     assert batch.counts["mlm"] < 0.2 * batch.inputs.tokens.numel()

@@ -18,7 +18,7 @@ from xlpretrain.objectives.base import Objective
 
 SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 32, "d_ff": 64, "dropout": 0.0}
 SMALL = {"permutation_lm": {"reuse_len": 16, "perm_size": 16, "num_predict": 8}}
-"""Keys of an objective that its defaults do not fit rows of 32 tokens."""
+"""Keys of an objective that its defaults do not fit samples of 32 tokens."""
 STREAMS = 4
 
 
@@ -63,11 +63,11 @@ def _flat(batch: Batch) -> list[tuple[str, list]]:
 
 def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: TokenDataset):
     """Not on who collates them, with which others, or what came before: any process layout gives the same."""
-    rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
+    samples, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
     for step in (0, 5, 1000):
-        read = [rows.row(step=step, stream=stream) for stream in range(STREAMS)]
+        read = [samples.sample(step=step, stream=stream) for stream in range(STREAMS)]
         whole = collator(read)
-        again = pickle.loads(pickle.dumps(collator))([rows.row(step=step, stream=s) for s in range(STREAMS)])
+        again = pickle.loads(pickle.dumps(collator))([samples.sample(step=step, stream=s) for s in range(STREAMS)])
         assert _flat(whole) == _flat(again)
         halves = [collator(read[:1]), collator(read[1:])]
         for name, value in vars(whole.inputs).items():
@@ -81,8 +81,8 @@ def test_a_batch_depends_on_its_rows_alone(objective: Objective, train: TokenDat
 
 def test_a_fresh_model_starts_near_the_uniform_loss_and_learns_one_batch(objective: Objective, train: TokenDataset):
     model = _model(objective, train)
-    rows, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
-    batch = collator([rows.row(step=3, stream=stream) for stream in range(STREAMS)])
+    samples, collator = _rows(objective, train), objective.collator(train.open_tokenizer(), seed=7)
+    batch = collator([samples.sample(step=3, stream=stream) for stream in range(STREAMS)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     losses = []
     for _ in range(120):
@@ -101,13 +101,13 @@ def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(obj
     model = _model(objective, train)
     collator = objective.collator(train.open_tokenizer(), seed=7)
     evaluation = objective.evaluation_samples(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
-    idle = evaluation.row(step=evaluation.num_steps + 5, stream=1)
+    idle = evaluation.sample(step=evaluation.num_steps + 5, stream=1)
     assert len(idle.tokens) == 0
-    for rows in ([], [idle]):
-        batch = collator(rows)
+    for samples in ([], [idle]):
+        batch = collator(samples)
         assert set(batch.counts.values()) == {0}
         model.zero_grad()
-        loss, _ = model(batch, model.backbone.empty_memory(len(rows), _mem_len(objective)))
+        loss, _ = model(batch, model.backbone.empty_memory(len(samples), _mem_len(objective)))
         assert all(float(total.detach()) == 0.0 for total in loss.sums.values())
         sum(loss.sums.values()).backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -116,16 +116,18 @@ def test_batches_without_rows_or_text_cost_nothing_and_reach_every_parameter(obj
 
 def test_evaluation_scores_every_term(objective: Objective, train: TokenDataset):
     model = _model(objective, train).eval()
-    rows = objective.evaluation_samples(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
-    batch = objective.collator(train.open_tokenizer(), seed=0)([rows.row(step=0, stream=stream) for stream in (0, 1)])
+    samples = objective.evaluation_samples(train, num_tokens=train.block_tokens, num_streams=2, mem_len=0)
+    batch = objective.collator(train.open_tokenizer(), seed=0)(
+        [samples.sample(step=0, stream=stream) for stream in (0, 1)]
+    )
     with torch.no_grad():
         loss, _ = model(batch, model.backbone.empty_memory(2, 0))
     for term in objective.terms:
         scores = loss.scores[term]
-        assert len(scores.nll) == len(scores.correct) == len(scores.rows) == batch.counts[term]
+        assert len(scores.nll) == len(scores.correct) == len(scores.samples) == batch.counts[term]
         assert float(scores.nll.sum()) == pytest.approx(float(loss.sums[term]), rel=1e-5)
-        assert (scores.rows.diff() >= 0).all()
-    assert torch.equal(loss.scores[objective.terms[0]].rows, batch.rows_of(objective.terms[0]))
+        assert (scores.samples.diff() >= 0).all()
+    assert torch.equal(loss.scores[objective.terms[0]].samples, batch.samples_of(objective.terms[0]))
 
 
 STD, PROJECTION_STD = 0.5, 0.3

@@ -1,4 +1,4 @@
-"""The permutation LM: what the collator makes of rows, and that nothing leaks."""
+"""The permutation LM: what the collator makes of samples, and that nothing leaks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _row(tokens, sentence_ends=(), *, sample=0, elsewhere=(), **more) -> Sample:
 
 
 def _rows(number: int, objective: PermutationLM) -> list[Sample]:
-    """Rows whose tokens tell where they stand: 10, 11, ... and 100, 101, ... elsewhere."""
+    """Samples whose tokens tell where they stand: 10, 11, ... and 100, 101, ... elsewhere."""
     window = np.arange(10, 10 + objective.span_len)
     return [_row(window, [18, 22, 27], sample=i, elsewhere=np.arange(100, 120)) for i in range(number)]
 
@@ -86,11 +86,11 @@ def test_a_row_is_the_reused_part_then_a_sep_b_sep_cls_with_segments():
 def test_the_content_stream_reads_the_real_tokens():
     """Fails if a mask symbol stands where a token is to be predicted (a bug in other implementations)."""
     objective = _objective()
-    rows = _rows(50, objective)
-    batch = _collator(objective)(rows)
+    samples = _rows(50, objective)
+    batch = _collator(objective)(samples)
     assert not (batch.inputs.tokens == VOCABULARY.mask).any()
-    for i, row in enumerate(rows):
-        assert batch.inputs.tokens[i, :16].tolist() == row.tokens[:16].tolist()
+    for i, sample in enumerate(samples):
+        assert batch.inputs.tokens[i, :16].tolist() == sample.tokens[:16].tolist()
     read = batch.inputs.tokens.gather(1, batch.inputs.target_positions).flatten()[batch.targets["plm_positions"]]
     assert torch.equal(read, batch.targets["plm"])
 
@@ -99,10 +99,10 @@ def test_predictions_are_distinct_text_tokens_in_the_order_of_positions():
     objective = _objective()
     batch = _collator(objective)(_rows(100, objective))
     assert batch.counts == {"plm": len(batch.targets["plm"])}
-    per_row = np.bincount(batch.targets["plm_positions"] // 9, minlength=100)
-    assert per_row.max() == 9
-    assert 8 < per_row.mean() <= 9  # a few fall on SEP or CLS
-    for i, number in enumerate(per_row):
+    per_sample = np.bincount(batch.targets["plm_positions"] // 9, minlength=100)
+    assert per_sample.max() == 9
+    assert 8 < per_sample.mean() <= 9  # a few fall on SEP or CLS
+    for i, number in enumerate(per_sample):
         positions = batch.inputs.target_positions[i, :number]
         assert (positions.diff() > 0).all()
         assert (positions[:5] < 16).sum() == 5  # the first part has the larger half
@@ -141,7 +141,7 @@ def test_no_prediction_depends_on_what_it_may_not_see(train: TokenDataset):
     """From real text to the loss: the gradient with respect to an embedded token is exactly 0 unless it is context or
     comes earlier in the order, and none goes from the second part of a row into the first."""
     objective = _objective()
-    rows, collator = (
+    samples, collator = (
         _training_rows(objective, train, mem_len=24, num_streams=2),
         objective.collator(train.open_tokenizer(), seed=1),
     )
@@ -155,31 +155,31 @@ def test_no_prediction_depends_on_what_it_may_not_see(train: TokenDataset):
         return embedded[-1]
 
     backbone.embedding.register_forward_hook(keep)
-    batch = collator([rows.row(step=7, stream=stream) for stream in (0, 1)])
+    batch = collator([samples.sample(step=7, stream=stream) for stream in (0, 1)])
     hidden, _ = backbone(batch.inputs, torch.randn_like(backbone.empty_memory(2, 24)))
     at = batch.targets["plm_positions"]
     for prediction, target in zip(at.tolist(), batch.targets["plm"], strict=True):
-        row, place = divmod(prediction, objective.num_predict)
-        nll, _ = model.head.output(hidden.predictions[row, place][None], target[None])
+        sample, place = divmod(prediction, objective.num_predict)
+        nll, _ = model.head.output(hidden.predictions[sample, place][None], target[None])
         (gradient,) = torch.autograd.grad(nll.sum(), embedded[0], retain_graph=True)
-        position = int(batch.inputs.target_positions[row, place])
-        allowed = _visible(batch.inputs.perm_rank[row], position)
-        seen = gradient[row].abs().sum(dim=-1) > 0
+        position = int(batch.inputs.target_positions[sample, place])
+        allowed = _visible(batch.inputs.perm_rank[sample], position)
+        seen = gradient[sample].abs().sum(dim=-1) > 0
         assert torch.equal(seen, allowed)
         assert not seen[position]
         assert position >= 16 or not seen[16:].any()
-        assert not gradient[1 - row].any()
+        assert not gradient[1 - sample].any()
 
 
 def test_draws_depend_on_seed_epoch_and_sample_alone():
     objective = _objective()
     collator = _collator(objective)
-    rows = _rows(6, objective)
-    together = collator(rows)
-    again = pickle.loads(pickle.dumps(collator))(rows[3:])
+    samples = _rows(6, objective)
+    together = collator(samples)
+    again = pickle.loads(pickle.dumps(collator))(samples[3:])
     for name in ("tokens", "perm_rank", "target_positions", "segments"):
         assert torch.equal(getattr(together.inputs, name)[3:], getattr(again.inputs, name))
-    other_epoch = collator([_row(rows[0].tokens, [18, 22], epoch=1, elsewhere=np.arange(100, 120))])
+    other_epoch = collator([_row(samples[0].tokens, [18, 22], epoch=1, elsewhere=np.arange(100, 120))])
     assert not torch.equal(other_epoch.inputs.target_positions, together.inputs.target_positions[:1])
     assert not torch.equal(together.inputs.target_positions[0], together.inputs.target_positions[1])
 
@@ -245,38 +245,40 @@ def _training_rows(objective: PermutationLM, manifest: TokenDataset, *, mem_len:
 
 
 def test_streams_of_a_pair_read_the_same_block_from_both_ends(train: TokenDataset):
-    rows = _training_rows(_objective(), train)
-    per_block = rows.rows_per_block
+    samples = _training_rows(_objective(), train)
+    per_block = samples.samples_per_block
     size = train.block_tokens
     for first in (0, 2):
-        start = next(s for s in range(1, per_block + 1) if rows.row(step=s, stream=first).mem_valid_len == 0)
+        start = next(s for s in range(1, per_block + 1) if samples.sample(step=s, stream=first).mem_valid_len == 0)
         steps = range(start, start + per_block)
-        forward = np.concatenate([rows.row(step=s, stream=first).tokens[:16] for s in steps])
-        backward = [rows.row(step=s, stream=first + 1) for s in steps]
-        assert all(row.reversed for row in backward)
-        read = np.concatenate([row.tokens[:16] for row in backward])
+        forward = np.concatenate([samples.sample(step=s, stream=first).tokens[:16] for s in steps])
+        backward = [samples.sample(step=s, stream=first + 1) for s in steps]
+        assert all(sample.reversed for sample in backward)
+        read = np.concatenate([sample.tokens[:16] for sample in backward])
         assert np.array_equal(read[:size], forward[:size][::-1])
-        assert [row.mem_valid_len for row in backward] == [min(24, 16 * i) for i in range(per_block)]
-        assert not {row.sample_index for row in backward} & {rows.row(step=s, stream=first).sample_index for s in steps}
+        assert [sample.mem_valid_len for sample in backward] == [min(24, 16 * i) for i in range(per_block)]
+        assert not {sample.sample_index for sample in backward} & {
+            samples.sample(step=s, stream=first).sample_index for s in steps
+        }
 
 
 def test_a_sentence_ends_where_it_begins_when_read_backwards(train: TokenDataset):
-    rows = _training_rows(_objective(), train)
+    samples = _training_rows(_objective(), train)
     seen = 0
     for step in range(30):
-        row = rows.row(step=step, stream=1)
+        sample = samples.sample(step=step, stream=1)
         # In either direction, an end-of-document symbol is read after one document and before the other.
-        (at,) = np.nonzero(row.tokens[1:] == train.vocabulary.eod)
-        assert np.array_equal(row.document_ends[row.document_ends < len(row.tokens) - 1], at)
+        (at,) = np.nonzero(sample.tokens[1:] == train.vocabulary.eod)
+        assert np.array_equal(sample.document_ends[sample.document_ends < len(sample.tokens) - 1], at)
         seen += len(at)
     assert seen
 
 
 def test_elsewhere_is_text_of_the_same_block_that_begins_with_a_sentence(train: TokenDataset):
-    rows = _training_rows(_objective(), train, num_streams=2)
+    samples = _training_rows(_objective(), train, num_streams=2)
     for stream in (0, 1):
-        texts = [rows.row(step=step, stream=stream).random_segment.tokens for step in range(40)]
-        block = train.block(rows.order.place(step=0, stream=0).block)
+        texts = [samples.sample(step=step, stream=stream).random_segment.tokens for step in range(40)]
+        block = train.block(samples.order.position(step=0, stream=0).block)
         whole = block.tokens[::-1] if stream else block.tokens
         (starts,) = (
             np.union1d([0], block.sentence_ends + 1)
@@ -290,12 +292,12 @@ def test_elsewhere_is_text_of_the_same_block_that_begins_with_a_sentence(train: 
 
 def test_rows_without_memory_are_shuffled_and_each_is_read_once_an_epoch(train: TokenDataset):
     objective = _objective(bi_data=False)
-    rows = _training_rows(objective, train, mem_len=0, num_streams=3)
-    number = train.num_blocks * rows.rows_per_block
-    read = [rows.row(step=k // 3, stream=k % 3) for k in range(0, number)]
-    assert sorted(row.sample_index for row in read) == list(range(number))
-    assert all(row.mem_valid_len == 0 for row in read)
-    assert [row.sample_index for row in read] != sorted(row.sample_index for row in read)
+    samples = _training_rows(objective, train, mem_len=0, num_streams=3)
+    number = train.num_blocks * samples.samples_per_block
+    read = [samples.sample(step=k // 3, stream=k % 3) for k in range(0, number)]
+    assert sorted(sample.sample_index for sample in read) == list(range(number))
+    assert all(sample.mem_valid_len == 0 for sample in read)
+    assert [sample.sample_index for sample in read] != sorted(sample.sample_index for sample in read)
 
 
 @pytest.mark.parametrize("samples", [2000, pytest.param(100_000, marks=pytest.mark.full)])

@@ -12,7 +12,7 @@ from xlpretrain import schema
 from xlpretrain.engine.state_shards import fused_tensors
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import AdamWConfig, AnyOptimizer, LambConfig
-from xlpretrain.optim.base import LayerwiseOptimizer, Segment, weight_decay_groups
+from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice, weight_decay_groups
 
 
 class Holder(schema.Section):
@@ -22,7 +22,7 @@ class Holder(schema.Section):
 def _whole(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Each parameter is a tensor, all of it here."""
     assert isinstance(optimizer, LayerwiseOptimizer)
-    segments = {p: [Segment(number, 0, p.numel())] for number, p in enumerate(parameters)}
+    segments = {p: [TensorSlice(number, 0, p.numel())] for number, p in enumerate(parameters)}
     optimizer.set_parameter_slices(segments, num_tensors=len(parameters), group=None)
     return optimizer
 
@@ -99,7 +99,7 @@ def test_lamb_sees_three_tensors_in_a_fused_weight() -> None:
         parameters = list(gate.parameters())
         optimizer = LambConfig(lr=0.1).build(parameters)
         segments = {
-            p: [Segment(s.first + i, i * s.size, s.size) for i in range(s.count)]
+            p: [TensorSlice(s.first + i, i * s.size, s.size) for i in range(s.count)]
             for p, s in zip(parameters, fused_tensors(gate).values(), strict=True)
         }
         optimizer.set_parameter_slices(segments, num_tensors=4, group=None)
@@ -118,7 +118,7 @@ def test_lamb_never_looks_at_padding() -> None:
     matrix.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     optimizer.step()
     optimizer.param_groups[0]["params"] = [flat]
-    optimizer.set_parameter_slices({flat: [Segment(0, 0, 12)]}, num_tensors=1, group=None)
+    optimizer.set_parameter_slices({flat: [TensorSlice(0, 0, 12)]}, num_tensors=1, group=None)
     flat.grad = torch.cat([matrix.grad.view(-1), torch.tensor([math.nan, 5.0])])
     optimizer.step()
     assert torch.equal(flat[:12].view(4, 3), matrix)

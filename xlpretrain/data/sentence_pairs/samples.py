@@ -1,8 +1,8 @@
-"""Rows for objectives that pair sentences: documents cut into runs of sentences, anew in each epoch. Torch-free.
+"""Samples for objectives that pair sentences: documents cut into runs of sentences, anew in each epoch. Torch-free.
 
-What a row costs does not depend on the size of the corpus: `Shuffled` says which block and slot it is, and the samples
-of a block, made when the first of them is read, are kept while the block is in use. No row crosses a document, and a
-block's edge counts as a document's.
+What a sample costs does not depend on the size of the corpus: `Shuffled` says which block and slot it is, and the
+samples of a block, made when the first of them is read, are kept while the block is in use. No sample crosses a
+document, and a block's edge counts as a document's.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and 
 
 
 class PairSamples(CorpusSamples):
-    """The rows of a run, over all blocks, the tail too.
+    """The samples of a run, over all blocks, the tail too.
 
     A block has a fixed number of slots, about as many as it has runs (`count_samples`). A sample's `sample_index` is
-    the number of its slot in the corpus; with the epoch it is the key of all that is drawn about the row.
+    the number of its slot in the corpus; with the epoch it is the key of all that is drawn about the sample.
     """
 
     bidirectional_streams = False
@@ -45,34 +45,42 @@ class PairSamples(CorpusSamples):
         self.order = Shuffled(self.slots, num_streams=num_streams, seed=seed, window_blocks=shuffle_blocks)
         self._first_slots = np.cumsum(self.slots) - self.slots
         # Two windows: the streams of a step may stand on either side of where one ends.
-        self._cached_samples = lru_cache(2 * shuffle_blocks)(self._make_samples)
+        self._cached_pairs = lru_cache(2 * shuffle_blocks)(self._make_pairs)
 
     @property
     def num_samples(self) -> int:
         """Slots in the corpus."""
         return int(self.slots.sum())
 
-    def prefetch_at(self, place: BlockPosition) -> None:
+    def prefetch_at(self, position: BlockPosition) -> None:
         """The block."""
-        self.manifest.prefetch(place.block)
+        self.manifest.prefetch(position.block)
 
-    def read(self, place: BlockPosition, *, stream: int, behind: int) -> Sample:
-        """The row of a slot; without tokens where a block has less than half as many runs as slots."""
-        samples = self.samples(epoch=place.epoch, block=place.block)
-        sample = int(self._first_slots[place.block]) + place.row
-        return _row(self.manifest, place.block, samples, place.row, epoch=place.epoch, sample=sample, stream=stream)
+    def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
+        """The sample of a slot; without tokens where a block has less than half as many runs as slots."""
+        pairs = self.pairs(epoch=position.epoch, block=position.block)
+        sample_index = int(self._first_slots[position.block]) + position.sample
+        return _sample(
+            self.manifest,
+            position.block,
+            pairs,
+            position.sample,
+            epoch=position.epoch,
+            sample_index=sample_index,
+            stream=stream,
+        )
 
-    def samples(self, *, epoch: int, block: int) -> SentencePairs:
+    def pairs(self, *, epoch: int, block: int) -> SentencePairs:
         """What the slots of a block read in an epoch; the last slots may read nothing."""
-        return self._cached_samples(epoch, block)
+        return self._cached_pairs(epoch, block)
 
-    def _make_samples(self, epoch: int, block: int) -> SentencePairs:
+    def _make_pairs(self, epoch: int, block: int) -> SentencePairs:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=self.seed, epoch=epoch)
         chosen = assign_segments(
             np.stack([sentences.starts[runs.first], sentences.stops[runs.last - 1]], axis=1),
             num_tokens=len(self.manifest.block(block).tokens),
             num_slots=int(self.slots[block]),
-            turn=epoch + block,
+            visit=epoch + block,
             generator=generator,
         )
         return make_pairs(
@@ -95,22 +103,22 @@ class PairEvalSamples(EvalSamples):
     def __init__(self, manifest: TokenDataset, rules: PairingRules, *, num_tokens: int, num_streams: int):
         self.manifest, self.rules = manifest, rules
         self.num_tokens, self.num_streams = num_tokens, num_streams
-        self._cached_samples = lru_cache(2 * num_streams)(self._make_samples)
+        self._cached_pairs = lru_cache(2 * num_streams)(self._make_pairs)
 
     @property
     def num_steps(self) -> int:
-        """Rows in the longest slice."""
+        """Samples in the longest slice."""
         return -(-int(self._first_runs[-1]) // self.num_streams)
 
-    def row(self, *, step: int, stream: int) -> Sample:
-        """Row `step` of slice `stream`; empty past its end."""
+    def sample(self, *, step: int, stream: int) -> Sample:
+        """Sample `step` of slice `stream`; empty past its end."""
         first, last = slice_bounds(stream, self.num_streams, total=int(self._first_runs[-1]))
         number = first + step
         if number >= last:
-            return _empty_row(self.manifest, epoch=0, sample=number, stream=stream)
+            return _empty_sample(self.manifest, epoch=0, sample_index=number, stream=stream)
         block = int(self._first_runs.searchsorted(number, side="right")) - 1
         index = number - int(self._first_runs[block])
-        return _row(self.manifest, block, self.samples(block), index, epoch=0, sample=number, stream=stream)
+        return _sample(self.manifest, block, self.pairs(block), index, epoch=0, sample_index=number, stream=stream)
 
     @cached_property
     def _first_runs(self) -> np.ndarray:
@@ -119,11 +127,11 @@ class PairEvalSamples(EvalSamples):
         counts = [len(_cut(self.manifest, block, self.rules, seed=0, epoch=0)[1]) for block in blocks]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
-    def samples(self, block: int) -> SentencePairs:
+    def pairs(self, block: int) -> SentencePairs:
         """A sample of each run of a block."""
-        return self._cached_samples(block)
+        return self._cached_pairs(block)
 
-    def _make_samples(self, block: int) -> SentencePairs:
+    def _make_pairs(self, block: int) -> SentencePairs:
         sentences, runs, generator = _cut(self.manifest, block, self.rules, seed=0, epoch=0)
         first = int(self._first_runs[block])
         chosen = np.arange(len(runs))
@@ -142,25 +150,25 @@ def _cut(
     return sentences, runs, generator
 
 
-def _row(
-    manifest: TokenDataset, block: int, samples: SentencePairs, index: int, *, epoch: int, sample: int, stream: int
+def _sample(
+    manifest: TokenDataset, block: int, pairs: SentencePairs, index: int, *, epoch: int, sample_index: int, stream: int
 ) -> Sample:
-    if index >= len(samples.labels):
-        return _empty_row(manifest, epoch=epoch, sample=sample, stream=stream)
+    if index >= len(pairs.labels):
+        return _empty_sample(manifest, epoch=epoch, sample_index=sample_index, stream=stream)
     tokens = manifest.block(block).tokens
-    (start, stop), (second_start, second_stop) = samples.segments[index].tolist()
+    (start, stop), (second_start, second_stop) = pairs.segments[index].tolist()
     return Sample(
         tokens=np.concatenate([tokens[start:stop], tokens[second_start:second_stop]]),
         document_ends=EMPTY_ENDS,
         sentence_ends=EMPTY_ENDS,
         stream=stream,
         epoch=epoch,
-        sample_index=sample,
-        pair_target=PairTarget(split=stop - start, label=int(samples.labels[index])),
+        sample_index=sample_index,
+        pair_target=PairTarget(split=stop - start, label=int(pairs.labels[index])),
     )
 
 
-def _empty_row(manifest: TokenDataset, *, epoch: int, sample: int, stream: int) -> Sample:
+def _empty_sample(manifest: TokenDataset, *, epoch: int, sample_index: int, stream: int) -> Sample:
     tokens = np.empty(0, manifest.dtype)
     return Sample(
         tokens,
@@ -168,6 +176,6 @@ def _empty_row(manifest: TokenDataset, *, epoch: int, sample: int, stream: int) 
         EMPTY_ENDS,
         stream=stream,
         epoch=epoch,
-        sample_index=sample,
+        sample_index=sample_index,
         pair_target=PairTarget(split=0, label=-1),
     )

@@ -126,12 +126,12 @@ def _is_whole(manifest: TokenDataset, number: int) -> bool:
 
 
 def assign_segments(
-    spans: np.ndarray, *, num_tokens: int, num_slots: int, turn: int, generator: np.random.Generator
+    spans: np.ndarray, *, num_tokens: int, num_slots: int, visit: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Which run each slot of a block reads, ascending; spans: (R, 2), where each run starts and stops.
 
     With more slots than runs some runs are read twice, none more: slots beyond twice the runs stay empty, and the
-    result is shorter than `num_slots`. With fewer, the runs left out lie within the third of the block whose `turn`
+    result is shorter than `num_slots`. With fewer, the runs left out lie within the third of the block whose `visit`
     (mod 3) it is: a sentence that is not read in one epoch is read in the next two, as long as a third of the block
     is enough to leave out.
     """
@@ -140,6 +140,6 @@ def assign_segments(
     if extra >= 0:
         return np.sort(np.concatenate([np.arange(num_runs), generator.permutation(num_runs)[:extra]]))
     thirds = np.stack([spans[:, 0], spans[:, 1] - 1], axis=1) * 3 // num_tokens
-    protected = (thirds != turn % 3).any(axis=1)
+    protected = (thirds != visit % 3).any(axis=1)
     first_out = np.argsort(protected + generator.random(num_runs), kind="stable")
     return np.sort(first_out[-extra:])

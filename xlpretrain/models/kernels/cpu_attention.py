@@ -30,9 +30,9 @@ _BLOCKS = WeakTensorKeyDictionary()
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """Rows of one product: heads [n0, n1), queries [q0, q1) of one row, and the keys before k1."""
+    """Samples of one product: heads [n0, n1), queries [q0, q1) of one sample, and the keys before k1."""
 
-    row: int
+    sample: int
     n0: int
     n1: int
     q0: int
@@ -70,7 +70,7 @@ class TilePlan:
     def _cut(self, num_heads: int, tokens: int, num_queries: int) -> list[AttentionTile]:
         seen_BQK = self.mask == 0
         blocks = []
-        for row, seen_QK in enumerate(seen_BQK):
+        for sample, seen_QK in enumerate(seen_BQK):
             for start, stop in ((0, tokens), (tokens, num_queries)):
                 for q0, q1, k1 in _cuts(seen_QK, start, stop):
                     part = seen_QK[q0:q1, :k1]
@@ -78,7 +78,7 @@ class TilePlan:
                     blind = masked and not bool(part.any(dim=1).all())
                     heads = max(1, _ELEMENTS // ((q1 - q0) * max(k1, 1)))
                     for n0 in range(0, num_heads, heads):
-                        blocks.append(AttentionTile(row, n0, min(n0 + heads, num_heads), q0, q1, k1, masked, blind))
+                        blocks.append(AttentionTile(sample, n0, min(n0 + heads, num_heads), q0, q1, k1, masked, blind))
         return blocks
 
 
@@ -125,7 +125,7 @@ class TiledAttention(torch.autograd.Function):
             weights_nqk = torch.softmax(scores_nqk, dim=-1)
             if at.blind:
                 # A query that may see nothing has an average of all that is hidden from it: nothing instead.
-                weights_nqk.mul_(plan.mask[at.row, at.q0 : at.q1, : at.k1].amax(dim=-1, keepdim=True) == 0)
+                weights_nqk.mul_(plan.mask[at.sample, at.q0 : at.q1, : at.k1].amax(dim=-1, keepdim=True) == 0)
             if plan.seed is None:
                 kept_nqk = weights_nqk
             else:
@@ -154,15 +154,15 @@ class TiledAttention(torch.autograd.Function):
             if plan.seed is not None:
                 d_weights_nqk = torch.ops.aten.threshold_backward(d_weights_nqk, weights_nqk, 0)
                 kept_nqk, weights_nqk = torch.relu(weights_nqk), weights_nqk.abs()
-            _add_product(d_value[at.row, at.n0 : at.n1, : at.k1], kept_nqk, d_attended_nqH)
+            _add_product(d_value[at.sample, at.n0 : at.n1, : at.k1], kept_nqk, d_attended_nqH)
             d_scores_nqk = torch._softmax_backward_data(d_weights_nqk, weights_nqk, -1, weights_nqk.dtype)
             torch.bmm(d_scores_nqk, _heads(key, at), out=_queries(d_query, at))
-            _add_product(d_key[at.row, at.n0 : at.n1, : at.k1], d_scores_nqk, _queries(query, at))
+            _add_product(d_key[at.sample, at.n0 : at.n1, : at.k1], d_scores_nqk, _queries(query, at))
             if d_position is not None and d_distance is not None:
                 _position_backward(d_scores_nqk, by_position, distance, d_position, d_distance, plan, at)
             if d_segment is not None and plan.positions is not None and plan.positions.same_segment is not None:
-                same_qk = plan.positions.same_segment[at.row, at.q0 : at.q1, : at.k1]
-                d_segment[at.row, at.q0 : at.q1, at.n0 : at.n1] = (d_scores_nqk * same_qk.to(key.dtype)).sum(-1).T
+                same_qk = plan.positions.same_segment[at.sample, at.q0 : at.q1, : at.k1]
+                d_segment[at.sample, at.q0 : at.q1, at.n0 : at.n1] = (d_scores_nqk * same_qk.to(key.dtype)).sum(-1).T
         return (
             d_query,
             d_key.transpose(1, 2),
@@ -176,12 +176,12 @@ class TiledAttention(torch.autograd.Function):
 
 def _heads(context_BKNH: Tensor, at: AttentionTile) -> Tensor:
     """Keys or values of a block, "n k H"; laid out so that a product with their transpose copies nothing."""
-    return context_BKNH[at.row, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
+    return context_BKNH[at.sample, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
 
 
 def _queries(query_BQNH: Tensor, at: AttentionTile) -> Tensor:
     """Queries of a block, or what belongs to them, "n q H"; a view."""
-    return query_BQNH[at.row, at.q0 : at.q1, at.n0 : at.n1].transpose(0, 1)
+    return query_BQNH[at.sample, at.q0 : at.q1, at.n0 : at.n1].transpose(0, 1)
 
 
 def _add_product(total_nkH: Tensor, weights_nqk: Tensor, values_nqH: Tensor) -> None:
@@ -191,8 +191,8 @@ def _add_product(total_nkH: Tensor, weights_nqk: Tensor, values_nqH: Tensor) -> 
 
 def _zeros(like_BKNH: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Where gradients are added up: heads before keys."""
-    rows, keys, heads, width = like_BKNH.shape
-    return torch.zeros(rows, heads, keys, width, dtype=dtype or like_BKNH.dtype)
+    samples, keys, heads, width = like_BKNH.shape
+    return torch.zeros(samples, heads, keys, width, dtype=dtype or like_BKNH.dtype)
 
 
 def _scores(
@@ -218,10 +218,10 @@ def _scores(
             by_key_nqk = gather_distances(scores_nqr[None], predict, num_tokens=num_tokens, num_keys=at.k1)[0]
         scores_nqk = torch.baddbmm(by_key_nqk, query_nqH, key_nkH.transpose(1, 2))
     if segment_BQN is not None and plan.positions is not None and plan.positions.same_segment is not None:
-        same_qk = plan.positions.same_segment[at.row, at.q0 : at.q1, : at.k1].to(scores_nqk.dtype)
-        scores_nqk.addcmul_(same_qk, segment_BQN[at.row, at.q0 : at.q1, at.n0 : at.n1].T[..., None])
+        same_qk = plan.positions.same_segment[at.sample, at.q0 : at.q1, : at.k1].to(scores_nqk.dtype)
+        scores_nqk.addcmul_(same_qk, segment_BQN[at.sample, at.q0 : at.q1, at.n0 : at.n1].T[..., None])
     if at.masked:
-        scores_nqk.add_(plan.mask[at.row, at.q0 : at.q1, : at.k1])
+        scores_nqk.add_(plan.mask[at.sample, at.q0 : at.q1, : at.k1])
     return scores_nqk
 
 
@@ -231,12 +231,12 @@ def _distances(
     """The distances of a block "n r H"; and, in the second stream, where its queries stand, "1 q"."""
     positions = plan.positions
     assert positions is not None
-    group = 0 if positions.reversed is None else int(positions.reversed[at.row])
+    group = 0 if positions.reversed is None else int(positions.reversed[at.sample])
     distance_RnH = distance_GRNH[group, :, at.n0 : at.n1]
     num_tokens = plan.predictions_from(by_position_BQNH.shape[1])
     if at.q0 >= num_tokens:
         assert positions.target_positions is not None
-        at_q = positions.target_positions[at.row, at.q0 - num_tokens : at.q1 - num_tokens]
+        at_q = positions.target_positions[at.sample, at.q0 - num_tokens : at.q1 - num_tokens]
         return distance_RnH.transpose(0, 1).contiguous(), at_q[None]
     first = num_tokens - at.q1
     return distance_RnH[first : first + at.k1 + at.q1 - at.q0].transpose(0, 1).contiguous(), None
@@ -263,7 +263,7 @@ def _position_backward(
         index = (columns_q1 + torch.arange(at.k1)).expand(len(d_scores_nqk), -1, -1)
         d_scores_nqr.scatter_(2, index, d_scores_nqk)
     torch.bmm(d_scores_nqr, distance_nrH, out=_queries(d_position_BQNH, at))
-    group = 0 if plan.positions is None or plan.positions.reversed is None else int(plan.positions.reversed[at.row])
+    group = 0 if plan.positions is None or plan.positions.reversed is None else int(plan.positions.reversed[at.sample])
     d_distance_GNRH[group, at.n0 : at.n1, first : first + distance_nrH.shape[1]] += torch.bmm(
         d_scores_nqr.transpose(1, 2), _queries(by_position_BQNH, at)
     )

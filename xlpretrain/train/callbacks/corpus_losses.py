@@ -11,17 +11,17 @@ from xlpretrain.train.run import Run
 
 
 def add_losses(run: Run, micro_batch: int, loss: Loss) -> None:
-    """Count what a micro-batch of this step came to, on the device: of each row, by its corpus."""
-    rows, names = run.loader.rows, run.samples.corpora
+    """Count what a micro-batch of this step came to, on the device: of each sample, by its corpus."""
+    samples, names = run.loader.samples, run.samples.corpora
     if not names:
         return
     if micro_batch == 0:
         run.corpus_losses = torch.zeros(2, len(names), device=run.engine.device)
     assert run.corpus_losses is not None, "there was a first micro-batch"
     step, streams = run.state.step, run.loader.micro_batches[micro_batch]
-    corpora = torch.tensor([rows.corpus(step=step, stream=stream) for stream in streams], device=run.engine.device)
+    corpora = torch.tensor([samples.corpus(step=step, stream=stream) for stream in streams], device=run.engine.device)
     scores = loss.scores[run.config.objective.terms[0]]
-    of = corpora[scores.rows]
+    of = corpora[scores.samples]
     run.corpus_losses[0].index_add_(0, of, scores.nll.float())
     run.corpus_losses[1].index_add_(0, of, torch.ones_like(scores.nll, dtype=torch.float32))
 

@@ -55,8 +55,8 @@ class PredictionCounter:
         if batch.inputs.attention_mask is None:
             return _zeros()
         lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
-        predictions = np.bincount(batch.rows_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
-        samples = lengths > 1  # a row that is left out has a symbol at most
+        predictions = np.bincount(batch.samples_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
+        samples = lengths > 1  # a sample that is left out has a symbol at most
         return np.array(
             [lengths[samples].sum(), predictions.sum(), samples.sum(), (samples & (predictions == 0)).sum()]
         )

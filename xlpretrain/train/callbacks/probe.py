@@ -94,13 +94,13 @@ class Probe:
     def _train(self, engine: Engine, pause: Pause) -> None:
         config, rank = self.config, distributed.rank()
         streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
-        rows = make_training_samples(config, self.data.train)
-        loader = Loader(rows, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
+        samples = make_training_samples(config, self.data.train)
+        loader = Loader(samples, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
         memory = engine.model.backbone.empty_memory(len(streams), 0)
         assert config.max_steps is not None, "`of` says it"
         for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):
             torch.manual_seed(hash_ints(config.seed, step, rank))
-            engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each row has its label
+            engine.start_step(dict.fromkeys(batch.counts, config.global_batch_size))  # each sample has its label
             loss, _ = engine(batch.to(engine.device), memory)
             engine.backward(loss)
             engine.step(config.optimizer.lr * config.schedule.factor(step))

@@ -81,8 +81,8 @@ def roll_back(run: Run) -> None:
     )
     sizes = [memory.shape[1] for memory in run.memory]
     run.memory = list(torch.split(restored.memory.to(run.engine.device), sizes, dim=1))
-    rows = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
-    run.loader = replace(run.loader, rows=rows)
+    samples = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
+    run.loader = replace(run.loader, samples=samples)
     run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)
     run.recorder.print(

@@ -86,7 +86,7 @@ def coverage(rows: PairSamples, *, epoch: int) -> np.ndarray:
     counts = []
     for number in blocks_of(rows.manifest):
         block = rows.manifest.block(number)
-        read = times_read(block, rows.samples(epoch=epoch, block=number))
+        read = times_read(block, rows.pairs(epoch=epoch, block=number))
         assert not read[block.document_ends].any(), "an end-of-document symbol is part of a sample"
         counts.append(np.maximum.reduceat(read, SentenceSpans.of(block, longest=1 << 30).starts))
     return np.concatenate(counts)
@@ -140,14 +140,14 @@ def test_an_epoch_of_rows_is_the_samples_of_every_block(train: TokenDataset):
     rows = all_rows(train)
     read = Counter(
         (row.sample_index, row.tokens.tobytes(), row.pair_target)
-        for row in (rows.row(step=step, stream=0) for step in range(rows.order.num_rows))
+        for row in (rows.sample(step=step, stream=0) for step in range(rows.order.num_samples))
     )
     expected, number = Counter(), 0
     for block in blocks_of(train):
-        tokens, samples = train.block(block).tokens, rows.samples(epoch=0, block=block)
+        tokens, samples = train.block(block).tokens, rows.pairs(epoch=0, block=block)
         for parts, label in zip(samples.segments.tolist(), samples.labels.tolist(), strict=True):
             text = np.concatenate([tokens[start:stop] for start, stop in parts])
-            row = rows.row(step=0, stream=0)
+            row = rows.sample(step=0, stream=0)
             pair = replace(row.pair_target, split=parts[0][1] - parts[0][0], label=label)
             expected[number, text.tobytes(), pair] += 1
             number += 1
@@ -160,7 +160,7 @@ def test_rows_do_not_depend_on_how_they_are_reached(train: TokenDataset):
     alone, many = all_rows(train), all_rows(train, num_streams=6)
     for step in (40_000, 3, 11_000):
         for stream in range(6):
-            first, again = many.row(step=step, stream=stream), alone.row(step=6 * step + stream, stream=0)
+            first, again = many.sample(step=step, stream=stream), alone.sample(step=6 * step + stream, stream=0)
             assert (first.epoch, first.sample_index, first.pair_target) == (
                 again.epoch,
                 again.sample_index,
@@ -170,7 +170,7 @@ def test_rows_do_not_depend_on_how_they_are_reached(train: TokenDataset):
 
 
 def test_epochs_and_seeds_cut_differently(train: TokenDataset):
-    samples = [all_rows(train, seed=seed).samples(epoch=epoch, block=0) for seed, epoch in [(1, 0), (1, 1), (2, 0)]]
+    samples = [all_rows(train, seed=seed).pairs(epoch=epoch, block=0) for seed, epoch in [(1, 0), (1, 1), (2, 0)]]
     for i in range(3):
         assert not np.array_equal(samples[i].segments, samples[i - 1].segments)
 
@@ -181,7 +181,7 @@ def test_labels_say_how_the_second_part_goes_with_the_first(train: TokenDataset,
     labels, same = Counter(), 0
     for block in blocks_of(train):
         documents = train.block(block).document_ends
-        samples = rows.samples(epoch=0, block=block)
+        samples = rows.pairs(epoch=0, block=block)
         for (first, second), label in zip(samples.segments.tolist(), samples.labels.tolist(), strict=True):
             labels[label] += 1
             if label == -1:
@@ -203,7 +203,7 @@ def test_labels_say_how_the_second_part_goes_with_the_first(train: TokenDataset,
 
 def lengths_and_labels(rows: PairSamples, *, epochs: range) -> tuple[np.ndarray, np.ndarray]:
     """The lengths of both parts (S, 2) and the labels (S,) of all samples that have a label."""
-    samples = [rows.samples(epoch=epoch, block=block) for epoch in epochs for block in blocks_of(rows.manifest)]
+    samples = [rows.pairs(epoch=epoch, block=block) for epoch in epochs for block in blocks_of(rows.manifest)]
     lengths = np.concatenate([np.diff(found.segments, axis=2)[:, :, 0] for found in samples])
     labels = np.concatenate([found.labels for found in samples])
     return lengths[labels >= 0], labels[labels >= 0]
@@ -290,7 +290,7 @@ def test_the_cuts_of_next_sentence_pairs_come_before_the_labels(lengths, longest
 def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: TokenDataset, single_sentence: str):
     rows = all_rows(train, replace(SOP, max_tokens=61, single_sentence=single_sentence))
     for block in range(3):
-        samples = rows.samples(epoch=0, block=block)
+        samples = rows.pairs(epoch=0, block=block)
         firsts, seconds = samples.segments[:, 0], samples.segments[:, 1]
         ordered = (samples.labels == 0) & (firsts[:, 1] == seconds[:, 0])
         swapped = (samples.labels == 1) & (seconds[:, 1] == firsts[:, 0])
@@ -304,8 +304,8 @@ def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: TokenDat
 def test_no_part_of_a_sample_crosses_a_document(python_docs: TokenDataset):
     for rules in (SOP, NSP, replace(SOP, single_sentence="original"), replace(SOP, task="none")):
         rows = all_rows(python_docs, rules)
-        for step in range(0, rows.order.num_rows, 7):
-            row = rows.row(step=step, stream=0)
+        for step in range(0, rows.order.num_samples, 7):
+            row = rows.sample(step=step, stream=0)
             assert python_docs.vocabulary.eod not in row.tokens
             assert len(row.tokens) <= rules.max_tokens
             assert (row.pair_target.split == len(row.tokens)) == (row.pair_target.label == -1)
@@ -368,7 +368,7 @@ def test_the_second_part_begins_with_any_sentence_but_the_first(train: TokenData
     for epoch in range(3):
         for block in blocks_of(train):
             sentences = SentenceSpans.of(train.block(block), longest=125)
-            parts = np.sort(all_rows(train).samples(epoch=epoch, block=block).segments, axis=1)
+            parts = np.sort(all_rows(train).pairs(epoch=epoch, block=block).segments, axis=1)
             first, middle, last = (
                 sentences.starts.searchsorted(at) for at in (parts[:, 0, 0], parts[:, 1, 0], parts[:, 1, 1])
             )
@@ -386,7 +386,7 @@ def test_a_long_sentence_is_read_in_pieces(build_small):
     )
     rows = all_rows(manifest, replace(SOP, max_tokens=29))
     assert max(np.diff(manifest.sentence_ends(0, manifest.num_tokens))) > 100
-    samples = rows.samples(epoch=0, block=0)
+    samples = rows.pairs(epoch=0, block=0)
     assert (samples.segments[:, :, 1] - samples.segments[:, :, 0]).sum(axis=1).max() <= 29
     read = times_read(manifest.block(0), samples)
     assert np.delete(read, manifest.block(0).document_ends).min() >= 1
@@ -396,7 +396,7 @@ def test_a_long_sentence_is_read_in_pieces(build_small):
 def test_slots_share_the_runs_of_their_block(num_runs: int, num_slots: int, turn: int, seed: int):
     spans = np.stack([np.arange(num_runs) * 10, np.arange(num_runs) * 10 + 9], axis=1)
     dealt = assign_segments(
-        spans, num_tokens=10 * num_runs, num_slots=num_slots, turn=turn, generator=np.random.default_rng(seed)
+        spans, num_tokens=10 * num_runs, num_slots=num_slots, visit=turn, generator=np.random.default_rng(seed)
     )
     counts = np.bincount(dealt, minlength=num_runs)
     assert len(dealt) == min(num_slots, 2 * num_runs)
@@ -418,7 +418,7 @@ def test_evaluation_reads_every_sentence_once(tiny_dataset: Path, num_streams: i
     for stream in range(num_streams):
         lengths = []
         for step in range(rows.num_steps):
-            row = rows.row(step=step, stream=stream)
+            row = rows.sample(step=step, stream=stream)
             assert row.epoch == 0
             read.update(row.tokens.tolist())
             lengths.append(len(row.tokens))
@@ -427,7 +427,7 @@ def test_evaluation_reads_every_sentence_once(tiny_dataset: Path, num_streams: i
     tokens = valid.tokens(0, num_tokens)
     assert read == Counter(tokens[tokens != valid.vocabulary.eod].tolist())
     assert clusters == set(range(rows.num_clusters))
-    assert len(rows.row(step=rows.num_steps, stream=0).tokens) == 0
+    assert len(rows.sample(step=rows.num_steps, stream=0).tokens) == 0
 
 
 def test_a_row_far_ahead_plans_no_more_blocks_than_the_first(train: TokenDataset):
@@ -437,10 +437,10 @@ def test_a_row_far_ahead_plans_no_more_blocks_than_the_first(train: TokenDataset
     rows = all_rows(train, num_streams=64)
     for step in range(1_000_000, 1_000_010):
         for stream in range(64):
-            rows.row(step=step, stream=stream)
+            rows.sample(step=step, stream=stream)
     seconds = time.perf_counter() - counted
     print(f"{len(slots)} blocks counted in {counted - started:.3f} s; {640 / seconds:,.0f} rows per second")
-    assert rows._cached_samples.cache_info().misses <= len(slots), "each block is planned once"
+    assert rows._cached_pairs.cache_info().misses <= len(slots), "each block is planned once"
 
 
 def test_numbered_lines_do_not_make_order_pairs_cut_within_sentences(build_small: BuildSmall):
@@ -464,7 +464,7 @@ def _share_cut_within_lines(train: TokenDataset, rules: PairingRules) -> float:
     rows = PairSamples(train, rules, num_streams=1, seed=1, shuffle_blocks=4)
     asked = within = 0
     for step in range(min(rows.num_samples, 1000)):
-        row = rows.row(step=step, stream=0)
+        row = rows.sample(step=step, stream=0)
         assert row.pair_target is not None
         if row.pair_target.label >= 0:
             parts = [tokenizer.decode(part) for part in np.split(row.tokens, [row.pair_target.split])]

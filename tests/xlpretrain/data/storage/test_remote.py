@@ -97,7 +97,7 @@ def test_blocks_are_there_before_they_are_needed(dataset: Path, tmp_path: Path):
         waits = []
         for _ in Loader(rows, lambda rows: len(rows), [range(4)]).steps(start=0, stop=40):
             started = time.perf_counter()
-            needed = [rows.row(step=len(waits) + 4, stream=s) for s in range(4)]
+            needed = [rows.sample(step=len(waits) + 4, stream=s) for s in range(4)]
             waits.append(time.perf_counter() - started)
             assert needed
             time.sleep(0.02)

@@ -18,13 +18,14 @@ from xlpretrain.train.callbacks.prediction_share import SAMPLES, PredictionCount
 pytestmark = pytest.mark.usefixtures("group")
 
 
-def _batch(rows: int, *, first: int = 0, keep: float = 1.0) -> Batch:
-    """Rows of 64 tokens, ten of them predicted, of which in all rows but one a share is kept; and a row without any."""
+def _batch(samples: int, *, first: int = 0, keep: float = 1.0) -> Batch:
+    """Samples of 64 tokens, ten of them predicted, of which in all samples but one a share is kept; and a sample
+    without any."""
     rng = np.random.default_rng(first)
-    texts = [_row(rng.integers(6, SIZE, 61), 30, sample=first + i) for i in range(rows)]
+    texts = [_row(rng.integers(6, SIZE, 61), 30, sample=first + i) for i in range(samples)]
     batch = _collator(seq_len=64)([*texts, _row([], 0, -1)])
     kept = torch.rand(len(batch.targets["mlm"]), generator=torch.Generator().manual_seed(0)) < keep
-    kept |= batch.rows_of("mlm") < 1
+    kept |= batch.samples_of("mlm") < 1
     targets = {name: values[kept] if "mlm" in name else values for name, values in batch.targets.items()}
     return dataclasses.replace(batch, targets=targets)
 

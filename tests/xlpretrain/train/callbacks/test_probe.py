@@ -32,10 +32,12 @@ def test_a_run_with_probes_has_every_bit_of_one_without(tmp_path: Path, tiny_dat
             wandb={"mode": "disabled"},
         )
         run("train", config, "--nproc", 2)
-        rows = read_metrics(tmp_path / "runs" / name)
+        samples = read_metrics(tmp_path / "runs" / name)
         keys = ("train/loss", "train/grad_norm", "valid/loss")
-        losses[name] = [tuple(row.get(key) for key in keys) for row in rows]
-        probed = {row["step"]: row["valid/probe_accuracy"] for row in rows if "valid/probe_accuracy" in row}
+        losses[name] = [tuple(sample.get(key) for key in keys) for sample in samples]
+        probed = {
+            sample["step"]: sample["valid/probe_accuracy"] for sample in samples if "valid/probe_accuracy" in sample
+        }
         assert set(probed) == (set() if probe is None else {10, 20})
         assert all(0 < accuracy < 1 for accuracy in probed.values())
     assert losses["with"] == losses["without"]

@@ -53,12 +53,16 @@ def test_the_data_of_windows_is_left_out_and_all_other_read_in_order(drawn: list
 
 def test_memories_start_fresh_after_a_window(tiny_dataset: Path):
     train = TokenDataset.open(tiny_dataset / "train")
-    rows = CausalLM(seq_len=16).training_samples(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
-    skipping = SkippedWindows(rows, [(5, 9)], 16)
+    samples = CausalLM(seq_len=16).training_samples(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
+    skipping = SkippedWindows(samples, [(5, 9)], 16)
     for stream in range(3):
-        assert np.array_equal(skipping.row(step=4, stream=stream).tokens, rows.row(step=4, stream=stream).tokens)
-        assert np.array_equal(skipping.row(step=5, stream=stream).tokens, rows.row(step=9, stream=stream).tokens)
-    assert [skipping.row(step=step, stream=0).mem_valid_len for step in range(3, 9)] == [40, 40, 0, 16, 32, 40]
+        assert np.array_equal(
+            skipping.sample(step=4, stream=stream).tokens, samples.sample(step=4, stream=stream).tokens
+        )
+        assert np.array_equal(
+            skipping.sample(step=5, stream=stream).tokens, samples.sample(step=9, stream=stream).tokens
+        )
+    assert [skipping.sample(step=step, stream=0).mem_valid_len for step in range(3, 9)] == [40, 40, 0, 16, 32, 40]
 
 
 def _poison(dataset: Path, block: int) -> None:
@@ -94,7 +98,7 @@ def _poisoned_copy(dataset: Path, to: Path, *, max_epochs: float | None = None) 
     train = TokenDataset.open(dataset / "train")
     mixture = mixture_of(dataset / "train", max_epochs=(max_epochs,))
     make = partial(CausalLM(seq_len=512).training_samples, mem_len=24, num_streams=2, shuffle_blocks=1)
-    first = mixture.rows(make, seed=1).row(step=32, stream=0).tokens
+    first = mixture.samples(make, seed=1).sample(step=32, stream=0).tokens
     _poison(to, next(n for n in range(train.num_blocks) if np.array_equal(train.block(n).tokens[:512], first[:512])))
     return to
 
@@ -133,19 +137,21 @@ def test_a_run_passes_a_poisoned_block_and_is_then_as_good_as_a_clean_one(runs, 
     clean, write, poisoned = runs
     for config in (clean, write("hurt", poisoned), write("poisoned", poisoned, **SPIKE)):
         assert main([str(config)]) == 0
-    rows = {name: commands.read_metrics(tmp_path / "runs" / name) for name in ("clean", "hurt", "poisoned")}
-    assert [row["step"] for row in rows["poisoned"]] == list(range(1, 71))
-    last = rows["poisoned"][-1]
+    samples = {name: commands.read_metrics(tmp_path / "runs" / name) for name in ("clean", "hurt", "poisoned")}
+    assert [sample["step"] for sample in samples["poisoned"]] == list(range(1, 71))
+    last = samples["poisoned"][-1]
     assert (last["events/rollbacks"], last["events/skipped_steps"]) == (1, 35)
     # Data that is left out counts as read.
     expected = [step + (35 if step >= 31 else 0) for step in range(1, 71)]
-    epochs_per_step = rows["clean"][-1]["data/epoch"] / 70
-    assert [row["data/epoch"] / epochs_per_step for row in rows["poisoned"]] == pytest.approx(expected)
+    epochs_per_step = samples["clean"][-1]["data/epoch"] / 70
+    assert [row["data/epoch"] / epochs_per_step for row in samples["poisoned"]] == pytest.approx(expected)
     # Until the spike nothing differs; the noise is nowhere in what counts.
-    assert [row["train/loss"] for row in rows["poisoned"][:30]] == [row["train/loss"] for row in rows["clean"][:30]]
-    worst = {name: max(row["train/loss"] for row in rows[name][31:]) for name in rows}
+    assert [sample["train/loss"] for sample in samples["poisoned"][:30]] == [
+        sample["train/loss"] for sample in samples["clean"][:30]
+    ]
+    worst = {name: max(sample["train/loss"] for sample in samples[name][31:]) for name in samples}
     assert worst["poisoned"] < worst["clean"] + 0.3 < worst["hurt"]
-    assert last["valid/loss"] == pytest.approx(rows["clean"][-1]["valid/loss"], abs=0.15)
+    assert last["valid/loss"] == pytest.approx(samples["clean"][-1]["valid/loss"], abs=0.15)
     checkpoints = tmp_path / "runs" / "poisoned" / "checkpoints"
     manifest = json.loads((checkpoints / "step-00000070" / "manifest.json").read_text())
     assert manifest["state"]["skipped_windows"] == [[31, 66]]
