@@ -33,7 +33,7 @@ class DataConfig(Section):
     out: Path
     """The folder to make: out/train, out/valid, out/test, out/tokenizer."""
     sources: tuple[Source, ...] = Field(min_length=1)
-    """What to read; relative paths start at the current folder."""
+    """Sources to read; relative paths start at the current folder."""
     clean: CleanConfig = CleanConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     splits: SplitConfig = SplitConfig()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch takes seconds
 
 
 def say_if_finished(config: RunConfig) -> bool:
-    """Whether a run is finished, so that another start would do nothing; then that is said."""
+    """Report a finished run, for which another attempt would do nothing. Returns whether it is finished."""
     told = outcome.nothing_left(
         config.folder,
         max_steps=config.max_steps,

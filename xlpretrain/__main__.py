@@ -1,4 +1,4 @@
-"""What each rank runs: torchrun --nproc-per-node N -m xlpretrain CONFIG [key=value ...]"""
+"""The program that each rank runs: torchrun --nproc-per-node N -m xlpretrain CONFIG [key=value ...]"""
 
 from __future__ import annotations
 

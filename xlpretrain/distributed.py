@@ -86,7 +86,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are; 1 outside a group."""
+    """Number of processes; 1 outside a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -127,7 +127,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def run_on_rank_0(call: Callable[[], T]) -> T:
-    """What `call` gives on rank 0, on every rank, all of which must call it.
+    """Run `call` on rank 0 and return its result on every rank. Every rank must call it.
 
     What the user did wrong there, and what the file system refused, is raised on every rank as `XLPretrainError`.
     """
@@ -177,6 +177,6 @@ def micro_batches(rank: int, world_size: int, *, num_streams: int, micro_batch_s
 
 
 def _device() -> torch.device:
-    """Where the group's collectives take their tensors."""
+    """The device of the tensors in the group's collectives."""
     on_cuda = dist.is_initialized() and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

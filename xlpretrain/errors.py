@@ -1,4 +1,4 @@
-"""What the user can mend, and how a rank ends. Anything else raised is a bug of ours and keeps its traceback."""
+"""Errors that a user can fix, and the exit of a rank. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Section(BaseModel):
     )
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys that are each right by themselves; paths are relative to this section."""
+        """Yield contradictions between keys that are each valid by themselves; paths are relative to this section."""
         yield from ()
 
 
@@ -231,7 +231,7 @@ def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
 def _problems_of_sound_parts(
     section: type[Section], data: Mapping[str, Any], *, unsound: set[int | str]
 ) -> Iterator[Problem]:
-    """What is wrong between the keys of those parts that are right by themselves: the whole was never made."""
+    """Yield contradictions between keys of those parts that are valid by themselves: the whole was never made."""
     for name, field in section.model_fields.items():
         if name in data and name not in unsound:
             kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -241,7 +241,7 @@ def _problems_of_sound_parts(
 
 
 def _is_echo(error: dict[str, Any]) -> bool:
-    """Whether an error only says that a list lost its wrong items, each of which has an error of its own."""
+    """True if an error only reports that a list lost its invalid items, each of which has an error of its own."""
     return bool(error["type"] == "too_short" and len(error["input"]) > error["ctx"]["actual_length"])
 
 

@@ -1,4 +1,4 @@
-"""What one job of a build on a cluster does: `python -m data_pipelines.build WORK STAGE NUM_JOBS`, or `WORK finish`.
+"""One job of a build on a cluster: `python -m data_pipelines.build WORK STAGE NUM_JOBS`, or `WORK finish`.
 
 Of the tasks of the stage, it does every NUM_JOBS-th, beginning with the one whose number is SLURM_ARRAY_TASK_ID.
 """
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _cores(work: WorkDir) -> int:
-    """Those of this node that Slurm gives the job."""
+    """The cores of this node that Slurm assigned to the job."""
     return min(work.config.workers, int(os.environ.get("SLURM_CPUS_ON_NODE") or work.config.workers))
 
 

@@ -1,4 +1,4 @@
-"""What a user should know of a build that has succeeded: text that a model will not see as it is."""
+"""Warnings of a successful build: text that a model will not see as it is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from data_pipelines.stages.splits import groups
 from data_pipelines.tokenizing.train import RESERVED
 
 MOST_UNKNOWN = MOST_LONG = 0.01
-"""Of the tokens."""
+"""Share of the tokens."""
 
 
 def find_warnings(config: DataConfig, encoded: Mapping[str, int], trained_on: Mapping[str, int]) -> Iterator[str]:
-    """Of a build: encoded, trained_on are what encoding, and the making of the tokenizer, have counted."""
+    """The warnings of a build: encoded, trained_on are the counts of encoding and of training the tokenizer."""
     if left_out := trained_on.get("left out", 0):
         yield (
             f"the tokenizer was not trained on {left_out:,} bytes of {trained_on['bytes'] + left_out:,}: SentencePiece"

@@ -32,7 +32,7 @@ from xlpretrain.file_system.atomic_files import is_temporary
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made. `reused`: it was there already. `seconds` has the time of each stage."""
+    """The result of a build. `reused`: it existed already. `seconds` has the time of each stage."""
 
     out: Path
     splits: Mapping[str, TokenDataset]
@@ -68,7 +68,7 @@ def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
 
 
 def stages_of(config: DataConfig) -> list[Stage]:
-    """What a build consists of, in this order."""
+    """The stages of a build, in order."""
     near = [deduplicate.NEAR_STAGE] if config.clean.near_duplicates else []
     paragraphs = [deduplicate.PARAGRAPH_STAGE] if config.clean.duplicate_paragraphs else []
     return [read.STAGE, *near, *paragraphs, encode.TOKENIZER_STAGE, encode.STAGE, write_shards.STAGE]

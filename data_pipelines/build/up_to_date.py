@@ -61,7 +61,7 @@ def open_splits(out: Path) -> dict[str, TokenDataset]:
 
 
 def _settings(built_from: Mapping[str, Any]) -> Any:
-    """Those of a finished dataset, with what has become a setting since then at its default."""
+    """The settings of a finished dataset, with newer settings at their defaults."""
     settings = built_from.get("settings") or {}
     try:
         return describe_settings(DataConfig.model_validate({**settings, "out": "x"}, strict=False))

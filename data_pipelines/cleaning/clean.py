@@ -1,4 +1,4 @@
-"""What is done to a document by itself, and which are left out: each step optional, and counted."""
+"""Cleaning of single documents: each step is optional, and counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xlpretrain.schema import Problem, Section
 
 
 class MinHashConfig(Section):
-    """When two documents are near-duplicates: they share all hashes of a band."""
+    """The definition of near-duplicates: documents that share all hashes of a band."""
 
     words: int = Field(5, ge=1)
     """Documents are compared by their runs of so many words."""
@@ -29,7 +29,7 @@ class MinHashConfig(Section):
 
 
 class CleanConfig(Section):
-    """What is done to documents before anything else. A step that is off costs nothing."""
+    """The cleaning of documents, before anything else. A step that is off costs nothing."""
 
     repair: bool = False
     """Repair Unicode that was decoded wrongly (by ftfy)."""
@@ -57,7 +57,7 @@ class CleanConfig(Section):
 
 
 def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
-    """What becomes of a document: None if it is left out; `counts` says why. Raises `DataError`."""
+    """Clean a document: None if it is dropped; `counts` says why. Raises `DataError`."""
     if config.repair:
         repaired = _ftfy()(text)
         counts["repaired"] += repaired != text
@@ -80,7 +80,7 @@ def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
 
 
 def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> bool:
-    """Whether a training document overlaps the held-out set. Raises `DataError` if that cannot be read."""
+    """True if a training document overlaps the held-out set. Raises `DataError` if that cannot be read."""
     if config.overlap is None or not overlaps(text, load_ngrams(config.overlap), config.overlap.words):
         return False
     counts["overlaps the held-out set"] += 1
@@ -88,7 +88,7 @@ def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> boo
 
 
 def sources_of(config: CleanConfig) -> tuple[Source, ...]:
-    """Those that cleaning reads."""
+    """The sources that cleaning reads."""
     return config.overlap.against if config.overlap else ()
 
 

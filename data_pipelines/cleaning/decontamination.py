@@ -20,9 +20,9 @@ class DecontaminationConfig(Section):
     """The held-out set, and how much of it a training document may not hold."""
 
     against: tuple[Source, ...] = Field(min_length=1)
-    """Where the held-out texts come from; `corpus`, `into` and `weight` mean nothing here."""
+    """Sources of the held-out texts; `corpus`, `into` and `weight` have no meaning here."""
     words: int = Field(13, ge=1)
-    """So many words in a row, without regard to case and punctuation, are too many in common."""
+    """Number of consecutive words, ignoring case and punctuation, that count as an overlap."""
 
     def problems(self) -> Iterator[Problem]:
         if any(getattr(source, "path", None) == "-" for source in self.against):
@@ -41,7 +41,7 @@ def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
 
 
 def overlaps(text: str, ngrams: frozenset[int], num_words: int) -> bool:
-    """Whether a document has a run of words that is among these."""
+    """True if a document contains one of these sequences of words."""
     return any(run in ngrams for run in word_ngrams(text, num_words))
 
 

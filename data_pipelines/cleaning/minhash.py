@@ -36,7 +36,7 @@ class MinHashWriter:
         self._documents: list[tuple[int, int]] = []
 
     def add(self, text: str, order: int, precedence: int) -> None:
-        """One more document. Raises `DataError` if datasketch is not installed."""
+        """Add a document. Raises `DataError` if datasketch is not installed."""
         self._bands.append(minhash_bands(text, self._config))
         self._documents.append((precedence, order))
 
@@ -54,7 +54,7 @@ class ParagraphWriter:
         self._rows: list[tuple[int, int, int, int]] = []
 
     def add(self, text: str, order: int, precedence: int) -> None:
-        """One more document."""
+        """Add a document."""
         for number, paragraph in enumerate(PARAGRAPH_BREAK.split(text)[::2]):
             if words := paragraph.split():
                 self._rows.append((xxhash.xxh64_intdigest(" ".join(words).encode()), precedence, order, number))

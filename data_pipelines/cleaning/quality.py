@@ -27,7 +27,7 @@ def apply_c4_rules(text: str) -> tuple[str, str | None]:
 
 
 def passes_gopher(text: str) -> str | None:
-    """Why a document is left out (Gopher, table A1 in part); None if it is not."""
+    """The reason to drop a document (Gopher, table A1 in part); None to keep it."""
     words = text.split()
     if not 50 <= len(words) <= 100_000:
         return "fewer than 50 words or more than 100,000"

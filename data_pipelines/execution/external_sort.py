@@ -64,7 +64,7 @@ class SortedDocumentWriter:
         self._size, self._num_runs = 0, 0
 
     def add(self, document: Document) -> None:
-        """One more."""
+        """Add a document."""
         self._waiting.append(document)
         self._size += len(document.text)
         if self._size >= self._run_bytes:

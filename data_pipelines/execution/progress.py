@@ -1,4 +1,4 @@
-"""What a build is doing: a live line on a terminal, plain lines in a log."""
+"""The progress of a build: a live line on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

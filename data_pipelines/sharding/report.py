@@ -15,7 +15,7 @@ from xlpretrain.file_system.atomic_files import atomic_write
 
 FILE = "report.json"
 KEYS = ("documents_read", "documents_kept", "cleaned")
-"""What every report has."""
+"""Keys of every report."""
 
 
 def write_report(
@@ -38,7 +38,7 @@ def write_report(
 
 
 def read_report(out: Path) -> dict[str, Any]:
-    """That of a finished dataset; empty if it has none. Raises `DataError` if it is damaged."""
+    """The report of a finished dataset; empty if it has none. Raises `DataError` if it is damaged."""
     try:
         return dict(json.loads((out / FILE).read_text()))
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def read_report(out: Path) -> dict[str, Any]:
 
 
 def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
-    """What cleaning has done, if anything, and the warnings."""
+    """Print the effects of cleaning, if any, and the warnings."""
     if table := report_table(out, report):
         console.print(table)
     for warning in report.get("warnings", []):

@@ -16,7 +16,7 @@ from xlpretrain.errors import DataError
 
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 MOST_BLOCKS, SAMPLES = 4096, 64
-"""Of a dataset of more blocks, so many samples are looked at, of as many blocks each."""
+"""Limits for datasets of more blocks: the number of blocks per sample, and the number of samples."""
 _BAR = 20
 
 
@@ -114,7 +114,7 @@ def histogram(title: str, lengths: Mapping[str, np.ndarray]) -> Table:
 
 
 def write_plot(path: Path, measured: Mapping[str, DatasetStats]) -> None:
-    """How long documents and sentences are, as a picture. Raises `DataError`."""
+    """Plot the lengths of documents and sentences. Raises `DataError`."""
     import matplotlib
 
     matplotlib.use("Agg")

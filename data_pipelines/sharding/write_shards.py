@@ -36,7 +36,7 @@ _HEADER_BYTES = 128  # of a .npy
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which blocks of a group a shard holds: [first, last)."""
+    """The blocks of a group that a shard holds: [first, last)."""
 
     group: SplitKey
     number: int
@@ -47,7 +47,7 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"shard-{self.number:05d}.tar"
 
 
@@ -97,7 +97,7 @@ def run(work: WorkDir, task: int) -> None:
 
 
 def write_indexes(work: WorkDir, built_from: Mapping[str, Any]) -> None:
-    """What is still missing in the dataset: the index of every group, and the tokenizer. Raises OSError."""
+    """Write the rest of the dataset: the index of every group, and the tokenizer. Raises OSError."""
     counts, tokenizer = work.counts(encode.NAME), tokenizer_of(work)
     shards = plan_shards(work)
     for group in groups(work.config):

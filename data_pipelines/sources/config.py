@@ -15,7 +15,7 @@ _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
 class BaseSource(Section):
-    """What every source can be told."""
+    """Keys of every source."""
 
     corpus: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Keep it apart, as out/CORPUS/train and so on; sources with the same name (or none) are merged."""
@@ -30,7 +30,7 @@ class BaseSource(Section):
 
 
 class FileSource(BaseSource):
-    """What every source of files can be told."""
+    """Keys of every source of files."""
 
     path: Paths
     """A file, a folder (every file under it), a glob such as corpus/**/*.txt, a URL of these, or a list; - is standard
@@ -43,7 +43,7 @@ class FileSource(BaseSource):
 
 
 class RecordSource(FileSource):
-    """What every source of records can be told."""
+    """Keys of every source of records."""
 
     field: str = "text"
     """The key that holds a document's text."""
@@ -69,7 +69,7 @@ class TextSource(FileSource):
 
     type: Literal["text"] = "text"
     split: Literal["files", "blank_lines"] = "files"
-    """What a document is: a whole file, or what stands between blank lines."""
+    """Unit of a document: a whole file, or the text between blank lines."""
 
 
 class JsonlSource(RecordSource):
@@ -89,7 +89,7 @@ class WebdatasetSource(RecordSource):
 
     type: Literal["webdataset"] = "webdataset"
     member: Literal["txt", "json"] = "txt"
-    """Which members to read."""
+    """Members to read."""
 
 
 class HuggingFaceSource(RecordSource):
@@ -97,7 +97,7 @@ class HuggingFaceSource(RecordSource):
 
     type: Literal["huggingface"] = "huggingface"
     part: str | None = None
-    """Which of its splits, if it has several."""
+    """Split to read, if there are several."""
 
 
 class PythonDocsSource(BaseSource):

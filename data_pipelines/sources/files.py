@@ -22,12 +22,12 @@ _REMOTE_BLOCK_BYTES = 8 << 20
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL."""
+    """True if it is a URL."""
     return "://" in path
 
 
 def is_compressed(path: str) -> bool:
-    """Whether a file is decompressed as it is read."""
+    """True if a file is decompressed as it is read."""
     return path.endswith(COMPRESSED)
 
 
@@ -137,7 +137,7 @@ class TailWatcher(Iterator[bytes]):
         return chunk
 
     def ends_in_zeros(self, start: int) -> bool:
-        """Whether there is something from an offset on, and nothing but zeros."""
+        """True if a file continues after an offset with nothing but zeros."""
         recent = [chunk[max(start - first, 0) :] for first, chunk in self._recent]
         return not any(map(any, recent)) and not any(map(any, self)) and self._offset > start
 

@@ -95,7 +95,7 @@ def _find_local(pattern: str) -> list[Path]:
 
 
 def _expand(pattern: str, path: Path) -> list[Path]:
-    """What a glob matches. Raises `DataError` if that is a folder whose files it does not match."""
+    """The paths that match a glob. Raises `DataError` for a folder whose files it does not match."""
     found = list(_match(Path(path.anchor), path.relative_to(path.anchor).parts))
     inside = {file for match in found if match.is_dir() for file in _match(match, ("**",)) if not file.is_dir()}
     _refuse_left_out(pattern, {str(file) for file in inside}, {str(file) for file in found})
@@ -134,7 +134,7 @@ def _match(folder: Path, parts: Sequence[str], above: frozenset[tuple[int, int]]
 
 
 def _named(folder: Path, pattern: str) -> list[Path]:
-    """What lies in a folder under such a name; hidden names must be asked for."""
+    """The entries of a folder that match a name; hidden names must be asked for."""
     if not glob.has_magic(pattern):
         try:
             (folder / pattern).lstat()

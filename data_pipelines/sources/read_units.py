@@ -1,4 +1,4 @@
-"""How the reading of a corpus is cut into tasks: by the files alone, never by who reads them."""
+"""The tasks that read a corpus: cut by the files alone, never by who reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ReadUnit:
 
 
 def unit_bytes(num_bytes: int) -> int:
-    """How much text a task should deal with, in a corpus of so much: what bounds the memory of a worker."""
+    """Bytes of text per task, in a corpus of a given size: the bound on a worker's memory."""
     return min(max(num_bytes // WANTED_UNITS, SMALLEST_UNIT), LARGEST_UNIT)
 
 

@@ -1,4 +1,4 @@
-"""Where documents come from. A document is its text."""
+"""Readers of documents. A document is its text."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
 SAMPLE_TOKENS = 512
-"""What a sample has unless a run's objective says otherwise; longer sentences are cut."""
+"""Length of a sample unless a run's objective sets another; longer sentences are cut."""
 
 
 def tokenizer_sizes(work: WorkDir) -> list[int]:
@@ -130,7 +130,7 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
 
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
-    """Of what the tasks have counted: what cleaning has done."""
+    """The effects of cleaning, from the counts of the tasks."""
     own = ("kept", "tokens in ", "unknown in ", "long in ", "empty in ")
     return {name: count for name, count in counts.items() if not name.startswith(own)}
 

@@ -1,4 +1,4 @@
-"""What a build will do, made from its config and what the sources are now: the same plan, the same bytes."""
+"""The plan of a build, made from its config and the current sources: the same plan gives the same bytes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class BuildPlan:
         return self.config.task_bytes or unit_bytes(self.num_bytes)
 
     def to_json(self) -> str:
-        """What `plan.json` holds."""
+        """The content of `plan.json`."""
         units = [[unit.source, list(map(list, unit.pieces)), unit.num_bytes] for unit in self.units]
         config = self.config.model_dump(mode="json", exclude={"workers"})
         whole = {"out": str(self.out), "config": config, "units": units, "state": self.state}
@@ -123,7 +123,7 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
 
 
 def describe_settings(config: DataConfig) -> Any:
-    """What a dataset depends on: the configuration without `out`, `workers` and `task_bytes`, as JSON has it."""
+    """The settings that a dataset depends on: the configuration without `out`, `workers` and `task_bytes`, as JSON."""
     return json.loads(config.model_dump_json(exclude={"out", "workers", "task_bytes"}))
 
 

@@ -90,13 +90,13 @@ class _Writer:
 
 
 def documents_of(work: WorkDir) -> dict[SplitKey, int]:
-    """How many documents were read into each group."""
+    """Number of documents read into each group."""
     counts = work.counts(NAME)
     return {group: counts.get(f"in {group.folder}", 0) for group in groups(work.config)}
 
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
-    """Of what the tasks have counted: what cleaning has done."""
+    """The effects of cleaning, from the counts of the tasks."""
     return {name: count for name, count in counts.items() if name not in ("read", "bytes") and name[:3] != "in "}
 
 

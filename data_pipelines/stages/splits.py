@@ -1,4 +1,4 @@
-"""Which documents are held out, and the order of the others: functions of each document's text alone."""
+"""The split of each document, and the order of documents: functions of each document's text alone."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from xlpretrain.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 PRECEDENCE = (2, 1, 0)
-"""Of several copies, the one in the split with the lowest number stays: those held out rather than training ones."""
+"""Order of precedence among copies: the one in the split with the lowest number stays, so held-out copies win."""
 
 
 @dataclass(frozen=True)
 class SplitKey:
-    """What becomes a dataset of its own: a split of a corpus (or of all that has no name)."""
+    """The key of one dataset in a build: a split of a corpus (or of all corpora without a name)."""
 
     corpus: str
     split: str
 
     @property
     def folder(self) -> str:
-        """Where it lies in `out`."""
+        """The folder of this dataset in `out`."""
         return f"{self.corpus}/{self.split}" if self.corpus else self.split
 
 
 def groups(config: DataConfig) -> list[SplitKey]:
-    """All that a build makes; the training split of every corpus first."""
+    """The datasets that a build makes; the training split of every corpus first."""
     corpora = dict.fromkeys(source.corpus or "" for source in config.sources)
     named = {(source.corpus or "", source.into) for source in config.sources}
     shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}

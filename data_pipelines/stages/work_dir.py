@@ -45,7 +45,7 @@ class WorkDir:
         self.spool = folder / "spool"
         """For what can be read only once."""
         self.dataset = folder / "dataset"
-        """Where the dataset grows, to be renamed to `out` in the end."""
+        """The dataset while it grows, to be renamed to `out` at the end."""
         self.plan_file = folder / "plan.json"
 
     @classmethod
@@ -62,12 +62,12 @@ class WorkDir:
 
     @cached_property
     def plan(self) -> BuildPlan:
-        """What is built here."""
+        """The plan of this build."""
         return BuildPlan.from_json(self.plan_file.read_text())
 
     @property
     def config(self) -> DataConfig:
-        """That of the plan."""
+        """The config of the plan."""
         return self.plan.config
 
     def begin(self, plan: BuildPlan) -> bool:
@@ -97,7 +97,7 @@ class WorkDir:
         return self.folder / stage / f"{task:06d}"
 
     def is_done(self, stage: str, task: int) -> bool:
-        """Whether it has been made."""
+        """True if it has been made."""
         return self.output(stage, task).is_dir()
 
     @contextmanager
@@ -160,7 +160,7 @@ class WorkDir:
 
 
 def write_counts(folder: Path, counts: dict[str, int]) -> None:
-    """What a task has counted, into its output."""
+    """Write the counts of a task into its output."""
     (folder / "counts.json").write_text(json.dumps(counts, sort_keys=True))
 
 

@@ -51,7 +51,7 @@ class TokenizerConfig(Section):
 
 
 class SentenceConfig(Section):
-    """Where sentences end."""
+    """The rules for ends of sentences."""
 
     splitter: Literal["sentencex", "lines"] = "sentencex"
     """By the sentencex library, or one sentence a line."""

@@ -50,7 +50,7 @@ class EncodedDocuments:
 
     @classmethod
     def open(cls, folder: Path) -> EncodedDocuments:
-        """What `save` wrote, through memory maps."""
+        """Open the files that `save` wrote, through memory maps."""
         return cls(**{field.name: _open_array(folder / f"{field.name}.npy") for field in fields(cls)})
 
 
@@ -83,7 +83,7 @@ class EncodedStream:
 
     @property
     def num_tokens(self) -> int:
-        """Of all parts."""
+        """Number of tokens of all parts."""
         return self._starts[-1]
 
     def slice(self, start: int, stop: int) -> EncodedDocuments:

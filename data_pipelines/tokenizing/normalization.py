@@ -1,4 +1,4 @@
-"""How a tokenizer normalizes text: SentencePiece's rules, with case folded and accents dropped where asked.
+"""Normalization by a tokenizer: SentencePiece's rules, with case folded and accents dropped where asked.
 
 The rules become part of the SentencePiece model, so that whoever has the model file encodes raw text rightly.
 """
@@ -34,7 +34,7 @@ def normalization_arguments(config: TokenizerConfig) -> Iterator[dict[str, Any]]
 
 
 def make_rules(config: TokenizerConfig) -> dict[str, str]:
-    """What each character becomes that does not stay as it is, and Hangul that is spelt out.
+    """The replacement of each character that changes, including Hangul that is decomposed.
 
     Accents are combining marks (of a combining class other than 0) of the canonical decomposition, as in the original
     BERT and ALBERT; but what remains is composed again, where those leave Korean spelt out.

@@ -52,7 +52,7 @@ def split_sentences(text: str, config: SentenceConfig) -> list[str]:
 
 
 def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
-    """Where the sentences of a document begin, the first at 0. A paragraph break always ends a sentence."""
+    """The starts of the sentences of a document, the first at 0. A paragraph break always ends a sentence."""
     plain = text.replace("\0", "\1")  # zeros stand between sentences in `_find_suspects`
     if not text.isascii() and any(space in text for space in _LONG_SPACES):
         plain = _LONG_SPACE.sub(" ", plain)  # as many characters

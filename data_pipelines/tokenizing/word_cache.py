@@ -11,27 +11,27 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 Ids = tuple[np.ndarray, np.ndarray]
-"""Those of several texts, one after the other, and how many each has (int64)."""
+"""Ids of several texts, one after the other, and the number of ids of each (int64)."""
 
 
 def offsets(sizes: np.ndarray) -> np.ndarray:
-    """Where each run begins."""
+    """The start of each run."""
     return np.asarray(np.cumsum(sizes) - sizes)
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """So many numbers from each of `first` on, as indices of what lies there."""
+    """Ranges of consecutive numbers from each of `first` on, as indices."""
     ends = np.cumsum(sizes)
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + (first - ends + sizes).repeat(sizes))
 
 
 def segment_sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Of each run."""
+    """The sum of each run."""
     return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(sizes))])
 
 
 def interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
-    """What is in `yes` where `which` is true, what is in `no` where it is false."""
+    """The elements of `yes` where `which` is true, and of `no` where it is false, in order."""
     if which.all():
         return yes
     first, sizes = np.empty((2, len(which)), np.int64)
@@ -41,7 +41,7 @@ def interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
 
 
 MARGIN = 16
-"""So many bytes must follow the last word."""
+"""Number of bytes that must follow the last word."""
 
 _LONGEST, _MOST_IDS, _TABLE_BITS, _BUCKET_BITS = 15, 4, 20, 16
 _LOW, _HIGH = (np.array([(1 << 8 * min(max(n - first, 0), 8)) - 1 for n in range(17)], np.uint64) for first in (0, 8))

@@ -39,7 +39,7 @@ SCORE_UNIT = 1 / 256
 """A piece's score, a log probability, is a multiple of this: it changes no probability by more than 0.2 %."""
 
 BY_CHARACTER = "by_character"
-"""How normalization rules of ours are called in a model: none spans a space, or two characters of ASCII."""
+"""The name that our normalization rules have in a model: none spans a space, or two ASCII characters."""
 
 _NORMALIZERS = {"identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf", BY_CHARACTER}
 _UNKNOWN_PENALTY = 10.0  # SentencePiece scores an unknown character so much below its lowest piece
@@ -100,7 +100,7 @@ class WordEncoder:
         return interleave(is_plain, (ids, segment_sums(counts, of_sentences)), singly)
 
     def _controls(self, data: np.ndarray) -> np.ndarray:
-        """Where control characters are that are no spaces."""
+        """The positions of control characters that are not spaces."""
         found = (data < ord(" ")) | (data == 0x7F)
         for space in self._spaces:
             found &= data != space

@@ -116,13 +116,13 @@ def refuse_if_queued(run: RunDir) -> None:
 
 
 def was_submitted(run: RunDir) -> bool:
-    """Whether a run's last start was asked of Slurm, and can be again."""
+    """True if a run's last attempt was submitted to Slurm, and can be submitted again."""
     records = SlurmFolder.of(run)
     return records.job.is_file() and records.cluster.is_file()
 
 
 def newest_config(run: RunDir) -> Path:
-    """What a run was last told to be: where it began, or at its submission since then. Raises `LaunchError`."""
+    """The newest config of a run: of its last attempt, or of a submission since then. Raises `LaunchError`."""
     newest = SlurmFolder.of(run).newest_config()
     if newest is None:
         raise LaunchError(f"{run.path}: has no config.yaml any more; begin it anew with its config")

@@ -314,7 +314,7 @@ def data_stats(
         typer.Option("--plot", metavar="FILE", help="Write plots of the lengths.", show_default=False),
     ] = None,
 ) -> None:
-    """What a dataset holds: sizes, lengths of documents and sentences, pieces per word, what cleaning removed."""
+    """Print a dataset's sizes, lengths of documents and sentences, pieces per word, and what cleaning removed."""
     from data_pipelines.sharding.stats import stats
 
     stats(directory, plot=plot)
@@ -333,7 +333,7 @@ def data_show(
     stream: Annotated[int, typer.Option("--stream", min=0, help="And in which stream, with --sample.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """What is in a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
+    """Print a document of a dataset, or what the model is fed: tokens, targets, masks, segments and order, decoded."""
     from xlpretrain.evaluation.sample_viewer import show_document, show_sample
 
     if sample is None:

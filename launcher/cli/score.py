@@ -17,7 +17,7 @@ from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_files import atomic_writer
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
-"""How the columns of minimal pairs are called, BLiMP's first."""
+"""Names of the columns of minimal pairs, BLiMP's first."""
 
 
 def score(

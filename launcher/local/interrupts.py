@@ -49,7 +49,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def look(self) -> None:
-        """To be called now and then: asks ranks that started late, and kills those that take too long."""
+        """Ask ranks that started late to end, and kill those that take too long. Call it now and then."""
         if self.first:
             self._forward(self.first, self._told)
         if time.monotonic() > self._deadline:

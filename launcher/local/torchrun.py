@@ -28,7 +28,7 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks ended.
+    """The outcome of the ranks.
 
     exit_code: 0, or that of the first rank that failed (negative: the signal that killed it); rank: which one that was.
     signal: the first one that this process was sent meanwhile; 0: none.
@@ -107,7 +107,7 @@ class _Agent(threading.Thread):
             self._raised = error
 
     def ended(self, first_signal: int) -> Ended:
-        """How it ended. Raises `LaunchError`, after showing what it said, if it failed and not a rank."""
+        """The outcome. Raises `LaunchError`, after printing its output, if torchrun failed and not a rank."""
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         if isinstance(self._raised, ChildFailedError):

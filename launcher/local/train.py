@@ -108,7 +108,7 @@ def _run(
 
 
 def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdict:
-    """How a start ended, by its status and by the exit code of its ranks."""
+    """The outcome of an attempt, by its status and by the exit code of its ranks."""
     status = None
     with suppress(ValueError, TypeError):  # damaged: the ranks' exit code tells
         status = folder.read_status()

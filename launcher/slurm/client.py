@@ -1,4 +1,4 @@
-"""What Slurm's own commands are asked, by who submits a job, who watches it, and the job itself. Torch-free.
+"""Queries to Slurm's own commands, by submission, monitoring, and jobs themselves. Torch-free.
 
 The states of jobs come from squeue, else scontrol, and from sacct for those that ended long ago. Any of the three may
 be missing: many sites have no accounting, many containers no scontrol, a laptop no Slurm. No JSON, whose layout
@@ -33,7 +33,7 @@ _NOTHING = ("None", "(null)", "None assigned")
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job.
+    """The state of a job according to Slurm.
 
     state: its word, such as PENDING; reason: why so, if it says; nodes: node[1-2]. ends_at: when its time is up, in
     seconds since 1970, if that is known.
@@ -55,17 +55,17 @@ class JobState:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is in the queue."""
+        """True if it is in the queue."""
         return self.state in _WAITING
 
     @property
     def is_running(self) -> bool:
-        """Whether it has nodes, or still clears them."""
+        """True if it holds nodes, or is completing."""
         return self.state in _RUNNING
 
     @property
     def is_over(self) -> bool:
-        """Whether it neither waits nor runs."""
+        """True if it neither waits nor runs."""
         return not (self.is_waiting or self.is_running)
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class JobState:
 
 
 def ask(*command: str, timeout_s: float = 60) -> str:
-    """What a command of Slurm prints. Raises `LaunchError` with its own words."""
+    """Run a command of Slurm and return its output. Raises `LaunchError` with its own message."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_HABITS)}
     try:
         done = subprocess.run(
@@ -129,7 +129,7 @@ def state_here(job_id: str, cluster: str) -> JobState | None:
 
 
 def cluster_name() -> str:
-    """What the cluster calls itself. Raises `LaunchError` where scontrol cannot be asked."""
+    """The name of the cluster. Raises `LaunchError` if scontrol cannot be run."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 
@@ -206,7 +206,7 @@ def _sacct(job_ids: Sequence[str]) -> dict[str, JobState] | None:
 
 
 def _look_up(*command: str) -> str | None:
-    """What a command says of jobs; empty if it does not know them, None if it does not answer."""
+    """A command's output on jobs; empty if it does not know them, None if it does not answer."""
     try:
         return ask(*command, timeout_s=_QUICK_S)
     except LaunchError as error:

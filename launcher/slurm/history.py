@@ -22,7 +22,7 @@ def stop_reason(
 
 
 def since_submitted(events: Sequence[AttemptStart | AttemptEnd]) -> Sequence[AttemptStart | AttemptEnd]:
-    """Those since the run's user submitted it: of the last job, and of those that submitted themselves anew."""
+    """The attempts since the user submitted the run: of the last job, and of those that requeued themselves."""
     first, job_id, handed_on = 0, "", False
     for index, event in enumerate(events):
         if isinstance(event, AttemptEnd):
@@ -33,7 +33,7 @@ def since_submitted(events: Sequence[AttemptStart | AttemptEnd]) -> Sequence[Att
 
 
 def made_progress(start: AttemptStart, end: AttemptEnd) -> bool:
-    """Whether a start wrote a checkpoint. Records of earlier versions have only the steps."""
+    """True if an attempt wrote a checkpoint. Records of earlier versions have only the steps."""
     return end.step > start.step if end.progress is None else end.progress
 
 

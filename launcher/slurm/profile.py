@@ -28,7 +28,7 @@ _OWN_KEYS = {
 _OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-"""What names of environment variables that hold a secret look like."""
+"""Pattern of names of environment variables that hold a secret."""
 _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -54,16 +54,16 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 
 
 class HealthCheckConfig(Section):
-    """What is looked at on every node before ranks start there."""
+    """The checks on every node before ranks start there."""
 
     enabled: bool = True
-    """Whether to look: GPUs visible, run folder writable, a sum over all nodes."""
+    """Check the nodes: GPUs visible, run folder writable, a sum over all nodes."""
     timeout_s: int = Field(300, gt=0)
     """Seconds that it may take; a node that has not answered by then counts as broken."""
 
 
 class ClusterConfig(Section):
-    """How a cluster is asked for nodes, and how ranks start on them."""
+    """The request for nodes on a cluster, and the way to start ranks on them."""
 
     partition: str | None = None
     """Partition (default: the site's)."""
@@ -78,7 +78,7 @@ class ClusterConfig(Section):
     gpus_per_node: int | None = Field(None, ge=1)
     """GPUs of a node."""
     nodes: Text = "1"
-    """How many nodes, or MIN-MAX for as many as there are; --nodes changes it."""
+    """Number of nodes, or MIN-MAX for as many as are free; --nodes overrides it."""
     spare_nodes: int = Field(0, ge=0)
     """Nodes to ask for on top, to take the place of those that fail the health check."""
     tasks_per_node: int | None = Field(None, ge=1)
@@ -108,13 +108,13 @@ class ClusterConfig(Section):
     signal_before_end_s: int = Field(120, ge=1, le=65535)
     """Seconds before the time limit at which a run saves and asks to go on in another job."""
     max_requeues: int = Field(200, ge=0)
-    """How often a run may be put back into the queue, for whatever reason."""
+    """Maximum number of requeues of a run, for any reason."""
     health_check: HealthCheckConfig = HealthCheckConfig()
     array_parallelism: int = Field(256, ge=1)
-    """How many runs of a sweep are in work at once."""
+    """Number of runs of a sweep that run at once."""
 
     def problems(self) -> Iterator[Problem]:
-        """What does not fit together."""
+        """Yield contradictions between keys."""
         if self.gres is not None and self.gpus_per_node is not None:
             yield "gres", "give gres or gpus_per_node, not both"
         asked = _NODES.fullmatch(self.nodes)

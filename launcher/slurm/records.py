@@ -1,4 +1,4 @@
-"""What is known of a run on Slurm, in `<run>/slurm/`. Torch-free.
+"""The records of a run on Slurm, in `<run>/slurm/`. Torch-free.
 
 config.yaml    the resolved configuration that the ranks run
 cluster.yaml   the resolved site profile, with nodes: to submit again
@@ -81,7 +81,7 @@ class SlurmFolder:
 
     @classmethod
     def of(cls, run: RunDir) -> SlurmFolder:
-        """That of a run."""
+        """The records of a run."""
         return cls(run.path / "slurm")
 
     @property
@@ -160,7 +160,7 @@ class SlurmFolder:
         return [event for event in map(_read_event, lines) if event is not None]
 
     def is_superseded(self, job_id: str, restart: int) -> bool:
-        """Whether another start began after that one, which was given up: cut off from the network, it may not know."""
+        """True if another attempt began after that one was given up: cut off from the network, it may not know."""
         starts = [event for event in self.read_events() if isinstance(event, AttemptStart)]
         return bool(starts) and (starts[-1].job_id, starts[-1].restart) != (job_id, restart)
 
@@ -188,7 +188,7 @@ class SlurmFolder:
 
 
 def _digest(path: Path) -> str:
-    """Of a file's bytes; empty if it is not there."""
+    """The digest of a file; empty if it does not exist."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 

@@ -1,4 +1,4 @@
-"""What made a checkpoint, as far as it decides whether going on is bit-identical."""
+"""The environment that made a checkpoint, as far as it decides whether a resume is bit-identical."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xlpretrain.version import __version__
 
 
 def layout(engine: Engine) -> dict[str, Any]:
-    """What going on must share with what was saved to be bit-identical."""
+    """The facts that a resume must share with the checkpoint to be bit-identical."""
     return {
         "world_size": distributed.world_size(),
         **engine.layout,

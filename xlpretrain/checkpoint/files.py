@@ -54,7 +54,7 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def list_quarantined(checkpoints: Path, kind: str) -> list[Path]:
-    """What lies in `damaged/` or `abandoned/`, by name."""
+    """The checkpoints in `damaged/` or `abandoned/`, by name."""
     return sorted(_children(checkpoints / kind))
 
 

@@ -38,22 +38,22 @@ RETRY_S = 60.0
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written, and which stay. There is always one at the end."""
+    """The schedule of checkpoints, and which of them are kept. There is always one at the end."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = 100
     """Steps between checkpoints (null: only by time)."""
     every_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds after one is begun at which the next is (default: only by steps)."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """How many of the newest stay on the disk; beside them, the one that the run was last resumed from."""
+    """Number of newest checkpoints to keep, beside the one that the run was last resumed from."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
-    """Those of steps that are a multiple of this stay for good (default: none)."""
+    """Keep the checkpoints of steps that are a multiple of this for good (default: none)."""
     keep_best: bool = False
     """Save after each evaluation that is the best one so far (eval.best), and keep that; it is the one that is used."""
 
 
 class SaveVotes(NamedTuple):
-    """What ranks tell each other of their saves at every step; each a number of ranks, once summed.
+    """One rank's report on its saves, exchanged at every step; once summed, each field counts ranks.
 
     writing: still busy with one. failed: could not do their part in it. due: find that it is time for one.
     """
@@ -248,6 +248,6 @@ class Saver:
 
 
 def _tensors(ranges: Sequence[StateShard], streams: range, memory: Tensor) -> dict[str, Tensor]:
-    """What this rank saves, by key."""
+    """The tensors that this rank saves, by key."""
     tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
     return tensors | ({memory_key(streams.start): memory} if streams else {})

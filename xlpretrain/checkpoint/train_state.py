@@ -1,4 +1,4 @@
-"""What a run remembers beside weights, optimizer and memories. Torch-free."""
+"""The state of a run besides weights, optimizer and memories. Torch-free."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class StaleDirectoryError(CheckpointError):
 
 @dataclass(frozen=True)
 class SaveTarget:
-    """Where checkpoints are written, by whom, and which stay.
+    """The folder for checkpoints, the process that owns it, and which checkpoints to keep.
 
     owner: the number of this start of the run; a later one has a higher number, and removes what an earlier one was
         writing. fence: raises if there is one; rank 0 calls it. before_commit: what must be on the disk first.

@@ -14,7 +14,7 @@ from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
-    """What the streams of a run read. Raises `DataError`."""
+    """The samples that the streams of a run read. Raises `DataError`."""
     make = partial(
         config.objective.training_samples,
         mem_len=config.model.mem_len,
@@ -56,7 +56,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
 
 
 def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
-    """Whether the data can feed this run on this many ranks. Raises `ConfigError`."""
+    """Check that the data can feed this run on this many ranks. Raises `ConfigError`."""
     config.eval_objective(config.eval)
     found: list[Problem] = []
     for manifest in train.manifests:
@@ -77,7 +77,7 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
 
 
 def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
-    """Whether there is enough to read for one step, and as far as max_epochs lets it, for all."""
+    """Yield a problem if the data is too short for one step or, as far as max_epochs allows, for all steps."""
     single = train.is_one_dataset
     for index, corpus in enumerate(train.corpora):
         data, needed = corpus.manifest, config.tokens_per_step if single else 1

@@ -35,7 +35,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=NAME)
     """The run's folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
-    """Where run folders lie."""
+    """Folder that holds the run folders."""
     seed: int = Field(1, ge=0, lt=2**63)
     """The seed of the weights, the data order and dropout."""
     data: DataConfigUnion
@@ -65,7 +65,7 @@ class RunConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
 
     def problems(self) -> Iterator[Problem]:
-        """What does not fit together, before any data is looked at."""
+        """Yield the keys that contradict each other, before any data is opened."""
         lengths = [name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(self, name) is not None]
         if len(lengths) != 1:
             yield (
@@ -102,7 +102,7 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> RunDir:
-        """Where the run lies."""
+        """The folder of this run."""
         return RunDir(self.runs_dir / self.name)
 
     def build_model(self, vocab_size: int) -> PretrainingModel:

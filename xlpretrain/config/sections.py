@@ -48,7 +48,7 @@ class EvalConfig(Section):
     probe: ProbeConfig | None = None
     """A short fine-tune every so many steps, whose accuracy is logged (default: none)."""
     best: Literal["loss", "accuracy"] = "loss"
-    """What makes an evaluation the best one: the lowest loss, or the highest accuracy of the first loss term."""
+    """Criterion for the best evaluation: the lowest loss, or the highest accuracy of the first loss term."""
 
     def absolute(self) -> EvalConfig:
         """The same, wherever one stands."""
@@ -61,7 +61,7 @@ class SpikeConfig(Section):
     threshold: float | None = Field(None, gt=0)
     """Nats by which a step's loss must exceed the median of those before it to be a spike (default: none ever is)."""
     window: int = Field(50, ge=2)
-    """How many steps before it count; a run's first ones cannot spike."""
+    """Number of preceding steps to compare with; the first ones of a run cannot be spikes."""
     skip_before: int = Field(0, ge=0)
     """Steps before the spike whose data is left out with it."""
     skip_after: int = Field(0, ge=0)
@@ -71,7 +71,7 @@ class SpikeConfig(Section):
 
 
 class StopConfig(Section):
-    """When a run ends before its last step."""
+    """Conditions that end a run before its last step."""
 
     time_budget_s: float | None = Field(None, gt=0)
     """Seconds after its start at which a run saves and leaves with exit code 75 (default: never)."""

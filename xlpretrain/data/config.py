@@ -1,4 +1,4 @@
-"""Where the data of a run lies: a corpus in shards, or files of labelled texts. Torch-free."""
+"""The data of a run: a corpus in shards, or files of labelled texts. Torch-free."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class DataConfig(Section, ABC):
 
     @abstractmethod
     def tokenizer_path(self) -> Path:
-        """Where the tokenizer lies. Raises `DataError`."""
+        """The path of the tokenizer. Raises `DataError`."""
 
     @abstractmethod
     def absolute(self) -> Self:
@@ -70,7 +70,7 @@ class CorpusDataConfig(DataConfig):
     """Datasets made by `xlpretrain data build`."""
 
     type: Literal["corpus"] = "corpus"
-    """Which kind of data this is."""
+    """Kind of data."""
     train: Annotated[tuple[CorpusConfig, ...], Field(min_length=1), OneOrMany(CorpusConfig, "path")]
     """Folder or URL of the training split (it holds an index.json); or a mixture, a list of {path, weight, max_epochs}.
     """
@@ -80,19 +80,19 @@ class CorpusDataConfig(DataConfig):
     """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
 
     on_damage: DamagePolicy = "error"
-    """What to do about a block whose checksum is wrong. error: end with its name; skip: go on without its rows, counted
+    """Policy for a block whose checksum is wrong. error: exit and name it; skip: continue without its samples, counted
     in events/damaged_rows."""
 
     cache_dir: Path | None = None
-    """Where blocks of datasets behind a URL are kept (default: ~/.cache/xlpretrain)."""
+    """Folder for cached blocks of remote datasets (default: ~/.cache/xlpretrain)."""
     cache_bytes: PositiveInt = 32 << 30
-    """How much of each such dataset is kept; what was used longest ago goes first."""
+    """Size limit of the cache of each remote dataset; the least recently used blocks are evicted first."""
     patience_s: PositiveFloat = 300.0
     """For how long a fetch that fails is tried again."""
 
     @property
     def cache(self) -> BlockCache:
-        """Of datasets behind a URL."""
+        """The cache for remote datasets."""
         return BlockCache(self.cache_dir or default_folder(), self.cache_bytes, self.patience_s)
 
     def absolute(self) -> Self:
@@ -160,7 +160,7 @@ class LabelledDataConfig(DataConfig):
     """Files of labelled texts: CSV or TSV with a header, or JSON lines."""
 
     type: Literal["labelled"] = "labelled"
-    """Which kind of data this is."""
+    """Kind of data."""
     train: Path
     """The file to train on."""
     valid: Path | None = None

@@ -1,4 +1,4 @@
-"""What the streams of an evaluation read: consecutive tokens of the held-out split. Torch-free."""
+"""Evaluation samples: consecutive tokens of the held-out split, dealt to streams. Torch-free."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ class WindowEvalSamples(EvalSamples):
 
 
 def document_starts(manifest: TokenDataset, num_tokens: int) -> np.ndarray:
-    """Where the documents among the first `num_tokens` tokens begin."""
+    """The starts of the documents among the first `num_tokens` tokens."""
     starts = np.concatenate([[0], manifest.document_ends(0, num_tokens) + 1])
     return starts[starts < num_tokens]
 
 
 def slice_bounds(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
-    """Where the part of `stream` begins and ends, if `total` things are dealt to streams in order and evenly."""
+    """The bounds [start, stop) of one stream's part if `total` items are dealt to streams in order and evenly."""
     return stream * total // num_streams, (stream + 1) * total // num_streams

@@ -72,7 +72,7 @@ class LabelledDataset(TokenDataset):
         return self._block
 
     def _index(self) -> dict[str, Any]:
-        """What the index of a built dataset would say."""
+        """The index that a built dataset would have."""
         content, num_tokens = self.path.read_bytes(), len(self._block.tokens)
         shard = {
             "name": self.path.name,
@@ -118,7 +118,7 @@ def make_sample(
 
 
 def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
-    """Whether a classifier can be trained on one and tried on the other. Raises `DataError`."""
+    """Check that a classifier can be trained on one and evaluated on the other. Raises `DataError`."""
     known = set(train.labels)
     if len(known) < 2:
         raise DataError(f"{train.path}: all of its samples have the label {known.pop()!r}; at least two are needed")
@@ -141,7 +141,7 @@ class LabelledSamples(CorpusSamples):
 
     @property
     def num_samples(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return len(self._labels)
 
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:

@@ -75,12 +75,12 @@ class Mixture:
 
     @property
     def manifests(self) -> list[TokenDataset]:
-        """Of each corpus."""
+        """The dataset of each corpus."""
         return [corpus.manifest for corpus in self.corpora]
 
     @property
     def is_one_dataset(self) -> bool:
-        """Whether there is nothing to deal out."""
+        """True if there is only one corpus, read without limit."""
         return len(self.corpora) == 1 and self.corpora[0].max_epochs is None
 
     @property
@@ -91,12 +91,12 @@ class Mixture:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of all corpora."""
+        """The vocabulary that all corpora share."""
         return self.manifests[0].vocabulary
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Of the tokenizer of all corpora."""
+        """The checksum of the tokenizer that all corpora share."""
         return self.manifests[0].tokenizer_sha256
 
     def open_tokenizer(self) -> Tokenizer:
@@ -124,7 +124,7 @@ class Mixture:
         return MixtureSamples([corpus.name for corpus in self.corpora], parts, schedule)
 
     def token_counts(self) -> np.ndarray:
-        """How often each token occurs, weighted as the corpora are. Reads everything."""
+        """Frequency of each token, weighted as the corpora are. Reads everything."""
         counts = [_count_tokens(manifest) for manifest in self.manifests]
         total, weights = sum(c.sum() for c in counts), sum(corpus.weight for corpus in self.corpora)
         parts = (
@@ -154,7 +154,7 @@ class MixtureSamples(TrainSamples):
 
     @property
     def num_steps(self) -> int | None:
-        """How many steps there are before every corpus has been read max_epochs times; None if there is no end."""
+        """Number of steps until every corpus has been read max_epochs times; None if that never happens."""
         visits = self.schedule.num_visits
         return None if visits is None else self._first_step(visits)
 
@@ -169,7 +169,7 @@ class MixtureSamples(TrainSamples):
         return self.names
 
     def sample(self, *, step: int, stream: int) -> Sample:
-        """What `stream` reads at `step`."""
+        """The sample that `stream` reads at `step`."""
         visit = self.parts[0].visit(step=step, stream=stream)
         corpus, corpus_visit = self.schedule.corpus_at(self._in_time(visit.number))
         part = self.parts[corpus]
@@ -187,7 +187,7 @@ class MixtureSamples(TrainSamples):
 
     @property
     def is_remote(self) -> bool:
-        """Whether any corpus lies behind a URL."""
+        """True if any corpus is remote."""
         return any(part.is_remote for part in self.parts)
 
     def corpus(self, *, step: int, stream: int) -> int:
@@ -195,7 +195,7 @@ class MixtureSamples(TrainSamples):
         return self.schedule.corpus_at(self._in_time(self.parts[0].visit(step=step, stream=stream).number))[0]
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each corpus has been read by then, in visits as assigned."""
+        """Passes over each corpus up to a step, in visits as assigned."""
         order = self.parts[0].order
         counts = self.schedule.counts(step * order.num_streams // order.samples_per_visit)
         visits = (part.order.num_visits for part in self.parts)

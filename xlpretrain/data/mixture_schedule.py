@@ -78,7 +78,7 @@ class MixtureSchedule:
         return corpus, corpus_visit
 
     def counts(self, visit: int) -> np.ndarray:
-        """How many of the visits before `visit` each corpus has had."""
+        """Number of visits of each corpus among those before `visit`."""
         phase = self._phase_of(max(visit - 1, 0))
         periods, offset = divmod(visit - phase.first, len(phase.assigned))
         rest = np.bincount(phase.assigned[:offset], minlength=len(self.shares))

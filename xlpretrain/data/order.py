@@ -30,7 +30,7 @@ def hash_ints(*values: int) -> int:
 
 
 def permute(index: int, *, size: int, key: int) -> int:
-    """Where a keyed bijection of [0, size) sends `index`.
+    """The image of `index` under a keyed bijection of [0, size).
 
     A balanced Feistel network over the next even power of two, walked until it falls below `size` (under 4 tries on
     average): Black and Rogaway, "Ciphers with arbitrary finite domains" (2002).
@@ -97,7 +97,7 @@ class Order(ABC):
         """The place of sample `index` of visit `number`."""
 
     def position(self, *, step: int, stream: int) -> BlockPosition:
-        """What `stream` reads at `step`."""
+        """The position that `stream` reads at `step`."""
         visit = self.visit(step=step, stream=stream)
         return self.at(visit.number, visit.sample)
 
@@ -134,7 +134,7 @@ class Contiguous(Order):
         return self.samples_per_block
 
     def visit(self, *, step: int, stream: int) -> BlockVisit:
-        """What `stream` is at."""
+        """The visit of `stream` at a step."""
         round_, index = divmod(step + stream * self.samples_per_block // self.num_streams, self.samples_per_block)
         return BlockVisit(round_ * self.num_streams + stream, index, samples_read=min(step, index))
 
@@ -177,7 +177,7 @@ class Shuffled(Order):
         return 1
 
     def visit(self, *, step: int, stream: int) -> BlockVisit:
-        """What `stream` is at. What was read before is of no use."""
+        """The visit of `stream` at a step; a visit is one sample, so none was read before it."""
         return BlockVisit(step * self.num_streams + stream, sample=0, samples_read=0)
 
     def at(self, number: int, index: int) -> BlockPosition:

@@ -33,7 +33,7 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class PairTarget:
-    """How the tokens of a sample fall into two parts.
+    """The split of a sample's tokens into two parts.
 
     split: where the second begins; the number of tokens if there is none.
     label: what a sentence task asks for: 0 the second part follows the first, 1 it does not; -1 nothing.
@@ -81,11 +81,11 @@ def empty_sample(stream: int) -> Sample:
 
 
 class SampleSource(ABC):
-    """Where samples come from: a pure function of step and stream."""
+    """A source of samples: a pure function of step and stream."""
 
     @abstractmethod
     def sample(self, *, step: int, stream: int) -> Sample:
-        """What `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
+        """The sample that `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Let what the sample needs be fetched, if it lies behind a URL; returns at once."""
@@ -93,7 +93,7 @@ class SampleSource(ABC):
 
     @property
     def is_remote(self) -> bool:
-        """Whether there is anything to prefetch."""
+        """True if prefetching helps."""
         return False
 
     @property
@@ -129,7 +129,7 @@ class EvalSamples(SampleSource):
     num_streams: int
 
     covers_all_tokens: ClassVar[bool] = False
-    """Whether each token is predicted exactly once, so that bits per byte mean something."""
+    """True if each token is predicted exactly once, so that bits per byte are meaningful."""
 
     @property
     @abstractmethod
@@ -138,7 +138,7 @@ class EvalSamples(SampleSource):
 
     @property
     def num_clusters(self) -> int:
-        """How many texts there are."""
+        """Number of texts."""
         return self.num_steps * self.num_streams
 
     def clusters(self, *, step: int, stream: int) -> np.ndarray:
@@ -152,7 +152,7 @@ class CorpusSamples(TrainSamples):
     manifest: TokenDataset
     order: Order
     bidirectional_streams: bool
-    """Whether streams 2k and 2k + 1 share the turns of the order's stream k, the second reading from the other end."""
+    """True if streams 2k and 2k + 1 share the visits of the order's stream k, the second reading from the other end."""
 
     @property
     @abstractmethod
@@ -164,7 +164,7 @@ class CorpusSamples(TrainSamples):
         """The sample at a position; its stream has read `samples_read` samples of the same visit before."""
 
     def sample(self, *, step: int, stream: int) -> Sample:
-        """What `stream` reads at `step`."""
+        """The sample that `stream` reads at `step`."""
         visit = self.visit(step=step, stream=stream)
         return self.read(self.order.at(visit.number, visit.sample), stream=stream, samples_read=visit.samples_read)
 
@@ -179,11 +179,11 @@ class CorpusSamples(TrainSamples):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the corpus lies behind a URL."""
+        """True if the corpus is remote."""
         return self.manifest.remote is not None
 
     def visit(self, *, step: int, stream: int) -> BlockVisit:
-        """What `stream` is at."""
+        """The visit of `stream` at a step."""
         return self.order.visit(step=step, stream=stream // 2 if self.bidirectional_streams else stream)
 
     @property

@@ -28,7 +28,7 @@ class SkippedWindows(SampleSource):
 
     @property
     def is_remote(self) -> bool:
-        """Whether there is anything to prefetch."""
+        """True if prefetching helps."""
         return self.samples.is_remote
 
     @property
@@ -41,7 +41,7 @@ class SkippedWindows(SampleSource):
         return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
 
     def sample(self, *, step: int, stream: int) -> Sample:
-        """What `stream` reads at training step `step`."""
+        """The sample that `stream` reads at training step `step`."""
         data_step, fresh_since = shifted_step(step, self.windows)
         sample = self.samples.sample(step=data_step, stream=stream)
         return replace(sample, mem_valid_len=min(sample.mem_valid_len, (data_step - fresh_since) * self.new_tokens))

@@ -1,4 +1,4 @@
-"""What steps a model: DeepSpeed's ZeRO, or torch alone. Importing this does not import DeepSpeed."""
+"""Engines, which step a model: DeepSpeed's ZeRO, or torch alone. Importing this does not import DeepSpeed."""
 
 from __future__ import annotations
 

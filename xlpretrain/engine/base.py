@@ -1,4 +1,4 @@
-"""What steps a model: the interface of `zero` (DeepSpeed) and `plain` (torch alone, the oracle of the other)."""
+"""The interface of an engine, which steps a model: `zero` (DeepSpeed) and `plain` (torch alone, its reference)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Engine(ABC):
     model: PretrainingModel
     device: torch.device
     shapes: Mapping[str, torch.Size]
-    """Of every parameter by name, tied ones once. (Under ZeRO-3 the model's own are those of empty tensors.)"""
+    """Shape of every parameter by name, tied ones once. (Under ZeRO-3 the model's own tensors are empty.)"""
     state_keys: tuple[str, ...]
-    """Of the state kept per parameter: `weight`, and the optimizer's."""
+    """Names of the state kept per parameter: `weight`, and the optimizer's."""
     layout: Mapping[str, str | int]
-    """What must be as it was for going on to be bit-identical: engine, stage, precision and so on."""
+    """Settings that must be equal for a resume to be bit-identical: engine, stage, precision and so on."""
     _state: Partition
 
     @abstractmethod
@@ -75,7 +75,7 @@ class Engine(ABC):
         """Forward in evaluation mode, without gradients."""
 
     def state_ranges(self) -> list[StateShard]:
-        """What this rank must save for the run to go on. Call it only between steps."""
+        """The state that this rank must save to resume. Call it only between steps."""
         return self._state.ranges()
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
@@ -84,7 +84,7 @@ class Engine(ABC):
 
     @property
     def num_updates(self) -> int:
-        """How many updates the optimizer has made (skipped ones left out)."""
+        """Number of updates that the optimizer has made (skipped ones excluded)."""
         return self._state.num_updates
 
     def load_state(self, read: ReadRange, updates: int) -> None:

@@ -58,13 +58,14 @@ RESERVED_KEYS = {
 
 
 class EngineConfig(Section):
-    """How a model is stepped: who does it, what is sharded, and in which precision."""
+    """The engine that steps the model, what it shards, and its precision."""
 
     type: Literal["deepspeed", "plain"] = "deepspeed"
     """`deepspeed`: ZeRO. `plain`: torch alone, everything replicated."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16 with
-    fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32 gradient."""
+    """State that ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16
+    with fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32
+    gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Type of the weights in forward and backward; the optimizer always works on fp32 masters."""
     grad_dtype: Literal["fp32", "bf16"] = "fp32"

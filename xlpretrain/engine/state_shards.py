@@ -1,4 +1,4 @@
-"""Where training state lies in memory, and the exact global norm: what both engines share.
+"""The layout of training state in memory, and the exact global norm: shared by both engines.
 
 A *master* is an fp32 tensor that the optimizer steps, and that its state is keyed by: a parameter of its own where
 state is replicated, a flat partition of many parameters under ZeRO.
@@ -118,7 +118,7 @@ class Partition:
         ]
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
-        """What `load` reads, for each kind."""
+        """The ranges that `load` reads, of each kind."""
         return [(shard.name, shard.start, shard.stop) for shard in self.shards]
 
     @property

@@ -1,4 +1,4 @@
-"""What each rank of `xlpretrain eval` runs."""
+"""The program that each rank of `xlpretrain eval` runs."""
 
 from __future__ import annotations
 

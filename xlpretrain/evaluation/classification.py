@@ -1,4 +1,4 @@
-"""What a fine-tuned run says about texts: probabilities, and how good they are (by scikit-learn)."""
+"""Predictions of a fine-tuned run: probabilities, and their metrics (by scikit-learn)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """How predictions compare with labels.
+    """Metrics of predictions against labels.
 
     roc_auc: of two labels, that of the second by its probability; of more, the mean of each against the rest. None
         where a label does not occur. confusion: samples are labels, columns predictions, in the order of `labels`.

@@ -37,7 +37,8 @@ _SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same
 
 @dataclass(frozen=True)
 class TermScore:
-    """What the predictions of one loss term came to: the summed loss in nats, how many they are, how many were right.
+    """Sums over the predictions of one loss term: the loss in nats, the number of predictions, the number of correct
+    ones.
 
     A prediction is right if no other answer was likelier.
     """
@@ -64,7 +65,7 @@ class TermScore:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
     num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
@@ -128,7 +129,7 @@ class EvalResult:
 
 
 def covered(manifest: TokenDataset, max_tokens: int | None) -> tuple[int, int]:
-    """How many tokens an evaluation reads, and the bytes of text they stand for."""
+    """Number of tokens that an evaluation reads, and of bytes of text that they stand for."""
     if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
         return manifest.num_tokens, manifest.num_bytes
     blocks = max(1, max_tokens // manifest.block_tokens)

@@ -1,4 +1,4 @@
-"""How likely a model finds texts.
+"""Likelihoods of texts under a model.
 
 Causal: log p(text), token after token, the first after an end-of-document symbol, with the memory carried along; the
 end of the text is not part of it. Masked and permutation models have no such thing: theirs is the pseudo-log-likelihood
@@ -30,7 +30,7 @@ from xlpretrain.objectives.permutation_lm import PermutationLM, PermutationLMHea
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one text. nats: the (pseudo-)log-likelihood, 0 or less."""
+    """The likelihood of one text. nats: the (pseudo-)log-likelihood, 0 or less."""
 
     nats: float
     num_tokens: int
@@ -57,7 +57,7 @@ def log_likelihoods(
     mem_len: int,
     batch_size: int = 32,
 ) -> list[Likelihood]:
-    """Of each text, in evaluation mode. mem_len: positions remembered, of a causal model.
+    """The likelihood of each text, in evaluation mode. mem_len: positions of memory, for a causal model.
 
     Longer texts than a sample of `objective.seq_len` tokens: a causal model's memory goes on from sample to sample; for
     the others each sample is a text of its own. Raises `ConfigError` for an objective that has no likelihood of a text,

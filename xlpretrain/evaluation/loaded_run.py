@@ -73,7 +73,7 @@ class LoadedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """What its texts were encoded by. Raises `DataError` if it is not there any more, or never was."""
+        """The tokenizer of its texts. Raises `DataError` if it no longer exists, or never did."""
         return origin.open_tokenizer(self.folder, self.config)
 
     @cached_property
@@ -87,21 +87,22 @@ class LoadedRun:
         return origin.open_valid(self.config, self.folder, self.tokenizer)
 
     def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
-        """Of a classifier: each label's probability, for each text or pair of texts. Raises `ConfigError`."""
+        """Predict with a classifier: the probability of each label, for each text or pair of texts. Raises
+        `ConfigError`."""
         pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         _, labels = self.is_classifier
         return [dict(zip(labels, row, strict=True)) for row in self.class_probabilities(pairs).tolist()]
 
     @property
     def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of a classifier: the columns that an example's texts have in files, and its labels. Raises `ConfigError`."""
+        """The columns of a classifier's texts in files, and its labels. Raises `ConfigError`."""
         data, objective = self.config.data, self.config.objective
         if not isinstance(data, LabelledDataConfig) or type(objective) is not Classification:
             raise ConfigError(f"{self.folder.path}: is not a classifier; run `xlpretrain finetune` on it first")
         return data.text, objective.labels
 
     def class_probabilities(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """Of a classifier: a distribution over its labels for each text, or pair of texts. Raises `ConfigError`."""
+        """The distribution over a classifier's labels for each text or pair of texts. Raises `ConfigError`."""
         columns, _ = self.is_classifier
         strange = next((text for text in texts if len(text) != len(columns)), None)
         if strange is not None:
@@ -129,7 +130,7 @@ class LoadedRun:
     def log_likelihoods(
         self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
     ) -> list[Likelihood]:
-        """How likely the model finds each text: `.nats` (0 or less), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
+        """The likelihood of each text: `.nats` (0 or less), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
 
         The log-likelihood of a causal model, the pseudo-log-likelihood of a masked or permutation one.
 
@@ -161,7 +162,7 @@ class LoadedRun:
         mem_len: int | None = None,
         stop: bool = True,
     ) -> str:
-        """How the model goes on with a text, at a constant cost per token.
+        """Continue a text, at a constant cost per token.
 
         Args:
             prompt: how a document begins; may be empty.

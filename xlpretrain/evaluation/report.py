@@ -1,4 +1,4 @@
-"""What a run came to: held-out figures beside a unigram model's, a sample of text, and where to look."""
+"""The report on a run: held-out figures beside a unigram model's, a sample of text, and the paths of its files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the model is fed, made readable: a document of a dataset, or the sample that a stream reads at a step of a
-run."""
+"""The viewer of model inputs: a document of a dataset, or the sample that a stream reads at a step of a run."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ def show_document(folder: Path, number: int, *, console: Console | None = None) 
 
 
 def find_document(manifest: TokenDataset, number: int) -> tuple[int, int]:
-    """Where a document starts and stops, its end-of-document symbol included. Raises `DataError`."""
+    """The bounds of a document, its end-of-document symbol included. Raises `DataError`."""
     if not 0 <= number < manifest.num_documents:
         raise DataError(f"{manifest.folder} has documents 0 to {manifest.num_documents - 1:,}, got {number:,}")
     counts = np.cumsum(manifest.documents)

@@ -1,4 +1,4 @@
-"""How a pretrained model becomes a classifier: the config of that run, with defaults for any backbone and any size."""
+"""The config of a run that turns a pretrained model into a classifier, with defaults for any backbone and size."""
 
 from __future__ import annotations
 

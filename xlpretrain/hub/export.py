@@ -37,9 +37,9 @@ from xlpretrain.version import __version__
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
 
 TEMPLATES: dict[type[Objective], Template] = {CausalLM: "plain", PermutationLM: "xlnet", MaskedLM: "bert"}
-"""How the objectives that can be exported lay out their rows. Not what is derived from them: that is another one."""
+"""The layout of special tokens for each objective that can be exported. Subclasses are other objectives."""
 MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
-"""What a class of transformers, or the code in `MODELING`, can be."""
+"""Models that a class of transformers, or the code in `MODELING`, implements."""
 
 
 def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -81,7 +81,7 @@ def refuse_unknown(run: LoadedRun) -> None:
 
 
 def _place(to: Path, *, force: bool) -> Path:
-    """Where the folder goes, links followed. Raises `LaunchError` if something lies there that must not be replaced."""
+    """The target folder, with links resolved. Raises `LaunchError` if it holds something that must not be replaced."""
     try:
         place = final_place(to)
         tidy(place, claims=exported_files.claims)
@@ -136,7 +136,7 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
 
 
 def has_sentence_head(model: PretrainingModel) -> bool:
-    """Whether the head has a sentence task."""
+    """True if the head has a sentence task."""
     return getattr(model.head, "sentence", None) is not None
 
 
@@ -150,13 +150,13 @@ def to_transformers(model: PretrainingModel, config: StackConfig, *, sentence: b
 
 
 def provenance(config: RunConfig, step: int) -> dict[str, Any]:
-    """What `config.json` says of the run, beside what transformers knows."""
+    """The facts on the run in `config.json`, beside those that transformers defines."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
     return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
 def template_of(config: RunConfig) -> Template:
-    """How the objective laid out its rows."""
+    """The layout of special tokens of the objective."""
     return TEMPLATES[type(config.objective)]
 
 

@@ -19,7 +19,7 @@ _NAMES = (
     "tokenizer_config.json",
     "vocabulary.json",
 )
-"""What exports consist of, besides `config.json`."""
+"""The files of an export, besides `config.json`."""
 
 
 def write_config(folder: Path, described: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ _FIGURES = ("valid/", "train/loss")
 
 
 def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]) -> str:
-    """What the model is, how to load it, what it was trained on and how, and what that came to.
+    """The model card: what the model is, how to load it, its training data and recipe, and its results.
 
     name: of the folder. loader: what loads it. reasons: why it comes with its own code, if it does.
     """

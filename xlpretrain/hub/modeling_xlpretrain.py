@@ -159,7 +159,7 @@ class TokenEmbedding(nn.Module):
 
 
 class EncoderEmbedding(nn.Module):
-    """Of ALBERT and BERT: tokens, positions and segments."""
+    """The embedding of ALBERT and BERT: tokens, positions and segments."""
 
     def __init__(self, config: XLPretrainConfig):
         super().__init__()

@@ -87,7 +87,7 @@ _DEFAULTS: dict[str, _Json] = {  # of keys that a config.json may leave out
 
 
 def unsupported_features(config: BackboneConfig, *, sentence: bool) -> list[str]:
-    """Why no class of transformers is this model; empty: one is."""
+    """The reasons why no class of transformers implements this model; empty if one does."""
     if not isinstance(config, XLNetConfig | EncoderConfig):
         return [f"transformers has no {config.type}"]
     reasons = {

@@ -41,7 +41,8 @@ def write(rules: Iterator[WeightRule], ours: Mapping[str, Tensor]) -> dict[str, 
 
 
 def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[WeightRule]:
-    """Of a `PretrainingModel` that a class of transformers covers: with the head of masked LM, or of permutation LM.
+    """The weight rules of a `PretrainingModel` that a class of transformers covers: with a masked LM or permutation LM
+    head.
 
     sentence: whether the head of masked LM has a sentence task.
     """
@@ -60,7 +61,8 @@ def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[Weig
 
 
 def is_albert(config: EncoderConfig) -> bool:
-    """Whether an encoder has what transformers has for ALBERT only: shared layers, or narrower token vectors."""
+    """True if an encoder has a feature that transformers has for ALBERT only: shared layers, or narrower token
+    vectors."""
     shared = config.num_distinct_layers < len(config.layer_to_weights) or config.layers_per_group > 1
     return isinstance(config, AlbertConfig) or shared or config.resolved_d_embed != config.d_model
 
@@ -149,7 +151,7 @@ def _read_own(theirs: Sequence[Tensor]) -> Tensor:
 
 
 def _read_shared(theirs: Sequence[Tensor]) -> Tensor:
-    """What all layers have in common. Raises `CheckpointError` if they do not."""
+    """The weights that all layers share. Raises `CheckpointError` if the layers differ."""
     if any(not torch.equal(other, theirs[0]) for other in theirs[1:]):
         raise CheckpointError(
             "the layers' attention biases differ, but config.json says that they are shared (xlpretrain.model.untie_r:"

@@ -202,7 +202,7 @@ class RelativeAttention(Attention):
         return torch.cat([shifted_BNTK, gathered_BNPK], dim=2)
 
     def _columns(self, seq_len: int, mem_len: int) -> int:
-        """Those of any attention, and the scores by distance; the two by segment are left out."""
+        """The cost of any attention and of the scores by distance; the two by segment are left out."""
         num_keys = seq_len + mem_len
         return super()._columns(seq_len, mem_len) + num_keys + (seq_len if self.bidirectional else 0)
 

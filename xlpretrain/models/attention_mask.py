@@ -15,7 +15,7 @@ from xlpretrain.models.backbone import BackboneInput
 def attention_mask(
     inputs: BackboneInput, *, mem_len: int, causal: bool, same_length: bool = False, initial_zeros: bool = False
 ) -> Bool[Tensor, "B Q K"]:
-    """What each query may attend, as `BackboneInput` says.
+    """Mask of the keys that each query may attend, as `BackboneInput` defines it.
 
     Args:
         causal: no key after the query; else all keys, unless the input has an order.

@@ -1,4 +1,4 @@
-"""What every model is to the rest of the project: tokens and memory in, hidden states and the next memory out.
+"""The interface of a model to the rest of the project: tokens and memory in, hidden states and the next memory out.
 
 Shapes: B samples, T new tokens, P predictions, M remembered positions, D d_model, L layers with a memory.
 """
@@ -19,13 +19,14 @@ from xlpretrain.schema import Problem, Section
 
 @dataclass(frozen=True)
 class BackboneInput:
-    """What a backbone reads for one micro-batch, on the device. What is None does not concern the objective."""
+    """The input of a backbone for one micro-batch, on the device. None where the objective does not use a field."""
 
     tokens: Int[Tensor, "B T"]
     mem_valid_len: Int[Tensor, " B"]
-    """How many of the M memory positions, counted from the newest, are the sample's own; the model masks the rest."""
+    """Number of the M memory positions, counted from the newest, that belong to the sample; the model masks the
+    rest."""
     attention_mask: Bool[Tensor, "B T"] | None = None
-    """Which tokens are there; the others are padding, which no token may attend. None: all."""
+    """Mask of the tokens present; the others are padding, which no token may attend. None: all are present."""
     segments: Int[Tensor, "B T"] | None = None
     """The segment of each token, 0 being that of the memory too. None: all 0."""
     perm_rank: Int[Tensor, "B T"] | None = None
@@ -34,9 +35,9 @@ class BackboneInput:
     target_positions: Int[Tensor, "B P"] | None = None
     """The positions whose tokens are predicted without being seen (a second stream, XLNet). None: no second stream."""
     reversed: Bool[Tensor, " B"] | None = None
-    """Which samples are read from right to left: their relative positions change sign. None: no sample."""
+    """Mask of the samples that are read from right to left: their relative positions change sign. None: no sample."""
     reuse_len: int | None = None
-    """How many leading positions of the sample enter the memory. None: all."""
+    """Number of leading positions of the sample that enter the memory. None: all."""
 
     def to(self, device: torch.device) -> BackboneInput:
         """The same input on a device."""
@@ -46,7 +47,7 @@ class BackboneInput:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a backbone computes of it."""
+    """The output of a backbone."""
 
     tokens: Float[Tensor, "B T D"]
     predictions: Float[Tensor, "B P D"] | None = None
@@ -81,7 +82,7 @@ class Backbone(nn.Module, ABC):
     """A model without its objective's head."""
 
     provides: ClassVar[frozenset[str]]
-    """Of memory, causal, two_stream, bidirectional: what an objective may need."""
+    """Capabilities, among memory, causal, two_stream and bidirectional, that an objective may require."""
 
     d_model: int
 
@@ -89,7 +90,7 @@ class Backbone(nn.Module, ABC):
     """Standard deviation of fresh weights, the backbone's own and those of the heads built on it."""
 
     activation_checkpointing: bool = False
-    """Whether backward recomputes each layer instead of keeping what it computed; set by the engine."""
+    """True if backward recomputes each layer instead of keeping its activations; set by the engine."""
 
     @abstractmethod
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
@@ -125,11 +126,12 @@ class BackboneConfig(Section, ABC):
     provides: ClassVar[frozenset[str]]
 
     def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
-        """What does not fit the rest of the config; keys are those of the whole config."""
+        """Yield what contradicts the rest of the config; keys are those of the whole config."""
         yield from ()
 
     def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
-        """What does not fit the samples that an objective makes of the data; keys are those of the whole config."""
+        """Yield what does not fit the samples that an objective makes of the data; keys are those of the whole
+        config."""
         yield from ()
 
     @abstractmethod

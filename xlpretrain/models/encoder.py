@@ -62,7 +62,7 @@ class AlbertConfig(EncoderConfig):
     """The keys of an ALBERT; the defaults are the authors' base model, version 2."""
 
     type: Literal["albert"] = "albert"
-    """Which model this is."""
+    """Kind of model."""
     num_layer_groups: PositiveInt | None = 1
     """Groups of consecutive layers that share their weights (1: all do); null: each layer has its own."""
     d_embed: PositiveInt | None = 128
@@ -77,7 +77,7 @@ class BertConfig(EncoderConfig):
     """The keys of a BERT; the defaults are the authors' base model."""
 
     type: Literal["bert"] = "bert"
-    """Which model this is."""
+    """Kind of model."""
 
 
 class EncoderEmbedding(nn.Module):
@@ -140,11 +140,11 @@ class Encoder(StackedBackbone):
         return Hidden(hidden), mems
 
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
-        """Of length 0, whatever is asked for."""
+        """A memory of length 0, whatever length is requested."""
         return super().empty_memory(batch_size, 0)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Of the embedding's projection and all layers."""
+        """FLOPs of the embedding's projection and of all layers."""
         return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, 0, 0)
 
     def output_layer(self) -> TransformedSoftmax:

@@ -38,15 +38,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """How the predictions of one term fared, one by one; those of a sample stand together, in the order of
-    positions."""
+    """The result of each prediction of one term; those of a sample are adjacent, in the order of positions."""
 
     samples: Int[Tensor, " N"]
     """The sample of each, ascending."""
     nll: Float[Tensor, " N"]
     """Detached, in nats."""
     correct: Bool[Tensor, " N"] | None
-    """Whether no other answer was likelier; only in evaluation mode."""
+    """True where no other answer was likelier; only in evaluation mode."""
 
 
 @dataclass(frozen=True)

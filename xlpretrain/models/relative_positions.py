@@ -16,16 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RelativePositions:
-    """Where queries and keys stand, the same for all layers."""
+    """The positions of queries and keys, the same for all layers."""
 
     distances: Float[Tensor, "G R D"]
     """Encoded: those of rows read from left to right; then, if there are any, those of the others."""
     reversed: Bool[Tensor, " B"] | None = None
-    """Which rows are read from right to left."""
+    """Mask of the samples that are read from right to left."""
     target_positions: Int[Tensor, "B P"] | None = None
     """The positions of the last P queries; the first T stand at 0, 1, .., T-1."""
     same_segment: Bool[Tensor, "B Q K"] | None = None
-    """Whether query and key are of one segment. None: all are."""
+    """Mask of pairs of query and key in one segment. None: all are."""
 
 
 def sinusoidal_encoding(

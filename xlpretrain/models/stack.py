@@ -109,8 +109,7 @@ class Layer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """What stands for a whole sample: tanh of a linear map of its first token's hidden state (BERT,
-    arXiv:1810.04805)."""
+    """The vector of a whole sample: tanh of a linear map of its first token's hidden state (BERT, arXiv:1810.04805)."""
 
     def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
@@ -147,7 +146,7 @@ class StackConfig(BackboneConfig):
     num_layer_groups: PositiveInt | None = None
     """Groups of consecutive layers that share their weights (ALBERT has 1); null: each layer has its own."""
     layers_per_group: PositiveInt = 1
-    """What a group repeats is this many layers with weights of their own: ALBERT's inner groups."""
+    """Number of layers with weights of their own in a group, which is what a group repeats: ALBERT's inner groups."""
     num_heads: PositiveInt = 12
     """Attention heads of a layer."""
     d_model: PositiveInt = 768
@@ -163,16 +162,17 @@ class StackConfig(BackboneConfig):
     attention_dropout: Rate = 0.1
     """Dropout of attention weights."""
     activation: Activation = "gelu_tanh"
-    """Of the feed-forward layers: relu, gelu (exact), or gelu_tanh (the approximation of the original code)."""
+    """Activation of the feed-forward layers: relu, gelu (exact), or gelu_tanh (the approximation of the original
+    code)."""
     pre_norm: bool = False
-    """Whether the norm comes before attention and feed-forward (x + f(norm(x))) instead of after (norm(x + f(x)))."""
+    """Normalize before attention and feed-forward (x + f(norm(x))) instead of after (norm(x + f(x)))."""
     layer_norm_eps: PositiveFloat = 1e-12
     """Added to the variance in a layer norm."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of fresh weights."""
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
+        """Yield contradictions between keys."""
         if self.d_head is None and self.d_model % self.num_heads:
             yield "num_heads", f"must divide d_model ({self.d_model}) unless d_head is set, got {self.num_heads}"
         if (self.num_layer_groups or 0) > self.num_layers:
@@ -291,13 +291,13 @@ class RelativeConfig(StackConfig):
     clamp_len: Annotated[int, Field(ge=-1)] | None = None
     """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
     untie_r: bool = True
-    """Whether each layer that has weights of its own has its own attention biases; else all layers share them."""
+    """Give each layer with weights of its own its own attention biases; else all layers share them."""
     initial_memory: Literal["none", "zeros"] = "none"
-    """What a stream without a past attends: nothing, or zeros as in the TensorFlow originals (and, for Transformer-XL,
-    in transformers)."""
+    """The past that a new stream attends: none, or zeros as in the TensorFlow originals (and, for Transformer-XL, in
+    transformers)."""
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
+        """Yield contradictions between keys."""
         yield from super().problems()
         if self.d_model % 2:
             yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
@@ -310,7 +310,7 @@ class RelativeConfig(StackConfig):
         return None if self.clamp_len == -1 else self.clamp_len
 
     def attention(self, *, bidirectional: bool) -> Callable[[], RelativeAttention]:
-        """What makes a layer's attention. bidirectional: with segments, and for both directions."""
+        """The factory of a layer's attention. bidirectional: with segments, and for both directions."""
         return partial(
             RelativeAttention,
             d_model=self.d_model,

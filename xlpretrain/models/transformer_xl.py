@@ -27,7 +27,7 @@ class TransformerXLConfig(RelativeConfig):
     """The keys of a Transformer-XL; the defaults are the authors' 12-layer enwik8 model."""
 
     type: Literal["transformer_xl"] = "transformer_xl"
-    """Which model this is."""
+    """Kind of model."""
     num_heads: PositiveInt = 8
     """Attention heads of a layer."""
     d_model: PositiveInt = 512
@@ -43,13 +43,14 @@ class TransformerXLConfig(RelativeConfig):
     attention_dropout: Rate = 0.0
     """Dropout of attention weights."""
     activation: Activation = "relu"
-    """Of the feed-forward layers: relu, gelu (exact), or gelu_tanh."""
+    """Activation of the feed-forward layers: relu, gelu (exact), or gelu_tanh."""
     same_length: bool = False
-    """Whether every token attends equally many positions, mem_len with itself; else those late in a row see more."""
+    """Let every token attend equally many positions, mem_len including itself; else those late in a sample attend
+    more."""
     untie_r: bool = False
-    """Whether each layer that has weights of its own has its own attention biases; else all layers share them."""
+    """Give each layer with weights of its own its own attention biases; else all layers share them."""
     tie_embeddings: bool = True
-    """Whether the output layer uses the embedding's vectors."""
+    """Use the embedding's vectors in the output layer."""
     adaptive_cutoffs: tuple[PositiveInt, ...] = ()
     """Token ids at which the less frequent clusters of an adaptive softmax begin; empty: a full softmax."""
     div_val: PositiveInt = 1
@@ -66,7 +67,7 @@ class TransformerXLConfig(RelativeConfig):
     provides: ClassVar[frozenset[str]] = frozenset({"memory", "causal"})
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
+        """Yield contradictions between keys."""
         yield from super().problems()
         if self.same_length and self.mem_len == 0:
             yield "same_length", "needs a memory to look back into, but mem_len is 0; set mem_len or drop same_length"
@@ -154,7 +155,7 @@ class TransformerXL(StackedBackbone):
         return Hidden(self.dropout(hidden)), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Of the embedding's projections and all layers."""
+        """FLOPs of the embedding's projections and of all layers."""
         return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, mem_len, num_predictions)
 
     def output_layer(self) -> VocabularySoftmax:

@@ -31,7 +31,7 @@ class XLNetConfig(RelativeConfig):
     """The keys of an XLNet; the defaults are the authors' base model."""
 
     type: Literal["xlnet"] = "xlnet"
-    """Which model this is."""
+    """Kind of model."""
     mem_len: NonNegativeInt = 384
     """Positions of the past that every layer attends beside its sample; 0: none. Evaluation may use another length."""
 
@@ -91,7 +91,7 @@ class XLNet(StackedBackbone):
         return Hidden(hidden[:, :num_tokens], None if inputs.target_positions is None else hidden[:, num_tokens:]), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Of all layers, for both streams, and of the embedding's projection."""
+        """FLOPs of all layers, for both streams, and of the embedding's projection."""
         return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, mem_len, num_predictions)
 
     def output_layer(self) -> VocabularySoftmax:
@@ -124,7 +124,7 @@ class XLNet(StackedBackbone):
 
 
 def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
-    """Whether query and key (memory, then tokens) are of one segment; None: all are, whatever they are called."""
+    """Mask of pairs of query and key (memory, then tokens) in one segment; None: all are, whatever their segments."""
     segments = inputs.segments
     if segments is None:
         return None

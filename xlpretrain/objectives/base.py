@@ -1,4 +1,5 @@
-"""What every training objective is: samples of the data, a collator (CPU, pure) and a head (device) that gives sums.
+"""The interface of a training objective: samples of the data, a collator (CPU, pure) and a head (device) that gives
+sums.
 
 Shapes: B samples, T new tokens, N predictions of a micro-batch, V vocabulary, D d_model.
 """
@@ -37,9 +38,9 @@ class Objective(Section, ABC):
     seq_len: int
 
     requires: ClassVar[frozenset[str]]
-    """Of memory, causal, two_stream, bidirectional: what a backbone must provide."""
+    """Capabilities, among memory, causal, two_stream and bidirectional, that a backbone must provide."""
     predicts_tokens: ClassVar[bool] = True
-    """Whether it learns from a corpus; else from labelled texts."""
+    """True if it learns from a corpus; else from labelled texts."""
 
     def resolved(self, begun: Objective | None) -> Objective:
         """The same with every key decided that follows from the run as it began. begun: its objective; None: a new run.
@@ -81,7 +82,7 @@ class Objective(Section, ABC):
 
     @property
     def bidirectional_streams(self) -> bool:
-        """Whether streams 2k and 2k + 1 read the same samples in training, the second from the other end."""
+        """True if streams 2k and 2k + 1 read the same samples in training, the second from the other end."""
         return False
 
     @property
@@ -91,7 +92,7 @@ class Objective(Section, ABC):
 
     @property
     def needs_boundaries(self) -> bool:
-        """Whether training samples must say where documents and sentences end."""
+        """True if training samples must carry the ends of documents and sentences."""
         return True
 
     def num_segments(self, data: TokenDataset) -> int:
@@ -116,7 +117,7 @@ class Objective(Section, ABC):
         shuffle_blocks: int,
         block_tokens: int | None = None,
     ) -> CorpusSamples:
-        """What the streams of a run read: with a memory, block after block, else shuffled samples.
+        """The samples of a run: with a memory, block after block; else shuffled.
 
         block_tokens: read blocks as if they were so small (default: as they are); it divides their size.
         """
@@ -137,7 +138,7 @@ class Objective(Section, ABC):
     def evaluation_samples(
         self, manifest: TokenDataset, *, num_tokens: int, num_streams: int, mem_len: int
     ) -> EvalSamples:
-        """What an evaluation reads of the first `num_tokens` tokens, in `num_streams` streams."""
+        """The samples of an evaluation of the first `num_tokens` tokens, in `num_streams` streams."""
         return WindowEvalSamples(
             manifest,
             num_tokens,
@@ -149,7 +150,7 @@ class Objective(Section, ABC):
         )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """What does not fit the rest of the config; keys are those of the whole config."""
+        """Yield what contradicts the rest of the config; keys are those of the whole config."""
         yield from ()
 
     def memory_problems(self, mem_len: int) -> Iterator[Problem]:
@@ -158,7 +159,7 @@ class Objective(Section, ABC):
             yield "model.mem_len", f"must be 0 with {self.type}, whose samples do not follow each other, got {mem_len}"
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
-        """What does not fit the data; keys are those of the whole config."""
+        """Yield what does not fit the data; keys are those of the whole config."""
         if self.span_len > manifest.block_tokens:
             yield (
                 "objective.seq_len",

@@ -25,7 +25,7 @@ class CausalLM(Objective):
     """-log p(token | the tokens before it), for every token of a sample but its first."""
 
     type: Literal["causal_lm"] = "causal_lm"
-    """Which objective this is."""
+    """Kind of objective."""
     seq_len: PositiveInt = 512
     """Tokens that a sample adds to its stream."""
 

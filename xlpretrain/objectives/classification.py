@@ -36,7 +36,7 @@ class Classification(Objective):
     """-log p(label | the text, or the pair of texts)."""
 
     type: Literal["classify"] = "classify"
-    """Which objective this is."""
+    """Kind of objective."""
     seq_len: int = Field(128, ge=8)
     """The most tokens in a row, symbols among them; what is longer loses its end, of a pair the longer text first."""
     labels: tuple[str, ...] = Field(min_length=2)
@@ -52,7 +52,7 @@ class Classification(Objective):
     predicts_tokens: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
+        """Yield contradictions between keys."""
         if len(set(self.labels)) < len(self.labels):
             yield "labels", f"must differ, got {', '.join(self.labels)}"
 
@@ -63,7 +63,7 @@ class Classification(Objective):
 
     @property
     def new_tokens(self) -> int:
-        """As many tokens as a sample has at most."""
+        """New tokens of a sample: its whole length."""
         return self.seq_len
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
@@ -186,7 +186,7 @@ class ClassificationHead(Head):
         return Loss({"label": nll.sum()}, {"label": TokenScores(samples=at, nll=nll.detach(), correct=correct)})
 
     def logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """Of each sample, fp32."""
+        """Logits of each sample, fp32."""
         pooled = self.sentence["pooler"](self._summarize(hidden.tokens, batch)[:, None])
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits.float()

@@ -39,7 +39,7 @@ class MaskedLM(Objective):
     """-log p(token | the sample with some tokens masked), and whether the two parts of the sample are in order."""
 
     type: Literal["masked_lm"] = "masked_lm"
-    """Which objective this is."""
+    """Kind of objective."""
     seq_len: int = Field(512, ge=8)
     """Tokens in a row, CLS, SEP and SEP among them."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
@@ -54,14 +54,14 @@ class MaskedLM(Objective):
     sentence_task: Literal["sop", "nsp", "none"] = "sop"
     """sop: are the two parts swapped (ALBERT); nsp: is the second from elsewhere (BERT); none: a sample is one part."""
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
-    """What sop makes of a run of one sentence. original: as ALBERT's code, the second part comes from another document
-    and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
+    """Treatment of a run of one sentence by sop. original: as ALBERT's code, the second part comes from another
+    document and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
     nsp_pairs: Literal["matched", "exchanged"] | None = None
     """How nsp finds second parts from elsewhere. matched: the lengths of the two parts say nothing about the answer.
     exchanged: the pairs of runs that began before this key existed, whose lengths do. null: what the run began with, or
     matched in a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
-    """How often a sample is wanted shorter, of 2 to seq_len - 3 tokens."""
+    """Probability of a shorter target length, of 2 to seq_len - 3 tokens."""
     sentence_weight: NonNegativeFloat = 1.0
     """The weight of the sentence task in the loss."""
 
@@ -83,7 +83,7 @@ class MaskedLM(Objective):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Of the tokens, and of the sentence task."""
+        """The loss terms: of the tokens, and of the sentence task."""
         return ("mlm",) if self.sentence_task == "none" else ("mlm", self.sentence_task)
 
     @property
@@ -98,7 +98,7 @@ class MaskedLM(Objective):
 
     @property
     def new_tokens(self) -> int:
-        """As many tokens as a sample has; shorter samples are padded."""
+        """New tokens of a sample: its whole length; shorter samples are padded."""
         return self.seq_len
 
     @property
@@ -109,7 +109,7 @@ class MaskedLM(Objective):
 
     @property
     def pairing_rules(self) -> PairingRules:
-        """How documents are cut."""
+        """The rules by which documents are cut into pairs."""
         return PairingRules(
             max_tokens=self.seq_len - (2 if self.sentence_task == "none" else 3),
             task=self.sentence_task,

@@ -38,7 +38,7 @@ class PermutationLM(Objective):
     """-log p(token | the tokens before it in a random order), for about one token in six."""
 
     type: Literal["permutation_lm"] = "permutation_lm"
-    """Which objective this is."""
+    """Kind of objective."""
     seq_len: PositiveInt = 512
     """Tokens in a row, SEP, SEP and CLS among them."""
     reuse_len: NonNegativeInt = 256
@@ -55,7 +55,7 @@ class PermutationLM(Objective):
     span_beta: PositiveInt = 1
     """See span_alpha."""
     span_unit: Literal["token", "word"] = "token"
-    """What n counts: tokens from a word's beginning on (the authors' code) or whole words (their paper)."""
+    """Unit of n: tokens from the beginning of a word on (the authors' code) or whole words (their paper)."""
     bi_data: bool = True
     """Streams 2k and 2k + 1 read the same blocks, one forwards, one backwards; needs an even global_batch_size."""
 
@@ -63,7 +63,7 @@ class PermutationLM(Objective):
     terms: ClassVar[tuple[str, ...]] = ("plm",)
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong between keys."""
+        """Yield contradictions between keys."""
         pair = self.seq_len - self.reuse_len
         if pair < NUM_SYMBOLS + 2:
             yield (
@@ -78,7 +78,7 @@ class PermutationLM(Objective):
             yield "num_predict", f"must be at most seq_len - {NUM_SYMBOLS}, got {self.num_predict}"
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """What does not fit the rest of the config."""
+        """Yield what contradicts the rest of the config."""
         if self.bi_data and global_batch_size % 2:
             yield (
                 "global_batch_size",

@@ -1,4 +1,4 @@
-"""Which tokens a permutation language model predicts: spans among context (XLNet, arXiv:1906.08237, section 3.1)."""
+"""The tokens that a permutation language model predicts: spans among context (XLNet, arXiv:1906.08237, section 3.1)."""
 
 from __future__ import annotations
 

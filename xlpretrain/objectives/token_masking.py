@@ -1,4 +1,4 @@
-"""Which tokens a masked language model predicts, and what it reads in their place.
+"""The tokens that a masked language model predicts, and their replacements in the input.
 
 n-grams of whole words (ALBERT, arXiv:1909.11942, section 4.1, after SpanBERT), masked as in BERT (arXiv:1810.04805).
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 _NONE = np.empty(0, np.int64)
 MASKED, RANDOM = 0.8, 0.1
-"""Of the tokens to predict, so many become the mask symbol, so many any token of the vocabulary; the others stay."""
+"""Shares of the predicted tokens that become the mask symbol, and any token of the vocabulary; the others stay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,13 @@ class TokenMasker:
         return np.sort(np.asarray(positions, np.int64))
 
     def replace(self, tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """What is read in place of tokens to predict. Random ones may be special symbols too, as in BERT."""
+        """The replacements of the tokens to predict. Random ones may be special symbols too, as in BERT."""
         draws = generator.random(len(tokens))
         anything = generator.integers(0, len(self.word_starts), len(tokens))
         return np.where(draws < MASKED, self.mask, np.where(draws < MASKED + RANDOM, anything, tokens))
 
     def _words(self, is_start: np.ndarray, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each word begins and ends, and how many words, up to max_ngram, there are from it on in its part.
+        """The bounds of each word, and the number of words, up to max_ngram, from it to the end of its part.
 
         is_start: of each token, whether it begins a word; a part's first one does in any case.
         """
@@ -94,7 +94,7 @@ def _take(
 
 
 def _without(parts: list[tuple[int, int]], positions: list[int]) -> list[tuple[int, int]]:
-    """What is left of parts (start, stop) when these positions are taken out."""
+    """The rest of parts (start, stop) without these positions."""
     taken = sorted(positions)
     return [
         (max(start, before + 1), min(stop, after))

@@ -24,7 +24,7 @@ class AdamWConfig(OptimizerConfig):
     """
 
     type: Literal["adamw"] = "adamw"
-    """Which optimizer this is."""
+    """Kind of optimizer."""
     betas: Betas = (0.9, 0.95)
     """Decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8

@@ -1,4 +1,5 @@
-"""What every optimizer is to the engines: its keys, what it must see to be right, and which parameters decay.
+"""The interface of an optimizer to the engines: its keys, the view of parameters that it needs, and which of them
+decay.
 
 ZeRO hands an optimizer flat *masters*: fp32 slices of many parameters laid end to end, with padding. One that is
 element-wise (AdamW) is right on them as it is. One that is layer-wise (LAMB) needs norms of whole tensors, and is told

@@ -24,7 +24,7 @@ class LambConfig(OptimizerConfig):
     """
 
     type: Literal["lamb"] = "lamb"
-    """Which optimizer this is."""
+    """Kind of optimizer."""
     lr: Annotated[float, Field(gt=0)] = 1.76e-3
     """Peak learning rate, which the schedule scales; the default goes with batches of 4096 rows."""
     betas: Betas = (0.9, 0.999)

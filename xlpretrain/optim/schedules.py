@@ -48,10 +48,10 @@ class Linear(Schedule):
     """A straight line down. With `decay_from: start` BERT's and ALBERT's polynomial decay of power 1."""
 
     type: Literal["linear"] = "linear"
-    """Which schedule this is."""
+    """Kind of schedule."""
     decay_from: Literal["warmup", "start"] = "warmup"
-    """Where the line begins: at the end of the warm-up, or at step 0. From there on it lies under the warm-up, at the
-    end of which the rate drops onto it (to 1 - warmup_steps / total_steps of the highest, where min_lr_ratio is 0)."""
+    """Start of the line: the end of the warm-up, or step 0. From step 0 the line is below the warm-up, at the end of
+    which the rate drops onto it (to 1 - warmup_steps / total_steps of the highest, where min_lr_ratio is 0)."""
 
     def decay(self, progress: float, step: int) -> float:
         """1 to `min_lr_ratio`, linear."""
@@ -64,7 +64,7 @@ class Cosine(Schedule):
     """Half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
 
     type: Literal["cosine"] = "cosine"
-    """Which schedule this is."""
+    """Kind of schedule."""
 
     def decay(self, progress: float, step: int) -> float:
         """1 to `min_lr_ratio`, cosine."""
@@ -75,7 +75,7 @@ class InverseSqrt(Schedule):
     """sqrt(warmup_steps / step), without an end (Vaswani et al., "Attention is all you need", 2017, equation 3)."""
 
     type: Literal["inverse_sqrt"] = "inverse_sqrt"
-    """Which schedule this is."""
+    """Kind of schedule."""
 
     def decay(self, progress: float, step: int) -> float:
         """Falls with the root of the step, never below `min_lr_ratio`."""
@@ -86,7 +86,7 @@ class WSD(Schedule):
     """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` (Hu et al., "MiniCPM", 2024)."""
 
     type: Literal["wsd"] = "wsd"
-    """Which schedule this is."""
+    """Kind of schedule."""
     decay_ratio: float = Field(0.1, gt=0, le=1)
     """The share of the steps after the warm-up over which the rate falls."""
 

@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, over all its starts. Torch-free."""
+"""The accounts of a run's wall time, over all its attempts. Torch-free."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Goodput:
 
     @property
     def productive_s(self) -> float:
-        """What was not in vain."""
+        """Seconds of work that no crash undid."""
         return self.step_s + self.data_wait_s + self.save_s + self.eval_s
 
     @property

@@ -35,7 +35,7 @@ Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "cra
 
 @dataclass(frozen=True)
 class Status:
-    """What `status.json` says. `reason` tells why a run is no longer running; `step` counts completed ones.
+    """The content of `status.json`. `reason` tells why a run is no longer running; `step` counts completed ones.
 
     goodput: what became of the run's time until `updated_at`, by the names that it has in the metrics.
     """
@@ -66,7 +66,7 @@ class RunDir:
 
     @property
     def provenance(self) -> Path:
-        """Where the run came from."""
+        """The origin of the run."""
         return self.path / "provenance.json"
 
     @property
@@ -76,7 +76,7 @@ class RunDir:
 
     @property
     def status(self) -> Path:
-        """What the run is doing."""
+        """The current state of the run."""
         return self.path / "status.json"
 
     @property
@@ -91,17 +91,17 @@ class RunDir:
 
     @property
     def predictions(self) -> Path:
-        """What a classifier says of each of its held-out texts."""
+        """A classifier's prediction for each of its held-out texts."""
         return self.path / "predictions.csv"
 
     @property
     def figures(self) -> Path:
-        """How good that is."""
+        """The metrics of these predictions."""
         return self.path / "metrics.json"
 
     @property
     def confusion(self) -> Path:
-        """Which labels it takes for which."""
+        """The confusion matrix of the labels."""
         return self.path / "confusion.png"
 
     @property
@@ -111,21 +111,21 @@ class RunDir:
 
     @property
     def lease(self) -> Path:
-        """Who may write here."""
+        """The folder of leases: which process may write to the run."""
         return self.path / "lease"
 
     @property
     def logs(self) -> Path:
-        """What was said, and stacks of ranks that hung."""
+        """The folder of logs, and of stacks of ranks that hung."""
         return self.path / "logs"
 
     @property
     def job_log(self) -> Path:
-        """What the launcher, or a job and its supervisor, said."""
+        """The log of the launcher, or of a job and its supervisor."""
         return self.logs / "job.log"
 
     def rank_log(self, rank: int) -> Path:
-        """What a rank said."""
+        """The log of a rank."""
         return self.logs / f"rank-{rank:05d}.log"
 
     @property
@@ -134,7 +134,7 @@ class RunDir:
         return self.path / "STOP"
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """True if a run was started here."""
         return self.config.is_file()
 
     def refuse_others(self) -> None:
@@ -169,7 +169,7 @@ class RunDir:
             raise LaunchError(f"{self.tokenizer}: the tokenizer cannot be kept there: {error.strerror}") from None
 
     def check_exists(self) -> RunDir:
-        """Itself. Raises `LaunchError` if no run was begun here."""
+        """This run folder. Raises `LaunchError` if no run was started here."""
         if not self.exists():
             raise self.missing()
         return self
@@ -189,7 +189,7 @@ class RunDir:
                 )
 
     def read_provenance(self) -> dict[str, Any]:
-        """What `create` was told."""
+        """The provenance that `create` stored."""
         data: dict[str, Any] = json.loads(self.provenance.read_text(encoding="utf-8"))
         return data
 

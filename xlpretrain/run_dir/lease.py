@@ -1,4 +1,4 @@
-"""Who may write to a run folder: the latest start of the run, and no other. Torch-free.
+"""The lease of a run folder: only the latest attempt of a run may write to it. Torch-free.
 
 lease/00000003    made by the third start, which owns the folder until there is a 00000004; says who that is
 
@@ -25,7 +25,7 @@ from xlpretrain.file_system.atomic_files import is_temporary
 
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
-"""How old a heartbeat must be for another start to take the run over unasked."""
+"""Age of a heartbeat, in seconds, from which another attempt may take over the run."""
 _LEAVING_S = 0.5  # for the main thread to remove what it was just about to rename
 _RELEASED = (0.0, 0.0)
 
@@ -53,18 +53,18 @@ class Process(NamedTuple):
 
     @property
     def is_same_machine(self) -> bool:
-        """Whether its number means something here."""
+        """True if its process id is valid on this machine."""
         return bool(self.machine) and self.machine == _machine()
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is known to have ended: it was on this machine, and is not any more."""
+        """True if it is known to have ended: it ran on this machine, and does no longer."""
         return self.is_same_machine and _started(self.pid) != self.started
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What a lease says of who took it. launch_id: equal for all starts by one launcher; empty without one."""
+    """The holder of a lease. launch_id: equal for all attempts by one launcher; empty without one."""
 
     host: str
     process: Process
@@ -172,14 +172,14 @@ def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
 
 
 def is_lost(folder: Path, *, launch_id: str, since: int) -> bool:
-    """Whether a start by another launcher has taken the run since its last lease was number `since`."""
+    """True if an attempt by another launcher has acquired the run since lease number `since`."""
     number = max(_numbers(folder), default=0)
     owner = _read(_path(folder, number))
     return number > since and owner is not None and owner.launch_id != launch_id
 
 
 def last_heartbeat(folder: Path) -> tuple[Owner | None, float] | None:
-    """Who last had the run whose lease folder this is, and when it last gave a sign: seconds since 1970.
+    """The last holder of the lease, and the time of its last heartbeat in seconds since 1970.
 
     The time is 0 if it has released the run. None: nobody ever had it. Changes nothing, so anyone may look.
     """
@@ -216,7 +216,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> Owner | None:
-    """Who took a lease; None if that was this instant, or its process died while it did."""
+    """The holder of a lease; None if it is just being written, or its process died while writing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Owner(**{**content, "process": Process(*content["process"])})

@@ -1,4 +1,4 @@
-"""How a start of a run ended, and what follows: another start, or none. Torch-free.
+"""The outcome of an attempt of a run, and whether another attempt follows. Torch-free.
 
 The one place for it: `train`, `resume`, `submit` and the supervisor of a Slurm job all ask here.
 """
@@ -25,7 +25,7 @@ Saved = frozenset[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a start ended. code: the exit code for the user. message: the reason, unless the run is finished."""
+    """The outcome of an attempt. code: the exit code for the user. message: the reason, unless the run is finished."""
 
     ended: Literal["finished", "stopped", "failed", "fenced", "crashed"]
     code: int
@@ -33,12 +33,12 @@ class Verdict:
 
     @property
     def go_on(self) -> bool:
-        """Whether the run would go on with another start."""
+        """True if another attempt would continue the run."""
         return self.ended == "crashed" or (self.ended == "stopped" and self.message != STOPPED_BY_USER)
 
 
 def judge(status: Status | None, *, exit_code: int | None, lost: bool, stop_file: bool, last_words: str) -> Verdict:
-    """How a start ended.
+    """Decide how an attempt ended.
 
     status: as this start left it; None if it wrote none. exit_code: of rank 0, or of the first rank that failed; None
     if it is not known. lost: another start has the run. stop_file: the user wants the run stopped.
@@ -98,7 +98,7 @@ def saved(run: RunDir) -> Saved:
 
 
 def made_progress(run: RunDir, *, before: Saved) -> bool:
-    """Whether a checkpoint was written since `before`.
+    """True if a checkpoint was written since `before`.
 
     Not whether the newest step is higher: after a damaged checkpoint a start goes on from an older one, and what it
     writes counts, even if it has a lower step or the same.
@@ -107,7 +107,7 @@ def made_progress(run: RunDir, *, before: Saved) -> bool:
 
 
 def cost_of_ending(run: RunDir) -> str:
-    """What is lost if a run ends now and does not save, in a few words."""
+    """The loss if a run ends now without saving, in a few words."""
     step, newest = 0, newest_step(run)
     with suppress(ValueError, TypeError):
         status = run.read_status()

@@ -1,4 +1,4 @@
-"""What a rank says is kept in the run's folder, in logs/rank-00000.log and so on. Torch-free.
+"""Logs of ranks in the run folder: logs/rank-00000.log and so on. Torch-free.
 
 A rank on a terminal, or whose output goes elsewhere, hands it to a small process (this file, run as a program), which
 passes it on and adds it to the log. It is a process because a rank may be killed in the midst of a sentence, and
@@ -19,7 +19,7 @@ from pathlib import Path
 RUN = "XLPRETRAIN_RUN"
 """The environment variable in which a launcher names the run's folder, for what is said before the rank knows it."""
 HEADING = "---"
-"""What the first line of each start begins with."""
+"""Prefix of the first line of each attempt."""
 _OUT, _ERR = 1, 2
 _CHUNK_BYTES = select.PIPE_BUF  # which a pipe that is ready takes at once
 _PATIENCE_S = 1.0

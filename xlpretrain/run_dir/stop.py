@@ -1,4 +1,4 @@
-"""Why a run should save and leave before its end: a signal, a STOP file, its time being up, or a disk that is full."""
+"""Reasons to save and exit early: a signal, a STOP file, the end of the time budget, or a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ StopReason = Literal["signal", "time", "user", "disk"]
 STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time", "disk")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SOFT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Which of them say that time is running out, and no more: what they are not told to may be finished."""
+"""Signals that only announce the end of the time, so that work may be finished first."""
 _LOOK_EVERY_S = 0.5
 
 

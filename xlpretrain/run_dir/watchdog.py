@@ -31,7 +31,7 @@ _FOR_OTHERS_S = 3.0  # between a rank's stacks and its end, which ends the other
 
 
 class WatchdogConfig(Section):
-    """What ends a run that makes no progress, so that it can be started again."""
+    """Limits after which a run that makes no progress is ended, so that it can be restarted."""
 
     timeout_s: float = Field(1800, gt=0)
     """Seconds that a step, or a batch of an evaluation, may take; then stacks go to logs/, and the run ends."""
@@ -118,7 +118,7 @@ class Watchdog:
 
 
 def _launcher() -> Process | None:
-    """Who has started this rank: whoever says so, since it may be dead already; else its parent.
+    """The launcher of this rank: the process that declares itself, since it may be dead already; else the parent.
 
     None for a process that is no rank: a shell's child may outlive it.
     """

@@ -1,4 +1,4 @@
-"""What people would rather see than read."""
+"""Plots of loss curves and confusion matrices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
 
 
 def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], picture: Path, *, title: str) -> None:
-    """How often each label (rows) was predicted as which (columns), shaded by its share of the row. Raises OSError."""
+    """Plot how often each label (rows) was predicted as each label (columns), shaded by its share of the row. Raises
+    OSError."""
     from matplotlib.figure import Figure
 
     table = np.array(counts)

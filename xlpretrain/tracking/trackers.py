@@ -1,4 +1,4 @@
-"""Where metrics are shown while a run goes on: Weights & Biases, and the console. Rank 0 only."""
+"""Trackers, which show metrics while a run trains: Weights & Biases, and the console. Rank 0 only."""
 
 from __future__ import annotations
 

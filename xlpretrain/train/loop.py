@@ -50,7 +50,7 @@ class _LoopEndedError(Exception):
 
 @dataclass(frozen=True)
 class StepDecision:
-    """What all ranks hold to be true at a step boundary."""
+    """The facts that all ranks agree on at a step boundary."""
 
     counts: dict[str, int]
     damaged_rows: int
@@ -327,7 +327,7 @@ def _finish_row(run: Run) -> None:
 
 
 def _interruptible(run: Run, work: Callable[[Pause], T]) -> T:
-    """What an evaluation or a probe finds. If the ranks agree to leave the loop meanwhile, its time is lost."""
+    """Run an evaluation or a probe. If the ranks agree to leave the loop meanwhile, its time counts as lost."""
     goodput = run.recorder.goodput
     before_s = goodput.eval_s
     try:

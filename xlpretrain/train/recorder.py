@@ -1,4 +1,4 @@
-"""What rank 0 writes down: metrics, status, the plot. Other ranks hold one that writes nothing."""
+"""The recorder of rank 0: metrics, status, the plot. Other ranks hold one that writes nothing."""
 
 from __future__ import annotations
 

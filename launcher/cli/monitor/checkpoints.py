@@ -21,7 +21,7 @@ from xlpretrain.checkpoint.files import (
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of a checkpoint."""
+    """The columns of a checkpoint in the table."""
 
     name: str
     age: str

@@ -53,7 +53,7 @@ def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def is_run(run: RunDir) -> bool:
-    """Whether a run was begun or submitted here."""
+    """True if a run was started or submitted here."""
     slurm = SlurmFolder.of(run)
     return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
 

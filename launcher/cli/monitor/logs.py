@@ -1,4 +1,4 @@
-"""What a run's launcher or job, and its ranks, have written; the command `xlpretrain logs`. Torch-free."""
+"""Logs of a run's launcher or job, and of its ranks; the command `xlpretrain logs`. Torch-free."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Log:
         return b""
 
     def read_on(self) -> bytes:
-        """What has come since, up to a limit."""
+        """The text that was appended since, up to a limit."""
         with suppress(OSError), self.path.open("rb") as file:
             now = self.path.stat()
             if now.st_ino != self._inode or now.st_size < self._offset:

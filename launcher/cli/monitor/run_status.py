@@ -1,4 +1,4 @@
-"""What is known of runs, from Slurm and from their folders, also half-made ones. Torch-free, and writes nothing."""
+"""The status of runs, from Slurm and from their folders, also incomplete ones. Torch-free, and writes nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunStatus:
 
     @property
     def share(self) -> float | None:
-        """How much of it is done; None if its end is not known."""
+        """The share that is done; None if the end is not known."""
         return self.step / self.max_steps if self.max_steps else None
 
 
@@ -96,7 +96,7 @@ def _look_at(run: RunDir, job: Job | None, states: Mapping[str, JobState] | None
 
 
 def _own_state(status: Status | None, sign: tuple[lease.Owner | None, float] | None, heartbeat_s: float | None) -> str:
-    """What the run's own files say."""
+    """The state according to the run's own files."""
     if status is None:
         return "not started"
     if status.state == "running":
@@ -131,7 +131,7 @@ def _state(own: str, job: Job | None, job_state: JobState | None, *, answered: b
 
 
 def _host(status: Status | None, starts: Sequence[AttemptStart], job_state: JobState | None) -> str:
-    """That of the start that runs; before it has said so, of the job's first node."""
+    """The host of the current attempt; before it is known, the first node of the job."""
     begun = starts[-1].at if starts else 0.0
     if status is not None and status.host and status.updated_at >= begun:
         return status.host

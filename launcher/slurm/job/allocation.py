@@ -24,7 +24,7 @@ _FIRST_PORT, _NUM_PORTS = 12000, 20000
 
 
 def addresses(head: str) -> list[str]:
-    """What the first node may be reached by: its name, what Slurm calls it by, what it says itself.
+    """The names under which the first node may be reached: its host name, Slurm's name, its own answer.
 
     Raises `LaunchError` if none of them means anything here.
     """
@@ -70,7 +70,8 @@ def free_port(job_id: int, restart: int) -> int:
 
 
 def can_reach(address: str, port: int, *, timeout_s: float) -> bool:
-    """Whether somebody listens there, or does so in time. torch's store tries for nearly twice its timeout instead."""
+    """True if something listens there, now or within the time. torch's store tries for nearly twice its timeout
+    instead."""
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         try:

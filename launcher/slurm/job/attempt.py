@@ -1,4 +1,4 @@
-"""What a job does: one start of a run, from a look at the nodes to the decision what comes after.
+"""The work of a job: one attempt of a run, from the node check to the decision on what follows.
 
 `run` is what `xlpretrain submit` hands to Slurm, and what by_hand.py comes to. It lives on the first node, outside the
 ranks, and outlasts them.

@@ -21,7 +21,7 @@ from launcher.slurm.job import allocation
 
 @dataclass(frozen=True)
 class Health:
-    """What came of it. broken: why, by node. trouble: what is wrong without a node to blame."""
+    """The result of a node check. broken: the reason, by node. trouble: a problem without a node to blame."""
 
     failed_nodes: dict[str, str]
     error: str = ""
@@ -67,7 +67,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
 
 
 def judge(said: str, nodes: Sequence[str]) -> Health:
-    """What is to be thought of `nodes` after all that they `said`; the first of them was where the others meet."""
+    """Judge `nodes` by the reports that they sent; the first of them hosted the meeting."""
     stages: dict[str, set[str]] = {node: set() for node in nodes}
     problems: dict[str, str] = {}
     for line in said.splitlines():

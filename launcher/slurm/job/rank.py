@@ -43,7 +43,7 @@ def main(run: RunDir) -> int:
 
 
 def exit_code_of(run: RunDir) -> Path:
-    """Where rank 0 leaves its exit code: that of srun may be another's, which was ended because rank 0 had left."""
+    """The exit code of rank 0, from its file: srun's may be another rank's, which was ended because rank 0 had left."""
     return SlurmFolder.of(run).path / "exit_code"
 
 

@@ -21,7 +21,7 @@ Resubmit = Callable[[RunDir, ClusterConfig], str]
 
 
 def can_requeue(job: Allocation) -> bool:
-    """Whether the job is this start's to put back: not if Slurm did so already, nor if somebody cancelled it."""
+    """True if this attempt may requeue its job: neither Slurm did so already, nor was it cancelled."""
     known = slurm.state_of(job.job_id)
     return known is None or known.state == "RUNNING"
 

@@ -167,7 +167,7 @@ def _watch_stage(work: WorkDir, stage: Stage, array: Array, arrays: Sequence[Arr
 
 
 def _looks(arrays: Sequence[Array]) -> Iterator[bool]:
-    """Whether all jobs of these arrays were over before now, again and again. Slurm is asked now and then only."""
+    """Poll whether all jobs of these arrays are over. Slurm is queried at intervals only."""
     jobs = [job for array in arrays for job in array.task_ids]
     asked, is_over = time.monotonic(), False
     while True:

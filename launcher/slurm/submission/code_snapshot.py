@@ -108,7 +108,7 @@ def _sha256(path: Path) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """What may be part of the code; caches are not worth a word."""
+    """The files that may be part of the code; caches are skipped silently."""
     for part in _PARTS:
         if (root / part).is_file():
             yield root / part
@@ -118,7 +118,8 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
-    """Why a file is no part of the code, if it is none. secrets_here: of this environment, to be in no file."""
+    """The reason why a file is not part of the code, if there is one. secrets_here: of this environment, to be in no
+    file."""
     if _SECRET.fullmatch(path.name):
         return "its name is that of a secret"
     if path.is_symlink() or not path.is_file():

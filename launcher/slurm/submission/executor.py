@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported late: it takes half a second
     from submitit import SlurmExecutor
 
 LOG = "logs/job.log"
-"""Where a job's script and supervisor write, in the run folder."""
+"""The log of a job's script and supervisor, in the run folder."""
 _PATTERNS = ("%j", "%t", "%A", "%a")
 
 
@@ -87,7 +87,7 @@ def submit(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, call: C
 
 
 def _home(runs: Sequence[RunDir]) -> Path:
-    """Where submitit's files lie. A sweep has a folder of its own for them."""
+    """The folder of submitit's files. A sweep has a folder of its own for them."""
     if len(runs) == 1:
         return SlurmFolder.of(runs[0]).submitit
     return runs[0].path.parent / ".sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -126,7 +126,8 @@ def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, fold
 
 
 def _setup(profile: ClusterConfig, code: str) -> list[str]:
-    """What the script does before it starts the supervisor. code: the run's copy of the code, as a word of shell."""
+    """The commands that a script runs before it starts the supervisor. code: the run's copy of the code, quoted for the
+    shell."""
     return [
         "trap : TERM USR1 USR2  # bash would end at once; the supervisor decides",
         f"cd -- {shlex.quote(str(Path.cwd()))}",

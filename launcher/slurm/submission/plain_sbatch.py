@@ -73,7 +73,7 @@ def profile_from_job(allocation: Allocation, environment: Mapping[str, str]) -> 
 
 
 def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig, ClusterConfig]:
-    """What the job runs, resolved. Raises `XLPretrainError` for what cannot be run."""
+    """The resolved config of the job. Raises `XLPretrainError` if it cannot run."""
     from xlpretrain.config import run_config
 
     if not arguments:

@@ -69,7 +69,7 @@ def submit(
 
 
 def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
-    """What the ranks will run: resolved, with absolute paths. Raises `XLPretrainError` for what would fail there."""
+    """The resolved config of the ranks, with absolute paths. Raises `XLPretrainError` if it would fail there."""
     from xlpretrain.train.setup import resolve_run
 
     config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
@@ -153,7 +153,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
 
 
 def _hindrance(job_id: str) -> str:
-    """Why a new job waits, if not for its turn. Slurm takes a moment to say so."""
+    """The reason why a new job waits, if not for its turn. Slurm reports it after a moment."""
     for _ in range(10):
         state = slurm.state_of(job_id)
         if state is None or not state.is_waiting or state.reason in _ITS_TURN:

@@ -236,7 +236,7 @@ def test_rows_longer_than_there_are_positions_are_refused(name):
         ("objective.seq_len", "must be at most model.max_positions (16), got 17")
     ]
     backbone, _ = _build(config)
-    with pytest.raises(ConfigError, match=r"rows of 17 tokens: this model has model\.max_positions 16"):
+    with pytest.raises(ConfigError, match=r"samples of 17 tokens: this model has model\.max_positions 16"):
         backbone(_inputs(config, tokens=17), backbone.empty_memory(ROWS, 0))
 
 

@@ -14,7 +14,7 @@ from xlpretrain.data.sentence_pairs.segments import SegmentSpans, SentenceSpans
 
 @dataclass(frozen=True)
 class PairingRules:
-    """What a sample is made of.
+    """The rules by which samples are made of sentences.
 
     max_tokens: the most tokens of both parts together. task: the question asked about them. single_sentence: what
     sentence order makes of a run of one sentence. nsp_pairs: how next-sentence prediction finds second parts from
@@ -103,7 +103,7 @@ def _cut_in_two(
     rules: PairingRules,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Where the parts of each run start and stop, (S, 2, 2), in the order of the text."""
+    """The bounds of both parts of each run, (S, 2, 2), in the order of the text."""
     first, last = runs.first[chosen], runs.last[chosen]
     starts, stops = sentences.starts[first], sentences.stops[last - 1]
     draw = generator.random(len(chosen))
@@ -134,7 +134,8 @@ def _choose_half(count: int, first_number: int, key: int) -> np.ndarray:
 
 
 def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Whose second part each sample gets: a permutation that pairs samples of different documents and like lengths.
+    """The sample whose second part each sample gets: a permutation that pairs samples of different documents and
+    similar lengths.
 
     A sample of another document is looked for among the nearest in length; else one of another run is taken, if there
     is any.
@@ -214,8 +215,8 @@ def _find_lenders(
 
 
 def _losses(parts: np.ndarray, longest: int, sentences: SentenceSpans) -> tuple[np.ndarray, np.ndarray]:
-    """How many tokens each part must lose, (S, 2), and how many it can at its front and its back without losing the
-    whole of a sentence, (S, 2, 2).
+    """The number of tokens that each part must lose, (S, 2), and the most that it can lose at its front and its back
+    without losing a whole sentence, (S, 2, 2).
 
     One token after another is lost from the part that is longer at the time, from the second where they are even.
     """

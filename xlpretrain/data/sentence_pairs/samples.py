@@ -71,7 +71,7 @@ class PairSamples(CorpusSamples):
         )
 
     def pairs(self, *, epoch: int, block: int) -> SentencePairs:
-        """What the slots of a block read in an epoch; the last slots may read nothing."""
+        """The pairs in the slots of a block in an epoch; the last slots may be empty."""
         return self._cached_pairs(epoch, block)
 
     def _make_pairs(self, epoch: int, block: int) -> SentencePairs:

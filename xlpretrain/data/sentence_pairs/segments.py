@@ -29,7 +29,8 @@ class SentenceSpans:
 
     @classmethod
     def of(cls, block: TokenBlock, *, longest: int) -> SentenceSpans:
-        """Those of a block; a sentence of more than `longest` tokens is cut into even pieces, which count as sentences.
+        """The sentences of a block; one of more than `longest` tokens is cut into even pieces, which count as
+        sentences.
 
         The originals cut off what is too long, and never read it.
         """
@@ -90,7 +91,7 @@ def cut_segments(
 
 
 def count_samples(manifest: TokenDataset, *, longest: int, short_seq_prob: float) -> np.ndarray:
-    """How many samples each block gives in an epoch, the tail's last: about as many as its runs.
+    """Number of samples that each block gives in an epoch, the tail's last: about as many as its runs.
 
     From the columns of the index: documents whose lengths were exponential, of mean m, would give 1 / (1 - exp(-a/m))
     runs of mean length a each. The cutter is then run over a few blocks, never more than 16, to scale that by the
@@ -128,7 +129,7 @@ def _is_whole(manifest: TokenDataset, number: int) -> bool:
 def assign_segments(
     spans: np.ndarray, *, num_tokens: int, num_slots: int, visit: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Which run each slot of a block reads, ascending; spans: (R, 2), where each run starts and stops.
+    """The run that each slot of a block reads, ascending; spans: (R, 2), the bounds of each run.
 
     With more slots than runs some runs are read twice, none more: slots beyond twice the runs stay empty, and the
     result is shorter than `num_slots`. With fewer, the runs left out lie within the third of the block whose `visit`

@@ -127,7 +127,7 @@ class TokenDataset:
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where a build leaves the tokenizer: beside its splits."""
+        """The path at which a build stores the tokenizer: beside its splits."""
         return find_tokenizer_file(self.folder.parent / "tokenizer")
 
     def open_tokenizer(self) -> Tokenizer:
@@ -274,7 +274,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def add_checksum(index: Mapping[str, Any]) -> str:
-    """What an `index.json` holds: the index, and at its end the SHA-256 of all before."""
+    """The text of an `index.json`: the index, followed by the SHA-256 of everything before it."""
     text = json.dumps({key: value for key, value in index.items() if key != "checksum"}, sort_keys=True)
     return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 

@@ -31,18 +31,18 @@ class _DamagedAtSourceError(DamagedBlockError):
 
 
 def is_url(path: object) -> bool:
-    """Whether a dataset lies behind a URL."""
+    """True for the URL of a remote dataset."""
     return "://" in str(path)
 
 
 def default_folder() -> Path:
-    """Where caches lie if the config names no place."""
+    """The default folder of caches."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xlpretrain"
 
 
 @dataclass(frozen=True)
 class BlockCache:
-    """Where what was fetched is kept; how much of it; and for how long a fetch that fails is tried again."""
+    """The cache of a remote dataset: its folder, its size limit, and how long a failing fetch is retried."""
 
     folder: Path = field(default_factory=default_folder)
     max_bytes: int = 32 << 30

@@ -23,7 +23,7 @@ ENDS_DTYPE = np.dtype("<u4")
 
 
 class DamagedBlockError(Exception):
-    """What is wrong with a block; becomes a `DataError` where file and dataset are known."""
+    """Raised for a damaged block; becomes a `DataError` where file and dataset are known."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TokenBlock:
 
 @dataclass(frozen=True)
 class BlockLocation:
-    """What the index says of a block: its number, where its first member's header lies, and what is there."""
+    """The index entry of a block: its number, the offset of its first member's header, and the size of each member."""
 
     number: int
     offset: int

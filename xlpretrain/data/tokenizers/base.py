@@ -20,13 +20,13 @@ SPECIAL_TOKENS = {
     "mask": ("<mask>", "[MASK]"),
     "eod": ("<eod>", "[EOD]"),
 }
-"""How the special symbols are spelt, by role; the first is what we train."""
+"""The spellings of the special symbols, by role; the first one is used for new tokenizers."""
 
 
 _ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_TOKENS.values() for spelling in spellings)
 
 WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece writes for the space before a word."""
+"""SentencePiece's symbol for the space before a word."""
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _UNSPACED = re.compile(
@@ -57,9 +57,9 @@ class Tokenizer:
     """
 
     file_name = "spiece.model"
-    """What its file is called in a dataset or a run."""
+    """The name of its file in a dataset or a run."""
     strips_sentences = False
-    """Whether a dataset's sentences are encoded without the white space around them, which would be tokens."""
+    """True if sentences of a dataset are encoded without surrounding white space, which would become tokens."""
 
     def __init__(self, model: bytes, *, name: str):
         """Raises `DataError` naming `name` if `model` is no SentencePiece model or lacks a special symbol."""
@@ -90,10 +90,11 @@ class Tokenizer:
         return text
 
     def word_starts(self) -> np.ndarray:
-        """Which tokens begin a word, by id: special symbols, pieces with a word boundary before them, and all that is
-        not a letter of a script that puts spaces between words (digits, punctuation, symbols, ideographs). Of a
-        character that is spelt in bytes the first one alone is known, so all characters of three bytes or more begin a
-        word: that is right for ideographs, kana, Thai and symbols, and makes words of the letters of Korean and Hindi.
+        """Mask of the tokens that begin a word, by id: special symbols, pieces with a word boundary before them, and
+        everything that is not a letter of a script that puts spaces between words (digits, punctuation, symbols,
+        ideographs). Of a character that is spelt in bytes only the first one is known, so all characters of three bytes
+        or more begin a word: right for ideographs, kana, Thai and symbols, while letters of Korean and Hindi become
+        words.
 
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
         or capital letter for a word of its own, which is not what its paper means.
@@ -101,7 +102,7 @@ class Tokenizer:
         return np.array([_begins_word(self.id_to_token(i)) for i in range(self.vocabulary.size)])
 
     def id_to_token(self, token: int) -> str:
-        """How a token is spelt, special symbols too."""
+        """The spelling of a token, special symbols included."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
 

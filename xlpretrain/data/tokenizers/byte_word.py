@@ -15,7 +15,7 @@ from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer, Vocabular
 from xlpretrain.errors import DataError
 
 END_OF_LINE = "<eos>"
-"""How WikiText's literature spells the word that an end of a line is."""
+"""The spelling of the word for an end of line in the WikiText literature."""
 
 _SPECIAL = [spellings[0] for spellings in SPECIAL_TOKENS.values()]
 _WORD = re.compile(r"\n|[^ \n]+")
@@ -42,11 +42,11 @@ class _Plain(Tokenizer):
         raise NotImplementedError
 
     def word_starts(self) -> np.ndarray:
-        """Which tokens begin a word, by id: all."""
+        """Mask of the tokens that begin a word, by id: all do."""
         return np.ones(self.vocabulary.size, bool)
 
     def id_to_token(self, token: int) -> str:
-        """How a token is spelt, special symbols too."""
+        """The spelling of a token, special symbols included."""
         return self._pieces[int(token)]
 
 
@@ -79,7 +79,7 @@ class WordTokenizer(_Plain):
 
     @classmethod
     def make(cls, texts: Iterable[str], *, vocab_size: int) -> Self:
-        """Of the most frequent words. `vocab_size` is the most there can be, special symbols included."""
+        """Make a vocabulary of the most frequent words, of at most `vocab_size` entries, special symbols included."""
         counts = Counter(word for text in texts for word in _WORD.findall(text))
         frequent = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(_SPECIAL)]
         if not frequent:

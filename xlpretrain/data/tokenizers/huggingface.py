@@ -53,11 +53,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return text
 
     def word_starts(self) -> np.ndarray:
-        """Which tokens begin a word, by id: all that are no continuation."""
+        """Mask of the tokens that begin a word, by id: all but continuations."""
         if self._is_unigram:
             return super().word_starts()
         return np.array([not self.id_to_token(i).startswith(_CONTINUES) for i in range(self.vocabulary.size)])
 
     def id_to_token(self, token: int) -> str:
-        """How a token is spelt, special symbols too."""
+        """The spelling of a token, special symbols included."""
         return str(self._tokenizer.id_to_token(int(token)))

@@ -1,4 +1,4 @@
-"""What lies in a folder or a file of others: which model it is, and its weights under our names."""
+"""The reader of third-party folders and files: which model is stored there, and its weights under our names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ExternalModel:
 
     @property
     def sentence(self) -> bool:
-        """Whether there are weights of a sentence task."""
+        """True if there are weights of a sentence task."""
         if self.kind == "xlpretrain":
             return any(name.startswith("head.sentence.") for name in self.weights)
         parts = _SENTENCE.get(self.kind, ())
@@ -147,7 +147,7 @@ def _model_section(theirs: _Json, source: Path, kind: str, *, sentence: bool) ->
 
 
 def _objective(model: _Json, *, sentence: bool) -> _Json:
-    """What a model of this kind was trained by, in rows as long as it takes."""
+    """The objective that such a model was trained with, with samples of the longest size that it takes."""
     match model["type"]:
         case "transformer_xl":
             return {"type": "causal_lm"}

@@ -19,7 +19,7 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Those of a folder of transformers, in one file or in several with an index. Raises `CheckpointError`."""
+    """The weights in a transformers folder, in one file or in several with an index. Raises `CheckpointError`."""
     for name in _NAMES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():

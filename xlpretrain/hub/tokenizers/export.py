@@ -18,7 +18,7 @@ from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
 
 Template = Literal["plain", "xlnet", "bert"]
-"""What stands around a text, or a pair of them: nothing; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
+"""The special tokens around a text or a pair: none; A <sep> B <sep> <cls>; [CLS] A [SEP] B [SEP]."""
 
 _APART, _BETWEEN, _STRANGE = "\ufff0", "\ufff1", "\ufff2"
 """Code points that no text has (unassigned), and that are no part of another's grapheme."""
@@ -156,7 +156,7 @@ def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
 
 
 def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    """Whether a `tokenizer.json` is the one that is made here of a SentencePiece model, but for templates."""
+    """True if a `tokenizer.json` equals the one exported for a SentencePiece model, except for templates."""
     try:
         ours = json.loads(json.dumps(tokenizer_json(tokenizer, "plain")))
     except DataError:

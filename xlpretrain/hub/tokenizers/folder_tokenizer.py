@@ -26,9 +26,9 @@ from xlpretrain.hub.tokenizers.export import Template, post_processor, same_ids,
 _Json = dict[str, Any]
 
 _CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer", "bert": "BertTokenizer"}
-"""What reads a folder whose files name no class, by model_type."""
+"""The tokenizer class, by model_type, of a folder whose files name none."""
 _PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
-"""What takes `tokenizer.json` as it is."""
+"""Classes that use `tokenizer.json` unchanged."""
 _TEMPLATES: dict[str, Template] = {"AlbertTokenizer": "bert", "XLNetTokenizer": "xlnet"}
 _SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
     "AlbertTokenizer": {
@@ -45,7 +45,7 @@ _SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
 
 @dataclass(frozen=True)
 class _Reader:
-    """What reads the folder. kind: the class of the tokenizer, without Fast. version: 4 or 5, of transformers."""
+    """The reader of a folder. kind: the tokenizer's class, without Fast. version: 4 or 5, of transformers."""
 
     folder: Path
     kind: str | None
@@ -65,7 +65,7 @@ class _Reader:
         return cls(folder, kind, 5 if is_new else 4, options)
 
     def option(self, name: str, default: bool) -> bool:
-        """Of `tokenizer_config.json`."""
+        """An option in `tokenizer_config.json`."""
         return bool(self.options.get(name, default))
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ def _read(path: Path) -> _Json:
 
 
 def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
-    """What the class makes of a SentencePiece model."""
+    """The tokenizer that the class makes of a SentencePiece model."""
     if reader.kind not in _SYMBOLS:
         raise _unknown(reader, Tokenizer.file_name)
     model = sentencepiece_model_pb2.ModelProto()
@@ -153,7 +153,7 @@ def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
 
 
 def _penalty(reader: _Reader, piece: str) -> float:
-    """Of a number with the comma after it, so that they are two pieces; version 5 has none."""
+    """The score penalty of a number followed by a comma, so that they are two pieces; version 5 has none."""
     return 100.0 if reader.version == 4 and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else 0.0
 
 
@@ -189,7 +189,7 @@ def _with_symbols(reader: _Reader, content: _Json) -> _Json:
 
 
 def _from_json(reader: _Reader, content: _Json) -> _Json:
-    """What the class makes of a `tokenizer.json`."""
+    """The tokenizer that the class makes of a `tokenizer.json`."""
     if reader.kind is None or reader.kind in _PLAIN:
         return content
     if reader.kind == "BertTokenizer":

@@ -15,7 +15,7 @@ def charsmap_joint_pattern(charsmap: bytes) -> str:
 
 
 def read_rules(charsmap: bytes) -> dict[str, str]:
-    """What each sequence of characters becomes, of `normalizer_spec.precompiled_charsmap`.
+    """The replacement of each character sequence, read from `normalizer_spec.precompiled_charsmap`.
 
     That is the length of a trie, the trie (Darts-clone's units of 32 bits, which also the children of a node follow
     from), and the results, each ended by a zero byte. SentencePiece applies the longest rule at each place.
@@ -75,6 +75,6 @@ def characters(among: Iterable[str]) -> str:
 
 
 def _children_of(units: Sequence[int], node: int) -> int:
-    """Where the children of a node begin: child `byte` is there, exclusive-or the byte."""
+    """The offset of a node's children: child `byte` is at this offset, exclusive-or the byte."""
     unit = units[node]
     return node ^ ((unit >> 10) << ((unit & 0x200) >> 6))

@@ -39,14 +39,14 @@ class AttentionTile:
     q1: int
     k1: int
     masked: bool
-    """Whether any of these keys is hidden from any of these queries."""
+    """True if any of these keys is hidden from any of these queries."""
     blind: bool
-    """Whether any of these queries may see nothing."""
+    """True if any of these queries may attend no key."""
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How to attend: what does not depend on the layer but for the dropout's seed."""
+    """The plan of attention: everything that does not depend on the layer except for the dropout seed."""
 
     mask: Tensor
     positions: RelativePositions | None
@@ -95,7 +95,7 @@ def _cuts(seen_QK: Tensor, start: int, stop: int) -> Iterator[tuple[int, int, in
 
 
 def _reach(seen_QK: Tensor) -> int:
-    """One more than the last key that any query may see; at least 1."""
+    """One more than the last key that any query may attend; at least 1."""
     seen = seen_QK.any(dim=0).nonzero()
     return int(seen[-1]) + 1 if len(seen) else 1
 
@@ -190,7 +190,7 @@ def _add_product(total_nkH: Tensor, weights_nqk: Tensor, values_nqH: Tensor) -> 
 
 
 def _zeros(like_BKNH: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Where gradients are added up: heads before keys."""
+    """Zeros to accumulate gradients in: heads before keys."""
     samples, keys, heads, width = like_BKNH.shape
     return torch.zeros(samples, heads, keys, width, dtype=dtype or like_BKNH.dtype)
 

@@ -31,10 +31,10 @@ class Dropout(nn.Dropout):
 
 
 class WeightDropout(nn.Dropout):
-    """Which attention weights to drop, for an implementation of attention that does it on the way."""
+    """The attention weights to drop, for an implementation that applies dropout itself."""
 
     def draw(self) -> int | None:
-        """What `dropout_sign_bits` draws from; None: nothing is dropped.
+        """The seed of `dropout_sign_bits`; None: nothing is dropped.
 
         Not `forward`: DeepSpeed's stage 3 looks for tensors in what that returns, and fails at a number.
         """
@@ -59,7 +59,7 @@ def new_seed() -> int:
 
 
 def keep_scale(rate: float, dtype: torch.dtype) -> float:
-    """What the kept elements are multiplied by."""
+    """The factor of the kept elements."""
     _, levels = _lane(dtype)
     return levels / (levels - round(rate * levels))
 

@@ -15,12 +15,13 @@ def update_best(run: Run, found: EvalResult) -> None:
 
 
 def should_save(run: Run) -> bool:
-    """Whether this step's evaluation is the best one, whose checkpoint is to be kept, and not on the disk."""
+    """True if this step's evaluation is the best one and its checkpoint, which is to be kept, is not yet on the
+    disk."""
     state = run.state
     return run.config.checkpoint.keep_best and state.best_step == state.step and run.saver.saved_at != state.step
 
 
 def patience_exhausted(run: Run) -> bool:
-    """Whether too many evaluations in a row were no better."""
+    """True if the last `stop.patience` evaluations brought no improvement."""
     patience, best = run.config.stop.patience, run.state.best_step
     return patience is not None and best is not None and run.state.step - best >= patience * run.config.eval.every_steps

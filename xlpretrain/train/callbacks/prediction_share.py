@@ -37,7 +37,7 @@ class PredictionCounter:
         self.step = sum(map(self._count, batches), _zeros())
 
     def metrics(self, *, is_last: bool, warn: Callable[[str], None]) -> Metrics:
-        """Of the step that was counted last, over all ranks; each of them calls it. Warns once."""
+        """Metrics of the last counted step, over all ranks; each of them calls it. Warns once."""
         if self.objective.predicted_share is None:
             return {}
         step = np.array(distributed.all_reduce_sum(self.step.tolist())).astype(np.int64)

@@ -32,7 +32,7 @@ class Probe:
 
     @classmethod
     def from_config(cls, run: RunConfig, data: DataSplits) -> Probe | None:
-        """What `eval.probe` of a run asks for, checked. Raises `ConfigError` and `DataError`."""
+        """The probe that `eval.probe` of a run defines, validated. Raises `ConfigError` and `DataError`."""
         probe = run.eval.probe
         if probe is None:
             return None

@@ -24,7 +24,7 @@ from xlpretrain.train.throughput import StepTimer
 
 
 def is_spike(loss: float, recent: Sequence[float], config: SpikeConfig) -> bool:
-    """Whether `loss` stands out from the losses of the steps before it."""
+    """True if `loss` stands out from the losses of the steps before it."""
     if config.threshold is None or len(recent) < config.window:
         return False
     return loss > statistics.median(recent) + config.threshold
@@ -39,7 +39,7 @@ def local_loss(run: Run, sums: Mapping[str, Tensor], counts: Mapping[str, int]) 
 
 
 def detect_spike(run: Run, loss: float) -> bool:
-    """Whether the last step's loss, of all ranks, is a spike; if it is not, it counts for those to come."""
+    """True if the last step's loss, over all ranks, is a spike; otherwise it joins the losses to compare with."""
     spike, recent = run.config.spike, run.state.recent_losses
     if spike.threshold is None or run.last_losses is None:
         return False
@@ -53,7 +53,7 @@ def detect_spike(run: Run, loss: float) -> bool:
 
 
 def roll_back(run: Run) -> None:
-    """To the newest checkpoint from before the spike of the last step, and on without the data around it.
+    """Roll back to the newest checkpoint from before the spike of the last step, and skip the data around it.
 
     Every rank calls it, with no save in flight, and saves afterwards: what is left out lies in every checkpoint.
     Raises `TrainingError` if that was done too often.
