@@ -241,7 +241,7 @@ def test_lengths_do_not_tell_next_sentence_labels(corpus: str, seq_len: int, req
 def test_the_pairs_of_earlier_versions_are_guessed_from_their_lengths(python_docs: TokenDataset):
     """So the guesses of the tests around this one would find what they look for."""
     guessed, commoner = guessed_from_lengths(all_rows(python_docs, replace(NSP, nsp_pairs="exchanged")), epochs=2)
-    assert guessed > commoner + 0.04
+    assert guessed > commoner + 0.03
 
 
 @pytest.mark.full
