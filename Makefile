@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks house clean
 
-help:           ## what there is
+help:           ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 setup: $(VENV)/.installed  ## make .venv and install xlpretrain into it
@@ -23,40 +23,40 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: setup  ## build a dataset, train a small Transformer-XL on it, and sum up
+quickstart: setup  ## build a dataset, train a small Transformer-XL on it, and print a summary
 	$(BIN)/xlpretrain data build configs/quickstart_data.yaml
 	$(BIN)/xlpretrain train configs/quickstart.yaml
 	$(BIN)/xlpretrain report runs/quickstart
 
 test: $(VENV)/.installed-dev  ## the tests that need nothing but Python (under 5 minutes)
-	$(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests share what they build
+	$(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder  # the tests of a file share what they build
 
-test-slurm: $(VENV)/.installed-dev  ## those that need a Slurm cluster (under 8 minutes); it boots one
-	$(PYTEST) -m "slurm and not full" -rs  # it says why any of them is skipped
+test-slurm: $(VENV)/.installed-dev  ## the tests that need a Slurm cluster (under 8 minutes); they boot one
+	$(PYTEST) -m "slurm and not full" -rs  # shows why any of them is skipped
 
-test-full: $(VENV)/.installed-dev  ## everything: matrices, kills, long runs (under 60 minutes)
+test-full: $(VENV)/.installed-dev  ## all tests, with matrices, kills and long runs (under 60 minutes)
 	$(PYTEST) -m "slurm and full" -rs
 	$(PYTEST) -m "not slurm" --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 3000 -rs
 
-torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, none differ in a bit (15 minutes)
+torture: $(VENV)/.installed-dev  ## kill a run 100 times; no step may be lost, no bit may differ (15 minutes)
 	$(BIN)/python tests/support/torture.py
 
-check: $(VENV)/.installed-dev  ## style, types, and who may import whom
+check: $(VENV)/.installed-dev  ## style, types, and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## training steps against transformers', into docs/benchmarks.md (goes on where it was)
+bench: $(VENV)/.installed-dev  ## training steps against transformers', into docs/benchmarks.md (resumes where it was)
 	$(BIN)/python -W ignore benchmarks/compare.py
 
-bench-short: $(VENV)/.installed-dev  ## the same with tiny models, once: only that it runs
+bench-short: $(VENV)/.installed-dev  ## the same with tiny models, once: only to see that it runs
 	$(BIN)/python -W ignore benchmarks/compare.py --short
 
-bench-loop: $(VENV)/.installed-dev  ## what loops cost around the model, ours and transformers' (after make quickstart)
+bench-loop: $(VENV)/.installed-dev  ## the cost of the loop around the model, ours and transformers' (after make quickstart)
 	$(BIN)/python -W ignore benchmarks/loop.py
 
-bench-ranks: $(VENV)/.installed-dev  ## what two processes gain over one, with ZeRO-1 and with torch's DDP
+bench-ranks: $(VENV)/.installed-dev  ## speedup of two processes over one, with ZeRO-1 and with torch's DDP
 	$(BIN)/python -W ignore benchmarks/ranks.py
 
 house: $(VENV)/.installed-dev  ## measure the floor plan: files per level, layers, cycles, files that a batch crosses

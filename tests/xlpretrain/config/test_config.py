@@ -122,7 +122,7 @@ def test_rows_with_more_segments_than_the_model_has_are_refused(tiny_dataset: Pa
         objective={"type": "masked_lm", "seq_len": 16, "sentence_task": task},
     )
     if refused:
-        expected = "model.num_segments  must be at least 2, for these rows, got 1"
+        expected = "model.num_segments  must be at least 2, for these samples, got 1"
         assert expected in refusal(data_rules.validate_data, config, train, 1)
     else:
         data_rules.validate_data(config, train, 1)

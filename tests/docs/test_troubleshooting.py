@@ -1,40 +1,28 @@
-"""Messages that docs/troubleshooting.md quotes are those of the code."""
+"""Messages that docs/troubleshooting.md and docs/slurm.md quote are those of the code."""
 
 from __future__ import annotations
 
-import ast
 import re
 
+import documentation
 from repository import ROOT
 
 OF_OTHERS = ("RuntimeError: ", "torch.OutOfMemoryError: ", "not UTF-8", "AuthenticationError")
 """Quotes that are, or begin with, messages of other programs, or whose text is put together at run time."""
 
 
-def source() -> str:
-    """All strings of the code in a row, with a space for each value that is put in."""
-    texts = []
-    for program in ("xlpretrain", "launcher", "data_pipelines"):
-        for path in sorted((ROOT / program).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    texts.append("".join(str(p.value) if isinstance(p, ast.Constant) else " " for p in node.values))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    texts.append(node.value)
-    return " ".join(re.sub(r"\W+", " ", text) for text in texts)
-
-
 def quoted_messages() -> list[str]:
-    """The bold quotes at the beginnings of entries."""
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    """The bold quotes at the beginnings of entries, and those in the first column of the table in slurm.md."""
+    page, slurm = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("troubleshooting.md", "slurm.md"))
     entries = re.findall(r"^\*\*(.+?)\*\*", page, flags=re.MULTILINE | re.DOTALL)
+    entries += re.findall(r"^\| ([^|]+)", slurm.partition("| message |")[2], flags=re.MULTILINE)
     quotes = [quote for entry in entries for quote in re.findall(r"(`+)(.+?)\1", entry, flags=re.DOTALL)]
     return [" ".join(text.split()) for _, text in quotes if len(text.split()) > 6]
 
 
 def test_every_quoted_message_is_one_of_ours():
     """Values stand between the words of a message, so that three words in a row are looked for, anywhere in it."""
-    code = source()
+    code = " ".join(re.sub(r"\W+", " ", text) for text in documentation.texts_of_code())
     messages = [message for message in quoted_messages() if not any(text in message for text in OF_OTHERS)]
     assert len(messages) > 20
     for message in messages:
