@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # torch takes seconds
     from xlpretrain.config.run_config import RunConfig
 
 
-def say_if_finished(config: RunConfig) -> bool:
+def print_if_finished(config: RunConfig) -> bool:
     """Report a finished run, for which another attempt would do nothing. Returns whether it is finished."""
     told = outcome.nothing_left(
         config.folder,

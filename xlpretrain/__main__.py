@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import signal
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, exit_ran
 from xlpretrain.run_dir import rank_log
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
+from xlpretrain.run_dir.lease import LAUNCH_ID_ENV
 from xlpretrain.run_dir.outcome import code_of_rank
 from xlpretrain.run_dir.stop import block_signals
 from xlpretrain.run_dir.watchdog import LAUNCHER, Watchdog
@@ -35,8 +37,11 @@ def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
     parser.add_argument(
         "--allow-recipe-change", action="store_true", help="let a resumed run change optimizer and schedule"
     )
-    parser.add_argument("--take-over", action="store_true", help="take the run away from a start that seems alive")
+    parser.add_argument("--force-takeover", action="store_true", help="take over a run that a process seems to own")
+    parser.add_argument("--take-over", action="store_true", help=argparse.SUPPRESS)  # its former name
     options = parser.parse_args(arguments)
+    if options.take_over and os.environ.get("RANK", "0") == "0":
+        print("warning: --take-over is now --force-takeover; the next version no longer knows it", file=sys.stderr)
     if keep_log and (known := os.environ.get(rank_log.RUN)):
         rank_log.copy_to(RunDir(Path(known)).rank_log(int(os.environ["RANK"])))
     try:
@@ -44,7 +49,7 @@ def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
             options.config,
             options.overrides,
             allow_recipe_change=options.allow_recipe_change,
-            take_over=options.take_over,
+            take_over=options.force_takeover or options.take_over,
             keep_log=keep_log,
         )
     except XLPretrainError as error:
@@ -67,7 +72,7 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
                 device=device,
                 allow_recipe_change=allow_recipe_change,
                 take_over=take_over,
-                launch_id=os.environ.get("XLPRETRAIN_LAUNCH_ID", ""),
+                launch_id=os.environ.get(LAUNCH_ID_ENV, ""),
                 watchdog=watchdog,
             )
             if keep_log:

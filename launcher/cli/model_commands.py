@@ -1,15 +1,15 @@
-"""The commands for a model that is trained: take it elsewhere, or put it to use."""
+"""Arguments of the commands that use or convert a trained model. Torch-free."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from launcher.cli import actions
 from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
-from xlpretrain.run_dir.layout import RunDir
+from launcher.local.options import StartOptions
 
 app = typer.Typer()
 
@@ -26,16 +26,13 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    from xlpretrain.hub.export import export
-
-    loader = export(RunDir(run).check_exists(), to, step=step, force=force)
-    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+    actions.models.export(run, to, step=step, force=force)
 
 
 @app.command("import")
 def import_model(
     source: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Model folder or file.", show_default=False)],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run folder.", show_default=False)],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the run folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -54,14 +51,7 @@ def import_model(
     ] = None,
 ) -> None:
     """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
-    from xlpretrain.hub.import_model import import_model
-
-    folder, notes = import_model(
-        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=overrides or []
-    )
-    for note in notes:
-        print(note)
-    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+    actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
 
 
 @app.command()
@@ -87,33 +77,30 @@ def generate(
     mem_len: Annotated[
         int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
     ] = None,
-    on: Annotated[bool, typer.Option("--on", help="Continue past the end-of-document symbol.")] = False,
+    ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
-    import xlpretrain
-
-    if prompt is None:
-        prompt = sys.stdin.read().rstrip("\n")
-    text = xlpretrain.load(run, step=step).generate(
+    actions.models.generate(
+        run,
         prompt,
+        step=step,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
         mem_len=mem_len,
-        stop=not on,
+        stop=not ignore_eod,
     )
-    print(prompt + text)
 
 
 @app.command()
 def score(
     run: RunPath,
-    data: Annotated[
+    texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
+        typer.Option("--input", metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
     ] = None,
     pairs: Annotated[
         bool,
@@ -133,11 +120,9 @@ def score(
     step: Step = None,
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
-    import xlpretrain
-    from launcher.cli.score import score
-
-    loaded = xlpretrain.load(run, step=step)
-    score(loaded, data, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to)
+    actions.score.score(
+        run, texts, step=step, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to
+    )
 
 
 @app.command()
@@ -149,7 +134,7 @@ def finetune(
     name: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
+            "--name", metavar="NAME", help="Name of the run folder (default: RUN-finetuned).", show_default=False
         ),
     ] = None,
     text: Annotated[
@@ -166,21 +151,17 @@ def finetune(
     take_over: TakeOver = False,
 ) -> None:
     """Make a classifier of texts, or of pairs of texts, from a run. The same command again goes on where it was."""
-    from launcher.cli.finetune import finetune
-
-    code = finetune(
-        RunDir(run).check_exists(),
+    code = actions.finetune.finetune(
+        run,
         train=train,
         valid=valid,
-        name=name or f"{run.resolve().name}-finetuned",
+        name=name,
         text=tuple(text or ()),
         label=label,
         overrides=overrides or [],
         num_seeds=seeds,
         runs_dir=runs_dir,
-        num_processes=num_processes,
-        max_restarts=max_restarts,
-        take_over=take_over,
+        options=StartOptions(num_processes, max_restarts, take_over=take_over),
     )
     raise typer.Exit(code)
 
@@ -188,9 +169,9 @@ def finetune(
 @app.command()
 def predict(
     run: RunPath,
-    data: Annotated[
+    texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
+        typer.Option("--input", metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
     ] = None,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
@@ -198,7 +179,4 @@ def predict(
     step: Step = None,
 ) -> None:
     """Classify new texts; where the file has labels, say how good that is."""
-    import xlpretrain
-    from launcher.cli.finetune import predict
-
-    predict(xlpretrain.load(run, step=step), data, to)
+    actions.finetune.predict(run, texts, to, step=step)

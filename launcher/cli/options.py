@@ -44,7 +44,8 @@ Nodes = Annotated[
 TakeOver = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Take over a run that another process still appears to own; that process will exit."
+        "--force-takeover",
+        help="Take over a run that another process still appears to own; that process will exit.",
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]

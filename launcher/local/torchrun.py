@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 from launcher.local.interrupts import Interrupts
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_dir.lease import Process
@@ -58,8 +62,6 @@ class Ended:
 
 def default_num_processes(num_streams: int) -> int:
     """One per GPU; without any, two on two cores or more. Never more than there are streams."""
-    import torch
-
     gpus = torch.cuda.device_count()
     return min(num_streams, gpus or min(2, len(os.sched_getaffinity(0))))
 
@@ -99,23 +101,17 @@ class _Agent(threading.Thread):
 
     def run(self) -> None:
         try:
-            from torch.distributed.run import main  # its loggers, which are then known
-
             with _held_back(self._said):
-                main(self._arguments)
+                torchrun.main(self._arguments)
         except BaseException as error:  # SystemExit, too: of its parser of options
             self._raised = error
 
     def ended(self, first_signal: int) -> Ended:
         """The outcome. Raises `LaunchError`, after printing its output, if torchrun failed and not a rank."""
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
         if isinstance(self._raised, ChildFailedError):
             rank, failure = self._raised.get_first_failure()
             return Ended(int(failure.exitcode), int(rank), first_signal)
         if self._raised is not None:
-            import torch
-
             sys.stderr.write(self._said.getvalue())
             why = f"{type(self._raised).__name__}: {self._raised}"
             raise LaunchError(

@@ -6,13 +6,14 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import xlpretrain
-from launcher.finished import say_if_finished
+from launcher.finished import print_if_finished
 from launcher.local import torchrun
+from launcher.local.options import StartOptions
 from launcher.local.torchrun import Ended
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
@@ -26,77 +27,73 @@ from xlpretrain.tracking.console import outlive_console
 from xlpretrain.train.setup import resolve_run
 
 
-def start_training(
-    settings: RunConfig,
-    num_processes: int | None,
-    *,
-    allow_recipe_change: bool,
-    max_restarts: int,
-    take_over: bool,
-    stopped_before: bool = False,
-) -> int:
+def start_training(settings: RunConfig, options: StartOptions, *, stopped_before: bool = False) -> int:
     """Check everything, then start the ranks on the resolved configuration. Returns the exit code.
 
-    stopped_before: the user's wish to stop is over.
+    stopped_before: an earlier `xlpretrain stop` no longer holds.
     """
     outlive_console()
-    num_processes = num_processes or torchrun.default_num_processes(settings.global_batch_size)
-    settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=allow_recipe_change)
+    num_processes = options.num_processes or torchrun.default_num_processes(settings.global_batch_size)
+    settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=options.allow_recipe_change)
     folder = settings.folder
     if stopped_before:
         folder.stop_file.unlink(missing_ok=True)
     outcome.refuse_if_stopped(folder)
-    if say_if_finished(settings):
+    if print_if_finished(settings):
         code = FINISHED
     else:
-        options = ["--allow-recipe-change"] if allow_recipe_change else []
         with tempfile.TemporaryDirectory(prefix="xlpretrain-") as place:
             resolved = Path(place) / f"{settings.name}.yaml"
             resolved.write_text(schema.dump(settings), encoding="utf-8")
-            code = _run(
-                [*options, str(resolved)],
-                settings,
-                num_processes=num_processes,
-                take_over=take_over,
-                max_restarts=max_restarts,
-            )
+            code = _run(resolved, settings, replace(options, num_processes=num_processes))
     if code == FINISHED and isinstance(data.valid, LabelledDataset):
         print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
     return code
 
 
-def _run(
-    arguments: Sequence[str], settings: RunConfig, *, num_processes: int, take_over: bool, max_restarts: int
-) -> int:
-    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another start has the run.
+def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
+    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another process has the run.
 
-    After a crash it starts again, up to `max_restarts` times and as long as that brings new checkpoints; never after
-    a signal to this process, nor against the user's wish or another start of the run.
+    A crashed run restarts up to `max_restarts` times, as long as attempts write new checkpoints; it does not restart
+    after a signal to this process, a user stop, or if another process has taken the run over.
+
+    Args:
+        config: file with the resolved configuration, for the ranks.
+        settings: the same configuration.
+        options: with the number of processes known.
     """
+    num_processes, max_restarts = options.num_processes, options.max_restarts
+    assert num_processes is not None
+    arguments = [*(["--allow-recipe-change"] if options.allow_recipe_change else []), str(config)]
     folder = settings.folder
-    os.environ["XLPRETRAIN_LAUNCH_ID"] = launch_id = secrets.token_hex(8)
+    os.environ[lease.LAUNCH_ID_ENV] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 looks again, and takes it; here, the answer comes at once.
-    since = lease.check_available(folder.lease, launch_id=launch_id, take_over=take_over)
-    in_vain = restarts = 0
+    since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
+    attempts_without_progress = restarts = 0
     while True:
         job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
         before = outcome.saved(folder)
         ended = torchrun.launch(
             "xlpretrain",
-            ["--take-over", *arguments] if take_over and not restarts else arguments,
+            ["--force-takeover", *arguments] if options.take_over and not restarts else arguments,
             num_processes=num_processes,
             grace_s=settings.stop.grace_s,
             cost=lambda: outcome.cost_of_ending(folder),
         )
         found = _judge(folder, ended, launch_id=launch_id, since=since)
-        in_vain = 0 if outcome.made_progress(folder, before=before) else in_vain + 1
-        if found.ended != "crashed":
-            if found.ended in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
+        attempts_without_progress = 0 if outcome.made_progress(folder, before=before) else attempts_without_progress + 1
+        if found.outcome != "crashed":
+            if found.outcome in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
                 _tell(folder, f"error: {folder.path}: {found.message}")
             return found.code
         crash = f"the run crashed after step {_step(folder)}: {found.message.removeprefix('crashed: ')}"
-        why = outcome.why_no_more(restarts=restarts, limit=max_restarts, limit_name="--max-restarts", in_vain=in_vain)
+        why = outcome.stop_reason(
+            restarts=restarts,
+            limit=max_restarts,
+            limit_name="--max-restarts",
+            attempts_without_progress=attempts_without_progress,
+        )
         if ended.signal:
             why = "it was sent a signal"
         if why is not None:
@@ -114,7 +111,7 @@ def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdi
         status = folder.read_status()
     log = folder.rank_log(ended.rank)
     words = job_log.last_words(log)
-    return outcome.judge(
+    return outcome.classify_exit(
         status if status is not None and status.launch_id == launch_id else None,
         exit_code=ended.exit_code,
         lost=lease.is_lost(folder.lease, launch_id=launch_id, since=since),

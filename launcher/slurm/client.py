@@ -45,7 +45,7 @@ class JobState:
     ends_at: float | None = None
 
     @classmethod
-    def description(cls, state: str, *, reason: str, nodes: str, ends: str) -> JobState:
+    def parse(cls, state: str, *, reason: str, nodes: str, ends: str) -> JobState:
         """From Slurm's words."""
         try:
             ends_at = datetime.fromisoformat(ends).timestamp()
@@ -134,13 +134,6 @@ def cluster_name() -> str:
     return found[1] if found else ""
 
 
-def expand_nodes(nodes: str) -> list[str]:
-    """The names in a list such as node[1-3]."""
-    from submitit.slurm.slurm import _parse_node_list
-
-    return [str(name) for name in _parse_node_list(nodes)]
-
-
 @contextmanager
 def clean_environment() -> Iterator[None]:
     """Without what a job that this process runs in would hand on to one that it submits."""
@@ -161,9 +154,7 @@ def _squeue(job_ids: Sequence[str]) -> dict[str, JobState] | None:
     if said is None:
         return None
     rows = (line.split("|", 4) for line in said.splitlines())
-    return {
-        row[0]: JobState.description(row[1], reason=row[4], nodes=row[2], ends=row[3]) for row in rows if len(row) == 5
-    }
+    return {row[0]: JobState.parse(row[1], reason=row[4], nodes=row[2], ends=row[3]) for row in rows if len(row) == 5}
 
 
 def _scontrol(job_ids: Sequence[str]) -> dict[str, JobState] | None:
@@ -176,7 +167,7 @@ def _scontrol(job_ids: Sequence[str]) -> dict[str, JobState] | None:
         # Of a whole array come all elements; of one that waits, the line for all that do.
         own = [one for one in found if job == f"{one.get('ArrayJobId')}_{one.get('ArrayTaskId')}"] or found
         for one in own[:1]:
-            states[job] = JobState.description(
+            states[job] = JobState.parse(
                 one.get("JobState", ""),
                 reason=one.get("Reason", ""),
                 nodes=one.get("NodeList", ""),
@@ -199,9 +190,7 @@ def _sacct(job_ids: Sequence[str]) -> dict[str, JobState] | None:
     rows = (line.split("|") for line in said.splitlines())
     # "CANCELLED by 1000"
     return {
-        row[0]: JobState.description(row[1].split(" ")[0], reason="", nodes=row[2], ends="")
-        for row in rows
-        if len(row) == 3
+        row[0]: JobState.parse(row[1].split(" ")[0], reason="", nodes=row[2], ends="") for row in rows if len(row) == 3
     }
 
 

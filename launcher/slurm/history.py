@@ -12,11 +12,14 @@ from xlpretrain.run_dir.outcome import Verdict
 def stop_reason(
     events: Sequence[AttemptStart | AttemptEnd], *, restart: int, max_requeues: int, verdict: Verdict
 ) -> str | None:
-    """The reason why a run that would go on must not; None if it may. events: those of this start included."""
+    """The reason why a run that would restart must not; None if it may. events: those of this attempt included."""
     events = since_submitted(events)
     restart = max(restart, sum(isinstance(event, AttemptStart) for event in events) - 1)
-    why = outcome.why_no_more(
-        restarts=restart, limit=max_requeues, limit_name="max_requeues", in_vain=attempts_without_progress(events)
+    why = outcome.stop_reason(
+        restarts=restart,
+        limit=max_requeues,
+        limit_name="max_requeues",
+        attempts_without_progress=attempts_without_progress(events),
     )
     return why and f"{why}; the last start {verdict.message}"
 
@@ -38,19 +41,19 @@ def made_progress(start: AttemptStart, end: AttemptEnd) -> bool:
 
 
 def attempts_without_progress(events: Sequence[AttemptStart | AttemptEnd]) -> int:
-    """The number of last starts in a row that asked for another one without a new checkpoint.
+    """Count the last attempts in a row that asked for another one without a new checkpoint.
 
-    A start without an end was taken by Slurm (preemption, a lost node), which says nothing against the run.
+    An attempt without an end was ended by Slurm (preemption, a lost node), which says nothing against the run.
     """
-    in_vain = 0
+    count = 0
     began: AttemptStart | None = None
     for event in events:
         if isinstance(event, AttemptStart):
             began = event
         elif began is not None:
             if made_progress(began, event):
-                in_vain = 0
+                count = 0
             elif event.outcome in ("requeued", "failed"):
-                in_vain += 1
+                count += 1
             began = None
-    return in_vain
+    return count

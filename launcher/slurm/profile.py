@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from xlpretrain import schema
+from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.schema import Problem, Section
 
 ONE_LINERS = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "cpus_per_task", "mem", "time")
@@ -27,8 +30,6 @@ _OWN_KEYS = {
 }  # fmt: skip
 _OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRET_NAME = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-"""Pattern of names of environment variables that hold a secret."""
 _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -123,7 +124,7 @@ class ClusterConfig(Section):
         for name, value in self.env.items():
             if not _VARIABLE.fullmatch(name):
                 yield f"env.{name}", "not a name of an environment variable"
-            if SECRET_NAME.search(name):
+            if is_secret_name(name):
                 yield (
                     f"env.{name}",
                     "looks like a secret; export it where you run submit: your environment goes along, into no file",
@@ -161,3 +162,13 @@ class ClusterConfig(Section):
     def num_tasks(self) -> int:
         """Ranks on a node."""
         return self.tasks_per_node or self.num_gpus or 1
+
+
+def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
+    """Read a site profile. Raises `ConfigError` with every mistake.
+
+    nodes: number or range of nodes, in place of the profile's.
+    """
+    # A key with nothing but comments below it keeps its default.
+    data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
+    return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))

@@ -6,6 +6,7 @@ job.json       the last job it was submitted as
 starts.jsonl   one line per start of the run and per end of one, over all jobs
 excluded       nodes that failed a health check, one a line
 code.json      checksums of the run's copy of the code
+exit_code      exit code of rank 0 in the last attempt
 submitit/      what submitit needs
 
 Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
@@ -113,6 +114,11 @@ class SlurmFolder:
     def code(self) -> Path:
         """The checksums of the run's copy of the code."""
         return self.path / "code.json"
+
+    @property
+    def exit_code(self) -> Path:
+        """Exit code of rank 0. That of srun may be another rank's, which was ended because rank 0 had left."""
+        return self.path / "exit_code"
 
     @property
     def submitit(self) -> Path:

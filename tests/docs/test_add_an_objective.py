@@ -23,7 +23,7 @@ from launcher.cli.main import main
 sys.stderr = sys.stdout
 for command, code in {{
     "export runs/lookahead --to out": 2,
-    "score runs/lookahead --data texts.txt": 2,
+    "score runs/lookahead --input texts.txt": 2,
     "generate runs/lookahead --prompt A": 2,
     "report runs/lookahead": 0,
 }}.items():

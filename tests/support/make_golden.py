@@ -169,7 +169,7 @@ def make_classifier(name: str) -> None:
         (ROOT / f"labelled_{split}.jsonl").write_text("".join(lines))
     run(
         "finetune", ROOT / "runs" / "bert_plain_bf16_2", "--train", ROOT / "labelled_train.jsonl",
-        "--valid", ROOT / "labelled_valid.jsonl", "--as", name, "--runs-dir", ROOT / "runs", f"max_steps={STEPS}",
+        "--valid", ROOT / "labelled_valid.jsonl", "--name", name, "--runs-dir", ROOT / "runs", f"max_steps={STEPS}",
         "engine.type=plain", "engine.precision=fp32", "log.every_steps=1", f"checkpoint.every_steps={STEPS}",
         "checkpoint.keep=1", "schedule.total_steps=20", "stop.patience=100", f"eval.every_steps={STEPS}",
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from xlpretrain.config.sections import EvalConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import EngineConfig
 from xlpretrain.errors import ConfigError
+from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.models import AnyModel
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import AnyObjective
@@ -25,8 +25,6 @@ from xlpretrain.run_dir.layout import NAME, RunDir
 from xlpretrain.run_dir.watchdog import WatchdogConfig
 from xlpretrain.schema import Problem, Section
 from xlpretrain.tracking.trackers import LogConfig, WandbConfig
-
-_SECRET = re.compile(r"(api_?key|token|secret|password)$", re.IGNORECASE)
 
 
 class RunConfig(Section):
@@ -128,7 +126,7 @@ def refuse_secrets(data: dict[str, Any], source: str) -> None:
     found = [
         (key, "looks like a secret; give it by the environment (WANDB_API_KEY)")
         for key in _flatten(data)
-        if _SECRET.search(key)
+        if is_secret_name(key)
     ]
     if found:
         raise ConfigError(schema.format_problems(source, found))

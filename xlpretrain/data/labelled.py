@@ -121,10 +121,10 @@ def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Check that a classifier can be trained on one and evaluated on the other. Raises `DataError`."""
     known = set(train.labels)
     if len(known) < 2:
-        raise DataError(f"{train.path}: all of its samples have the label {known.pop()!r}; at least two are needed")
+        raise DataError(f"{train.path}: all of its rows have the label {known.pop()!r}; at least two are needed")
     strange = Counter(label for label in (valid.labels if valid else ()) if label not in known)
     if valid is not None and strange:
-        found = ", ".join(f"{label!r} ({count:,} samples)" for label, count in sorted(strange.items()))
+        found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))
         raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
 
 

@@ -43,7 +43,7 @@ class Table:
 def refuse_same_file(data: Path | None, to: Path | None) -> None:
     """Raise `DataError` if the file that is to be written is the one that is read."""
     if data is not None and to is not None and data.exists() and to.exists() and data.samefile(to):
-        raise DataError(f"{to}: is the file that is read (--data); name another one to write (--to)")
+        raise DataError(f"{to}: is the file that is read (--input); name another one to write (--to)")
 
 
 def read_table(path: Path | None, *, columns: Sequence[str] = ()) -> Table:

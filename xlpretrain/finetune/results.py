@@ -50,7 +50,7 @@ def finetune_config(
     place = {"name": name, "runs_dir": str(runs_dir)}
     changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides)
     if any(changed[key] != value for key, value in place.items()):
-        raise ConfigError("name, runs_dir: say them with --as and --runs-dir")
+        raise ConfigError("name, runs_dir: give them with --name and --runs-dir")
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 

@@ -52,7 +52,7 @@ def import_model(
     """
     folder = RunDir(runs_dir / name)
     if os.path.lexists(folder.path):
-        raise LaunchError(f"{folder.path}: is there already; choose another name (--as)")
+        raise LaunchError(f"{folder.path}: exists already; choose another name (--name)")
     foreign = read_external_model(source)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)

@@ -23,6 +23,8 @@ from typing import NamedTuple, NoReturn
 from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.file_system.atomic_files import is_temporary
 
+LAUNCH_ID_ENV = "XLPRETRAIN_LAUNCH_ID"
+"""Environment variable by which a launcher gives its ranks the id that a lease is acquired with."""
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
 """Age of a heartbeat, in seconds, from which another attempt may take over the run."""
@@ -143,7 +145,7 @@ def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
     who = f"on {owner.host} (process {owner.process.pid}, heartbeat {age:.0f} s ago)" if owner else f"({age:.0f} s ago)"
     raise LaunchError(
         f"{folder.parent}: is in use {who}; `xlpretrain stop {folder.parent}` ends it. If that process is gone, wait"
-        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, --take-over takes the run away from it"
+        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, --force-takeover takes the run over"
     )
 
 

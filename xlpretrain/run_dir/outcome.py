@@ -14,7 +14,7 @@ from xlpretrain.checkpoint.files import MANIFEST, list_checkpoints, parse_step
 from xlpretrain.errors import FENCED, FINISHED, STOPPED_EARLY, USER_ERROR, ConfigError
 from xlpretrain.run_dir.layout import RunDir, Status
 
-MAX_IN_VAIN = 2
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 2
 """Starts in a row without a new checkpoint after which a run is not started again."""
 TAKEN_OVER = "another start of the run has taken over"
 STOPPED_BY_USER = "stopped by its user"
@@ -27,17 +27,19 @@ Saved = frozenset[tuple[int, int]]
 class Verdict:
     """The outcome of an attempt. code: the exit code for the user. message: the reason, unless the run is finished."""
 
-    ended: Literal["finished", "stopped", "failed", "fenced", "crashed"]
+    outcome: Literal["finished", "stopped", "failed", "fenced", "crashed"]
     code: int
     message: str = ""
 
     @property
-    def go_on(self) -> bool:
+    def should_restart(self) -> bool:
         """True if another attempt would continue the run."""
-        return self.ended == "crashed" or (self.ended == "stopped" and self.message != STOPPED_BY_USER)
+        return self.outcome == "crashed" or (self.outcome == "stopped" and self.message != STOPPED_BY_USER)
 
 
-def judge(status: Status | None, *, exit_code: int | None, lost: bool, stop_file: bool, last_words: str) -> Verdict:
+def classify_exit(
+    status: Status | None, *, exit_code: int | None, lost: bool, stop_file: bool, last_words: str
+) -> Verdict:
     """Decide how an attempt ended.
 
     status: as this start left it; None if it wrote none. exit_code: of rank 0, or of the first rank that failed; None
@@ -70,16 +72,16 @@ def code_of_rank(code: int, *, parent_knows: bool) -> int:
     return FINISHED if code == STOPPED_EARLY and not parent_knows else code
 
 
-def why_no_more(*, restarts: int, limit: int, limit_name: str, in_vain: int) -> str | None:
+def stop_reason(*, restarts: int, limit: int, limit_name: str, attempts_without_progress: int) -> str | None:
     """The reason why a run that would go on must not be started again; None if it may.
 
-    restarts: how often it was. in_vain: its last starts in a row that made no checkpoint.
+    restarts: how often it was. attempts_without_progress: its last starts in a row that made no checkpoint.
     """
     if restarts >= limit:
         times = "once" if restarts == 1 else f"{restarts} times"
         return f"was started again {times}, which is {limit_name}" if restarts else f"{limit_name} is 0"
-    if in_vain >= MAX_IN_VAIN:
-        return f"{MAX_IN_VAIN} starts in a row brought no new checkpoint"
+    if attempts_without_progress >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+        return f"{MAX_ATTEMPTS_WITHOUT_PROGRESS} starts in a row brought no new checkpoint"
     return None
 
 

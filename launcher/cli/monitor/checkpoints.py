@@ -1,4 +1,4 @@
-"""The command `xlpretrain checkpoints`: what a run has saved, and whether it is whole."""
+"""The table of `xlpretrain checkpoints`: what a run has saved, and which of it is damaged. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.cli.monitor.units import format_bytes, format_duration
 from xlpretrain.checkpoint.files import (
     ABANDONED,
     DAMAGED,
@@ -20,8 +21,8 @@ from xlpretrain.checkpoint.files import (
 
 
 @dataclass(frozen=True)
-class Row:
-    """The columns of a checkpoint in the table."""
+class CheckpointRow:
+    """A line of the table."""
 
     name: str
     age: str
@@ -31,15 +32,15 @@ class Row:
 
 
 def show(checkpoints: Path, *, verify: bool) -> bool:
-    """Print a line for each checkpoint, newest first. Returns whether all that a run may go on from are whole.
+    """Print a line for each checkpoint, newest first. Returns False if one that a run may resume from is damaged.
 
-    verify: read them whole (abandoned ones too), instead of only comparing their files' lengths with the manifest.
+    verify: read every byte (of abandoned ones too), instead of only comparing the lengths of files with the manifest.
     """
     if not list_checkpoints(checkpoints):
         print(f"{checkpoints}: no checkpoints")
     check, sound = (verify_whole, "whole") if verify else (open_manifest, "")
     all_whole = True
-    rows = [Row("checkpoint", "age", "size", "made with", "state")]
+    rows = [CheckpointRow("checkpoint", "age", "size", "made with", "state")]
     for kind, folders in (
         ("", list_checkpoints(checkpoints)),
         (ABANDONED, list_quarantined(checkpoints, ABANDONED)),
@@ -63,29 +64,14 @@ def show(checkpoints: Path, *, verify: bool) -> bool:
     return all_whole
 
 
-def _row(folder: Path, name: Path, state: str) -> Row:
+def _row(folder: Path, name: Path, state: str) -> CheckpointRow:
     files = [path.stat() for path in folder.iterdir() if path.is_file()]
-    size = _size(sum(file.st_size for file in files))
+    size = format_bytes(sum(file.st_size for file in files))
     try:
         made = CheckpointManifest.read(folder).layout
-        age = _age(time.time() - (folder / MANIFEST).stat().st_mtime)
+        age = format_duration(time.time() - (folder / MANIFEST).stat().st_mtime)
     except (DamagedError, OSError):
-        return Row(str(name), "?", size, "?", state)
+        return CheckpointRow(str(name), "?", size, "?", state)
     engine = f"ZeRO {made['zero_stage']}" if "zero_stage" in made else str(made["engine"])
     processes = "1 process" if made["world_size"] == 1 else f"{made['world_size']} processes"
-    return Row(str(name), age, size, f"{processes}, {engine}, {made['precision']}", state)
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} GB"
-
-
-def _age(seconds: float) -> str:
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return CheckpointRow(str(name), age, size, f"{processes}, {engine}, {made['precision']}", state)

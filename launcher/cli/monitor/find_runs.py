@@ -20,7 +20,7 @@ _MAX_DEPTH = 4
 _TAIL_BYTES = 1 << 17
 
 
-def find(folder: Path) -> list[RunDir]:
+def list_runs(folder: Path) -> list[RunDir]:
     """The runs in a folder and the folders in it, by name. Raises `LaunchError` if there is no such folder."""
     if not folder.is_dir():
         raise LaunchError(f"{folder}: no such folder; name the one that holds your runs: --runs-dir DIR")

@@ -57,10 +57,10 @@ def collect(folders: Sequence[RunDir]) -> list[RunStatus]:
     """Each of these runs; Slurm is asked once for all."""
     jobs = [_read_job(run) for run in folders]
     states = slurm.states_of([job.job_id for job in jobs if job is not None])
-    return [_look_at(run, job, states) for run, job in zip(folders, jobs, strict=True)]
+    return [_collect_one(run, job, states) for run, job in zip(folders, jobs, strict=True)]
 
 
-def _look_at(run: RunDir, job: Job | None, states: Mapping[str, JobState] | None) -> RunStatus:
+def _collect_one(run: RunDir, job: Job | None, states: Mapping[str, JobState] | None) -> RunStatus:
     status, rows, events = _read_status(run), find_runs.last_metrics(run), SlurmFolder.of(run).read_events()
     sign = lease.last_heartbeat(run.lease)
     heartbeat_s = max(0.0, time.time() - sign[1]) if sign and sign[1] else None

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from launcher.cli.monitor import find_runs, run_status
 from launcher.cli.monitor.run_status import RunStatus
+from launcher.cli.monitor.units import format_duration
 from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
 
 _STYLES = {"RUNNING": "green", "PENDING": "yellow", "COMPLETED": "blue", "local: running": "green"}
@@ -22,7 +23,7 @@ _WIDE = 240  # a file or a pipe shall have each run on one line
 
 def show_all(runs_dir: Path) -> None:
     """Print a line for each run below a folder. Raises `LaunchError` if there is no such folder."""
-    found = find_runs.find(runs_dir)
+    found = find_runs.list_runs(runs_dir)
     if not found:
         print(
             f"{runs_dir}: no runs; `xlpretrain train` and `xlpretrain submit` begin them, --runs-dir names another"
@@ -41,8 +42,8 @@ def show_all(runs_dir: Path) -> None:
             "" if view.share is None else f"{view.share:.0%}",
             "" if view.loss is None else f"{view.loss:.4g}",
             "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f}",
-            "" if view.left_s is None else _duration(view.left_s),
-            "" if view.heartbeat_s is None else _duration(view.heartbeat_s),
+            "" if view.left_s is None else format_duration(view.left_s),
+            "" if view.heartbeat_s is None else format_duration(view.heartbeat_s),
             str(view.restarts),
             view.host,
         )
@@ -74,12 +75,12 @@ def _facts(view: RunStatus) -> Table:
         where = f", on {nodes}" if nodes else f", {view.job.nodes} nodes asked for"
         add("job", f"{view.job.job_id} on {view.job.cluster}, submitted {_when(view.job.submitted_at)}{where}")
     share = "" if view.share is None else f" ({view.share:.1%})"
-    left = "" if view.left_s is None else f", {_duration(view.left_s)} of work left"
+    left = "" if view.left_s is None else f", {format_duration(view.left_s)} of work left"
     add("step", f"{_steps(view)}{share}{left}")
     valid = "" if view.valid_loss is None else f" (held out: {view.valid_loss:.5g})"
     add("loss", "" if view.loss is None else f"{view.loss:.5g}{valid}")
     add("speed", "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f} tokens/s")
-    add("heartbeat", "" if view.heartbeat_s is None else f"{_duration(view.heartbeat_s)} ago")
+    add("heartbeat", "" if view.heartbeat_s is None else f"{format_duration(view.heartbeat_s)} ago")
     add("restarts", str(view.restarts))
     if view.status is not None and view.host:
         num_ranks = view.status.world_size
@@ -139,13 +140,6 @@ def _steps(view: RunStatus) -> str:
 def _plain(name: str) -> str:
     """Without signs that would move the cursor or end the line."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
-
-
-def _duration(seconds: float) -> str:
-    for length, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {small}"
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _when(moment: float) -> str:

@@ -46,7 +46,7 @@ def addresses(head: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def pick(candidates: Sequence[str] = ()) -> str:
+def choose_address(candidates: Sequence[str] = ()) -> str:
     """The first of the candidates (default: of the environment) that this node can resolve. `LaunchError`: none."""
     candidates = candidates or os.environ[MASTERS].split()
     for address in candidates:
@@ -89,7 +89,6 @@ def _resolves(address: str) -> bool:
         return False
 
 
-LAUNCH_ID = "XLPRETRAIN_LAUNCH_ID"
 TORCHRUN = ('trap "" USR1 USR2; exec "$@"', "torchrun")
 """A shell's way to keep torchrun alive through signals, at which it would end at once; its ranks hear them."""
 
@@ -111,7 +110,10 @@ class Allocation:
 
     @classmethod
     def current(cls) -> Allocation:
-        """The one of this process. Raises `LaunchError` outside a job."""
+        """The allocation of this process. Raises `LaunchError` outside a job."""
+        # Not at the top: ranks import this module too, possibly in a container that has no submitit.
+        from submitit.slurm.slurm import _parse_node_list
+
         env = os.environ
         try:
             number, nodes = env["SLURM_JOB_ID"], env["SLURM_JOB_NODELIST"]
@@ -123,7 +125,7 @@ class Allocation:
             number=number,
             restart=int(env.get("SLURM_RESTART_COUNT", "0")),
             cluster=env.get("SLURM_CLUSTER_NAME", ""),
-            nodes=tuple(slurm.expand_nodes(nodes)),
+            nodes=tuple(map(str, _parse_node_list(nodes))),
         )
 
     @property
@@ -132,7 +134,9 @@ class Allocation:
         return f"slurm-{self.cluster}-{self.job_id}"
 
 
-def step(profile: ClusterConfig, nodes: Sequence[str], *, tasks_per_node: int, cpus_per_task: int | None) -> list[str]:
+def srun_command(
+    profile: ClusterConfig, nodes: Sequence[str], *, tasks_per_node: int, cpus_per_task: int | None
+) -> list[str]:
     """The command that runs Python on these nodes, but for what it runs."""
     return [
         "srun",
@@ -158,23 +162,23 @@ def python(profile: ClusterConfig) -> str:
     return profile.container_python if profile.container else profile.python
 
 
-def ranks(
+def rank_command(
     profile: ClusterConfig, nodes: Sequence[str], arguments: Sequence[str], *, meet_at: str, grace_s: int
 ) -> list[str]:
     """The command that starts all ranks. meet_at: address and port; grace_s: what torchrun gives them after SIGTERM."""
     run, tasks, cpus = python(profile), profile.num_tasks, profile.cpus_per_task
     if profile.launch == "direct":
-        return [*step(profile, nodes, tasks_per_node=tasks, cpus_per_task=cpus), run, "-u", *arguments]
+        return [*srun_command(profile, nodes, tasks_per_node=tasks, cpus_per_task=cpus), run, "-u", *arguments]
     # A variable, since its option came with torch 2.13: what does not know it gives the ranks 30 s.
     agent = ["env", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace_s}"]
     agent += [run, "-m", "torch.distributed.run", f"--nnodes={len(nodes)}", f"--nproc-per-node={tasks}"]
     agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meet_at}", f"--rdzv-id={meet_at}", "--max-restarts=0"]
     agent += arguments
-    one_each = step(profile, nodes, tasks_per_node=1, cpus_per_task=cpus * tasks if cpus else None)
+    one_each = srun_command(profile, nodes, tasks_per_node=1, cpus_per_task=cpus * tasks if cpus else None)
     return [*one_each, "bash", "-c", *TORCHRUN, *agent]
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], **pipes: int) -> subprocess.Popen[str]:
+def spawn(command: Sequence[str], environment: Mapping[str, str], **pipes: int) -> subprocess.Popen[str]:
     """Start a step. Raises `LaunchError` where there is no srun."""
     try:
         return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)  # type: ignore[call-overload,no-any-return]

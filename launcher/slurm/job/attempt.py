@@ -1,7 +1,7 @@
-"""The work of a job: one attempt of a run, from the node check to the decision on what follows.
+"""One attempt of a run as a Slurm job, from the health check of its nodes to the decision about the next attempt.
 
-`run` is what `xlpretrain submit` hands to Slurm, and what by_hand.py comes to. It lives on the first node, outside the
-ranks, and outlasts them.
+`run` is called by jobs of `xlpretrain submit` and by plain_sbatch.py. Its process supervises the ranks from the first
+node, and outlives them. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from launcher.slurm import client as slurm
 from launcher.slurm import history
 from launcher.slurm.job import allocation, node_check, requeue
 from launcher.slurm.job.allocation import Allocation
-from launcher.slurm.job.rank import exit_code_of
 from launcher.slurm.job.requeue import Resubmit
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
+from xlpretrain.config.sections import StopConfig
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.run_dir import job_log, lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
@@ -82,9 +82,9 @@ def _decide(
     end = AttemptEnd(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
     if records.is_superseded(job.job_id, job.restart):
         return replace(end, outcome="fenced", exit_code=FENCED, message=outcome.TAKEN_OVER)
-    if not found.go_on:
-        assert found.ended != "crashed", "a crash goes on"
-        end = replace(end, outcome=found.ended)
+    if not found.should_restart:
+        assert found.outcome != "crashed", "a crash restarts"
+        end = replace(end, outcome=found.outcome)
         records.append(end)
         return end
     limit = history.stop_reason(
@@ -102,7 +102,7 @@ def _decide(
         end = replace(end, outcome="requeued")
     records.append(end)  # before: once it is back in the queue, this process has seconds to live
     if end.outcome == "requeued":
-        trouble = requeue.ask(run, job, profile, end, resubmit)
+        trouble = requeue.requeue(run, job, profile, end, resubmit)
         if trouble is not None and not records.is_superseded(job.job_id, job.restart):
             end = replace(end, outcome="stopped", message=f"{end.message}; {trouble}")
             records.append(end)
@@ -115,7 +115,7 @@ def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
     where = {allocation.MASTERS: " ".join(masters)}
     nodes = list(job.nodes)
     if profile.health_check.enabled:
-        seen = _look_at(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
+        seen = _check_nodes(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
         for node, why in seen.failed_nodes.items():
             _say(
                 f"{node} is not sound: {why}; no further start of this run goes there ({SlurmFolder.of(run).excluded})"
@@ -133,14 +133,14 @@ def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
     return _run_ranks(run, job, profile, nodes, where)
 
 
-def _look_at(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
-    """The health check, on every node at once."""
+def _check_nodes(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
+    """Run the health check on every node at once."""
     limit = profile.health_check.timeout_s
     arguments = [str(run.path), str(profile.num_gpus), str(max(1, limit // 2))]
-    step = allocation.step(profile, nodes, tasks_per_node=1, cpus_per_task=profile.cpus_per_task)
+    srun = allocation.srun_command(profile, nodes, tasks_per_node=1, cpus_per_task=profile.cpus_per_task)
     # One that fails shall not end the others, which have something to say.
     command = [
-        *step,
+        *srun,
         "--kill-on-bad-exit=0",
         allocation.python(profile),
         "-u",
@@ -148,49 +148,54 @@ def _look_at(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: d
         "launcher.slurm.job.node_check",
         *arguments,
     ]
-    process = allocation.start(command, where, stdout=subprocess.PIPE)
+    process = allocation.spawn(command, where, stdout=subprocess.PIPE)
     try:
         said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.terminate()  # srun then ends the tasks
         said, _ = process.communicate()
-    return node_check.judge(said, nodes)
+    return node_check.check_reports(said, nodes)
 
 
 def _run_ranks(
     run: RunDir, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
 ) -> Verdict:
-    from xlpretrain.config import run_config
-
-    grace_s = run_config.load(SlurmFolder.of(run).config).stop.grace_s
+    grace_s = _grace_s(SlurmFolder.of(run).config)
     port, world_size = _port(job), len(nodes) * profile.num_tasks
     environment = {
         **where,
         "MASTER_PORT": port,
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(profile.num_tasks),
-        allocation.LAUNCH_ID: job.launch_id,
+        lease.LAUNCH_ID_ENV: job.launch_id,
     }
-    meet_at = f"{allocation.pick(where[allocation.MASTERS].split())}:{port}"
+    meet_at = f"{allocation.choose_address(where[allocation.MASTERS].split())}:{port}"
     arguments = ["-m", "launcher.slurm.job.rank", str(run.path)]
-    command = allocation.ranks(profile, nodes, arguments, meet_at=meet_at, grace_s=grace_s)
+    command = allocation.rank_command(profile, nodes, arguments, meet_at=meet_at, grace_s=grace_s)
     since = _wait_for_lease(run, job)
     before, log = run.read_status(), run.rank_log(0)
     spoken = log.stat().st_size if log.exists() else 0
-    exit_code_of(run).unlink(missing_ok=True)
+    exit_code = SlurmFolder.of(run).exit_code
+    exit_code.unlink(missing_ok=True)
     _say(f"{world_size} ranks on {', '.join(nodes)}, meeting at {meet_at}")
-    process = allocation.start(command, environment)
+    process = allocation.spawn(command, environment)
     if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
         return Verdict("crashed", 1, "had not saved when its time was up")
     status = run.read_status()
     words = job_log.last_words(log, since=spoken) or "rank 0 said nothing"
-    return outcome.judge(
+    return outcome.classify_exit(
         status if status != before else None,
-        exit_code=int(exit_code_of(run).read_text()) if exit_code_of(run).exists() else None,
+        exit_code=int(exit_code.read_text()) if exit_code.exists() else None,
         lost=lease.is_lost(run.lease, launch_id=job.launch_id, since=since),
         stop_file=run.stop_file.exists(),
         last_words=f"exit code {process.returncode}; {words} ({log})",
     )
+
+
+def _grace_s(config: Path) -> int:
+    """Seconds that ranks have to end, by the resolved configuration; the rest of it is for the ranks to read."""
+    stop = schema.read_yaml(config).get("stop") or {}
+    return schema.validate(StopConfig, stop, f"{config}: stop").grace_s
 
 
 def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:

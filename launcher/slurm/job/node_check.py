@@ -21,7 +21,7 @@ from launcher.slurm.job import allocation
 
 @dataclass(frozen=True)
 class Health:
-    """The result of a node check. broken: the reason, by node. trouble: a problem without a node to blame."""
+    """The result of a node check. failed_nodes: reasons by node. error: a failure without a node to blame."""
 
     failed_nodes: dict[str, str]
     error: str = ""
@@ -36,7 +36,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
     from torch._C._distributed_c10d import TCPStore
 
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    address, port = allocation.pick(), int(os.environ["MASTER_PORT"])
+    address, port = allocation.choose_address(), int(os.environ["MASTER_PORT"])
     if rank > 0 and not allocation.can_reach(address, port, timeout_s=timeout_s):
         sys.exit(f"{address}:{port} cannot be reached from {os.uname().nodename} within {timeout_s:g} s")
     store = TCPStore(
@@ -66,7 +66,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
         store.wait([f"left-{other}" for other in range(world_size)])
 
 
-def judge(said: str, nodes: Sequence[str]) -> Health:
+def check_reports(said: str, nodes: Sequence[str]) -> Health:
     """Judge `nodes` by the reports that they sent; the first of them hosted the meeting."""
     stages: dict[str, set[str]] = {node: set() for node in nodes}
     problems: dict[str, str] = {}

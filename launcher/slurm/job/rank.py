@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher.slurm.job import allocation
 from launcher.slurm.records import SlurmFolder
+from xlpretrain.__main__ import main as train
 from xlpretrain.errors import exit_rank
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir import rank_log
@@ -22,11 +23,9 @@ from xlpretrain.tracking.console import outlive_console
 
 
 def main(run: RunDir) -> int:
-    """Train one rank's part. Returns its exit code: for Slurm, to have stopped early is no failure."""
-    from xlpretrain.__main__ import main as train
-
+    """Train one rank's part. Returns its exit code, which is 0 after an early stop: Slurm takes 75 for a failure."""
     outlive_console()
-    os.environ["MASTER_ADDR"] = allocation.pick()
+    os.environ["MASTER_ADDR"] = allocation.choose_address()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
@@ -38,13 +37,8 @@ def main(run: RunDir) -> int:
     # What may change in a run that was begun was looked at when it was submitted.
     code = train([str(records.config), "--allow-recipe-change"])
     if rank == 0:
-        atomic_write(exit_code_of(run), f"{code}\n")
+        atomic_write(records.exit_code, f"{code}\n")
     return code_of_rank(code, parent_knows=False)
-
-
-def exit_code_of(run: RunDir) -> Path:
-    """The exit code of rank 0, from its file: srun's may be another rank's, which was ended because rank 0 had left."""
-    return SlurmFolder.of(run).path / "exit_code"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def can_requeue(job: Allocation) -> bool:
     return known is None or known.state == "RUNNING"
 
 
-def ask(run: RunDir, job: Allocation, profile: ClusterConfig, end: AttemptEnd, resubmit: Resubmit) -> str | None:
+def requeue(run: RunDir, job: Allocation, profile: ClusterConfig, end: AttemptEnd, resubmit: Resubmit) -> str | None:
     """Put the job back, or, where that cannot be asked for here, submit the run anew. Returns why neither went.
 
     end: of this start, as it was written down.

@@ -25,7 +25,7 @@ from data_pipelines.execution.workers import Workers
 from data_pipelines.stages.work_dir import Stage, WorkDir
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ClusterConfig
-from launcher.slurm.submission import executor
+from launcher.slurm.submission.job_script import Options, as_arguments, log_to, sbatch_options, site_lines
 from xlpretrain.errors import DataError, LaunchError
 from xlpretrain.file_system.atomic_files import atomic_write
 
@@ -98,10 +98,8 @@ def script(work: WorkDir, arguments: Sequence[str], profile: ClusterConfig, *, l
     command = [profile.python, "-u", "-m", "data_pipelines.build", str(work.folder), *arguments]
     lines = [
         "#!/bin/bash",
-        f"exec >>{shlex.quote(str(_folder(work) / log))}-$SLURM_ARRAY_TASK_ID.log 2>&1",
-        f"cd -- {shlex.quote(str(Path.cwd()))}",
-        *profile.setup,
-        *(f"export {key}={shlex.quote(value)}" for key, value in profile.env.items()),
+        log_to(f"{shlex.quote(str(_folder(work) / log))}-$SLURM_ARRAY_TASK_ID.log"),
+        *site_lines(profile),
         f"exec {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
@@ -110,7 +108,7 @@ def script(work: WorkDir, arguments: Sequence[str], profile: ClusterConfig, *, l
 def _submit(work: WorkDir, config: DataConfig, profile: ClusterConfig, *, num_jobs: int, replace: bool) -> list[Array]:
     _folder(work).mkdir(exist_ok=True)
     one_node = profile.model_copy(update={"nodes": "1", "spare_nodes": 0, "tasks_per_node": 1})
-    options: dict[str, str | bool] = {**executor.options(one_node, exclude=[]), "output": "/dev/null"}
+    options: Options = {**sbatch_options(one_node), "output": "/dev/null"}
     del options["signal"]  # a task that is killed is as good as one that has not begun
     arrays: list[Array] = []
     chain = [(stage.name, [stage.name, str(num_jobs)], num_jobs) for stage in stages_of(config)]
@@ -121,15 +119,14 @@ def _submit(work: WorkDir, config: DataConfig, profile: ClusterConfig, *, num_jo
             path = _folder(work) / f"{name}.sh"
             path.write_text(script(work, arguments, profile, log=name))
             after = {"dependency": f"afterok:{arrays[-1].job_id}", "kill-on-invalid-dep": "yes"} if arrays else {}
-            asked: dict[str, str | bool] = {
+            asked: Options = {
                 **options,
                 **after,
                 "job-name": f"build-{config.out.name}",
                 "array": f"0-{count - 1}",
             }
-            words = [f"--{key}" if value is True else f"--{key}={value}" for key, value in asked.items()]
             with slurm.clean_environment():
-                said = slurm.ask("sbatch", "--parsable", *words, str(path))
+                said = slurm.ask("sbatch", "--parsable", *as_arguments(asked), str(path))
             arrays.append(Array(name, said.strip().partition(";")[0], count))
     except LaunchError:
         _cancel(arrays)

@@ -13,24 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from launcher.slurm.profile import SECRET_NAME
 from xlpretrain.errors import LaunchError
 from xlpretrain.file_system.atomic_dirs import publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.file_system.atomic_files import atomic_write
+from xlpretrain.file_system.credentials import is_secret_file, secret_values
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml")
 _MAX_BYTES = 1_000_000
 _CACHES = re.compile(r"__pycache__|\..*_cache|.*\.py[co]|.*\.egg-info")
-_SECRET = re.compile(
-    r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|keystore)"
-    r"|\.?(credentials?|secrets?|tokens?|api_?keys?)(\.(txt|json|ya?ml|toml|ini))?",
-    re.IGNORECASE,
-)
 _CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".cfg", ".ini", ".typed"}
 
 
-def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
+def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
     """Copy the packages into the folder `target`, in place of an earlier copy. Returns what was left out, and why.
 
     Readers see the old code or the new, whole. Only what code is made of is copied: no secrets, data, large files or
@@ -44,9 +39,7 @@ def take(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> lis
         LaunchError: it cannot be written.
     """
     left_out: list[str] = []
-    secrets_here = [
-        value.encode() for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= 8
-    ]
+    secrets_here = [value.encode() for value in secret_values(os.environ)]
     try:
         claims = partial(_claims, checksums=_read(record))
         tidy(target, claims=claims)
@@ -120,7 +113,7 @@ def _files(root: Path) -> Iterator[Path]:
 def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
     """The reason why a file is not part of the code, if there is one. secrets_here: of this environment, to be in no
     file."""
-    if _SECRET.fullmatch(path.name):
+    if is_secret_file(path.name):
         return "its name is that of a secret"
     if path.is_symlink() or not path.is_file():
         return "not a plain file"

@@ -13,44 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launcher.slurm import client as slurm
-from launcher.slurm.profile import ONE_LINERS, ClusterConfig
+from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
+from launcher.slurm.submission.job_script import log_to, sbatch_options, site_lines
 from xlpretrain.errors import ConfigError, LaunchError
 from xlpretrain.run_dir.layout import RunDir
-
-if TYPE_CHECKING:  # imported late: it takes half a second
-    from submitit import SlurmExecutor
 
 LOG = "logs/job.log"
 """The log of a job's script and supervisor, in the run folder."""
 _PATTERNS = ("%j", "%t", "%A", "%a")
-
-
-def options(profile: ClusterConfig, *, exclude: Sequence[str]) -> dict[str, str | bool]:
-    """The options of sbatch, by their long names; True for one without a value."""
-    chosen = {key.replace("_", "-"): getattr(profile, key) for key in ONE_LINERS}
-    passed = {key: value or True for key, value in profile.sbatch.items()}
-    asked = {
-        **{key: str(value) for key, value in chosen.items() if value is not None},
-        **_size(profile),
-        "signal": f"USR2@{profile.signal_before_end_s}",
-        "requeue": True,
-        "open-mode": "append",
-        **passed,
-    }
-    bad = ",".join(filter(None, [str(passed.get("exclude", "")), *exclude]))
-    return {**asked, **({"exclude": bad} if bad else {})}
-
-
-def _size(profile: ClusterConfig) -> dict[str, str]:
-    fewest, most = profile.min_nodes, profile.max_nodes + profile.spare_nodes
-    if fewest == most:
-        return {"nodes": str(most), "ntasks-per-node": str(profile.num_tasks)}
-    # With a number of tasks, Slurm takes as few nodes as hold the tasks of the fewest; so it is asked for processors.
-    return {"nodes": f"{fewest}-{most}", "mincpus": str(profile.num_tasks * (profile.cpus_per_task or 1))}
 
 
 def script(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str) -> str:
@@ -66,8 +42,6 @@ def submit(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, call: C
 
     Raises `LaunchError` with Slurm's own words.
     """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     home = _home(runs)
     executor = _executor(runs, profile, name=name, folder=home)
     home.mkdir(parents=True, exist_ok=True)
@@ -94,8 +68,6 @@ def _home(runs: Sequence[RunDir]) -> Path:
 
 
 def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
-    from submitit import SlurmExecutor
-
     for pattern in _PATTERNS:
         if pattern in str(folder):
             raise ConfigError(
@@ -108,7 +80,7 @@ def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, fold
     array = len(runs) > 1
     base = shlex.quote(str(folder / "runs")) + '/"$SLURM_ARRAY_TASK_ID"' if array else shlex.quote(str(runs[0].path))
     excluded = dict.fromkeys(node for run in runs for node in SlurmFolder.of(run).read_excluded())
-    asked = options(profile, exclude=list(excluded))
+    asked = sbatch_options(profile, exclude=list(excluded))
     # Slurm puts the folder before this, and then looks for patterns and escapes in all of it.
     odd = any(char in str(path) for path in (folder, *(run.path for run in runs)) for char in "%\\")
     asked["output"] = "/dev/null" if odd else f"runs/%a/{LOG}" if array else LOG
@@ -119,7 +91,7 @@ def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, fold
         use_srun=False,
         stderr_to_stdout=True,
         array_parallelism=profile.array_parallelism,
-        setup=[*([f"exec >>{base}/{LOG} 2>&1"] if odd else []), *_setup(profile, f"{base}/code")],
+        setup=[*([log_to(f"{base}/{LOG}")] if odd else []), *_setup(profile, f"{base}/code")],
         additional_parameters=asked,
     )
     return executor
@@ -130,9 +102,7 @@ def _setup(profile: ClusterConfig, code: str) -> list[str]:
     shell."""
     return [
         "trap : TERM USR1 USR2  # bash would end at once; the supervisor decides",
-        f"cd -- {shlex.quote(str(Path.cwd()))}",
-        *profile.setup,
-        *(f"export {key}={shlex.quote(value)}" for key, value in profile.env.items()),
+        *site_lines(profile),
         f"cd -- {code}  # from here, `python -m` runs the run's copy of the code",
         "unset PYTHONSAFEPATH",
         'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',

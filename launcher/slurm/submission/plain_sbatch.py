@@ -12,21 +12,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher.finished import say_if_finished
+from launcher.finished import print_if_finished
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
 from launcher.slurm.submission import submit
 from launcher.slurm.submission.job_entry import run_job
 from xlpretrain import schema
+from xlpretrain.config import run_config
+from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError, XLPretrainError
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir.layout import RunDir
-
-if TYPE_CHECKING:  # imported late: torch takes seconds
-    from xlpretrain.config.run_config import RunConfig
 
 # What of a job's environment is a key of a site profile.
 _KEYS = {
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             if where.exists() and not where.is_symlink():
                 raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
             config, profile = _check(arguments, allocation)
-            if say_if_finished(config):
+            if print_if_finished(config):
                 return FINISHED
             folder = _write(config, profile)
             where.unlink(missing_ok=True)
@@ -74,8 +72,6 @@ def profile_from_job(allocation: Allocation, environment: Mapping[str, str]) -> 
 
 def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig, ClusterConfig]:
     """The resolved config of the job. Raises `XLPretrainError` if it cannot run."""
-    from xlpretrain.config import run_config
-
     if not arguments:
         raise ConfigError("name a CONFIG: sbatch slurm/pretrain.sbatch CONFIG key=value ...")
     profile = profile_from_job(allocation, os.environ)

@@ -1,4 +1,4 @@
-"""The command `xlpretrain submit`: check everything before the queue, copy what the run needs, and hand it to Slurm."""
+"""Submission of runs: check everything before the queue, copy what the run needs, and hand it to Slurm."""
 
 from __future__ import annotations
 
@@ -9,69 +9,25 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher.finished import say_if_finished
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import Job, SlurmFolder
-from launcher.slurm.submission import code_snapshot, executor, sweep
+from launcher.slurm.submission import code_snapshot, executor
 from launcher.slurm.submission.job_entry import run_job
 from xlpretrain import schema
+from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import LaunchError
 from xlpretrain.file_system.atomic_files import atomic_write
-from xlpretrain.run_dir import outcome
+from xlpretrain.run_dir import lease
 from xlpretrain.run_dir.layout import RunDir
-
-if TYPE_CHECKING:  # imported late: torch takes seconds
-    from xlpretrain.config.run_config import RunConfig
+from xlpretrain.train.setup import resolve_run
 
 _ITS_TURN = {"Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Prolog"}
 
 
-def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
-    """A site profile. nodes: how many, in place of its own. Raises `ConfigError` with every mistake."""
-    # A key with nothing but comments below it is left as it is by default.
-    data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
-    return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))
-
-
-def submit(
-    config: Path,
-    overrides: Sequence[str],
-    *,
-    cluster: Path,
-    nodes: str | None,
-    sweeps: Sequence[str],
-    allow_recipe_change: bool,
-    dry_run: bool,
-) -> None:
-    """Submit a run, or a sweep of runs. Raises `XLPretrainError`; nothing is left of a run that was new."""
-    from xlpretrain.config import run_config
-
-    profile = load_cluster(cluster, nodes=nodes)
-    variants = sweep.variants(sweeps)
-    name = run_config.load(config, overrides).name
-    settings = []
-    for variant in variants:
-        loaded = run_config.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
-        settings.append(check(loaded, profile, allow_recipe_change=allow_recipe_change))
-    waiting = [each for each in settings if not say_if_finished(each)]
-    if not waiting:
-        return
-    for each in waiting:
-        refuse_if_active(each.folder)
-        outcome.refuse_if_stopped(each.folder)
-    if dry_run:
-        print(executor.script([each.folder for each in waiting], profile, name=name))
-        return
-    submit_runs(waiting, profile, name=name)
-
-
 def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
     """The resolved config of the ranks, with absolute paths. Raises `XLPretrainError` if it would fail there."""
-    from xlpretrain.train.setup import resolve_run
-
     config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
     for num_nodes in {profile.min_nodes, profile.max_nodes}:
         resolved, _, _ = resolve_run(
@@ -82,8 +38,6 @@ def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: boo
 
 def refuse_if_active(folder: RunDir) -> None:
     """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
-    from xlpretrain.run_dir import lease
-
     if job_id := active_job(folder):
         raise LaunchError(
             f"{folder.path}: is job {job_id} already; `xlpretrain status {folder.path}` shows it,"
@@ -149,7 +103,7 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
         atomic_write(records.cluster, schema.dump(profile))
     except OSError as error:
         raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
-    return code_snapshot.take(folder.path / "code", record=records.code)
+    return code_snapshot.copy_code(folder.path / "code", record=records.code)
 
 
 def _hindrance(job_id: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 from typer.main import get_command
 
-from launcher.cli import configs, main
+from launcher.cli import actions, main
+from launcher.cli.actions import configs
 
 HEAVY = "torch|deepspeed|wandb|sentencepiece|matplotlib"
 
@@ -29,12 +30,39 @@ def test_help_imports_nothing_heavy():
     assert modules_after(code) == "[]"
 
 
+def test_arguments_are_explained_and_checked_without_any_action():
+    """Of every command: a module of `actions` is imported only once the arguments are accepted."""
+    code = """
+import sys
+from click.testing import CliRunner
+from typer.main import get_command
+from launcher.cli.main import app
+
+def walk(command, *path):
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, *path, name)
+
+command = get_command(app)
+for path in walk(command):
+    assert CliRunner().invoke(command, [*path, "--help"]).exit_code == 0
+    assert CliRunner().invoke(command, [*path, "--no-such-option"]).exit_code == 2
+assert not [name for name in sys.modules if name.startswith("launcher.cli.actions.")]
+"""
+    assert modules_after(code) == "[]"
+
+
 def test_commands_that_look_at_runs_import_nothing_heavy():
     code = (
-        "from launcher.cli import lifecycle\nfrom launcher.cli.monitor import checkpoints, logs, run_status, status\n"
-        "from launcher.slurm import history\nfrom launcher.slurm.job import attempt, rank, requeue"
+        "from launcher.cli.actions import lifecycle, monitor\n"
+        "from launcher.slurm import history\nfrom launcher.slurm.job import attempt, requeue"
     )
     assert modules_after(code) == "[]"
+
+
+def test_no_room_has_an_action_of_another_name():
+    with pytest.raises(ModuleNotFoundError, match=r"launcher\.cli\.actions\.nothing"):
+        actions.nothing  # noqa: B018
 
 
 def test_loading_a_config_imports_no_deepspeed():
@@ -112,7 +140,7 @@ def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyP
 
 def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    configs.copy_shipped("quickstart")
+    configs.copy_builtin("quickstart")
     assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
     with pytest.raises(Exception, match="exists already"):
-        configs.copy_shipped("quickstart.yaml")
+        configs.copy_builtin("quickstart.yaml")

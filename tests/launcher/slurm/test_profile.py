@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.profile import ClusterConfig
-from launcher.slurm.submission.executor import options
-from launcher.slurm.submission.submit import load_cluster
+from launcher.slurm.profile import ClusterConfig, load_cluster
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import dump, validate
 
@@ -67,17 +65,6 @@ def test_what_cannot_be_is_refused(data: dict[str, object], message: str) -> Non
 def test_ranks_follow_from_gpus(gres: str, number: int) -> None:
     assert profile(gres=gres).num_gpus == number
     assert profile(gres=gres).num_tasks == (number or 1)
-
-
-def test_spare_nodes_are_asked_for_on_top() -> None:
-    assert options(profile(nodes=2, spare_nodes=1), exclude=[])["nodes"] == "2-3"
-    assert options(profile(nodes="1-3"), exclude=[])["nodes"] == "1-3"
-    assert options(profile(nodes=2), exclude=[])["nodes"] == "2"
-
-
-def test_anything_else_is_passed_on_and_broken_nodes_are_added() -> None:
-    asked = options(profile(sbatch={"exclusive": True, "mail-user": "me", "exclude": "n1"}), exclude=["n7"])
-    assert (asked["exclusive"], asked["mail-user"], asked["exclude"]) == (True, "me", "n1,n7")
 
 
 def test_a_profile_reads_back(tmp_path: Path) -> None:

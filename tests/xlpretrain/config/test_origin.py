@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import xlpretrain
 from launcher.cli.main import app
 from launcher.cli.monitor import find_runs
+from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain import schema
@@ -213,7 +214,7 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
         kept["config.json"] = described
         return [
             call("generate", run, "--prompt", "The", "--tokens", 20),
-            call("score", run, "--data", texts),
+            call("score", run, "--input", texts),
             call("data", "show", run, "--sample", 3, *moved),
             call("report", run, *moved).partition("What to try next")[0],
             str(sorted(kept.items())),
@@ -263,7 +264,7 @@ def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_
     records.cluster.write_text("tasks_per_node: 1\n")
     records.write_job(Job("12", "big", 0.0, "1", ""))
     monkeypatch.setenv("PATH", str(here))
-    assert f"`xlpretrain resume {run} --here` goes on here" in call("resume", run, "max_steps=8", expect=2)
+    assert f"`xlpretrain resume {run} --here` resumes it here" in call("resume", run, "max_steps=8", expect=2)
 
 
 def test_a_run_without_held_out_data_has_a_report(here: Path):
@@ -340,7 +341,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
     run = tmp_path / "runs" / "cut"
     assert commands.curve(run) == commands.curve(tmp_path / "runs" / "whole")
 
-    code = start_training(run_config.load(again), 1, allow_recipe_change=False, max_restarts=0, take_over=False)
+    code = start_training(run_config.load(again), StartOptions(1))
     assert code == 0 and len((run / "predictions.csv").read_text().splitlines()) == 41
     shutil.rmtree(source.path)  # the tokenizer and the weights lie with the run by now
     assert go_on(run, "max_steps=7") == 0

@@ -80,7 +80,7 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     nats = [one.nats for one in trained.log_likelihoods(texts)]
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{good}\t{bad}\n" for good, bad in (texts[:2], texts[2:])))
-    out, err = run("score", trained.folder.path, "--data", pairs, "--pairs")
+    out, err = run("score", trained.folder.path, "--input", pairs, "--pairs")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["good"], row["bad"]) for row in rows] == [
         pytest.approx((nats[0], nats[1])),
@@ -90,12 +90,12 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert f"accuracy {right / 2:.4f}: the good text is likelier in {right} of 2 pairs" in err
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(text.replace("\n", " ") for text in texts))
-    out, _ = run("score", trained.folder.path, "--data", lines, "--to", tmp_path / "scores.jsonl")
+    out, _ = run("score", trained.folder.path, "--input", lines, "--to", tmp_path / "scores.jsonl")
     written = [json.loads(line)["log_likelihood"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert written == pytest.approx([one.nats for one in trained.log_likelihoods(lines.read_text().split("\n"))])
     assert f"4 texts, {sum(one.num_tokens for one in trained.log_likelihoods(texts)):,} tokens: log-likelihood " in out
     before = lines.read_bytes()
-    assert "is the file that is read" in refused("score", trained.folder.path, "--data", lines, "--to", lines)
+    assert "is the file that is read" in refused("score", trained.folder.path, "--input", lines, "--to", lines)
     assert lines.read_bytes() == before
     (tmp_path / "empty.csv").write_text("text\n")
-    assert "is empty" in refused("score", trained.folder.path, "--data", tmp_path / "empty.csv")
+    assert "is empty" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")

@@ -149,7 +149,7 @@ def test_figures_are_those_of_scikit_learn():
 def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "xlnet"})
     files, folder = _files(tmp_path), tmp_path / "runs" / "tuned"
-    options = ["--train", files["train"], "--valid", files["valid"], "--as", "tuned", "--runs-dir", tmp_path / "runs"]
+    options = ["--train", files["train"], "--valid", files["valid"], "--name", "tuned", "--runs-dir", tmp_path / "runs"]
     recipe_of_test = [*PLAIN, "optimizer.lr=0.01", "max_steps=60", "schedule.warmup_steps=5", "stop.patience=8"]
     out, _ = run("finetune", source.path, *options, "--nproc", 1, *recipe_of_test)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -180,7 +180,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     new = tmp_path / "new.txt"
     new.write_text("".join(f"{sample['text']}\n" for sample in samples[:5]))
     source.path.rename(tmp_path / "gone")  # a classifier stands by itself
-    out, _ = run("predict", folder, "--data", new)
+    out, _ = run("predict", folder, "--input", new)
     assert [line.split("\t")[0] for line in out.splitlines()] == predicted[:5]
     probabilities = xlpretrain.load(folder, device="cpu").predict([sample["text"] for sample in samples[:5]])
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
@@ -199,7 +199,7 @@ def test_it_resumes_in_every_bit_and_several_seeds_have_a_mean_and_a_spread(tmp_
     files = _files(tmp_path, pairs=True)
     options = ["--train", files["train"], "--valid", files["valid"], "--runs-dir", tmp_path / "runs", "--nproc", 2]
     changes = [*PLAIN, "optimizer.lr=0.01", "max_steps=40", "schedule.warmup_steps=5", "eval.every_steps=5"]
-    command = ["finetune", source.path, *options, *changes, "checkpoint.every_steps=5", "--as"]
+    command = ["finetune", source.path, *options, *changes, "checkpoint.every_steps=5", "--name"]
     run(*command, "whole")
     process = start(*command, "killed")
     wait_for_step(tmp_path / "runs" / "killed", 17, process)
@@ -220,7 +220,7 @@ def test_it_resumes_in_every_bit_and_several_seeds_have_a_mean_and_a_spread(tmp_
         assert summary[figure]["spread"] == pytest.approx(np.std(values, ddof=1))
     assert "mean and standard deviation of 3 seeds" in out
     new = _write(tmp_path / "new.csv", _pairs(9, seed=7), ("first", "second", "label"))
-    _, err = run("predict", tmp_path / "runs" / "many" / "seed-2", "--data", new, "--to", tmp_path / "said.csv")
+    _, err = run("predict", tmp_path / "runs" / "many" / "seed-2", "--input", new, "--to", tmp_path / "said.csv")
     with (tmp_path / "said.csv").open(newline="") as file:
         samples = list(csv.DictReader(file))
     right = accuracy_score([sample["label"] for sample in samples], [sample["predicted"] for sample in samples])

@@ -199,7 +199,7 @@ def test_the_authors_weights_give_their_losses_over_ten_segments_with_memory(cas
 
 def import_by_command(source: Path, tmp_path: Path, *overrides: str):
     """Its exit code and what it printed, on either stream."""
-    runner, arguments = CliRunner(), ["import", str(source), "--as", "x", "--runs-dir", str(tmp_path / "runs")]
+    runner, arguments = CliRunner(), ["import", str(source), "--name", "x", "--runs-dir", str(tmp_path / "runs")]
     done = runner.invoke(app, [*arguments, *overrides])
     if isinstance(done.exception, XLPretrainError):  # as `launcher.cli.main.main` tells it
         return done.exception.exit_code, str(done.exception)
@@ -373,12 +373,12 @@ def test_another_vocabulary_is_refused(albert, bring, tmp_path, build_small):
 
 
 def test_a_taken_name_and_an_empty_folder_are_refused(albert, bring, tmp_path):
-    with pytest.raises(LaunchError, match="is there already; choose another name"):
+    with pytest.raises(LaunchError, match="exists already; choose another name"):
         bring(albert, name="run")
     (tmp_path / "runs" / "mine").mkdir()
     (tmp_path / "runs" / "link").symlink_to("nowhere")
     for name in ("mine", "link"):
-        with pytest.raises(LaunchError, match="is there already; choose another name"):
+        with pytest.raises(LaunchError, match="exists already; choose another name"):
             bring(albert, name=name)
     assert (tmp_path / "runs" / "link").is_symlink()
     (tmp_path / "empty").mkdir()
@@ -392,7 +392,7 @@ def test_the_command_exports_imports_and_begins_a_run_with_it(tmp_path, tiny_dat
     told = runner.invoke(app, ["export", str(folder.path), "--to", str(tmp_path / "out")], catch_exceptions=False)
     assert "AutoModelForCausalLM.from_pretrained(" in told.stdout
     told = runner.invoke(
-        app, ["import", str(tmp_path / "out"), "--as", "back", *runs, "model.mem_len=20"], catch_exceptions=False
+        app, ["import", str(tmp_path / "out"), "--name", "back", *runs, "model.mem_len=20"], catch_exceptions=False
     )
     assert "init_from=" in told.stdout
     back = tmp_path / "runs" / "back"

@@ -31,7 +31,8 @@ def age(folder: Path, number: int, by_s: float) -> None:
 
 def test_the_first_takes_it_and_the_second_is_told_who_has_it(folder: Path):
     take(folder).check()
-    with pytest.raises(LaunchError, match=rf"{folder.parent}: is in use on .*process {os.getpid()}, .*--take-over"):
+    said = rf"{folder.parent}: is in use on .*process {os.getpid()}, .*--force-takeover"
+    with pytest.raises(LaunchError, match=said):
         take(folder)
     assert [path.name for path in folder.iterdir()] == ["00000001"]
 

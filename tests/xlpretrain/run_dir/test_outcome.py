@@ -40,8 +40,8 @@ from xlpretrain.run_dir.layout import RunDir, Status
 )
 def test_how_a_start_ended(status: Status | None, more: dict[str, object], ended: str, code: int, go_on: bool) -> None:
     given = {"exit_code": None, "lost": False, "stop_file": False, "last_words": "words", **more}
-    found = outcome.judge(status, **given)  # type: ignore[arg-type]
-    assert (found.ended, found.code, found.go_on) == (ended, code, go_on)
+    found = outcome.classify_exit(status, **given)  # type: ignore[arg-type]
+    assert (found.outcome, found.code, found.should_restart) == (ended, code, go_on)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,11 @@ def test_the_newest_step_is_that_of_the_last_whole_checkpoint(tmp_path: Path) ->
 
 def test_restarts_end_by_their_number_and_by_starts_in_vain() -> None:
     given = {"limit": 3, "limit_name": "--max-restarts"}
-    assert outcome.why_no_more(restarts=2, in_vain=1, **given) is None  # type: ignore[arg-type]
-    assert "3 times, which is --max-restarts" in str(outcome.why_no_more(restarts=3, in_vain=0, **given))  # type: ignore[arg-type]
-    assert "2 starts in a row brought no" in str(outcome.why_no_more(restarts=1, in_vain=2, **given))  # type: ignore[arg-type]
+    assert outcome.stop_reason(restarts=2, attempts_without_progress=1, **given) is None  # type: ignore[arg-type]
+    assert "3 times, which is --max-restarts" in str(
+        outcome.stop_reason(restarts=3, attempts_without_progress=0, **given)
+    )  # type: ignore[arg-type]
+    assert "2 starts in a row brought no" in str(outcome.stop_reason(restarts=1, attempts_without_progress=2, **given))  # type: ignore[arg-type]
 
 
 def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_a_run_that_was_stopped_as_a_whole_and_replaced_writes_nothing_when_it_w
     for member in (launcher, *ranks):
         member.suspend()
     told = commands.refused("resume", folder, "--nproc", 2)
-    assert f"is in use on {os.uname().nodename} (process {ranks[0].pid}, heartbeat " in told and "--take-over" in told
-    commands.run("resume", folder, "--nproc", 2, "--take-over")
+    assert f"is in use on {os.uname().nodename} (process {ranks[0].pid}, heartbeat " in told
+    assert "--force-takeover" in told
+    commands.run("resume", folder, "--nproc", 2, "--force-takeover")
     assert commands.curve(folder) == undisturbed
     before = snapshot(folder)
     for member in (launcher, *ranks):
@@ -106,7 +107,7 @@ def test_stopped_between_the_last_look_and_the_rename_it_commits_nothing(config:
         time.sleep(0.1)
     (temporary,) = folder.glob("checkpoints/*")
     assert temporary.name.startswith(".tmp-1-step-00000020")
-    commands.run("resume", folder, "--nproc", 1, "--take-over")
+    commands.run("resume", folder, "--nproc", 1, "--force-takeover")
     before = snapshot(folder)
     process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=20)

@@ -48,7 +48,7 @@ def _refuse_models_of_others(folder: Path) -> None:
     if not is_ours:
         raise DataError(
             f"{folder}: a model of others, which may read text otherwise than its {spiece.name} alone does; make a run"
-            f" of it (`xlpretrain import {folder} --as NAME`) and name the tokenizer of that (runs/NAME/tokenizer)"
+            f" of it (`xlpretrain import {folder} --name NAME`) and name the tokenizer of that (runs/NAME/tokenizer)"
         )
 
 

@@ -53,17 +53,19 @@ def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, lis
     ids=["sound", "GPU lost", "silent", "cut off", "head unreachable"],
 )
 def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
-    found = node_check.judge(said(*lines), NODES)
+    found = node_check.check_reports(said(*lines), NODES)
     assert set(found.failed_nodes) == broken
     assert found.error == ""
 
 
 def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
     every = [(node, "looked", ["shows 0 GPUs, expected 8"]) for node in NODES]
-    assert node_check.judge(said(*every), NODES).error == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
-    assert node_check.judge(said(every[0]), NODES[:1]).failed_nodes == {"n1": "shows 0 GPUs, expected 8"}
-    assert "no node answered" in node_check.judge("srun: error: nothing works\n", NODES).error
-    found = node_check.judge(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
+    assert (
+        node_check.check_reports(said(*every), NODES).error == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
+    )
+    assert node_check.check_reports(said(every[0]), NODES[:1]).failed_nodes == {"n1": "shows 0 GPUs, expected 8"}
+    assert "no node answered" in node_check.check_reports("srun: error: nothing works\n", NODES).error
+    found = node_check.check_reports(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
     assert (found.failed_nodes, "did not come to a sum" in found.error) == ({}, True)
 
 
@@ -78,7 +80,7 @@ def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> lis
 
 
 @pytest.mark.parametrize(
-    ("events", "in_vain"),
+    ("events", "attempts_without_progress"),
     [
         (starts(("7", 0, 0)), 1),
         (starts(("7", 0, 0), ("7", 0, 0)), 2),
@@ -92,9 +94,9 @@ def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> lis
     ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
 def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(
-    events: list[AttemptStart | AttemptEnd], in_vain: int
+    events: list[AttemptStart | AttemptEnd], attempts_without_progress: int
 ) -> None:
-    assert history.attempts_without_progress(history.since_submitted(events)) == in_vain
+    assert history.attempts_without_progress(history.since_submitted(events)) == attempts_without_progress
 
 
 def test_requeues_are_capped_by_count_and_by_progress() -> None:
@@ -116,19 +118,19 @@ def test_an_address_that_resolves_is_found_by_way_of_slurm(slurm: FakeSlurm) -> 
     slurm.has("scontrol", "NodeName=no.such.host.invalid NodeAddr=127.0.0.1 NodeHostName=other.invalid")
     found = allocation.addresses("no.such.host.invalid")
     assert found == ["no.such.host.invalid", "127.0.0.1", "other.invalid"]
-    assert allocation.pick(found) == "127.0.0.1"
+    assert allocation.choose_address(found) == "127.0.0.1"
 
 
 def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.has("srun", "::1 127.0.0.1")
     found = allocation.addresses("no.such.host.invalid")
-    assert allocation.pick(found) == "127.0.0.1"
+    assert allocation.choose_address(found) == "127.0.0.1"
     slurm.has("srun", "")
     with pytest.raises(LaunchError, match=r"none of its addresses \(no\.such\.host\.invalid\) can be resolved"):
         allocation.addresses("no.such.host.invalid")
     monkeypatch.setenv(allocation.MASTERS, "a.invalid b.invalid")
     with pytest.raises(LaunchError, match=r"can resolve none of a\.invalid, b\.invalid"):
-        allocation.pick()
+        allocation.choose_address()
 
 
 def test_ports_differ_by_job_and_start() -> None:
@@ -150,13 +152,13 @@ def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
 
 def test_ranks_start_as_slurm_wants_it() -> None:
     site = ClusterConfig(gpus_per_node=8, cpus_per_task=4, python="/py", srun=("--cpu-bind=cores",))
-    command = allocation.ranks(site, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
+    command = allocation.rank_command(site, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
     for part in ("--ntasks=16", "--nodelist=n1,n2", "--kill-on-bad-exit=1", "--cpus-per-task=4"):
         assert part in command
     assert not any(part.startswith("--gpu") for part in command)
     assert command[-5:] == ["--cpu-bind=cores", "/py", "-u", "-m", "x"]
     boxed = site.model_copy(update={"launch": "torchrun", "container": ("--container-image=i",)})
-    command = allocation.ranks(boxed, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
+    command = allocation.rank_command(boxed, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
     for part in ("--ntasks=2", "--cpus-per-task=32", "--container-image=i", "--rdzv-endpoint=n1:12000", "bash"):
         assert part in command
     assert "/py" not in command
@@ -170,7 +172,7 @@ def put_back(run: RunDir, slurm: FakeSlurm) -> str | None:
     records.exclude(["n2"])
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return requeue.ask(
+        return requeue.requeue(
             run, JOB, ClusterConfig(sbatch={"exclude": "n9"}), AttemptEnd(0.0, "requeued", 75, 5), resubmit
         )
     finally:

@@ -32,7 +32,7 @@ def copied(target: Path) -> set[str]:
 def test_code_is_copied_and_the_rest_named(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "run" / "code"
     target.parent.mkdir()
-    left_out = code_snapshot.take(target, source)
+    left_out = code_snapshot.copy_code(target, source)
     assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/token.py", "xlpretrain/defaults.yaml"}
     names = {Path(line.partition(" (")[0]).name for line in left_out}
     assert names == {".env", "id_rsa", "api_key.txt", "data.bin", "large.json", "link.py"}
@@ -43,16 +43,16 @@ def test_a_secret_of_the_environment_is_never_copied(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (source / "xlpretrain" / "mine.py").write_text("key = '0123456789abcdef'")
-    left_out = code_snapshot.take(tmp_path / "code", source)
+    left_out = code_snapshot.copy_code(tmp_path / "code", source)
     assert "xlpretrain/mine.py (holds a secret of your environment)" in left_out
     assert not (tmp_path / "code" / "xlpretrain" / "mine.py").exists()
 
 
 def test_a_second_snapshot_takes_the_place_of_the_first(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "code"
-    code_snapshot.take(target, source)
+    code_snapshot.copy_code(target, source)
     (source / "xlpretrain" / "token.py").unlink()
-    code_snapshot.take(target, source)
+    code_snapshot.copy_code(target, source)
     assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/defaults.yaml"}
     assert {path.name for path in tmp_path.iterdir()} == {"code", "source"}
 
@@ -62,10 +62,10 @@ def test_a_copy_that_somebody_changed_is_kept(
     change: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, record = tmp_path / "code", tmp_path / "code.json"
-    code_snapshot.take(target, source, record=record)
+    code_snapshot.copy_code(target, source, record=record)
     (target / "xlpretrain" / "__pycache__").mkdir()
     (target / "xlpretrain" / "__pycache__" / "token.cpython-311.pyc").touch()
-    code_snapshot.take(target, source, record=record)
+    code_snapshot.copy_code(target, source, record=record)
     assert {path.name for path in tmp_path.iterdir()} == {"code", "code.json", "source"}
     changed = target / ("notes.bin" if change == "added" else "xlpretrain/token.py")
     for number in range(2):
@@ -73,7 +73,7 @@ def test_a_copy_that_somebody_changed_is_kept(
         if change == "edited before there was a record":
             (target / "xlpretrain" / "mine.patch").touch()
             record.unlink()
-        code_snapshot.take(target, source, record=record)
+        code_snapshot.copy_code(target, source, record=record)
         assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/token.py", "xlpretrain/defaults.yaml"}
         assert "the run's code, which somebody changed" in capsys.readouterr().err
     kept = [tmp_path / name / changed.relative_to(target) for name in ("code.changed", "code.changed-2")]
@@ -83,11 +83,11 @@ def test_a_copy_that_somebody_changed_is_kept(
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="the code cannot be copied there"):
-        code_snapshot.take(tmp_path / "file" / "code", source)
+        code_snapshot.copy_code(tmp_path / "file" / "code", source)
 
 
 def test_the_copy_is_what_python_runs_there(tmp_path: Path) -> None:
-    assert code_snapshot.take(tmp_path / "code") == []
+    assert code_snapshot.copy_code(tmp_path / "code") == []
     where = [
         sys.executable,
         "-c",

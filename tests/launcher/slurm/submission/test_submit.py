@@ -11,10 +11,11 @@ import yaml
 from commands import write_config
 from fake_slurm import FakeSlurm
 
-from launcher.cli import lifecycle
+from launcher.cli.actions import training
+from launcher.local.options import StartOptions
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
-from launcher.slurm.submission import executor, submit
+from launcher.slurm.submission import executor
 from launcher.slurm.submission.sweep import variants
 from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, XLPretrainError
@@ -43,7 +44,7 @@ def call(tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, sl
         site = tmp_path / "site.yaml"
         site.write_text(yaml.safe_dump({"python": "/opt/my python", "tasks_per_node": 2, **(profile or {})}))
         defaults = {"nodes": "1-2", "sweeps": (), "allow_recipe_change": False, "dry_run": False}
-        submit.submit(config, overrides, cluster=site, **{**defaults, **options})
+        training.submit(config, overrides, cluster=site, **{**defaults, **options})
 
     return call
 
@@ -128,7 +129,7 @@ def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
     asked = len([line for line in slurm.asked if line.startswith("sbatch")])
 
     def resume(*overrides: str) -> None:
-        lifecycle.resume(run, overrides, nodes=None, allow_recipe_change=False, take_over=False)
+        training.resume_on_slurm(run, overrides, StartOptions(), nodes=None)
 
     call("stop.patience=2")
     resume()

@@ -7,7 +7,8 @@ import commands
 import pytest
 from fake_slurm import UNKNOWN, FakeSlurm
 
-from launcher.cli import lifecycle
+from launcher.cli.actions import lifecycle, training
+from launcher.local.options import StartOptions
 from launcher.slurm.records import AttemptStart, Job, SlurmFolder
 from launcher.slurm.submission import submit
 from xlpretrain.errors import ConfigError, LaunchError
@@ -81,13 +82,12 @@ def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: 
 def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", error=UNKNOWN)
     held = lease.acquire(run.lease, launch_id="x", take_over=False)
-    again = {"nodes": None, "allow_recipe_change": False, "take_over": False}
     with pytest.raises(LaunchError, match="is in use on"):
-        lifecycle.resume(run, [], **again)
+        training.resume_on_slurm(run, [], StartOptions(), nodes=None)
     # One that its own last job left behind holds nobody up: the job has ended.
     SlurmFolder.of(run).append(AttemptStart("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
     with pytest.raises(ConfigError, match="model"):
-        lifecycle.resume(run, [], **again)
+        training.resume_on_slurm(run, [], StartOptions(), nodes=None)
     held.close()
 
 

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import xlpretrain
 from xlpretrain.data.text_tables import TEXT, Table, read_table, refuse_same_file
 from xlpretrain.errors import DataError
 from xlpretrain.evaluation.likelihood import Likelihood
-from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_files import atomic_writer
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
@@ -21,9 +21,10 @@ PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
 
 
 def score(
-    run: LoadedRun,
+    path: Path,
     data: Path | None,
     *,
+    step: int | None,
     pairs: bool,
     columns: tuple[str, ...],
     mem_len: int | None,
@@ -31,6 +32,7 @@ def score(
     to: Path | None,
 ) -> None:
     """Print, or write, a JSON object for each text or pair; then the sums, on standard error if they would mix."""
+    run = xlpretrain.load(path, step=step)
     refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))

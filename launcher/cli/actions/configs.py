@@ -1,4 +1,4 @@
-"""Configs: shown whole, explained, listed and copied."""
+"""Show, explain, list and copy configs: `xlpretrain config`. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.config import DataConfig
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import Section
 
-_LAUNCHER = Path(__file__).parents[1]
+_LAUNCHER = Path(__file__).parents[2]
 
 
 def builtin_configs() -> dict[str, Path]:
@@ -24,14 +25,14 @@ def builtin_configs() -> dict[str, Path]:
     }
 
 
-def list_shipped() -> None:
+def list_builtin() -> None:
     """Print their names and first comment lines."""
     for name, path in builtin_configs().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
-def copy_shipped(name: str) -> None:
+def copy_builtin(name: str) -> None:
     """Copy one into the current folder. Raises `ConfigError` for an unknown name or a file that is there."""
     name = name.removesuffix(".yaml")
     if name not in builtin_configs():
@@ -58,9 +59,7 @@ def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
 def _load(path: Path, overrides: Sequence[str]) -> Section:
     data = schema.read_yaml(path)
     if "sources" in data or "out" in data:
-        from data_pipelines.config import DataConfig
-
         return schema.load(DataConfig, path, overrides)
-    from xlpretrain.config import run_config
+    from xlpretrain.config import run_config  # with torch, which a dataset's config and --list do without
 
     return run_config.load(path, overrides)

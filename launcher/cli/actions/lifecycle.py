@@ -1,20 +1,17 @@
-"""The commands `xlpretrain stop`, `cancel` and `resume`, where Slurm has to do with them."""
+"""Stop and cancel runs, and what `xlpretrain resume` has to know of a run's last job. Torch-free."""
 
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launcher.finished import say_if_finished
 from launcher.slurm import client as slurm
 from launcher.slurm.client import JobState
-from launcher.slurm.records import AttemptStart, Job, SlurmFolder
+from launcher.slurm.records import Job, SlurmFolder
 from xlpretrain.errors import LaunchError
-from xlpretrain.run_dir import lease, outcome
+from xlpretrain.run_dir import outcome
 from xlpretrain.run_dir.layout import RunDir
 
 CANCEL_WAIT_S = 30.0
@@ -29,7 +26,7 @@ def stop(run: RunDir) -> str:
     if job and state and state.is_waiting:
         return (
             f"{run.path}: its job {job.job_id} waits in the queue ({state}); it will end as soon as it starts."
-            f" `xlpretrain cancel {_quoted(run)}` removes it from the queue"
+            f" `xlpretrain cancel {quoted(run)}` removes it from the queue"
         )
     status = run.read_status()
     if (state and state.is_running) or (status is not None and status.state == "running"):
@@ -54,53 +51,13 @@ def cancel(run: RunDir, *, wait_s: float = CANCEL_WAIT_S) -> str:
         if time.monotonic() > deadline:
             return (
                 f"{run.path}: job {job.job_id} was cancelled and is still {now}: it saves, until Slurm kills it;"
-                f" `xlpretrain status {_quoted(run)}` shows when it is gone"
+                f" `xlpretrain status {quoted(run)}` shows when it is gone"
             )
         time.sleep(_POLL_S)
     step = outcome.newest_step(run)
     left = f"a checkpoint of step {step} is there" if step else "no checkpoint was made yet"
     done = "removed from the queue" if state.is_waiting else "cancelled"
-    return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {_quoted(run)}` goes on"
-
-
-def resume(
-    run: RunDir,
-    overrides: Sequence[str],
-    *,
-    nodes: str | None,
-    allow_recipe_change: bool,
-    take_over: bool,
-) -> None:
-    """Submit a run again that was submitted before, as it was or changed. Raises `XLPretrainError`."""
-    from launcher.slurm.submission import submit
-    from xlpretrain.config import run_config
-
-    records = SlurmFolder.of(run)
-    refuse_if_queued(run)
-    run.refuse_if_read_only()
-    _refuse_if_elsewhere(run, take_over=take_over)
-    profile = submit.load_cluster(records.cluster, nodes=nodes)
-    settings = run_config.load(newest_config(run), overrides)
-    settings = submit.check(settings, profile, allow_recipe_change=allow_recipe_change)
-    stopped = run.stop_file.exists()
-    run.stop_file.unlink(missing_ok=True)
-    if say_if_finished(settings):
-        return
-    try:
-        _refuse_without_sbatch(run)
-        submit.submit_runs([settings], profile, name=settings.name)
-    except BaseException:
-        if stopped:
-            run.stop_file.touch()
-        raise
-
-
-def _refuse_without_sbatch(run: RunDir) -> None:
-    if shutil.which("sbatch") is None:
-        raise LaunchError(
-            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
-            f" {_quoted(run)} --here` goes on here, the same command on a login node submits it again"
-        )
+    return f"{run.path}: job {job.job_id} is {done}; {left}, `xlpretrain resume {quoted(run)}` goes on"
 
 
 def refuse_if_queued(run: RunDir) -> None:
@@ -111,7 +68,7 @@ def refuse_if_queued(run: RunDir) -> None:
         doing = "waits in the queue" if state.is_waiting else "runs"
         raise LaunchError(
             f"{run.path}: its job {job.job_id} {doing} ({state}): nothing to resume; `xlpretrain status"
-            f" {_quoted(run)}` shows it, `xlpretrain cancel {_quoted(run)}` ends it"
+            f" {quoted(run)}` shows it, `xlpretrain cancel {quoted(run)}` ends it"
         )
 
 
@@ -134,7 +91,7 @@ def _job_to_cancel(run: RunDir) -> tuple[Job, JobState]:
     if job is None:
         raise LaunchError(
             f"{run.path}: was never submitted to Slurm, so there is no job to cancel;"
-            f" `xlpretrain stop {_quoted(run)}` ends a run on a machine"
+            f" `xlpretrain stop {quoted(run)}` ends a run on a machine"
         )
     here = ""
     with suppress(LaunchError):  # no scontrol
@@ -157,15 +114,6 @@ def _job_to_cancel(run: RunDir) -> tuple[Job, JobState]:
     return job, state
 
 
-def _refuse_if_elsewhere(run: RunDir, *, take_over: bool) -> None:
-    """Raise `LaunchError` if somebody has the run who is not of its last job, which has ended."""
-    starts = [event for event in SlurmFolder.of(run).read_events() if isinstance(event, AttemptStart)]
-    sign = lease.last_heartbeat(run.lease)
-    if sign is None or (sign[0] is not None and starts and sign[0].host in starts[-1].nodes):
-        return
-    lease.check_available(run.lease, launch_id="", take_over=take_over)
-
-
 def _wish_to_stop(run: RunDir) -> None:
     try:
         run.stop_file.touch()
@@ -173,5 +121,6 @@ def _wish_to_stop(run: RunDir) -> None:
         raise LaunchError(f"{run.stop_file}: cannot be made: {error.strerror}") from None
 
 
-def _quoted(run: RunDir) -> str:
+def quoted(run: RunDir) -> str:
+    """A run folder as a word of shell, for commands in messages."""
     return shlex.quote(str(run.path))

@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import cast
 
+import xlpretrain
+from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import LabelledDataConfig
 from xlpretrain.data.text_tables import read_table, refuse_same_file
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
-from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.run_dir.layout import RunDir
@@ -24,38 +25,31 @@ _FIGURES = ("accuracy", "macro_f1", "roc_auc")
 
 
 def finetune(
-    source: RunDir,
+    path: Path,
     *,
     train: Path,
     valid: Path,
-    name: str,
+    name: str | None,
     text: Sequence[str],
     label: str,
     overrides: list[str],
     num_seeds: int,
     runs_dir: Path,
-    num_processes: int | None,
-    max_restarts: int,
-    take_over: bool,
+    options: StartOptions,
 ) -> int:
     """Train a run in runs_dir/name, or, of several seeds, in runs_dir/name/seed-N. Returns the exit code.
 
-    Each run that is begun or finished is gone on with, so the same call continues. Raises `XLPretrainError`.
+    Runs that were started before are resumed, so the same call continues. Raises `XLPretrainError`.
     """
+    source, name = RunDir(path).check_exists(), name or f"{path.resolve().name}-finetuned"
     config = finetune_config(
         source, train=train, valid=valid, name=name, runs_dir=runs_dir, text=text, label=label, overrides=overrides
     )
     configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
     if RunDir(runs_dir / name).exists() and num_seeds > 1:
-        raise LaunchError(f"{runs_dir / name}: is a run of one seed; say another name for several (--as)")
+        raise LaunchError(f"{runs_dir / name}: is a run of one seed; choose another name for several seeds (--name)")
     for one in configs:
-        code = start_training(
-            one,
-            num_processes,
-            allow_recipe_change=False,
-            max_restarts=max_restarts,
-            take_over=take_over,
-        )
+        code = start_training(one, options)
         if code:
             return code
     if num_seeds > 1:
@@ -63,8 +57,9 @@ def finetune(
     return 0
 
 
-def predict(run: LoadedRun, data: Path | None, to: Path | None) -> None:
-    """Print, or write, a prediction for each text of a file; print how good they are if it has labels."""
+def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None) -> None:
+    """Print, or write, a prediction for each text of a file; print metrics if it has labels."""
+    run = xlpretrain.load(path, step=step)
     refuse_same_file(data, to)
     table, (columns, labels) = read_table(data), run.is_classifier
     if len(columns) == 1 and len(table.columns) == 1:

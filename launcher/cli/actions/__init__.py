@@ -1,0 +1,30 @@
+"""Bodies of the commands, apart from their arguments: a module is imported when a command first uses it.
+
+The help of every command, and the message for a misspelt flag, need none of them, and so no torch, which takes seconds
+to import. The mechanism is a module-level `__getattr__` (PEP 562); modules of this room import what they need at
+their top. Torch-free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.cli.actions import configs as configs
+    from launcher.cli.actions import datasets as datasets
+    from launcher.cli.actions import evaluate as evaluate
+    from launcher.cli.actions import finetune as finetune
+    from launcher.cli.actions import lifecycle as lifecycle
+    from launcher.cli.actions import models as models
+    from launcher.cli.actions import monitor as monitor
+    from launcher.cli.actions import samples as samples
+    from launcher.cli.actions import score as score
+    from launcher.cli.actions import training as training
+else:
+    from importlib import import_module
+
+    def __getattr__(name):
+        """Import a module of this room at its first use."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return import_module(f"{__name__}.{name}")

@@ -1,0 +1,45 @@
+"""Export, import and generate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xlpretrain
+from xlpretrain.hub import export as exports
+from xlpretrain.hub import import_model as imports
+from xlpretrain.run_dir.layout import RunDir
+
+
+def export(run: Path, to: Path, *, step: int | None, force: bool) -> None:
+    """Write a run's model for transformers, and print how to load it. Raises `XLPretrainError`."""
+    loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force)
+    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+
+
+def import_model(
+    source: Path, overrides: Sequence[str], *, name: str, runs_dir: Path, data: Path | None, tokenizer: Path | None
+) -> None:
+    """Make a run folder of another program's model, and print how to use it. Raises `XLPretrainError`."""
+    folder, notes = imports.import_model(
+        source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=list(overrides)
+    )
+    for note in notes:
+        print(note)
+    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+
+
+def generate(run: Path, prompt: str | None, *, step: int | None, **sampling: Any) -> None:
+    """Print a prompt and its continuation. Raises `XLPretrainError`.
+
+    Args:
+        run: run folder.
+        prompt: text to continue; None: standard input.
+        step: of the checkpoint; None: the newest.
+        sampling: as `LoadedRun.generate` takes it.
+    """
+    if prompt is None:
+        prompt = sys.stdin.read().rstrip("\n")
+    print(prompt + xlpretrain.load(run, step=step).generate(prompt, **sampling))

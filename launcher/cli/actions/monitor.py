@@ -1,0 +1,34 @@
+"""Look at runs: `xlpretrain status`, `logs` and `checkpoints`. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.cli.monitor import checkpoints as checkpoint_list
+from launcher.cli.monitor import find_runs
+from launcher.cli.monitor import logs as run_logs
+from launcher.cli.monitor.status import show_all, show_one
+from xlpretrain.run_dir.layout import RunDir
+
+
+def find(path: Path) -> RunDir:
+    """The run in a folder, started or only submitted. Raises `LaunchError` if there is none."""
+    return find_runs.require(path)
+
+
+def status(run: Path | None, runs_dir: Path) -> None:
+    """Print a run's details, or a table of all runs in `runs_dir`. Raises `LaunchError`."""
+    if run is None:
+        show_all(runs_dir)
+    else:
+        show_one(run)
+
+
+def logs(run: Path, *, rank: int | None, num_lines: int, follow: bool) -> None:
+    """Print the logs of a run, or of one of its ranks. Raises `LaunchError`."""
+    run_logs.show(find(run), rank=rank, num_lines=num_lines, follow=follow)
+
+
+def checkpoints(run: Path, *, verify: bool) -> bool:
+    """Print the checkpoints of a run. Returns False if one is damaged. Raises `LaunchError`."""
+    return checkpoint_list.show(RunDir(run).check_exists().checkpoints, verify=verify)

@@ -1,0 +1,175 @@
+"""Arguments of the commands that start, watch, stop and evaluate runs, and of `xlpretrain config`. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli import actions
+from launcher.cli.options import (
+    AllowRecipeChange,
+    Cluster,
+    ConfigFile,
+    MaxRestarts,
+    Moved,
+    Nodes,
+    NumProcesses,
+    Overrides,
+    RunPath,
+    RunsDir,
+    TakeOver,
+)
+from launcher.local.options import StartOptions
+from xlpretrain.errors import USER_ERROR, ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = None,
+    allow_recipe_change: AllowRecipeChange = False,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
+) -> None:
+    """Train on this machine, or resume a started run. Exit code 0: done; 75: stopped early, run it again."""
+    options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
+    raise typer.Exit(actions.training.train(config, overrides or [], options))
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    cluster: Cluster,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="KEY=V1,V2", help="Submit one run per value; with several sweeps, one per combination."
+        ),
+    ] = None,
+    allow_recipe_change: AllowRecipeChange = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, and do nothing.")] = False,
+) -> None:
+    """Train on a Slurm cluster until it is done, through time limits, preemption and failures."""
+    actions.training.submit(
+        config,
+        overrides or [],
+        cluster=cluster,
+        nodes=nodes,
+        sweeps=sweep or [],
+        allow_recipe_change=allow_recipe_change,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = None,
+    nodes: Nodes = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Resume on this machine, though it was submitted to Slurm.")
+    ] = False,
+    allow_recipe_change: AllowRecipeChange = False,
+    max_restarts: MaxRestarts = 0,
+    take_over: TakeOver = False,
+) -> None:
+    """Resume a run, also one ended by `xlpretrain stop`.
+
+    Submitted runs resume on Slurm unless --here or --nproc is given.
+    """
+    options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
+    raise typer.Exit(actions.training.resume(run, overrides or [], options, here=here, nodes=nodes))
+
+
+@app.command()
+def status(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: a table of all).")] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Show what runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
+    actions.monitor.status(run, runs_dir)
+
+
+@app.command()
+def logs(
+    run: RunPath,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow new output until Ctrl-C.")] = False,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=0, help="Show the log of this rank (default: job log and rank 0).")
+    ] = None,
+    num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines from the end; 0: all.")] = 200,
+) -> None:
+    """Print what a run's job and ranks have written."""
+    actions.monitor.logs(run, rank=rank, num_lines=num_lines, follow=follow)
+
+
+@app.command()
+def stop(run: RunPath) -> None:
+    """Ask a run to save and exit; it stays stopped until `xlpretrain resume`."""
+    print(actions.lifecycle.stop(actions.monitor.find(run)))
+
+
+@app.command()
+def cancel(run: RunPath) -> None:
+    """End a run's Slurm job now, or remove it from the queue; `xlpretrain stop` lets it save first."""
+    print(actions.lifecycle.cancel(actions.monitor.find(run)))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    moved: Moved = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out one).")
+    ] = None,
+    mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
+    num_processes: NumProcesses = None,
+) -> None:
+    """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
+    options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
+    raise typer.Exit(actions.evaluate.evaluate(run, moved or [], options, num_processes=num_processes))
+
+
+@app.command()
+def report(run: RunPath, moved: Moved = None) -> None:
+    """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
+    actions.evaluate.report(run, moved or [])
+
+
+@app.command()
+def checkpoints(
+    run: RunPath,
+    verify: Annotated[bool, typer.Option("--verify", help="Read them whole and check every byte.")] = False,
+) -> None:
+    """List a run's checkpoints: step, age, size, what made them. Exit code 2 if one is damaged."""
+    if not actions.monitor.checkpoints(run, verify=verify):
+        raise typer.Exit(USER_ERROR)
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
+    list_builtin: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
+    copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
+) -> None:
+    """Show a config with all defaults; list or copy those that come with xlpretrain."""
+    if list_builtin:
+        actions.configs.list_builtin()
+    elif copy is not None:
+        actions.configs.copy_builtin(copy)
+    elif config is not None:
+        actions.configs.show(config, overrides or [], explain=explain)
+    else:
+        raise ConfigError("name a CONFIG, or use --list or --copy NAME")

@@ -1,0 +1,42 @@
+"""Names and values that must not reach a file: one list for configs, site profiles and copies of code. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+
+_NAME = re.compile(
+    r"((^|[^a-z0-9])(key|pass|pat|jwt)|(api|access|auth|secret|private)[_-]?keys?"
+    r"|token|secrets?|passw(or)?d|passphrase|credentials?)$",
+    re.IGNORECASE,
+)
+_FILE = re.compile(
+    r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|keystore)"
+    r"|\.?tokens(\.\w+)?",
+    re.IGNORECASE,
+)
+_SUFFIXES = ("", ".txt", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg")
+"""Suffixes of files that may hold the secret in their name; `token.py` is code."""
+_MIN_LENGTH = 8
+"""Characters of the shortest value that is searched for: shorter ones are common in other text."""
+
+
+def is_secret_name(name: str) -> bool:
+    """True for a config key or environment variable whose name is that of a secret: WANDB_API_KEY, db.password.
+
+    Counts such as `max_tokens` are not secrets.
+    """
+    return _NAME.search(name) is not None
+
+
+def is_secret_file(name: str) -> bool:
+    """True for a file whose name, without folders, is that of a secret: .env, id_rsa, hf_token.txt."""
+    path = PurePath(name)
+    named = path.suffix.lower() in _SUFFIXES and is_secret_name(path.stem)
+    return named or (path.suffix != ".py" and _FILE.fullmatch(name) is not None)
+
+
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """The values of the environment variables that hold secrets, but for those too short to search for."""
+    return [value for name, value in environment.items() if is_secret_name(name) and len(value) >= _MIN_LENGTH]
