@@ -21,9 +21,7 @@ def find_warnings(config: DataConfig, encoded: Mapping[str, int], trained_on: Ma
             f" keeps the character {RESERVED} (U+{ord(RESERVED):04X}) to itself, so it is unknown"
         )
     for group in groups(config):
-        tokens, unknown, long, empty = (
-            encoded.get(f"{what} in {group.folder}", 0) for what in ("tokens", "unknown", "long", "empty")
-        )
+        tokens, unknown, long = (encoded.get(f"{what} in {group.folder}", 0) for what in ("tokens", "unknown", "long"))
         if unknown > MOST_UNKNOWN * tokens:
             yield (
                 f"{group.folder}: {unknown / tokens:.1%} of the tokens are unknown; use tokenizer.byte_fallback=true, a"
@@ -33,7 +31,5 @@ def find_warnings(config: DataConfig, encoded: Mapping[str, int], trained_on: Ma
             yield (
                 f"{group.folder}: {long / tokens:.1%} of the tokens are in sentences of more than {SAMPLE_TOKENS},"
                 " which samples cut in pieces; set sentences.language, or sentences.line_ends=true if no line ends"
-                " within a sentence"
+                " within a sentence, or sentences.splitter=spaces for Thai and Lao"
             )
-        if empty:
-            yield f"{group.folder}: {empty:,} documents have text of which the tokenizer leaves nothing"

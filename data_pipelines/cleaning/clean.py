@@ -15,6 +15,9 @@ from data_pipelines.sources.config import Source
 from xlpretrain.errors import DataError
 from xlpretrain.schema import Problem, Section
 
+EMPTY = "empty"
+"""How documents without any text are counted."""
+
 
 class MinHashConfig(Section):
     """The definition of near-duplicates: documents that share all hashes of a band."""
@@ -58,6 +61,9 @@ class CleanConfig(Section):
 
 def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
     """Clean a document: None if it is dropped; `counts` says why. Raises `DataError`."""
+    if _is_empty(text):
+        counts[EMPTY] += 1
+        return None
     if config.repair:
         repaired = _ftfy()(text)
         counts["repaired"] += repaired != text
@@ -76,7 +82,14 @@ def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
     if config.max_characters is not None and len(text) > config.max_characters:
         counts["too long"] += 1
         return None
-    return None if text.isspace() or not text else text
+    if _is_empty(text):  # by now
+        counts[EMPTY] += 1
+        return None
+    return text
+
+
+def _is_empty(text: str) -> bool:
+    return not text or text.isspace()
 
 
 def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> bool:

@@ -59,7 +59,10 @@ def plan_shards(work: WorkDir) -> list[ShardPlan]:
     for group in groups(config):
         num_tokens = counts[f"tokens in {group.folder}"]
         if not num_tokens:
-            raise DataError(f"no document is left in {group.folder}: cleaning has removed them all")
+            raise DataError(
+                f"no document is left in {group.folder}: cleaning has removed them all, or the tokenizer leaves nothing"
+                " of them"
+            )
         training = counts[f"tokens in {SplitKey(group.corpus, 'train').folder}"]
         block_tokens = config.block_tokens or choose_block_tokens(training)
         num_blocks = -(-num_tokens // block_tokens)

@@ -92,6 +92,10 @@ def need_pyarrow(path: str) -> Any:
 
 
 def _check_columns(names: Sequence[str], wanted: Sequence[str], path: str) -> None:
+    if repeated := [name for name in wanted if names.count(name) > 1]:
+        raise DataError(
+            f"{path}: {names.count(repeated[0])} columns are called {repeated[0]!r}; rename all but the one to read"
+        )
     if missing := [name for name in wanted if name not in names]:
         raise DataError(
             f"{path}: no field {missing[0]!r}; the fields there are: {', '.join(sorted(names))} (set `field` in the "

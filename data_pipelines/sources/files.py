@@ -31,12 +31,6 @@ def is_compressed(path: str) -> bool:
     return path.endswith(COMPRESSED)
 
 
-def read_text(path: str) -> str:
-    """The text of a whole file. Raises `DataError`."""
-    data = b"".join(read_chunks(path))
-    return decode(data, f"{path}: ").removeprefix("\ufeff")
-
-
 def read_lines(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """The lines of a file, without their ends, each with the offset of its first byte. Raises `DataError`.
 
@@ -65,14 +59,14 @@ def line_number(path: str, offset: int) -> int:
     return count
 
 
-def decode(data: bytes, where: str) -> str:
-    """`data` as UTF-8. Raises `DataError`, headed by `where`, that tells the byte and its line."""
+def decode(data: bytes) -> str:
+    """`data` as UTF-8. Raises `DataError` that tells the byte and its line."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{where}not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} (line {line}); convert it "
+            f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} (line {line}); convert it "
             "first, for instance with iconv -t utf-8"
         ) from None
 

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ from data_pipelines.sources.files import (
     line_number,
     read_chunks,
     read_lines,
-    read_text,
 )
 from data_pipelines.sources.find import File, find_files, local_file, refuse_changed
 from data_pipelines.sources.read_units import FileRange, ReadUnit, cut, text_bytes, unit_bytes
+from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
 
 
@@ -65,22 +67,46 @@ def cut_into_units(
     ]
 
 
-def read_pieces(source: Source, pieces: Sequence[FileRange]) -> Iterator[str]:
-    """The documents in parts of files; those without any text are left out. Raises `DataError`."""
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that is no text: not JSON, without the field, null, not Unicode.
+
+    problem: a sentence. place: tells where it is; called only for a message, since it may read the file again.
+    """
+
+    problem: str
+    place: Callable[[], str]
+
+
+SkipBad = Callable[[BadRecord], None]
+"""Called for each record that is no text, where such are to be left out."""
+
+
+def read_pieces(source: Source, pieces: Sequence[FileRange], *, skip_bad: SkipBad | None = None) -> Iterator[str]:
+    """The documents in parts of files, also those without any text.
+
+    skip_bad: called for each record that is no text (default: the first one is an error). Raises `DataError`.
+    """
     for path, start, stop in pieces:
         for document in _read(source, path, start, stop):
-            if document and not document.isspace():
+            if isinstance(document, BadRecord):
+                if skip_bad is None:
+                    raise DataError(f"{document.place()}: {document.problem}")
+                skip_bad(document)
+            else:
                 yield document
 
 
-def read_unchanged(source: Source, pieces: Sequence[FileRange], found: Mapping[str, File]) -> Iterator[str]:
+def read_unchanged(
+    source: Source, pieces: Sequence[FileRange], found: Mapping[str, File], *, skip_bad: SkipBad | None = None
+) -> Iterator[str]:
     """The documents in parts of files that stay as they were when they were found, as `read_pieces` gives them.
 
     found: by their paths; others are not looked at. Raises `DataError`, in the end if a file has changed.
     """
     files = list(dict.fromkeys(found[path] for path, _, _ in pieces if path in found))
     try:
-        yield from read_pieces(source, pieces)
+        yield from read_pieces(source, pieces, skip_bad=skip_bad)
     except DataError:
         refuse_changed(files)  # which is the reason, then
         raise
@@ -94,10 +120,10 @@ def _can_cut(source: Source, file: File) -> bool:
     return isinstance(source, ParquetSource) or (lines and not is_compressed(file.path))
 
 
-def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str]:
+def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
     match source:
         case TextSource(split="files"):
-            return iter([read_text(path)])
+            return iter([_decode(b"".join(read_chunks(path)), lambda: path)])
         case TextSource():
             return _read_between_blank_lines(path, start, stop)
         case JsonlSource():
@@ -110,15 +136,22 @@ def _read(source: Source, path: str, start: int, stop: int) -> Iterator[str]:
             records = columnar.read_parquet(path, start, stop, columnar.columns(source))
         case HuggingFaceSource():
             records = columnar.read_arrow(path, columnar.columns(source))
-    return (text_of(record, source, f"{path}, row {row}: ") for row, record in records)
+    return (text_of(record, source, partial("{}, row {}".format, path, row)) for row, record in records)
 
 
-def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str]:
+def _decode(data: bytes, place: Callable[[], str]) -> str | BadRecord:
+    try:
+        return decode(data).removeprefix("\ufeff")
+    except DataError as error:
+        return BadRecord(str(error), place)
+
+
+def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
     """From the first blank line at or after `start` (but 0) to the first at or after `stop`."""
     lines: list[bytes] = []
     inside = start == 0
     for offset, line in read_lines(path, start):
-        if line.strip() and not (line[0] > 127 and decode(line, f"{path}: ").isspace()):
+        if line.strip() and not (line[0] > 127 and line.decode(errors="replace").isspace()):
             if inside:
                 lines.append(line)
             continue
@@ -132,37 +165,36 @@ def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str]
         yield _join(lines, path, -1)
 
 
-def _join(lines: Sequence[bytes], path: str, offset: int) -> str:
-    try:
-        return b"\n".join(lines).decode().removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        before = sum(len(line) + 1 for line in lines)
-        where = f", the document that ends at byte {offset} (it has {before})" if offset >= 0 else ", its last document"
-        return decode(b"\n".join(lines), f"{path}{where}: ")
+def _join(lines: Sequence[bytes], path: str, offset: int) -> str | BadRecord:
+    data = b"\n".join(lines)
+    where = f"the document that ends at byte {offset} (it has {len(data) + 1})" if offset >= 0 else "its last document"
+    return _decode(data, lambda: f"{path}, {where}")
 
 
-def _read_jsonl(source: RecordSource, path: str, start: int, stop: int) -> Iterator[str]:
+def _read_jsonl(source: RecordSource, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
     for number, (offset, line) in enumerate(read_lines(path, start), start=1):
         if 0 <= stop <= offset:
             return
-        if offset == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            try:
-                yield _parse_line(line, source, where="")
-            except DataError as error:
-                raise DataError(f"{path}, line {line_number(path, offset) if start else number}: {error}") from None
+            yield _parse(line, source, partial(_place_of_line, path, offset, None if start else number))
 
 
-def _parse_line(line: bytes, source: RecordSource, *, where: str) -> str:
+def _place_of_line(path: str, offset: int, number: int | None) -> str:
+    return f"{path}, line {line_number(path, offset) if number is None else number}"
+
+
+def _parse(data: bytes, source: RecordSource, place: Callable[[], str]) -> str | BadRecord:
+    text = _decode(data, place)
+    if isinstance(text, BadRecord):
+        return text
     try:
-        record = json.loads(decode(line, where))
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}not JSON ({error})") from None
-    return text_of(record, source, where)
+        return BadRecord(f"not JSON ({error})", place)
+    return text_of(record, source, place)
 
 
-def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
+def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str | BadRecord]:
     chunks = TailWatcher(read_chunks(path))
     num_found, others = 0, ""
     try:
@@ -177,11 +209,8 @@ def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
                     raise DataError(f"{path}, {member.name}: a link or the like, not a file; pack the file itself")
                 file = tar.extractfile(member)
                 assert file is not None
-                data, where = file.read(), f"{path}, {member.name}: "
-                if source.member == "txt":
-                    yield decode(data, where).removeprefix("\ufeff")
-                else:
-                    yield _parse_line(data, source, where=where)
+                place = partial("{}, {}".format, path, member.name)
+                yield _decode(file.read(), place) if source.member == "txt" else _parse(file.read(), source, place)
             if not chunks.ends_in_zeros(tar.offset):  # which tarfile itself takes for the end
                 raise tarfile.ReadError(f"it ends at byte {tar.offset} without saying so")
     except (tarfile.TarError, EOFError) as error:
@@ -190,28 +219,27 @@ def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str]:
         raise DataError(f"{path}: holds no .{source.member}, but {others}; set `member`, or do not name this file")
 
 
-def text_of(record: Any, source: RecordSource, where: str) -> str:
-    """The text of a record. Raises `DataError`, headed by `where`."""
+def text_of(record: Any, source: RecordSource, place: Callable[[], str]) -> str | BadRecord:
+    """The text of a record at a place."""
+    names = columnar.columns(source)
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}expected a JSON object with a field {source.field!r}, got a {type(record).__name__}")
-    if source.template is None:
-        text = _field(record, source.field, where)
-    else:
-        names = columnar.columns(source)
-        text = source.template.format(**{name: _field(record, name, where) for name in names})
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        name = source.template or source.field
-        raise DataError(f"{where}not Unicode text: a lone surrogate at character {error.start} of {name!r}") from None
+        return BadRecord(f"expected a JSON object with a field {names[0]!r}, got a {type(record).__name__}", place)
+    for name in names:
+        if problem := _problem_of(record, name):
+            return BadRecord(problem, place)
+    values = {name: record[name] for name in names}
+    text = values[source.field] if source.template is None else source.template.format(**values)
+    if (at := lone_surrogate(text)) is not None:
+        field = source.template or source.field
+        return BadRecord(f"not Unicode text: a lone surrogate at character {at} of {field!r}", place)
     return text
 
 
-def _field(record: Mapping[str, Any], field: str, where: str) -> str:
+def _problem_of(record: Mapping[str, Any], field: str) -> str | None:
+    """Why a field of a record holds no text, if so."""
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
-        raise DataError(f"{where}no field {field!r}; the fields there are: {names} (set `field` in the source)")
-    text = record[field]
-    if not isinstance(text, str):
-        raise DataError(f"{where}the field {field!r} holds a {type(text).__name__}, expected text")
-    return text
+        return f"no field {field!r}; the fields there are: {names} (set `field` in the source)"
+    if not isinstance(record[field], str):
+        return f"the field {field!r} holds a {type(record[field]).__name__}, expected text"
+    return None

@@ -22,6 +22,8 @@ from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer
 from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
+NO_TOKENS = "no tokens"
+"""How documents of which the tokenizer leaves nothing are counted."""
 SAMPLE_TOKENS = 512
 """Length of a sample unless a run's objective sets another; longer sentences are cut."""
 
@@ -102,8 +104,9 @@ def run(work: WorkDir, task: int) -> None:
             counts[f"tokens in {group.folder}"] = len(encoded.tokens)
             lengths = np.diff(np.union1d(encoded.document_ends, encoded.sentence_ends), prepend=-1)
             counts[f"long in {group.folder}"] = int(lengths[lengths > SAMPLE_TOKENS].sum())
-            counts[f"empty in {group.folder}"] = int((np.diff(encoded.document_ends, prepend=-1) == 1).sum())
-            counts["kept"] += len(documents)
+            counts["kept"] += len(encoded.document_ends)
+            if without := len(documents) - len(encoded.document_ends):
+                counts[NO_TOKENS] += without
         write_counts(folder, counts)
 
 
@@ -131,7 +134,7 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
     """The effects of cleaning, from the counts of the tasks."""
-    own = ("kept", "tokens in ", "unknown in ", "long in ", "empty in ")
+    own = ("kept", "tokens in ", "unknown in ", "long in ")
     return {name: count for name, count in counts.items() if not name.startswith(own)}
 
 

@@ -27,7 +27,7 @@ from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
 
-FORMAT = 2
+FORMAT = 3
 """Raised when work folders of an older xlpretrain cannot be gone on with."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 

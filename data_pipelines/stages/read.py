@@ -9,12 +9,14 @@ from data_pipelines.cleaning.clean import clean, is_contaminated, sources_of
 from data_pipelines.cleaning.minhash import MinHashWriter, ParagraphWriter
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.external_sort import Document, SortedDocumentWriter
-from data_pipelines.sources.records import read_unchanged, source_files
+from data_pipelines.sources.records import BadRecord, read_unchanged, source_files
 from data_pipelines.stages.splits import PRECEDENCE, SPLITS, SplitKey, assign_split, groups, hash_text
 from data_pipelines.stages.work_dir import Stage, WorkDir, write_counts
+from data_pipelines.tokenizing.train import tokenizes_bytes
 from xlpretrain.errors import DataError
 
 NAME = "read"
+BAD_RECORDS = "bad records"
 
 
 def sizes(work: WorkDir) -> list[int]:
@@ -30,8 +32,16 @@ def run(work: WorkDir, task: int) -> None:
     counts: Counter[str] = Counter()
     with work.task_output(NAME, task) as folder:
         writer = _Writer(config, folder, run_bytes=work.plan.task_bytes)
-        for raw in read_unchanged(source, unit.pieces, work.plan.by_path):
+
+        def skip_bad(record: BadRecord) -> None:
+            counts.update(("read", BAD_RECORDS))
+
+        skip = skip_bad if config.on_bad_record == "skip" else None
+        keeps_line_ends = tokenizes_bytes(config.tokenizer)
+        for raw in read_unchanged(source, unit.pieces, work.plan.by_path, skip_bad=skip):
             counts["read"] += 1
+            if "\r" in raw and not keeps_line_ends:
+                raw = raw.replace("\r\n", "\n").replace("\r", "\n")
             if (text := clean(raw, config.clean, counts)) is None:
                 continue
             data = text.encode()

@@ -53,8 +53,9 @@ class TokenizerConfig(Section):
 class SentenceConfig(Section):
     """The rules for ends of sentences."""
 
-    splitter: Literal["sentencex", "lines"] = "sentencex"
-    """By the sentencex library, or one sentence a line."""
+    splitter: Literal["sentencex", "lines", "spaces"] = "sentencex"
+    """sentencex: by that library; lines: one sentence per line; spaces: between spaces, for Thai and Lao, which put
+    them between sentences and clauses, not between words, and mark no ends of sentences otherwise."""
     language: str = "en"
     """The language of the text, as an ISO 639 code."""
     line_ends: bool = False

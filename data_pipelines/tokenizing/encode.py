@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,7 +55,7 @@ class EncodedDocuments:
 
 
 def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceConfig) -> EncodedDocuments:
-    """The documents in their order."""
+    """The documents in their order, without those of which the tokenizer leaves nothing."""
     parts = [_encode_batch(batch, tokenizer, sentences) for batch in _batches(documents)]
     return concatenate(parts) if parts else _encode_batch([], tokenizer, sentences)
 
@@ -134,6 +134,9 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
     tokens, lengths = encode_sentences(data, starts, tokenizer)
     # After the sentences of each document comes its end, which is one token and no text.
     last = np.cumsum(sentences)
+    has_text = np.diff(np.append(0, np.cumsum(lengths))[np.append(0, last)]) > 0
+    if not has_text.all():
+        return _encode_batch(list(compress(documents, has_text)), tokenizer, config)
     tokens = np.insert(tokens, np.append(0, np.cumsum(lengths))[last], tokenizer.vocabulary.eod)
     num_bytes = np.insert(np.diff(starts, append=len(data)), last, 0)
     lengths = np.insert(lengths, last, 1)

@@ -15,6 +15,7 @@ PARAGRAPH_BREAK = re.compile(r"(\n\s*\n)")
 _ODD_BREAK = re.compile(r"\n[^\S\n]+\n")
 _CHUNK_CHARACTERS = 5000
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_SPACED = re.compile(r"\S*\s+|\S+")
 
 _BULLET = "[•◦▪▫■□●○⁃⁌⁍◆◇★☆➤➢➣▶▸►*+-]"  # noqa: RUF001
 _NUMBER = r"(?:[0-9]+|(?i:[ivxlcdm]{2,}))(?:\.\)?|\))"
@@ -58,6 +59,8 @@ def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
         plain = _LONG_SPACE.sub(" ", plain)  # as many characters
     if config.splitter == "lines":
         parts = _LINE.findall(plain)
+    elif config.splitter == "spaces":
+        parts = _SPACED.findall(plain)
     elif config.line_ends:
         parts = [part for line in _LINE.findall(plain) for part in _segment_item(line, config.language)]
     else:

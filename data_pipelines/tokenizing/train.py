@@ -16,6 +16,7 @@ from data_pipelines.tokenizing.sentences import split_sentences
 from data_pipelines.tokenizing.word_encoder import BY_CHARACTER, SCORE_UNIT
 from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from xlpretrain.data.tokenizers.byte_word import ByteTokenizer, WordTokenizer
+from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 
 NUM_THREADS = 4
@@ -41,6 +42,13 @@ def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokeniz
             return ByteTokenizer.make()
         case "word":
             return WordTokenizer.make(sentences, vocab_size=config.vocab_size)
+
+
+def tokenizes_bytes(config: TokenizerConfig) -> bool:
+    """Tell whether every byte of a text is a token, so that a text must stay as it is. Raises `DataError`."""
+    if config.path is None:
+        return config.model_type == "bytes"
+    return isinstance(load_tokenizer(config.path), ByteTokenizer)
 
 
 def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:

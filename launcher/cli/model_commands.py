@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from launcher.cli import actions
-from launcher.cli.options import MaxRestarts, NumProcesses, Overrides, RunPath, RunsDir, TakeOver
+from launcher.cli.options import (
+    MaxRestarts,
+    NumProcesses,
+    Overrides,
+    Precision,
+    PrecisionOption,
+    RunPath,
+    RunsDir,
+    TakeOver,
+)
 from launcher.local.options import StartOptions
 
 app = typer.Typer()
@@ -79,12 +88,14 @@ def generate(
     ] = None,
     ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
     actions.models.generate(
         run,
         prompt,
         step=step,
+        precision=precision,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -118,10 +129,21 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="Write the figures of each text there, as JSON lines.")
     ] = None,
     step: Step = None,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Type of the weights; bf16 is less exact.")
+    ] = Precision.FP32,
 ) -> None:
     """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
     actions.score.score(
-        run, texts, step=step, pairs=pairs, columns=tuple(text or ()), mem_len=mem_len, batch_size=batch_size, to=to
+        run,
+        texts,
+        step=step,
+        precision=precision,
+        pairs=pairs,
+        columns=tuple(text or ()),
+        mem_len=mem_len,
+        batch_size=batch_size,
+        to=to,
     )
 
 
@@ -177,6 +199,7 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
     ] = None,
     step: Step = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Classify new texts; where the file has labels, say how good that is."""
-    actions.finetune.predict(run, texts, to, step=step)
+    actions.finetune.predict(run, texts, to, step=step, precision=precision)

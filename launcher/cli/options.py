@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+class Precision(StrEnum):
+    """The types of weights that a trained model can be used in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="Type of the weights (default: as trained).", show_default=False)
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

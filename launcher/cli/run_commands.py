@@ -17,6 +17,7 @@ from launcher.cli.options import (
     Nodes,
     NumProcesses,
     Overrides,
+    PrecisionOption,
     RunPath,
     RunsDir,
     TakeOver,
@@ -131,12 +132,14 @@ def evaluate(
         str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out one).")
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a row (default: as trained).")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a sample (default: as trained).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
+    precision: PrecisionOption = None,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
     options = {"--data": data, "--mem-len": mem_len, "--seq-len": seq_len, "--max-tokens": max_tokens}
+    options["--precision"] = precision and precision.value
     raise typer.Exit(actions.evaluate.evaluate(run, moved or [], options, num_processes=num_processes))
 
 

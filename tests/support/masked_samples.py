@@ -34,5 +34,12 @@ def _row(tokens, split=None, label=0, *, sample=0, epoch=0):
 
 
 def _collator(*, seq_len=16, task="sop", seed=0, **rules):
-    masking = {"mask": SPECIAL.mask, "rate": 0.15, "max_predictions": None, "max_ngram": 3, **rules}
+    masking = {
+        "mask": SPECIAL.mask,
+        "unknown": SPECIAL.unk,
+        "rate": 0.15,
+        "max_predictions": None,
+        "max_ngram": 3,
+        **rules,
+    }
     return MaskedLMCollator(seq_len, SPECIAL, TokenMasker(WORD_STARTS, **masking), task, seed)

@@ -19,27 +19,31 @@ from xlpretrain.data.order import BlockPosition, Shuffled
 from xlpretrain.data.samples import CorpusSamples, EvalSamples, PairTarget, Sample
 from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 from xlpretrain.data.storage.shard_reader import TokenBlock
-from xlpretrain.data.text_tables import read_table
+from xlpretrain.data.tables.text_tables import read_table
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
 
 UNLABELLED = -1
 
+_MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
+"""How programs write that there is no value, in lower case."""
+
 
 class LabelledDataset(TokenDataset):
     """A document an example: its one or two texts are sentences, whole; collators cut what is too long.
 
-    texts, labels: of each example. parts: its texts' tokens.
+    texts, labels: of each example, as in the file. parts: its texts' tokens.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, *, text: Sequence[str], label: str):
-        """Reads and encodes the file. Raises `DataError` if a column is not there, or a label is empty."""
+        """Read and encode the file. Raises `DataError` if a column is not there, or a label is missing."""
         table = read_table(path)
         self.path, self._tokenizer, self._columns = path, tokenizer, (text, label)
         self.texts, self.labels = table.columns_of(text), table.column(label)
         for line, value in zip(table.line_numbers, self.labels, strict=True):
-            if not value.strip():
-                raise DataError(f"{path}: line {line}: has no label ({label})")
+            if value.strip().lower() in _MISSING:
+                got = f", but {value.strip()}" if value.strip() else ""
+                raise DataError(f"{path}: line {line}: has no label ({label}){got}; give it one, or remove the row")
         self.parts = [tokenizer.encode_batch(texts) for texts in self.texts]
         tokens, documents, sentences = list[int](), list[int](), list[int]()
         for parts in self.parts:
@@ -119,10 +123,10 @@ def make_sample(
 
 def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Check that a classifier can be trained on one and evaluated on the other. Raises `DataError`."""
-    known = set(train.labels)
+    known = set(distinct_labels(train))
     if len(known) < 2:
         raise DataError(f"{train.path}: all of its rows have the label {known.pop()!r}; at least two are needed")
-    strange = Counter(label for label in (valid.labels if valid else ()) if label not in known)
+    strange = Counter(label.strip() for label in (valid.labels if valid else ()) if label.strip() not in known)
     if valid is not None and strange:
         found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))
         raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
@@ -175,10 +179,25 @@ class LabelledEvalSamples(EvalSamples):
         return self.manifest.sample(number, label=self._labels[number], epoch=0, stream=stream)
 
 
+def distinct_labels(examples: LabelledDataset) -> list[str]:
+    """The labels that there are, without blanks around them, sorted."""
+    return sorted({label.strip() for label in examples.labels})
+
+
+def label_numbers(values: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The place of each value in `labels`, `UNLABELLED` where it is none of them. Blanks around a value mean nothing.
+
+    (Unless a label of `labels` has them, as those of older classifiers may.)
+    """
+    number_of = {label.strip(): number for number, label in enumerate(labels)}
+    number_of |= {label: number for number, label in enumerate(labels)}
+    return [number_of.get(value, number_of.get(value.strip(), UNLABELLED)) for value in values]
+
+
 def _numbers(examples: LabelledDataset, labels: Sequence[str]) -> list[int]:
     """Each example's label as a number. Raises `DataError` for one that is not known."""
-    number_of = {label: number for number, label in enumerate(labels)}
-    strange = sorted(set(examples.labels) - set(number_of))
-    if strange:
+    found = label_numbers(examples.labels, labels)
+    if UNLABELLED in found:
+        strange = sorted({label for label, n in zip(examples.labels, found, strict=True) if n == UNLABELLED})
         raise DataError(f"{examples.path}: has the labels {', '.join(strange)}; known are {', '.join(labels)}")
-    return [number_of[label] for label in examples.labels]
+    return found

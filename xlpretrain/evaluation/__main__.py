@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--mem-len", type=int)
     parser.add_argument("--seq-len", type=int)
     parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
     options = parser.parse_args()
     try:
         _score(options)
@@ -37,11 +38,13 @@ def main() -> int:
 
 def _score(options: argparse.Namespace) -> None:
     from xlpretrain import distributed
+    from xlpretrain.engine.config import DTYPES
     from xlpretrain.evaluation.loaded_run import LoadedRun
 
     device = distributed.init()
     try:
-        run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved)
+        dtype = options.precision and DTYPES[options.precision]
+        run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved, dtype=dtype)
         changes = {"mem_len": options.mem_len, "seq_len": options.seq_len, "max_tokens": options.max_tokens}
         started = time.perf_counter()
         found = run.evaluate(options.data, config=run.config.eval.model_copy(update=changes))

@@ -62,13 +62,22 @@ class ClassificationMetrics:
         return f"{figures}, of {self.num_examples:,} examples"
 
 
+@dataclass(frozen=True)
+class ClassPredictions:
+    """Predictions for N examples. probabilities: [N, labels], fp64. num_cut: examples that lost their end."""
+
+    probabilities: np.ndarray
+    num_cut: int
+
+
 @torch.no_grad()
-def class_probabilities(
+def predict_classes(
     model: PretrainingModel, objective: Classification, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]
-) -> np.ndarray:
-    """A distribution over `objective.labels` for each text, or pair of texts: [N, labels], fp64."""
+) -> ClassPredictions:
+    """A distribution over `objective.labels` for each text, or pair of texts."""
     head, device = cast(ClassificationHead, model.head), next(model.parameters()).device
-    rows = [make_sample(tokenizer.encode_batch(list(parts)), label=UNLABELLED) for parts in texts]
+    encoded = [tokenizer.encode_batch(list(parts)) for parts in texts]
+    rows = [make_sample(parts, label=UNLABELLED) for parts in encoded]
     collate = objective.collator(tokenizer, seed=0)
     found = np.zeros((len(rows), len(objective.labels)))
     order = np.argsort([len(row.tokens) for row in rows], kind="stable")  # samples of like length waste no padding
@@ -77,7 +86,7 @@ def class_probabilities(
         batch = collate([rows[i] for i in chosen]).to(device)
         hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(chosen), 0))
         found[chosen] = head.logits(hidden, batch).double().softmax(-1).cpu().numpy()
-    return found
+    return ClassPredictions(found, objective.num_cut(encoded))
 
 
 def write_predictions(

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.causal_lm import CausalLMHead
 
+SMALLEST_TEMPERATURE = 1e-30
+"""Log probabilities divided by much less than this are not finite in fp32."""
 _LONGEST_PASS = 512  # tokens of a prompt read at once: bounds its cost, whatever its length
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How a token is drawn. Raises `ConfigError` for an option out of its range.
+
+    temperature: what log probabilities are divided by; 0 takes the likeliest token.
+    top_k: draw among the likeliest `top_k` only; None: among all.
+    top_p: draw among the likeliest tokens that together have this probability only, of those that `top_k` leaves
+        (Holtzman et al. 2020, arXiv:1904.09751, "nucleus sampling").
+    seed: of the draws.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature == 0 or SMALLEST_TEMPERATURE <= self.temperature < math.inf):
+            raise ConfigError(
+                f"temperature must be 0 (the likeliest token) or a finite number of at least {SMALLEST_TEMPERATURE:g},"
+                f" got {self.temperature}"
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ConfigError(f"top_k must be an integer of 1 or more, or None for all tokens, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed must be an integer of 0 or more and below 2^64, got {self.seed}")
+
+
+_DEFAULT = SamplingOptions()
 
 
 @torch.no_grad()
@@ -22,10 +60,7 @@ def sample_text(
     *,
     num_tokens: int,
     mem_len: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int = 0,
+    options: SamplingOptions = _DEFAULT,
     stop: int | None = None,
 ) -> list[int]:
     """The tokens that follow a prompt, `num_tokens` at most.
@@ -40,11 +75,7 @@ def sample_text(
         tokens: the prompt, one token at least.
         num_tokens: how many to write.
         mem_len: positions remembered; 0 leaves each token alone with the one before.
-        temperature: what logits are divided by; 0 takes the likeliest token.
-        top_k: draw among the likeliest `top_k` only.
-        top_p: draw among the likeliest tokens that together have this probability only, of those that `top_k` leaves
-            (Holtzman et al. 2020, arXiv:1904.09751, "nucleus sampling").
-        seed: of the draws.
+        options: how each token is drawn.
         stop: a token after which nothing more is written; it is left out.
 
     Raises:
@@ -55,7 +86,7 @@ def sample_text(
     if type(model.head) is not CausalLMHead:  # one that is derived from it may predict something else
         raise ValueError(f"only a causal language model writes text, got the head {type(model.head).__name__}")
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(options.seed)
     was_training = model.training
     model.eval()
     try:
@@ -72,7 +103,7 @@ def sample_text(
             if unread:
                 continue
             log_probs = model.head.output.log_probs(hidden.tokens[:, -1])[0]
-            token = _draw(log_probs, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            token = _draw(log_probs, options, generator)
             if token == stop:
                 break
             written.append(token)
@@ -82,13 +113,11 @@ def sample_text(
         model.train(was_training)
 
 
-def _draw(
-    log_probs: Float[Tensor, " V"], *, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator
-) -> int:
-    if temperature == 0:
+def _draw(log_probs: Float[Tensor, " V"], options: SamplingOptions, generator: torch.Generator) -> int:
+    if options.temperature == 0:
         return int(log_probs.argmax())
-    values, candidates = log_probs.topk(min(top_k or len(log_probs), len(log_probs)))
-    shares = torch.softmax(values / temperature, dim=0)
-    if top_p < 1:
-        shares = shares.masked_fill(shares.cumsum(0) - shares >= top_p, 0)  # those before it have enough
+    values, candidates = log_probs.topk(min(options.top_k or len(log_probs), len(log_probs)))
+    shares = torch.softmax(values / options.temperature, dim=0)
+    if options.top_p < 1:
+        shares = shares.masked_fill(shares.cumsum(0) - shares >= options.top_p, 0)  # those before it have enough
     return int(candidates[torch.multinomial(shares, 1, generator=generator)])

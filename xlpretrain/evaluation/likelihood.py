@@ -27,6 +27,8 @@ from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM, MaskedLMHead
 from xlpretrain.objectives.permutation_lm import PermutationLM, PermutationLMHead
 
+_NUM_SYMBOLS = 2  # of a masked or permutation model's sample
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -45,6 +47,14 @@ class Likelihood:
     def bits_per_byte(self) -> float:
         """Comparable over tokenizers; NaN for a text without bytes."""
         return -self.nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+
+
+def longest_in_one_sample(objective: Objective) -> int | None:
+    """The most tokens of a text that see each other; longer texts are scored in pieces. None: there is no limit.
+
+    (A causal model reads on with its memory.)
+    """
+    return None if isinstance(objective, CausalLM) else objective.seq_len - _NUM_SYMBOLS
 
 
 @torch.no_grad()
@@ -154,7 +164,7 @@ def _questions(
 ) -> Iterator[_Question]:
     """For every token of every text, laid out as in pretraining: [CLS] A [SEP], or XLNet's A SEP CLS."""
     cls, sep = [vocabulary.cls], [vocabulary.sep]
-    room = objective.seq_len - 2
+    room = objective.seq_len - _NUM_SYMBOLS
     for text, tokens in enumerate(encoded):
         for start in range(0, len(tokens), room):
             part = list(tokens[start : start + room])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 
 from xlpretrain.checkpoint.files import checkpoint_name
@@ -19,11 +19,11 @@ from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.config import LabelledDataConfig
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.base import Tokenizer, lone_surrogate
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.errors import ConfigError, DataError
-from xlpretrain.evaluation.classification import class_probabilities
-from xlpretrain.evaluation.generation import sample_text
+from xlpretrain.evaluation.classification import ClassPredictions, predict_classes
+from xlpretrain.evaluation.generation import SamplingOptions, sample_text
 from xlpretrain.evaluation.held_out import EvalResult, evaluate
 from xlpretrain.evaluation.likelihood import Likelihood, log_likelihoods
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
@@ -34,7 +34,7 @@ from xlpretrain.run_dir.layout import RunDir
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's model in evaluation mode, in the precision it was trained in."""
+    """A run's model in evaluation mode, in the precision that it was trained in unless `load` was told another."""
 
     folder: RunDir
     config: RunConfig
@@ -87,11 +87,19 @@ class LoadedRun:
         return origin.open_valid(self.config, self.folder, self.tokenizer)
 
     def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
-        """Predict with a classifier: the probability of each label, for each text or pair of texts. Raises
-        `ConfigError`."""
-        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        """Predict with a classifier: the probability of each label, for each text or pair of texts.
+
+        Warns of examples that are too long for a sample and so lose their end. Raises `ConfigError`: the run is no
+        classifier, or `texts` is no list of what it classifies. Raises `DataError` for a text that is not Unicode.
+        """
+        _refuse_single(texts, "predict")
+        examples = [(text,) if isinstance(text, str) else _as_example(text) for text in texts]
         _, labels = self.is_classifier
-        return [dict(zip(labels, row, strict=True)) for row in self.class_probabilities(pairs).tolist()]
+        found = self.predict_classes(examples)
+        if found.num_cut:
+            said = cast(Classification, self.config.objective).describe_cut(found.num_cut, len(examples))
+            warnings.warn(said, stacklevel=2)
+        return [dict(zip(labels, row, strict=True)) for row in found.probabilities.tolist()]
 
     @property
     def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -101,15 +109,21 @@ class LoadedRun:
             raise ConfigError(f"{self.folder.path}: is not a classifier; run `xlpretrain finetune` on it first")
         return data.text, objective.labels
 
-    def class_probabilities(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """The distribution over a classifier's labels for each text or pair of texts. Raises `ConfigError`."""
+    def predict_classes(self, examples: Sequence[Sequence[str]]) -> ClassPredictions:
+        """The distribution over a classifier's labels for each example, of one text or two.
+
+        Raises `ConfigError` and `DataError` as `predict` does.
+        """
         columns, _ = self.is_classifier
-        strange = next((text for text in texts if len(text) != len(columns)), None)
-        if strange is not None:
-            raise ConfigError(
-                f"{self.folder.path}: an example has {len(columns)} texts ({', '.join(columns)}), got {len(strange)}"
-            )
-        return class_probabilities(self.model, cast(Classification, self.config.objective), self.tokenizer, texts)
+        for number, texts in enumerate(examples, 1):
+            if len(texts) != len(columns):
+                raise ConfigError(
+                    f"{self.folder.path}: an example has {len(columns)} texts ({', '.join(columns)}), got {len(texts)}"
+                    f" in example {number}"
+                )
+            for text in texts:
+                _check_text(text, f"example {number}")
+        return predict_classes(self.model, cast(Classification, self.config.objective), self.tokenizer, examples)
 
     def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
         """Evaluate on the split in a folder or behind a URL (default: the run's held-out one). Every rank calls it."""
@@ -138,9 +152,19 @@ class LoadedRun:
             mem_len: positions that a causal model remembers (default: as trained).
             batch_size: rows side by side.
 
+        A model in bf16 (see `precision` of `xlpretrain.load`) is off by up to 0.1 nats or so over a sentence.
+
         Raises:
-            ConfigError: the objective has no likelihood of a text (a classifier's), or none is known.
+            ConfigError: the objective has no likelihood of a text (a classifier's), or none is known; or an argument
+                is out of its range.
+            DataError: a text is not Unicode.
         """
+        _refuse_single(texts, "log_likelihoods")
+        for number, text in enumerate(texts, 1):
+            _check_text(text, f"text {number}")
+        _check_range("batch_size", batch_size, least=1)
+        if mem_len is not None:
+            _check_range("mem_len", mem_len, least=0)
         return log_likelihoods(
             self.model,
             self.config.objective,
@@ -168,7 +192,7 @@ class LoadedRun:
             prompt: how a document begins; may be empty.
             num_tokens: how many to write at most.
             temperature: below 1 likelier words come more often; 0: always the likeliest.
-            top_k: draw among so many likeliest tokens.
+            top_k: draw among so many likeliest tokens (default: among all).
             top_p: draw among the likeliest tokens that together have this probability.
             seed: of the draws.
             mem_len: positions remembered (default: as trained).
@@ -176,26 +200,25 @@ class LoadedRun:
 
         Raises:
             ConfigError: the model was not trained to write text, or an argument is out of its range.
+            DataError: the prompt is not Unicode text.
         """
         if type(self.config.objective) is not CausalLM:
             raise ConfigError(
                 f"{self.folder.path}: cannot write text: its objective was {self.config.objective.type}, and only"
                 " causal_lm predicts the next token"
             )
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ConfigError(
-                f"temperature must be 0 or more, top_p above 0 and at most 1, got {temperature} and {top_p}"
-            )
+        options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        _check_text(prompt, "the prompt")
+        _check_range("num_tokens", num_tokens, least=0)
+        if mem_len is not None:
+            _check_range("mem_len", mem_len, least=0)
         eod, start = self.tokenizer.vocabulary.eod, self.tokenizer.encode(prompt)
         written = sample_text(
             self.model,
             [eod, *start],
             num_tokens=num_tokens,
             mem_len=self.config.model.mem_len if mem_len is None else mem_len,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            options=options,
             stop=eod if stop else None,
         )
         # Decoded together, so that a space between them is kept.
@@ -205,3 +228,26 @@ class LoadedRun:
     def _forward(self, batch: Batch, mems: torch.Tensor) -> tuple[Loss, torch.Tensor]:
         loss, mems = self.model(batch, mems)
         return loss, mems
+
+
+def _refuse_single(texts: object, method: str) -> None:
+    if isinstance(texts, str):
+        raise ConfigError(f"{method}: expected a list of texts, got one text; write {method}([text])")
+
+
+def _as_example(texts: object) -> tuple[str, ...]:
+    if not isinstance(texts, Iterable):
+        raise ConfigError(f"predict: expected texts or pairs of texts, got a {type(texts).__name__} among them")
+    return tuple(texts)
+
+
+def _check_text(text: object, where: str) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: expected text, got a {type(text).__name__}")
+    if (place := lone_surrogate(text)) is not None:
+        raise DataError(f"{where}: not Unicode text: a lone surrogate at character {place}")
+
+
+def _check_range(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be an integer of {least} or more, got {value!r}")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError, LaunchError
-from xlpretrain.evaluation.generation import sample_text
+from xlpretrain.evaluation.generation import SamplingOptions, sample_text
 from xlpretrain.evaluation.held_out import EvalResult, covered, evaluate_unigram
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.objectives.causal_lm import CausalLMHead
@@ -164,9 +164,7 @@ def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
         [eod, *prompt],
         num_tokens=120,
         mem_len=run.config.model.mem_len,
-        temperature=1.0,
-        top_k=40,
-        seed=run.config.seed,
+        options=SamplingOptions(top_k=40, seed=run.config.seed),
         stop=eod,
     )
     return tokenizer.decode(prompt), tokenizer.decode(written)

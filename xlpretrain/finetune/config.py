@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledDataset, check_labels
-from xlpretrain.data.text_tables import read_table
+from xlpretrain.data.labelled import LabelledDataset, check_labels, distinct_labels
+from xlpretrain.data.tables.text_tables import read_table
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import BackboneConfig
@@ -62,7 +62,7 @@ def classifier_config(
         "model": model | ({"same_length": False} if "same_length" in model else {}),
         "objective": {
             "type": "classify",
-            "labels": sorted(set(examples.labels)),
+            "labels": distinct_labels(examples),
             "layout": _layout(theirs.model),
             "seq_len": min(max(8, examples.max_length + _SYMBOLS), LONGEST, model.get("max_positions", LONGEST)),
         },

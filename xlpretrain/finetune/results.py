@@ -11,7 +11,7 @@ from pathlib import Path
 from xlpretrain import schema
 from xlpretrain.config import origin, run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledDataset
+from xlpretrain.data.labelled import LabelledDataset, label_numbers
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
 from xlpretrain.evaluation.loaded_run import LoadedRun
@@ -58,9 +58,10 @@ def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
     """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
     folder = run.folder
     columns, labels = run.is_classifier
-    probabilities = run.class_probabilities(valid.texts)
-    write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, valid.labels)
-    figures = ClassificationMetrics.compute(valid.labels, probabilities, labels)
+    probabilities = run.predict_classes(valid.texts).probabilities
+    truth = [labels[number] for number in label_numbers(valid.labels, labels)]
+    write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, truth)
+    figures = ClassificationMetrics.compute(truth, probabilities, labels)
     atomic_write(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
     try:
         plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")

@@ -95,6 +95,10 @@ class Objective(Section, ABC):
         """True if training samples must carry the ends of documents and sentences."""
         return True
 
+    def data_notes(self, data: TokenDataset) -> Iterator[str]:
+        """Sentences that tell a user what becomes of this data in particular. Default: none."""
+        yield from ()
+
     def num_segments(self, data: TokenDataset) -> int:
         """The number of segments that samples of this data have at most, counted from 0. Default: 1."""
         return 1

@@ -7,7 +7,7 @@ ALBERT and BERT (arXiv:1810.04805, section 3.2); A SEP B SEP CLS and the last on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -73,6 +73,23 @@ class Classification(Objective):
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
         """None beyond what opening the files finds."""
         yield from ()
+
+    def data_notes(self, data: TokenDataset) -> Iterator[str]:
+        """Tell how many examples do not fit a sample."""
+        assert isinstance(data, LabelledDataset), "RunConfig.problems() asks for it"
+        if num_cut := self.num_cut(data.parts):
+            yield f"{data.path}: {self.describe_cut(num_cut, len(data.parts))}"
+
+    def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
+        """Count the examples (the tokens of their one or two texts) that lose their end."""
+        return sum(sum(map(len, parts)) > self.seq_len - _num_symbols(parts) for parts in examples)
+
+    def describe_cut(self, num_cut: int, total: int) -> str:
+        """Say how many examples lose their end, and why."""
+        return (
+            f"{num_cut:,} of {total:,} examples are longer than a sample of {self.seq_len} tokens (objective.seq_len)"
+            " and lose their end"
+        )
 
     def num_segments(self, data: TokenDataset) -> int:
         """One for each text, and one for XLNet's CLS."""
@@ -152,7 +169,7 @@ class ClassificationCollator:
             sample.tokens[sample.pair_target.split :].tolist(),
         )
         paired = bool(second)
-        room = self.seq_len - (3 if paired else 2)
+        room = self.seq_len - _num_symbols((first, second))
         while len(first) + len(second) > room:
             (first if len(first) > len(second) else second).pop()
         eod, cls, sep = self.vocabulary.eod, [self.vocabulary.cls], [self.vocabulary.sep]
@@ -163,6 +180,11 @@ class ClassificationCollator:
         if self.layout == "cls_first":
             return [*cls, *first, *sep, *tail], [0] * (len(first) + 2) + tail_segments
         return [*first, *sep, *tail, *cls], [*[0] * (len(first) + 1), *tail_segments, 2]
+
+
+def _num_symbols(parts: Sequence[Sequence[int]]) -> int:
+    """Special symbols in the sample of one text, or of a pair whose second text is not empty."""
+    return 3 if len(parts) == 2 and parts[1] else 2
 
 
 class ClassificationHead(Head):

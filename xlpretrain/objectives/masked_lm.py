@@ -165,6 +165,7 @@ class MaskedLM(Objective):
         masking = TokenMasker(
             starts if self.whole_words else np.ones_like(starts),
             tokenizer.vocabulary.mask,
+            tokenizer.vocabulary.unk,
             self.mask_rate,
             self.max_predictions,
             self.max_ngram,

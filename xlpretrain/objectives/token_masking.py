@@ -17,16 +17,23 @@ MASKED, RANDOM = 0.8, 0.1
 
 @dataclass(frozen=True, eq=False)
 class TokenMasker:
-    """The rules. word_starts: by id, whether a token begins a word; with one that is always true, words are tokens."""
+    """The rules.
+
+    word_starts: by id, whether a token begins a word; with one that is always true, words are tokens.
+    mask, unknown: the ids of these symbols.
+    """
 
     word_starts: np.ndarray = field(repr=False)
     mask: int
+    unknown: int
     rate: float
     max_predictions: int | None
     max_ngram: int
 
     def choose(self, tokens: np.ndarray, parts: list[tuple[int, int]], generator: np.random.Generator) -> np.ndarray:
         """The positions to predict, ascending: a share `rate` of all tokens, one at least, all within `parts`.
+
+        Unknown tokens are never among them: there is nothing to learn about what they stand for.
 
         As ALBERT's code: words are visited in random order; at each, an n-gram with n in 1..max_ngram, p(n) ~ 1/n, is
         shortened until it fits what is still to be predicted, and taken unless it overlaps another. Deviations: an
@@ -36,6 +43,9 @@ class TokenMasker:
         """
         wanted = min(self.max_predictions or len(tokens), max(1, round(len(tokens) * self.rate)))
         is_start = self.word_starts[tokens]
+        unknown = np.flatnonzero(tokens == self.unknown).tolist()
+        if unknown:
+            parts = _without(parts, unknown)
         positions = _take(*self._words(is_start, parts), wanted, self.max_ngram, generator)
         missing = wanted - len(positions)
         if missing:

@@ -117,8 +117,11 @@ def _build(
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     samples = data_rules.make_training_samples(config, data.train)
     _say_what_is_mixed(recorder, data.train, samples)
-    streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     probe = Probe.from_config(config, data)
+    _say_what_is_cut(recorder, config, data)
+    if probe is not None:
+        _say_what_is_cut(recorder, probe.config, probe.data)
+    streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state = TrainState(wandb_id=wandb_id)
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
@@ -188,6 +191,12 @@ def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples
         recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
     for step, name in samples.exhausted_at:
         recorder.print(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
+
+
+def _say_what_is_cut(recorder: Recorder, config: RunConfig, data: DataSplits) -> None:
+    for split in [*data.train.manifests, *([] if data.valid is None else [data.valid])]:
+        for note in config.objective.data_notes(split):
+            recorder.print(note)
 
 
 def _build_engine(

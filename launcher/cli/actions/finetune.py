@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import cast
+
+import numpy as np
 
 import xlpretrain
 from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import LabelledDataConfig
-from xlpretrain.data.text_tables import read_table, refuse_same_file
+from xlpretrain.data.labelled import UNLABELLED, label_numbers
+from xlpretrain.data.tables.text_tables import read_table, refuse_same_file
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.results import finetune_config
+from xlpretrain.objectives.classification import Classification
 from xlpretrain.run_dir.layout import RunDir
 
+_MOST_NAMED = 5
 _FIGURES = ("accuracy", "macro_f1", "roc_auc")
 
 
@@ -57,25 +63,48 @@ def finetune(
     return 0
 
 
-def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None) -> None:
+def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None, precision: str | None) -> None:
     """Print, or write, a prediction for each text of a file; print metrics if it has labels."""
-    run = xlpretrain.load(path, step=step)
+    run = xlpretrain.load(path, step=step, precision=precision)
     refuse_same_file(data, to)
-    table, (columns, labels) = read_table(data), run.is_classifier
+    columns, labels = run.is_classifier
+    label = cast(LabelledDataConfig, run.config.data).label
+    table = read_table(data, optional=[label])
     if len(columns) == 1 and len(table.columns) == 1:
         columns = table.columns  # whatever it is called
     texts = table.columns_of(columns)
-    label = cast(LabelledDataConfig, run.config.data).label
     truth = table.column(label) if label in table.columns else None
-    probabilities = run.class_probabilities(texts)
+    found = run.predict_classes(texts)
+    probabilities = found.probabilities
     if to is not None:
         write_predictions(to, columns, texts, probabilities, labels, truth)
         print(f"{to}: {len(texts):,} predictions")
     else:
         for row in probabilities:
             print(f"{labels[row.argmax()]}\t{row.max():.4f}")
+    if found.num_cut:
+        cut = cast(Classification, run.config.objective).describe_cut(found.num_cut, len(texts))
+        print(f"{table.name}: {cut}", file=sys.stderr)
     if truth is not None:
-        print(ClassificationMetrics.compute(truth, probabilities, labels).describe(), file=sys.stderr)
+        _say_how_good(table.name, truth, probabilities, labels)
+
+
+def _say_how_good(name: str, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> None:
+    """Print figures of the examples whose label the classifier knows, and how many have another one, or none."""
+    numbers = label_numbers(truth, labels)
+    known = [i for i, number in enumerate(numbers) if number != UNLABELLED]
+    others = Counter(value.strip() for value, number in zip(truth, numbers, strict=True) if number == UNLABELLED)
+    if others:
+        most = ", ".join(f"{value!r} ({count:,})" for value, count in others.most_common(_MOST_NAMED))
+        more = f" and {len(others) - _MOST_NAMED:,} others" if len(others) > _MOST_NAMED else ""
+        print(
+            f"{name}: {others.total():,} of {len(truth):,} examples have no label that the classifier knows, but"
+            f" {most}{more}; no figure counts them",
+            file=sys.stderr,
+        )
+    if known:
+        figures = ClassificationMetrics.compute([labels[numbers[i]] for i in known], probabilities[known], labels)
+        print(figures.describe(), file=sys.stderr)
 
 
 def _of_seed(config: RunConfig, seed: int) -> RunConfig:

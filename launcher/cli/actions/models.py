@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import xlpretrain
+from xlpretrain.errors import DataError
 from xlpretrain.hub import export as exports
 from xlpretrain.hub import import_model as imports
 from xlpretrain.run_dir.layout import RunDir
@@ -31,15 +32,23 @@ def import_model(
     print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
 
 
-def generate(run: Path, prompt: str | None, *, step: int | None, **sampling: Any) -> None:
+def generate(run: Path, prompt: str | None, *, step: int | None, precision: str | None, **sampling: Any) -> None:
     """Print a prompt and its continuation. Raises `XLPretrainError`.
 
     Args:
         run: run folder.
         prompt: text to continue; None: standard input.
         step: of the checkpoint; None: the newest.
+        precision: of the weights; None: as trained.
         sampling: as `LoadedRun.generate` takes it.
     """
     if prompt is None:
-        prompt = sys.stdin.read().rstrip("\n")
-    print(prompt + xlpretrain.load(run, step=step).generate(prompt, **sampling))
+        prompt = _read_prompt()
+    print(prompt + xlpretrain.load(run, step=step, precision=precision).generate(prompt, **sampling))
+
+
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 text (byte {error.start})") from None

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import xlpretrain
-from xlpretrain.data.text_tables import TEXT, Table, read_table, refuse_same_file
+from xlpretrain.data.tables.text_tables import TEXT, Table, is_separated, read_table, refuse_same_file
 from xlpretrain.errors import DataError
-from xlpretrain.evaluation.likelihood import Likelihood
+from xlpretrain.evaluation.likelihood import Likelihood, longest_in_one_sample
 from xlpretrain.file_system.atomic_files import atomic_writer
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
@@ -25,6 +25,7 @@ def score(
     data: Path | None,
     *,
     step: int | None,
+    precision: str | None,
     pairs: bool,
     columns: tuple[str, ...],
     mem_len: int | None,
@@ -32,7 +33,7 @@ def score(
     to: Path | None,
 ) -> None:
     """Print, or write, a JSON object for each text or pair; then the sums, on standard error if they would mix."""
-    run = xlpretrain.load(path, step=step)
+    run = xlpretrain.load(path, step=step, precision=precision)
     refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))
@@ -45,6 +46,13 @@ def score(
         for i in range(len(rows)):
             of_row = found[i * len(columns) : (i + 1) * len(columns)]
             print(json.dumps(_pair(of_row) if pairs else _text(of_row[0])), file=out)
+    limit = longest_in_one_sample(run.config.objective)
+    if num_longer := sum(limit is not None and one.num_tokens > limit for one in found):
+        print(
+            f"{table.name}: {num_longer:,} of {len(found):,} texts are longer than a sample of the model ({limit}"
+            " tokens beside symbols) and are scored in pieces that do not see each other",
+            file=sys.stderr,
+        )
     print(_pairs_in_all(found) if pairs else _texts_in_all(found), file=sys.stderr if to is None else sys.stdout)
 
 
@@ -79,7 +87,7 @@ def _read_pairs(data: Path | None) -> Table:
     """A file of two columns, with a header or without."""
     table = read_table(data)
     known = any(set(names) <= set(table.columns) for names in PAIRS)
-    if data is not None and data.suffix.lower() in (".csv", ".tsv") and len(table.columns) == 2 and not known:
+    if is_separated(data) and len(table.columns) == 2 and not known:
         return read_table(data, columns=PAIRS[0])  # what looks like a header is a pair
     return table
 

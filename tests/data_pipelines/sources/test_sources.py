@@ -37,7 +37,7 @@ def test_a_text_file_is_a_document(tmp_path: Path):
     (tmp_path / "b.txt").write_text("second\n\nstill second", encoding="utf-8")
     (tmp_path / "a.txt").write_text("\ufefffirst", encoding="utf-8")
     (tmp_path / "empty.txt").write_text(" \n")
-    assert read(TextSource(path=str(tmp_path))) == ["first", "second\n\nstill second"]
+    assert read(TextSource(path=str(tmp_path))) == ["first", "second\n\nstill second", " \n"]
 
 
 def test_a_text_file_can_be_split_on_blank_lines(tmp_path: Path):
@@ -79,7 +79,7 @@ def test_a_file_can_be_read_in_parts(stop: int, tmp_path: Path):
     path.write_bytes(lines("one", "two words", "", "three") + b"\n" + lines("four"))
     size = path.stat().st_size
     parts = [(str(path), 0, stop), (str(path), stop, size)]
-    assert list(read_pieces(JsonlSource(path=str(path)), parts)) == ["one", "two words", "three", "four"]
+    assert list(read_pieces(JsonlSource(path=str(path)), parts)) == ["one", "two words", "", "three", "four"]
     path.write_text("one\nline\n\n \n\u3000\ntwo\n\nthree three three three three\n\n\n\nfour\nfive\n\nsix")
     parts = [(str(path), 0, stop), (str(path), stop, path.stat().st_size)]
     expected = ["one\nline", "two", "three three three three three", "four\nfive", "six"]
@@ -119,14 +119,13 @@ def write_tables(folder: Path, texts: list[str], titles: list[str]) -> None:
 def test_parquet_and_saved_hugging_face_datasets_are_read(tmp_path: Path):
     texts, titles = ["one", "zwei\n\nö", " ", "four", "five"], ["A", "B", "C", "D", "E"]
     write_tables(tmp_path, texts, titles)
-    kept = [text for text in texts if text.strip()]
     path = str(tmp_path / "1.parquet")
-    assert read(ParquetSource(path=path)) == kept
+    assert read(ParquetSource(path=path)) == texts
     size = (tmp_path / "1.parquet").stat().st_size
     for stop in range(0, size, 50):
-        assert list(read_pieces(ParquetSource(path=path), [(path, 0, stop), (path, stop, size)])) == kept
+        assert list(read_pieces(ParquetSource(path=path), [(path, 0, stop), (path, stop, size)])) == texts
     saved = HuggingFaceSource(path=str(tmp_path / "saved"), part="train")
-    assert read(saved) == kept
+    assert read(saved) == texts
     template = HuggingFaceSource(path=str(tmp_path / "saved"), part="train", template="{title}: {text}")
     assert read(template)[:2] == ["A: one", "B: zwei\n\nö"]
     with pytest.raises(DataError, match="name its `part`, one of: train, test"):

@@ -137,3 +137,10 @@ def test_lines_can_be_sentences():
 
 def test_no_text_is_one_empty_sentence():
     assert split_sentences("", SentenceConfig()) == [""]
+
+
+def test_spaces_end_sentences_where_they_are_asked_to():
+    text = "  วันนี้อากาศดี เราไปตลาด\n\nแล้วกลับบ้าน\u00a0พรุ่งนี้ "
+    config = SentenceConfig(splitter="spaces", language="th")
+    assert split_sentences(text, config) == ["  วันนี้อากาศดี ", "เราไปตลาด\n\n", "แล้วกลับบ้าน\u00a0", "พรุ่งนี้ "]
+    assert split_sentences("", config) == [""]

@@ -10,14 +10,15 @@ from commands import refused, run
 from imported_runs import make_run
 
 import xlpretrain
-from xlpretrain.errors import ConfigError
-from xlpretrain.evaluation.generation import sample_text
+from xlpretrain.errors import ConfigError, DataError
+from xlpretrain.evaluation.generation import SamplingOptions, sample_text
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import CausalLM
 
 PROMPT = [3, 1, 4, 1, 5]
+GREEDY, SEED_5 = SamplingOptions(temperature=0.0), SamplingOptions(seed=5)
 
 
 def _model() -> PretrainingModel:
@@ -35,7 +36,7 @@ def _model() -> PretrainingModel:
 
 def test_greedy_text_is_that_of_reading_everything_anew_for_each_token():
     model = _model()
-    written = sample_text(model, PROMPT, num_tokens=12, mem_len=20, temperature=0.0)
+    written = sample_text(model, PROMPT, num_tokens=12, mem_len=20, options=GREEDY)
     model.eval()
     context = list(PROMPT)
     for token in written:
@@ -48,7 +49,7 @@ def test_greedy_text_is_that_of_reading_everything_anew_for_each_token():
 
 
 def test_without_memory_only_the_last_token_counts():
-    alone, remembering = (sample_text(_model(), [3], num_tokens=12, mem_len=m, temperature=0.0) for m in (0, 20))
+    alone, remembering = (sample_text(_model(), [3], num_tokens=12, mem_len=m, options=GREEDY) for m in (0, 20))
     model = _model().eval()
     inputs = BackboneInput(torch.tensor([[3], *([token] for token in alone[:-1])]), torch.zeros(12, dtype=torch.int64))
     with torch.no_grad():
@@ -60,15 +61,20 @@ def test_without_memory_only_the_last_token_counts():
 def test_draws_repeat_with_their_seed_and_leave_the_global_generator_alone():
     model = _model()
     before = torch.get_rng_state()
-    texts = [sample_text(model, PROMPT, num_tokens=10, mem_len=8, seed=seed) for seed in (1, 1, 2)]
+    texts = [
+        sample_text(model, PROMPT, num_tokens=10, mem_len=8, options=SamplingOptions(seed=seed)) for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
 
 
 def test_top_one_is_greedy_at_any_temperature():
-    greedy = sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, temperature=0.0)
-    assert sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, temperature=5.0, top_k=1) == greedy
+    greedy = sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, options=GREEDY)
+    assert (
+        sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, options=SamplingOptions(temperature=5.0, top_k=1))
+        == greedy
+    )
 
 
 def test_an_empty_prompt_is_refused():
@@ -83,7 +89,7 @@ def test_a_long_prompt_is_read_in_passes_as_if_in_one():
         inputs = BackboneInput(torch.tensor([prompt]), torch.tensor([0]))
         hidden, _ = model.backbone(inputs, model.backbone.empty_memory(1, 0))
         likeliest = int(model.head.output.log_probs(hidden.tokens[0])[-1].argmax())
-    assert sample_text(model, prompt, num_tokens=1, mem_len=1300, temperature=0.0) == [likeliest]
+    assert sample_text(model, prompt, num_tokens=1, mem_len=1300, options=GREEDY) == [likeliest]
 
 
 def test_top_p_draws_among_the_fewest_tokens_that_have_so_much():
@@ -95,15 +101,16 @@ def test_top_p_draws_among_the_fewest_tokens_that_have_so_much():
     ordered = shares.sort(descending=True)
     enough = int((ordered.values.cumsum(0) < 0.7).sum()) + 1
     drawn = {
-        sample_text(model, PROMPT, num_tokens=1, mem_len=8, top_p=0.7, seed=seed)[0] for seed in range(50 * enough)
+        sample_text(model, PROMPT, num_tokens=1, mem_len=8, options=SamplingOptions(top_p=0.7, seed=seed))[0]
+        for seed in range(50 * enough)
     }
     assert drawn == set(ordered.indices[:enough].tolist()) and 1 < enough < 30
 
 
 def test_it_ends_before_the_stop_token():
-    on = sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5)
+    on = sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, options=SEED_5)
     stop = on[6]
-    assert sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, seed=5, stop=stop) == on[: on.index(stop)]
+    assert sample_text(_model(), PROMPT, num_tokens=12, mem_len=20, options=SEED_5, stop=stop) == on[: on.index(stop)]
 
 
 def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_text(tmp_path: Path, tiny_dataset: Path):
@@ -122,13 +129,32 @@ def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_te
             *sample_text(
                 trained.model,
                 [trained.tokenizer.vocabulary.eod, *ids],
+                num_tokens=options.pop("num_tokens"),
                 mem_len=12,
                 stop=trained.tokenizer.vocabulary.eod,
-                **options,
+                options=SamplingOptions(**options),
             ),
         ]
     )
-    with pytest.raises(ConfigError, match=r"top_p above 0 and at most 1, got 1.0 and 1.5"):
-        trained.generate("a", top_p=1.5)
+    for impossible, message in [
+        ({"temperature": 1e-40}, "temperature must be 0 .* or a finite number of at least 1e-30, got 1e-40"),
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
+        ({"top_k": -1}, "top_k must be an integer of 1 or more, or None for all tokens, got -1"),
+        ({"top_k": 0}, "top_k must be"),
+        ({"top_k": 2.5}, "top_k must be"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_p": float("nan")}, "top_p must be"),
+        ({"seed": -1}, "seed must be an integer of 0 or more"),
+        ({"num_tokens": -1}, "num_tokens must be an integer of 0 or more, got -1"),
+        ({"mem_len": -1}, "mem_len must be an integer of 0 or more, got -1"),
+        ({"prompt": ["a"]}, "the prompt: expected text, got a list"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            trained.generate(**{"prompt": "a", **impossible})
+    assert len(trained.generate("a", temperature=1e-30, num_tokens=3)) > 0
+    with pytest.raises(DataError, match="the prompt: not Unicode text: a lone surrogate at character 1"):
+        trained.generate("a\ud800")
     albert = make_run(tmp_path, tiny_dataset, {"type": "albert"}, name="albert").path
     assert "cannot write text: its objective was masked_lm" in refused("generate", albert, "--prompt", "a")

@@ -10,8 +10,10 @@ import torch
 from commands import refused, run
 from corpus import make_documents
 from imported_runs import make_run
+from launcher.cli.score import score
 
 import xlpretrain
+from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.models.backbone import BackboneInput
 
@@ -78,6 +80,12 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     trained = _load(tmp_path, tiny_dataset, "transformer_xl")
     texts = _texts()
     nats = [one.nats for one in trained.log_likelihoods(texts)]
+    config = trained.folder.config
+    config.write_text(config.read_text().replace("precision: fp32", "precision: bf16"))  # what follows ran in that
+    rounded = xlpretrain.load(trained.folder.path, device="cpu")
+    assert max(abs(one.nats - exact) for one, exact in zip(rounded.log_likelihoods(texts), nats, strict=True)) > 0.01
+    whole = xlpretrain.load(trained.folder.path, device="cpu", precision="fp32")
+    assert [one.nats for one in whole.log_likelihoods(texts)] == nats
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{good}\t{bad}\n" for good, bad in (texts[:2], texts[2:])))
     out, err = run("score", trained.folder.path, "--input", pairs, "--pairs")
@@ -90,12 +98,51 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert f"accuracy {right / 2:.4f}: the good text is likelier in {right} of 2 pairs" in err
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(text.replace("\n", " ") for text in texts))
-    out, _ = run("score", trained.folder.path, "--input", lines, "--to", tmp_path / "scores.jsonl")
+    out, _ = run(
+        "score", trained.folder.path, "--input", lines, "--to", tmp_path / "scores.jsonl", "--precision", "bf16"
+    )
     written = [json.loads(line)["log_likelihood"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert written == pytest.approx([one.nats for one in trained.log_likelihoods(lines.read_text().split("\n"))])
+    assert written == pytest.approx([one.nats for one in rounded.log_likelihoods(lines.read_text().split("\n"))])
     assert f"4 texts, {sum(one.num_tokens for one in trained.log_likelihoods(texts)):,} tokens: log-likelihood " in out
     before = lines.read_bytes()
     assert "is the file that is read" in refused("score", trained.folder.path, "--input", lines, "--to", lines)
     assert lines.read_bytes() == before
     (tmp_path / "empty.csv").write_text("text\n")
     assert "is empty" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")
+
+
+def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused(
+    tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+):
+    trained = _load(tmp_path, tiny_dataset, "albert")
+    limit = trained.config.objective.seq_len - 2
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(text.replace("\n", " ") + "\n" for text in (*_texts(), " ".join(_texts()))))
+    found = trained.log_likelihoods(lines.read_text().splitlines())
+    longer = sum(one.num_tokens > limit for one in found)
+    assert 0 < longer < len(found)
+    score(
+        trained.folder.path,
+        lines,
+        step=None,
+        precision=None,
+        pairs=False,
+        columns=(),
+        mem_len=None,
+        batch_size=8,
+        to=None,
+    )
+    err = capsys.readouterr().err
+    assert (
+        f"{longer} of {len(found)} texts are longer than a sample of the model ({limit} tokens beside symbols)" in err
+    )
+    with pytest.raises(ConfigError, match=r"expected a list of texts, got one text; write log_likelihoods\(\[text\]\)"):
+        trained.log_likelihoods("A text.")
+    with pytest.raises(ConfigError, match="batch_size must be an integer of 1 or more, got -1"):
+        trained.log_likelihoods(["A text."], batch_size=-1)
+    with pytest.raises(ConfigError, match="mem_len must be an integer of 0 or more, got -1"):
+        trained.log_likelihoods(["A text."], mem_len=-1)
+    with pytest.raises(DataError, match="text 1: not Unicode text: a lone surrogate at character 0"):
+        trained.log_likelihoods(["\udcff"])
+    with pytest.raises(ConfigError, match="precision must be one of fp32, bf16, got 'fp16'"):
+        xlpretrain.load(trained.folder.path, precision="fp16")

@@ -13,14 +13,16 @@ import torch
 from commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
 from imported_runs import make_run
 from labelled_files import PLAIN, _files, _pairs, _write
+from launcher.cli.finetune import predict
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import xlpretrain
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
-from xlpretrain.data.labelled import LabelledDataset, make_sample
+from xlpretrain.data.labelled import UNLABELLED, LabelledDataset, label_numbers, make_sample
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError, DataError, LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics
+from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
 from xlpretrain.objectives.classification import ClassificationCollator
@@ -107,15 +109,16 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
     files, header = _files(tmp_path), ("text", "label")
     cases = [
-        ([("a", "aye"), ("b", "aye")], "all of its rows have the label 'aye'"),
+        ([("a", "aye"), ("b", "aye")], "all of its samples have the label 'aye'"),
         ([], "is empty"),
-        ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\)"),
+        ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\); give it one, or remove the row"),
+        ([("a", "aye"), ("b", "NaN")], r"line 3: has no label \(label\), but NaN"),
     ]
     for samples, message in cases:
         with pytest.raises(DataError, match=message):
             _recipe(source, files | {"train": _write(tmp_path / "bad.csv", samples, header)})
     strange = _write(tmp_path / "strange.csv", [("a", "aye"), ("b", "veto"), ("c", "veto")], header)
-    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 rows\)"):
+    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 samples\)"):
         _recipe(source, files | {"valid": strange})
     with pytest.raises(DataError, match="has no column 'mark'"):
         _recipe(source, files, text=("text",), label="mark")
@@ -129,6 +132,34 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     assert not (tmp_path / "runs" / "tuned").exists()
     with pytest.raises(ConfigError, match="is not a classifier"):
         xlpretrain.load(source.path, device="cpu").predict(["a"])
+
+
+def test_blanks_around_a_label_make_no_class(tmp_path: Path, tiny_dataset: Path):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
+    rows = [("a", "aye"), ("b", " aye"), ("c", "nay "), ("d", "nay")]
+    files = {name: _write(tmp_path / f"{name}.csv", rows, ("text", " label")) for name in ("train", "valid")}
+    config = _recipe(source, files)
+    assert config.objective.labels == ("aye", "nay")
+    found = config.objective.evaluation_samples(config.data.open().valid, num_tokens=0, num_streams=1, mem_len=0)
+    assert [found.sample(step=step, stream=0).pair_target.label for step in range(4)] == [0, 0, 1, 1]
+    # A classifier of an older version may have them in its labels.
+    assert label_numbers(["aye", " aye", "x"], ("aye", " aye")) == [0, 1, UNLABELLED]
+    assert label_numbers(["aye"], (" aye",)) == [0]
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path, tiny_dataset: Path):
+    source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
+    config = _recipe(source, _files(tmp_path, pairs=True), "objective.seq_len=16")
+    data, objective = config.data.open(), config.objective
+    (train,) = data.train.manifests
+    longer = sum(sum(map(len, parts)) + 3 > 16 for parts in train.parts)
+    assert 0 < longer < len(train.parts) and objective.num_cut(train.parts) == longer
+    assert list(objective.data_notes(train)) == [
+        f"{train.path}: {longer} of {len(train.parts)} examples are longer than a sample of 16 tokens"
+        " (objective.seq_len) and lose their end"
+    ]
+    fits = max(sum(map(len, parts)) for parts in train.parts) + 3
+    assert list(objective.model_copy(update={"seq_len": fits}).data_notes(train)) == []
 
 
 def test_figures_are_those_of_scikit_learn():
@@ -146,7 +177,7 @@ def test_figures_are_those_of_scikit_learn():
     assert ClassificationMetrics.compute(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
 
 
-def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
+def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]):
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "xlnet"})
     files, folder = _files(tmp_path), tmp_path / "runs" / "tuned"
     options = ["--train", files["train"], "--valid", files["valid"], "--name", "tuned", "--runs-dir", tmp_path / "runs"]
@@ -184,6 +215,8 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     assert [line.split("\t")[0] for line in out.splitlines()] == predicted[:5]
     probabilities = xlpretrain.load(folder, device="cpu").predict([sample["text"] for sample in samples[:5]])
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
+    _predicts_where_labels_are_unknown(xlpretrain.load(folder, device="cpu"), tmp_path, samples, capsys)
+    _refuses_what_is_no_list_of_texts(xlpretrain.load(folder, device="cpu"))
     with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
         xlpretrain.load(folder, device="cpu").generate("a")
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
@@ -191,6 +224,40 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
     with pytest.raises(LaunchError, match="is a classifier, which is not exported"):
         export(RunDir(folder), tmp_path / "out")
     assert f"its figures are in {folder / 'metrics.json'}" in refused("report", folder)
+
+
+def _predicts_where_labels_are_unknown(
+    loaded: LoadedRun, tmp_path: Path, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, labels = [row["text"] for row in rows[:6]], [row["label"] for row in rows[:6]]
+    right = sum(row["label"] == row["predicted"] for row in rows[:3]) / 3
+    given = [f" {labels[0]}", labels[1], f"{labels[2]} ", "-1", "", "-1"]
+    predict(loaded, _write(tmp_path / "some.csv", list(zip(texts, given, strict=True)), ("text", "label")), None)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6
+    assert "3 of 6 examples have no label that the classifier knows, but '-1' (2), '' (1); no figure counts them" in err
+    assert f"accuracy {right:.4f}" in err and "of 3 examples" in err
+    predict(loaded, _write(tmp_path / "none.csv", [(text, "-1") for text in texts], ("text", "label")), None)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 6 and "6 of 6 examples have no label" in err and "accuracy" not in err
+    long = " ".join(texts * 9)
+    predict(loaded, _write(tmp_path / "long.csv", [(long,), (texts[0],)], ("text",)), None)
+    assert "long.csv: 1 of 2 examples are longer than a sample" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="1 of 1 examples are longer than a sample"):
+        loaded.predict([long])
+
+
+def _refuses_what_is_no_list_of_texts(loaded: LoadedRun) -> None:
+    for texts, message in [
+        ("A film.", r"predict: expected a list of texts, got one text; write predict\(\[text\]\)"),
+        ([None], "expected texts or pairs of texts, got a NoneType among them"),
+        ([(1,)], "example 1: expected text, got a int"),
+        ([("a", "b")], r"an example has 1 texts \(text\), got 2 in example 1"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            loaded.predict(texts)
+    with pytest.raises(DataError, match="example 2: not Unicode text: a lone surrogate at character 1"):
+        loaded.predict(["a", "a\ud800"])
 
 
 @pytest.mark.full

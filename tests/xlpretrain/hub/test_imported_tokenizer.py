@@ -10,13 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hard_lines import NUM_LINES, SEED, digests, hard_lines, where_they_differ
 from published_tokenizers import train_as_published
 from repository import TESTS
 
 import xlpretrain
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.finetune.results import finetune_config
@@ -56,19 +57,41 @@ def read(folder: Path) -> Tokenizer:
     return found[0]
 
 
+def ids_in_file(tokenizer: Tokenizer, lines: list[str] = LINES) -> list[list[int]]:
+    """What the tokenizer's file says, as transformers reads it, after a check that the tokenizer says the same.
+
+    Except for a symbol that a line spells out: as a piece of the model it becomes the symbol there, and never here.
+    """
+    own = tokenizers.Tokenizer.from_str(tokenizer.model.decode())
+    own.encode_special_tokens = True
+    own.no_truncation()
+    own.no_padding()
+    theirs = [found.ids for found in own.encode_batch(lines, add_special_tokens=False)]
+    pieces = own.get_vocab()
+    symbols = {piece: pieces[piece] for spellings in SPECIAL_TOKENS.values() for piece in spellings if piece in pieces}
+    unknown = next(piece for piece in SPECIAL_TOKENS["unk"] if piece in pieces)
+    own_ids = set(symbols.values()) - {symbols[unknown]}
+    for line, ours, ids in zip(lines, tokenizer.encode_batch(lines), theirs, strict=True):
+        spells_symbol = not own_ids.isdisjoint(ids) or unknown.lower() in line.lower() or "<s>" in line.lower()
+        spells_symbol |= "</s>" in line.lower() or "<eop>" in line.lower()
+        assert own_ids.isdisjoint(ours), line
+        assert spells_symbol or ours == ids, line
+    return theirs
+
+
 def differing(folder: Path, tokenizer: Tokenizer, lines: list[str] = LINES) -> list[str]:
-    """The lines to which the installed transformers gives other ids."""
+    """The lines to which the installed transformers gives other ids than the file of the tokenizer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         auto = transformers.AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
     theirs = auto(lines, add_special_tokens=False)["input_ids"]
-    ours = tokenizer.encode_batch(lines)
+    ours = ids_in_file(tokenizer, lines)
     return [line for line, a, b in zip(lines, ours, theirs, strict=True) if a != b]
 
 
 @pytest.mark.parametrize("case", OF_4)
 def test_a_folder_of_transformers_4_has_the_ids_that_it_has_there(case, of_4):
-    found = digests(read(of_4 / case).encode_batch(LINES))
+    found = digests(ids_in_file(read(of_4 / case)))
     assert where_they_differ(found, OF_4[case]) == []
     assert found == OF_4[case]
 
@@ -152,7 +175,7 @@ def test_an_imported_model_has_its_ids_wherever_it_meets_text(model, tmp_path, b
     folder, notes = import_model(model, name="albert", runs_dir=tmp_path / "runs")
     assert notes[0].startswith("tokenizer: spiece.model as AlbertTokenizer of transformers 4 (do_lower_case=True")
     run = xlpretrain.load(folder.path)
-    assert digests(run.tokenizer.encode_batch(LINES)) == OF_4["albert, slow"]
+    assert digests(ids_in_file(run.tokenizer)) == OF_4["albert, slow"]
     texts = ["Hello World, it's Café déjà.  ", "It was 3.0, or 1,000,000, ``once''.\n"]
     tokens = run.tokenizer.encode_batch([text.strip() for text in texts])
     assert all(run.tokenizer.encode(text)[:-1] == ids for text, ids in zip(texts, tokens, strict=True))

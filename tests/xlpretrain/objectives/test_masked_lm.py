@@ -198,13 +198,26 @@ def test_masking_is_within_bounds_of_the_published_rules(samples: int):
 def test_an_ngram_has_a_probability_inverse_to_its_length(max_ngram: int):
     """Where as many tokens are to be predicted as the longest n-gram has, that one is alone."""
     masking = TokenMasker(
-        np.ones(SIZE, bool), SPECIAL.mask, rate=max_ngram / 500, max_predictions=None, max_ngram=max_ngram
+        np.ones(SIZE, bool), SPECIAL.mask, SPECIAL.unk, rate=max_ngram / 500, max_predictions=None, max_ngram=max_ngram
     )
     rng = np.random.default_rng(0)
     chosen = [masking.choose(np.arange(6, 506), [(0, 500)], rng) for _ in range(6000)]
     assert {len(positions) for positions in chosen} == {max_ngram}
     longest = sum(positions[-1] - positions[0] == max_ngram - 1 for positions in chosen) / len(chosen)
     assert longest == pytest.approx(1 / max_ngram / sum(1 / n for n in range(1, max_ngram + 1)), abs=0.03)
+
+
+@pytest.mark.parametrize("max_ngram", [1, 3])
+def test_unknown_tokens_are_never_predicted_and_the_others_as_many_as_they_should(max_ngram: int):
+    masking = TokenMasker(WORD_STARTS, SPECIAL.mask, SPECIAL.unk, rate=0.15, max_predictions=None, max_ngram=max_ngram)
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.5, 0.9, 1.0):
+        for _ in range(50):
+            tokens = np.where(rng.random(200) < share, SPECIAL.unk, rng.integers(6, SIZE, 200))
+            chosen = masking.choose(tokens, [(0, 90), (91, 200)], rng)
+            known = int((np.delete(tokens, 90) != SPECIAL.unk).sum())
+            assert len(chosen) == min(30, known) == len(set(chosen.tolist()))
+            assert not (tokens[chosen] == SPECIAL.unk).any() and 90 not in chosen
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -30,8 +30,10 @@ WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _UNSPACED = re.compile(
-    "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|TANGUT|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |JAVANESE|BALINESE"
+    "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|YI |TANGUT|NUSHU|KHITAN|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |"
+    "AHOM|JAVANESE|BALINESE|BATAK|BUGINESE"
 )
+"""Begins the names of the letters of scripts that put no spaces between words."""
 _LATIN_1_SIGNS, _THREE_BYTES = 0xC2, 0xE0
 """Lead bytes in UTF-8: of U+0080 to U+00BF; and, with those above, of what takes three bytes or more."""
 
@@ -50,7 +52,7 @@ class Vocabulary:
 
 
 class Tokenizer:
-    """A SentencePiece model.
+    """A SentencePiece model. A text that spells out a special symbol is text: it never becomes that symbol.
 
     vocabulary: its size and special symbols.
     sha256: of the model file; datasets and runs are tied to it.
@@ -74,6 +76,10 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.get_piece_size())}
         self.vocabulary = find_special_tokens(pieces, {"unk": self._processor.unk_id()}, name)
+        own = asdict(self.vocabulary)
+        symbols = [own[role] for role in SPECIAL_TOKENS]
+        if not all(self._processor.is_control(i) or self._processor.is_unknown(i) for i in symbols):
+            self._processor.LoadFromSerializedProto(_with_controls(model, symbols))
 
     def encode(self, sentence: str) -> list[int]:
         """The ids of a text, without special symbols."""
@@ -92,9 +98,9 @@ class Tokenizer:
     def word_starts(self) -> np.ndarray:
         """Mask of the tokens that begin a word, by id: special symbols, pieces with a word boundary before them, and
         everything that is not a letter of a script that puts spaces between words (digits, punctuation, symbols,
-        ideographs). Of a character that is spelt in bytes only the first one is known, so all characters of three bytes
-        or more begin a word: right for ideographs, kana, Thai and symbols, while letters of Korean and Hindi become
-        words.
+        ideographs). A piece that begins with a combining mark, such as a vowel sign, continues the character before it.
+        Of a character that is spelt in bytes only the first one is known, so all characters of three bytes or more
+        begin a word: right for ideographs, kana, Thai and symbols, while letters of Korean and Hindi become words.
 
         XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
         or capital letter for a word of its own, which is not what its paper means.
@@ -107,13 +113,36 @@ class Tokenizer:
         return piece
 
 
+def _with_controls(model: bytes, symbols: Iterable[int]) -> bytes:
+    """A SentencePiece model in which these pieces are control symbols, which it never finds in a text."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    parsed = sentencepiece_model_pb2.ModelProto()
+    parsed.ParseFromString(model)
+    for symbol in symbols:
+        if parsed.pieces[symbol].type != parsed.SentencePiece.UNKNOWN:
+            parsed.pieces[symbol].type = parsed.SentencePiece.CONTROL
+    return bytes(parsed.SerializeToString())
+
+
 def _begins_word(piece: str) -> bool:
     if byte := _BYTE.fullmatch(piece):
         lead = int(byte[1], 16)
         return lead in (_LATIN_1_SIGNS, *range(_THREE_BYTES, 0x100)) if lead >= 0x80 else not chr(lead).isalpha()
     if piece.startswith(WORD_BOUNDARY) or piece in _ALL_SPECIAL_PIECES:
         return True
+    if piece and unicodedata.category(piece[0])[0] == "M":
+        return False
     return not all(unicodedata.category(c)[0] in "LM" and not _UNSPACED.match(unicodedata.name(c, "")) for c in piece)
+
+
+def lone_surrogate(text: str) -> int | None:
+    """Find the first character that is half of a surrogate pair and so no Unicode text; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from xlpretrain.data.tokenizers.base import Tokenizer, find_special_tokens
+from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer, find_special_tokens
 from xlpretrain.errors import DataError
 
 _CONTINUES = "##"
+_NO_TEXT = "no text has this"
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -28,23 +31,30 @@ class HuggingFaceTokenizer(Tokenizer):
         except ImportError:
             raise DataError(f"{name}: needs the package tokenizers: pip install 'xlpretrain[wordpiece]'") from None
         try:
-            kind = json.loads(model)["model"]["type"]
+            content = json.loads(model)
+            kind = content["model"]["type"]
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
         except Exception as error:  # the library raises no narrower one
             raise DataError(f"{name}: not a tokenizer.json ({error})") from None
         if kind not in ("WordPiece", "Unigram"):
             raise DataError(f"{name}: its model is {kind}; of tokenizer.json files only WordPiece and Unigram will do")
         self._is_unigram = kind == "Unigram"
-        self._tokenizer.encode_special_tokens = True  # those that a text spells out are text
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocabulary = find_special_tokens(self._tokenizer.get_vocab(), {}, name)
+        ids = asdict(self.vocabulary)
+        symbols = {self.id_to_token(ids[role]) for role in SPECIAL_TOKENS}
+        self._encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_spellings(content, symbols)))
+        self._encoder.encode_special_tokens = True  # those that a text spells out are text
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
 
     def encode(self, sentence: str) -> list[int]:
-        """The ids of a text, without special symbols: those of `AutoTokenizer` with `split_special_tokens`."""
-        ids: list[int] = self._tokenizer.encode(sentence, add_special_tokens=False).ids
+        """The ids of a text, without special symbols: those of `AutoTokenizer` with `split_special_tokens`.
+
+        (But that takes a symbol that a text spells out for the symbol where the model itself has it as a piece.)
+        """
+        ids: list[int] = self._encoder.encode(sentence, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -61,3 +71,25 @@ class HuggingFaceTokenizer(Tokenizer):
     def id_to_token(self, token: int) -> str:
         """The spelling of a token, special symbols included."""
         return self._tokenizer.id_to_token(int(token)) or ""
+
+
+def _without_spellings(content: dict[str, Any], symbols: set[str]) -> dict[str, Any]:
+    """The content of a tokenizer.json with the same ids, in which no text spells out a symbol (these, or its own)."""
+    added = content.get("added_tokens") or []
+    symbols = symbols | {token["content"] for token in added if token.get("special")}
+
+    def rename(piece: str) -> str:
+        return f"\0{piece}\0{_NO_TEXT}" if piece in symbols else piece
+
+    model = dict(content["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {rename(piece): token for piece, token in model["vocab"].items()}
+    else:
+        model["vocab"] = [[rename(piece), score] for piece, score in model["vocab"]]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = rename(model["unk_token"])
+    own = {"normalized": False, "lstrip": False, "rstrip": False}
+    added = [
+        token | own | {"content": rename(token["content"])} if token["content"] in symbols else token for token in added
+    ]
+    return content | {"model": model, "added_tokens": added, "post_processor": None}

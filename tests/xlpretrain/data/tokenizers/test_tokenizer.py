@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 from corpus import make_documents
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from data_pipelines.tokenizing.config import SentenceConfig, TokenizerConfig
 from data_pipelines.tokenizing.train import LONGEST_SENTENCE_BYTES, clean_sentences, train_tokenizer
 from xlpretrain.data.tokenizers.base import Tokenizer, _begins_word
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 
+FULL_WIDTH_MASK = "".join(chr(ord(c) + 0xFEE0) for c in "<mask>")
 SENTENCES = [line for document in make_documents(300, seed=5) for line in document.splitlines() if line]
 
 
@@ -64,6 +68,46 @@ def test_text_never_makes_special_symbols(tiny_tokenizer: Path):
     ids = tokenizer.encode("a <sep> b <eod> <mask> <pad>")
     vocabulary = tokenizer.vocabulary
     assert not {vocabulary.sep, vocabulary.eod, vocabulary.mask, vocabulary.pad} & set(ids)
+
+
+@pytest.mark.parametrize("kind", ["user-defined", "a piece like others"])
+def test_a_brought_model_that_would_find_symbols_in_text_does_not(kind: str):
+    symbols = ["<cls>", "<sep>", "<mask>", "<eod>"]
+    texts = "a <mask> b", "<sep>", "x<cls>y <eod>", FULL_WIDTH_MASK, "the <pad> and the <unk>"
+    trained = train_elsewhere(user_defined_symbols=symbols, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1)
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained)
+    if kind != "user-defined":
+        for piece in model.pieces:
+            if piece.piece in symbols:
+                piece.type, piece.score = model.SentencePiece.NORMAL, 0.0
+    raw = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    tokenizer = Tokenizer(model.SerializeToString(), name="brought")
+    ids = {tokenizer.vocabulary.mask, tokenizer.vocabulary.sep, tokenizer.vocabulary.cls, tokenizer.vocabulary.eod}
+    assert any(not ids.isdisjoint(raw.encode(text)) for text in texts)
+    for text in texts:
+        assert ids.isdisjoint(tokenizer.encode(text))
+    for sentence in SENTENCES:
+        assert tokenizer.encode(sentence) == raw.encode(sentence)
+    assert tokenizer.model == model.SerializeToString()
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_brought_tokenizer_json_does_not_find_symbols_in_text(special: bool):
+    symbols = ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>"]
+    letters = [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz<>"]
+    vocabulary = [*((symbol, 0.0) for symbol in symbols), ("▁", -3.0), *letters, ("▁the", -2.0)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, 1, False))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.normalizer = tokenizers.normalizers.NFKC()
+    made.add_tokens([tokenizers.AddedToken(symbol, special=special, normalized=False) for symbol in symbols])
+    tokenizer = HuggingFaceTokenizer(made.to_str().encode(), name="brought")
+    for text in ("a <mask> b", "<sep>", "x<cls>y", FULL_WIDTH_MASK, "the <pad> and the <unk>"):
+        ids = tokenizer.encode(text)
+        assert min(ids) >= len(symbols)
+        spelt = "".join(tokenizer.id_to_token(i) for i in ids).replace("▁", " ").strip()
+        assert spelt == unicodedata.normalize("NFKC", text)
+    assert tokenizer.encode("the é")[-1] == tokenizer.vocabulary.unk
+    assert tokenizer.id_to_token(tokenizer.vocabulary.mask) == "<mask>"
 
 
 def test_a_batch_is_encoded_as_its_sentences_are(tiny_tokenizer: Path):
@@ -136,6 +180,14 @@ def test_training_on_no_text_is_refused():
         ("語", True),
         ("ไทย", True),
         ("ꦗꦮ", True),
+        ("ᬅ", True),
+        ("ꀀ", True),
+        ("ㄅ", True),
+        ("\u0e34", False),  # Thai vowel signs go on with their consonant
+        ("\u0e34น", False),
+        ("\ua9b4", False),  # so do those of Javanese
+        ("\u1b35", False),  # and Balinese
+        ("\ufe0f", False),
         ("<0x41>", False),  # A
         ("<0x31>", True),  # 1
         ("<0xC3>", False),  # é begins with it
