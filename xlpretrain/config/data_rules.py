@@ -25,9 +25,10 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
-    """The same run with its length in steps, its schedule's end fixed, and absolute data paths.
+    """The same run with its length in steps, its schedule's end and its kind of pairs fixed, and absolute data paths.
 
-    begun: the run as it was when it began, if it did: an end of the schedule that is not given stays what it was.
+    begun: the run as it was when it began, if it did: an end of the schedule or a kind of sentence pairs that is not
+        given stays what it was.
     """
     steps = config.max_steps
     if config.max_tokens is not None:
@@ -42,6 +43,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "max_tokens": None,
             "max_epochs": None,
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
+            "objective": config.objective.resolved(begun.objective if begun else None),
             "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.absolute(),
             "eval": config.eval.absolute(),

@@ -105,10 +105,6 @@ class SampleSource(ABC):
         """The number of a sample's corpus."""
         return 0
 
-    def epochs(self, step: int) -> Mapping[str, float]:
-        """Passes over each corpus of a mixture up to a step."""
-        return {}
-
 
 class TrainSamples(SampleSource):
     """Samples without end."""
@@ -117,6 +113,10 @@ class TrainSamples(SampleSource):
     @abstractmethod
     def steps_per_epoch(self) -> float:
         """Steps in which as many samples are read as there are."""
+
+    def epochs(self, step: int) -> Mapping[str, float]:
+        """Passes over each corpus of a mixture after `step` steps of the data; empty for a single dataset."""
+        return {}
 
 
 class EvalSamples(SampleSource):

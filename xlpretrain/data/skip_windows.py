@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from xlpretrain.data.samples import Sample, TrainSamples
+from xlpretrain.data.samples import Sample, SampleSource
 
 Window = tuple[int, int]
 """[first, last) steps of the data, as it would be read with nothing left out."""
 
 
 @dataclass(frozen=True)
-class SkippedWindows(TrainSamples):
+class SkippedWindows(SampleSource):
     """The samples of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
 
     stride: tokens by which a sample makes the memory of its stream grow.
     """
 
-    samples: TrainSamples
+    samples: SampleSource
     windows: Sequence[Window]
     new_tokens: int
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """As if nothing were left out."""
-        return self.samples.steps_per_epoch
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Let what the sample needs be fetched."""
@@ -44,10 +39,6 @@ class SkippedWindows(TrainSamples):
     def corpus(self, *, step: int, stream: int) -> int:
         """The number of a sample's corpus."""
         return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
-
-    def epochs(self, step: int) -> Mapping[str, float]:
-        """Passes over each corpus up to a step; skipped windows count as read."""
-        return self.samples.epochs(shifted_step(step, self.windows)[0])
 
     def sample(self, *, step: int, stream: int) -> Sample:
         """The sample that `stream` reads at training step `step`."""

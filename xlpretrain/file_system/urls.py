@@ -22,7 +22,6 @@ def open_file_system(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         reason = without_credentials(f"{url}: cannot be opened: {error}")
         raise DataError(
-            f"{reason}; `pip install` what this kind of URL needs, such as s3fs, or"
-            " 'xlpretrain[corpora]' for http"
+            f"{reason}; `pip install` what this kind of URL needs, such as s3fs, or 'xlpretrain[corpora]' for http"
         ) from None
     return file_system, str(path)

@@ -56,8 +56,9 @@ def import_model(
     foreign = read_external_model(source)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
+    torch.manual_seed(config.seed)  # a head may start anew
     model = config.build_model(foreign.vocab_size)
-    notes += [*_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
+    notes += [*foreign.notes, *_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     provenance = {
         "wandb_id": "",
         "data_sha256": TokenDataset.open(data).fingerprint if data is not None else "",
@@ -96,8 +97,8 @@ def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) ->
         return None, notes  # its word list is of no use here; what it computes is
     elif tokenizer is None:
         raise DataError(
-            f"{foreign.source}: no spiece.model or tokenizer.json there; name the tokenizer that it was trained with"
-            " (--tokenizer)"
+            f"{foreign.source}: no spiece.model, tokenizer.json or vocab.txt there; name the tokenizer that it was"
+            " trained with (--tokenizer)"
         )
     if tokenizer.vocabulary.size != foreign.vocab_size:
         raise DataError(

@@ -86,6 +86,9 @@ class Backbone(nn.Module, ABC):
 
     d_model: int
 
+    init_std: float
+    """Standard deviation of fresh weights, the backbone's own and those of the heads built on it."""
+
     activation_checkpointing: bool = False
     """True if backward recomputes each layer instead of keeping its activations; set by the engine."""
 

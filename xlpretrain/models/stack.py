@@ -111,7 +111,7 @@ class Layer(nn.Module):
 class Pooler(nn.Module):
     """The vector of a whole sample: tanh of a linear map of its first token's hidden state (BERT, arXiv:1810.04805)."""
 
-    def __init__(self, d_model: int, *, init_std: float = 0.02):
+    def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
         self.linear = nn.Linear(d_model, d_model)
         draw(self.linear, init_std, truncated=True)
@@ -209,7 +209,7 @@ class StackedBackbone(Backbone):
     ):
         super().__init__()
         self.embedding = embedding
-        self.d_model = config.d_model
+        self.d_model, self.init_std = config.d_model, config.init_std
         self.layer_to_weights = config.layer_to_weights
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(

@@ -139,6 +139,13 @@ class Objective(Section, ABC):
             )
         return value
 
+    def resolved(self, begun: Objective | None) -> Objective:
+        """The same with every key decided that follows from the run as it began. begun: its objective; None: a new run.
+
+        Default: nothing does.
+        """
+        return self
+
     @property
     @abstractmethod
     def terms(self) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class Classification(Objective):
 
     def head(self, backbone: Backbone) -> ClassificationHead:
         """The device half."""
-        return ClassificationHead(backbone.d_model, self)
+        return ClassificationHead(backbone.d_model, self, init_std=backbone.init_std)
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,14 @@ class ClassificationCollator:
 class ClassificationHead(Head):
     """One vector a sample, through a pooler, onto the labels."""
 
-    def __init__(self, d_model: int, objective: Classification):
+    def __init__(self, d_model: int, objective: Classification, *, init_std: float):
         super().__init__()
         self.cls_position, self.seq_len = objective.token_layout.cls_position, objective.seq_len
         # Named as in masked language models with a sentence task, so that their pooler goes on where it was.
-        self.sentence = nn.ModuleDict({"pooler": Pooler(d_model)})
+        self.sentence = nn.ModuleDict({"pooler": Pooler(d_model, init_std=init_std)})
         self.dropout = nn.Dropout(objective.dropout)
         self.classifier = nn.Linear(d_model, len(objective.labels))
-        draw(self.classifier, 0.02)
+        draw(self.classifier, init_std)
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
         """The summed loss of the samples that have a label, and each one's."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from xlpretrain.data.samples import Sample
@@ -39,6 +39,10 @@ from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, pseudo_lik
 from xlpretrain.objectives.token_masking import TokenMasker
 from xlpretrain.schema import Problem
 
+_KEYS_BEFORE_NSP_PAIRS = frozenset(
+    ("seq_len", "mask_rate", "max_predictions", "max_ngram", "whole_words", "sentence_task", "sop_single_sentence")
+) | {"short_seq_prob", "sentence_weight"}
+
 
 class MaskedLM(Objective):
     """-log p(token | the sample with some tokens masked), and whether the two parts of the sample are in order."""
@@ -61,6 +65,10 @@ class MaskedLM(Objective):
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
     """Treatment of a run of one sentence by sop. original: as ALBERT's code, the second part comes from another
     document and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
+    nsp_pairs: Literal["matched", "exchanged"] | None = None
+    """How nsp finds second parts from elsewhere. matched: the lengths of the two parts say nothing about the answer.
+    exchanged: the pairs of runs that began before this key existed, whose lengths do. null: what the run began with, or
+    matched in a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """Probability of a shorter target length, of 2 to seq_len - 3 tokens."""
     sentence_weight: NonNegativeFloat = 1.0
@@ -85,6 +93,20 @@ class MaskedLM(Objective):
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
         """Each token with a mask in its place."""
         return pseudo_likelihood_queries(text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="masked")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_old_pairs(cls, data: Any) -> Any:
+        """Configs that a run of an earlier version wrote have every key but nsp_pairs; their data stay as they were."""
+        is_old = isinstance(data, Mapping) and data.keys() >= _KEYS_BEFORE_NSP_PAIRS and "nsp_pairs" not in data
+        return {**data, "nsp_pairs": "exchanged"} if is_old and data["sentence_task"] == "nsp" else data
+
+    def resolved(self, begun: Objective | None) -> MaskedLM:
+        """The same with nsp_pairs decided for nsp: as given, else as the run began, else matched."""
+        if self.sentence_task != "nsp":
+            return self
+        before = begun.nsp_pairs if isinstance(begun, MaskedLM) else None
+        return self.model_copy(update={"nsp_pairs": self.nsp_pairs or before or "matched"})
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -119,6 +141,7 @@ class MaskedLM(Objective):
             max_tokens=self.seq_len - self.token_layout.num_symbols(self.max_texts),
             task=self.sentence_task,
             single_sentence=self.sop_single_sentence,
+            nsp_pairs=self.nsp_pairs or "matched",
             short_seq_prob=self.short_seq_prob,
         )
 
@@ -181,7 +204,9 @@ class MaskedLM(Objective):
         predictions = min(self.max_predictions or self.seq_len, max(1, round(self.seq_len * self.mask_rate)))
         return MaskedLMHead(
             backbone.output_layer(),
-            sentence=None if self.sentence_task == "none" else SentenceHead(backbone.d_model),
+            sentence=None
+            if self.sentence_task == "none"
+            else SentenceHead(backbone.d_model, init_std=backbone.init_std),
             task=self.sentence_task,
             predictions_per_token=predictions / self.seq_len,
             seq_len=self.seq_len,
@@ -241,11 +266,11 @@ class MaskedLMCollator:
 class SentenceHead(nn.Module):
     """A sample's first token onto two answers."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
-        self.pooler = Pooler(d_model)
+        self.pooler = Pooler(d_model, init_std=init_std)
         self.classifier = nn.Linear(d_model, 2)
-        draw(self.classifier, 0.02, truncated=True)
+        draw(self.classifier, init_std, truncated=True)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
         """The logits of each sample."""

@@ -7,7 +7,8 @@ be predicted), from what comes before it in the order, and, in the second half, 
 stream reads the real tokens: what may not be seen is hidden by the attention mask, never by a mask symbol.
 
 Deviations from the authors' code: spans and orders are drawn anew in each epoch (theirs lie on the disk); a second
-part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the sample.
+part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the sample; a second
+part that continues the first begins with its next token (theirs may cut off the end of the first part before it).
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ class Schedule(Section, ABC):
 
     type: str
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises linearly from 0."""
+    """Steps over which the rate rises linearly: update k of them has k / warmup_steps of the highest rate. In the
+    TensorFlow code of BERT, ALBERT and XLNet it has (k - 1) / warmup_steps, so that the first update changes nothing;
+    after the warm-up the rates are the same."""
     total_steps: int | None = Field(None, gt=0)
     """The step at which the decay ends (default: max_steps, as it was when the run began)."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)

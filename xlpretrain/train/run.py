@@ -12,6 +12,7 @@ from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.samples import TrainSamples
+from xlpretrain.data.skip_windows import shifted_step
 from xlpretrain.engine.base import Engine
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.evaluation.held_out import EvalResult, Pause
@@ -61,6 +62,11 @@ class Run:
     corpus_losses: Tensor | None = None
     reported_damage: set[str] = field(default_factory=set)
     step_timer: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def data_step(self) -> int:
+        """The step of the data that comes next; steps left out after a loss spike count as read."""
+        return shifted_step(self.state.step, self.state.skipped_windows)[0]
 
     @property
     def max_steps(self) -> int:

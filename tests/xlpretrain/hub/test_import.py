@@ -272,6 +272,27 @@ def test_a_tensor_of_a_transformer_xl_without_a_place_is_refused(of_a_folder, br
             bring_state("untied", {**state, "crit.out_layers.0.weight": torch.zeros(300, 12)})
 
 
+@pytest.mark.parametrize("adaptive", [False, True], ids=["full", "adaptive"])
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["bare", "wrapped"])
+def test_the_body_of_a_transfo_xl_gets_a_new_head(prefix, adaptive, tmp_path):
+    """As `TransfoXLModel.save_pretrained` wrote it: without the head's tensors and without `transformer.`."""
+    cutoffs, div_val = ([100, 200], 2) if adaptive else ([], 1)
+    state = kimiyoung(300, cutoffs, div_val=div_val, d_embed=12, tied=True)
+    sizes = {"cutoffs": cutoffs, "div_val": div_val, "tie_projs": [False, *(True for _ in cutoffs)]}
+    folder = of_transformers_4(state, tmp_path / "body", **sizes)
+    weights = load_file(folder / "model.safetensors")
+    body = {n.removeprefix("transformer."): t for n, t in weights.items() if not n.startswith("crit.")}
+    save_file({f"{prefix}{name}": tensor for name, tensor in body.items()}, folder / "model.safetensors")
+    made, notes = import_model(folder, name="body", runs_dir=tmp_path / "runs")
+    assert any(note.startswith("new, since ") and "head.output.bias" in note for note in notes)
+    run = xlpretrain.load(made.path)
+    assert torch.equal(run.model.backbone.embedding.tables[0].weight, state["word_emb.emb_layers.0.weight"])
+    assert torch.equal(run.model.backbone.layers[1].attention.output.weight, state["layers.1.dec_attn.o_net.weight"])
+    assert not run.model.head.output.bias.any()
+    told = import_by_command(folder, tmp_path / "other")[1]
+    assert "new, since" in told and "has no head that predicts tokens: head.output.bias" in told
+
+
 def test_a_transfo_xl_without_a_word_on_its_norms_is_refused(bring, tmp_path):
     folder = of_transformers_4(kimiyoung(300, [], div_val=1, d_embed=12, tied=True), tmp_path / "old")
     config = json.loads((folder / "config.json").read_text())
@@ -348,7 +369,7 @@ def test_another_vocabulary_is_refused(albert, bring, tmp_path, build_small):
         bring(albert, tokenizer=other / "tokenizer" / "spiece.model")
     for name in ("spiece.model", "tokenizer.json"):
         (albert / name).unlink()
-    with pytest.raises(DataError, match=r"no spiece\.model or tokenizer\.json there"):
+    with pytest.raises(DataError, match=r"no spiece\.model, tokenizer\.json or vocab\.txt there"):
         bring(albert)
 
 

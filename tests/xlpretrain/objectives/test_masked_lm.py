@@ -309,3 +309,20 @@ def test_documents_of_one_sentence_are_refused_before_any_work(build_small):
 def test_a_memory_is_refused():
     assert [key for key, _ in MaskedLM().run_problems(mem_len=8, global_batch_size=4)] == ["model.mem_len"]
     assert not list(MaskedLM().run_problems(mem_len=0, global_batch_size=4))
+
+
+def test_runs_of_earlier_versions_keep_their_next_sentence_pairs():
+    """Their configs have every key but nsp_pairs; the config that a person wrote and gives again has few."""
+    written = schema.validate(MaskedLM, {"type": "masked_lm", "sentence_task": "nsp"}, "test")
+    assert written.pairing_rules.nsp_pairs == "matched"
+    new = written.resolved(None)
+    assert new.nsp_pairs == "matched"
+    stored = {key: value for key, value in new.model_dump(mode="json").items() if key != "nsp_pairs"}
+    begun = schema.validate(MaskedLM, stored, "test")
+    assert begun.pairing_rules.nsp_pairs == "exchanged"
+    assert written.resolved(begun) == begun.resolved(begun) == begun
+    assert written.resolved(new) == schema.validate(MaskedLM, new.model_dump(mode="json"), "test") == new
+    asked = schema.validate(MaskedLM, {**stored, "nsp_pairs": "matched"}, "test")
+    assert asked.resolved(begun) != begun, "which a resume refuses"
+    swapped = schema.validate(MaskedLM, {**stored, "sentence_task": "sop"}, "test")
+    assert swapped.resolved(None).nsp_pairs is None

@@ -128,3 +128,43 @@ def test_evaluation_scores_every_term(objective: Objective, train: TokenDataset)
         assert float(scores.nll.sum()) == pytest.approx(float(loss.sums[term]), rel=1e-5)
         assert (scores.samples.diff() >= 0).all()
     assert torch.equal(loss.scores[objective.terms[0]].samples, batch.samples_of(objective.terms[0]))
+
+
+STD, PROJECTION_STD = 0.5, 0.3
+TRUNCATED = 0.8796
+"""Standard deviation of N(0, 1) cut off at two standard deviations."""
+ADAPTIVE = {"d_embed": 16, "div_val": 2, "adaptive_cutoffs": [40, 80], "proj_init_std": PROJECTION_STD}
+
+
+def _expected_weights(name: str, module: torch.nn.Module, model: str, head: str) -> tuple[float, float]:
+    """Mean and standard deviation of a fresh parameter."""
+    is_norm, kind = isinstance(module, torch.nn.LayerNorm), name.rpartition(".")[2]
+    if is_norm and kind == "weight":  # the originals of Transformer-XL draw these too
+        return 1.0, STD if model == "transformer_xl" else 0.0
+    if kind in ("bias", "cluster_bias"):
+        return 0.0, 0.0
+    if ".projections." in name:
+        return 0.0, PROJECTION_STD if model == "transformer_xl" else STD
+    fresh_classifier = head == "classify" and name == "head.classifier.weight"
+    pooler = ".pooler." in name
+    truncated = (model in ("albert", "bert") or pooler) and not fresh_classifier
+    return 0.0, STD * (TRUNCATED if truncated else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "head"), [(m, h) for m in MODELS for h in OBJECTIVES if OBJECTIVES[h].requires <= MODELS[m].provides]
+)
+def test_every_fresh_weight_has_the_spread_that_init_std_says(model: str, head: str):
+    keys = {"classify": {"labels": ["a", "b", "c"], "layout": "cls_first"}, **SMALL}.get(head, {})
+    objective = schema.validate(OBJECTIVES[head], {"type": head, "seq_len": 32, **keys}, "test")
+    sizes = {**SIZES, "d_embed": 16, **(ADAPTIVE if model == "transformer_xl" else {})}
+    torch.manual_seed(0)
+    backbone = schema.validate(MODELS[model], {**sizes, "init_std": STD}, "test").build(120)
+    built = PretrainingModel(backbone, objective.head(backbone))
+    modules = dict(built.named_modules())
+    assert len(list(built.parameters())) > 20
+    for name, parameter in built.named_parameters():
+        mean, std = _expected_weights(name, modules[name.rpartition(".")[0]], model, head)
+        error, values = 5 * std / parameter.numel() ** 0.5, parameter.detach()
+        assert float(values.mean()) == pytest.approx(mean, abs=error), name
+        assert float(values.std(correction=0)) == pytest.approx(std, abs=error), name

@@ -12,6 +12,15 @@ def test_warm_up_is_linear_and_ends_at_the_top(kind):
     assert schedule.factor(4) == pytest.approx(1.0, abs=0.12)
 
 
+def test_the_warm_up_alone_is_one_update_ahead_of_the_tensorflow_code():
+    """BERT's and ALBERT's optimization.py: both rates are functions of the completed updates."""
+    schedule, warmup, total = Linear(warmup_steps=10, total_steps=100, decay_from="start"), 10, 100
+    theirs = [step / warmup if step < warmup else 1 - step / total for step in range(total + 1)]
+    ours = [schedule.factor(step) for step in range(total + 1)]
+    assert ours[: warmup - 1] == theirs[1:warmup]
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+
+
 def test_linear_and_cosine_end_at_the_minimum():
     for kind in (Linear, Cosine):
         schedule = kind(warmup_steps=10, total_steps=110, min_lr_ratio=0.1)

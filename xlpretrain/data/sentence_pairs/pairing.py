@@ -8,22 +8,23 @@ from typing import Literal
 import numpy as np
 
 from xlpretrain.data.order import hash_array
+from xlpretrain.data.sentence_pairs.matched_pairs import cut_in_groups, settle
 from xlpretrain.data.sentence_pairs.segments import SegmentSpans, SentenceSpans
-
-_NEIGHBOURS = 32  # how many exchanges are tried before two parts of one document are put up with
 
 
 @dataclass(frozen=True)
 class PairingRules:
     """The rules by which samples are made of sentences.
 
-    longest: the most tokens of both parts together. task: which question is asked of them. single_sentence: what
-    sentence order makes of a run of one sentence. short_seq_prob: how often a shorter run is wanted.
+    max_tokens: the most tokens of both parts together. task: the question asked about them. single_sentence: what
+    sentence order makes of a run of one sentence. nsp_pairs: how next-sentence prediction finds second parts from
+    other documents. short_seq_prob: how often a shorter run is wanted.
     """
 
     max_tokens: int
     task: Literal["sop", "nsp", "none"] = "sop"
     single_sentence: Literal["original", "skip", "split"] = "split"
+    nsp_pairs: Literal["matched", "exchanged"] = "matched"
     short_seq_prob: float = 0.1
 
 
@@ -54,15 +55,22 @@ def make_pairs(
     the first is `first_number`). A run of one sentence is cut anywhere (`split`); has one part and no label (`skip`);
     or, as ALBERT's code does (`original`), gets its second part from another document, and label 1.
 
-    nsp (BERT): half of the samples, found likewise, have their second part from another document. BERT draws that part
-    and puts the true one back into the text; here these samples exchange their second parts among runs of about the
-    same length, cut to suit, so that every sentence is still read and the length says little. A run of one sentence
-    gets its second part from another document. Where a block holds one document, it is another part of the same one.
+    nsp (BERT): half of the samples have their second part from another document. BERT draws that part and puts the true
+    one back into the text; here these samples exchange their second parts, so that every sentence is still read. Where
+    a block holds one document, the second part is another part of the same one.
+    `matched`: among samples whose second parts were cut to one length before it is decided which are exchanged
+    (`matched_pairs`): the lengths are independent of the label. A run of one sentence is cut within the sentence.
+    `exchanged`, for runs that began with it: half of the samples, found as for sop, are cut once more for the exchange,
+    and a run of one sentence always gets its second part from another document. At 128 tokens a classifier of the two
+    lengths is then right in 63.6 % of the samples, where the commoner label has 56.0 %.
 
     none: one part.
 
     Parts from elsewhere may make a sample too long; it is then cut as in the originals, see `_truncate`.
     """
+    if rules.task == "nsp" and rules.nsp_pairs == "matched":
+        parts, groups = cut_in_groups(sentences, runs, chosen, generator)
+        return _exchange_in_groups(parts, groups, _choose_half(len(groups), first_number // 2, key))
     parts = _cut_in_two(sentences, runs, chosen, rules=rules, generator=generator)
     labels = np.full(len(chosen), -1)
     if rules.task == "none":
@@ -109,6 +117,16 @@ def _cut_in_two(
     return np.stack([np.stack([starts, middles], 1), np.stack([middles, stops], 1)], axis=1)
 
 
+def _exchange_in_groups(parts: np.ndarray, groups: list[list[int]], exchanged: np.ndarray) -> SentencePairs:
+    """The samples of parts (S, 2, 2) that pass their second parts round in the groups with a 1 in `exchanged`."""
+    labels = np.where(parts[:, 1, 0] < parts[:, 1, 1], 0, -1)
+    whole = parts.copy()
+    for group in (group for group, is_exchanged in zip(groups, exchanged, strict=True) if is_exchanged):
+        parts[group, 1] = whole[np.roll(group, -1), 1]
+        labels[group] = 1
+    return SentencePairs(parts, labels)
+
+
 def _choose_half(count: int, first_number: int, key: int) -> np.ndarray:
     """One of each two numbers 2i, 2i + 1, by a toss for each i."""
     numbers = first_number + np.arange(count)
@@ -131,8 +149,8 @@ def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, genera
         source[[i, i + 1]] = source[[i + 1, i]]
     if count % 2 and count > 1:
         source[[count - 2, count - 1]] = source[[count - 1, count - 2]]
-    _settle(order, source, documents)
-    _settle(order, source, runs)
+    settle(order, source, documents)
+    settle(order, source, runs)
     result = np.empty(count, np.int64)
     result[order] = source
     return result
@@ -154,27 +172,6 @@ def _even_out(
     nearest = np.where(wanted - starts[after - 1] < starts[after] - wanted, after - 1, after)
     middles = starts[nearest.clip(runs.first[chosen] + 1, runs.last[chosen] - 1)]
     return np.stack([np.stack([parts[:, 0, 0], middles], 1), np.stack([middles, stops], 1)], axis=1)
-
-
-def _settle(takers: np.ndarray, givers: np.ndarray, groups: np.ndarray) -> None:
-    """Change places among `givers` until none is of its taker's group, as far as a near neighbour allows."""
-    of_taker, of_giver = groups[takers].tolist(), groups[givers].tolist()
-    for i in [i for i in range(len(takers)) if of_taker[i] == of_giver[i]]:
-        if of_taker[i] != of_giver[i]:
-            continue
-        for distance in range(1, _NEIGHBOURS):
-            j = next(
-                (
-                    j
-                    for j in (i + distance, i - distance)
-                    if 0 <= j < len(takers) and of_giver[j] != of_taker[i] and of_giver[i] != of_taker[j]
-                ),
-                None,
-            )
-            if j is not None:
-                givers[i], givers[j] = givers[j], givers[i]
-                of_giver[i], of_giver[j] = of_giver[j], of_giver[i]
-                break
 
 
 def _take_back(
@@ -212,7 +209,7 @@ def _find_lenders(
     _, inverse, counts = np.unique(runs, return_inverse=True, return_counts=True)
     lenders = generator.permutation(np.flatnonzero(counts[inverse] == 1))
     takers, lenders = takers[: len(lenders)], lenders[: len(takers)]
-    _settle(takers, lenders, documents)
+    settle(takers, lenders, documents)
     found = runs[lenders] != runs[takers]
     return takers[found], lenders[found]
 

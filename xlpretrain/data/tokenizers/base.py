@@ -148,7 +148,8 @@ def lone_surrogate(text: str) -> int | None:
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
     """The special symbols among the pieces of a vocabulary, or `known` by role. Raises `DataError` if one is missing.
 
-    Vocabularies of ALBERT and BERT have none for the end of a document: there it is that of the end of a part.
+    Vocabularies of ALBERT and BERT have none for the end of a document: there it is that of the end of a part. A piece
+    may stand in a vocabulary twice (a symbol that was learned too), so the size follows from the highest id.
     """
     found, missing = dict(known), []
     for role, spellings in SPECIAL_TOKENS.items():
@@ -159,4 +160,4 @@ def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], nam
             missing.append(f"{role} ({' or '.join(spellings)})")
     if missing:
         raise DataError(f"{name}: the vocabulary has no symbol for {', '.join(missing)}; train it with them")
-    return Vocabulary(size=len(pieces), **{"eod": found["sep"], **found})
+    return Vocabulary(size=max(pieces.values()) + 1, **{"eod": found["sep"], **found})

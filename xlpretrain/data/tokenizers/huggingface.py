@@ -70,7 +70,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def id_to_token(self, token: int) -> str:
         """The spelling of a token, special symbols included."""
-        return str(self._tokenizer.id_to_token(int(token)))
+        return self._tokenizer.id_to_token(int(token)) or ""
 
 
 def _without_spellings(content: dict[str, Any], symbols: set[str]) -> dict[str, Any]:

@@ -188,6 +188,8 @@ def _take_softmax(
         for key in [key for key in left if key.startswith(theirs)]:
             number = int(_natural(key)[-1])
             ours[f"backbone.embedding.{name}.{number}.weight"] = left.pop(key)
+    if not biases:  # saved without a head
+        return ours
     ours["head.output.bias"] = torch.cat([biases[number] for number in sorted(biases)])
     if config.adaptive_cutoffs:
         for kind in ("weight", "bias"):

@@ -25,7 +25,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read_file(folder / name)
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            try:
+                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{index}: cannot be used as an index of weights: {error!r}") from None
             return {k: v for file in files for k, v in read_file(folder / Path(file).name).items()}
     raise CheckpointError(f"{folder}: no weights there; expected {' or '.join(_NAMES)}")
 

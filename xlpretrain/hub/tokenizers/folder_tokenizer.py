@@ -86,9 +86,12 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
         DataError: the files cannot be used, or it is not known what `AutoTokenizer` makes of them.
     """
     spiece, file = folder / Tokenizer.file_name, folder / HuggingFaceTokenizer.file_name
-    if not spiece.is_file() and not file.is_file():
+    words = folder / "vocab.txt"
+    if not any(path.is_file() for path in (spiece, file, words)):
         return None
     reader = _Reader.of(folder, model_type)
+    if not spiece.is_file() and not file.is_file():
+        return _made(_from_words(reader, words), folder), [f"tokenizer: {words.name} as {reader} reads it"]
     if not file.is_file():
         if reader.kind is None or reader.kind in _PLAIN:
             return load_tokenizer(spiece), []
@@ -224,6 +227,39 @@ def _bert(reader: _Reader, content: _Json) -> _Json:
         return {**content, "normalizer": {**normalizer, **options}}
     made = {"type": "BertNormalizer", "clean_text": True, **options}
     return {**content, "normalizer": made, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+
+
+def _from_words(reader: _Reader, path: Path) -> _Json:
+    """The result of reading a WordPiece vocabulary, one piece a line, with the class."""
+    if reader.kind != "BertTokenizer":
+        raise _unknown(reader, path.name)
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    vocabulary = {line.rstrip("\r"): i for i, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+    symbols = [text for text in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if text in vocabulary]
+    content = _bert(
+        reader,
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [symbol(vocabulary[text], text) for text in symbols],
+            "normalizer": {"type": "BertNormalizer", "clean_text": True},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": None,
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {
+                "type": "WordPiece",
+                "unk_token": "[UNK]",
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100,
+                "vocab": vocabulary,
+            },
+        },
+    )
+    return {**content, "post_processor": post_processor(_made(content, path), CLS_FIRST)}
 
 
 def _unknown(reader: _Reader, name: str) -> DataError:

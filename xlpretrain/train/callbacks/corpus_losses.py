@@ -34,9 +34,7 @@ def corpus_metrics(run: Run) -> Metrics:
     assert run.corpus_losses is not None, "the step was counted"
     numbers = distributed.all_reduce_sum(run.corpus_losses.flatten().tolist())
     losses, counts = numbers[: len(names)], numbers[len(names) :]
-    metrics: Metrics = {
-        f"data/epoch/{name}": epoch for name, epoch in run.loader.samples.epochs(run.state.step).items()
-    }
+    metrics: Metrics = {f"data/epoch/{name}": epoch for name, epoch in run.samples.epochs(run.data_step).items()}
     for name, loss, count in zip(names, losses, counts, strict=True):
         if count:
             metrics[f"train/corpus_loss/{name}"] = loss / count

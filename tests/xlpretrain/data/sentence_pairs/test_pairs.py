@@ -15,7 +15,7 @@ from corpus import WORDS, make_sentence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlpretrain.data.sentence_pairs.pairing import PairingRules, SentencePairs
+from xlpretrain.data.sentence_pairs.pairing import PairingRules, SentencePairs, make_pairs
 from xlpretrain.data.sentence_pairs.samples import PairEvalSamples, PairSamples
 from xlpretrain.data.sentence_pairs.segments import SentenceSpans, assign_segments, count_samples, cut_segments
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -23,6 +23,7 @@ from xlpretrain.data.storage.shard_reader import TokenBlock
 from xlpretrain.schema import read_yaml
 
 SOP = PairingRules(max_tokens=125)
+NSP = replace(SOP, task="nsp")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,8 @@ def test_nearly_every_sentence_is_read_once_an_epoch(corpus: str, seq_len: int, 
         (replace(SOP, single_sentence="skip"), 0.9),
         (replace(SOP, task="none"), 0.9),
         (replace(SOP, single_sentence="original"), 0),
-        (replace(SOP, task="nsp"), 0),
+        (NSP, 0.9),
+        (replace(NSP, nsp_pairs="exchanged"), 0),
     ],
     ids=str,
 )
@@ -127,7 +129,9 @@ def test_coverage_of_the_quickstart_corpus(quickstart: TokenDataset, rules: Pair
     check_coverage(all_rows(quickstart, replace(rules, max_tokens=seq_len - 3)), once=once)
 
 
-@pytest.mark.parametrize("rules", [replace(SOP, task="nsp"), replace(SOP, single_sentence="original")], ids=str)
+@pytest.mark.parametrize(
+    "rules", [replace(NSP, nsp_pairs="exchanged"), replace(SOP, single_sentence="original")], ids=str
+)
 def test_lending_reads_no_sentence_more_than_twice_and_leaves_none_out(train: TokenDataset, rules: PairingRules):
     check_coverage(all_rows(train, rules), once=0)
 
@@ -193,8 +197,93 @@ def test_labels_say_how_the_second_part_goes_with_the_first(train: TokenDataset,
         assert abs(labels[1] - labels[0]) <= 1
         assert labels[-1] < 0.001 * labels[0]
     else:
-        assert labels[1] / labels.total() == pytest.approx(0.5, abs=0.1)
+        assert labels[1] / labels.total() == pytest.approx(0.5, abs=0.01)
         assert same < 0.01 * labels[1]
+
+
+def lengths_and_labels(rows: PairSamples, *, epochs: range) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths of both parts (S, 2) and the labels (S,) of all samples that have a label."""
+    samples = [rows.pairs(epoch=epoch, block=block) for epoch in epochs for block in blocks_of(rows.manifest)]
+    lengths = np.concatenate([np.diff(found.segments, axis=2)[:, :, 0] for found in samples])
+    labels = np.concatenate([found.labels for found in samples])
+    return lengths[labels >= 0], labels[labels >= 0]
+
+
+def guessed_from_lengths(rows: PairSamples, *, epochs: int) -> tuple[float, float]:
+    """How often the label is guessed right from both lengths, and by always guessing the commoner one.
+
+    A guess is the commoner label, in other epochs, of samples whose lengths fall into the same bins; the bins of a
+    length are as fine as the number of samples allows.
+    """
+    lengths, labels = lengths_and_labels(rows, epochs=range(epochs))
+    seen_lengths, seen_labels = lengths_and_labels(rows, epochs=range(epochs, 3 * epochs))
+    num_bins = max(2, int((len(seen_labels) / 40) ** 0.5))
+    edges = [np.unique(np.quantile(part, np.linspace(0, 1, num_bins + 1)[1:-1])) for part in seen_lengths.T]
+    shape = [len(edge) + 1 for edge in edges]
+
+    def cells(values: np.ndarray) -> np.ndarray:
+        bins = [edge.searchsorted(part, side="right") for edge, part in zip(edges, values.T, strict=True)]
+        return np.ravel_multi_index(bins, shape)
+
+    votes = np.bincount(cells(seen_lengths), weights=2 * seen_labels - 1, minlength=int(np.prod(shape)))
+    guesses = votes[cells(lengths)] > 0
+    return float((guesses == labels).mean()), float(max(labels.mean(), 1 - labels.mean()))
+
+
+@pytest.mark.parametrize(("corpus", "seq_len"), [("train", 128), ("python_docs", 64)])
+def test_lengths_do_not_tell_next_sentence_labels(corpus: str, seq_len: int, request: pytest.FixtureRequest):
+    rows = all_rows(request.getfixturevalue(corpus), replace(NSP, max_tokens=seq_len - 3))
+    guessed, commoner = guessed_from_lengths(rows, epochs=2)
+    assert guessed <= commoner + 0.02
+    assert commoner <= 0.51
+
+
+def test_the_pairs_of_earlier_versions_are_guessed_from_their_lengths(python_docs: TokenDataset):
+    """So the guesses of the tests around this one would find what they look for."""
+    guessed, commoner = guessed_from_lengths(all_rows(python_docs, replace(NSP, nsp_pairs="exchanged")), epochs=2)
+    assert guessed > commoner + 0.03
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seq_len", [32, 64, 128, 512])
+def test_lengths_do_not_tell_next_sentence_labels_of_a_large_corpus(quickstart: TokenDataset, seq_len: int):
+    rows = all_rows(quickstart, replace(NSP, max_tokens=seq_len - 3))
+    guessed, commoner = guessed_from_lengths(rows, epochs=2 if seq_len < 512 else 6)
+    print(f"seq_len {seq_len}: {guessed:.3f} guessed from both lengths, {commoner:.3f} the commoner label")
+    assert guessed <= commoner + 0.02
+    assert commoner <= 0.51
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=12), min_size=1, max_size=12),
+    st.integers(5, 60),
+    st.integers(0, 2**32),
+)
+def test_the_cuts_of_next_sentence_pairs_come_before_the_labels(lengths, longest, seed):
+    """The same block with other coins: the same lengths, and no text but what a run's end loses is left out."""
+    sentences = SentenceSpans.of(make_block(lengths), longest=longest)
+    rules = replace(NSP, max_tokens=longest)
+    drawn = []
+    for key in range(3):
+        generator = np.random.default_rng(seed)
+        runs = cut_segments(sentences, longest=longest, short_seq_prob=0.1, generator=generator)
+        chosen = np.arange(len(runs))
+        drawn.append(make_pairs(sentences, runs, chosen, rules=rules, first_number=0, key=key, generator=generator))
+    part_lengths = [np.diff(pairs.segments, axis=2)[:, :, 0] for pairs in drawn]
+    for found, pairs in zip(part_lengths, drawn, strict=True):
+        assert np.array_equal(found, part_lengths[0])
+        assert found.sum(axis=1).max() <= longest
+        starts, ends = pairs.segments[:, :, 0], pairs.segments[:, :, 1]
+        assert (starts <= ends).all() and (starts[:, 0] < ends[:, 0]).all()
+        continues = ends[:, 0] == starts[:, 1]
+        assert continues[pairs.labels == 0].all() and not continues[pairs.labels == 1].any()
+        assert set(pairs.labels[found[:, 1] > 0]) <= {0, 1} and set(pairs.labels[found[:, 1] == 0]) <= {-1}
+        read = np.zeros(int(sentences.stops[-1]) + 1, int)
+        np.add.at(read, starts.ravel(), 1)
+        np.add.at(read, ends.ravel(), -1)
+        read = np.cumsum(read)
+        assert read.max() <= 1
+        assert all(read[a:b].any() for a, b in zip(sentences.starts, sentences.stops, strict=True))
 
 
 @pytest.mark.parametrize("single_sentence", ["original", "skip", "split"])
@@ -213,7 +302,7 @@ def test_half_of_the_samples_with_two_parts_of_a_run_are_swapped(train: TokenDat
 
 
 def test_no_part_of_a_sample_crosses_a_document(python_docs: TokenDataset):
-    for rules in (SOP, replace(SOP, task="nsp"), replace(SOP, single_sentence="original"), replace(SOP, task="none")):
+    for rules in (SOP, NSP, replace(SOP, single_sentence="original"), replace(SOP, task="none")):
         rows = all_rows(python_docs, rules)
         for step in range(0, rows.order.num_samples, 7):
             row = rows.sample(step=step, stream=0)

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import commands
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mixtures import mixture_of
 
 from xlpretrain.__main__ import main, run
 from xlpretrain.config.sections import SpikeConfig
@@ -87,18 +89,28 @@ def _poison(dataset: Path, block: int) -> None:
     (folder / "index.json").write_text(add_checksum(index))
 
 
+def _poisoned_copy(dataset: Path, to: Path, *, max_epochs: float | None = None) -> Path:
+    """The dataset with noise in the block that stream 0 of two comes to at step 32.
+
+    max_epochs: of the dataset as the only corpus of a mixture; None: it is read alone.
+    """
+    shutil.copytree(dataset, to)
+    train = TokenDataset.open(dataset / "train")
+    mixture = mixture_of(dataset / "train", max_epochs=(max_epochs,))
+    make = partial(CausalLM(seq_len=512).training_samples, mem_len=24, num_streams=2, shuffle_blocks=1)
+    first = mixture.samples(make, seed=1).sample(step=32, stream=0).tokens
+    _poison(to, next(n for n in range(train.num_blocks) if np.array_equal(train.block(n).tokens[:512], first[:512])))
+    return to
+
+
 @pytest.fixture
 def runs(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Configs of the same run on clean text and on text with one block of noise, which stream 0 reads at step 32."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
-    poisoned = tmp_path / "poisoned"
-    shutil.copytree(tiny_dataset, poisoned)
-    train = TokenDataset.open(tiny_dataset / "train")
+    poisoned = _poisoned_copy(tiny_dataset, tmp_path / "poisoned")
     objective = {"type": "causal_lm", "seq_len": 512}
-    samples = CausalLM(seq_len=512).training_samples(train, mem_len=24, num_streams=2, seed=1, shuffle_blocks=1)
-    _poison(poisoned, samples.order.position(step=32, stream=0).block)
 
-    def write(name: str, dataset: Path, **spike: float) -> Path:
+    def write(name: str, dataset: Path, *, data: dict | None = None, **spike: float) -> Path:
         return commands.write_config(
             tmp_path / f"{name}.yaml",
             dataset,
@@ -112,6 +124,7 @@ def runs(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             eval={"every_steps": 70, "max_tokens": 2000},
             wandb={"mode": "disabled"},
             spike=spike,
+            **({} if data is None else {"data": data}),
         )
 
     return write("clean", tiny_dataset), write, poisoned
@@ -128,6 +141,10 @@ def test_a_run_passes_a_poisoned_block_and_is_then_as_good_as_a_clean_one(runs, 
     assert [sample["step"] for sample in samples["poisoned"]] == list(range(1, 71))
     last = samples["poisoned"][-1]
     assert (last["events/rollbacks"], last["events/skipped_steps"]) == (1, 35)
+    # Data that is left out counts as read.
+    expected = [step + (35 if step >= 31 else 0) for step in range(1, 71)]
+    epochs_per_step = samples["clean"][-1]["data/epoch"] / 70
+    assert [row["data/epoch"] / epochs_per_step for row in samples["poisoned"]] == pytest.approx(expected)
     # Until the spike nothing differs; the noise is nowhere in what counts.
     assert [sample["train/loss"] for sample in samples["poisoned"][:30]] == [
         sample["train/loss"] for sample in samples["clean"][:30]
@@ -138,6 +155,20 @@ def test_a_run_passes_a_poisoned_block_and_is_then_as_good_as_a_clean_one(runs, 
     checkpoints = tmp_path / "runs" / "poisoned" / "checkpoints"
     manifest = json.loads((checkpoints / "step-00000070" / "manifest.json").read_text())
     assert manifest["state"]["skipped_windows"] == [[31, 66]]
+
+
+@pytest.mark.full
+def test_the_epoch_of_a_run_and_of_its_corpora_agree_after_a_rollback(runs, tiny_dataset: Path, tmp_path: Path):
+    _, write, _ = runs
+    poisoned = _poisoned_copy(tiny_dataset, tmp_path / "mixed", max_epochs=50)
+    data = {"train": [{"path": str(poisoned / "train"), "max_epochs": 50}]}
+    assert main([str(write("mixed", poisoned, data=data, **SPIKE))]) == 0
+    rows = commands.read_metrics(tmp_path / "runs" / "mixed")
+    assert rows[-1]["events/rollbacks"] >= 1
+    (name,) = {key for row in rows for key in row if key.startswith("data/epoch/")}
+    visit = 1 / TokenDataset.open(poisoned / "train").num_blocks
+    for row in rows:  # corpora are counted in whole blocks, of two streams
+        assert row[name] == pytest.approx(row["data/epoch"], abs=2 * visit)
 
 
 @pytest.mark.full

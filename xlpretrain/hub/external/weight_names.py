@@ -1,0 +1,69 @@
+"""Names of tensors in files of others, as the class for pretraining gives them.
+
+The same model is saved under several names: by `DistributedDataParallel` or `torch.compile` behind a prefix, without
+its head (`BertModel`) with no prefix, and with a tied tensor under either of its two names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+BODIES = {"albert": "albert.", "bert": "bert.", "xlnet": "transformer.", "transfo-xl": "transformer."}
+"""What stands before the names of everything but the heads, by model_type."""
+_PARTS_OF_BODIES = {
+    "albert": ("embeddings", "encoder", "pooler"),
+    "bert": ("embeddings", "encoder", "pooler"),
+    "xlnet": ("mask_emb", "word_embedding", "layer"),
+    "transfo-xl": ("word_emb", "layers", "r_w_bias", "r_r_bias", "pos_emb"),
+}
+TIED = {
+    "lm_loss.weight": "transformer.word_embedding.weight",
+    "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+    "predictions.decoder.bias": "predictions.bias",
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""Names under which a tensor is saved a second time, or instead, and the names that it has otherwise."""
+_WRAPPERS = ("module.", "_orig_mod.")
+_NOT_WEIGHTS = ("embeddings.position_ids", "embeddings.token_type_ids", "pos_emb.inv_freq")
+_TELLING = {"albert_layer_groups.": "albert", ".rel_attn.": "xlnet", ".dec_attn.": "transfo-xl"}
+
+
+def unwrap(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights alone, without prefixes of wrappers and with today's names of norms."""
+    weights = dict(found)
+    while wrapper := next((w for w in _WRAPPERS if weights and all(name.startswith(w) for name in weights)), None):
+        weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
+    return {_modern(name): tensor for name, tensor in weights.items() if not name.endswith(_NOT_WEIGHTS)}
+
+
+def find_kind(weights: Mapping[str, Tensor]) -> str | None:
+    """The model_type that names of `unwrap` tell; None: they could be of several.
+
+    A `BertModel` without its head is not known from a RoBERTa.
+    """
+    for part, kind in _TELLING.items():
+        if any(part in name for name in weights):
+            return kind
+    return "bert" if any(name.startswith("bert.encoder.layer.") for name in weights) else None
+
+
+def complete(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The same under the names that the class for pretraining has for them."""
+    body, parts = BODIES.get(kind, ""), _PARTS_OF_BODIES.get(kind, ())
+    bare = not any(name.startswith(body) for name in weights)
+    renamed = {body + name if bare and name.split(".")[0] in parts else name: t for name, t in weights.items()}
+    for copy, original in TIED.items():
+        if copy in renamed and original not in renamed:
+            renamed[original] = renamed.pop(copy)
+    return renamed
+
+
+def _modern(name: str) -> str:
+    """Old checkpoints have TensorFlow's names for norms."""
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if name.endswith(f"LayerNorm{old}"):
+            return name.removesuffix(old) + new
+    return name
