@@ -128,4 +128,4 @@ def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, t
         "-p",
         "no:cacheprovider",
     )
-    assert re.search(r"\b4 passed", out)
+    assert re.search(r"\b5 passed", out)

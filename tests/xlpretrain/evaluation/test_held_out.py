@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_one_pass_over_the_text_whatever_the_slices(model: P
     assert found.bits_per_byte == pytest.approx(found.main.nll / math.log(2) / valid.block_bytes(0))
 
 
-LENGTHS = {"mem_len": 24, "seq_len": 8, "num_streams": 1, "max_tokens": 16_384}
+LENGTHS = {"mem_len": 48, "seq_len": 64, "num_streams": 1, "max_tokens": 16_384}
 RUN = {
     "data": {"train": "none"},
     "model": MODEL.model_dump(mode="json") | {"init_std": 0.4},
@@ -89,12 +89,12 @@ def test_the_published_protocol_has_the_loss_of_a_model_that_is_set_so(
     built = schema.validate(TransformerXLConfig, {**RUN["model"], **reach}, "model").build(valid.vocabulary.size)
     built.load_state_dict(attentive.backbone.state_dict())
     text = torch.from_numpy(np.concatenate([[valid.vocabulary.eod], valid.tokens(0, 16_384)]).astype(np.int64))
-    memory, nll = built.eval().empty_memory(1, 24), 0.0
+    memory, nll = built.eval().empty_memory(1, 48), 0.0
     with torch.no_grad():
-        for start in range(0, 16_384, 8):
-            inputs = BackboneInput(text[None, start : start + 8], torch.tensor([min(start, 24)]))
+        for start in range(0, 16_384, 64):
+            inputs = BackboneInput(text[None, start : start + 64], torch.tensor([min(start, 48)]))
             hidden, memory = built(inputs, memory)
-            losses, _ = attentive.head.output(hidden.tokens.flatten(0, 1), text[start + 1 : start + 9])
+            losses, _ = attentive.head.output(hidden.tokens.flatten(0, 1), text[start + 1 : start + 65])
             nll += float(losses.double().sum())
     found = score_run(attentive, valid, **reach)
     assert found.main.nll == pytest.approx(nll, rel=1e-6)

@@ -10,9 +10,9 @@ import torch
 from commands import refused, run
 from corpus import make_documents
 from imported_runs import make_run
-from launcher.cli.score import score
 
 import xlpretrain
+from launcher.cli.actions.score import score
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.models.backbone import BackboneInput

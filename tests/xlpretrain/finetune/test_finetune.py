@@ -13,10 +13,10 @@ import torch
 from commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
 from imported_runs import make_run
 from labelled_files import PLAIN, _files, _pairs, _write
-from launcher.cli.finetune import predict
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import xlpretrain
+from launcher.cli.actions.finetune import predict
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
 from xlpretrain.data.labelled import UNLABELLED, LabelledDataset, label_numbers, make_sample
 from xlpretrain.data.tokenizers.open import load_tokenizer
@@ -110,7 +110,7 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "albert"})
     files, header = _files(tmp_path), ("text", "label")
     cases = [
-        ([("a", "aye"), ("b", "aye")], "all of its samples have the label 'aye'"),
+        ([("a", "aye"), ("b", "aye")], "all of its rows have the label 'aye'"),
         ([], "is empty"),
         ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\); give it one, or remove the row"),
         ([("a", "aye"), ("b", "NaN")], r"line 3: has no label \(label\), but NaN"),
@@ -227,22 +227,44 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
     assert f"its figures are in {folder / 'metrics.json'}" in refused("report", folder)
 
 
+def _predict(loaded: LoadedRun, data: Path) -> None:
+    predict(loaded.folder.path, data, None, step=None, precision=None)
+
+
 def _predicts_where_labels_are_unknown(
     loaded: LoadedRun, tmp_path: Path, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts, labels = [row["text"] for row in rows[:6]], [row["label"] for row in rows[:6]]
     right = sum(row["label"] == row["predicted"] for row in rows[:3]) / 3
     given = [f" {labels[0]}", labels[1], f"{labels[2]} ", "-1", "", "-1"]
-    predict(loaded, _write(tmp_path / "some.csv", list(zip(texts, given, strict=True)), ("text", "label")), None)
+    predict(
+        loaded.folder.path,
+        _write(tmp_path / "some.csv", list(zip(texts, given, strict=True)), ("text", "label")),
+        None,
+        step=None,
+        precision=None,
+    )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
     assert "3 of 6 examples have no label that the classifier knows, but '-1' (2), '' (1); no figure counts them" in err
     assert f"accuracy {right:.4f}" in err and "of 3 examples" in err
-    predict(loaded, _write(tmp_path / "none.csv", [(text, "-1") for text in texts], ("text", "label")), None)
+    predict(
+        loaded.folder.path,
+        _write(tmp_path / "none.csv", [(text, "-1") for text in texts], ("text", "label")),
+        None,
+        step=None,
+        precision=None,
+    )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6 and "6 of 6 examples have no label" in err and "accuracy" not in err
     long = " ".join(texts * 9)
-    predict(loaded, _write(tmp_path / "long.csv", [(long,), (texts[0],)], ("text",)), None)
+    predict(
+        loaded.folder.path,
+        _write(tmp_path / "long.csv", [(long,), (texts[0],)], ("text",)),
+        None,
+        step=None,
+        precision=None,
+    )
     assert "long.csv: 1 of 2 examples are longer than a sample" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="1 of 1 examples are longer than a sample"):
         loaded.predict([long])

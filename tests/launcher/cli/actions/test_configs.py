@@ -4,9 +4,9 @@ from pathlib import Path
 
 import commands
 import pytest
-from launcher.cli.configs import explain_lines
 from repository import ROOT
 
+from launcher.cli.actions.configs import explain_lines
 from xlpretrain import schema
 from xlpretrain.config import run_config
 
