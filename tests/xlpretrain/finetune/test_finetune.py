@@ -119,7 +119,7 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
         with pytest.raises(DataError, match=message):
             _recipe(source, files | {"train": _write(tmp_path / "bad.csv", samples, header)})
     strange = _write(tmp_path / "strange.csv", [("a", "aye"), ("b", "veto"), ("c", "veto")], header)
-    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 samples\)"):
+    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 rows\)"):
         _recipe(source, files | {"valid": strange})
     with pytest.raises(DataError, match="has no column 'mark'"):
         _recipe(source, files, text=("text",), label="mark")
