@@ -47,8 +47,8 @@ class DataConfig(Section):
     """Text that a worker deals with at a time (default: 8 to 128 MiB, by the size of the corpus); its memory is a few
     times that. The dataset does not depend on it."""
     on_bad_record: Literal["stop", "skip"] = "stop"
-    """What to do about a record that is no text (a line that is not JSON, a field that is missing or null, text that is
-    not UTF-8 or has half of a surrogate pair). stop: end the build with its place; skip: leave it out and count it."""
+    """Policy for a record that is not text (a line that is not JSON, a field that is missing or null, text that is not
+    UTF-8 or has half of a surrogate pair). stop: end the build with its place; skip: leave it out and count it."""
     block_tokens: int | None = Field(None, ge=SMALLEST_BLOCK, le=LARGEST_BLOCK)
     """Tokens in a block, a power of two; by default 16,384 to 1,048,576, so that there are about a thousand blocks."""
     shard_bytes: int = Field(1 << 30, ge=1)

@@ -16,7 +16,7 @@ from xlpretrain.errors import DataError
 from xlpretrain.schema import FormerKey, Problem, Section
 
 EMPTY = "empty"
-"""How documents without any text are counted."""
+"""The name under which documents without any text are counted."""
 
 
 class MinHashConfig(Section):

@@ -238,7 +238,7 @@ def text_of(record: Any, source: RecordSource, place: Callable[[], str]) -> str 
 
 
 def _problem_of(record: Mapping[str, Any], field: str) -> str | None:
-    """Why a field of a record holds no text, if so."""
+    """The reason why a field of a record holds no text; None if it does."""
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
         return f"no field {field!r}; the fields there are: {names} (set `field` in the source)"

@@ -23,7 +23,7 @@ from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
 NO_TOKENS = "no tokens"
-"""How documents of which the tokenizer leaves nothing are counted."""
+"""The name under which documents are counted of which the tokenizer leaves nothing."""
 SAMPLE_TOKENS = 512
 """Length of a sample unless a run's objective sets another; longer sentences are cut."""
 

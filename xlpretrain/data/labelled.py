@@ -26,7 +26,7 @@ from xlpretrain.errors import DataError
 UNLABELLED = -1
 
 _MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
-"""How programs write that there is no value, in lower case."""
+"""Spellings of a missing value in files of other programs, in lower case."""
 
 
 class LabelledDataset(TokenDataset):

@@ -21,7 +21,7 @@ _LONGEST_PASS = 512  # tokens of a prompt read at once: bounds its cost, whateve
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How a token is drawn. Raises `ConfigError` for an option out of its range.
+    """Options of sampling a token. Raises `ConfigError` for an option out of its range.
 
     temperature: what log probabilities are divided by; 0 takes the likeliest token.
     top_k: draw among the likeliest `top_k` only; None: among all.

@@ -55,7 +55,7 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
 
 
 def _symbols(run: LoadedRun, *, causal: bool) -> str:
-    """How the tokenizer reads special symbols (`tokenizers.export.tokenizer_config`)."""
+    """The sentence on special symbols in a text (`tokenizers.export.tokenizer_config`)."""
     if not causal and isinstance(run.tokenizer, HuggingFaceTokenizer):
         return (
             "Special symbols that a text spells out are read as symbols; give `split_special_tokens=True` to have them"

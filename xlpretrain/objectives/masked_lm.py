@@ -66,8 +66,8 @@ class MaskedLM(Objective):
     """Treatment of a run of one sentence by sop. original: as ALBERT's code, the second part comes from another
     document and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
     nsp_pairs: Literal["matched", "exchanged"] | None = None
-    """How nsp finds second parts from elsewhere. matched: the lengths of the two parts say nothing about the answer.
-    exchanged: the pairs of runs that began before this key existed, whose lengths do. null: what the run began with, or
+    """Second parts from elsewhere in nsp. matched: the lengths of the two parts say nothing about the answer.
+    exchanged: the pairs of runs that started before this key existed, whose lengths do. null: as the run started, or
     matched in a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """Probability of a shorter target length, of 2 to seq_len - 3 tokens."""

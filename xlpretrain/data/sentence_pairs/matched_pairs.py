@@ -87,11 +87,11 @@ class _Cutter:
         return self.parts(sample, before if fits and before is not None else wanted, length)
 
     def parts(self, sample: int, middle: int, length: int) -> np.ndarray:
-        """Where both parts of a run that is cut at `middle` start and stop, (2, 2)."""
+        """The bounds of both parts of a run that is cut at `middle`, (2, 2)."""
         return np.array([[self.starts[sample], middle], [middle, middle + length]])
 
     def _matching(self, short: int, middle: int, long: int) -> int | None:
-        """Where the longer run is cut if the shorter one is at `middle`; None: a sentence would be lost whole."""
+        """The cut of the longer run if the shorter one is cut at `middle`; None: a whole sentence would be lost."""
         length = int(self.stops[short]) - middle
         wanted = int(self.stops[long]) - length
         before, after = self._around(long, length)
@@ -101,7 +101,7 @@ class _Cutter:
         return min(found, key=lambda place: abs(place - wanted), default=None)
 
     def _ends_of_sentences(self, sample: int) -> list[int]:
-        """Where a run may be cut between sentences: the place that was drawn, then ever further ones."""
+        """The places between sentences where a run may be cut: the one drawn first, then ever further ones."""
         places = self.sentence_starts[int(self.first[sample]) + 1 : int(self.last[sample])].tolist()
         drawn = int(float(self.draws[sample]) * len(places))
         return [places[i] for i in sorted(range(len(places)), key=lambda i: abs(i - drawn))]

@@ -61,7 +61,7 @@ class ExternalModel:
 
     @property
     def lacks_token_head(self) -> bool:
-        """Whether there are no weights that predict tokens: the model was saved without a head, or with another."""
+        """True if there are no weights that predict tokens: the model was saved without a head, or with another."""
         head = _TOKEN_HEADS.get(self.kind)
         return head is not None and not any(name.startswith(head) for name in self.weights)
 

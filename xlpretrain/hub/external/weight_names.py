@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 BODIES = {"albert": "albert.", "bert": "bert.", "xlnet": "transformer.", "transfo-xl": "transformer."}
-"""What stands before the names of everything but the heads, by model_type."""
+"""Prefix of the names of all weights but the heads', by model_type."""
 _PARTS_OF_BODIES = {
     "albert": ("embeddings", "encoder", "pooler"),
     "bert": ("embeddings", "encoder", "pooler"),

@@ -95,7 +95,7 @@ def _cuts(seen_QK: Tensor, start: int, stop: int) -> Iterator[tuple[int, int, in
 
 
 def _reach(seen_QK: Tensor) -> int:
-    """One more than the last key that any query may attend; at least 1."""
+    """The number of leading keys that any query may attend; at least 1."""
     seen = seen_QK.any(dim=0).nonzero()
     return int(seen[-1]) + 1 if len(seen) else 1
 
