@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -46,6 +47,29 @@ def test_at_most_ten_files_are_on_one_level():
         for folder in {path.parent for path in (ROOT / program).rglob("*.py")}:
             files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
             assert len(files) <= 10, f"{folder}: {sorted(files)}"
+
+
+def test_every_module_is_named_by_a_test():
+    """By the name of a test's file, by an import, or in its docstring (`Modules: ...`)."""
+    names, named = set(), set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names.add(path.name)
+        named |= set(re.findall(r"\w+\.py", ast.get_docstring(tree) or ""))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+    unnamed = [
+        str(path.relative_to(ROOT))
+        for program in ("xlpretrain", "launcher", "data_pipelines")
+        for path in (ROOT / program).rglob("*.py")
+        if path.name != "__init__.py"
+        and f"test_{path.name}" not in names
+        and not {path.name, ".".join(path.relative_to(ROOT).with_suffix("").parts)} & named
+    ]
+    assert not unnamed
 
 
 def torch_free_modules() -> list[str]:

@@ -1,4 +1,7 @@
-"""What builds replace and remove: what a build wrote, and nothing else."""
+"""What builds replace and remove: what a build wrote, and nothing else.
+
+Modules: claims.py.
+"""
 
 import shutil
 from collections.abc import Callable

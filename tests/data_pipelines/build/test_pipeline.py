@@ -1,3 +1,8 @@
+"""Builds as a whole: the same bytes, whoever works, is killed or resumes.
+
+Modules: up_to_date.py, report.py, write_shards.py, datasets.py.
+"""
+
 import hashlib
 import io
 import json

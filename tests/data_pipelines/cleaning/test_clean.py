@@ -1,4 +1,7 @@
-"""Cleaning, through whole builds: what stays, what goes, and what the report says of it."""
+"""Cleaning, through whole builds: what stays, what goes, and what the report says of it.
+
+Modules: deduplicate.py.
+"""
 
 import json
 import random

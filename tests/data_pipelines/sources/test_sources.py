@@ -1,3 +1,8 @@
+"""Documents out of files of every type.
+
+Modules: read_units.py.
+"""
+
 import gzip
 import io
 import json

@@ -1,3 +1,8 @@
+"""Ids of words are SentencePiece's own.
+
+Modules: normalization.py.
+"""
+
 import io
 from collections.abc import Sequence
 from itertools import chain

@@ -1,3 +1,8 @@
+"""The command line: help, the user's mistakes, and what it imports.
+
+Modules: run_commands.py, model_commands.py, data_commands.py, options.py, by_hand.py, monitor.py.
+"""
+
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,3 +149,13 @@ def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkey
     assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
     with pytest.raises(Exception, match="exists already"):
         configs.copy_builtin("quickstart.yaml")
+
+
+def test_the_former_name_of_plain_sbatch_says_the_new_one_and_works():
+    (_, old), (_, new) = (
+        run("-m", name, expect=2, program="python")
+        for name in ("launcher.by_hand", "launcher.slurm.submission.plain_sbatch")
+    )
+    warning, _, rest = old.partition("\n")
+    assert "launcher.by_hand is now launcher.slurm.submission.plain_sbatch" in warning
+    assert rest.replace("by_hand.py", "plain_sbatch.py") == new

@@ -1,4 +1,7 @@
-"""The launcher of ranks on this machine: what it tells of failures, and how it hears signals."""
+"""The launcher of ranks on this machine: what it tells of failures, and how it hears signals.
+
+Modules: interrupts.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runs on a real cluster: to the end, through time limits, preemption, crashes and nodes that are not sound."""
+"""Runs on a real cluster: to the end, through time limits, preemption, crashes and nodes that are not sound.
+
+Modules: rank.py.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Checkpoints: what is on the disk after anything may have happened, and what a start makes of it."""
+"""Checkpoints: what is on the disk after anything may have happened, and what a start makes of it.
+
+Modules: writer.py.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Mixtures: exact shares, whatever the number of processes.
+
+Modules: corpus_losses.py.
+"""
+
 import random
 from itertools import accumulate
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Engines against each other. The ranks measure (workers/engine_cases.py); what is right is said here."""
+"""Engines against each other. The ranks measure (workers/engine_cases.py); what is right is said here.
+
+Modules: plain.py, zero.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Classifiers: fine-tuned as a run like any other, and what they say of texts."""
+"""Classifiers: fine-tuned as a run like any other, and what they say of texts.
+
+Modules: best_checkpoint.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Exported folders give our logits in transformers, from its own classes or from the code that comes with them."""
+"""Exported folders give our logits in transformers, from its own classes or from the code that comes with them.
+
+Modules: exported_files.py, model_card.py, transformers_config.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Exported classes do what those of transformers do: embeddings, outputs, checkpointing, quantization, compiling."""
+"""Exported classes do what those of transformers do: embeddings, outputs, checkpointing, quantization, compiling.
+
+Modules: backbone_xlpretrain.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The exported tokenizer gives our ids for any text, also through transformers' AutoTokenizer."""
+"""The exported tokenizer gives our ids for any text, also through transformers' AutoTokenizer.
+
+Modules: normalization_rules.py.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Optimizers take the steps that their papers define, on whole parameters and on slices of them.
+
+Modules: adamw.py, lamb.py.
+"""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,8 @@
+"""Sections: what is valid, every mistake in one report, and overrides.
+
+Modules: overrides.py, sections.py, validation.py, yaml_text.py.
+"""
+
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,4 +1,7 @@
-"""Whole runs through the real command line."""
+"""Whole runs through the real command line.
+
+Modules: report.py, run.py, evaluate.py, evaluation/__main__.py.
+"""
 
 import contextlib
 import json

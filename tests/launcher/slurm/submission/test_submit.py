@@ -1,4 +1,7 @@
-"""What `xlpretrain submit` checks, writes and says, with commands of Slurm that only say what a test wants."""
+"""What `xlpretrain submit` checks, writes and says, with commands of Slurm that only say what a test wants.
+
+Modules: finished.py.
+"""
 
 from __future__ import annotations
 

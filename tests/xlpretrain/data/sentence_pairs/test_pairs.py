@@ -1,4 +1,7 @@
-"""Documents into pairs of sentence runs: what is read how often, and what a pair is."""
+"""Documents into pairs of sentence runs: what is read how often, and what a pair is.
+
+Modules: matched_pairs.py.
+"""
 
 from __future__ import annotations
 

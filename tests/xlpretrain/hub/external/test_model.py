@@ -1,4 +1,7 @@
-"""Models as `transformers` saves them, again and otherwise: imported with their logits and ids, or refused by name."""
+"""Models as `transformers` saves them, again and otherwise: imported with their logits and ids, or refused by name.
+
+Modules: transfo_xl.py, weight_files.py, weight_names.py.
+"""
 
 from __future__ import annotations
 
