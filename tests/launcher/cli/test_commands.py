@@ -153,7 +153,7 @@ def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkey
 
 def test_the_former_name_of_plain_sbatch_says_the_new_one_and_works():
     (_, old), (_, new) = (
-        run("-m", name, expect=2, program="python")
+        commands.run("-m", name, expect=2, program="python")
         for name in ("launcher.by_hand", "launcher.slurm.submission.plain_sbatch")
     )
     warning, _, rest = old.partition("\n")
