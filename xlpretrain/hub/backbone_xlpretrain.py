@@ -3,7 +3,7 @@
 Transformer-XL (arXiv:1901.02860), and what XLNet, ALBERT and BERT become with shared layers, norms before the layers,
 or other widths. Every tensor has the name and the shape that it has in xlpretrain.
 
-Shapes: B rows, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width of
+Shapes: B samples, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width of
 a head, D d_model, E width of token vectors, V vocabulary, L layers applied.
 """
 
@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Memory = tuple[Tensor, Tensor]
-"""The last M inputs of each layer [L, B, M, D], and how many of them, from the newest, are each row's own [B]."""
+"""The last M inputs of each layer [L, B, M, D], and how many of them, from the newest, are each sample's own [B]."""
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
@@ -259,11 +259,11 @@ class Backbone(nn.Module):
             hidden_from: [B, T, T], which tokens each may not see.
             predict: [B, P], the positions that a second stream predicts.
         """
-        num_rows, num_tokens = tokens.shape
+        batch_size, num_tokens = tokens.shape
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid[:, -num_tokens:].bool()
         segments = torch.zeros_like(tokens) if segments is None else segments
         predict = tokens[:, :0] if predict is None else predict
-        states, remembered = self.empty_memory(num_rows) if mems is None else mems
+        states, remembered = self.empty_memory(batch_size) if mems is None else mems
         own = torch.arange(states.shape[2], 0, -1, device=tokens.device) <= remembered[:, None]
         states = states.masked_fill(~own[..., None], 0)
         seen = self._seen(own, valid, hidden_from, predict)
@@ -271,7 +271,7 @@ class Backbone(nn.Module):
         if self.relative:
             hidden = self.embedding(tokens) * (self.config.d_model**0.5 if self.config.type == "transformer_xl" else 1)
             if predict.shape[1]:
-                hidden = torch.cat([hidden, self.mask_embedding.expand(num_rows, predict.shape[1], -1)], dim=1)
+                hidden = torch.cat([hidden, self.mask_embedding.expand(batch_size, predict.shape[1], -1)], dim=1)
             hidden, places = self.dropout(hidden), self._places(states.shape[2], segments, predict, hidden.dtype)
         else:
             hidden = self.embedding(tokens, segments)
@@ -291,19 +291,19 @@ class Backbone(nn.Module):
             tuple(all_weights) if output_attentions else None,
         )
 
-    def empty_memory(self, num_rows: int) -> Memory:
+    def empty_memory(self, batch_size: int) -> Memory:
         config, weight = self.config, self.layers[0].attention_norm.weight
-        states = weight.new_zeros(len(config.weights_of_layers), num_rows, config.mem_len, config.d_model)
-        return states, torch.zeros(num_rows, dtype=torch.int64, device=weight.device)
+        states = weight.new_zeros(len(config.weights_of_layers), batch_size, config.mem_len, config.d_model)
+        return states, torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
 
     def _seen(self, memory: Tensor, valid: Tensor, hidden_from: Tensor | None, predict: Tensor) -> Tensor:
-        (num_rows, num_tokens), mem_len = valid.shape, memory.shape[1]
+        (batch_size, num_tokens), mem_len = valid.shape, memory.shape[1]
         at = torch.arange(num_tokens, device=valid.device)
         if self.config.type == "transformer_xl":
-            seen = (at <= at[:, None]).expand(num_rows, -1, -1)
+            seen = (at <= at[:, None]).expand(batch_size, -1, -1)
         else:
             own = torch.eye(num_tokens, dtype=torch.bool, device=valid.device)
-            seen = own.new_ones(num_rows, num_tokens, num_tokens) if hidden_from is None else ~hidden_from.bool()
+            seen = own.new_ones(batch_size, num_tokens, num_tokens) if hidden_from is None else ~hidden_from.bool()
             unseen = seen.gather(1, predict[..., None].expand(-1, -1, num_tokens))
             seen = torch.cat([seen | own, unseen & (at != predict[..., None])], dim=1)
         if getattr(self.config, "initial_memory", "none") == "zeros":
@@ -315,14 +315,14 @@ class Backbone(nn.Module):
         return seen
 
     def _places(self, mem_len: int, segments: Tensor, predict: Tensor, dtype: torch.dtype) -> Places:
-        num_rows, num_tokens = segments.shape
+        batch_size, num_tokens = segments.shape
         num_keys, device, width = mem_len + num_tokens, segments.device, self.config.d_model
         distances = torch.arange(num_keys, -num_tokens, -1, device=device, dtype=torch.float32)
         if (self.config.clamp_len or -1) > 0:
             distances = distances.clamp(-self.config.clamp_len, self.config.clamp_len)
         angles = torch.outer(distances, 10000.0 ** (-torch.arange(0, width, 2, device=device).float() / width))
         encoded = self.dropout(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
-        positions = torch.cat([torch.arange(num_tokens, device=device).expand(num_rows, -1), predict], dim=1)
+        positions = torch.cat([torch.arange(num_tokens, device=device).expand(batch_size, -1), predict], dim=1)
         columns = num_tokens - positions[..., None] + torch.arange(num_keys, device=device)
         of_keys = F.pad(segments, (mem_len, 0))
         return Places(encoded, columns, segments.gather(1, positions)[..., None] == of_keys[:, None])

@@ -107,7 +107,7 @@ class XLPretrainOutput(ModelOutput):
 
 
 class XLPretrainModel(PreTrainedModel):
-    """Hidden states. `mems` of one call is for the next: the same rows go on; pad on the left."""
+    """Hidden states. `mems` of one call is for the next: the same samples go on; pad on the left."""
 
     config_class = XLPretrainConfig
     supports_gradient_checkpointing = True

@@ -54,7 +54,7 @@ class StepDecision:
     """The facts that all ranks agree on at a step boundary."""
 
     counts: dict[str, int]
-    damaged_rows: int
+    damaged_samples: int
     stop: StopReason | None
     saves: SaveVotes
     spike: bool
@@ -106,8 +106,8 @@ def _steps_to_the_end(run: Run) -> None:
             batches = _fetch(run, batches_of_steps)
             agreed = _agree(run, batches, reason=run.stop.reason() or run.recorder.reason_to_stop())
             _act_on(run, agreed, before="step_s")
-            if agreed.damaged_rows:
-                _tell_of_damage(run, agreed.damaged_rows)
+            if agreed.damaged_samples:
+                _tell_of_damage(run, agreed.damaged_samples)
             sums, grad_norm = _step(run, batches, agreed.counts)
             run.watchdog.progress()
             run.state.step += 1
@@ -185,11 +185,11 @@ def _agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> 
     numbers = iter(distributed.all_reduce_sum(values))
     counts = {term: int(next(numbers)) for term in terms}
     asked = [known for known in STOP_REASONS if next(numbers)]
-    damaged_rows = int(next(numbers))
+    damaged_samples = int(next(numbers))
     if next(numbers):
         distributed.share_trouble(run.pending_error)
     spike = detect_spike(run, next(numbers))
-    return StepDecision(counts, damaged_rows, asked[0] if asked else None, SaveVotes(*numbers), spike)
+    return StepDecision(counts, damaged_samples, asked[0] if asked else None, SaveVotes(*numbers), spike)
 
 
 def _act_on(run: Run, agreed: StepDecision, *, before: Work) -> None:
