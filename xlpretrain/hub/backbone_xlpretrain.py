@@ -3,8 +3,8 @@
 Transformer-XL (arXiv:1901.02860), and what XLNet, ALBERT and BERT become with shared layers, norms before the layers,
 or other widths. Every tensor has the name and the shape that it has in xlpretrain.
 
-Shapes: B samples, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width of
-a head, D d_model, E width of token vectors, V vocabulary, L layers applied.
+Shapes: B samples, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width
+of a head, D d_model, E width of token vectors, V vocabulary, L layers applied.
 """
 
 from __future__ import annotations
