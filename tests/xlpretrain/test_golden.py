@@ -44,7 +44,8 @@ def version(request: pytest.FixtureRequest) -> Path:
 
 def unpack(version: Path, to: Path) -> Path:
     with tarfile.open(version / "folders.tar.xz") as archive:
-        archive.extractall(to, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 and older have none
+        archive.extractall(to)
     return to
 
 

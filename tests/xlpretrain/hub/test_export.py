@@ -321,7 +321,7 @@ assert not any(map(importlib.util.find_spec, ("xlpretrain", "sentencepiece", "de
 folder, auto, texts, out = json.loads(sys.argv[1])
 model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+ids = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
 pair = tokenizer("A light.", "The sting.", return_tensors="pt")
 with torch.no_grad():
     answer = model(**pair)
