@@ -242,16 +242,11 @@ def _problem_of(record: Mapping[str, Any], field: str) -> str | None:
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
         return f"no field {field!r}; the fields there are: {names} (set `field` in the source)"
-    if isinstance(record[field], bytes):  # a string of Arrow
-        return f"the field {field!r} is {_decode_problem(record[field])}"
+    if isinstance(record[field], bytes):  # a string of Arrow that is not UTF-8
+        try:
+            decode(record[field])
+        except DataError as error:
+            return f"the field {field!r} is {error}"
     if not isinstance(record[field], str):
         return f"the field {field!r} holds a {type(record[field]).__name__}, expected text"
     return None
-
-
-def _decode_problem(data: bytes) -> str:
-    try:
-        decode(data)
-    except DataError as error:
-        return str(error)
-    raise AssertionError("it is UTF-8")

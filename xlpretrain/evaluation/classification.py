@@ -79,9 +79,8 @@ def predict_classes(
     samples = [make_sample(parts, label=UNLABELLED) for parts in encoded]
     collate = objective.collator(tokenizer, seed=0)
     found = np.zeros((len(samples), len(objective.class_labels)))
-    order = np.argsort(
-        [len(sample.tokens) for sample in samples], kind="stable"
-    )  # samples of like length waste no padding
+    # Samples of similar length side by side waste no padding.
+    order = np.argsort([len(sample.tokens) for sample in samples], kind="stable")
     for start in range(0, len(order), _ROWS):
         chosen = order[start : start + _ROWS]
         batch = collate([samples[i] for i in chosen]).to(device)

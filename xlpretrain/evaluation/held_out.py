@@ -269,14 +269,15 @@ def evaluate(
 
 @contextmanager
 def _reach(backbone: Backbone | None, config: EvalConfig) -> Iterator[None]:
-    """The backbone with `clamp_len` and `same_length` of an evaluation; afterwards as before."""
+    """The backbone, if there is one, with `clamp_len` and `same_length` of an evaluation; afterwards as before."""
+    if backbone is None:
+        yield
+        return
     wanted: dict[str, int | bool | None] = {}
     if config.clamp_len is not None:
         wanted["clamp_len"] = None if config.clamp_len == -1 else config.clamp_len
     if config.same_length is not None:
         wanted["same_length"] = config.same_length
-    if backbone is None:
-        wanted = {}
     trained = {name: getattr(backbone, name) for name in wanted}
     try:
         for name, value in wanted.items():
