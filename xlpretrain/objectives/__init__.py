@@ -1,4 +1,4 @@
-"""The training objectives. A new one is a file and a line here."""
+"""The training objectives. A new one is a file in this package and a line here."""
 
 from typing import Annotated
 
@@ -17,4 +17,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 AnyObjective = Annotated[Objective, TaggedUnion(OBJECTIVES)]
-"""The config of any objective, told by its key `type`."""
+"""The config of any objective, selected by the key `type`."""

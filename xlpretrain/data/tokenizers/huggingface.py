@@ -18,7 +18,7 @@ _NO_TEXT = "no text has this"
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json` with WordPiece (BERT) or Unigram (XLNet, ALBERT); uses only normalization, pre-tokenization
+    """A `tokenizer.json` with WordPiece (BERT) or Unigram (XLNet, ALBERT). Uses its normalization, pre-tokenization
     and pieces."""
 
     file_name = "tokenizer.json"
@@ -34,10 +34,10 @@ class HuggingFaceTokenizer(Tokenizer):
             content = json.loads(model)
             kind = content["model"]["type"]
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # the library's own class
             raise DataError(f"{name}: not a tokenizer.json ({error})") from None
         if kind not in ("WordPiece", "Unigram"):
-            raise DataError(f"{name}: unsupported model {kind}; a tokenizer.json must have a WordPiece or Unigram model")
+            raise DataError(f"{name}: unsupported model {kind}; expected a tokenizer.json with WordPiece or Unigram")
         self._is_unigram = kind == "Unigram"
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
