@@ -54,7 +54,10 @@ class CleanConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            yield "max_characters", f"must be at least min_characters, got {self.max_characters} < {self.min_characters}"
+            yield (
+                "max_characters",
+                f"must be at least min_characters, got {self.max_characters} < {self.min_characters}",
+            )
         if self.minhash_dedup and not self.exact_duplicates:
             yield "minhash_dedup", "requires exact_duplicates: exact copies are near-duplicates too"
 

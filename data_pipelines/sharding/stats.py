@@ -28,6 +28,7 @@ class DatasetStats:
     documents, sentences: lengths in tokens. pieces_per_word: tokens per word, where a punctuation mark is a word.
     share: share of the tokens that was read.
     """
+
     documents: np.ndarray
     sentences: np.ndarray
     pieces_per_word: float | None

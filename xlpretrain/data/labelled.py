@@ -125,7 +125,9 @@ def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Check that a classifier can be trained on one and evaluated on the other. Raises `DataError`."""
     known = set(distinct_labels(train))
     if len(known) < 2:
-        raise DataError(f"{train.path}: all rows have the label {known.pop()!r}; a classifier needs at least two labels")
+        raise DataError(
+            f"{train.path}: all rows have the label {known.pop()!r}; a classifier needs at least two labels"
+        )
     strange = Counter(label.strip() for label in (valid.labels if valid else ()) if label.strip() not in known)
     if valid is not None and strange:
         found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))

@@ -38,7 +38,7 @@ class Classification(Objective):
     type: Literal["classify"] = "classify"
     """Kind of objective."""
     seq_len: int = Field(128, ge=8)
-    """Maximum length in tokens, including special tokens; longer texts are truncated, in a pair the longer one first."""
+    """Maximum length, including special tokens; longer texts are truncated, in a pair the longer one first."""
     labels: tuple[str, ...] = Field(min_length=2)
     """The labels."""
     layout: str

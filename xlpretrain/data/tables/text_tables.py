@@ -90,9 +90,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
     name = "standard input" if path is None else str(path)
     kind = path.suffix.lower() if path is not None else ""
     if kind in _REFUSED:
-        raise DataError(
-            f"{name}: is {_REFUSED[kind]}; convert it to .csv, .tsv, .json, .jsonl or one text per line"
-        )
+        raise DataError(f"{name}: is {_REFUSED[kind]}; convert it to .csv, .tsv, .json, .jsonl or one text per line")
     content = _read_text(path, name)
     rows: Numbered
     if kind in _DELIMITERS:
