@@ -30,7 +30,9 @@ def test_templates_that_format_text_are_taken(template: str, text: str):
     ],
 )
 def test_formats_of_anything_but_text_are_refused(template: str):
-    with pytest.raises(ConfigError, match=r"template .*not a string format, but all fields are strings; write \{text\}"):
+    with pytest.raises(
+        ConfigError, match=r"template .*not a string format, but all fields are strings; write \{text\}"
+    ):
         validate(JsonlSource, {"path": "x", "template": template}, "test")
 
 
