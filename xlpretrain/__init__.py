@@ -15,7 +15,7 @@ __all__ = ["__version__", "load", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `stream` lazily, since every module imports this one."""
+    """Import `stream` on first use, since every module imports this one."""
     if name != "stream":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from xlpretrain.data.storage.webdataset_stream import stream
@@ -32,12 +32,12 @@ def load(
         run: run folder, such as runs/quickstart.
         step: checkpoint to load (default: the newest intact one).
         device: such as "cpu" (default: the GPU if there is one).
-        precision: precision of the weights, "fp32" or "bf16" (default: as trained). In bf16 the likelihood of a
-            sentence has an error of up to about 0.1 nats.
+        precision: of the weights, "fp32" or "bf16" (default: as trained). In bf16, log-likelihoods of sentences are
+            off by up to about 0.1 nats.
 
     Raises:
-        LaunchError, CheckpointError: no such run, or no intact checkpoint.
-        ConfigError: an unknown precision.
+        LaunchError, CheckpointError: no run in the folder, or no intact checkpoint.
+        ConfigError: unknown precision.
     """
     import torch
 

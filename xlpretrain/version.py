@@ -1,3 +1,3 @@
-"""The version. Defined here because a source tree that is not installed has no metadata."""
+"""Version number; kept here because an uninstalled source tree has no metadata."""
 
 __version__ = "0.1.0"

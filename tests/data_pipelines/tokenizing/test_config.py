@@ -29,9 +29,7 @@ SENTENCES = make_documents(60)
     ],
 )
 def test_a_language_that_sentencex_takes_for_english_is_refused(language: str, meant: str | None):
-    with pytest.raises(
-        ConfigError, match=r"language .*unknown language .*am, ar, bg, .* have their own rules"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"language .*unknown language .*am, ar, bg, .* have their own rules") as e:
         validate(SentenceConfig, {"language": language}, "test")
     assert ("did you mean" in str(e.value)) == (meant is not None)
     assert meant is None or f"(did you mean {meant!r}?)" in str(e.value)

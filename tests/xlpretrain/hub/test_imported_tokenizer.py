@@ -221,9 +221,7 @@ def test_what_is_not_known_is_refused_and_a_file_that_is_named_is_taken_as_it_is
     with pytest.raises(DataError, match=r"a third-party model, .* import it \(`xlpretrain import"):
         load_tokenizer(model)
     configure(model, tokenizer_class="CamembertTokenizer")
-    refused(
-        r"spiece\.model with CamembertTokenizer of transformers 4 \(do_lower_case=True, .* is not supported"
-    )
+    refused(r"spiece\.model with CamembertTokenizer of transformers 4 \(do_lower_case=True, .* is not supported")
     configure(model, tokenizer_class="AlbertTokenizer", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
     refused("AlbertTokenizer with custom code")
     configure(model, auto_map=None, added_tokens_decoder={"7": {"content": "[MASK]"}})

@@ -101,7 +101,7 @@ class RemoteBlocks:
                 self._coming[number] = self._pool.submit(self._bring, number)
 
     def block(self, number: int) -> TokenBlock:
-        """A verified block. Raises `DataError` if it cannot be fetched, `DamagedBlockError` if its source is damaged."""
+        """A verified block. Raises `DataError` if it cannot be fetched, `DamagedBlockError` if it is damaged."""
         self._of_this_process()
         *_, place = self._place(number)
         for _ in range(10):

@@ -131,7 +131,9 @@ def test_a_folder_that_was_saved_again_is_imported(kind, name, saved, tmp_path):
     assert_same(run, theirs)
     assert_same_ids(run, folder)
     has_head = name in ("ForPreTraining", "ForMaskedLM", "LMHeadModel")
-    assert any(note.startswith("newly initialized, because ") and "head.output.bias" in note for note in notes) != has_head
+    assert (
+        any(note.startswith("newly initialized, because ") and "head.output.bias" in note for note in notes) != has_head
+    )
     others = {"ForSequenceClassification": "classifier.weight" if kind != "xlnet" else "logits_proj.weight"}
     assert ("ignored, the head of another task" in str(notes)) == (name in others)
     assert others.get(name, "") in str(notes)
