@@ -30,7 +30,7 @@ def test_force_removes_nothing_but_the_dataset(build_small: BuildSmall, tmp_path
     (tmp_path / "data" / "notes.txt").write_text("dear")
     before = tree(tmp_path / "data")
     for settings in ({}, {"force": True}, {"force": True, "seed": 2}):
-        with pytest.raises(DataError, match=r"holds no dataset that was built there, but a, b, notes\.txt and 1 more"):
+        with pytest.raises(DataError, match=r"is not a dataset built here \(found a, b, notes\.txt and 1 more\)"):
             build_small(DOCUMENTS, **settings)
         assert tree(tmp_path / "data") == before
     assert not any(tmp_path.glob(".data.*"))

@@ -221,7 +221,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
     _predicts_where_labels_are_unknown(xlpretrain.load(folder, device="cpu"), tmp_path, samples, capsys)
     _refuses_what_is_no_list_of_texts(xlpretrain.load(folder, device="cpu"))
-    with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
+    with pytest.raises(ConfigError, match="cannot generate text: objective classify does not predict the next token"):
         xlpretrain.load(folder, device="cpu").generate("a")
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
@@ -275,14 +275,14 @@ def _predicts_where_labels_are_unknown(
 
 def _refuses_what_is_no_list_of_texts(loaded: LoadedRun) -> None:
     for texts, message in [
-        ("A film.", r"predict: expected a list of texts, got one text; write predict\(\[text\]\)"),
+        ("A film.", r"predict: expected a list of texts, got a single text; write predict\(\[text\]\)"),
         ([None], "expected texts or pairs of texts, got a NoneType among them"),
         ([(1,)], "example 1: expected text, got a int"),
-        ([("a", "b")], r"an example has 1 texts \(text\), got 2 in example 1"),
+        ([("a", "b")], r"expected 1 texts per example \(text\), got 2 in example 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             loaded.predict(texts)
-    with pytest.raises(DataError, match="example 2: not Unicode text: a lone surrogate at character 1"):
+    with pytest.raises(DataError, match="example 2: invalid Unicode: a lone surrogate at character 1"):
         loaded.predict(["a", "a\ud800"])
 
 

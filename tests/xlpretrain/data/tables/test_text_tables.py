@@ -39,7 +39,7 @@ def test_each_format_by_its_name(tmp_path: Path, name: str, content: str, rows: 
         ("a.csv", "text,label\n", "is empty"),
         ("a.csv", "text,label\nx,1\ny\n", r"line 3: has 1 fields, expected 2 \(text, label\)"),
         ("a.csv", 'text,label\nx,"1\n', "line 2: unexpected end of data"),
-        ("a.csv", "text,text\nx,1\n", "more than one column is called text"),
+        ("a.csv", "text,text\nx,1\n", "several columns are named text"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', "line 2: not JSON"),
         ("a.jsonl", '{"text": "x"}\n["y"]\n', "line 2: expected an object"),
         ("a.jsonl", '{"text": "x"}\n{"text": null}\n', "line 2: no text or number for text"),
@@ -50,7 +50,7 @@ def test_each_format_by_its_name(tmp_path: Path, name: str, content: str, rows: 
         (
             "a.jsonl",
             '{"text": "x"}\n{"text": "\\ud800"}\n',
-            "line 2: not Unicode text: a lone surrogate at character 0",
+            "line 2: invalid Unicode: a lone surrogate at character 0",
         ),
         ("a.xlsx", "PK", r"is a spreadsheet; convert it to \.csv, \.tsv, \.json, \.jsonl or one text per line"),
         ("a.csv.gz", "", "is compressed"),
