@@ -218,7 +218,8 @@ def test_what_the_authors_weights_cannot_tell_is_asked_for_and_what_was_assumed_
     code, told = import_by_command(tmp_path / "model.pt", tmp_path, "model.mem_len=6", "model.pre_norm=true")
     assert code == 0
     assert (
-        "does not record it: model.clamp_len=null, model.same_length=false, model.dropout=0.1, model.attention_dropout=0.0\n"
+        "does not record it: model.clamp_len=null, model.same_length=false, model.dropout=0.1,"
+        " model.attention_dropout=0.0\n"
     ) in told
     assert xlpretrain.load(tmp_path / "runs" / "x").config.model.pre_norm
 
