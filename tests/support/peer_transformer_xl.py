@@ -1,4 +1,4 @@
-"""Export weights, log-probabilities and losses of the Transformer-XL of transformers 4.x; run it where that is installed.
+"""Export weights, log-probabilities and losses of the Transformer-XL of transformers 4.x, which must be installed.
 
 Usage: python peer_transformer_xl.py FOLDER '{"vocab_size": ..}'. Shares no code with this project.
 """

@@ -37,7 +37,7 @@ ClusterName={name}
 SlurmctldHost={host}({control_address})
 SlurmctldPort={port}
 SlurmUser={user}
-# Ranks meet at a port by the job's number; clusters that share a network shall not share it.
+# The rendezvous port depends on the job id; clusters on one network must not share job ids.
 FirstJobId={port}
 SlurmdUser={user}
 AuthType=auth/munge

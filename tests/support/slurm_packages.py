@@ -21,7 +21,7 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 
 @cache
 def why_no_slurm() -> str:
-    """Reason why no cluster can run on this machine, or empty. Installs the packages if root and apt-get is available."""
+    """Reason why no cluster can run on this machine, or empty. Installs the packages as root with apt-get."""
     if not _missing():
         return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):

@@ -1,5 +1,5 @@
-"""A model of a few thousand parameters with everything that is difficult for engines: a tied embedding used in the head by a
-X
+"""A model of a few thousand parameters that is difficult for engines: a tied embedding used by a method of the head,
+parameters owned by the backbone itself, a layer applied twice, odd sizes, and a memory."""
 
 from __future__ import annotations
 

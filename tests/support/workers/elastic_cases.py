@@ -2,9 +2,9 @@
 
 Usage: elastic_cases.py save|load FOLDER DATASET RECIPE [NAME...]
 
-save: a run of 24 steps under each engine, with a checkpoint of step 4. load: each of the runs NAME, begun under any
-engine and number of ranks, gone on with from step 4 under each engine of this number of ranks. Each run's metrics lie
-in its folder; rank 0 adds `digests.json`, what each stream read at each step.
+save: a run of 24 steps under each engine, with a checkpoint of step 4. load: resume each run NAME, saved
+under any engine and number of ranks, from step 4 under each engine with this number of ranks. Each run's metrics are in
+its folder; rank 0 adds `digests.json`, digests of what each stream read at each step.
 """
 
 from __future__ import annotations
