@@ -28,7 +28,7 @@ def disturb(config: Path, name: str, *overrides: str) -> Path:
     assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "the run finished before it was killed"
     out, err = commands.finish(process, expect=0)
     assert out.count("going on from step") == 2
-    assert "starting it again (0 restarts left)" in err
+    assert "restarting (0 restarts left)" in err
     goodput = json.loads((folder / "status.json").read_text())["goodput"]
     assert goodput["goodput/restarts"] == 2
     assert goodput["goodput/steps_redone"] >= 1, "steps from 40 on were lost"

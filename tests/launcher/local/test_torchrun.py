@@ -81,14 +81,14 @@ def test_ctrl_c_asks_then_says_what_it_costs_and_only_then_ends_it(tmp_path: Pat
     launch.send(signal.SIGHUP)
     launch.send(signal.SIGINT)
     said = launch.says("heard")
-    assert said.splitlines()[0] == "Ctrl-C: saving what there is to save, and ending"
+    assert said.splitlines()[0] == "Ctrl-C: saving and exiting"
     launch.send(signal.SIGINT)
-    launch.says("to end it now loses 3 steps. Ctrl-C once more does that")
+    launch.says("press Ctrl-C again to kill the run now and lose 3 steps")
     launch.send(signal.SIGTERM)
     launch.says("heard")  # it lives, and may be asked by others as often as they like
     launch.send(signal.SIGINT)
     code, said = launch.ends()
-    assert "ending it now" in said
+    assert "killing the ranks" in said
     assert f"exit_code=-9, rank=0, signal={int(signal.SIGINT)})" in said, "SIGHUP was none"
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in said
@@ -110,7 +110,7 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path: Path) -> None:
     launch.says("ready")
     launch.send(signal.SIGTERM)
     _, said = launch.ends()
-    assert "have not ended within 1 s (stop.grace_s): killing them" in said
+    assert "did not exit within 1 s (stop.grace_s): killing them" in said
     assert f"exit_code=-9, rank=0, signal={int(signal.SIGTERM)})" in said
 
 
@@ -124,7 +124,7 @@ def test_what_torchrun_says_is_held_back_unless_it_fails_itself(
 
     monkeypatch.setattr(torch.distributed.run, "main", refuse)
     monkeypatch.setenv("XLPRETRAIN_LAUNCHER", "")
-    with pytest.raises(LaunchError, match=r"torchrun of torch .* failed by itself \(SystemExit: 2\)"):
+    with pytest.raises(LaunchError, match=r"torchrun of torch .* itself failed \(SystemExit: 2\)"):
         torchrun.launch("rank", [], num_processes=1)
     said = capsys.readouterr().err
     assert "usage: torchrun [-h]" in said and "a word of warning" in said
@@ -142,7 +142,7 @@ def test_no_option_is_given_that_an_older_torchrun_lacks(monkeypatch: pytest.Mon
 
 
 def test_a_rank_that_was_killed_is_told_of_in_words() -> None:
-    assert Ended(3, 1).describe() == "rank 1 left with exit code 3"
-    assert Ended(-signal.SIGKILL, 1).describe().startswith("rank 1 was killed by SIGKILL (as the kernel does")
+    assert Ended(3, 1).describe() == "rank 1 exited with code 3"
+    assert Ended(-signal.SIGKILL, 1).describe().startswith("rank 1 was killed by SIGKILL (possibly")
     assert "SIGSEGV" in Ended(-signal.SIGSEGV, 0).describe()
     assert [Ended(0).code, Ended(2).code, Ended(-signal.SIGSEGV).code] == [0, 2, 128 + signal.SIGSEGV]

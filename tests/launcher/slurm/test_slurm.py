@@ -81,7 +81,7 @@ def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r", "FAILED")
     assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
     assert (status(run).state, status(run).reason) == ("failed", "crash")
-    assert "2 starts in a row brought no new checkpoint" in status(run).message
+    assert "2 consecutive attempts wrote no new checkpoint" in status(run).message
 
 
 def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path, tiny_dataset):

@@ -61,13 +61,13 @@ def test_a_run_that_waits_is_stopped_and_removed(slurm_cluster: SlurmCluster, xl
     run = Path("runs/one")
     wait_for(lambda: xlpretrain("status"), "PENDING (")
     assert "0/100,000" in xlpretrain("status")
-    assert "2 nodes asked for" in xlpretrain("status", run)
+    assert "2 nodes requested" in xlpretrain("status", run)
     assert "no job.log or rank-00000.log yet" in xlpretrain("logs", run, expect=2)
-    assert "waits in the queue (PENDING" in xlpretrain("resume", run, expect=2)
-    assert "waits in the queue" in xlpretrain("resume", run, "--here", expect=2)
-    assert "it will end as soon as it starts" in xlpretrain("stop", run)
+    assert "is queued (PENDING" in xlpretrain("resume", run, expect=2)
+    assert "is queued" in xlpretrain("resume", run, "--here", expect=2)
+    assert "will exit as soon as it starts" in xlpretrain("stop", run)
     assert "starts over: there is no checkpoint yet" in xlpretrain("cancel", run)
-    assert "CANCELLED: stopped by its user" in xlpretrain("status")
+    assert "CANCELLED: stopped by the user" in xlpretrain("status")
     assert "has ended (CANCELLED" in xlpretrain("cancel", run, expect=2)
     assert slurm_cluster.run("squeue", "-h", "-o", "%i").split() == [others]
 
@@ -96,8 +96,8 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
     xlpretrain("logs", run, "--rank", 1)
     assert "job" in xlpretrain("resume", run, expect=2), "refused while it runs"
 
-    assert "it will save and end at its next step" in xlpretrain("stop", run)
-    wait_for(lambda: xlpretrain("status"), "ended: stopped by its user")
+    assert "will save and exit after its current step" in xlpretrain("stop", run)
+    wait_for(lambda: xlpretrain("status"), "ended: stopped by the user")
     assert "it stays stopped until `xlpretrain resume runs/one`" in xlpretrain("status", run)
     stopped_at = commands.read_metrics(run)[-1]["step"]
 
@@ -112,7 +112,7 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
     assert int(said.split("of step ")[1].split()[0]) > stopped_at, "it saved when it was told to end"
     time.sleep(2)
     assert slurm_cluster.run("squeue", "-h") == "", "nothing put it back into the queue"
-    assert "CANCELLED: stopped by its user" in xlpretrain("status")
+    assert "CANCELLED: stopped by the user" in xlpretrain("status")
 
     last = commands.read_metrics(run)[-1]["step"]
     xlpretrain("resume", run, f"max_steps={last + 20}", "log.every_steps=1", "checkpoint.every_steps=10")

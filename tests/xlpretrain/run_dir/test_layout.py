@@ -30,7 +30,7 @@ def test_files_of_others_are_not_written_over(tmp_path: Path):
     folder = RunDir(tmp_path)
     folder.refuse_others()
     folder.metrics.write_text("mine")
-    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* not of a run; choose another name"):
+    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* does not belong to a run; choose another name"):
         folder.refuse_others()
     folder.lease.mkdir()  # a start that came no further
     folder.refuse_others()

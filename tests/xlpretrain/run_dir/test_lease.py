@@ -173,7 +173,7 @@ def test_a_process_that_hangs_ends_within_seconds_of_losing_the_lease(folder: Pa
     process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=lease.HEARTBEAT_S + 3)
     assert process.returncode == FENCED
-    assert told == f"error: {folder.parent}: another start of the run has taken over; this one ends\n"
+    assert told == f"error: {folder.parent}: another attempt has taken over the run; this one exits\n"
 
 
 def test_a_launcher_learns_that_another_has_the_run(folder: Path):

@@ -30,12 +30,12 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
-    assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in lifecycle.stop(run)
+    assert "is still queued (PENDING (Resources)) and will exit as soon as it starts" in lifecycle.stop(run)
     assert f"`xlpretrain cancel '{run.path}'` removes it" in lifecycle.stop(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    assert "it will save and end at its next step" in lifecycle.stop(run)
+    assert "will save and exit after its current step" in lifecycle.stop(run)
     fake_slurm.has("squeue", error=UNKNOWN)
-    assert "not running; it will not start again until resumed" in lifecycle.stop(run)
+    assert "not running; it stays stopped until resumed" in lifecycle.stop(run)
     assert run.stop_file.exists()
 
 
@@ -50,7 +50,7 @@ def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tm
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     fake_slurm.has("scontrol", "ClusterName             = other")
-    with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
+    with pytest.raises(LaunchError, match="belongs to cluster big, but this machine is part of other"):
         lifecycle.cancel(run)
     local = RunDir(tmp_path / "local")
     local.create(config="", provenance={})
@@ -70,7 +70,7 @@ def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunDir, fake_sl
 
 def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
-    with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
+    with pytest.raises(LaunchError, match=r"job 12 is queued \(PENDING \(Priority\)\), nothing to resume"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     with pytest.raises(LaunchError, match="runs"):
@@ -100,7 +100,7 @@ def test_a_run_goes_on_as_it_was_told_last(run: RunDir):
     run.config.unlink()
     assert lifecycle.newest_config(run) == slurm.config
     slurm.config.unlink()
-    with pytest.raises(LaunchError, match=r"no config\.yaml any more"):
+    with pytest.raises(LaunchError, match=r"config\.yaml is missing"):
         lifecycle.newest_config(run)
 
 
@@ -120,4 +120,4 @@ def test_a_number_of_another_cluster_is_another_job(run: RunDir, fake_slurm: Fak
     fake_slurm.has("scontrol", "ClusterName             = other")
     assert submit.active_job(run) is None
     lifecycle.refuse_if_queued(run)
-    assert "not running; it will not start again until resumed" in lifecycle.stop(run)
+    assert "not running; it stays stopped until resumed" in lifecycle.stop(run)

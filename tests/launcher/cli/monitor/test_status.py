@@ -65,7 +65,7 @@ def test_the_state_is_slurms_where_slurm_has_the_run(tmp_path: Path, fake_slurm:
     assert "PENDING (Resources)" in lines["waits"]
     assert "RUNNING  " in lines["runs"]
     assert "FAILED: failed" in lines["failed"]
-    assert "COMPLETED: stopped by its user" in lines["stopped"]
+    assert "COMPLETED: stopped by the user" in lines["stopped"]
     assert "ended: failed" in lines["forgotten"]
     assert "RUNNING (starting or ending)" in lines["new"]
     assert "local: finished" in lines["local"]
@@ -106,7 +106,7 @@ def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm:
 def test_without_slurm_the_run_speaks_for_itself(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", state="stopped", reason="signal")
     submit(run)
-    assert run_status.collect([run])[0].state == "stopped by a signal (Slurm does not answer here)"
+    assert run_status.collect([run])[0].state == "stopped by a signal (no answer from Slurm)"
 
 
 def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm, capsys):

@@ -44,7 +44,7 @@ def test_a_secret_of_the_environment_is_never_copied(
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (source / "xlpretrain" / "mine.py").write_text("key = '0123456789abcdef'")
     left_out = code_snapshot.copy_code(tmp_path / "code", source)
-    assert "xlpretrain/mine.py (holds a secret of your environment)" in left_out
+    assert "xlpretrain/mine.py (contains a secret of your environment)" in left_out
     assert not (tmp_path / "code" / "xlpretrain" / "mine.py").exists()
 
 
@@ -75,14 +75,14 @@ def test_a_copy_that_somebody_changed_is_kept(
             record.unlink()
         code_snapshot.copy_code(target, source, record=record)
         assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/token.py", "xlpretrain/defaults.yaml"}
-        assert "the run's code, which somebody changed" in capsys.readouterr().err
+        assert "edited copy of the run's code" in capsys.readouterr().err
     kept = [tmp_path / name / changed.relative_to(target) for name in ("code.changed", "code.changed-2")]
     assert [path.read_text() for path in kept] == ["mine 0", "mine 1"]
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LaunchError, match="the code cannot be copied there"):
+    with pytest.raises(LaunchError, match="cannot copy the code"):
         code_snapshot.copy_code(tmp_path / "file" / "code", source)
 
 

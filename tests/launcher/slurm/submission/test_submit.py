@@ -77,7 +77,7 @@ def test_a_submitted_run_is_written_down_and_told(call: Any, slurm: FakeSlurm, t
     ("overrides", "options", "message"),
     [
         (["max_stepz=1"], {}, "did you mean max_steps?"),
-        (["global_batch_size=3"], {}, "3 streams cannot feed 4 ranks"),
+        (["global_batch_size=3"], {}, "must be at least the number of ranks, 4, got 3"),
         (["data.train=/nowhere"], {}, "/nowhere: no dataset here"),
         ([], {"nodes": "two"}, "or MIN-MAX such as 1-3"),
         ([], {"profile": {"env": {"MY_TOKEN": "x"}}}, "looks like a secret"),
@@ -106,11 +106,11 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
 ) -> None:
     call()
     slurm.has("squeue", "7|PENDING||N/A|Priority")
-    assert "is job 7 already" in refusal(call)
+    assert "already submitted as job 7" in refusal(call)
     slurm.has("squeue", "7|COMPLETED||N/A|None")
     run = RunDir(tmp_path / "runs" / "r")
     run.stop_file.touch()
-    assert "the run was stopped by its user; `xlpretrain resume" in refusal(call)
+    assert "the run was stopped by the user; `xlpretrain resume" in refusal(call)
     run.stop_file.unlink()
     run.write_status(Status("finished", "finished", step=60, max_steps=60))
     asked = len(slurm.asked)
@@ -137,7 +137,7 @@ def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
     call("stop.patience=2")
     resume()
     told = capsys.readouterr().out
-    assert told.count("already finished: 40 steps") == 2 and told.count("raise stop.patience to go on") == 2
+    assert told.count("already finished: 40 steps") == 2 and told.count("raise stop.patience to continue") == 2
     assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked
     resume("stop.patience=3")
     assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked + 1
