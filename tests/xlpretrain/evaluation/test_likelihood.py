@@ -134,8 +134,7 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
     )
     err = capsys.readouterr().err
     assert (
-        f"{longer} of {len(found)} texts do not fit into one sample of the model ({limit} tokens without special symbols"
-        in err
+        f"{longer} of {len(found)} texts do not fit into one sample of the model ({limit} tokens without special" in err
     )
     with pytest.raises(ConfigError, match=r"expected a list of texts, got one text; write log_likelihoods\(\[text\]\)"):
         trained.log_likelihoods("A text.")
