@@ -187,13 +187,18 @@ def show_config(
     explain: Annotated[bool, typer.Option("--explain", help="Describe each key.")] = False,
     list_builtin: Annotated[bool, typer.Option("--list", help="List the built-in configs.")] = False,
     copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy a built-in config here.")] = None,
+    list_plugins: Annotated[
+        bool, typer.Option("--plugins", help="List the types that installed packages add.")
+    ] = False,
 ) -> None:
     """Show a config with all defaults, or list or copy the built-in configs."""
     if list_builtin:
         actions.configs.list_builtin()
     elif copy is not None:
         actions.configs.copy_builtin(copy)
+    elif list_plugins:
+        actions.configs.list_plugins()
     elif config is not None:
         actions.configs.show(config, overrides or [], explain=explain)
     else:
-        raise ConfigError("missing argument CONFIG; pass one, or --list or --copy NAME")
+        raise ConfigError("missing argument CONFIG; pass one, or --list, --copy NAME or --plugins")

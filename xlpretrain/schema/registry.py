@@ -115,9 +115,22 @@ def list_plugins() -> list[Plugin]:
     return [_describe(point) for name in sorted(_found()) for point in _found()[name]]
 
 
-def plugin_of(section: type) -> Plugin | None:
-    """Plug-in that provides a section type; None if it is built in."""
-    return next((_origins[base] for base in section.__mro__ if base in _origins), None)
+def plugins_of(value: Section) -> dict[str, str]:
+    """The plug-ins that a configuration uses: names such as `optimizer.muon`, and their packages with versions."""
+    found: dict[str, str] = {}
+    if (plugin := _origins.get(type(value))) is not None:
+        found[plugin.name] = str(plugin)
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        for part in item if isinstance(item, tuple) else (item,):
+            if hasattr(type(part), "model_fields"):
+                found |= plugins_of(part)
+    return found
+
+
+def missing_plugins(used: Mapping[str, str]) -> list[str]:
+    """Those of the plug-ins that `plugins_of` gave, perhaps elsewhere, which are not installed here, described."""
+    return [f"{name} of {package}" for name, package in used.items() if name not in _found()]
 
 
 def _describe(point: EntryPoint) -> Plugin:

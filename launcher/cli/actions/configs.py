@@ -32,6 +32,12 @@ def list_builtin() -> None:
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
+def list_plugins() -> None:
+    """Print the types that installed packages add, without importing them."""
+    for plugin in schema.list_plugins():
+        print(f"{plugin.name:<36} {plugin}")
+
+
 def copy_builtin(name: str) -> None:
     """Copy a built-in config to the current folder. Raises `ConfigError` if it is unknown or the file exists."""
     name = name.removesuffix(".yaml")
