@@ -120,7 +120,7 @@ def test_with_its_data_elsewhere_a_run_goes_on_in_every_bit(
         shutil.rmtree(dataset / "tokenizer")  # the run has its own
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PLACE data.valid=PLACE")
+    assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PATH data.valid=PATH")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert go_on(run, *moved, "max_steps=6") == 0
     changed = f"changed since the last attempt: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
@@ -270,7 +270,7 @@ def test_eval_takes_the_split_that_it_is_told_of(here: Path):
     lengths = EvalConfig(mem_len=30, seq_len=8, num_streams=2, max_tokens=1000)
     expected = by_hand.evaluate(dataset / "valid", config=lengths).main.loss
     assert float(out.split("nats each")[1].split()[0]) == pytest.approx(expected, rel=1e-6)
-    assert "data.valid=PLACE" in commands.refused("eval", run, *limits)
+    assert "data.valid=PATH" in commands.refused("eval", run, *limits)
 
 
 def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_goes_on(
