@@ -84,7 +84,7 @@ def test_what_a_job_does():
 
 
 def test_scancel_that_fails_says_why(fake_slurm: FakeSlurm):
-    with pytest.raises(LaunchError, match="scancel: there is no such command"):
+    with pytest.raises(LaunchError, match="scancel: command not found"):
         slurm.ask("scancel", "12")
     fake_slurm.has("scancel", error="scancel: error: Kill job error on job id 12: Access/permission denied")
     with pytest.raises(LaunchError, match="permission denied"):

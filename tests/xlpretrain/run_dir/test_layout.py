@@ -22,7 +22,7 @@ def test_what_was_created_is_read_back(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(LaunchError, match="cannot be made"):
+    with pytest.raises(LaunchError, match="cannot be created"):
         RunDir(tmp_path / "runs" / "mine").create(config="", provenance={})
 
 

@@ -48,7 +48,7 @@ def test_who_may_take_over_does_and_the_older_owner_learns_it(folder: Path, why:
     newer = take(folder, "launcher" if why == "the same launcher" else "", take_over=why == "asked")
     assert newer.number == 2
     newer.check()
-    with pytest.raises(LeaseLostError, match="another start"):
+    with pytest.raises(LeaseLostError, match="another attempt"):
         older.check()
     older.close()
     newer.check()

@@ -114,7 +114,7 @@ def test_the_newest_step_is_that_of_the_last_whole_checkpoint(tmp_path: Path) ->
 def test_restarts_end_by_their_number_and_by_starts_in_vain() -> None:
     given = {"limit": 3, "limit_name": "--max-restarts"}
     assert outcome.stop_reason(restarts=2, attempts_without_progress=1, **given) is None  # type: ignore[arg-type]
-    assert "3 times, which is --max-restarts" in str(
+    assert "restarted 3 times, the limit set by --max-restarts" in str(
         outcome.stop_reason(restarts=3, attempts_without_progress=0, **given)
     )  # type: ignore[arg-type]
     assert "2 consecutive attempts wrote no" in str(
@@ -126,7 +126,7 @@ def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path
     run = RunDir(tmp_path)
     run.checkpoints.mkdir(parents=True)
     run.write_status(Status("running", step=47))
-    assert outcome.cost_of_ending(run) == "all 47 steps: there is no checkpoint yet"
+    assert outcome.cost_of_ending(run) == "all 47 steps (there is no checkpoint yet)"
     save(run, 40, at=1000)
     assert outcome.cost_of_ending(run) == "the 7 steps since the checkpoint of step 40"
 

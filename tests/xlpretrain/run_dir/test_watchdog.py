@@ -95,7 +95,7 @@ def test_a_rank_ends_with_its_launcher_but_nobody_ends_with_a_shell(tmp_path: Pa
         assert process.stdout and process.stdout.readline() == "up\n"
         process.kill()  # the shell
     assert launched.stdout and alone.stdout
-    assert launched.stdout.read() == "", "it ends before it has done its work"
+    assert launched.stdout.read() == "", "it exits before it has finished"
     assert alone.stdout.readline() == "waiting\n"
     launched.communicate()
     alone.communicate()

@@ -129,7 +129,7 @@ def test_a_malformed_override_is_named():
     ("text", "message"),
     [
         ("a: [1", r"not valid YAML \(line"),
-        ("a: 1\na: 2\n", "the key 'a' appears twice"),
+        ("a: 1\na: 2\n", "duplicate key 'a'"),
         ("- a\n", "expected `key: value` lines"),
         ("name: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
     ],

@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_ends_the_start_with_stacks_and_the_next_goes_on(confi
         time.sleep(0.1)
     print(f"started again {time.monotonic() - began:.1f} s after a rank was stopped")
     _, told = commands.finish(process, expect=0)
-    assert f"rank 0 ends: no progress for {TIMEOUT_S} s" in told and "restarting (1 restarts left)" in told
+    assert f"rank 0 exits: no progress for {TIMEOUT_S} s" in told and "restarting (1 restarts left)" in told
     assert commands.curve(folder) == undisturbed
     stacks = folder / "logs" / "hang-00000001-rank-00000.txt"
     assert [path.name for path in folder.glob("logs/hang-*")] == [stacks.name], "the stopped rank could leave none"

@@ -138,7 +138,7 @@ def test_a_run_that_may_only_be_read_is_refused_in_one_message_and_read(undistur
     shutil.copytree(undisturbed, run)
     forbid_writing(read_only)
     assert f"{run}: not writable" in commands.refused("resume", run, "max_steps=70")
-    assert "cannot be made: " in commands.refused("stop", run)
+    assert "cannot be created: " in commands.refused("stop", run)
     assert "finished" in commands.run("status", run)[0]
 
 

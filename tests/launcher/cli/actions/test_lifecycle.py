@@ -40,7 +40,7 @@ def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
 
 
 def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
-    with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
+    with pytest.raises(LaunchError, match="no answer from Slurm on this machine"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
     with pytest.raises(LaunchError, match=r"job 12 has ended \(FAILED \(NonZeroExitCode\)\)"):
@@ -65,7 +65,7 @@ def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunDir, fake_sl
     fake_slurm.has("scancel")
     assert "is still COMPLETING" in lifecycle.cancel(run, wait_s=1)
     assert "scancel 12" in fake_slurm.asked
-    assert run.stop_file.exists(), "so that it does not put itself back into the queue"
+    assert run.stop_file.exists(), "so that it does not requeue itself"
 
 
 def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: FakeSlurm):
@@ -73,7 +73,7 @@ def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: 
     with pytest.raises(LaunchError, match=r"job 12 is queued \(PENDING \(Priority\)\), nothing to resume"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    with pytest.raises(LaunchError, match="runs"):
+    with pytest.raises(LaunchError, match="is running"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("squeue", "12|COMPLETED|node1|N/A|None")
     lifecycle.refuse_if_queued(run)
@@ -113,7 +113,7 @@ def test_nodes_are_for_slurm_only(tmp_path: Path):
 
 def test_a_number_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    with pytest.raises(LaunchError, match="its job 12 runs"):
+    with pytest.raises(LaunchError, match="job 12 is running"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("scontrol", "ClusterName             = big")
     assert submit.active_job(run) == "12"

@@ -51,7 +51,7 @@ def test_what_is_missing_is_named(run: RunDir):
     with pytest.raises(LaunchError, match=r"no job.log or rank-00000.log yet.*-f waits"):
         show(run)
     (run.logs / "rank-00001.log").touch()
-    with pytest.raises(LaunchError, match=r"no rank-00009.log; there are rank-00001.log"):
+    with pytest.raises(LaunchError, match=r"no rank-00009.log; found rank-00001.log"):
         show(run, rank=9)
 
 
@@ -66,7 +66,7 @@ def test_what_is_missing_is_named(run: RunDir):
         ),
         ("--- now\n[rank1]: torch.OutOfMemoryError: 3 GiB\n", "[rank1]: torch.OutOfMemoryError: 3 GiB"),
         ("--- now\nFatal Python error: Aborted\n\nThread 1:\n  File x\n", "Fatal Python error: Aborted"),
-        ("--- now\nstep 1\nerror: rank 1 ends: no progress\n", "rank 1 ends: no progress"),
+        ("--- now\nstep 1\nerror: rank 1 exits: no progress\n", "rank 1 exits: no progress"),
     ],
     ids=["no reason", "another start's", "traceback", "of torch", "of C++", "ours"],
 )

@@ -45,7 +45,7 @@ def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, lis
     ("lines", "broken"),
     [
         ([*all_at("looked"), *all_at("joined"), *all_at("summed")], set()),
-        ([*all_at("looked", ["n1", "n3"]), ("n2", "looked", ["shows 7 GPUs, expected 8"])], {"n2"}),
+        ([*all_at("looked", ["n1", "n3"]), ("n2", "looked", ["found 7 GPUs, expected 8"])], {"n2"}),
         (all_at("looked", ["n1", "n2"]), {"n3"}),
         ([*all_at("looked"), *all_at("joined", ["n1", "n2"])], {"n3"}),
         ([*all_at("looked"), *all_at("joined", ["n1"])], {"n1"}),
@@ -59,12 +59,12 @@ def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]
 
 
 def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
-    every = [(node, "looked", ["shows 0 GPUs, expected 8"]) for node in NODES]
+    every = [(node, "looked", ["found 0 GPUs, expected 8"]) for node in NODES]
     assert (
         node_check.check_reports(said(*every), NODES).error
         == "all 3 nodes failed the health check; n1: found 0 GPUs, expected 8"
     )
-    assert node_check.check_reports(said(every[0]), NODES[:1]).failed_nodes == {"n1": "shows 0 GPUs, expected 8"}
+    assert node_check.check_reports(said(every[0]), NODES[:1]).failed_nodes == {"n1": "found 0 GPUs, expected 8"}
     assert "no node answered" in node_check.check_reports("srun: error: nothing works\n", NODES).error
     found = node_check.check_reports(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
     assert (found.failed_nodes, "did not finish an all-reduce" in found.error) == ({}, True)
@@ -106,10 +106,10 @@ def test_requeues_are_capped_by_count_and_by_progress() -> None:
     given = {"max_requeues": 3, "verdict": crash}
     assert history.stop_reason(starts(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
     why = history.stop_reason(starts(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
-    assert why is not None and "3 times, which is max_requeues" in why
+    assert why is not None and "3 times, the limit set by max_requeues" in why
     chain = [event for job in "789" for event in (*starts((job, 0, 5)), *handed_on)]
     why = history.stop_reason([*chain, *starts(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
-    assert why is not None and "3 times, which is max_requeues" in why
+    assert why is not None and "3 times, the limit set by max_requeues" in why
     why = history.stop_reason(starts(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
     assert why is not None and "2 consecutive attempts wrote no new checkpoint" in why
     assert "crashed: words" in why
