@@ -1,4 +1,4 @@
-"""Former names of flags do what the new ones do, with a warning, and are not in `--help`."""
+"""Former flags work like the new ones, with a warning, and are not in `--help`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_help_shows_the_new_flags_only(name: str) -> None:
         ("stop", ["--as"]),  # never had it
     ],
 )
-def test_whatever_else_is_left_alone(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_arguments_are_left_alone(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert replace_former_flags(command(name), arguments) == arguments
     assert capsys.readouterr().err == ""
 

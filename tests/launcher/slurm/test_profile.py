@@ -1,4 +1,4 @@
-"""Site profiles: what is read, and what is refused before the queue."""
+"""Site profiles: valid ones, and errors reported before submission."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_example_is_a_profile() -> None:
     assert load_cluster(Path("slurm/clusters/example.yaml"), nodes="2-4").max_nodes == 4
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     said = problems(
         partitio="x", time=86400, gres="gpu:8", health_check={"timout_s": 1}, nodes="3-1", env={"HF_TOKEN": "secret-1"}
     )
@@ -52,7 +52,7 @@ def test_every_mistake_is_told_at_once() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(data: dict[str, object], message: str) -> None:
+def test_contradictions_are_refused(data: dict[str, object], message: str) -> None:
     said = problems(**data)
     assert message in said
     assert "secret-1" not in said

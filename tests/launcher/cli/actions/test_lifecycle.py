@@ -1,4 +1,4 @@
-"""What stop, cancel and resume answer where Slurm has to do with it; test_slurm_commands.py has the real one."""
+"""Answers of stop, cancel and resume with a fake Slurm; test_slurm_commands.py has a real one."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from xlpretrain.run_dir.layout import RunDir, Status
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """Was submitted as job 12 of cluster big."""
+    """A run submitted as job 12 of cluster big."""
     run = RunDir(tmp_path / "a run")
     run.create(config="", provenance={})
     slurm = SlurmFolder.of(run)
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
+def test_stop_reports_the_state_of_the_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
     assert "is still queued (PENDING (Resources)) and will exit as soon as it starts" in lifecycle.stop(run)
     assert f"`xlpretrain cancel '{run.path}'` removes it" in lifecycle.stop(run)
@@ -39,7 +39,7 @@ def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
     assert run.stop_file.exists()
 
 
-def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
+def test_cancel_refuses_runs_without_a_job(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
     with pytest.raises(LaunchError, match="no answer from Slurm on this machine"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
@@ -60,7 +60,7 @@ def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tm
     assert not any(asked.startswith("scancel") for asked in fake_slurm.asked)
 
 
-def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunDir, fake_slurm: FakeSlurm):
+def test_cancel_waits_for_a_job_that_saves_but_not_forever(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|COMPLETING|node1|N/A|None")
     fake_slurm.has("scancel")
     assert "is still COMPLETING" in lifecycle.cancel(run, wait_s=1)
@@ -84,14 +84,14 @@ def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunDir, fak
     held = lease.acquire(run.lease, launch_id="x", take_over=False)
     with pytest.raises(LaunchError, match="is in use on"):
         training.resume_on_slurm(run, [], StartOptions(), nodes=None)
-    # One that its own last job left behind holds nobody up: the job has ended.
+    # A lease left behind by its own last job does not matter: the job has ended.
     SlurmFolder.of(run).append(AttemptStart("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
     with pytest.raises(ConfigError, match="model"):
         training.resume_on_slurm(run, [], StartOptions(), nodes=None)
     held.close()
 
 
-def test_a_run_goes_on_as_it_was_told_last(run: RunDir):
+def test_a_run_resumes_with_its_newest_config(run: RunDir):
     slurm = SlurmFolder.of(run)
     assert lifecycle.newest_config(run) == run.config
     time.sleep(0.02)
@@ -111,7 +111,7 @@ def test_nodes_are_for_slurm_only(tmp_path: Path):
     assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
 
 
-def test_a_number_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
+def test_a_job_id_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     with pytest.raises(LaunchError, match="job 12 is running"):
         lifecycle.refuse_if_queued(run)

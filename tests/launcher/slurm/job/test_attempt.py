@@ -1,4 +1,4 @@
-"""What a job decides: which nodes it trusts, where ranks meet, and whether the run goes on."""
+"""Decisions of a job: healthy nodes, the rendezvous address, and restarts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JOB = Allocation(job_id="7_3", number="7", restart=0, cluster="c", nodes=NODES)
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """Not one command of Slurm."""
+    """Hide all Slurm commands."""
     return FakeSlurm(tmp_path, monkeypatch)
 
 
@@ -52,13 +52,13 @@ def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, lis
     ],
     ids=["sound", "GPU lost", "silent", "cut off", "head unreachable"],
 )
-def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
+def test_a_failed_node_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
     found = node_check.check_reports(said(*lines), NODES)
     assert set(found.failed_nodes) == broken
     assert found.error == ""
 
 
-def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
+def test_no_node_is_blamed_without_evidence() -> None:
     every = [(node, "looked", ["found 0 GPUs, expected 8"]) for node in NODES]
     assert (
         node_check.check_reports(said(*every), NODES).error
@@ -71,7 +71,7 @@ def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
 
 
 def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> list[AttemptStart | AttemptEnd]:
-    """Of each start: its job, the step it began at, and the one that it ended at (None: it was taken)."""
+    """Events of attempts, each given by its job, first step and last step (None: its end was not recorded)."""
     events: list[AttemptStart | AttemptEnd] = []
     for job, began, ended in made:
         events.append(AttemptStart(job, 0, 0.0, NODES, 3, began))
@@ -94,7 +94,7 @@ def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> lis
     ],
     ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
-def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(
+def test_attempts_without_progress_are_consecutive_ones_without_a_new_checkpoint(
     events: list[AttemptStart | AttemptEnd], attempts_without_progress: int
 ) -> None:
     assert history.attempts_without_progress(history.since_submitted(events)) == attempts_without_progress
@@ -122,7 +122,7 @@ def test_an_address_that_resolves_is_found_by_way_of_slurm(slurm: FakeSlurm) -> 
     assert allocation.choose_address(found) == "127.0.0.1"
 
 
-def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scontrol_the_node_itself_is_queried(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.has("srun", "::1 127.0.0.1")
     found = allocation.addresses("no.such.host.invalid")
     assert allocation.choose_address(found) == "127.0.0.1"
@@ -134,13 +134,13 @@ def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch
         allocation.choose_address()
 
 
-def test_ports_differ_by_job_and_start() -> None:
+def test_ports_differ_by_job_and_restart() -> None:
     ports = {allocation.free_port(job, restart) for job in (7, 8) for restart in (0, 1)}
     assert len(ports) == 4
     assert all(12000 <= port < 32000 for port in ports)
 
 
-def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
+def test_reaching_a_port_waits_for_late_listeners_up_to_the_timeout() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -151,7 +151,7 @@ def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
         late.join()
 
 
-def test_ranks_start_as_slurm_wants_it() -> None:
+def test_ranks_start_with_the_options_that_slurm_needs() -> None:
     site = ClusterConfig(gpus_per_node=8, cpus_per_task=4, python="/py", srun=("--cpu-bind=cores",))
     command = allocation.rank_command(site, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
     for part in ("--ntasks=16", "--nodelist=n1,n2", "--kill-on-bad-exit=1", "--cpus-per-task=4"):
@@ -180,7 +180,7 @@ def put_back(run: RunDir, slurm: FakeSlurm) -> str | None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_a_job_is_requeued_without_failed_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.has("scontrol", "JobState=RUNNING EndTime=2026-01-01T00:00:00")
     assert requeue.can_requeue(JOB)
     assert put_back(RunDir(tmp_path / "run"), slurm) is None
@@ -188,7 +188,7 @@ def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, t
 
 
 @pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])
-def test_what_slurm_or_a_user_took_is_not_put_back(slurm: FakeSlurm, state: str) -> None:
+def test_a_job_that_slurm_or_a_user_ended_is_not_requeued(slurm: FakeSlurm, state: str) -> None:
     slurm.has("scontrol", f"JobState={state} EndTime=Unknown")
     assert not requeue.can_requeue(JOB)
 
@@ -200,7 +200,7 @@ def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path
     assert "neither scontrol nor sbatch works here; `xlpretrain resume" in why
 
 
-def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
+def test_a_plain_job_keeps_a_file_in_the_place_of_its_link(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a"}.items():
@@ -212,7 +212,7 @@ def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
     assert mine.read_text() == "mine"
 
 
-def test_a_job_of_ones_own_is_a_site_profile() -> None:
+def test_a_plain_job_is_a_site_profile() -> None:
     environment = {"SLURM_JOB_PARTITION": "gpu", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ACCOUNT": "(null)"}
     site = plain_sbatch.profile_from_job(JOB, environment)
     assert (site.partition, site.num_tasks, site.account, site.nodes) == ("gpu", 8, None, "1-3")
