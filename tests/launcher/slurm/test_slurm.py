@@ -91,7 +91,7 @@ def test_a_user_error_is_not_retried(slurm_cluster, submit, tmp_path, tiny_datas
     events = finish(slurm_cluster, job, tmp_path / "runs" / "r", "FAILED")
     (end,) = ends(events)
     assert (end.outcome, end.exit_code) == ("failed", 2)
-    assert f"{tmp_path}/data/train: no dataset here" in end.message
+    assert f"{tmp_path}/data/train: not a dataset" in end.message
 
 
 NODE1_IS_SICK = '[[ "$*" == *launcher.slurm.job.node_check* && $SLURMD_NODENAME == node1 ]]'

@@ -84,7 +84,7 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
         "RUNNING",
         "on node[1-2]",
         "tokens/s",
-        " of work left",
+        " left",
         " s ago",
         "restarts",
         f"{first_host}, 2 ranks",

@@ -228,7 +228,7 @@ def test_checkpoints_are_listed_with_what_made_them_and_what_is_wrong(
         "abandoned/step-00000004",
         "damaged/step-00000001-manifest-unreadable",
     ]
-    assert all("1 process, plain, fp32" in line for line in lines[1:])
+    assert all("1 rank, plain, fp32" in line for line in lines[1:])
     assert [line.split()[-1] for line in lines[1:]] == ["intact", "intact", "intact", "damaged"]
     path = tmp_path / "step-00000002" / "rank-00000.safetensors"
     content = bytearray(path.read_bytes())

@@ -65,10 +65,10 @@ def test_a_former_key_is_read_from_a_file_an_override_and_a_run(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "must begin with a letter or a digit, and have only letters (a-z, A-Z), digits and . _ -"),
-        ("a b", "must begin with a letter or a digit"),
-        ("../x", "must begin with a letter or a digit"),
-        ("x\n", "must begin with a letter or a digit"),
+        ("", "must start with a letter or a digit, and contain only letters (a-z, A-Z), digits and . _ -"),
+        ("a b", "must start with a letter or a digit"),
+        ("../x", "must start with a letter or a digit"),
+        ("x\n", "must start with a letter or a digit"),
         (2024, "must be text, got 2024; put it in quotes"),
         (True, "must be text, got true; put it in quotes"),
         (None, "must be text, got nothing"),

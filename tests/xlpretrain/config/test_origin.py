@@ -120,7 +120,7 @@ def test_with_its_data_elsewhere_a_run_goes_on_in_every_bit(
         shutil.rmtree(dataset / "tokenizer")  # the run has its own
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PATH data.valid=PATH")
+    assert "a/train: not a dataset" in told and told.rstrip().endswith("data.train=PATH data.valid=PATH")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert go_on(run, *moved, "max_steps=6") == 0
     changed = f"changed since the last attempt: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
@@ -264,7 +264,7 @@ def test_eval_takes_the_split_that_it_is_told_of(here: Path):
     # The protocol of the paper: another memory, shorter samples, limited distances, the same length for all.
     protocol = ("--mem-len", 30, "--seq-len", 8, "--clamp-len", 6, "--same-length", "--num-streams", 2)
     out, _ = commands.run("eval", run, f"data.valid={dataset / 'valid'}", *protocol, *limits)
-    assert "memory 30, 8 tokens in a sample, distances up to 6, same length: 768 tokens" in out
+    assert "memory 30, 8 tokens per sample, distances clamped to 6, same length: 768 tokens" in out
     by_hand = xlpretrain.load(run, device="cpu")
     by_hand.model.backbone.clamp_len, by_hand.model.backbone.same_length = 6, True
     lengths = EvalConfig(mem_len=30, seq_len=8, num_streams=2, max_tokens=1000)
@@ -323,7 +323,7 @@ def test_a_run_of_an_earlier_version_takes_the_right_tokenizer_by_hand(here: Pat
     with pytest.raises(DataError, match=f"copy the tokenizer/ folder of its data to {run.tokenizer}"):
         xlpretrain.load(run.path, device="cpu")
     run.keep_tokenizer("vocabulary.json", ByteTokenizer.make().model)
-    with pytest.raises(DataError, match="is not the tokenizer of"):
+    with pytest.raises(DataError, match="not the tokenizer of"):
         xlpretrain.load(run.path, device="cpu")
     shutil.rmtree(run.tokenizer)
     run.tokenizer.mkdir()  # as if it had been killed in the midst

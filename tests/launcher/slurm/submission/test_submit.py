@@ -78,7 +78,7 @@ def test_a_submitted_run_is_recorded_and_printed(call: Any, slurm: FakeSlurm, tm
     [
         (["max_stepz=1"], {}, "did you mean max_steps?"),
         (["global_batch_size=3"], {}, "must be at least the number of ranks, 4, got 3"),
-        (["data.train=/nowhere"], {}, "/nowhere: no dataset here"),
+        (["data.train=/nowhere"], {}, "/nowhere: not a dataset"),
         ([], {"nodes": "two"}, "or MIN-MAX such as 1-3"),
         ([], {"profile": {"env": {"MY_TOKEN": "x"}}}, "looks like a secret"),
         ([], {"sweeps": ["seed"]}, "expected key=value,value"),
