@@ -25,11 +25,11 @@ OPTIMIZER = ("aten::_fused_adamw_", "aten::linalg_vector_norm", "Optimizer.step"
 GROUPS = {
     "matrix products": "products outside attention",
     "products of attention": "scores, weighted values, and their gradients",
-    "rest of attention": "softmax, masks, shifts, what is dropped, layouts",
-    "loss": "what the loss over the vocabulary does beside its products",
+    "rest of attention": "softmax, masks, shifts, dropout, layouts",
+    "loss": "the loss over the vocabulary, without its products",
     "dropout": "outside attention",
     "optimizer": "AdamW and the global norm",
-    "copies": "between types and places, concatenation, zeros",
+    "copies": "between types and layouts, concatenation, zeros",
     "rest": "activations, norms, sums, additions",
 }
 
