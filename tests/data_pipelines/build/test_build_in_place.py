@@ -143,7 +143,7 @@ def test_out_may_be_a_link_to_where_there_is_room(build_small: BuildSmall, tmp_p
 
 
 def test_out_that_is_a_mount_point_is_refused_at_the_start(build_small: BuildSmall, small_disk: Path):
-    with pytest.raises(DataError, match=r"disk: is a mount point, .*; name a folder in it, such as .*/disk/NAME"):
+    with pytest.raises(DataError, match=r"disk: is a mount point, .*; use a folder in it, such as .*/disk/NAME"):
         build_small(DOCUMENTS, out="disk", sources=[{"type": "text", "path": "none.txt"}])
     assert list(small_disk.iterdir()) == []
 

@@ -127,7 +127,7 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     with pytest.raises(DataError, match="has no column 'mark'"):
         _recipe(source, files, text=("text",), label="mark")
     wide = {name: _write(tmp_path / f"{name}w.csv", [("a", "b", "c", "x")], ("p", "q", "r", "label")) for name in files}
-    with pytest.raises(ConfigError, match="which columns hold the text"):
+    with pytest.raises(ConfigError, match="unknown text column"):
         _recipe(source, wide)
     with pytest.raises(ConfigError, match=r"objective\.seq_len"):
         _recipe(source, files, "objective.seq_len=99")
@@ -249,7 +249,7 @@ def _predicts_where_labels_are_unknown(
     )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
-    assert "3 of 6 examples have no label that the classifier knows, but '-1' (2), '' (1); no figure counts them" in err
+    assert "3 of 6 examples have labels unknown to the classifier: '-1' (2), '' (1); they are excluded" in err
     assert f"accuracy {right:.4f}" in err and "of 3 examples" in err
     predict(
         loaded.folder.path,
@@ -259,7 +259,7 @@ def _predicts_where_labels_are_unknown(
         precision=None,
     )
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 6 and "6 of 6 examples have no label" in err and "accuracy" not in err
+    assert len(out.splitlines()) == 6 and "6 of 6 examples have labels unknown" in err and "accuracy" not in err
     long = " ".join(texts * 9)
     predict(
         loaded.folder.path,

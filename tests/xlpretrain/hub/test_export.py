@@ -220,7 +220,7 @@ def test_the_card_and_the_folder_are_whole_and_replace_only_a_model(tmp_path, ti
     (tmp_path / "mine").mkdir()
     with pytest.raises(LaunchError, match="already exists and is not an exported model"):
         export(run.folder, tmp_path / "mine", force=True)
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
         export(run.folder, tmp_path / "none", step=7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "runs"]
 
