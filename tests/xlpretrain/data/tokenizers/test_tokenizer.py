@@ -138,7 +138,7 @@ def test_a_vocabulary_that_is_too_large_names_the_largest():
 
 
 def test_a_vocabulary_that_is_too_small_names_the_smallest():
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="is too small"):
         train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=16))
 
 
