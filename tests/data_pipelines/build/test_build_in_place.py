@@ -86,7 +86,7 @@ def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: B
 
     with monkeypatch.context() as patched:
         patched.setattr(data_pipelines.build.pipeline, "write_report", meanwhile)
-        with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* finished tasks are kept"):
+        with pytest.raises(DataError, match=r"data: .*other files \(train/notes\.txt\).* finished tasks are kept"):
             build_small(DOCUMENTS, seed=2, force=True)
     assert (out / "train" / "notes.txt").read_text() == "mine"
     assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 1
