@@ -190,9 +190,9 @@ def show_config(
 ) -> None:
     """Show a config with all defaults; list or copy those that come with xlpretrain."""
     if list_builtin:
-        actions.configs.list_builtin()
+        actions.configs.list_shipped()
     elif copy is not None:
-        actions.configs.copy_builtin(copy)
+        actions.configs.copy_shipped(copy)
     elif config is not None:
         actions.configs.show(config, overrides or [], explain=explain)
     else:

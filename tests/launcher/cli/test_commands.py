@@ -145,10 +145,10 @@ def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyP
 
 def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    configs.copy_builtin("quickstart")
-    assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
+    configs.copy_shipped("quickstart")
+    assert Path("quickstart.yaml").read_text() == configs.shipped_files()["quickstart"].read_text()
     with pytest.raises(Exception, match="exists already"):
-        configs.copy_builtin("quickstart.yaml")
+        configs.copy_shipped("quickstart.yaml")
 
 
 def test_the_former_name_of_plain_sbatch_says_the_new_one_and_works():
