@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_pipelines.cleaning.clean import sources_of
 from data_pipelines.config import DataConfig
-from data_pipelines.sources.config import HuggingFaceSource, ParquetSource
+from data_pipelines.sources.columnar import HuggingFaceSource, ParquetSource
 from xlpretrain.extras import require
 
 

@@ -1,21 +1,26 @@
-"""The base class of configuration sections, and annotations of their fields."""
+"""Base class of config sections, and annotations of their fields."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from functools import partial
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from xlpretrain.schema.registry import PluginError, Registry
 
 Problem = tuple[str, str]
 """A dotted path and what is wrong there."""
 
 
 class Section(BaseModel):
-    """A part of a configuration. Unknown keys, wrong types, infinities and NaN are refused; values never change."""
+    """Base class of config sections. Immutable; refuses unknown keys, wrong types, infinities and NaN."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -30,31 +35,59 @@ class Section(BaseModel):
         yield from ()
 
 
-ONE, SEVERAL = "(one)", "(several)"
-"""Tags that pydantic puts into the place of an error in a `OneOrMany`."""
+ONE, SEVERAL, PLUGIN = "(one)", "(several)", "(plug-in)"
+"""Tags in the error paths of pydantic for a `OneOrMany` or a `TaggedUnion`."""
 
 
 class TaggedUnion:
-    """Annotates a field as one of several sections, told apart by their key `type` (default: the first).
+    """Annotates a field as one of several sections, selected by their key `type` (default: the first).
 
-    `Annotated[Base, Choice({"a": A, "b": B})]`: adding a variant is one line in the mapping.
+    `Annotated[Base, TaggedUnion({"a": A, "b": B})]`, or a `Registry`, to which installed packages can add types.
     """
 
     def __init__(self, variants: Mapping[str, type[Section]]):
         self.variants = variants
 
+    def tag(self, value: Any) -> Any:
+        """Name of a value's variant."""
+        if isinstance(value, Mapping):
+            return value.get("type", next(iter(self.variants)))
+        return getattr(value, "type", None)
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        default = next(iter(self.variants))
+        builtin = self.variants.builtin if isinstance(self.variants, Registry) else self.variants
+        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in builtin.items()}
+        if isinstance(self.variants, Registry):
+            choices[PLUGIN] = core_schema.no_info_after_validator_function(
+                partial(_validate_plugin, self.variants), core_schema.any_schema()
+            )
+        return core_schema.tagged_union_schema(
+            choices, discriminator=self._choose, serialization=core_schema.simple_ser_schema("any")
+        )
 
-        def tag(value: Any) -> Any:
-            return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+    def _choose(self, value: Any) -> Any:
+        name = self.tag(value)
+        if isinstance(self.variants, Registry) and name not in self.variants.builtin and name in self.variants:
+            return PLUGIN
+        return name
 
-        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in self.variants.items()}
-        return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+def _validate_plugin(variants: Registry[Any], value: Any) -> Section:
+    """Validate a plug-in's section, whose type is only known now."""
+    if isinstance(value, Section):
+        return value
+    try:
+        name = value["type"]
+        section = variants[name]
+    except PluginError as error:
+        raise PydanticCustomError("plugin", "{problem}", {"problem": str(error)}) from error
+    # A union of one type, so that error paths contain the tag as for built-in variants.
+    one: TypeAdapter[Section] = TypeAdapter(Annotated[Section, TaggedUnion({name: section})])
+    return one.validate_json(json.dumps(value))
 
 
 class OneOrMany:
-    """Annotates a tuple of sections: a plain value stands for one section, of which it is the value of `key`."""
+    """Annotates a tuple of sections that may be abbreviated: a plain value is one section with that value as `key`."""
 
     def __init__(self, section: type[Section], key: str):
         self.section, self.key = section, key
@@ -71,7 +104,7 @@ class OneOrMany:
 
 
 class Matching:
-    """Annotates a string field with a pattern that the whole of it must match, and what that means for people."""
+    """Annotates a string field with a pattern that it must match fully, and a description for error messages."""
 
     def __init__(self, pattern: str, meaning: str):
         self.pattern, self.meaning = re.compile(pattern), meaning
@@ -87,9 +120,9 @@ class Matching:
 
 @dataclass(frozen=True)
 class FormerKey:
-    """Annotates a field with the key it had before, which is still read as this field, with a warning.
+    """Annotates a field with its former key, which is still accepted, with a warning.
 
-    values: needed if another field has that key by now: the only values with which the former meaning is intended.
+    values: needed if another field now has that key: the only values that select the former meaning.
     """
 
     key: str
@@ -97,7 +130,7 @@ class FormerKey:
 
 
 def kind_of(section: type[Section], name: str) -> Any:
-    """The type of a field with its annotations; None if there is no such field."""
+    """Type of a field with its annotations; None if there is no such field."""
     field = section.model_fields.get(name)
     if field is None:
         return None
@@ -105,15 +138,34 @@ def kind_of(section: type[Section], name: str) -> Any:
 
 
 def section_of(kind: Any, value: Mapping[str, Any]) -> type[Section] | None:
-    """The section that a mapping stands for in a field of this type, or as an item of it; None if that is unknown."""
+    """Section type of a mapping in a field of this type, or in an item of it; None if unknown."""
     if is_section(kind):
         section: type[Section] = kind
         return section
-    for union in getattr(kind, "__metadata__", ()):
-        if isinstance(union, TaggedUnion):
-            tag = value.get("type", next(iter(union.variants)))
+    if (union := union_of(kind)) is not None:
+        tag = union.tag(value)
+        try:
             return union.variants.get(tag) if isinstance(tag, str) else None
+        except PluginError:  # reported where the value is validated
+            return None
     return next((found for part in get_args(kind) if (found := section_of(part, value)) is not None), None)
+
+
+def union_of(kind: Any) -> TaggedUnion | None:
+    """Tagged union among the alternatives of a field's type; None if there is none."""
+    marks = (mark for choice in alternatives(kind) for mark in getattr(choice, "__metadata__", ()))
+    return next((mark for mark in marks if isinstance(mark, TaggedUnion)), None)
+
+
+def alternatives(kind: Any) -> Iterator[Any]:
+    """Types that a field accepts: the members of a union, or its single type."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        for choice in get_args(kind):
+            yield from alternatives(choice)
+    else:
+        yield kind
+        if hasattr(kind, "__metadata__"):
+            yield from alternatives(kind.__origin__)
 
 
 def is_section(kind: Any) -> bool:

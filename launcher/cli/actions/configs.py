@@ -37,21 +37,27 @@ def list_shipped() -> None:
         print(f"{name:<36} {comment.removeprefix('#').strip()}")
 
 
+def list_plugins() -> None:
+    """Print the types that installed packages add, without importing them."""
+    for plugin in schema.list_plugins():
+        print(f"{plugin.name:<36} {plugin}")
+
+
 def copy_shipped(name: str) -> None:
     """Copy a shipped file into the current folder. Raises `ConfigError` for an unknown name or an existing file."""
     name = name.removesuffix(".yaml")
     if name not in shipped_files():
-        raise ConfigError(f"no shipped config is named {name!r}; there are {', '.join(shipped_files())}")
+        raise ConfigError(f"unknown built-in config {name!r}; expected one of {', '.join(shipped_files())}")
     source = shipped_files()[name]
     target = Path(name if name == source.name else f"{name}{source.suffix}")
     if target.exists():
-        raise ConfigError(f"{target}: exists already; move it away first")
+        raise ConfigError(f"{target}: already exists; move or delete it first")
     shutil.copyfile(source, target)
     print(f"wrote {target}")
 
 
 def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
-    """Print a run's or a dataset's config, whole: as YAML, or key by key with what each means."""
+    """Print the complete config of a run or dataset, as YAML or, with explain, key by key with descriptions."""
     config = _load(path, overrides)
     if not explain:
         print(schema.dump(config), end="")
@@ -61,9 +67,9 @@ def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
 
 
 def explain_lines(config: Section, *, width: int | None) -> Iterator[str]:
-    """Describe every key of a config: its value as YAML has it, `(set)` unless that is the default, and its meaning.
+    """Describe every key of a config: its value as YAML, `(set)` if it differs from the default, and its meaning.
 
-    width: of a terminal, for which the meaning is wrapped below the key; None: a line per key, as pipes want it.
+    width: columns of the terminal; the meaning is wrapped below the key. None: one line per key, for pipes.
     """
     rows = [
         (f"{key}: {schema.format_value(value)}{'' if is_default else '  (set)'}", meaning)
@@ -84,6 +90,6 @@ def _load(path: Path, overrides: Sequence[str]) -> Section:
     data = schema.read_yaml(path)
     if "sources" in data or "out" in data:
         return schema.load(DataConfig, path, overrides)
-    from xlpretrain.config import run_config  # with torch, which a dataset's config and --list do without
+    from xlpretrain.config import run_config  # imports torch, which dataset configs and --list do not need
 
     return run_config.load(path, overrides)
