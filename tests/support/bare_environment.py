@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
@@ -16,10 +17,11 @@ from repository import ROOT
 def required() -> set[str]:
     """The distributions that a plain installation of xlpretrain brings, as far as they are installed here."""
     found: set[str] = set()
-    waiting = [("xlpretrain", "")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [(project["dependencies"], "")]
     while waiting:
-        name, extra = waiting.pop()
-        for requirement in map(Requirement, requires(name) or ()):
+        lines, extra = waiting.pop()
+        for requirement in map(Requirement, lines):
             wanted = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
             if not wanted or requirement.name in found:
                 continue
@@ -28,7 +30,7 @@ def required() -> set[str]:
             except PackageNotFoundError:
                 continue  # for another machine, such as CUDA's libraries
             found.add(requirement.name)
-            waiting += [(requirement.name, each) for each in ("", *requirement.extras)]
+            waiting += [(requires(requirement.name) or [], each) for each in ("", *requirement.extras)]
     return found
 
 

@@ -106,7 +106,7 @@ def test_every_import_is_declared_and_optional_ones_go_by_the_table():
                 assert not at_import, f"{path}: imports {module} at its top"
                 assert re.search(rf'\b(optional|require)\("{module}"', text), f"{path}: {module} without `optional`"
             elif module not in sys.stdlib_module_names and module not in PROGRAMS:
-                names = {name.lower() for name in owners[module]}
+                names = {OWN_PARTS.get(name, name.lower()) for name in owners[module]}
                 assert names & base, f"{path}: {module} is no dependency"
     assert {"datasketch", "ftfy", "matplotlib", "pyarrow", "sklearn", "submitit", "tokenizers", "wandb"} <= found
 
