@@ -17,7 +17,7 @@ pytestmark = pytest.mark.full
 TINY = [
     "name=r", "data.train=data/train", "data.valid=data/valid", "model.num_layers=2", "model.d_model=32",
     "model.num_heads=2", "model.d_ff=64", "model.mem_len=16", "objective.seq_len=16", "global_batch_size=4",
-    "micro_batch_size=2", "max_steps=6", "checkpoint.every_steps=3", "eval.every_steps=3", "eval.max_tokens=500",
+    "micro_batch_size=2", "max_steps=6", "schedule.warmup_steps=2", "checkpoint.every_steps=3", "eval.every_steps=3", "eval.max_tokens=500",
     "log.every_steps=1",
 ]  # fmt: skip
 

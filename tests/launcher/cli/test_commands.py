@@ -149,6 +149,9 @@ def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkey
     assert Path("quickstart.yaml").read_text() == configs.shipped_files()["quickstart"].read_text()
     with pytest.raises(Exception, match="already exists"):
         configs.copy_shipped("quickstart.yaml")
+    for name, target in {"slurm_site": "slurm_site.yaml", "pretrain.sbatch": "pretrain.sbatch"}.items():
+        configs.copy_shipped(name)
+        assert Path(target).read_text() == configs.shipped_files()[name].read_text()
 
 
 def test_the_former_name_of_plain_sbatch_says_the_new_one_and_works():
