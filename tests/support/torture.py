@@ -100,7 +100,7 @@ class Torture:
         _, alive = psutil.wait_procs(ranks, timeout=120)
         assert not alive, f"120 s after {by.name} to {whom} there is still {alive}"
         self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - killed_at)
-        _until(lambda: self.ended or bool(_ranks(launcher)), "the run to end or to start again")
+        _until(lambda: self.ended or bool(_ranks(launcher)), "the run to end or to restart")
         if self.ended:
             assert launcher.poll() not in (0, 2, 76), f"exit code {launcher.poll()} after {by.name} to {whom}"
 

@@ -98,7 +98,7 @@ def test_a_disconnected_node_writes_nothing_more(make_slurm_cluster, site, cut: 
     # The run folder stays reachable: all nodes share this machine's disk.
     wait_until((submit.run / "lease" / "00000002").exists, 240, lambda: f"{cluster.job(job)}\n{log(submit.run)}")
     taken = time.monotonic()
-    print(f"another start had the run {taken - begun:.1f} s after the cut")
+    print(f"another attempt owned the run {taken - begun:.1f} s after the cut")
     if cut == "node1":  # rank 0, the only one that writes
         wait_until(lambda: has_ended(old), 15, lambda: "it lives")
         print(f"the cut-off writer ended {time.monotonic() - taken:.1f} s after that")

@@ -46,7 +46,7 @@ def test_cancel_refuses_runs_without_a_job(run: RunDir, fake_slurm: FakeSlurm, t
     with pytest.raises(LaunchError, match=r"job 12 has already ended \(FAILED \(NonZeroExitCode\)\)"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", error=UNKNOWN)
-    with pytest.raises(LaunchError, match="job 12 has already ended: nothing to cancel"):
+    with pytest.raises(LaunchError, match="job 12 has already ended, nothing to cancel"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     fake_slurm.has("scontrol", "ClusterName             = other")
