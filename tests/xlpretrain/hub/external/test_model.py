@@ -224,7 +224,7 @@ def test_a_config_without_a_model_type_is_concluded_or_refused(kind, saved, tmp_
     with pytest.raises(ConfigError, match="vocab_size must be the number of tokens, got None"):
         bring(folder, tmp_path)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="expected an object, got list"):
+    with pytest.raises(ConfigError, match="expected a JSON object, got list"):
         bring(folder, tmp_path)
 
 
