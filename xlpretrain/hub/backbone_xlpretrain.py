@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 Memory = tuple[Tensor, Tensor]
 """The last M inputs of each layer [L, B, M, D], and how many of them, from the newest, are each sample's own [B]."""
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
 
 class XLPretrainConfig(PretrainedConfig):
@@ -44,6 +44,11 @@ class XLPretrainConfig(PretrainedConfig):
     @property
     def embed_size(self) -> int:
         return self.d_embed or self.d_model
+
+    def build_norm(self, width: int) -> nn.Module:
+        """The norm of vectors [.., width]."""
+        kind = RMSNorm if self.norm["type"] == "rms_norm" else nn.LayerNorm
+        return kind(width, eps=self.layer_norm_eps)
 
     @property
     def weights_of_layers(self) -> list[int]:
@@ -105,25 +110,37 @@ class Places:
     same_segment: Tensor
 
 
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class FeedForward(nn.Module):
+    """Two linear maps with an activation between them, or a gated linear unit (arXiv:2002.05202), without biases."""
+
     def __init__(self, config: XLPretrainConfig):
         super().__init__()
-        self.inner, self.outer = nn.Linear(config.d_model, config.d_ff), nn.Linear(config.d_ff, config.d_model)
+        gated = config.feed_forward["type"] == "glu"
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False) if gated else None
+        self.inner = nn.Linear(config.d_model, config.d_ff, bias=not gated)
+        self.outer = nn.Linear(config.d_ff, config.d_model, bias=not gated)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
         self.inner_dropout = nn.Dropout(config.dropout if config.type in ("transformer_xl", "xlnet") else 0.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(self.outer(self.inner_dropout(self.activation(self.inner(hidden)))))
+        inner = self.inner(hidden)
+        inner = self.activation(inner) if self.gate is None else self.activation(self.gate(hidden)) * inner
+        return self.dropout(self.outer(self.inner_dropout(inner)))
 
 
 class Layer(GradientCheckpointingLayer):
     def __init__(self, config: XLPretrainConfig, *, relative: bool):
         super().__init__()
         self.attention = Attention(config, relative=relative)
-        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.attention_norm = config.build_norm(config.d_model)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.feed_forward_norm = config.build_norm(config.d_model)
         self.dropout, self.pre_norm = nn.Dropout(config.dropout), config.pre_norm
 
     def forward(
@@ -201,7 +218,7 @@ class EncoderEmbedding(nn.Module):
         self.tokens = TokenEmbedding(config, width=width)
         self.positions = nn.Embedding(config.max_positions, width)
         self.segments = nn.Embedding(config.num_segments, width)
-        self.norm, self.dropout = nn.LayerNorm(width, eps=config.layer_norm_eps), nn.Dropout(config.dropout)
+        self.norm, self.dropout = config.build_norm(width), nn.Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:

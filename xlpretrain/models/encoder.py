@@ -24,7 +24,8 @@ from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
-from xlpretrain.models.stack import ACTIVATIONS, Rate, StackConfig, StackedBackbone, draw
+from xlpretrain.models.parts.feed_forward import ACTIVATIONS
+from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
 
@@ -89,7 +90,7 @@ class EncoderEmbedding(nn.Module):
         self.tokens = TokenEmbedding(vocab_size, d_model=width, d_embed=width, init_std=std, proj_init_std=std)
         self.positions = nn.Embedding(config.max_positions, width)
         self.segments = nn.Embedding(config.num_segments, width)
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm = config.norm.build(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
@@ -160,7 +161,7 @@ class TransformedSoftmax(VocabularySoftmax):
         super().__init__(embedding, tied_projections=(), init_std=std, proj_init_std=std)
         self.transform = nn.Linear(config.d_model, width)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm = config.norm.build(width, eps=config.layer_norm_eps)
         draw(self.transform, std, truncated=True)
 
     def token_losses(
