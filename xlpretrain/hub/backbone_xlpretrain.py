@@ -209,6 +209,13 @@ class TokenEmbedding(nn.Module):
         return self.projections[cluster](vectors) if self.projections else vectors
 
 
+def sinusoids(positions: Tensor, width: int, *, base: float) -> Tensor:
+    """Vectors [R, width] of positions [R], in fp32 (arXiv:1706.03762, section 3.5)."""
+    exponents = -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = torch.outer(positions.float(), base**exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class EncoderEmbedding(nn.Module):
     """The embedding of ALBERT and BERT: tokens, positions and segments."""
 
@@ -216,14 +223,20 @@ class EncoderEmbedding(nn.Module):
         super().__init__()
         width = config.embed_size
         self.tokens = TokenEmbedding(config, width=width)
-        self.positions = nn.Embedding(config.max_positions, width)
+        self.positions = nn.Embedding(config.max_positions, width) if config.positions["type"] == "learned" else None
+        self.width, self.base = width, config.positions.get("base")
         self.segments = nn.Embedding(config.num_segments, width)
         self.norm, self.dropout = config.build_norm(width), nn.Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:
-        positions = self.positions.weight[: tokens.shape[1]]
-        hidden = self.dropout(self.norm(self.tokens(tokens) + self.segments(segments) + positions))
+        hidden = self.tokens(tokens) + self.segments(segments)
+        if self.positions is None:
+            at = torch.arange(tokens.shape[1], device=tokens.device)
+            hidden = hidden + sinusoids(at, self.width, base=self.base).to(hidden.dtype)
+        else:
+            hidden = hidden + self.positions.weight[: tokens.shape[1]]
+        hidden = self.dropout(self.norm(hidden))
         return hidden if self.projection is None else self.projection(hidden)
 
 
@@ -337,8 +350,7 @@ class Backbone(nn.Module):
         distances = torch.arange(num_keys, -num_tokens, -1, device=device, dtype=torch.float32)
         if (self.config.clamp_len or -1) > 0:
             distances = distances.clamp(-self.config.clamp_len, self.config.clamp_len)
-        angles = torch.outer(distances, 10000.0 ** (-torch.arange(0, width, 2, device=device).float() / width))
-        encoded = self.dropout(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
+        encoded = self.dropout(sinusoids(distances, width, base=self.config.positions["base"]).to(dtype))
         positions = torch.cat([torch.arange(num_tokens, device=device).expand(batch_size, -1), predict], dim=1)
         columns = num_tokens - positions[..., None] + torch.arange(num_keys, device=device)
         of_keys = F.pad(segments, (mem_len, 0))

@@ -98,6 +98,8 @@ def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHea
         f"feed-forwards of another kind ({config.feed_forward.type})": config.feed_forward.type != "mlp",
         f"norms of another kind ({config.norm.type})": config.norm.type != "layer_norm",
         "norms before the layers": config.pre_norm,
+        f"other positions ({config.positions.type})": config.positions
+        != type(config).model_fields["positions"].default,
         "heads of another width": config.resolved_d_head * config.num_heads != config.d_model,
     }
     if isinstance(config, XLNetConfig):

@@ -26,6 +26,7 @@ from xlpretrain.models.parts.feed_forward import (
     MLPConfig,
 )
 from xlpretrain.models.parts.norm import AnyNorm, LayerNormConfig
+from xlpretrain.models.parts.positions import AnyPositions, SinusoidalConfig
 from xlpretrain.schema import Problem
 
 class Layer(nn.Module):
@@ -267,6 +268,8 @@ def _remember(memory: Float[Tensor, "B M D"], hidden: Float[Tensor, "B T D"]) ->
 class RelativeConfig(StackConfig):
     """The keys that both have, beside those of every stack of layers."""
 
+    positions: AnyPositions = SinusoidalConfig()
+    """Vectors of the distances between tokens, which relative attention scores keys by: sinusoidal."""
     clamp_len: Annotated[int, Field(ge=-1)] | None = None
     """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
     untie_r: bool = True
@@ -278,7 +281,13 @@ class RelativeConfig(StackConfig):
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
         yield from super().problems()
-        if self.d_model % 2:
+        if not self.positions.for_distances:
+            yield (
+                "positions.type",
+                f"{self.positions.type} gives vectors to positions, and {self.type} needs those of distances; use"
+                " sinusoidal",
+            )
+        if self.positions.type == "sinusoidal" and self.d_model % 2:
             yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
         if self.clamp_len == 0:
             yield "clamp_len", "must be positive, or null for no limit, got 0"

@@ -19,7 +19,7 @@ from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.parts.feed_forward import Activation
-from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
 from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
@@ -125,6 +125,7 @@ class TransformerXL(StackedBackbone):
         )
         super().__init__(config, embedding, config.attention(bidirectional=False), inner_dropout=config.dropout)
         self.config = config
+        self.positions = config.positions.build(config.d_model, max_positions=None)
         self.clamp_len = config.longest_distance
         self.same_length = config.same_length
         self.content_bias = config.init_biases()
@@ -135,9 +136,8 @@ class TransformerXL(StackedBackbone):
         """Hidden states of the new tokens, and each layer's last M inputs, detached."""
         mem_len, num_keys = mems.shape[2], mems.shape[2] + inputs.tokens.shape[1]
         hidden = self.dropout(self.embedding(inputs.tokens) * self.d_model**0.5)
-        distances = sinusoidal_encoding(
-            num_keys, 0, self.d_model, clamp_len=self.clamp_len, device=hidden.device, dtype=hidden.dtype
-        )
+        distances = clamped_distances(num_keys, 0, clamp_len=self.clamp_len, device=hidden.device)
+        encoded = self.positions(distances).to(hidden.dtype)
         visible = attention_mask(
             inputs,
             mem_len=mem_len,
@@ -150,7 +150,7 @@ class TransformerXL(StackedBackbone):
             mems,
             inputs,
             additive_mask(visible, hidden.dtype),
-            RelativePositions(self.dropout(distances[None])),
+            RelativePositions(self.dropout(encoded[None])),
             biases=(self.content_bias, self.position_bias),
         )
         return Hidden(self.dropout(hidden)), mems
