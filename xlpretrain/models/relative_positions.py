@@ -28,9 +28,7 @@ class RelativePositions:
     """Mask of pairs of query and key in one segment. None: all are."""
 
 
-def clamped_distances(
-    first: int, last: int, *, clamp_len: int | None, device: torch.device
-) -> Float[Tensor, " R"]:
+def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: torch.device) -> Float[Tensor, " R"]:
     """The distances from `first` to `last` in steps of one; those beyond `clamp_len`, either way, are clamped to it."""
     step = 1 if first < last else -1
     distances = torch.arange(first, last + step, step, device=device, dtype=torch.float32)

@@ -29,6 +29,7 @@ from xlpretrain.models.parts.norm import AnyNorm, LayerNormConfig
 from xlpretrain.models.parts.positions import AnyPositions, SinusoidalConfig
 from xlpretrain.schema import Problem
 
+
 class Layer(nn.Module):
     """Attention over memory and new tokens, then a feed-forward, each with its residual and norm.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -24,6 +24,9 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Keys of other types of section that are ignored here, with a warning, and with which values."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys that are each valid by themselves; paths are relative to this section."""

@@ -14,7 +14,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.schema.former_keys import current_key, rename_keys, warn_of_former_keys
+from xlpretrain.schema.former_keys import (
+    current_key,
+    drop_ignored_keys,
+    rename_keys,
+    warn_of_former_keys,
+    warn_of_ignored_keys,
+)
 from xlpretrain.schema.overrides import apply_overrides
 from xlpretrain.schema.sections import ONE, SEVERAL, Problem, Section, TaggedUnion, is_section, kind_of
 from xlpretrain.schema.yaml_text import format_problems, read_yaml, show_value
@@ -30,6 +36,9 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
     renamed: list[tuple[str, str]] = []
     data = rename_keys(section, data, "", renamed)
     warn_of_former_keys(renamed, source)
+    dropped: list[str] = []
+    data = drop_ignored_keys(section, data, "", dropped)
+    warn_of_ignored_keys(dropped, source)
     try:
         # By way of JSON: strict types, with lists for tuples and strings for paths.
         value = section.model_validate_json(json.dumps(data))
@@ -46,10 +55,15 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
 
 
 def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """The keys that a YAML file gives a `section`, in keys of today; quiet: without a warning for former ones."""
+    """The keys that a YAML file gives a `section`, in keys of today.
+
+    quiet: without a warning for former keys and for those that are ignored, for files that we wrote.
+    """
     renamed: list[tuple[str, str]] = []
     data: dict[str, Any] = rename_keys(section, read_yaml(path), "", renamed)
-    if not quiet:
+    if quiet:
+        data = drop_ignored_keys(section, data, "", [])
+    else:
         warn_of_former_keys(renamed, str(path))
     return data
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from xlpretrain import distributed
-from xlpretrain.engine import Engine, build_engine
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine import Engine
+from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention, Implementation
@@ -36,11 +36,11 @@ MODELS = {
 }
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 ENGINES = {
-    "plain": EngineConfig(type="plain", precision="fp32"),
-    "zero 1": EngineConfig(zero_stage=1, precision="fp32"),
-    "zero 2": EngineConfig(zero_stage=2, precision="fp32"),
-    "zero 3": EngineConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
-    "zero 3, recomputing": EngineConfig(
+    "plain": PlainConfig(precision="fp32"),
+    "zero 1": DeepSpeedConfig(zero_stage=1, precision="fp32"),
+    "zero 2": DeepSpeedConfig(zero_stage=2, precision="fp32"),
+    "zero 3": DeepSpeedConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
+    "zero 3, recomputing": DeepSpeedConfig(
         zero_stage=3, precision="fp32", deepspeed=SHARD_ALL, activation_checkpointing=True
     ),
 }
@@ -92,8 +92,7 @@ def losses(name: str, config: EngineConfig, implementation: Implementation | Non
     for module in backbone.modules():
         if isinstance(module, Attention):
             module.implementation = implementation
-    engine = build_engine(
-        config,
+    engine = config.build(
         PretrainingModel(backbone, objective.head(backbone)),
         AdamWConfig(lr=1e-2),
         num_micro_batches=2,
@@ -117,11 +116,11 @@ def _step(engine: Engine, batches: list[Batch], mems: list[torch.Tensor]) -> tup
     engine.start_step({term: int(total) for term, total in zip(terms, totals, strict=True)})
     sums, kept = dict.fromkeys(terms, 0.0), []
     for micro_batch, remembered in zip(batches, mems, strict=True):
-        loss, memory = engine(micro_batch, remembered)
+        loss, memory = engine.forward(micro_batch, remembered)
         engine.backward(loss)
         sums = {term: sums[term] + float(loss.sums[term].detach()) for term in terms}
         kept.append(memory)
-    engine.step(1e-2)
+    engine.update(1e-2)
     reduced = distributed.all_reduce_sum(list(sums.values()))
     return sum(value / total for value, total in zip(reduced, totals, strict=True)), kept
 

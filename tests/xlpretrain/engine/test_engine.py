@@ -20,10 +20,10 @@ from torchrun import torchrun
 from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, uncorrected_adamw
 
 from xlpretrain import distributed
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import OptimizerConfig
-from xlpretrain.schema import validate
+from xlpretrain.schema import Section, validate
 
 Numbers = dict[str, Any]
 
@@ -114,7 +114,9 @@ class _WholeParametersConfig(OptimizerConfig):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_optimizer_of_whole_parameters_is_refused_where_there_are_none(alone: Numbers, stage: int) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.type +adafactor needs whole .*engine.zero_stage {stage} .*use "):
-        training(EngineConfig(zero_stage=stage), num_streams=2, num_micro_batches=1, optimizer=_WholeParametersConfig())
+        training(
+            DeepSpeedConfig(zero_stage=stage), num_streams=2, num_micro_batches=1, optimizer=_WholeParametersConfig()
+        )
 
 
 def test_a_micro_batch_without_rows_changes_nothing(measured: Numbers, alone: Numbers) -> None:
@@ -166,6 +168,10 @@ def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) 
         assert not any("_orig_mod" in parameter for parameter in found["names"])
 
 
+class _Config(Section):
+    engine: AnyEngine = DeepSpeedConfig()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -178,14 +184,33 @@ def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) 
             {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
             "offload_optimizer .*not passed",
         ),
-        ({"type": "plain", "deepspeed": {"comms_logger": {"enabled": True}}}, "engine.type is plain"),
+        ({"type": "plain", "deepspeed": {"comms_logger": {"enabled": True}}}, "engine.deepspeed +unknown key"),
+        ({"type": "plain", "zero_stage": 7}, "engine.zero_stage +unknown key"),
+        ({"type": "horovod"}, "engine.type +must be one of deepspeed, plain"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        validate(EngineConfig, data, "engine")
+        validate(_Config, {"engine": data}, "test")
 
 
 def test_options_of_deepspeed_that_change_no_result_are_passed_on() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 50_000_000}, "wall_clock_breakdown": False}
-    assert validate(EngineConfig, {"deepspeed": options}, "engine").deepspeed == options
+    engine = validate(_Config, {"engine": {"deepspeed": options}}, "test").engine
+    assert isinstance(engine, DeepSpeedConfig)
+    assert engine.deepspeed == options
+
+
+def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    # As in the resolved configs of former versions, and in a file whose type an override has changed.
+    given = {"engine": {"type": "plain", "zero_stage": 2, "deepspeed": {}, "precision": "fp32"}}
+    engine = validate(_Config, given, "my.yaml").engine
+    assert engine.model_dump() == {
+        "type": "plain",
+        "precision": "fp32",
+        "grad_dtype": "fp32",
+        "activation_checkpointing": False,
+        "compile": False,
+    }
+    printed = capsys.readouterr().err
+    assert "warning: my.yaml: engine.zero_stage means nothing here and is ignored; remove it\n" in printed
