@@ -13,7 +13,7 @@ from xlpretrain.engine.base import Engine
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import OptimizerConfig
-from xlpretrain.schema import Problem, Section, TaggedUnion, format_problems
+from xlpretrain.schema import Problem, Registry, Section, TaggedUnion, format_problems
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -116,7 +116,7 @@ class EngineConfig(Section, ABC):
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
-        engine = self.construct(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
+        engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if self.compile:
@@ -125,7 +125,7 @@ class EngineConfig(Section, ABC):
         return engine
 
     @abstractmethod
-    def construct(
+    def make_engine(
         self,
         model: PretrainingModel,
         optimizer: OptimizerConfig,
@@ -134,7 +134,7 @@ class EngineConfig(Section, ABC):
         weights: Mapping[str, float],
         device: torch.device,
     ) -> Engine:
-        """Construct the engine: all of `build` that engines do not have in common. Every rank calls it."""
+        """Make the engine: all of `build` that engines do not have in common. Every rank calls it."""
 
     def _named(self) -> str:
         return f"engine.type {self.type}"
@@ -172,7 +172,7 @@ class DeepSpeedConfig(EngineConfig):
         """True for every stage that shards something."""
         return self.zero_stage > 0
 
-    def construct(
+    def make_engine(
         self,
         model: PretrainingModel,
         optimizer: OptimizerConfig,
@@ -197,7 +197,7 @@ class PlainConfig(EngineConfig):
 
     ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {"zero_stage": (0, 1, 2, 3), "deepspeed": ({},)}
 
-    def construct(
+    def make_engine(
         self,
         model: PretrainingModel,
         optimizer: OptimizerConfig,
@@ -212,7 +212,7 @@ class PlainConfig(EngineConfig):
         return PlainEngine(model, optimizer, precision=precision, grad_dtype=grad_dtype, weights=weights, device=device)
 
 
-ENGINES: dict[str, type[EngineConfig]] = {"deepspeed": DeepSpeedConfig, "plain": PlainConfig}
+ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed": DeepSpeedConfig, "plain": PlainConfig})
 
 AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
 """The config of any engine, told by its key `type`."""

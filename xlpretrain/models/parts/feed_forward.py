@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlpretrain.models.kernels.dropout import Dropout
-from xlpretrain.schema import Section, TaggedUnion
+from xlpretrain.schema import Registry, Section, TaggedUnion
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -126,7 +126,9 @@ class GLUConfig(FeedForwardConfig):
         return GLU(settings)
 
 
-FEED_FORWARDS: dict[str, type[FeedForwardConfig]] = {"mlp": MLPConfig, "glu": GLUConfig}
+FEED_FORWARDS: Registry[FeedForwardConfig] = Registry(
+    "feed_forward", FeedForwardConfig, {"mlp": MLPConfig, "glu": GLUConfig}
+)
 
 AnyFeedForward = Annotated[FeedForwardConfig, TaggedUnion(FEED_FORWARDS)]
 """The config of any feed-forward, told by its key `type`."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlpretrain.schema import Section, TaggedUnion
+from xlpretrain.schema import Registry, Section, TaggedUnion
 
 
 class NormConfig(Section, ABC):
@@ -50,7 +50,7 @@ class RMSNormConfig(NormConfig):
         return RMSNorm(width, eps=eps)
 
 
-NORMS: dict[str, type[NormConfig]] = {"layer_norm": LayerNormConfig, "rms_norm": RMSNormConfig}
+NORMS: Registry[NormConfig] = Registry("norm", NormConfig, {"layer_norm": LayerNormConfig, "rms_norm": RMSNormConfig})
 
 AnyNorm = Annotated[NormConfig, TaggedUnion(NORMS)]
 """The config of any norm, told by its key `type`."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Real
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from xlpretrain.schema import Section, TaggedUnion
+from xlpretrain.schema import Registry, Section, TaggedUnion
 
 
 class PositionsConfig(Section, ABC):
@@ -74,7 +74,9 @@ class SinusoidalConfig(PositionsConfig):
         return Sinusoids(width, base=self.base)
 
 
-POSITIONS: dict[str, type[PositionsConfig]] = {"learned": LearnedConfig, "sinusoidal": SinusoidalConfig}
+POSITIONS: Registry[PositionsConfig] = Registry(
+    "positions", PositionsConfig, {"learned": LearnedConfig, "sinusoidal": SinusoidalConfig}
+)
 
 AnyPositions = Annotated[PositionsConfig, TaggedUnion(POSITIONS)]
 """The config of any positions, told by its key `type`."""
