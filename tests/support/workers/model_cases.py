@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,9 @@ from xlpretrain.errors import exit_rank
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention, Implementation
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.parts.feed_forward import GLUConfig
+from xlpretrain.models.parts.norm import RMSNormConfig
+from xlpretrain.models.parts.positions import SinusoidalConfig
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -28,11 +32,17 @@ from xlpretrain.optim import AdamWConfig
 
 VOCAB, ROWS, TOKENS, PREDICTIONS, KEPT, MEMORY = 31, 4, 9, 3, 4, 6
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
+OTHER_PARTS: dict[str, Any] = {"feed_forward": GLUConfig(), "norm": RMSNormConfig()}
 MODELS = {
     "transformer_xl": (TransformerXLConfig(**SIZES, mem_len=MEMORY), CausalLM()),
     "xlnet": (XLNetConfig(**SIZES, mem_len=MEMORY), PermutationLM()),
     "albert": (AlbertConfig(**SIZES, d_embed=6, max_positions=12), MaskedLM(sentence_task="sop")),
     "bert": (BertConfig(**SIZES, max_positions=12), MaskedLM(sentence_task="nsp")),
+    "transformer_xl, other parts": (TransformerXLConfig(**SIZES, mem_len=MEMORY, **OTHER_PARTS), CausalLM()),
+    "bert, other parts": (
+        BertConfig(**SIZES, max_positions=12, positions=SinusoidalConfig(), **OTHER_PARTS),
+        MaskedLM(sentence_task="nsp"),
+    ),
 }
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 ENGINES = {
