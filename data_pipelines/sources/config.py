@@ -1,143 +1,26 @@
-"""The configuration of what is read: a section for each type of source."""
+"""The types of sources. A new one is a file and a line here."""
 
-from __future__ import annotations
+from typing import Annotated
 
-import re
-import string
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from data_pipelines.sources.base import BaseSource
+from data_pipelines.sources.columnar import HuggingFaceSource, ParquetSource
+from data_pipelines.sources.python_docs import PythonDocsSource
+from data_pipelines.sources.text import JsonlSource, TextSource
+from data_pipelines.sources.webdataset import WebdatasetSource
+from xlpretrain.schema import Registry, TaggedUnion
 
-from pydantic import Field
+SOURCES: Registry[BaseSource] = Registry(
+    "source",
+    BaseSource,
+    {
+        "text": TextSource,
+        "jsonl": JsonlSource,
+        "parquet": ParquetSource,
+        "webdataset": WebdatasetSource,
+        "huggingface": HuggingFaceSource,
+        "python_docs": PythonDocsSource,
+    },
+)
 
-from xlpretrain.schema import FormerKey, Matching, Problem, Section, TaggedUnion
-
-Paths = str | tuple[str, ...]
-_TEXT_FORMAT = re.compile(r"(?:(?s:.)?[<>^])?\d{0,4}(?:\.\d{1,9})?s?")
-"""A format that Python knows for strings; of at most 9,999 characters, for each takes memory."""
-_SUBSET = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_SUBSET_RULE = "begin with a letter, a digit or _, and have only letters (a-z, A-Z), digits and . _ -"
-_RESERVED = ("train", "valid", "test", "tokenizer")
-
-
-class BaseSource(Section):
-    """Keys of every source."""
-
-    subset: Annotated[str | None, Matching(_SUBSET, _SUBSET_RULE), FormerKey("corpus")] = None
-    """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
-    split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
-    """Put all of it into this split, instead of holding out a share."""
-    weight: float | None = Field(None, gt=0)
-    """Its part of the tokenizer's training sample, relative to the others (default: its part of the text)."""
-
-    def problems(self) -> Iterator[Problem]:
-        if self.subset in _RESERVED:
-            yield (
-                "subset",
-                f"{self.subset} is a folder of its own in `out`, as are {', '.join(_RESERVED)}; choose another name",
-            )
-
-
-class FileSource(BaseSource):
-    """Keys of every source of files."""
-
-    path: Paths
-    """A file, a folder (every file under it), a glob such as corpus/**/*.txt, a URL of these, or a list; - is standard
-    input."""
-
-    def problems(self) -> Iterator[Problem]:
-        yield from super().problems()
-        if not self.path or (isinstance(self.path, tuple) and "" in self.path):
-            yield "path", "must name files"
-
-
-class RecordSource(FileSource):
-    """Keys of every source of records."""
-
-    field: str = "text"
-    """The key that holds a document's text."""
-    template: str | None = None
-    """The document out of several fields, such as "{title}\\n\\n{body}", in place of `field`."""
-
-    def problems(self) -> Iterator[Problem]:
-        yield from super().problems()
-        if self.template is not None:
-            if problem := _find_template_problem(self.template):
-                yield "template", problem
-                return
-            if "field" in self.model_fields_set:
-                yield "template", "give field or template, not both"
-
-
-def _find_template_problem(template: str) -> str | None:
-    try:
-        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
-    except ValueError as error:
-        return f"not a template: {error}; write {{{{ for a brace"
-    if not fields or not all(name.replace("-", "_").isidentifier() for name, _, _ in fields if name is not None):
-        return 'expected fields by their names, such as "{title}\\n\\n{body}"'
-    for name, spec, conversion in fields:
-        if conversion not in (None, "s", "r", "a") or not _TEXT_FORMAT.fullmatch(spec or ""):
-            written = f"{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
-            return f"{{{written}}}: no format of text, and every field is text; write {{{name}}}"
-    return None
-
-
-class TextSource(FileSource):
-    """Plain text files."""
-
-    type: Literal["text"] = "text"
-    documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
-    """Unit of a document: a whole file, or the text between blank lines."""
-
-
-class JsonlSource(RecordSource):
-    """Files of one JSON object a line; also what datatrove writes."""
-
-    type: Literal["jsonl"] = "jsonl"
-
-
-class ParquetSource(RecordSource):
-    """Parquet files, a row a document."""
-
-    type: Literal["parquet"] = "parquet"
-
-
-class WebdatasetSource(RecordSource):
-    """Tars of raw text as webdataset has them: NAME.txt is a document, NAME.json a record."""
-
-    type: Literal["webdataset"] = "webdataset"
-    member: Literal["txt", "json"] = "txt"
-    """Members to read."""
-
-
-class HuggingFaceSource(RecordSource):
-    """Folders that `datasets` has saved by `save_to_disk`; the hub is never asked."""
-
-    type: Literal["huggingface"] = "huggingface"
-    part: str | None = None
-    """Split to read, if there are several."""
-
-
-class PythonDocsSource(BaseSource):
-    """The docstrings of installed Python packages, a document a module, each paragraph once."""
-
-    type: Literal["python_docs"] = "python_docs"
-    packages: tuple[str, ...] = ("torch", "numpy", "sympy")
-    """Packages to read; those that are not installed are left out."""
-    stdlib: bool = True
-    """Read the standard library and Python's help topics too."""
-
-
-_SOURCES = {
-    "text": TextSource,
-    "jsonl": JsonlSource,
-    "parquet": ParquetSource,
-    "webdataset": WebdatasetSource,
-    "huggingface": HuggingFaceSource,
-    "python_docs": PythonDocsSource,
-}
-
-Source = Annotated[
-    TextSource | JsonlSource | ParquetSource | WebdatasetSource | HuggingFaceSource | PythonDocsSource,
-    TaggedUnion(_SOURCES),
-]
+Source = Annotated[BaseSource, TaggedUnion(SOURCES)]
+"""The config of any source, told by its key `type`."""

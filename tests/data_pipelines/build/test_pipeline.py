@@ -30,7 +30,6 @@ from data_pipelines.build.pipeline import build
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
-from data_pipelines.sources.records import source_files
 from data_pipelines.stages.plan import make_plan
 from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -104,7 +103,7 @@ def test_a_finished_build_is_kept_and_other_settings_need_force(build_small: Bui
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     build_small(DOCUMENTS, workers=2)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
-    with pytest.raises(DataError, match="built with other settings; choose another `out`, or --force"):
+    with pytest.raises(DataError, match="built with other settings; choose another `out`, or replace it with --force"):
         build_small(DOCUMENTS, seed=2)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
     build_small(DOCUMENTS, seed=2, force=True)
@@ -116,7 +115,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(build_small: Build
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("dear")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds no dataset"):
+        with pytest.raises(DataError, match="is not a dataset built here"):
             build_small(DOCUMENTS, force=force)
     assert (tmp_path / "data" / "thesis.tex").read_text() == "dear"
 
@@ -135,7 +134,7 @@ def test_the_index_tells_what_it_was_built_from(build_small: BuildSmall, monkeyp
         ([], {}, "the corpus is empty"),
         ([" ", "\n"], {}, "the corpus is empty"),
         (["One document."], {"splits": {"valid": 0.01}}, "none of the 1 documents falls into valid"),
-        (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which gives at most"),
+        (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which supports at most"),
         (DOCUMENTS, {"tokenizer": {"path": "none.model"}}, "none.model: no such tokenizer"),
         (DOCUMENTS, {"sources": [{"type": "text", "path": "none.txt"}]}, "none.txt: no such file"),
     ],
@@ -155,7 +154,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_goes_on(tmp_path: Path):
     commands.kill_all(process)
     assert not (tmp_path / "data").exists()
     out, _ = commands.finish(start_build(tmp_path), expect=0)
-    assert "going on with the build" in out
+    assert "resuming the build" in out
     assert "Reading: 0.0 MB" in out
     assert not any(tmp_path.glob(".data.*"))
     commands.finish(start_build(tmp_path, out=str(tmp_path / "other")), expect=0)
@@ -236,7 +235,7 @@ def test_a_build_that_an_earlier_version_began_resumes(build_small: BuildSmall, 
         assert work.begin(make_plan(config, work.spool, stages, workers))
         assert not work.begin(make_plan(config.model_copy(update={"seed": 2}), work.spool, stages, workers))
     described = '{"corpus":"web","into":"valid","weight":null,"type":"python_docs","packages":["yaml"],"stdlib":false}'
-    files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in source_files(config.sources[1])]
+    files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in config.sources[1].find_files()]
     key = hashlib.blake2b("\n".join([described, *files]).encode(), digest_size=16).hexdigest()
     assert [path.name for path in work.spool.glob("*.jsonl")] == [f"1-{key}.jsonl"]  # as the earlier version named it
 
@@ -249,7 +248,7 @@ def test_a_build_that_ctrl_c_stops_says_how_to_resume(tmp_path: Path):
     assert f"stopped by Ctrl-C; what is done is kept in {tmp_path}/.data.work: run the same command again" in err
     assert "Traceback" not in out + err
     out, _ = commands.finish(start_build(tmp_path, task_bytes=1 << 16), expect=0)
-    assert f"with the build in {tmp_path}/.data.work" in " ".join(out.split())
+    assert f"resuming the build in {tmp_path}/.data.work" in " ".join(out.split())
 
 
 def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: BuildSmall, tmp_path: Path):
@@ -276,7 +275,7 @@ def test_a_corpus_can_be_piped_in(tmp_path: Path, tiny_tokenizer: Path):
 def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path: Path):
     with (
         WorkDir.of(tmp_path / "data").lock(),
-        pytest.raises(DataError, match="another process builds this dataset right now"),
+        pytest.raises(DataError, match="another process is building this dataset"),
     ):
         build_small(DOCUMENTS)
     build_small(DOCUMENTS)

@@ -13,7 +13,7 @@ from read_source import read
 from data_pipelines.sources import files
 from data_pipelines.sources.config import JsonlSource, Source, TextSource
 from data_pipelines.sources.files import ChunkReader, read_lines
-from data_pipelines.sources.records import cut_into_units, read_pieces, source_files
+from data_pipelines.sources.records import cut_into_units, read_pieces
 from xlpretrain.errors import DataError
 
 
@@ -70,7 +70,7 @@ def test_a_document_larger_than_a_task_is_read_once(
     monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(files, "open_file", open_file)
     CountedFile.num_read = 0
-    units = cut_into_units([source], [source_files(source)], wanted=5000)
+    units = cut_into_units([source], [source.find_files()], wanted=5000)
     assert len(units) > 50
     assert [document for unit in units for document in read_pieces(source, unit.pieces)] == [text]
     assert CountedFile.num_read <= 2.5 * path.stat().st_size  # once by the first task, once by all others together
@@ -99,7 +99,7 @@ def test_zst_files_with_a_long_window_are_read(tmp_path: Path):
     with pytest.raises(DataError, match=r"window of more than 2 GiB.*compress it again with zstd --long=31 or less"):
         read(JsonlSource(path=str(tmp_path)))
     (tmp_path / "1.jsonl.zst").write_bytes(data[:-10])
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="damaged or truncated"):
         read(JsonlSource(path=str(tmp_path)))
 
 
