@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import plugins
 import pytest
 import torch
 from reference_lamb import albert_model, gated_model, train_by_formula
@@ -199,6 +200,33 @@ def test_options_of_deepspeed_that_change_no_result_are_passed_on() -> None:
     engine = validate(_Config, {"engine": {"deepspeed": options}}, "test").engine
     assert isinstance(engine, DeepSpeedConfig)
     assert engine.deepspeed == options
+
+
+ENGINE_OF_A_PACKAGE = """
+from typing import ClassVar, Literal
+
+from xlpretrain.engine.config import DTYPES, EngineConfig
+from xlpretrain.engine.plain import PlainEngine
+
+
+class MineConfig(EngineConfig):
+    type: Literal["mine"] = "mine"
+    shards: int = 1
+    layout_keys: ClassVar[tuple[str, ...]] = ("shards", "precision")
+
+    def make_engine(self, model, optimizer, *, num_micro_batches, weights, device):
+        kinds = {"precision": DTYPES[self.precision], "grad_dtype": DTYPES[self.grad_dtype]}
+        return PlainEngine(model, optimizer, **kinds, weights=weights, device=device)
+"""
+
+
+def test_an_engine_of_a_package_trains(alone: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.install(tmp_path, "mine", {"mine.py": ENGINE_OF_A_PACKAGE}, {"engine.mine": "mine:MineConfig"})
+    with plugins.on_path(tmp_path, monkeypatch):
+        config = validate(_Config, {"engine": {"type": "mine", "shards": 4, "precision": "fp32"}}, "test").engine
+        run = training(config, num_streams=7, num_micro_batches=2)
+        assert run.engine.layout == {"engine": "mine", "shards": 4, "precision": "fp32", "micro_batches": 2}
+        assert _largest_difference(run.steps(0, 3), alone["losses"][:3]) < 1e-6
 
 
 def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
