@@ -144,7 +144,7 @@ class DeepSpeedConfig(EngineConfig):
     """DeepSpeed's ZeRO, which shards the state of training over the ranks."""
 
     type: Literal["deepspeed"] = "deepspeed"
-    """Kind of engine."""
+    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """State that ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16
     with fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32
@@ -193,7 +193,7 @@ class PlainConfig(EngineConfig):
     """Torch alone, with everything replicated on every rank."""
 
     type: Literal["plain"] = "plain"
-    """Kind of engine."""
+    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
 
     ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {"zero_stage": (0, 1, 2, 3), "deepspeed": ({},)}
 

@@ -56,11 +56,12 @@ def drop_ignored_keys(kind: Any, value: Any, prefix: str, dropped: list[str]) ->
 def warn_of_ignored_keys(dropped: Sequence[str], source: str) -> None:
     """Print a line for each ignored key, once in this process, and on one rank only."""
     for path in dropped:
-        if path not in _warned and os.environ.get("RANK", "0") == "0":
+        if path not in _ignored and os.environ.get("RANK", "0") == "0":
             print(f"warning: {source}: {path} means nothing here and is ignored; remove it", file=sys.stderr)
-        _warned.add(path)
+        _ignored.add(path)
 
 
+_ignored: set[str] = set()
 _warned: set[str] = set()
 
 

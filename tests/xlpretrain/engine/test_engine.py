@@ -24,7 +24,7 @@ from xlpretrain import distributed
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import OptimizerConfig
-from xlpretrain.schema import Section, validate
+from xlpretrain.schema import Section, apply_overrides, validate
 
 Numbers = dict[str, Any]
 
@@ -232,6 +232,7 @@ def test_an_engine_of_a_package_trains(alone: Numbers, tmp_path: Path, monkeypat
 def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     # As in the resolved configs of former versions, and in a file whose type an override has changed.
     given = {"engine": {"type": "plain", "zero_stage": 2, "deepspeed": {}, "precision": "fp32"}}
+    given = apply_overrides(given, ["engine.zero_stage=3"], _Config)
     engine = validate(_Config, given, "my.yaml").engine
     assert engine.model_dump() == {
         "type": "plain",

@@ -110,7 +110,7 @@ class MLPConfig(FeedForwardConfig):
     """Two linear maps with an activation between them."""
 
     type: Literal["mlp"] = "mlp"
-    """Kind of feed-forward."""
+    """Kind of feed-forward: mlp (two linear maps) or glu (three, gated: SwiGLU with activation silu)."""
 
     def build(self, settings: FeedForwardSettings) -> MLP:
         return MLP(settings)
@@ -120,7 +120,7 @@ class GLUConfig(FeedForwardConfig):
     """A gated linear unit: SwiGLU with `model.activation: silu`, GEGLU with gelu, ReGLU with relu."""
 
     type: Literal["glu"] = "glu"
-    """Kind of feed-forward."""
+    """Kind of feed-forward: mlp (two linear maps) or glu (three, gated: SwiGLU with activation silu)."""
 
     def build(self, settings: FeedForwardSettings) -> GLU:
         return GLU(settings)

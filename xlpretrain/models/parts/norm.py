@@ -34,7 +34,7 @@ class LayerNormConfig(NormConfig):
     """LayerNorm (Ba et al. 2016, arXiv:1607.06450): mean 0 and variance 1, then a weight and a bias."""
 
     type: Literal["layer_norm"] = "layer_norm"
-    """Kind of norm."""
+    """Kind of norm: layer_norm or rms_norm."""
 
     def build(self, width: int, *, eps: float) -> nn.Module:
         return nn.LayerNorm(width, eps=eps)
@@ -44,7 +44,7 @@ class RMSNormConfig(NormConfig):
     """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467): mean square 1, then a weight; no mean and no bias."""
 
     type: Literal["rms_norm"] = "rms_norm"
-    """Kind of norm."""
+    """Kind of norm: layer_norm or rms_norm."""
 
     def build(self, width: int, *, eps: float) -> nn.Module:
         return RMSNorm(width, eps=eps)

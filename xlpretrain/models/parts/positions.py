@@ -51,7 +51,7 @@ class LearnedConfig(PositionsConfig):
     """A learned vector for each of max_positions positions (BERT, arXiv:1810.04805)."""
 
     type: Literal["learned"] = "learned"
-    """Kind of positions."""
+    """Kind of positions: learned (of an encoder only) or sinusoidal."""
 
     for_distances: ClassVar[bool] = False
 
@@ -64,9 +64,9 @@ class SinusoidalConfig(PositionsConfig):
     """Fixed sinusoids, without weights (arXiv:1706.03762, section 3.5)."""
 
     type: Literal["sinusoidal"] = "sinusoidal"
-    """Kind of positions."""
+    """Kind of positions: learned (of an encoder only) or sinusoidal."""
     base: PositiveFloat = 10000.0
-    """Longest wavelength, in units of 2 pi positions."""
+    """Bound of the wavelengths, in units of 2 pi positions."""
 
     for_distances: ClassVar[bool] = True
 
