@@ -204,7 +204,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = {
             f"{kind}|{name}": digest(checkpoint.read(kind, name, 0, torch.Size(parameter.shape).numel()))
             for name, parameter in manifest.parameters.items()
-            for kind in manifest.kinds
+            for kind in parameter.kinds
         }
         memory = checkpoint.read_memory(range(STREAMS)) if manifest.memory else None
         return {
