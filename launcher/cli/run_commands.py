@@ -187,13 +187,18 @@ def show_config(
     explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
     list_builtin: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
     copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
+    list_plugins: Annotated[
+        bool, typer.Option("--plugins", help="List the types that installed packages add.")
+    ] = False,
 ) -> None:
     """Show a config with all defaults; list or copy those that come with xlpretrain."""
     if list_builtin:
         actions.configs.list_builtin()
     elif copy is not None:
         actions.configs.copy_builtin(copy)
+    elif list_plugins:
+        actions.configs.list_plugins()
     elif config is not None:
         actions.configs.show(config, overrides or [], explain=explain)
     else:
-        raise ConfigError("name a CONFIG, or use --list or --copy NAME")
+        raise ConfigError("name a CONFIG, or use --list, --copy NAME or --plugins")

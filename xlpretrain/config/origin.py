@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xlpretrain import schema
 from xlpretrain.checkpoint.reader import fingerprint
 from xlpretrain.config import resume_rules, run_config
 from xlpretrain.config.resume_rules import Changes
@@ -129,7 +130,9 @@ def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow
         begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change, was=was, now=now
     )
     _check_train(folder, data.train)
-    return changes
+    before, after = folder.read_provenance().get("plugins", {}), schema.plugins_of(config)
+    versions = {key: (before[key], after[key]) for key in after if before.get(key, after[key]) != after[key]}
+    return {**changes, **versions}
 
 
 def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:
@@ -144,6 +147,7 @@ def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:
         "tokenizer_sha256": data.train.tokenizer_sha256,
         **was,
         "contents": contents,
+        "plugins": schema.plugins_of(config),
         "corpora": [corpus.name for corpus in data.train.corpora],
     }
 

@@ -130,7 +130,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = schema.read_section(RunConfig, path, quiet=is_resolved(path))
     data = schema.apply_overrides(data, overrides, RunConfig)
     refuse_secrets(data, str(path))
-    return schema.validate(RunConfig, data, str(path))
+    try:
+        return schema.validate(RunConfig, data, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_describe_missing_plugins(data, path)}") from None
+
+
+def _describe_missing_plugins(data: dict[str, Any], path: Path) -> str:
+    """The plug-ins that the run used when it began and that are not installed here; empty if there are none."""
+    place = path.parent if is_resolved(path) else Path(str(data.get("runs_dir", "runs")), str(data.get("name", "run")))
+    folder = RunDir(place)
+    used = folder.read_provenance().get("plugins", {}) if folder.provenance.is_file() else {}
+    missing = schema.missing_plugins(used)
+    if not missing:
+        return ""
+    return f"\n  {folder.path} was begun with {' and '.join(missing)}, not installed here; install the package again"
 
 
 def refuse_secrets(data: dict[str, Any], source: str) -> None:

@@ -80,7 +80,7 @@ def refuse_unknown(run: LoadedRun) -> None:
         if getattr(objective, name) is None:
             raise LaunchError(
                 f"{run.folder.path}: objective {objective.type} cannot be exported, since its class"
-                f" {type(objective).__name__} does not declare `{name}` (docs/add-an-objective.md). {_WEIGHTS}"
+                f" {type(objective).__name__} does not declare `{name}` (docs/extend/objective.md). {_WEIGHTS}"
             )
     shapes = {name: list(parameter.shape) for name, parameter in run.model.head.named_parameters()}
     others = [name for name in shapes if not name.startswith("output.") and name not in _SENTENCE]

@@ -67,6 +67,7 @@ def import_model(
         "imported_from": str(source.absolute()),
         "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"torch": torch.__version__},
+        "plugins": schema.plugins_of(config),
     }
     try:
         with temporary_folder(folder.path) as path:

@@ -6,14 +6,18 @@ from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import AlbertConfig, BertConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 from xlpretrain.models.xlnet import XLNetConfig
-from xlpretrain.schema import TaggedUnion
+from xlpretrain.schema import Registry, TaggedUnion
 
-MODELS: dict[str, type[BackboneConfig]] = {
-    "transformer_xl": TransformerXLConfig,
-    "xlnet": XLNetConfig,
-    "albert": AlbertConfig,
-    "bert": BertConfig,
-}
+MODELS: Registry[BackboneConfig] = Registry(
+    "model",
+    BackboneConfig,
+    {
+        "transformer_xl": TransformerXLConfig,
+        "xlnet": XLNetConfig,
+        "albert": AlbertConfig,
+        "bert": BertConfig,
+    },
+)
 
 AnyModel = Annotated[BackboneConfig, TaggedUnion(MODELS)]
 """The config of any model, told by its key `type`."""

@@ -7,14 +7,18 @@ from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.classification import Classification
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
-from xlpretrain.schema import TaggedUnion
+from xlpretrain.schema import Registry, TaggedUnion
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "causal_lm": CausalLM,
-    "permutation_lm": PermutationLM,
-    "masked_lm": MaskedLM,
-    "classify": Classification,
-}
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    Objective,
+    {
+        "causal_lm": CausalLM,
+        "permutation_lm": PermutationLM,
+        "masked_lm": MaskedLM,
+        "classify": Classification,
+    },
+)
 
 AnyObjective = Annotated[Objective, TaggedUnion(OBJECTIVES)]
 """The config of any objective, told by its key `type`."""

@@ -127,7 +127,7 @@ class Objective(Section, ABC):
         """
         raise ConfigError(
             f"objective {self.type} has no likelihood of a text: its class {type(self).__name__} does not define"
-            " `likelihood_queries` (docs/add-an-objective.md)"
+            " `likelihood_queries` (docs/extend/objective.md)"
         )
 
     def declared(self, value: _T | None, name: str) -> _T:
@@ -135,7 +135,7 @@ class Objective(Section, ABC):
         if not value:
             raise ConfigError(
                 f"objective {self.type} does not declare `{name}`, so this cannot be done; its class"
-                f" {type(self).__name__} would have to define it (docs/add-an-objective.md)"
+                f" {type(self).__name__} would have to define it (docs/extend/objective.md)"
             )
         return value
 

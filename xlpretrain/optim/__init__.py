@@ -5,11 +5,13 @@ from typing import Annotated
 from xlpretrain.optim.adamw import AdamWConfig
 from xlpretrain.optim.base import OptimizerConfig
 from xlpretrain.optim.lamb import LambConfig
-from xlpretrain.schema import TaggedUnion
+from xlpretrain.schema import Registry, TaggedUnion
 
 __all__ = ["OPTIMIZERS", "AdamWConfig", "AnyOptimizer", "LambConfig", "OptimizerConfig"]
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "lamb": LambConfig}
+OPTIMIZERS: Registry[OptimizerConfig] = Registry(
+    "optimizer", OptimizerConfig, {"adamw": AdamWConfig, "lamb": LambConfig}
+)
 
 AnyOptimizer = Annotated[OptimizerConfig, TaggedUnion(OPTIMIZERS)]
 """The config of any optimizer, told by its key `type`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section, TaggedUnion
+from xlpretrain.schema import Problem, Registry, Section, TaggedUnion
 
 
 class Schedule(Section, ABC):
@@ -96,5 +96,7 @@ class WSD(Schedule):
         return 1 - fallen * (1 - self.min_lr_ratio)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule", Schedule, {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
+)
 AnySchedule = Annotated[Schedule, TaggedUnion(SCHEDULES)]

@@ -6,6 +6,7 @@ A section is a frozen pydantic model that lives beside the code it configures; `
 
 from xlpretrain.schema.former_keys import current_keys
 from xlpretrain.schema.overrides import apply_overrides
+from xlpretrain.schema.registry import Registry, list_plugins, missing_plugins, plugins_of
 from xlpretrain.schema.sections import FormerKey, Matching, OneOrMany, Problem, Section, TaggedUnion
 from xlpretrain.schema.validation import dump, explain, format_value, load, read_section, validate
 from xlpretrain.schema.yaml_text import format_problems, parse_yaml, read_yaml
@@ -15,6 +16,7 @@ __all__ = [
     "Matching",
     "OneOrMany",
     "Problem",
+    "Registry",
     "Section",
     "TaggedUnion",
     "apply_overrides",
@@ -23,8 +25,11 @@ __all__ = [
     "explain",
     "format_problems",
     "format_value",
+    "list_plugins",
     "load",
+    "missing_plugins",
     "parse_yaml",
+    "plugins_of",
     "read_section",
     "read_yaml",
     "validate",

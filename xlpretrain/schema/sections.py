@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from functools import partial
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from xlpretrain.schema.registry import PluginError, Registry
 
 Problem = tuple[str, str]
 """A dotted path and what is wrong there."""
@@ -30,27 +35,55 @@ class Section(BaseModel):
         yield from ()
 
 
-ONE, SEVERAL = "(one)", "(several)"
-"""Tags that pydantic puts into the place of an error in a `OneOrMany`."""
+ONE, SEVERAL, PLUGIN = "(one)", "(several)", "(plug-in)"
+"""Tags that pydantic puts into the path of an error in a `OneOrMany` or a `TaggedUnion`."""
 
 
 class TaggedUnion:
     """Annotates a field as one of several sections, told apart by their key `type` (default: the first).
 
-    `Annotated[Base, Choice({"a": A, "b": B})]`: adding a variant is one line in the mapping.
+    `Annotated[Base, TaggedUnion({"a": A, "b": B})]`, or a `Registry`, to which installed packages can add types.
     """
 
     def __init__(self, variants: Mapping[str, type[Section]]):
         self.variants = variants
 
+    def tag(self, value: Any) -> Any:
+        """The name of the variant that a value is of, or is to become."""
+        if isinstance(value, Mapping):
+            return value.get("type", next(iter(self.variants)))
+        return getattr(value, "type", None)
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        default = next(iter(self.variants))
+        builtin = self.variants.builtin if isinstance(self.variants, Registry) else self.variants
+        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in builtin.items()}
+        if isinstance(self.variants, Registry):
+            choices[PLUGIN] = core_schema.no_info_after_validator_function(
+                partial(_validate_plugin, self.variants), core_schema.any_schema()
+            )
+        return core_schema.tagged_union_schema(
+            choices, discriminator=self._choose, serialization=core_schema.simple_ser_schema("any")
+        )
 
-        def tag(value: Any) -> Any:
-            return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+    def _choose(self, value: Any) -> Any:
+        name = self.tag(value)
+        if isinstance(self.variants, Registry) and name not in self.variants.builtin and name in self.variants:
+            return PLUGIN
+        return name
 
-        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in self.variants.items()}
-        return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+def _validate_plugin(variants: Registry[Any], value: Any) -> Section:
+    """A plug-in's section: its type is known only now."""
+    if isinstance(value, Section):
+        return value
+    try:
+        name = value["type"]
+        section = variants[name]
+    except PluginError as error:
+        raise PydanticCustomError("plugin", "{problem}", {"problem": str(error)}) from error
+    # A union of one, so that its errors have the tag in their path, as those of built-in variants do.
+    one: TypeAdapter[Section] = TypeAdapter(Annotated[Section, TaggedUnion({name: section})])
+    return one.validate_json(json.dumps(value))
 
 
 class OneOrMany:
@@ -109,11 +142,30 @@ def section_of(kind: Any, value: Mapping[str, Any]) -> type[Section] | None:
     if is_section(kind):
         section: type[Section] = kind
         return section
-    for union in getattr(kind, "__metadata__", ()):
-        if isinstance(union, TaggedUnion):
-            tag = value.get("type", next(iter(union.variants)))
+    if (union := union_of(kind)) is not None:
+        tag = union.tag(value)
+        try:
             return union.variants.get(tag) if isinstance(tag, str) else None
+        except PluginError:  # reported where the value is validated
+            return None
     return next((found for part in get_args(kind) if (found := section_of(part, value)) is not None), None)
+
+
+def union_of(kind: Any) -> TaggedUnion | None:
+    """The tagged union that a field of this type holds a value of, None aside."""
+    marks = (mark for choice in alternatives(kind) for mark in getattr(choice, "__metadata__", ()))
+    return next((mark for mark in marks if isinstance(mark, TaggedUnion)), None)
+
+
+def alternatives(kind: Any) -> Iterator[Any]:
+    """The types that a field accepts: those of a `|`, or the one."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        for choice in get_args(kind):
+            yield from alternatives(choice)
+    else:
+        yield kind
+        if hasattr(kind, "__metadata__"):
+            yield from alternatives(kind.__origin__)
 
 
 def is_section(kind: Any) -> bool:

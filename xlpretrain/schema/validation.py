@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema.former_keys import current_key, rename_keys, warn_of_former_keys
 from xlpretrain.schema.overrides import apply_overrides
-from xlpretrain.schema.sections import ONE, SEVERAL, Problem, Section, TaggedUnion, is_section, kind_of
+from xlpretrain.schema.sections import (
+    ONE,
+    PLUGIN,
+    SEVERAL,
+    Problem,
+    Section,
+    alternatives,
+    is_section,
+    kind_of,
+    union_of,
+)
 from xlpretrain.schema.yaml_text import format_problems, read_yaml, show_value
 
 S = TypeVar("S", bound=Section)
@@ -112,7 +122,7 @@ def _is_echo(error: dict[str, Any]) -> bool:
 
 
 def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> Problem:
-    path, here = _locate(section, error["loc"])
+    path, here, kind = _locate(section, error["loc"])
     known = list(here.model_fields) if here is not None else []
     got, context = error["input"], error.get("ctx", {})
     key = path.rsplit(".", 1)[-1]
@@ -126,8 +136,13 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         case "missing":
             return path, "required, and not given"
         case "union_tag_invalid":
-            tags = context["expected_tags"].replace("'", "")
-            return f"{path}.type", f"must be one of {tags}, got {show_value(context['tag'])}"
+            union = union_of(kind)
+            known = list(union.variants) if union else context["expected_tags"].replace("'", "").split(", ")
+            close = _closest(str(context["tag"]), known)
+            hint = f"; did you mean {close}?" if close else ""
+            return f"{path}.type", f"must be one of {', '.join(known)}, got {show_value(context['tag'])}{hint}"
+        case "plugin":
+            return f"{path}.type", str(context["problem"])
         case "string_type" if got is None:
             return path, "must be text, and is empty"
         case "string_type" if isinstance(got, bool | int | float):
@@ -145,32 +160,29 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
             return path, f"{lead}{message[:1].lower()}{message[1:]}, got {show_value(got)}"
 
 
-def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[str, type[Section] | None]:
-    """The dotted path of an error, without the tags that pydantic puts into it, and the section at that level."""
+def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[str, type[Section] | None, Any]:
+    """The dotted path of an error, without the tags that pydantic puts into it.
+
+    Also returns the section that the path's last key belongs to, if it is known, and the type of its field.
+    """
     path: list[str] = []
-    here: type[Section] | None = section
-    variants: Mapping[str, type[Section]] | None = None
+    owner: type[Section] | None = None
+    kind: Any = section
     for part in loc:
-        if part in (ONE, SEVERAL):
+        union = union_of(kind)
+        if part in (ONE, SEVERAL, PLUGIN):
             continue
-        if variants is not None and part in variants:
-            here, variants = variants[str(part)], None
+        if union is not None and part in union.variants:
+            kind = union.variants[str(part)]
             continue
-        known = here.model_fields if here is not None else {}
         path.append(str(part))
-        if isinstance(part, str) and part in known and part != str(loc[-1]):
-            choice = next((m for m in known[part].metadata if isinstance(m, TaggedUnion)), None)
-            variants = choice.variants if choice else None
-            inner = [t for t in (known[part].annotation, *get_args(known[part].annotation)) if is_section(t)]
-            element = [
-                m.variants
-                for t in get_args(known[part].annotation)
-                for m in getattr(t, "__metadata__", ())
-                if isinstance(m, TaggedUnion)
-            ]
-            variants = variants or (element[0] if element else None)
-            here = None if variants else (inner[0] if inner else None)
-    return ".".join(path), here
+        owner = next(filter(is_section, alternatives(kind)), None)
+        if owner is not None:
+            kind = kind_of(owner, str(part))
+        else:  # an item of a list
+            lists = (choice for choice in alternatives(kind) if get_origin(choice) in (tuple, list))
+            kind = next((get_args(choice)[0] for choice in lists), None)
+    return ".".join(path), owner, kind
 
 
 def _closest(key: str, known: Sequence[str]) -> str | None:

@@ -32,6 +32,12 @@ def list_builtin() -> None:
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
+def list_plugins() -> None:
+    """Print the types that installed packages add, without importing them."""
+    for plugin in schema.list_plugins():
+        print(f"{plugin.name:<36} {plugin}")
+
+
 def copy_builtin(name: str) -> None:
     """Copy one into the current folder. Raises `ConfigError` for an unknown name or a file that is there."""
     name = name.removesuffix(".yaml")
