@@ -120,7 +120,7 @@ def summarize_groups(
         ConfigError: a group is empty or its parameters differ in their state keys (ZeRO lays a group's parameters end
             to end in one tensor, so they share their state), or the groups do not hold each parameter exactly once.
     """
-    found = []
+    found: list[GroupSummary] = []
     unplaced = dict(names)
     for group in optimizer.param_groups:
         members = [unplaced.pop(parameter, None) for parameter in group["params"]]
