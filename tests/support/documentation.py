@@ -30,13 +30,14 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.schema import Section, validate
 
-EXTENSIONS = [f"docs/extend/{p.name}" for p in ROOT.glob("docs/extend/*.md")]
+EXTENSIONS = [f"docs/extend/{p.name}" for p in ROOT.glob("docs/extend/*.md") if p.stem != "README"]
 """Pages whose code makes a package; tests/docs/extend/ follows each, with its configs and commands."""
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "slurm/README.md",
     *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+    "docs/extend/README.md",
     *EXTENSIONS,
 ]
 DECISIONS = [f"docs/decisions/{p.name}" for p in ROOT.glob("docs/decisions/*.md")]

@@ -1,6 +1,6 @@
-"""Configuration files: YAML and `key.sub=value` overrides into typed sections, every mistake in one report.
+"""Config files: parse YAML and `key.sub=value` overrides into typed sections, reporting all mistakes at once.
 
-A section is a frozen pydantic model that lives beside the code it configures; `xlpretrain.config.run_config` and
+A section is a frozen pydantic model next to the code that it configures; `xlpretrain.config.run_config` and
 `data_pipelines.config` compose them. A renamed field is annotated with its `FormerKey`. Torch-free.
 """
 
