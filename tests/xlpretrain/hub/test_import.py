@@ -410,7 +410,7 @@ def test_weights_of_another_vocabulary_begin_no_run_and_imported_ones_are_not_go
     albert, bring, tmp_path, tiny_dataset, group
 ):
     back = bring(albert, data=tiny_dataset / "train")
-    with pytest.raises(CheckpointError, match="holds weights alone"):
+    with pytest.raises(CheckpointError, match="has only weights"):
         set_up_run(back.config, device=torch.device("cpu"))
     provenance = {**back.folder.read_provenance(), "tokenizer_sha256": "0" * 64}
     back.folder.provenance.write_text(json.dumps(provenance))
