@@ -110,7 +110,7 @@ def test_groups_of_two_rules_are_the_same_on_any_partition(measured: Numbers, al
 
 
 def test_groups_that_an_engine_cannot_step_are_refused(alone: Numbers) -> None:
-    with pytest.raises(ConfigError, match="group 0 has parameters with different state: .*build it from"):
+    with pytest.raises(ConfigError, match=r"group 0 has parameters with different state: .*build it from"):
         training(FP32["plain fp32"], num_streams=2, num_micro_batches=1, optimizer=OneGroup())
     unmatched = TWO_RULES.model_copy(update={"groups": (GroupConfig(match="backbone.embeding.*"),)})
     with pytest.raises(ConfigError, match=r"groups.0.match +'backbone.embeding.\*' matches no .* backbone.embedding.w"):

@@ -94,7 +94,7 @@ def test_each_layer_below_the_head_has_its_factor_on_top_of_its_groups():
         (["BACKBONE.*"], "'BACKBONE.*' matches no parameter"),
         (
             ["backbone.*", "*.content_bias"],
-            "is in an earlier group (backbone.content_bias: 'backbone.*'); put the narr",
+            "is in an earlier group (backbone.content_bias: 'backbone.*'); put the",
         ),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_pattern_that_applies_to_nothing_is_an_error_with_close_names(patterns
 
 def test_layer_decay_of_a_model_without_layers_is_refused():
     weight = {"backbone.mix.weight": nn.Parameter(torch.ones(2, 2))}
-    with pytest.raises(ConfigError, match="layer_decay +this model has no parameter named layers.N"):
+    with pytest.raises(ConfigError, match=r"layer_decay +this model has no parameter named layers\.N"):
         adamw(layer_decay=0.9).parameter_groups(weight)
 
 
@@ -117,7 +117,7 @@ def test_layer_decay_of_a_model_without_layers_is_refused():
         ({"groups": [{"match": "x", "lr_factor": -1.0}]}, "groups.0.lr_factor"),
         (
             {"groups": [{"match": "x", "weigth_decay": 0.0}]},
-            "groups.0.weigth_decay  unknown key; did you mean weight_d",
+            "groups.0.weigth_decay  unknown key; did you mean",
         ),
         ({"groups": [{"lr_factor": 1.0}]}, "groups.0.match  required"),
         ({"layer_decay": 1.5}, "layer_decay"),
