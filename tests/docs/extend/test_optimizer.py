@@ -75,14 +75,9 @@ def test_the_page_is_trained_and_resumed_under_zero_2_on_two_ranks(
 ):
     monkeypatch.setitem(commands.EXTRA, "PYTHONPATH", str(plugins.install_page(PAGE, tmp_path)))
     runs = tmp_path / "runs"
-    lines = [
-        [
-            word.replace("lion.yaml", str(tmp_path / "lion.yaml")).replace("runs/lion", str(runs / "lion"))
-            for word in line
-        ]
-        for line in map(shlex.split, _block("sh").splitlines())
-    ]
-    (train, resume), data = lines, [f"data.train={tiny_dataset / 'train'}", f"runs_dir={runs}", "wandb.mode=disabled"]
+    script = _block("sh").replace("lion.yaml", str(tmp_path / "lion.yaml")).replace("runs/lion", str(runs / "lion"))
+    train, resume = map(shlex.split, script.splitlines())
+    data = [f"data.train={tiny_dataset / 'train'}", f"runs_dir={runs}", "wandb.mode=disabled"]
     out, err = commands.run(*train[1:], *data)
     for group in (
         "backbone.embedding.*: 1 tensor,",

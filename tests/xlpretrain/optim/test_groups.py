@@ -89,7 +89,7 @@ def test_each_layer_below_the_head_has_its_factor_on_top_of_its_groups():
     ("patterns", "problem"),
     [
         (["embedding.*"], "'embedding.*' matches no parameter; close names: backbone.embedding.tokens.weight"),
-        (["*.qwery.weight"], "matches no parameter; close names: backbone.layers.1.attention.query.weight"),
+        (["*.qwery.weight"], "close names: head.output.weight, backbone.layers.1.attention.query.weight"),
         (["zzz"], "'zzz' matches no parameter; this model has backbone.embedding.tokens.weight, backbone.content_bias"),
         (["BACKBONE.*"], "'BACKBONE.*' matches no parameter"),
         (
