@@ -70,8 +70,8 @@ def pattern_problems(groups: Sequence[GroupConfig], names: Sequence[str]) -> Ite
 
 
 def _close_names(pattern: str, names: Sequence[str]) -> str:
-    literal = pattern.replace("*", "")
-    close = [name for name in names if literal.strip(".") and literal.strip(".") in name][:3]
+    literal = pattern.strip("*")
+    close = [name for name in names if literal and literal in name][:3]
     close = close or difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"close names: {', '.join(close)}" if close else f"this model has {', '.join(names[:3])}, ..."
 

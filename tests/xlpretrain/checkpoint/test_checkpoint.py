@@ -22,6 +22,7 @@ from torchrun import torchrun
 from workers.checkpoint_cases import STREAMS, begin, restore, save
 from workers.engine_cases import FP32
 
+from launcher.cli.monitor import checkpoints
 from xlpretrain.checkpoint import reader
 from xlpretrain.checkpoint.files import list_checkpoints
 from xlpretrain.checkpoint.reader import load_weights, load_weights_into
@@ -246,12 +247,16 @@ def test_a_checkpoint_of_schema_2_goes_on_in_every_bit(tmp_path: Path, run: Trai
     assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
 
 
-def test_a_checkpoint_of_a_later_version_is_refused_and_stays_where_it_is(tmp_path: Path, run: Training) -> None:
+def test_a_checkpoint_of_a_later_version_is_refused_and_stays_where_it_is(
+    tmp_path: Path, run: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path, run, 1)
     _rewrite(save(tmp_path, run, 2), lambda content: content.update(schema=9, parameters="other"))
     with pytest.raises(CheckpointError, match=r"step-00000002: was written by a later version .*schema 9.*up to 3"):
         restore(tmp_path, run)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000001"]
+    assert not checkpoints.show(tmp_path, verify=False)
+    assert "was written by a later version" in capsys.readouterr().out
 
 
 def test_the_manifest_names_each_parameters_state_and_another_optimizers_lack_is_told(

@@ -190,7 +190,7 @@ def test_what_a_resume_may_change():
 @pytest.mark.parametrize("model", ["transformer_xl", "xlnet", "albert"])
 def test_groups_are_compared_with_the_models_names_before_work_starts(tiny_dataset: Path, model: str):
     train = mixture_of(tiny_dataset / "train")
-    keys = {"type": model, "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32}
+    keys = {"type": model, "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "mem_len": 0}
     objective = {"type": "causal_lm", "seq_len": 16} if model == "transformer_xl" else {"type": "masked_lm"}
     config = partial(make_config, model=keys, objective=objective)
     fitting = {"groups": [{"match": "backbone.embedding.*", "lr_factor": 0.5}], "layer_decay": 0.9}
