@@ -1,6 +1,6 @@
 """Documents out of files of every type.
 
-Modules: read_units.py.
+Modules: base.py, read_units.py, text.py, webdataset.py.
 """
 
 import gzip
