@@ -81,6 +81,16 @@ ENCODERS = {
     "albert, no sentences": ({"type": "albert", "d_embed": 8}, "AlbertForMaskedLM"),
     "albert, pre-norm": ({"type": "albert", "d_embed": 8, "pre_norm": True}, "XLPretrainForPreTraining"),
     "bert, wide heads": ({"type": "bert", "d_head": 12}, "XLPretrainForPreTraining"),
+    "bert, other parts": (
+        {
+            "type": "bert",
+            "feed_forward": {"type": "glu"},
+            "norm": {"type": "rms_norm"},
+            "positions": {"type": "sinusoidal"},
+            "activation": "silu",
+        },
+        "XLPretrainForPreTraining",
+    ),
 }
 
 

@@ -349,7 +349,7 @@ def test_another_shape_is_named(albert, bring):
     ("keys", "told"),
     [
         ({"model_type": "gpt2"}, "model_type must be one of xlnet, albert, bert"),
-        ({"hidden_act": "swish"}, "activation  must be one of gelu_new"),
+        ({"hidden_act": "mish"}, "activation  must be one of gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type  must be 'absolute'"),
         ({"num_hidden_groups": 0}, "num_layer_groups"),
     ],
