@@ -47,5 +47,5 @@ def test_what_is_wrong_with_a_probe_is_said_before_the_start(tmp_path: Path, tin
     files = {name: str(path) for name, path in _files(tmp_path).items()}
     probe = {**files, "label": "mark"}
     config = write_config(tmp_path / "bad.yaml", tiny_dataset, name="bad", eval={"probe": probe, "max_tokens": 2000})
-    assert "has no column 'mark'; it has text, label" in refused("train", config)
+    assert "no column 'mark'; the columns are: text, label" in refused("train", config)
     assert not (tmp_path / "runs" / "bad").exists()
