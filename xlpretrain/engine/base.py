@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -46,6 +47,8 @@ class Engine(ABC):
     """Names of the state kept per parameter: `weight`, and the optimizer's."""
     layout: Mapping[str, str | int]
     """Settings that must be equal for a resume to be bit-identical: engine, stage, precision and so on."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages beside torch whose versions a bit-identical resume depends on."""
     _state: Partition
 
     @abstractmethod
@@ -53,8 +56,8 @@ class Engine(ABC):
         """Begin a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
-        """Forward in training mode."""
+    def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        """Run one micro-batch through the model in training mode: its loss, and its streams' next memory."""
 
     @abstractmethod
     def backward(self, loss: Loss) -> None:
@@ -64,7 +67,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, lr: float) -> float:
+    def update(self, lr: float) -> float:
         """Reduce, clip and update once. Returns the global gradient norm before clipping.
 
         Where the norm is not finite, no weight and no optimizer state changes, on any rank.

@@ -256,7 +256,7 @@ def test_wrong_mixtures_come_back_in_one_report():
     assert "5 problems" not in report and "4 problems" in report, report
     for key in ("data.train.0.weight", "data.train.1.wieght", "did you mean weight?", "data.train.2.path"):
         assert key in report
-    with pytest.raises(ConfigError, match=r"data.train.1.path +b is there already"):
+    with pytest.raises(ConfigError, match=r"data.train.1.path +b is listed twice"):
         run_config("memory", data={"train": [{"path": "b"}, {"path": "b"}]})
 
 

@@ -71,7 +71,7 @@ def test_every_objective_says_what_can_be_done_with_it_and_a_derived_one_says_it
 def test_a_classifier_may_spell_out_its_layout():
     keys = {"type": "classify", "labels": ["a", "b"], "layout": "mask A sep | mask A sep B:1 sep:1"}
     assert str(schema.validate(OBJECTIVES["classify"], keys, "test").token_layout) == keys["layout"]
-    with pytest.raises(ConfigError, match=r"layout +must be one of cls_first, cls_last, document, or spelled out"):
+    with pytest.raises(ConfigError, match=r"layout +must be one of cls_first, cls_last, document, or written out"):
         schema.validate(OBJECTIVES["classify"], keys | {"layout": "cls_middle"}, "test")
 
 
@@ -83,5 +83,7 @@ def test_a_use_that_is_not_declared_is_refused_by_its_name(tmp_path, tiny_datase
 
     run = xlpretrain.load(make_run(tmp_path, tiny_dataset, {"type": "transformer_xl"}).path, device="cpu")
     bare = Bare(**run.config.objective.model_dump())
-    with pytest.raises(ConfigError, match="objective causal_lm does not declare `token_layout`"):
+    with pytest.raises(
+        ConfigError, match="not supported by objective causal_lm because its class Bare does not declare `token_layout`"
+    ):
         bare.declared(bare.token_layout, "token_layout")
