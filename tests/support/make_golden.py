@@ -1,6 +1,6 @@
 """Make golden folders: datasets, runs and checkpoints of the current version.
 
-    python tests/support/make_golden.py tests/golden/0.1.0
+    python tests/support/make_golden.py tests/golden/VERSION [RUN...]      # all runs, or those of these names
 
 test_golden.py reads all existing sets, so that later versions keep reading users' files. Make a
 new set when a format changes; never change or delete an old one.
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "objective": {"type": "masked_lm", "seq_len": 32, "sentence_task": "nsp"},
     },
 }
+MODELS["grouped"] = {
+    **MODELS["transformer_xl"],
+    "optimizer": {
+        "type": "adamw",
+        "lr": 3e-3,
+        "grad_clip": 0.5,
+        "layer_decay": 0.8,
+        "groups": [{"match": "backbone.embedding.*", "lr_factor": 0.5, "weight_decay": 0.0}],
+    },
+}
 PLAIN: dict[str, Any] = {"type": "plain"}
 ZERO_1, ZERO_3 = ({"type": "deepspeed", "zero_stage": stage} for stage in (1, 3))
 # Each engine, precision and number of ranks at least once; each model with each engine.
@@ -67,6 +78,7 @@ RUNS: list[tuple[str, dict[str, Any], str, int]] = [
     ("bert", ZERO_3, "fp32", 2),
     ("transformer_xl", ZERO_3, "bf16", 1),
     ("xlnet", ZERO_3, "bf16", 2),
+    ("grouped", ZERO_1, "bf16", 2),
 ]
 RESUMED_AS_PLAIN = ["engine.type=plain", "engine.precision=fp32"]
 
@@ -144,14 +156,18 @@ def run_config(name: str, changes: dict[str, Any], engine: dict[str, Any], corpo
     return path
 
 
-def make_runs() -> dict[str, int]:
-    """Train each run. Returns the number of ranks by name."""
+def make_runs(only: Sequence[str]) -> dict[str, int]:
+    """Train each run, or those of these names. Returns the number of ranks by name."""
     made: dict[str, int] = {}
     for model, engine, precision, ranks in RUNS:
         kind = engine["type"] if engine is PLAIN else f"zero{engine['zero_stage']}"
         name = f"{model}_{kind}_{precision}_{ranks}"
+        if only and name not in only:
+            continue
         run("train", run_config(name, MODELS[model], {**engine, "precision": precision}, ["words"]), "--nproc", ranks)
         made[name] = ranks
+    if only:
+        return made
     small = {"model": {**MODELS["transformer_xl"]["model"], "num_layers": 1}}
     for name, corpora in {"mixture": ["words", "more_words"], "bytes": ["bytes"]}.items():
         changes = {**MODELS["transformer_xl"], **small}
@@ -204,7 +220,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = {
             f"{kind}|{name}": digest(checkpoint.read(kind, name, 0, torch.Size(parameter.shape).numel()))
             for name, parameter in manifest.parameters.items()
-            for kind in manifest.kinds
+            for kind in parameter.kinds
         }
         memory = checkpoint.read_memory(range(STREAMS)) if manifest.memory else None
         return {
@@ -220,14 +236,14 @@ def digest(tensor: Any) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def main(out: Path) -> None:
+def main(out: Path, *only: str) -> None:
     """Make everything under `ROOT`, then move it to `out`."""
     assert not out.exists(), f"{out}: golden folders are never changed"
     shutil.rmtree(ROOT, ignore_errors=True)
     ROOT.mkdir()
     make_datasets()
     expected = {}
-    for name, ranks in make_runs().items():
+    for name, ranks in make_runs(only).items():
         checkpoint = ROOT / "runs" / name / "checkpoints" / f"step-{STEPS:08d}"
         expected[name] = {
             "ranks": ranks,
@@ -249,4 +265,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

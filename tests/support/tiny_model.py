@@ -202,7 +202,7 @@ def whole_state(engine: Engine) -> dict[tuple[str, str], Tensor]:
     state = {
         (kind, name): torch.full((shape.numel(),), math.nan)
         for name, shape in engine.shapes.items()
-        for kind in engine.state_keys
+        for kind in engine.kinds[name]
     }
     for kind, name, start, stop, values in itertools.chain(*gather_objects(pieces)):
         assert state[kind, name][start:stop].isnan().all(), f"{kind} of {name}[{start}:{stop}] is held twice"

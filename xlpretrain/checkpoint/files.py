@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from xlpretrain.errors import CheckpointError
 from xlpretrain.file_system import atomic_dirs
 from xlpretrain.file_system.atomic_files import is_temporary
 
@@ -124,7 +125,8 @@ def _children(folder: Path) -> list[Path]:
 
 
 CHUNK = 16 * 2**20
-SCHEMA = 2
+SCHEMA = 3
+"""Of the manifests that are written. 2, which is read too, had one list of kinds for all parameters."""
 MANIFEST = "manifest.json"
 
 
@@ -142,10 +144,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A parameter's shape, and its ranges [start, stop, file] in order; they tile it, for every kind."""
+    """A parameter's shape, the kinds of state kept for it (`weight`, and its optimizer's), and ranges [start, stop,
+    file] in order; they tile it, for each of its kinds."""
 
     shape: list[int]
     ranges: list[tuple[int, int, str]]
+    kinds: list[str]
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class CheckpointManifest:
     """Everything in a checkpoint except its tensors.
 
     state: the run's `TrainState`. layout: what made it, for telling whether going on is bit-identical.
-    updates: the optimizer's step count. kinds: of the tensors kept per parameter.
+    updates: number of updates of the optimizer.
     memory: ranges of streams [first, stop, file] in order.
     """
 
@@ -161,7 +165,6 @@ class CheckpointManifest:
     state: dict[str, Any]
     layout: dict[str, Any]
     updates: int
-    kinds: list[str]
     parameters: dict[str, ParameterEntry]
     memory: list[tuple[int, int, str]]
     files: dict[str, FileEntry]
@@ -179,7 +182,12 @@ class CheckpointManifest:
 
     @classmethod
     def read(cls, folder: Path) -> CheckpointManifest:
-        """Read the manifest of a checkpoint. Raises `DamagedError`."""
+        """Read the manifest of a checkpoint.
+
+        Raises:
+            DamagedError: it is not as it was written.
+            CheckpointError: a later version of xlpretrain wrote it. That is no damage; the checkpoint stays in place.
+        """
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             written = content.pop("sha256")
@@ -189,8 +197,13 @@ class CheckpointManifest:
             raise DamagedError("manifest unreadable") from None
         if written != _checksum(content):
             raise DamagedError("manifest checksum")
-        if (schema := content.pop("schema")) != SCHEMA:
-            raise DamagedError(f"manifest of schema {schema}, not {SCHEMA}")
+        if (schema := content.pop("schema")) > SCHEMA:
+            raise CheckpointError(
+                f"{folder}: was written by a later version of xlpretrain (schema {schema}; this version reads up to"
+                f" {SCHEMA}); use that version, or a later one"
+            )
+        if schema < SCHEMA:
+            _migrate_2(content)
         if parse_step(folder) not in (None, content["step"]):
             raise DamagedError(f"manifest of step {content['step']}")
         parameters = {name: ParameterEntry(**p) for name, p in content.pop("parameters").items()}
@@ -228,7 +241,10 @@ def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[
 
 
 def open_manifest(folder: Path) -> CheckpointManifest:
-    """Read the manifest, and check that all files exist with the right size. Raises `DamagedError`, OSError."""
+    """Read the manifest, and check that all files exist with the right size.
+
+    Raises `DamagedError`, OSError, and `CheckpointError` for a checkpoint of a later version.
+    """
     manifest = CheckpointManifest.read(folder)
     for name, file in manifest.files.items():
         path = folder / name
@@ -257,6 +273,13 @@ def verify_chunks(folder: Path, name: str, manifest: CheckpointManifest, which: 
     for index, found in zip(which, chunk_checksums(folder / name, which), strict=True):
         if found != expected[index]:
             raise DamagedError(f"{name} checksum of chunk {index}")
+
+
+def _migrate_2(content: dict[str, Any]) -> None:
+    """Give each parameter the kinds that schema 2 names once for all of them."""
+    kinds = content.pop("kinds")
+    for parameter in content["parameters"].values():
+        parameter["kinds"] = kinds
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -145,7 +145,7 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
     """
     if distributed.rank() == 0:
         clear_temporary(checkpoints, owner=owner)
-    reads = [(kind, *piece) for piece in engine.ranges_to_load() for kind in engine.state_keys]
+    reads = [(kind, *piece) for piece in engine.ranges_to_load() for kind in engine.kinds[piece[0]]]
     found = _newest_whole(checkpoints, engine.shapes, reads, streams)
     if found is None:
         return None
@@ -282,17 +282,31 @@ def _open(
             shapes = {name: shape for name, shape in shapes.items() if name in saved or not name.startswith(_HEAD)}
             reads = [read for read in reads if read[1] in shapes]
         _check_model(checkpoint, shapes, other_head=other_head)
-        if not {kind for kind, *_ in reads} <= set(checkpoint.manifest.kinds):
-            raise CheckpointError(
-                f"{folder}: has only weights (it was imported), so a run cannot resume from it; start a new run with"
-                " init_from"
-            )
+        _check_kinds(checkpoint, reads)
         checkpoint.verify(reads, streams)
     except OSError as error:
         return None, DamagedError(str(error))
     except (DamagedError, CheckpointError) as error:
         return None, error
     return checkpoint, None
+
+
+def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
+    """Raise `CheckpointError` if a parameter lacks a kind of state that is to be read."""
+    saved = checkpoint.manifest.parameters
+    lacking = next(((kind, name) for kind, name, *_ in reads if kind not in saved[name].kinds), None)
+    if lacking is None:
+        return
+    kind, name = lacking
+    if all(parameter.kinds == ["weight"] for parameter in saved.values()):
+        raise CheckpointError(
+            f"{checkpoint.folder}: has only weights (it was imported), so a run cannot resume from it; start a new run"
+            " with init_from"
+        )
+    raise CheckpointError(
+        f"{checkpoint.folder}: has no {kind} of {name}, which this optimizer needs, but {', '.join(saved[name].kinds)};"
+        " resume with the optimizer that the run has had, or begin a new run with init_from"
+    )
 
 
 def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_head: bool) -> None:

@@ -182,6 +182,7 @@ class Saver:
             layout=layout(engine),
             updates=engine.num_updates,
             shapes={name: tuple(shape) for name, shape in engine.shapes.items()},
+            kinds=engine.kinds,
         )
         self._thread = threading.Thread(target=self._write, args=(copied, behind), name="checkpoint", daemon=True)
         self._thread.start()

@@ -145,6 +145,7 @@ class StateSnapshot:
     layout: dict[str, Any]
     updates: int
     shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, tuple[str, ...]]
 
 
 def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -> None:
@@ -261,14 +262,12 @@ def _write_some(file: FileIO, chunk: memoryview) -> int:
 def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict[str, Any]]) -> None:
     files = {f"{name}.safetensors": entry for name, entry in done.items()}
     owned = [(*r, name) for name, entry in files.items() for r in entry["ranges"]]
-    kinds = sorted({kind for kind, *_ in owned})
     manifest = CheckpointManifest(
         step=copied.step,
         state=copied.state,
         layout=copied.layout,
         updates=copied.updates,
-        kinds=kinds,
-        parameters=dict(_parameters(copied.shapes, kinds, owned)),
+        parameters=dict(_parameters(copied.shapes, copied.kinds, owned)),
         memory=sorted((*e["streams"], name) for name, e in files.items() if len(range(*e["streams"]))),
         files={name: FileEntry(**entry["file"]) for name, entry in files.items()},
     )
@@ -276,14 +275,19 @@ def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict
 
 
 def _parameters(
-    shapes: Mapping[str, tuple[int, ...]], kinds: list[str], owned: list[tuple[str, str, int, int, str]]
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, tuple[str, ...]],
+    owned: list[tuple[str, str, int, int, str]],
 ) -> Iterator[tuple[str, ParameterEntry]]:
-    """Ranges of each parameter. Asserts that they tile it and are equal for all kinds; else nothing is committed."""
-    by_name: dict[str, dict[str, list[tuple[int, int, str]]]] = {name: {kind: [] for kind in kinds} for name in shapes}
+    """Ranges of each parameter. Asserts that they tile it and are equal for all of its kinds; else nothing is
+    committed."""
+    by_name: dict[str, dict[str, list[tuple[int, int, str]]]] = {
+        name: {kind: [] for kind in of} for name, of in kinds.items()
+    }
     for kind, name, start, stop, file in owned:
         by_name[name][kind].append((start, stop, file))
     for name, by_kind in by_name.items():
-        ranges = sorted(by_kind[kinds[0]])
+        ranges = sorted(by_kind["weight"])
         bounds = [0, *(stop for _, stop, _ in ranges)]
         size = 1
         for length in shapes[name]:
@@ -291,7 +295,7 @@ def _parameters(
         assert [start for start, _, _ in ranges] == bounds[:-1], f"{name}: ranges with gaps or overlaps: {ranges}"
         assert bounds[-1] == size, f"{name}: ranges end at {bounds[-1]}, not at {size}"
         assert all(sorted(other) == ranges for other in by_kind.values()), f"{name}: ranges differ between kinds"
-        yield name, ParameterEntry(list(shapes[name]), ranges)
+        yield name, ParameterEntry(list(shapes[name]), ranges, list(by_kind))
 
 
 def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
@@ -350,5 +354,6 @@ def save_weights_only(checkpoints: Path, model: PretrainingModel) -> None:
         layout={"world_size": 1, "engine": "imported", "precision": "fp32", "torch": torch.__version__},
         updates=0,
         shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},
+        kinds=dict.fromkeys(parameters, ("weight",)),
     )
     write_checkpoint(place, copied, Event())

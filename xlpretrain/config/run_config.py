@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from xlpretrain import schema
@@ -112,6 +113,11 @@ class RunConfig(Section):
         """Build backbone and head with weights initialized from torch's global generator, in fp32."""
         backbone = self.model.build(vocab_size)
         return PretrainingModel(backbone, self.objective.head(backbone))
+
+    def parameter_names(self, vocab_size: int) -> list[str]:
+        """Names of the model's parameters, tied ones once; no memory is taken for them."""
+        with torch.device("meta"):
+            return [name for name, _ in self.build_model(vocab_size).named_parameters()]
 
     @property
     def tokens_per_step(self) -> int:

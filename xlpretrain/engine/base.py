@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xlpretrain.engine.state_shards import Partition, ReadRange, StateShard
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
+from xlpretrain.optim.groups import GroupSummary
 
 
 class LossTermScales:
@@ -43,8 +44,10 @@ class Engine(ABC):
     device: torch.device
     shapes: Mapping[str, torch.Size]
     """Shape of every parameter by name, tied ones once. (Under ZeRO-3 the model's own tensors are empty.)"""
-    state_keys: tuple[str, ...]
-    """Names of the state kept per parameter: `weight`, and the optimizer's."""
+    kinds: Mapping[str, tuple[str, ...]]
+    """Kinds of state kept for each parameter, by name: `weight`, then the optimizer's state keys."""
+    groups: Sequence[GroupSummary]
+    """Parameter groups of the optimizer."""
     layout: Mapping[str, str | int]
     """Settings that must be equal for a resume to be bit-identical: engine, stage, precision and so on."""
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +71,9 @@ class Engine(ABC):
 
     @abstractmethod
     def update(self, lr: float) -> float:
-        """Reduce, clip and update once. Returns the global gradient norm before clipping.
+        """Reduce, clip and update once, each group with `lr` times its `lr_factor`.
+
+        Returns the global gradient norm before clipping.
 
         Where the norm is not finite, no weight and no optimizer state changes, on any rank.
         """
@@ -82,12 +87,12 @@ class Engine(ABC):
         return self._state.ranges()
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
-        """(name, start, stop) of what loading will read on this rank, for every kind that it loads."""
+        """(name, start, stop) of what loading will read on this rank, for every kind that the parameter has."""
         return self._state.ranges_to_load()
 
     @property
     def num_updates(self) -> int:
-        """Number of updates that the optimizer has made (skipped ones excluded)."""
+        """Number of updates made (skipped ones excluded)."""
         return self._state.num_updates
 
     def load_state(self, read: ReadRange, updates: int) -> None:
@@ -99,6 +104,10 @@ class Engine(ABC):
         """Take over the weights alone (kind `weight`) but for the `fresh` parameters; the optimizer starts anew."""
         self._state.load(read, None, fresh=fresh)
         self._copy_to_model()
+
+    def _set_rates(self, lr: float) -> None:
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
 
     @abstractmethod
     def _copy_to_model(self) -> None:

@@ -14,6 +14,7 @@ from xlpretrain.engine.base import Engine, LossTermScales
 from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
+from xlpretrain.optim.groups import summarize_groups
 
 
 class PlainEngine(Engine):
@@ -35,7 +36,8 @@ class PlainEngine(Engine):
         self._max_norm = optimizer.grad_clip
         named = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
-        self.state_keys = ("weight", *optimizer.state_keys)
+        state_keys = {name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items()}
+        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
         self._parameters = list(named.values())
         for parameter in self._parameters:
             dist.broadcast(parameter.data, src=0)
@@ -52,15 +54,13 @@ class PlainEngine(Engine):
         self._unwritten: set[int] = set()
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
-        self._optimizer = optimizer.build(self._masters)
+        masters = dict(zip(named, self._masters, strict=True))
+        self._optimizer = optimizer.build(masters)
+        self.groups = summarize_groups(self._optimizer, {m: name for name, m in masters.items()}, state_keys)
         self._state = Partition(
-            [
-                ParameterShard(master, 0, name, 0, master.numel())
-                for name, master in zip(named, self._masters, strict=True)
-            ],
+            [ParameterShard(master, 0, name, 0, master.numel()) for name, master in masters.items()],
             self._optimizer,
-            optimizer.state_keys,
-            self._masters,
+            {master: state_keys[name] for name, master in masters.items()},
             fused=fused_tensors(model),
             replicated=True,
         )
@@ -95,11 +95,11 @@ class PlainEngine(Engine):
         gradients = [gradient.float() for gradient in self._gradients]
         norm = clip_by_global_norm(gradients, self._max_norm)
         if norm < float("inf"):
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
+            self._set_rates(lr)
             for master, gradient in zip(self._masters, gradients, strict=True):
                 master.grad = gradient
             self._optimizer.step()
+            self._state.num_updates += 1
             self._copy_to_model()
         for master in self._masters:
             master.grad = None

@@ -6,7 +6,7 @@ state is replicated, a flat partition of many parameters under ZeRO.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice
+from xlpretrain.optim.groups import StateKeys
 
 
 @dataclass(frozen=True)
 class StateShard:
     """Training state that this rank owns: elements [start, stop) of a flattened parameter.
 
-    kind: `weight` (the fp32 master), or the name of an optimizer state (`exp_avg`, `exp_avg_sq`).
+    kind: `weight` (the fp32 master), or one of the parameter's state keys (`exp_avg`, `exp_avg_sq`).
     tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
     """
 
@@ -77,28 +78,35 @@ def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
 class Partition:
     """The shards of state that one rank holds, and the optimizer that steps them.
 
-    replicated: every rank holds all of it, and saves a share.
+    Attributes:
+        num_updates: number of updates made; the engine counts them, since not every rule counts its own.
     """
 
     def __init__(
         self,
         shards: Sequence[ParameterShard],
         optimizer: torch.optim.Optimizer,
-        kinds: Sequence[str],
-        masters: Iterable[Tensor],
+        masters: Mapping[Tensor, StateKeys],
         *,
         fused: Mapping[str, FusedTensors],
         replicated: bool,
     ):
+        """Make the optimizer's state: zeros for each of the state keys of each master.
+
+        Args:
+            masters: every master of this rank, one that holds nothing but padding too, with its group's state keys.
+            replicated: every rank holds all of the state, and saves a share.
+        """
         self.shards = shards
         self.replicated = replicated
         self.optimizer = optimizer
-        self.state_keys = kinds
+        self.num_updates = 0
         self.master_weights = list(masters)
-        for master in self.master_weights:
+        self._kinds = {master: ("weight", *keys) for master, keys in masters.items()}
+        for master, keys in masters.items():
             # A step counter each: torch counts up in place, so a shared one would run away.
             state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
-            state.update((kind, torch.zeros_like(master, memory_format=torch.preserve_format)) for kind in kinds)
+            state.update((key, torch.zeros_like(master, memory_format=torch.preserve_format)) for key in keys)
             optimizer.state[master] = state
         if isinstance(optimizer, LayerwiseOptimizer):
             slices: dict[Tensor, list[TensorSlice]] = {master: [] for master in self.master_weights}
@@ -114,17 +122,12 @@ class Partition:
         return [
             StateShard(kind, shard.name, shard.start, shard.stop, shard.view(self._tensor(shard.master, kind)))
             for shard in (_share(self.shards) if self.replicated else self.shards)
-            for kind in ("weight", *self.state_keys)
+            for kind in self._kinds[shard.master]
         ]
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
-        """The ranges that `load` reads, of each kind."""
+        """The ranges that `load` reads, of each kind that the parameter has."""
         return [(shard.name, shard.start, shard.stop) for shard in self.shards]
-
-    @property
-    def num_updates(self) -> int:
-        """The optimizer's step count."""
-        return int(self.optimizer.state[self.master_weights[0]]["step"])
 
     @torch.no_grad()
     def load(self, read: ReadRange, updates: int | None, *, fresh: Set[str] = frozenset()) -> None:
@@ -132,13 +135,14 @@ class Partition:
 
         fresh: parameters that are as they were drawn, and stay so.
         """
+        self.num_updates = updates or 0
         drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(self.shards) if shard.name in fresh}
         for master in self.master_weights:
-            for kind in ("weight", *self.state_keys):
+            for kind in self._kinds[master]:
                 self._tensor(master, kind).detach().zero_()
-            self.optimizer.state[master]["step"].fill_(updates or 0)
+            self.optimizer.state[master]["step"].fill_(self.num_updates)
         for i, shard in enumerate(self.shards):
-            for kind in ("weight", *self.state_keys) if updates is not None else ("weight",):
+            for kind in self._kinds[shard.master] if updates is not None else ("weight",):
                 values = drawn[i] if i in drawn else read(kind, shard.name, shard.start, shard.stop)
                 shard.view(self._tensor(shard.master, kind)).copy_(values)
 

@@ -22,6 +22,7 @@ from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_gl
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.base import LayerwiseOptimizer
+from xlpretrain.optim.groups import StateKeys, summarize_groups
 
 if TYPE_CHECKING:
     from xlpretrain.engine.config import DeepSpeedConfig
@@ -77,14 +78,16 @@ class ZeroEngine(Engine):
         self._max_norm = optimizer.grad_clip
         self._stage = _actual_stage(config)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self.state_keys = ("weight", *optimizer.state_keys)
+        state_keys = {name: optimizer.state_keys(name, shape) for name, shape in self.shapes.items()}
+        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
         names = {parameter: name for name, parameter in model.named_parameters()}
         tensors = fused_tensors(model)
         options = _options(config, optimizer, num_micro_batches)
-        client = optimizer.build(names)
+        client = optimizer.build({name: parameter for parameter, name in names.items()})
         assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "slices"), (
-            f"{optimizer.type} does not say the truth"
+            f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
         )
+        self.groups = summarize_groups(client, names, state_keys)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(
@@ -93,23 +96,18 @@ class ZeroEngine(Engine):
         self._zero: Any = self._engine.optimizer
         if self._stage == 0:
             layout = _layout_0(names)
-            masters: list[Tensor] = list(names)
+            masters: dict[Tensor, StateKeys] = {parameter: state_keys[name] for parameter, name in names.items()}
         else:
             got, expected = type(self._zero).__name__, OPTIMIZER_CLASS[self._stage]
             assert got == expected, f"DeepSpeed built {got}, not {expected}: its partitions are unknown here"
             layout = _layout_3(self._zero, names) if self._stage == 3 else _layout_1_2(self._zero, names)
-            masters = list(
-                self._zero.fp32_partitioned_groups_flat
-                if self._stage == 3
-                else self._zero.single_partition_of_fp32_groups
-            )
+            masters = {master: self.groups[number].state_keys for master, number in _groups_of_masters(self._zero)}
         if self._stage == 3:
             for module in model.modules():
                 module.register_forward_hook(_reach_into_dataclasses)
         self._state = Partition(
             list(layout),
             self._engine.basic_optimizer,
-            optimizer.state_keys,
             masters,
             fused=tensors,
             replicated=self._stage == 0,
@@ -137,11 +135,11 @@ class ZeroEngine(Engine):
         assert self._backwards == self._num_micro_batches, (
             f"{self._backwards} of {self._num_micro_batches} micro-batches"
         )
-        for group in self._state.optimizer.param_groups:
-            group["lr"] = lr
+        self._set_rates(lr)
         if self._stage == 0:
             return self._step_0()
         self._engine.step()
+        self._state.num_updates += self._engine.was_step_applied()
         return float(self._engine.get_global_grad_norm())
 
     def _step_0(self) -> float:
@@ -151,6 +149,7 @@ class ZeroEngine(Engine):
         )
         if norm < float("inf"):
             self._engine.step()
+            self._state.num_updates += 1
         else:
             self._engine.zero_grad()
         return norm
@@ -233,6 +232,16 @@ def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Paramete
             if start < stop:
                 yield ParameterShard(master, offset, names[parameter], start, stop)
             offset += size
+
+
+def _groups_of_masters(zero: Any) -> Iterator[tuple[Tensor, int]]:
+    """Each master with the number of its group: at stage 3 a group is cut into sub-groups, else it has one master."""
+    if hasattr(zero, "sub_group_to_group_id"):
+        for number, master in enumerate(zero.fp32_partitioned_groups_flat):
+            yield master, zero.sub_group_to_group_id[number]
+    else:
+        for number, master in enumerate(zero.single_partition_of_fp32_groups):
+            yield master, number
 
 
 def _reach_into_dataclasses(module: Any, inputs: Any, output: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from xlpretrain.optim.base import OptimizerConfig, ParameterView, weight_decay_groups
+from xlpretrain.optim.base import OptimizerConfig, ParameterView
+from xlpretrain.optim.groups import StateKeys
 
 Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
@@ -32,11 +33,14 @@ class AdamWConfig(OptimizerConfig):
     bias_correction: bool = True
     """Divide the moments, which begin at 0, by the share of them that has been filled."""
 
-    state_keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     parameter_view: ClassVar[ParameterView] = "elements"
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = weight_decay_groups(parameters, self.weight_decay)
+    def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
+        """Both moments, for every parameter."""
+        return ("exp_avg", "exp_avg_sq")
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        groups = self.parameter_groups(parameters)
         if self.bias_correction:
             return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         return UncorrectedAdamW(groups, {"lr": self.lr, "betas": self.betas, "eps": self.eps})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlpretrain.optim.adamw import Betas, adam_update
-from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, TensorSlice, weight_decay_groups
+from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, TensorSlice
+from xlpretrain.optim.groups import StateKeys
 from xlpretrain.schema import Problem
 
 
@@ -38,8 +39,11 @@ class LambConfig(OptimizerConfig):
     max_trust_ratio: Annotated[float, Field(gt=0)] | None = None
     """The most that a step is multiplied by (null: no bound); 10 is usual elsewhere."""
 
-    state_keys: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     parameter_view: ClassVar[ParameterView] = "slices"
+
+    def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
+        """Both moments, for every parameter."""
+        return ("exp_avg", "exp_avg_sq")
 
     def problems(self) -> Iterator[Problem]:
         """The bounds must not cross."""
@@ -47,8 +51,8 @@ class LambConfig(OptimizerConfig):
         if low is not None and high is not None and low > high:
             yield "min_trust_ratio", f"must not be above max_trust_ratio ({high:g}), got {low:g}"
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = weight_decay_groups(parameters, self.weight_decay)
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        groups = self.parameter_groups(parameters)
         defaults = self.model_dump(include={"lr", "betas", "eps", "bias_correction"})
         low, high = self.min_trust_ratio, self.max_trust_ratio
         return Lamb(groups, {**defaults, "bounds": (low or 0.0, math.inf if high is None else high)})
@@ -79,7 +83,9 @@ class Lamb(LayerwiseOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Called by DeepSpeed once for each master, by the plain engine once for all. Every rank must call it."""
         if self._slices is None:
-            raise RuntimeError("LAMB does not know where tensors lie: call attach() before the first step")
+            raise RuntimeError(
+                "LAMB does not know where tensors lie: call set_parameter_slices() before the first step"
+            )
         for group in self.param_groups:
             masters = [master for master in group["params"] if master.grad is not None]
             correct = group["bias_correction"]

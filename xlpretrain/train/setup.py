@@ -116,6 +116,7 @@ def _build(
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
+    _print_groups(recorder, engine)
     samples = data_rules.make_training_samples(config, data.train)
     _say_what_is_mixed(recorder, data.train, samples)
     probe = Probe.from_config(config, data)
@@ -183,6 +184,13 @@ def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -
         )
     for key, (before, now) in changes.items():
         recorder.print(f"changed since the last attempt: {key}: {before!r} -> {now!r}")
+
+
+def _print_groups(recorder: Recorder, engine: Engine) -> None:
+    """Print the optimizer's parameter groups, unless they are the usual two (matrices; biases and norms)."""
+    if len(engine.groups) > 2 or any(group.lr_factor != 1 for group in engine.groups):
+        for group in engine.groups:
+            recorder.print(f"optimizer group {group}")
 
 
 def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:

@@ -18,6 +18,7 @@ from xlpretrain.checkpoint.files import (
     open_manifest,
     verify_whole,
 )
+from xlpretrain.errors import CheckpointError
 from xlpretrain.tracking.console import format_duration
 
 
@@ -56,6 +57,9 @@ def show(checkpoints: Path, *, verify: bool) -> bool:
                 except (DamagedError, OSError) as error:
                     all_whole = False
                     state = f"damaged: {error}"
+                except CheckpointError as error:
+                    all_whole = False
+                    state = str(error)
             rows.append(_row(folder, folder.relative_to(checkpoints), state))
     if len(rows) > 1:
         widths = [max(len(getattr(row, name)) for row in rows) for name in ("name", "age", "size", "made_with")]
@@ -71,7 +75,7 @@ def _row(folder: Path, name: Path, state: str) -> CheckpointRow:
     try:
         made = CheckpointManifest.read(folder).layout
         age = format_duration(time.time() - (folder / MANIFEST).stat().st_mtime)
-    except (DamagedError, OSError):
+    except (DamagedError, CheckpointError, OSError):
         return CheckpointRow(str(name), "?", size, "?", state)
     engine = f"ZeRO {made['zero_stage']}" if "zero_stage" in made else str(made["engine"])
     ranks = "1 rank" if made["world_size"] == 1 else f"{made['world_size']} ranks"

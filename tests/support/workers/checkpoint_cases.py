@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from tiny_model import Training, training, whole_state
+from two_rules import TWO_RULES
 from workers.engine_cases import ALL
 
 from xlpretrain import distributed
@@ -26,7 +27,11 @@ from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
 STREAMS = 7
 
 
-OPTIMIZERS: dict[str, OptimizerConfig] = {"adamw": AdamWConfig(grad_clip=0.5), "lamb": LambConfig(grad_clip=0.5)}
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    "adamw": AdamWConfig(grad_clip=0.5),
+    "lamb": LambConfig(grad_clip=0.5),
+    "two rules": TWO_RULES,
+}
 
 
 def begin(config: EngineConfig, *, optimizer: str = "adamw", seed: int = 0) -> Training:

@@ -39,7 +39,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "transformer_xl": {
         "model": {"type": "transformer_xl", **SIZES, "mem_len": 24},
         "objective": {"type": "causal_lm", "seq_len": 16},
-        "optimizer": {"type": "adamw", "lr": 3e-3, "grad_clip": 0.5},
+        "optimizer": {
+            "type": "adamw",
+            "lr": 3e-3,
+            "grad_clip": 0.5,
+            "layer_decay": 0.8,
+            "groups": [
+                {"match": "backbone.embedding.*", "lr_factor": 2.0, "weight_decay": 0.1},
+                {"match": "*.bias", "lr_factor": 0.5},
+            ],
+        },
     },
     "albert": {
         "model": {"type": "albert", **SIZES, "attention_dropout": 0.0, "d_embed": 16},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from reference_lamb import albert_model, gated_model
 from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
+from two_rules import TWO_RULES
 
 from xlpretrain import distributed
 from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig
@@ -43,6 +44,13 @@ def losses(config: EngineConfig, *, steps: int = 20) -> Any:
 def uncorrected_adamw(config: EngineConfig) -> Any:
     optimizer = AdamWConfig(grad_clip=0.5, bias_correction=False)
     return training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer).steps(0, 20)
+
+
+def two_rules(config: EngineConfig, optimizer: OptimizerConfig = TWO_RULES) -> Any:
+    """Groups with rates and decays of their own, some with other state."""
+    run = training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer)
+    found = run.steps(0, 20)
+    return {"losses": found, "groups": [str(group) for group in run.engine.groups], "updates": run.engine.num_updates}
 
 
 def lamb(config: EngineConfig) -> Any:
@@ -157,6 +165,7 @@ DEFAULT = {
     "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32")),
     "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, _pick("zero 2 fp32")),
     "uncorrected_adamw": (uncorrected_adamw, _pick("zero 2 fp32")),
+    "two_rules": (two_rules, _pick("zero 1 fp32", "zero 2 bf16") | MANY_SUB_GROUPS),
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
     "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
@@ -172,6 +181,7 @@ FULL = {
     "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32", "zero 2 fp32")),
     "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, FP32),
     "uncorrected_adamw": (uncorrected_adamw, FP32),
+    "two_rules": (two_rules, ALL | MANY_SUB_GROUPS),
 }
 TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {
     "default": DEFAULT,

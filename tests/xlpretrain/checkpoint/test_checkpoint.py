@@ -5,6 +5,7 @@ Modules: writer.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from torchrun import torchrun
 from workers.checkpoint_cases import STREAMS, begin, restore, save
 from workers.engine_cases import FP32
 
+from launcher.cli.monitor import checkpoints
 from xlpretrain.checkpoint import reader
 from xlpretrain.checkpoint.files import list_checkpoints
 from xlpretrain.checkpoint.reader import load_weights, load_weights_into
@@ -220,6 +222,55 @@ def test_a_folder_with_damaged_checkpoints_alone_is_refused(tmp_path: Path, run:
     (tmp_path / "damaged" / "step-00000001-missing").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="damaged/; move an intact one back"):
         restore(tmp_path, run)
+
+
+def _rewrite(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest and its checksum, as another version would have written it."""
+    content = json.loads((checkpoint / "manifest.json").read_text())
+    del content["sha256"]
+    change(content)
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(content))
+
+
+def _as_schema_2(content: dict[str, Any]) -> None:
+    content["schema"] = 2
+    content["kinds"] = sorted({kind for entry in content["parameters"].values() for kind in entry.pop("kinds")})
+
+
+def test_a_checkpoint_of_schema_2_goes_on_in_every_bit(tmp_path: Path, run: Training) -> None:
+    _rewrite(save(tmp_path, run, 1), _as_schema_2)
+    again = begin(PLAIN, seed=1)
+    assert restore(tmp_path, again) is not None
+    assert again.steps(1, 4) == run.steps(1, 4)
+    expected = whole_state(run.engine)
+    assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_stays_where_it_is(
+    tmp_path: Path, run: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, run, 1)
+    _rewrite(save(tmp_path, run, 2), lambda content: content.update(schema=9, parameters="other"))
+    with pytest.raises(CheckpointError, match=r"step-00000002: was written by a later version .*schema 9.*up to 3"):
+        restore(tmp_path, run)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000001"]
+    assert not checkpoints.show(tmp_path, verify=False)
+    assert "was written by a later version" in capsys.readouterr().out
+
+
+def test_the_manifest_names_each_parameters_state_and_another_optimizers_lack_is_told(
+    tmp_path: Path, group: None
+) -> None:
+    run = begin(PLAIN, optimizer="two rules")
+    run.steps(0, 1)
+    folder = save(tmp_path, run, 1)
+    parameters = json.loads((folder / "manifest.json").read_text())["parameters"]
+    assert parameters["backbone.mix.weight"]["kinds"] == ["weight", "momentum"]
+    assert parameters["backbone.mix.bias"]["kinds"] == ["weight", "exp_avg", "exp_avg_sq"]
+    with pytest.raises(CheckpointError, match=r"has no exp_avg of backbone.mix.weight, .* but weight, momentum;"):
+        restore(tmp_path, begin(PLAIN))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_what_differs(tmp_path: Path, run: Training) -> None:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,26 @@ def test_what_a_resume_may_change():
             resume_rules.check_resume, old, make_config(**change), folder=Path("r"), allow_recipe_change=True
         )
         assert both_values in report and "another name" in report
+
+
+@pytest.mark.parametrize("model", ["transformer_xl", "xlnet", "albert"])
+def test_groups_are_compared_with_the_models_names_before_work_starts(tiny_dataset: Path, model: str):
+    train = mixture_of(tiny_dataset / "train")
+    keys = {"type": model, "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 32, "mem_len": 0}
+    objective = {"type": "causal_lm", "seq_len": 16} if model == "transformer_xl" else {"type": "masked_lm"}
+    config = partial(make_config, model=keys, objective=objective)
+    fitting = {"groups": [{"match": "backbone.embedding.*", "lr_factor": 0.5}], "layer_decay": 0.9}
+    data_rules.validate_data(config(optimizer=fitting), train, 1)
+    wrong = config(optimizer={"groups": [{"match": "backbone.*"}, {"match": "embedding.*"}]})
+    report = refusal(data_rules.validate_data, wrong, train, 1)
+    assert "optimizer.groups.1.match  'embedding.*' matches no parameter; close names: backbone.embedding." in report
+
+
+def test_groups_may_change_with_the_recipe_alone():
+    old, new = make_config(), make_config(optimizer={"groups": [{"match": "*.bias", "lr_factor": 2.0}]})
+    report = refusal(resume_rules.check_resume, old, new, folder=Path("r"), allow_recipe_change=False)
+    assert "optimizer.groups.0.lr_factor  was None, now 2.0" in report and "--allow-recipe-change" in report
+    resume_rules.check_resume(old, new, folder=Path("r"), allow_recipe_change=True)
 
 
 def test_what_looks_like_a_secret_is_refused_without_being_repeated(tmp_path: Path):

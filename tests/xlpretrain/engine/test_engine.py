@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,14 @@ from reference_lamb import albert_model, gated_model, train_by_formula
 from tiny_model import training
 from torch import nn
 from torchrun import torchrun
-from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, uncorrected_adamw
+from two_rules import TWO_RULES, OneGroup
+from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, two_rules, uncorrected_adamw
 
 from xlpretrain import distributed
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import OptimizerConfig
+from xlpretrain.optim.groups import GroupConfig
 from xlpretrain.schema import Section, apply_overrides, validate
 
 Numbers = dict[str, Any]
@@ -97,6 +99,25 @@ def test_lamb_on_slices_taken_for_tensors_is_something_else(
             assert _largest_difference(found, lamb_by_formula) > 1e-3, f"{case}, {name}"
 
 
+def test_groups_of_two_rules_are_the_same_on_any_partition(measured: Numbers, alone: Numbers) -> None:
+    expected = two_rules(FP32["plain fp32"])
+    assert len(expected["groups"]) == 5
+    for name, found in measured["two_rules"].items():
+        assert _largest_difference(found["losses"], expected["losses"]) < (1e-5 if "fp32" in name else 2e-2), name
+        assert (found["groups"], found["updates"]) == (expected["groups"], 20), name
+    # Groups matter here: without them the losses are others.
+    ungrouped = two_rules(FP32["plain fp32"], TWO_RULES.model_copy(update={"groups": ()}))
+    assert _largest_difference(ungrouped["losses"], expected["losses"]) > 1e-3
+
+
+def test_groups_that_an_engine_cannot_step_are_refused(alone: Numbers) -> None:
+    with pytest.raises(ConfigError, match=r"group 0 has parameters with different state: .*build it from"):
+        training(FP32["plain fp32"], num_streams=2, num_micro_batches=1, optimizer=OneGroup())
+    unmatched = TWO_RULES.model_copy(update={"groups": (GroupConfig(match="backbone.embeding.*"),)})
+    with pytest.raises(ConfigError, match=r"groups.0.match +'backbone.embeding.\*' matches no .* backbone.embedding.w"):
+        training(FP32["plain fp32"], num_streams=2, num_micro_batches=1, optimizer=unmatched)
+
+
 def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Numbers, alone: Numbers) -> None:
     expected = uncorrected_adamw(FP32["plain fp32"])
     for name, found in measured["uncorrected_adamw"].items():
@@ -105,11 +126,13 @@ def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Nu
 
 class _WholeParametersConfig(OptimizerConfig):
     type: Literal["adafactor"] = "adafactor"
-    state_keys = ()
     parameter_view = "parameters"
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adafactor(list(parameters))
+    def state_keys(self, name: str, shape: Sequence[int]) -> tuple[str, ...]:
+        return ()
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(self.parameter_groups(parameters))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

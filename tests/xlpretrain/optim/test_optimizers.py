@@ -17,7 +17,7 @@ from xlpretrain import schema
 from xlpretrain.engine.state_shards import fused_tensors
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import AdamWConfig, AnyOptimizer, LambConfig
-from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice, weight_decay_groups
+from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice
 
 
 class Holder(schema.Section):
@@ -32,6 +32,10 @@ def _whole(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> 
     return optimizer
 
 
+def _named(parameters: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {f"p{number}": parameter for number, parameter in enumerate(parameters)}
+
+
 def _parameters() -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     values = [
@@ -42,7 +46,7 @@ def _parameters() -> list[nn.Parameter]:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
-    optimizer = AdamWConfig(lr=0.1, weight_decay=0.5).build([vector, matrix])
+    optimizer = AdamWConfig(lr=0.1, weight_decay=0.5).build({"bias": vector, "weight": matrix})
     for parameter in (matrix, vector):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -50,16 +54,11 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert torch.equal(vector, torch.ones(3))
 
 
-def test_no_group_is_empty() -> None:
-    vector = nn.Parameter(torch.ones(3))
-    assert weight_decay_groups([vector], 0.1) == [{"params": [vector], "weight_decay": 0.0}]
-
-
 @pytest.mark.parametrize("corrected", [True, False])
 def test_adamw_follows_its_equations(corrected: bool) -> None:
     weight = nn.Parameter(torch.tensor([[2.0]]))
     config = AdamWConfig(lr=0.1, betas=(0.5, 0.75), eps=1e-3, weight_decay=0.2, bias_correction=corrected)
-    optimizer = config.build([weight])
+    optimizer = config.build({"weight": weight})
     expected, first, second = 2.0, 0.0, 0.0
     for step, gradient in enumerate((3.0, -1.0, 0.5), start=1):
         weight.grad = torch.tensor([[gradient]])
@@ -82,7 +81,7 @@ def test_adamw_follows_its_equations(corrected: bool) -> None:
 )
 def test_lamb_follows_its_equations(options: dict[str, Any]) -> None:
     ours, reference = _parameters(), _parameters()
-    optimizer = _whole(LambConfig(lr=0.1, **options).build(ours), ours)
+    optimizer = _whole(LambConfig(lr=0.1, **options).build(_named(ours)), ours)
     bounds = (options.pop("min_trust_ratio", 0.0), options.pop("max_trust_ratio", math.inf))
     expected = ReferenceLamb(reference, bounds=bounds, **options)
     generator = torch.Generator().manual_seed(1)
@@ -102,7 +101,7 @@ def test_lamb_sees_three_tensors_in_a_fused_weight() -> None:
     taken_for_one.weights[0].num_fused = 1
     for gate in (fused, separate, taken_for_one):
         parameters = list(gate.parameters())
-        optimizer = LambConfig(lr=0.1).build(parameters)
+        optimizer = LambConfig(lr=0.1).build(_named(parameters))
         segments = {
             p: [TensorSlice(s.first + i, i * s.size, s.size) for i in range(s.count)]
             for p, s in zip(parameters, fused_tensors(gate).values(), strict=True)
@@ -118,7 +117,7 @@ def test_lamb_sees_three_tensors_in_a_fused_weight() -> None:
 def test_lamb_never_looks_at_padding() -> None:
     matrix = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
     flat = nn.Parameter(torch.cat([matrix.detach().view(-1), torch.tensor([math.nan, math.inf])]))
-    optimizer = LambConfig(lr=0.1).build([matrix])  # as under ZeRO: flat masters take the parameters' place
+    optimizer = LambConfig(lr=0.1).build(_named([matrix]))  # as under ZeRO: flat masters take the parameters' place
     _whole(optimizer, [matrix])
     matrix.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     optimizer.step()
@@ -132,9 +131,9 @@ def test_lamb_never_looks_at_padding() -> None:
 
 def test_lamb_does_not_step_before_it_knows_where_tensors_lie() -> None:
     weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = LambConfig().build([weight])
+    optimizer = LambConfig().build(_named([weight]))
     weight.grad = torch.ones(2, 2)
-    with pytest.raises(RuntimeError, match="attach"):
+    with pytest.raises(RuntimeError, match="set_parameter_slices"):
         optimizer.step()
     assert torch.equal(weight, torch.ones(2, 2))
 
