@@ -68,7 +68,7 @@ def test_a_queued_run_is_stopped_and_removed(slurm_cluster: SlurmCluster, xlpret
     assert "will exit as soon as it starts" in xlpretrain("stop", run)
     assert "starts over: there is no checkpoint yet" in xlpretrain("cancel", run)
     assert "CANCELLED: stopped by the user" in xlpretrain("status")
-    assert "has ended (CANCELLED" in xlpretrain("cancel", run, expect=2)
+    assert "has already ended (CANCELLED" in xlpretrain("cancel", run, expect=2)
     assert slurm_cluster.run("squeue", "-h", "-o", "%i").split() == [others]
 
 
@@ -98,7 +98,7 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
 
     assert "will save and exit after its current step" in xlpretrain("stop", run)
     wait_for(lambda: xlpretrain("status"), "ended: stopped by the user")
-    assert "it stays stopped until `xlpretrain resume runs/one`" in xlpretrain("status", run)
+    assert "stays stopped until `xlpretrain resume runs/one`" in xlpretrain("status", run)
     stopped_at = commands.read_metrics(run)[-1]["step"]
 
     xlpretrain("resume", run, "--nodes", "1", "log.every_steps=2")

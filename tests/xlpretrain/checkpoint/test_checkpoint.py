@@ -277,7 +277,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_what_differs(tm
     folder = save(tmp_path, run, 1)
     model = tiny_model()
     model.backbone.mix = torch.nn.Linear(3, 4)
-    with pytest.raises(CheckpointError, match=r"backbone.mix.bias has shape \(17,\) there and \(4,\)"):
+    with pytest.raises(CheckpointError, match=r"backbone.mix.bias has shape \(17,\) in the checkpoint, \(4,\) in this"):
         load_weights_into(model, folder)
     assert list_checkpoints(tmp_path) == [folder]
 
