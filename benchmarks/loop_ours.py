@@ -42,9 +42,9 @@ def _bare(run: Run) -> float:
     for batches in steps:
         engine.start_step({term: sum(batch.counts[term] for batch in batches) for term in batches[0].counts})
         for batch, mems in zip(batches, run.memory, strict=True):
-            loss, _ = engine(batch.to(engine.device), mems)
+            loss, _ = engine.forward(batch.to(engine.device), mems)
             engine.backward(loss)
-        engine.step(1e-9)
+        engine.update(1e-9)
     return time.perf_counter() - started
 
 

@@ -9,8 +9,7 @@ import torch
 
 from benchmarks.cases import Case
 from xlpretrain import distributed
-from xlpretrain.engine import build_engine
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import ENGINES
 from xlpretrain.models import MODELS
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
@@ -29,8 +28,7 @@ def build(
     torch.set_num_threads(case.threads)
     model, objective = pretraining_model(case)
     keys = {"type": "plain", "precision": case.precision, **(engine_keys or {})}
-    engine = build_engine(
-        EngineConfig(**keys),
+    engine = ENGINES[keys["type"]](**keys).build(
         model,
         AdamWConfig(lr=1e-5),
         num_micro_batches=micro_batches,
@@ -46,9 +44,9 @@ def build(
         nonlocal mems
         engine.start_step(counts)
         for _ in range(micro_batches):
-            loss, mems = engine(batch, mems)
+            loss, mems = engine.forward(batch, mems)
             engine.backward(loss)
-        engine.step(1e-5)
+        engine.update(1e-5)
 
     return step, flops * micro_batches
 

@@ -14,7 +14,7 @@ from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.stages.plan import current_versions
 from data_pipelines.stages.work_dir import WorkDir
-from xlpretrain.errors import USER_ERROR, DataError
+from xlpretrain.errors import USER_ERROR, DataError, XLPretrainError
 from xlpretrain.tracking.console import outlive_console
 from xlpretrain.tracking.printing import AnswerConsole
 
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         part = slice(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")), None, int(arguments[2]))
         with Workers(_cores(work)) as workers:
             run_stage(work, stage, ProgressReporter(AnswerConsole()), workers, part=part)
-    except DataError as error:
+    except XLPretrainError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
     except OSError as error:

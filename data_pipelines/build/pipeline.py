@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines.build.build_warnings import find_warnings
+from data_pipelines.build.needed_packages import require_packages
 from data_pipelines.build.up_to_date import is_up_to_date, open_splits
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.progress import ProgressReporter
@@ -52,6 +53,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
     if is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
         return BuildReport(config.out, open_splits(config.out), reused=True)
+    require_packages(config)
     stages = ProgressReporter(console)
     with build_lock(work), Workers(config.workers) as workers:
         start_build(config, work, stages, workers)

@@ -12,7 +12,7 @@ from pydantic import Field
 from data_pipelines.cleaning import quality
 from data_pipelines.cleaning.decontamination import DecontaminationConfig, load_ngrams, overlaps
 from data_pipelines.sources.config import Source
-from xlpretrain.errors import DataError
+from xlpretrain.extras import optional
 from xlpretrain.schema import FormerKey, Problem, Section
 
 EMPTY = "empty"
@@ -112,10 +112,9 @@ def sources_of(config: CleanConfig) -> tuple[Source, ...]:
 
 @lru_cache(1)
 def _ftfy() -> Callable[[str], str]:
-    try:
+    with optional("ftfy", "clean.repair"):
         import ftfy
-    except ImportError:
-        raise DataError("clean.repair: requires the package ftfy: pip install 'xlpretrain[corpora]'") from None
+
     # Repair wrong decoding only; quotes, character widths and line ends are part of the corpus.
     config = ftfy.TextFixerConfig(
         uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, fix_line_breaks=False,

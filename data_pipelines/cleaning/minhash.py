@@ -18,7 +18,7 @@ from data_pipelines.cleaning.clean import MinHashConfig
 from data_pipelines.cleaning.ngrams import WORD, word_ngrams
 from data_pipelines.execution.external_sort import write_sorted_run
 from data_pipelines.tokenizing.sentences import PARAGRAPH_BREAK
-from xlpretrain.errors import DataError
+from xlpretrain.extras import optional
 
 if TYPE_CHECKING:  # imported late: it takes a second
     from datasketch import MinHash
@@ -40,7 +40,7 @@ class MinHashWriter:
         self._documents: list[tuple[int, int]] = []
 
     def add(self, text: str, order: int, precedence: int) -> None:
-        """Add a document. Raises `DataError` if datasketch is not installed."""
+        """Add a document. Raises `MissingPackageError` if datasketch is not installed."""
         self._bands.append(minhash_bands(text, self._config))
         self._documents.append((precedence, order))
 
@@ -104,10 +104,7 @@ def without_paragraphs(text: str, numbers: set[int]) -> str:
 
 @lru_cache(1)
 def _empty_sketch(num_hashes: int) -> MinHash:
-    try:
+    with optional("datasketch", "clean.minhash_dedup"):
         from datasketch import MinHash
-    except ImportError:
-        raise DataError(
-            "clean.minhash_dedup: requires the package datasketch: pip install 'xlpretrain[corpora]'"
-        ) from None
+
     return MinHash(num_hashes, seed=_SEED, hashfunc=int, scheme="affine64")

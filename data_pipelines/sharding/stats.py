@@ -13,6 +13,7 @@ from rich.table import Table
 from data_pipelines.sharding.report import print_report, read_report
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError
+from xlpretrain.extras import MissingPackageError, optional, require
 from xlpretrain.tracking.printing import AnswerConsole
 
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
@@ -41,6 +42,8 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
     Raises `DataError`.
     """
     console = console or AnswerConsole()
+    if plot is not None:
+        require("matplotlib", "--plot")
     manifests = {_name(path, folder): TokenDataset.open(path) for path in dataset_folders(folder)}
     measured = {name: measure(manifest) for name, manifest in manifests.items()}
     table = summary_table(str(folder), manifests)
@@ -120,12 +123,11 @@ def histogram(title: str, lengths: Mapping[str, np.ndarray]) -> Table:
 
 def write_plot(path: Path, measured: Mapping[str, DatasetStats]) -> None:
     """Plot the lengths of documents and sentences. Raises `DataError`."""
-    import matplotlib
+    with optional("matplotlib", "--plot"):
+        from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, what in zip(axes, ("documents", "sentences"), strict=True):
         lengths = {name: getattr(m, what) for name, m in measured.items()}
         most = max((own.max() for own in lengths.values() if len(own)), default=1)
@@ -138,8 +140,6 @@ def write_plot(path: Path, measured: Mapping[str, DatasetStats]) -> None:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be written: {error}") from None
-    finally:
-        pyplot.close(figure)
 
 
 def summary_table(title: str, manifests: Mapping[str, TokenDataset]) -> Table:
@@ -181,7 +181,7 @@ def _ranges(manifest: TokenDataset) -> Iterator[tuple[int, int]]:
 def _word_starts(manifest: TokenDataset) -> np.ndarray | None:
     try:
         return manifest.open_tokenizer().word_starts()
-    except DataError:  # the dataset was moved without its tokenizer
+    except (DataError, MissingPackageError):  # the dataset was moved without its tokenizer
         return None
 
 

@@ -12,6 +12,7 @@ from data_pipelines.sources.base import BadRecord, RecordSource
 from data_pipelines.sources.files import open_file, remote_errors
 from data_pipelines.sources.find import File, local_file
 from xlpretrain.errors import DataError
+from xlpretrain.extras import optional
 
 Records = Iterator[tuple[int, dict[str, Any]]]
 """Pairs of row number and record."""
@@ -51,8 +52,9 @@ def _texts_of(source: RecordSource, path: str, records: Records) -> Iterator[str
 
 def read_parquet(path: str, start: int, stop: int, wanted: Sequence[str]) -> Records:
     """The rows of the row groups that begin at bytes [start, stop) of a file. stop -1: no limit. Raises `DataError`."""
-    pyarrow = need_pyarrow(path)
-    from pyarrow import parquet
+    with optional("pyarrow", path):
+        import pyarrow
+        from pyarrow import parquet
 
     try:
         with open_file(path) as raw, parquet.ParquetFile(raw) as file:
@@ -73,7 +75,9 @@ def read_parquet(path: str, start: int, stop: int, wanted: Sequence[str]) -> Rec
 
 def read_arrow(path: str, wanted: Sequence[str]) -> Records:
     """The rows of an Arrow stream. Raises `DataError`."""
-    pyarrow = need_pyarrow(path)
+    with optional("pyarrow", path):
+        import pyarrow
+
     try:
         with open_file(path) as file, pyarrow.ipc.open_stream(file) as stream:
             _check_columns(stream.schema, wanted, path)
@@ -103,15 +107,6 @@ def saved_files(source: HuggingFaceSource) -> list[File]:
             raise DataError(f"{missing[0]}: this file of the dataset is missing")
         found += list(map(local_file, files))
     return found
-
-
-def need_pyarrow(path: str) -> Any:
-    """The pyarrow module. Raises `DataError` if it is not installed."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise DataError(f"{path}: requires the package pyarrow: pip install 'xlpretrain[corpora]'") from None
-    return pyarrow
 
 
 def _check_columns(schema: Any, wanted: Sequence[str], path: str) -> None:

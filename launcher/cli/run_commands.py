@@ -197,9 +197,9 @@ def show_config(
 ) -> None:
     """Show a config with all defaults, or list or copy the built-in configs."""
     if list_builtin:
-        actions.configs.list_builtin()
+        actions.configs.list_shipped()
     elif copy is not None:
-        actions.configs.copy_builtin(copy)
+        actions.configs.copy_shipped(copy)
     elif list_plugins:
         actions.configs.list_plugins()
     elif config is not None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlpretrain.distributed import all_reduce_sum, gather_objects, micro_batches, rank, world_size
-from xlpretrain.engine import Engine, build_engine
+from xlpretrain.engine import Engine
 from xlpretrain.engine.config import EngineConfig
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
@@ -186,8 +186,7 @@ def training(
         rank(), world_size(), num_streams=num_streams, micro_batch_size=-(-largest_share // num_micro_batches)
     )
     assert len(cuts) == num_micro_batches
-    engine = build_engine(
-        config,
+    engine = config.build(
         model or tiny_model(seed=seed),
         optimizer or AdamWConfig(grad_clip=0.5),
         num_micro_batches=num_micro_batches,

@@ -24,7 +24,8 @@ def layout(engine: Engine) -> dict[str, Any]:
         "device": _device_name(engine.device),
         "torch": torch.__version__,
         "numpy": version("numpy"),  # generates data order, masks and factorization orders
-        "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
+        "deepspeed": None,
+        **{name: version(name) for name in engine.libraries},
         "xlpretrain": __version__,
     }
 

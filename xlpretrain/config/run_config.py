@@ -13,7 +13,7 @@ from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
 from xlpretrain.config.sections import EvalConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.models import AnyModel
@@ -42,7 +42,7 @@ class RunConfig(Section):
     objective: AnyObjective
     optimizer: AnyOptimizer = AdamWConfig()
     schedule: AnySchedule = Cosine()
-    engine: EngineConfig = EngineConfig()
+    engine: AnyEngine = DeepSpeedConfig()
     init_from: Path | None = None
     """Run folder or checkpoint to load initial weights from. Optimizer state and step start from zero."""
     global_batch_size: int = Field(16, gt=0)

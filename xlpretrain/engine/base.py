@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,8 @@ class Engine(ABC):
     """Parameter groups of the optimizer."""
     layout: Mapping[str, str | int]
     """Settings that must be equal for a resume to be bit-identical: engine, stage, precision and so on."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Packages beside torch whose versions a bit-identical resume depends on."""
     _state: Partition
 
     @abstractmethod
@@ -56,8 +59,8 @@ class Engine(ABC):
         """Begin a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
-        """Forward in training mode."""
+    def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+        """Run one micro-batch through the model in training mode: its loss, and its streams' next memory."""
 
     @abstractmethod
     def backward(self, loss: Loss) -> None:
@@ -67,7 +70,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, lr: float) -> float:
+    def update(self, lr: float) -> float:
         """Reduce, clip and update once, each group with `lr` times its `lr_factor`.
 
         Returns the global gradient norm before clipping.

@@ -1,14 +1,19 @@
-"""The section `engine` of a run, and the options of DeepSpeed that pass through it."""
+"""The section `engine` of a run, and the options of DeepSpeed that pass through it. Importing it loads no DeepSpeed."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section
+from xlpretrain.engine.base import Engine
+from xlpretrain.errors import ConfigError
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.optim import OptimizerConfig
+from xlpretrain.schema import Problem, Registry, Section, TaggedUnion, format_problems
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -57,15 +62,10 @@ RESERVED_KEYS = {
 """DeepSpeed options that have a key of ours, and which."""
 
 
-class EngineConfig(Section):
-    """The engine that steps the model, what it shards, and its precision."""
+class EngineConfig(Section, ABC):
+    """The keys that every engine has."""
 
-    type: Literal["deepspeed", "plain"] = "deepspeed"
-    """`deepspeed`: ZeRO. `plain`: torch alone, everything replicated."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """State that ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16
-    with fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32
-    gradient."""
+    type: str
     precision: Literal["fp32", "bf16"] = "bf16"
     """Type of the weights in forward and backward; the optimizer always works on fp32 masters."""
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -74,23 +74,148 @@ class EngineConfig(Section):
     """Recompute each layer in the backward pass: less memory, about a third more work."""
     compile: bool = False
     """Compile the backbone with torch.compile; the first steps take longer."""
+
+    layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
+    """Keys that must be equal for a resume to be bit-identical."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield contradictions between keys."""
+        if self.precision == "fp32" and self.grad_dtype != "fp32":
+            yield "grad_dtype", f"must be fp32 where engine.precision is fp32, got {self.grad_dtype}"
+
+    @property
+    def slices_parameters(self) -> bool:
+        """True if an optimizer gets slices of parameters, not whole ones."""
+        return False
+
+    def build(
+        self,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        num_micro_batches: int,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ) -> Engine:
+        """Build the engine of a fresh fp32 model on the CPU, which it takes over. Every rank must call it.
+
+        Every rank ends up with rank 0's weights. The process group must be up (`distributed.start`).
+
+        Args:
+            num_micro_batches: number of `backward` calls in a step.
+            weights: the weight of each loss term.
+
+        Raises:
+            ConfigError: the optimizer needs whole parameters, and this engine has only slices of them.
+        """
+        if self.slices_parameters and optimizer.parameter_view == "parameters":
+            problem = (
+                f"{optimizer.type} needs whole parameters, and {self._named()} has only slices of them; use adamw or"
+                " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
+            )
+            raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
+        if self.activation_checkpointing:
+            model.backbone.activation_checkpointing = True
+        engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
+        settings = {key: getattr(self, key) for key in self.layout_keys}
+        engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
+        if self.compile:
+            # In place: names stay. The backbone alone: a batch carries counts, each of which would compile anew.
+            model.backbone.compile()
+        return engine
+
+    @abstractmethod
+    def make_engine(
+        self,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        num_micro_batches: int,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ) -> Engine:
+        """Make the engine: all of `build` that engines do not have in common. Every rank calls it."""
+
+    def _named(self) -> str:
+        return f"engine.type {self.type}"
+
+
+class DeepSpeedConfig(EngineConfig):
+    """DeepSpeed's ZeRO, which shards the state of training over the ranks."""
+
+    type: Literal["deepspeed"] = "deepspeed"
+    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """State that ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16
+    with fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32
+    gradient."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Options handed to DeepSpeed as they are, such as {zero_optimization: {reduce_bucket_size: 5.0e+7}}."""
 
+    layout_keys: ClassVar[tuple[str, ...]] = ("zero_stage", *EngineConfig.layout_keys)
+
     def problems(self) -> Iterator[Problem]:
-        if self.precision == "fp32" and self.grad_dtype != "fp32":
-            yield "grad_dtype", f"must be fp32 where engine.precision is fp32, got {self.grad_dtype}"
-        if self.type == "deepspeed" and self.precision == "bf16" and self.zero_stage == 0:
+        """Yield contradictions between keys, and options that DeepSpeed is not given."""
+        yield from super().problems()
+        if self.precision == "bf16" and self.zero_stage == 0:
             yield (
                 "zero_stage",
                 "0 does not go with bf16: DeepSpeed's optimizer for it takes a step of its own at the start, "
                 "so every update would be wrong; use 1 to 3, precision fp32, or type plain",
             )
-        if self.type == "plain" and self.deepspeed:
-            yield "deepspeed", "options for DeepSpeed, but engine.type is plain; remove them"
         for path in _leaves(self.deepspeed):
             if reason := _refusal(path):
                 yield f"deepspeed.{path}", reason
+
+    @property
+    def slices_parameters(self) -> bool:
+        """True for every stage that shards something."""
+        return self.zero_stage > 0
+
+    def make_engine(
+        self,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        num_micro_batches: int,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ) -> Engine:
+        from xlpretrain.engine.zero import ZeroEngine  # takes seconds to import
+
+        return ZeroEngine(self, model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
+
+    def _named(self) -> str:
+        return f"engine.zero_stage {self.zero_stage}"
+
+
+class PlainConfig(EngineConfig):
+    """Torch alone, with everything replicated on every rank."""
+
+    type: Literal["plain"] = "plain"
+    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
+
+    ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {"zero_stage": (0, 1, 2, 3), "deepspeed": ({},)}
+
+    def make_engine(
+        self,
+        model: PretrainingModel,
+        optimizer: OptimizerConfig,
+        *,
+        num_micro_batches: int,
+        weights: Mapping[str, float],
+        device: torch.device,
+    ) -> Engine:
+        from xlpretrain.engine.plain import PlainEngine
+
+        precision, grad_dtype = DTYPES[self.precision], DTYPES[self.grad_dtype]
+        return PlainEngine(model, optimizer, precision=precision, grad_dtype=grad_dtype, weights=weights, device=device)
+
+
+ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed": DeepSpeedConfig, "plain": PlainConfig})
+
+AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
+"""The config of any engine, told by its key `type`."""
 
 
 def _leaves(options: Mapping[str, Any]) -> Iterator[str]:

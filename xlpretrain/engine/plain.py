@@ -69,7 +69,7 @@ class PlainEngine(Engine):
         self._scales.start(counts)
         self._unwritten = set(range(len(self._parameters)))
 
-    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+    def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         loss, mems = self.model(batch, mems)
         return loss, mems
 
@@ -87,7 +87,7 @@ class PlainEngine(Engine):
             self._gradients[index].add_(parameter.grad.to(self._flat.dtype))  # of two types it takes five times as long
         parameter.grad = None
 
-    def step(self, lr: float) -> float:
+    def update(self, lr: float) -> float:
         for index in self._unwritten:
             self._gradients[index].zero_()
         if dist.get_world_size() > 1:

@@ -50,11 +50,11 @@ def train_step(
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
     new_memory: list[Tensor] = []
     for number, (batch, remembered) in enumerate(zip(batches, memory, strict=True)):
-        loss, kept = engine(batch.to(engine.device), remembered)
+        loss, kept = engine.forward(batch.to(engine.device), remembered)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
         if after_forward is not None:
             after_forward(number, loss)
         engine.backward(loss)
         new_memory.append(kept)
-    grad_norm = engine.step(lr)
+    grad_norm = engine.update(lr)
     return StepResult(sums, grad_norm, new_memory if math.isfinite(grad_norm) else list(memory))

@@ -25,7 +25,7 @@ from xlpretrain.optim.base import LayerwiseOptimizer
 from xlpretrain.optim.groups import StateKeys, summarize_groups
 
 if TYPE_CHECKING:
-    from xlpretrain.engine.config import EngineConfig
+    from xlpretrain.engine.config import DeepSpeedConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, with a warning
@@ -58,9 +58,11 @@ class _Module(nn.Module):
 class ZeroEngine(Engine):
     """ZeRO 0 to 3 in fp32, 1 to 3 in bf16."""
 
+    libraries = ("deepspeed",)
+
     def __init__(
         self,
-        config: EngineConfig,
+        config: DeepSpeedConfig,
         model: PretrainingModel,
         optimizer: OptimizerConfig,
         *,
@@ -116,7 +118,7 @@ class ZeroEngine(Engine):
         self._scales.start(counts)
         self._backwards = 0
 
-    def __call__(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
+    def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         sums, loss, mems = self._engine(batch, mems)
         return dataclasses.replace(loss, sums=sums), mems
 
@@ -129,7 +131,7 @@ class ZeroEngine(Engine):
         # DeepSpeed averages over ranks; told so, it does not divide by the accumulation.
         self._engine.backward(self._scales.total(loss) * dist.get_world_size(), scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def update(self, lr: float) -> float:
         assert self._backwards == self._num_micro_batches, (
             f"{self._backwards} of {self._num_micro_batches} micro-batches"
         )
@@ -177,13 +179,13 @@ class ZeroEngine(Engine):
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
-def _actual_stage(config: EngineConfig) -> int:
+def _actual_stage(config: DeepSpeedConfig) -> int:
     """bf16 with fp32 gradients turns DeepSpeed's stage 1 into another class with another layout: stage 2 stands in."""
     other = config.zero_stage == 1 and config.precision == "bf16" and config.grad_dtype == "fp32"
     return 2 if other else config.zero_stage
 
 
-def _options(config: EngineConfig, optimizer: OptimizerConfig, num_micro_batches: int) -> dict[str, Any]:
+def _options(config: DeepSpeedConfig, optimizer: OptimizerConfig, num_micro_batches: int) -> dict[str, Any]:
     given = dict(config.deepspeed)
     stage = _actual_stage(config)
     options: dict[str, Any] = {

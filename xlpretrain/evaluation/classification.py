@@ -12,6 +12,7 @@ import torch
 
 from xlpretrain.data.labelled import UNLABELLED, make_sample
 from xlpretrain.data.tokenizers.base import Tokenizer
+from xlpretrain.extras import optional
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.base import Objective
@@ -37,7 +38,8 @@ class ClassificationMetrics:
     @classmethod
     def compute(cls, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> ClassificationMetrics:
         """Compute metrics. probabilities: one distribution per example [N, labels]."""
-        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
+        with optional("sklearn", "scoring a classifier"):
+            from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
         predicted = [labels[i] for i in probabilities.argmax(axis=1)]
         roc_auc = None

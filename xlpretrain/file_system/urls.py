@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xlpretrain.errors import DataError
+from xlpretrain.extras import require
 from xlpretrain.file_system.credentials import without_credentials
 
 
@@ -14,14 +15,17 @@ def is_url(path: object) -> bool:
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
-    """Split a URL into its fsspec file system and the path in it. Raises `DataError` for an unsupported scheme."""
+    """Split a URL into its fsspec file system and the path in it.
+
+    Raises `DataError` for an unsupported scheme, and `MissingPackageError` for http without aiohttp.
+    """
     import fsspec
 
+    if url.startswith(("http://", "https://")):
+        require("aiohttp", without_credentials(url))
     try:
         file_system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         reason = without_credentials(f"{url}: cannot be opened: {error}")
-        raise DataError(
-            f"{reason}; `pip install` the package for this scheme, such as s3fs, or 'xlpretrain[corpora]' for http"
-        ) from None
+        raise DataError(f"{reason}; `pip install` the package for this scheme, such as s3fs") from None
     return file_system, str(path)

@@ -15,6 +15,7 @@ from xlpretrain.data.labelled import LabelledDataset, label_numbers
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
 from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.extras import MissingPackageError
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.config import classifier_config
 from xlpretrain.run_dir.layout import RunDir
@@ -65,6 +66,8 @@ def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
     atomic_write(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
     try:
         plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+    except MissingPackageError as error:
+        print(f"note: {error}", file=sys.stderr)
     except Exception as error:  # a failed plot must not lose the metrics
         print(f"{folder.confusion}: cannot be plotted: {type(error).__name__}: {error}", file=sys.stderr)
     return figures

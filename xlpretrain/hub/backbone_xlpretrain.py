@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 Memory = tuple[Tensor, Tensor]
 """The last M inputs of each layer [L, B, M, D], and how many of the newest ones belong to each sample [B]."""
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
 
 class XLPretrainConfig(PretrainedConfig):
@@ -44,6 +44,11 @@ class XLPretrainConfig(PretrainedConfig):
     @property
     def embed_size(self) -> int:
         return self.d_embed or self.d_model
+
+    def build_norm(self, width: int) -> nn.Module:
+        """The norm of vectors [.., width]."""
+        kind = RMSNorm if self.norm["type"] == "rms_norm" else nn.LayerNorm
+        return kind(width, eps=self.layer_norm_eps)
 
     @property
     def weights_of_layers(self) -> list[int]:
@@ -105,25 +110,37 @@ class Places:
     same_segment: Tensor
 
 
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class FeedForward(nn.Module):
+    """Two linear maps with an activation between them, or a gated linear unit (arXiv:2002.05202), without biases."""
+
     def __init__(self, config: XLPretrainConfig):
         super().__init__()
-        self.inner, self.outer = nn.Linear(config.d_model, config.d_ff), nn.Linear(config.d_ff, config.d_model)
+        gated = config.feed_forward["type"] == "glu"
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False) if gated else None
+        self.inner = nn.Linear(config.d_model, config.d_ff, bias=not gated)
+        self.outer = nn.Linear(config.d_ff, config.d_model, bias=not gated)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
         self.inner_dropout = nn.Dropout(config.dropout if config.type in ("transformer_xl", "xlnet") else 0.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(self.outer(self.inner_dropout(self.activation(self.inner(hidden)))))
+        inner = self.inner(hidden)
+        inner = self.activation(inner) if self.gate is None else self.activation(self.gate(hidden)) * inner
+        return self.dropout(self.outer(self.inner_dropout(inner)))
 
 
 class Layer(GradientCheckpointingLayer):
     def __init__(self, config: XLPretrainConfig, *, relative: bool):
         super().__init__()
         self.attention = Attention(config, relative=relative)
-        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.attention_norm = config.build_norm(config.d_model)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.feed_forward_norm = config.build_norm(config.d_model)
         self.dropout, self.pre_norm = nn.Dropout(config.dropout), config.pre_norm
 
     def forward(
@@ -192,6 +209,13 @@ class TokenEmbedding(nn.Module):
         return self.projections[cluster](vectors) if self.projections else vectors
 
 
+def sinusoids(positions: Tensor, width: int, *, base: float) -> Tensor:
+    """Vectors [R, width] of positions [R], in fp32 (arXiv:1706.03762, section 3.5)."""
+    exponents = -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = torch.outer(positions.float(), base**exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class EncoderEmbedding(nn.Module):
     """The embedding of ALBERT and BERT: tokens, positions and segments."""
 
@@ -199,14 +223,20 @@ class EncoderEmbedding(nn.Module):
         super().__init__()
         width = config.embed_size
         self.tokens = TokenEmbedding(config, width=width)
-        self.positions = nn.Embedding(config.max_positions, width)
+        self.positions = nn.Embedding(config.max_positions, width) if config.positions["type"] == "learned" else None
+        self.width, self.base = width, config.positions.get("base")
         self.segments = nn.Embedding(config.num_segments, width)
-        self.norm, self.dropout = nn.LayerNorm(width, eps=config.layer_norm_eps), nn.Dropout(config.dropout)
+        self.norm, self.dropout = config.build_norm(width), nn.Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:
-        positions = self.positions.weight[: tokens.shape[1]]
-        hidden = self.dropout(self.norm(self.tokens(tokens) + self.segments(segments) + positions))
+        hidden = self.tokens(tokens) + self.segments(segments)
+        if self.positions is None:
+            at = torch.arange(tokens.shape[1], device=tokens.device)
+            hidden = hidden + sinusoids(at, self.width, base=self.base).to(hidden.dtype)
+        else:
+            hidden = hidden + self.positions.weight[: tokens.shape[1]]
+        hidden = self.dropout(self.norm(hidden))
         return hidden if self.projection is None else self.projection(hidden)
 
 
@@ -320,8 +350,7 @@ class Backbone(nn.Module):
         distances = torch.arange(num_keys, -num_tokens, -1, device=device, dtype=torch.float32)
         if (self.config.clamp_len or -1) > 0:
             distances = distances.clamp(-self.config.clamp_len, self.config.clamp_len)
-        angles = torch.outer(distances, 10000.0 ** (-torch.arange(0, width, 2, device=device).float() / width))
-        encoded = self.dropout(torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype))
+        encoded = self.dropout(sinusoids(distances, width, base=self.config.positions["base"]).to(dtype))
         positions = torch.cat([torch.arange(num_tokens, device=device).expand(batch_size, -1), predict], dim=1)
         columns = num_tokens - positions[..., None] + torch.arange(num_keys, device=device)
         of_keys = F.pad(segments, (mem_len, 0))

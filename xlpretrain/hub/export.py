@@ -24,12 +24,16 @@ from xlpretrain.hub.transformers_config import unsupported_features, write_confi
 from xlpretrain.hub.weight_map import is_albert, weight_rules, write
 from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
+from xlpretrain.models.parts.feed_forward import GLUConfig, MLPConfig
+from xlpretrain.models.parts.norm import LayerNormConfig, RMSNormConfig
+from xlpretrain.models.parts.positions import LearnedConfig, SinusoidalConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.objectives.base import HubHead
 from xlpretrain.run_dir.layout import RunDir
+from xlpretrain.schema import Section
 from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
@@ -40,6 +44,12 @@ _WEIGHTS = "The weights are in the checkpoint; read them with xlpretrain.load"
 _SENTENCE = {f"sentence.{layer}.{kind}" for layer in ("pooler.linear", "classifier") for kind in ("weight", "bias")}
 MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
 """Models implemented by a class of transformers or by the code in `MODELING` and `BACKBONE`."""
+PARTS: dict[str, tuple[type[Section], ...]] = {
+    "feed_forward": (MLPConfig, GLUConfig),
+    "norm": (LayerNormConfig, RMSNormConfig),
+    "positions": (LearnedConfig, SinusoidalConfig),
+}
+"""Parts of layers implemented by the same code, by the model's key."""
 
 
 def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
@@ -67,7 +77,8 @@ def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = F
 
 
 def refuse_unknown(run: LoadedRun) -> None:
-    """Raise `LaunchError` if there is no code for the model, or if the objective declares no head."""
+    """Raise `LaunchError` if there is no code for the model or one of its parts, or if the objective declares no
+    head."""
     objective, model = run.config.objective, run.config.model
     if not objective.predicts_tokens:
         raise LaunchError(f"{run.folder.path}: classifiers cannot be exported; use `xlpretrain predict`")
@@ -76,6 +87,14 @@ def refuse_unknown(run: LoadedRun) -> None:
         raise LaunchError(
             f"{run.folder.path}: model {model.type} cannot be exported; expected one of {names}. {_WEIGHTS}"
         )
+    for key, parts in PARTS.items():
+        part = getattr(model, key)
+        if type(part) not in parts:
+            names = ", ".join(str(kind.model_fields["type"].default) for kind in parts)
+            raise LaunchError(
+                f"{run.folder.path}: model.{key}.type {part.type} cannot be exported, since the exported code has no"
+                f" such part; expected one of {names}. {_WEIGHTS}"
+            )
     for name in ("hub_head", "token_layout"):
         if getattr(objective, name) is None:
             raise LaunchError(

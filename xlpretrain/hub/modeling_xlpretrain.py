@@ -45,7 +45,7 @@ class Output(nn.Module):
             {str(i): nn.Linear(config.d_model, width // embedding.div_val**i, bias=False) for i in untied}
         )
         self.transform = nn.Linear(config.d_model, width) if encoder else None
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if encoder else None
+        self.norm = config.build_norm(width) if encoder else None
         self.activation = ACTIVATIONS[config.activation]
 
     @property

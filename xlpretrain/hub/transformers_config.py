@@ -20,10 +20,12 @@ from xlpretrain.schema import Problem, Section
 
 _Json = dict[str, Any]
 
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
-_OURS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | dict.fromkeys(
-    ("gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"
-)
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+_OURS = {
+    **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+    "swish": "silu",
+}
 
 XLNET_KEYS = {
     "d_model": "d_model",
@@ -93,6 +95,10 @@ def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHea
         return [f"transformers has no {config.type}"]
     reasons = {
         f"a different head ({head})": head != "masked_lm",
+        f"a different feed-forward ({config.feed_forward.type})": config.feed_forward.type != "mlp",
+        f"a different norm ({config.norm.type})": config.norm.type != "layer_norm",
+        f"different positions ({config.positions.type})": config.positions
+        != type(config).model_fields["positions"].default,
         "pre-norm layers": config.pre_norm,
         "a different head width": config.resolved_d_head * config.num_heads != config.d_model,
     }

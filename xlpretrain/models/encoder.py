@@ -24,7 +24,9 @@ from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
-from xlpretrain.models.stack import ACTIVATIONS, Rate, StackConfig, StackedBackbone, draw
+from xlpretrain.models.parts.feed_forward import ACTIVATIONS
+from xlpretrain.models.parts.positions import AnyPositions, LearnedConfig
+from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
 
@@ -35,10 +37,18 @@ class EncoderConfig(StackConfig):
     """It has no memory."""
     max_positions: PositiveInt = 512
     """Positions that have a vector: the longest sample."""
+    positions: AnyPositions = LearnedConfig()
+    """Vectors of positions, added to those of tokens: learned, or sinusoidal."""
     num_segments: PositiveInt = 2
     """Segments that have a vector."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield contradictions between keys."""
+        yield from super().problems()
+        if self.positions.type == "sinusoidal" and self.resolved_d_embed % 2:
+            yield "positions.type", f"sinusoidal needs an even d_embed (half sines), got {self.resolved_d_embed}"
 
     def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
         """Samples longer than there are positions."""
@@ -86,21 +96,22 @@ class EncoderEmbedding(nn.Module):
     def __init__(self, config: EncoderConfig, vocab_size: int):
         super().__init__()
         width, std = config.resolved_d_embed, config.init_std
+        self.max_positions = config.max_positions
         self.tokens = TokenEmbedding(vocab_size, d_model=width, d_embed=width, init_std=std, proj_init_std=std)
-        self.positions = nn.Embedding(config.max_positions, width)
+        self.positions = config.positions.build(width, max_positions=config.max_positions)
         self.segments = nn.Embedding(config.num_segments, width)
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm = config.norm.build(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The first layer's input. Raises `ConfigError` if the samples are longer than there are positions."""
-        num_tokens, limit = tokens.shape[1], self.positions.num_embeddings
+        num_tokens, limit = tokens.shape[1], self.max_positions
         if num_tokens > limit:
             raise ConfigError(f"samples of {num_tokens} tokens: this model has model.max_positions {limit}")
         positions = torch.arange(num_tokens, device=tokens.device)
-        summed = self.tokens(tokens) + self.segments(segments) + self.positions(positions)
-        hidden: Tensor = self.dropout(self.norm(summed))
+        summed = self.tokens(tokens) + self.segments(segments)
+        hidden: Tensor = self.dropout(self.norm(summed + self.positions(positions).to(summed.dtype)))
         return hidden if self.projection is None else self.projection(hidden)
 
     def flops_per_token(self) -> float:
@@ -160,7 +171,7 @@ class TransformedSoftmax(VocabularySoftmax):
         super().__init__(embedding, tied_projections=(), init_std=std, proj_init_std=std)
         self.transform = nn.Linear(config.d_model, width)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm = config.norm.build(width, eps=config.layer_norm_eps)
         draw(self.transform, std, truncated=True)
 
     def token_losses(

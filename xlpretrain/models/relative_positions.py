@@ -28,20 +28,11 @@ class RelativePositions:
     """Mask of pairs of query and key in one segment. None: all are."""
 
 
-def sinusoidal_encoding(
-    first: int, last: int, d_model: int, *, clamp_len: int | None, device: torch.device, dtype: torch.dtype
-) -> Float[Tensor, "R D"]:
-    """The sinusoids of the distances from `first` to `last` in steps of one: all sines, then all cosines.
-
-    Distances beyond `clamp_len`, either way, count as `clamp_len`. Computed in fp32: bf16 cannot tell 256 from 257.
-    """
+def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: torch.device) -> Float[Tensor, " R"]:
+    """The distances from `first` to `last` in steps of one; those beyond `clamp_len`, either way, are clamped to it."""
     step = 1 if first < last else -1
     distances = torch.arange(first, last + step, step, device=device, dtype=torch.float32)
-    if clamp_len is not None:
-        distances = distances.clamp(-clamp_len, clamp_len)
-    frequencies = 10000.0 ** (-torch.arange(0, d_model, 2, device=device, dtype=torch.float32) / d_model)
-    angles = torch.outer(distances, frequencies)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+    return distances if clamp_len is None else distances.clamp(-clamp_len, clamp_len)
 
 
 def relative_shift(scores: Float[Tensor, "B N T R"], num_keys: int) -> Float[Tensor, "B N T K"]:

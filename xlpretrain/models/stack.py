@@ -10,7 +10,6 @@ from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -19,41 +18,20 @@ from torch.utils.checkpoint import checkpoint
 from xlpretrain.models.attention import Attention, RelativeAttention
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.parts.feed_forward import (
+    Activation,
+    AnyFeedForward,
+    FeedForward,
+    FeedForwardSettings,
+    MLPConfig,
+)
+from xlpretrain.models.parts.norm import AnyNorm, LayerNormConfig
+from xlpretrain.models.parts.positions import AnyPositions, SinusoidalConfig
 from xlpretrain.schema import Problem
-
-Activation = Literal["relu", "gelu", "gelu_tanh"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
-
-
-class FeedForward(nn.Module):
-    """Linear, activation, inner dropout, linear, dropout."""
-
-    def __init__(self, *, d_model: int, d_ff: int, activation: Activation, dropout: float, inner_dropout: float):
-        super().__init__()
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
-        self.activation = ACTIVATIONS[activation]
-        self.dropout = Dropout(dropout)
-        self.inner_dropout = Dropout(inner_dropout)
-
-    def forward(self, hidden: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
-        """The new contents of the residual."""
-        inner = self.inner_dropout(self.activation(self.inner(hidden)))
-        output: Tensor = self.dropout(self.outer(inner))
-        return output
-
-    def flops_per_token(self) -> float:
-        """Forward and backward."""
-        return 6.0 * (self.inner.weight.numel() + self.outer.weight.numel())
 
 
 class Layer(nn.Module):
-    """Attention over memory and new tokens, then a feed-forward, each with its residual and layer norm.
+    """Attention over memory and new tokens, then a feed-forward, each with its residual and norm.
 
     Post-norm: norm(x + f(x)). Pre-norm: x + f(norm(x)), the memory normed like the new tokens; as in the originals,
     no further norm follows the last layer.
@@ -63,17 +41,16 @@ class Layer(nn.Module):
         self,
         attention: Attention,
         feed_forward: FeedForward,
+        norm: Callable[[], nn.Module],
         *,
-        d_model: int,
-        eps: float,
         dropout: float,
         pre_norm: bool,
     ):
         super().__init__()
         self.attention = attention
-        self.attention_norm = nn.LayerNorm(d_model, eps=eps)
+        self.attention_norm = norm()
         self.feed_forward = feed_forward
-        self.feed_forward_norm = nn.LayerNorm(d_model, eps=eps)
+        self.feed_forward_norm = norm()
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
@@ -155,6 +132,10 @@ class StackConfig(BackboneConfig):
     """Width of a head; d_model / num_heads unless set."""
     d_ff: PositiveInt = 3072
     """Inner width of the feed-forward layers."""
+    feed_forward: AnyFeedForward = MLPConfig()
+    """Feed-forward of the layers: mlp (two linear maps) or glu (a gated linear unit, of three)."""
+    norm: AnyNorm = LayerNormConfig()
+    """Norm of the layers, and of an encoder's embedding and head: layer_norm or rms_norm."""
     d_embed: PositiveInt | None = None
     """Width of the token vectors, projected to d_model where it differs; d_model unless set."""
     dropout: Rate = 0.1
@@ -162,12 +143,12 @@ class StackConfig(BackboneConfig):
     attention_dropout: Rate = 0.1
     """Dropout of attention weights."""
     activation: Activation = "gelu_tanh"
-    """Activation of the feed-forward layers: relu, gelu (exact), or gelu_tanh (the approximation of the original
-    code)."""
+    """Activation of the feed-forward layers: relu, gelu (exact), gelu_tanh (the approximation of the original
+    code), or silu."""
     pre_norm: bool = False
     """Normalize before attention and feed-forward (x + f(norm(x))) instead of after (norm(x + f(x)))."""
     layer_norm_eps: PositiveFloat = 1e-12
-    """Added to the variance in a layer norm."""
+    """Added to the variance, or the mean square, in a norm."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of fresh weights."""
 
@@ -212,18 +193,18 @@ class StackedBackbone(Backbone):
         self.d_model, self.init_std = config.d_model, config.init_std
         self.layer_to_weights = config.layer_to_weights
         self.dropout = Dropout(config.dropout)
+        settings = FeedForwardSettings(
+            d_model=config.d_model,
+            d_ff=config.d_ff,
+            activation=config.activation,
+            dropout=config.dropout,
+            inner_dropout=inner_dropout,
+        )
         self.layers = nn.ModuleList(
             Layer(
                 attention(),
-                FeedForward(
-                    d_model=config.d_model,
-                    d_ff=config.d_ff,
-                    activation=config.activation,
-                    dropout=config.dropout,
-                    inner_dropout=inner_dropout,
-                ),
-                d_model=config.d_model,
-                eps=config.layer_norm_eps,
+                config.feed_forward.build(settings),
+                partial(config.norm.build, config.d_model, eps=config.layer_norm_eps),
                 dropout=config.dropout,
                 pre_norm=config.pre_norm,
             )
@@ -288,6 +269,8 @@ def _remember(memory: Float[Tensor, "B M D"], hidden: Float[Tensor, "B T D"]) ->
 class RelativeConfig(StackConfig):
     """The keys that both have, beside those of every stack of layers."""
 
+    positions: AnyPositions = SinusoidalConfig()
+    """Vectors of the distances between tokens, which relative attention scores keys by: sinusoidal."""
     clamp_len: Annotated[int, Field(ge=-1)] | None = None
     """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
     untie_r: bool = True
@@ -299,7 +282,13 @@ class RelativeConfig(StackConfig):
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
         yield from super().problems()
-        if self.d_model % 2:
+        if not self.positions.for_distances:
+            yield (
+                "positions.type",
+                f"{self.positions.type} gives vectors to positions, and {self.type} needs those of distances; use"
+                " sinusoidal",
+            )
+        if self.positions.type == "sinusoidal" and self.d_model % 2:
             yield "d_model", f"must be even (half sines, half cosines), got {self.d_model}"
         if self.clamp_len == 0:
             yield "clamp_len", "must be positive, or null for no limit, got 0"

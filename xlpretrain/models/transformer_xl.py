@@ -18,8 +18,9 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
-from xlpretrain.models.stack import Activation, Rate, RelativeConfig, StackedBackbone, draw
+from xlpretrain.models.parts.feed_forward import Activation
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
+from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
 
@@ -43,7 +44,7 @@ class TransformerXLConfig(RelativeConfig):
     attention_dropout: Rate = 0.0
     """Dropout of attention weights."""
     activation: Activation = "relu"
-    """Activation of the feed-forward layers: relu, gelu (exact), or gelu_tanh."""
+    """Activation of the feed-forward layers: relu, gelu (exact), gelu_tanh, or silu."""
     same_length: bool = False
     """Let every token attend equally many positions, mem_len including itself; else those late in a sample attend
     more."""
@@ -58,7 +59,7 @@ class TransformerXLConfig(RelativeConfig):
     tie_projections: tuple[bool, ...] | None = None
     """Per cluster, whether the output layer uses the embedding's projection; all but the first unless set."""
     layer_norm_eps: PositiveFloat = 1e-5
-    """Added to the variance in a layer norm (1e-12 in the TensorFlow original)."""
+    """Added to the variance, or the mean square, in a norm (1e-12 in the TensorFlow original)."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of fresh weights (0.005 in the authors' large WikiText-103 and lm1b models)."""
     proj_init_std: PositiveFloat = 0.01
@@ -124,6 +125,7 @@ class TransformerXL(StackedBackbone):
         )
         super().__init__(config, embedding, config.attention(bidirectional=False), inner_dropout=config.dropout)
         self.config = config
+        self.positions = config.positions.build(config.d_model, max_positions=None)
         self.clamp_len = config.longest_distance
         self.same_length = config.same_length
         self.content_bias = config.init_biases()
@@ -134,9 +136,8 @@ class TransformerXL(StackedBackbone):
         """Hidden states of the new tokens, and each layer's last M inputs, detached."""
         mem_len, num_keys = mems.shape[2], mems.shape[2] + inputs.tokens.shape[1]
         hidden = self.dropout(self.embedding(inputs.tokens) * self.d_model**0.5)
-        distances = sinusoidal_encoding(
-            num_keys, 0, self.d_model, clamp_len=self.clamp_len, device=hidden.device, dtype=hidden.dtype
-        )
+        distances = clamped_distances(num_keys, 0, clamp_len=self.clamp_len, device=hidden.device)
+        encoded = self.positions(distances).to(hidden.dtype)
         visible = attention_mask(
             inputs,
             mem_len=mem_len,
@@ -149,7 +150,7 @@ class TransformerXL(StackedBackbone):
             mems,
             inputs,
             additive_mask(visible, hidden.dtype),
-            RelativePositions(self.dropout(distances[None])),
+            RelativePositions(self.dropout(encoded[None])),
             biases=(self.content_bias, self.position_bias),
         )
         return Hidden(self.dropout(hidden)), mems
@@ -173,5 +174,5 @@ class TransformerXL(StackedBackbone):
     def _draw(self, module: nn.Module) -> None:
         """As the originals, which draw the norms' weights too: from N(1, init_std)."""
         draw(module, self.config.init_std)
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.normal_(module.weight, mean=1.0, std=self.config.init_std)

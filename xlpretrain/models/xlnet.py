@@ -23,7 +23,7 @@ from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
 from xlpretrain.models.stack import RelativeConfig, StackedBackbone, draw
 
 
@@ -56,6 +56,7 @@ class XLNet(StackedBackbone):
         )
         super().__init__(config, embedding, config.attention(bidirectional=True), inner_dropout=config.dropout)
         self.config = config
+        self.positions = config.positions.build(config.d_model, max_positions=None)
         self.clamp_len = config.longest_distance
         self.mask_embedding = nn.Parameter(torch.randn(1, config.d_model) * std)
         self.content_bias = config.init_biases()
@@ -103,18 +104,12 @@ class XLNet(StackedBackbone):
         """Encodings of the distances from M + T to -(T - 1); with `reverse`, those of the opposite sign too."""
         first, last = mem_len + inputs.tokens.shape[1], 1 - inputs.tokens.shape[1]
         signs = (1,) if inputs.reversed is None else (1, -1)
+        device = inputs.tokens.device
         encodings = [
-            sinusoidal_encoding(
-                sign * first,
-                sign * last,
-                self.d_model,
-                clamp_len=self.clamp_len,
-                device=inputs.tokens.device,
-                dtype=dtype,
-            )
+            self.positions(clamped_distances(sign * first, sign * last, clamp_len=self.clamp_len, device=device))
             for sign in signs
         ]
-        encoded: Tensor = self.dropout(torch.stack(encodings))
+        encoded: Tensor = self.dropout(torch.stack(encodings).to(dtype))
         return encoded
 
     def _draw(self, module: nn.Module) -> None:

@@ -37,6 +37,31 @@ def rename_keys(kind: Any, value: Any, prefix: str, renamed: list[tuple[str, str
     return result
 
 
+def drop_ignored_keys(kind: Any, value: Any, prefix: str, dropped: list[str]) -> Any:
+    """The data without the `ignored_keys` of its sections, whose paths are added to `dropped`."""
+    if isinstance(value, list):
+        return [drop_ignored_keys(kind, item, f"{prefix}{index}.", dropped) for index, item in enumerate(value)]
+    section = section_of(kind, value) if isinstance(value, Mapping) else None
+    if section is None:
+        return value
+    ignored = {key for key, item in value.items() if item in section.ignored_keys.get(key, ())}
+    dropped += [f"{prefix}{key}" for key in ignored]
+    return {
+        key: drop_ignored_keys(kind_of(section, key), item, f"{prefix}{key}.", dropped)
+        for key, item in value.items()
+        if key not in ignored
+    }
+
+
+def warn_of_ignored_keys(dropped: Sequence[str], source: str) -> None:
+    """Print a line for each ignored key, once in this process, and on one rank only."""
+    for path in dropped:
+        if path not in _ignored and os.environ.get("RANK", "0") == "0":
+            print(f"warning: {source}: {path} means nothing here and is ignored; remove it", file=sys.stderr)
+        _ignored.add(path)
+
+
+_ignored: set[str] = set()
 _warned: set[str] = set()
 
 

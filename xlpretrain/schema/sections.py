@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -29,6 +29,9 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Keys of other types of section that are ignored here, with a warning, and with which values."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys that are each valid by themselves; paths are relative to this section."""

@@ -14,7 +14,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.schema.former_keys import current_key, rename_keys, warn_of_former_keys
+from xlpretrain.schema.former_keys import (
+    current_key,
+    drop_ignored_keys,
+    rename_keys,
+    warn_of_former_keys,
+    warn_of_ignored_keys,
+)
 from xlpretrain.schema.overrides import apply_overrides
 from xlpretrain.schema.sections import (
     ONE,
@@ -40,6 +46,9 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
     renamed: list[tuple[str, str]] = []
     data = rename_keys(section, data, "", renamed)
     warn_of_former_keys(renamed, source)
+    dropped: list[str] = []
+    data = drop_ignored_keys(section, data, "", dropped)
+    warn_of_ignored_keys(dropped, source)
     try:
         # Through JSON: strict types, but lists for tuples and strings for paths.
         value = section.model_validate_json(json.dumps(data))
@@ -56,10 +65,15 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
 
 
 def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Read the keys of a `section` from a YAML file, replacing former keys. quiet: without a warning for them."""
+    """Read the keys of a `section` from a YAML file, replacing former keys.
+
+    quiet: no warnings for former or ignored keys; for files that xlpretrain wrote.
+    """
     renamed: list[tuple[str, str]] = []
     data: dict[str, Any] = rename_keys(section, read_yaml(path), "", renamed)
-    if not quiet:
+    if quiet:
+        data = drop_ignored_keys(section, data, "", [])
+    else:
         warn_of_former_keys(renamed, str(path))
     return data
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xlpretrain.extras import optional
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.tracking.metrics_file import read_metrics
 
@@ -14,9 +15,11 @@ from xlpretrain.tracking.metrics_file import read_metrics
 def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[], None] = lambda: None) -> None:
     """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate.
 
-    Raises OSError, and what `fence` raises once the picture is ready to replace the old one.
+    Raises OSError, `MissingPackageError` without matplotlib, and what `fence` raises once the picture is ready to
+    replace the old one.
     """
-    from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
+    with optional("matplotlib", "a plot"):
+        from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
 
     rows = list(read_metrics(metrics))
     trained = np.array([(r["step"], r["train/loss"], r["train/lr"]) for r in rows if r.get("train/loss") is not None])
@@ -51,8 +54,9 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
 
 def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], picture: Path, *, title: str) -> None:
     """Plot how often each label (rows) was predicted as each label (columns), shaded by its share of the row. Raises
-    OSError."""
-    from matplotlib.figure import Figure
+    OSError, and `MissingPackageError` without matplotlib."""
+    with optional("matplotlib", "a plot"):
+        from matplotlib.figure import Figure
 
     table = np.array(counts)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from xlpretrain.extras import MissingPackageError, require
 from xlpretrain.schema import Section
 from xlpretrain.tracking.console import format_duration
 
@@ -68,6 +69,12 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, *, folder: Path, run_id: str, name: str, run_config: Mapping[str, Any]):
         self._run: Any = None
+        if config.mode != "disabled" and not _switched_off():
+            try:
+                require("wandb", "logging to W&B")
+            except MissingPackageError as error:
+                logger.warning("%s; the run goes on without it", error)
+                return
         start = partial(self._start, config, folder=folder, run_id=run_id, name=name, run_config=run_config)
         if config.mode != "offline":
             reason = _attempt(partial(start, config.mode), _INIT_TIMEOUT_S)
@@ -144,7 +151,7 @@ def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]
     W&B itself is asked: where it keeps credentials, and under which host, changes between its versions. May take
     seconds; raises whatever W&B does, such as for a malformed API key.
     """
-    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+    if wanted == "disabled" or _switched_off():
         return "disabled"
     import wandb
 
@@ -154,6 +161,12 @@ def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]
     if wanted == "offline" or own in ("offline", "dryrun"):
         return "offline"
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+def _switched_off() -> bool:
+    """True if the environment disables W&B."""
+    env = os.environ
+    return env.get("WANDB_DISABLED", "").lower() in _TRUE or env.get("WANDB_MODE") == "disabled"
 
 
 def _attempt(call: Callable[[], Any], timeout_s: float) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import LeaseLostError
+from xlpretrain.extras import MissingPackageError
 from xlpretrain.run_dir.goodput import Goodput
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, leave
@@ -154,6 +155,8 @@ class Recorder:
         picture, fence = self._folder.plot, self._lease.check
         try:
             self._try(picture, partial(plot_losses, self._file.path, picture, title=self._name, fence=fence))
+        except MissingPackageError as error:
+            self._note_failure(picture, str(error))
         except Exception as error:  # of matplotlib's: no picture is worth a run
             self._note_failure(picture, f"{type(error).__name__}: {error}")
 

@@ -25,7 +25,7 @@ from xlpretrain.data.loader import Loader
 from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
-from xlpretrain.engine import Engine, build_engine
+from xlpretrain.engine import Engine
 from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, Pause, evaluate
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
@@ -217,8 +217,7 @@ def _build_engine(
     objective = config.objective
     flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
     flops *= objective.seq_len / objective.new_tokens
-    engine = build_engine(
-        config.engine,
+    engine = config.engine.build(
         model,
         config.optimizer,
         num_micro_batches=num_micro_batches,

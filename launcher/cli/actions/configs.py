@@ -15,21 +15,26 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.schema import Section
 
 _LAUNCHER = Path(__file__).parents[2]
+_ROOT = _LAUNCHER.parent
 
 
-def builtin_configs() -> dict[str, Path]:
-    """Paths of the built-in configs by name. A wheel has them in launcher/; a checkout, beside the packages."""
-    folder = _LAUNCHER / "configs"
+def shipped_files() -> dict[str, Path]:
+    """The configs that come with xlpretrain and the files for Slurm, by name: in a wheel, or in the repository."""
+    inside = _LAUNCHER / "configs"  # where the wheel has them (pyproject.toml)
+    configs, slurm = (inside, inside / "slurm") if inside.is_dir() else (_ROOT / "configs", _ROOT / "slurm")
     return {
-        path.stem: path for path in sorted((folder if folder.is_dir() else _LAUNCHER.parent / "configs").glob("*.yaml"))
+        **{path.stem: path for path in sorted(configs.glob("*.yaml"))},
+        "slurm_site": slurm / "clusters" / "example.yaml",
+        "pretrain.sbatch": slurm / "pretrain.sbatch",
     }
 
 
-def list_builtin() -> None:
-    """Print the names of the built-in configs, each with its first comment line."""
-    for name, path in builtin_configs().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
+def list_shipped() -> None:
+    """Print the names of the shipped files, with the first comment line of each."""
+    for name, path in shipped_files().items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = next((line for line in lines if line.startswith("#") and not line.startswith("#!")), "")
+        print(f"{name:<36} {comment.removeprefix('#').strip()}")
 
 
 def list_plugins() -> None:
@@ -38,15 +43,16 @@ def list_plugins() -> None:
         print(f"{plugin.name:<36} {plugin}")
 
 
-def copy_builtin(name: str) -> None:
-    """Copy a built-in config to the current folder. Raises `ConfigError` if it is unknown or the file exists."""
+def copy_shipped(name: str) -> None:
+    """Copy a shipped file into the current folder. Raises `ConfigError` for an unknown name or an existing file."""
     name = name.removesuffix(".yaml")
-    if name not in builtin_configs():
-        raise ConfigError(f"unknown built-in config {name!r}; expected one of {', '.join(builtin_configs())}")
-    target = Path(f"{name}.yaml")
+    if name not in shipped_files():
+        raise ConfigError(f"unknown built-in config {name!r}; expected one of {', '.join(shipped_files())}")
+    source = shipped_files()[name]
+    target = Path(name if name == source.name else f"{name}{source.suffix}")
     if target.exists():
         raise ConfigError(f"{target}: already exists; move or delete it first")
-    shutil.copyfile(builtin_configs()[name], target)
+    shutil.copyfile(source, target)
     print(f"wrote {target}")
 
 

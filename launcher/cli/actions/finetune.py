@@ -21,6 +21,7 @@ from xlpretrain.data.labelled import UNLABELLED, label_numbers
 from xlpretrain.data.tables.text_tables import read_table, refuse_same_file
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
+from xlpretrain.extras import require
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.run_dir.layout import RunDir
@@ -46,6 +47,7 @@ def finetune(
 
     Runs that exist are resumed, so repeating the call continues it. Raises `XLPretrainError`.
     """
+    require("sklearn", "xlpretrain finetune")
     source, name = RunDir(path).check_exists(), name or f"{path.resolve().name}-finetuned"
     config = finetune_config(
         source, train=train, valid=valid, name=name, runs_dir=runs_dir, text=text, label=label, overrides=overrides
@@ -73,6 +75,8 @@ def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None,
         columns = table.columns  # a single column is the text, whatever its name
     texts = table.columns_of(columns)
     truth = table.column(label) if label in table.columns else None
+    if truth is not None:
+        require("sklearn", f"scoring the labels of {table.name}")
     found = run.predict_classes(texts)
     probabilities = found.probabilities
     if to is not None:

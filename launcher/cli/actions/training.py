@@ -17,6 +17,7 @@ from launcher.slurm.submission import executor, sweep
 from launcher.slurm.submission import submit as submission
 from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.extras import require
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir
 
@@ -37,6 +38,7 @@ def submit(
     dry_run: bool,
 ) -> None:
     """Submit a run or a sweep of runs. Raises `XLPretrainError`; then new run folders are removed again."""
+    require("submitit", "xlpretrain submit")
     profile = load_cluster(cluster, nodes=nodes)
     variants = sweep.variants(sweeps)
     name = run_config.load(config, overrides).name
@@ -75,6 +77,7 @@ def resume(path: Path, overrides: Sequence[str], options: StartOptions, *, here:
 
 def resume_on_slurm(run: RunDir, overrides: Sequence[str], options: StartOptions, *, nodes: str | None) -> None:
     """Resubmit a run, with its config or with changes. Raises `XLPretrainError`."""
+    require("submitit", "resuming a Slurm job")
     lifecycle.refuse_if_queued(run)
     run.refuse_if_read_only()
     _refuse_if_elsewhere(run, take_over=options.take_over)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ClusterConfig
 from xlpretrain.errors import LaunchError
+from xlpretrain.extras import optional
 
 MASTERS = "XLPRETRAIN_MASTERS"
 """Environment variable with the addresses of the first node, best first."""
@@ -109,21 +110,22 @@ class Allocation:
     @classmethod
     def current(cls) -> Allocation:
         """The allocation of this process. Raises `LaunchError` outside a job."""
-        # Not at the top: ranks import this module too, possibly in a container that has no submitit.
-        from submitit.slurm.slurm import _parse_node_list
-
         env = os.environ
         try:
-            number, nodes = env["SLURM_JOB_ID"], env["SLURM_JOB_NODELIST"]
+            number, _ = env["SLURM_JOB_ID"], env["SLURM_JOB_NODELIST"]
         except KeyError as error:
             raise LaunchError(f"{error.args[0]} is not set: not inside a Slurm job; use sbatch") from None
+        # Not at the top: ranks import this module too, possibly in a container that has no submitit.
+        with optional("submitit", "a Slurm job"):
+            from submitit.slurm.slurm import SlurmJobEnvironment
+
         array = env.get("SLURM_ARRAY_JOB_ID")
         return cls(
             job_id=f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else number,
             number=number,
             restart=int(env.get("SLURM_RESTART_COUNT", "0")),
             cluster=env.get("SLURM_CLUSTER_NAME", ""),
-            nodes=tuple(map(str, _parse_node_list(nodes))),
+            nodes=tuple(SlurmJobEnvironment().hostnames),
         )
 
     @property

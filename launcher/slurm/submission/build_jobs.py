@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data_pipelines.build.__main__ import FINISH, REPLACE
+from data_pipelines.build.needed_packages import require_packages
 from data_pipelines.build.pipeline import build_lock, print_summary, stages_of, start_build
 from data_pipelines.build.up_to_date import is_up_to_date
 from data_pipelines.config import DataConfig
@@ -60,6 +61,8 @@ def build(
     if not arrays and is_up_to_date(config, console, force=force):
         work.remove_unless_in_use()
         return
+    if not arrays:
+        require_packages(config)
     stages = ProgressReporter(console)
     with build_lock(work):
         if not arrays:

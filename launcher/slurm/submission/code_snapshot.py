@@ -22,7 +22,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml")
 _MAX_BYTES = 1_000_000
 _CACHES = re.compile(r"__pycache__|\..*_cache|.*\.py[co]|.*\.egg-info")
-_CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".cfg", ".ini", ".typed"}
+_CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".sbatch", ".cfg", ".ini", ".typed"}
 
 
 def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:

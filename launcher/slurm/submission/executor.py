@@ -13,16 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
-
-from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from typing import TYPE_CHECKING
 
 from launcher.slurm import client as slurm
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
 from launcher.slurm.submission.job_script import log_to, sbatch_options, site_lines
 from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.extras import optional
 from xlpretrain.run_dir.layout import RunDir
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 LOG = "logs/job.log"
 """The log of a job's script and supervisor, in the run folder."""
@@ -30,7 +32,11 @@ _PATTERNS = ("%j", "%t", "%A", "%a")
 
 
 def script(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str) -> str:
-    """The batch script for these runs, as `submit` would hand it to sbatch."""
+    """The batch script for these runs, as `submit` would hand it to sbatch.
+
+    Reads private names of submitit, which has no public way to a script without a submission
+    (docs/decisions/0036-private-names-of-submitit.md).
+    """
     executor = _executor(runs, profile, name=name, folder=_home(runs))
     if len(runs) > 1:
         executor.parameters["map_count"] = len(runs)
@@ -44,6 +50,8 @@ def submit(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, call: C
     """
     home = _home(runs)
     executor = _executor(runs, profile, name=name, folder=home)
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     home.mkdir(parents=True, exist_ok=True)
     if len(runs) > 1:
         (home / "runs").mkdir()
@@ -68,6 +76,9 @@ def _home(runs: Sequence[RunDir]) -> Path:
 
 
 def _executor(runs: Sequence[RunDir], profile: ClusterConfig, *, name: str, folder: Path) -> SlurmExecutor:
+    with optional("submitit", "a Slurm job"):
+        from submitit import SlurmExecutor
+
     for pattern in _PATTERNS:
         if pattern in str(folder):
             raise ConfigError(

@@ -145,10 +145,13 @@ def test_with_only_rank_set_it_names_the_missing_variables(monkeypatch: pytest.M
 
 def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    configs.copy_builtin("quickstart")
-    assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
+    configs.copy_shipped("quickstart")
+    assert Path("quickstart.yaml").read_text() == configs.shipped_files()["quickstart"].read_text()
     with pytest.raises(Exception, match="already exists"):
-        configs.copy_builtin("quickstart.yaml")
+        configs.copy_shipped("quickstart.yaml")
+    for name, target in {"slurm_site": "slurm_site.yaml", "pretrain.sbatch": "pretrain.sbatch"}.items():
+        configs.copy_shipped(name)
+        assert Path(target).read_text() == configs.shipped_files()[name].read_text()
 
 
 def test_the_former_name_of_plain_sbatch_warns_and_works():

@@ -14,7 +14,7 @@ from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
 from two_rules import TWO_RULES
 
 from xlpretrain import distributed
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
@@ -23,14 +23,14 @@ from xlpretrain.optim.base import TensorSlice
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 FP32 = {
-    "plain fp32": EngineConfig(type="plain", precision="fp32"),
-    **{f"zero {stage} fp32": EngineConfig(zero_stage=stage, precision="fp32") for stage in (0, 1, 2, 3)},
-    "zero 3 fp32, all sharded": EngineConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
+    "plain fp32": PlainConfig(precision="fp32"),
+    **{f"zero {stage} fp32": DeepSpeedConfig(zero_stage=stage, precision="fp32") for stage in (0, 1, 2, 3)},
+    "zero 3 fp32, all sharded": DeepSpeedConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
 }
 BF16 = {
-    "plain bf16": EngineConfig(type="plain"),
-    **{f"zero {stage} bf16": EngineConfig(zero_stage=stage) for stage in (1, 2, 3)},
-    "zero 3 bf16, all sharded": EngineConfig(zero_stage=3, deepspeed=SHARD_ALL),
+    "plain bf16": PlainConfig(),
+    **{f"zero {stage} bf16": DeepSpeedConfig(zero_stage=stage) for stage in (1, 2, 3)},
+    "zero 3 bf16, all sharded": DeepSpeedConfig(zero_stage=3, deepspeed=SHARD_ALL),
 }
 ONE_BY_ONE = {"zero_optimization": {"sub_group_size": 1, "stage3_param_persistence_threshold": 0}}
 LAMB = LambConfig(grad_clip=0.5)
@@ -157,7 +157,7 @@ def _pick(*names: str) -> dict[str, EngineConfig]:
 
 ALL = FP32 | BF16
 ONE_OF_EACH = _pick(*(name for name in ALL if name not in ("zero 3 fp32", "zero 3 bf16, all sharded")))
-MANY_SUB_GROUPS = {"zero 3 fp32, one by one": EngineConfig(zero_stage=3, precision="fp32", deepspeed=ONE_BY_ONE)}
+MANY_SUB_GROUPS = {"zero 3 fp32, one by one": DeepSpeedConfig(zero_stage=3, precision="fp32", deepspeed=ONE_BY_ONE)}
 DEFAULT = {
     "losses": (losses, {name: FP32[name] for name in FP32 if name in ONE_OF_EACH}),
     "lamb": (lamb, _pick("zero 1 fp32") | MANY_SUB_GROUPS),

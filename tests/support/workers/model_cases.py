@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from xlpretrain import distributed
-from xlpretrain.engine import Engine, build_engine
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine import Engine
+from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
 from xlpretrain.models import AlbertConfig, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention, Implementation
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.parts.feed_forward import GLUConfig
+from xlpretrain.models.parts.norm import RMSNormConfig
+from xlpretrain.models.parts.positions import SinusoidalConfig
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
@@ -28,19 +32,25 @@ from xlpretrain.optim import AdamWConfig
 
 VOCAB, ROWS, TOKENS, PREDICTIONS, KEPT, MEMORY = 31, 4, 9, 3, 4, 6
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
+OTHER_PARTS: dict[str, Any] = {"feed_forward": GLUConfig(), "norm": RMSNormConfig()}
 MODELS = {
     "transformer_xl": (TransformerXLConfig(**SIZES, mem_len=MEMORY), CausalLM()),
     "xlnet": (XLNetConfig(**SIZES, mem_len=MEMORY), PermutationLM()),
     "albert": (AlbertConfig(**SIZES, d_embed=6, max_positions=12), MaskedLM(sentence_task="sop")),
     "bert": (BertConfig(**SIZES, max_positions=12), MaskedLM(sentence_task="nsp")),
+    "transformer_xl, other parts": (TransformerXLConfig(**SIZES, mem_len=MEMORY, **OTHER_PARTS), CausalLM()),
+    "bert, other parts": (
+        BertConfig(**SIZES, max_positions=12, positions=SinusoidalConfig(), **OTHER_PARTS),
+        MaskedLM(sentence_task="nsp"),
+    ),
 }
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 ENGINES = {
-    "plain": EngineConfig(type="plain", precision="fp32"),
-    "zero 1": EngineConfig(zero_stage=1, precision="fp32"),
-    "zero 2": EngineConfig(zero_stage=2, precision="fp32"),
-    "zero 3": EngineConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
-    "zero 3, recomputing": EngineConfig(
+    "plain": PlainConfig(precision="fp32"),
+    "zero 1": DeepSpeedConfig(zero_stage=1, precision="fp32"),
+    "zero 2": DeepSpeedConfig(zero_stage=2, precision="fp32"),
+    "zero 3": DeepSpeedConfig(zero_stage=3, precision="fp32", deepspeed=SHARD_ALL),
+    "zero 3, recomputing": DeepSpeedConfig(
         zero_stage=3, precision="fp32", deepspeed=SHARD_ALL, activation_checkpointing=True
     ),
 }
@@ -92,8 +102,7 @@ def losses(name: str, config: EngineConfig, implementation: Implementation | Non
     for module in backbone.modules():
         if isinstance(module, Attention):
             module.implementation = implementation
-    engine = build_engine(
-        config,
+    engine = config.build(
         PretrainingModel(backbone, objective.head(backbone)),
         AdamWConfig(lr=1e-2),
         num_micro_batches=2,
@@ -117,11 +126,11 @@ def _step(engine: Engine, batches: list[Batch], mems: list[torch.Tensor]) -> tup
     engine.start_step({term: int(total) for term, total in zip(terms, totals, strict=True)})
     sums, kept = dict.fromkeys(terms, 0.0), []
     for micro_batch, remembered in zip(batches, mems, strict=True):
-        loss, memory = engine(micro_batch, remembered)
+        loss, memory = engine.forward(micro_batch, remembered)
         engine.backward(loss)
         sums = {term: sums[term] + float(loss.sums[term].detach()) for term in terms}
         kept.append(memory)
-    engine.step(1e-2)
+    engine.update(1e-2)
     reduced = distributed.all_reduce_sum(list(sums.values()))
     return sum(value / total for value, total in zip(reduced, totals, strict=True)), kept
 

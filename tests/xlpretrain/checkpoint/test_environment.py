@@ -8,12 +8,12 @@ import torch
 from tiny_model import training
 
 from xlpretrain.checkpoint.environment import layout
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import PlainConfig
 from xlpretrain.version import __version__
 
 
 def test_a_layout_names_all_that_decides_the_bits(group: None):
-    found = layout(training(EngineConfig(type="plain"), num_streams=2, num_micro_batches=1).engine)
+    found = layout(training(PlainConfig(), num_streams=2, num_micro_batches=1).engine)
     assert {key: found[key] for key in ("world_size", "engine", "threads", "torch", "numpy", "deepspeed")} == {
         "world_size": 1,
         "engine": "plain",

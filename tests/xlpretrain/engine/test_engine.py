@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import plugins
 import pytest
 import torch
 from reference_lamb import albert_model, gated_model, train_by_formula
@@ -21,11 +22,11 @@ from two_rules import TWO_RULES, OneGroup
 from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, two_rules, uncorrected_adamw
 
 from xlpretrain import distributed
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.groups import GroupConfig
-from xlpretrain.schema import validate
+from xlpretrain.schema import Section, apply_overrides, validate
 
 Numbers = dict[str, Any]
 
@@ -137,7 +138,9 @@ class _WholeParametersConfig(OptimizerConfig):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_optimizer_of_whole_parameters_is_refused_where_there_are_none(alone: Numbers, stage: int) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.type +adafactor needs whole .*engine.zero_stage {stage} .*use "):
-        training(EngineConfig(zero_stage=stage), num_streams=2, num_micro_batches=1, optimizer=_WholeParametersConfig())
+        training(
+            DeepSpeedConfig(zero_stage=stage), num_streams=2, num_micro_batches=1, optimizer=_WholeParametersConfig()
+        )
 
 
 def test_a_micro_batch_without_rows_changes_nothing(measured: Numbers, alone: Numbers) -> None:
@@ -189,6 +192,10 @@ def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) 
         assert not any("_orig_mod" in parameter for parameter in found["names"])
 
 
+class _Config(Section):
+    engine: AnyEngine = DeepSpeedConfig()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -201,14 +208,61 @@ def test_compiled_models_give_the_same_losses_under_every_stage(tmp_path: Path) 
             {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
             "offload_optimizer .*not passed",
         ),
-        ({"type": "plain", "deepspeed": {"comms_logger": {"enabled": True}}}, "engine.type is plain"),
+        ({"type": "plain", "deepspeed": {"comms_logger": {"enabled": True}}}, "engine.deepspeed +unknown key"),
+        ({"type": "plain", "zero_stage": 7}, "engine.zero_stage +unknown key"),
+        ({"type": "horovod"}, "engine.type +must be one of deepspeed, plain"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        validate(EngineConfig, data, "engine")
+        validate(_Config, {"engine": data}, "test")
 
 
 def test_options_of_deepspeed_that_change_no_result_are_passed_on() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 50_000_000}, "wall_clock_breakdown": False}
-    assert validate(EngineConfig, {"deepspeed": options}, "engine").deepspeed == options
+    engine = validate(_Config, {"engine": {"deepspeed": options}}, "test").engine
+    assert isinstance(engine, DeepSpeedConfig)
+    assert engine.deepspeed == options
+
+
+ENGINE_OF_A_PACKAGE = """
+from typing import ClassVar, Literal
+
+from xlpretrain.engine.config import DTYPES, EngineConfig
+from xlpretrain.engine.plain import PlainEngine
+
+
+class MineConfig(EngineConfig):
+    type: Literal["mine"] = "mine"
+    shards: int = 1
+    layout_keys: ClassVar[tuple[str, ...]] = ("shards", "precision")
+
+    def make_engine(self, model, optimizer, *, num_micro_batches, weights, device):
+        kinds = {"precision": DTYPES[self.precision], "grad_dtype": DTYPES[self.grad_dtype]}
+        return PlainEngine(model, optimizer, **kinds, weights=weights, device=device)
+"""
+
+
+def test_an_engine_of_a_package_trains(alone: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.install(tmp_path, "mine", {"mine.py": ENGINE_OF_A_PACKAGE}, {"engine.mine": "mine:MineConfig"})
+    with plugins.on_path(tmp_path, monkeypatch):
+        config = validate(_Config, {"engine": {"type": "mine", "shards": 4, "precision": "fp32"}}, "test").engine
+        run = training(config, num_streams=7, num_micro_batches=2)
+        assert run.engine.layout == {"engine": "mine", "shards": 4, "precision": "fp32", "micro_batches": 2}
+        assert _largest_difference(run.steps(0, 3), alone["losses"][:3]) < 1e-6
+
+
+def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    # As in the resolved configs of former versions, and in a file whose type an override has changed.
+    given = {"engine": {"type": "plain", "zero_stage": 2, "deepspeed": {}, "precision": "fp32"}}
+    given = apply_overrides(given, ["engine.zero_stage=3"], _Config)
+    engine = validate(_Config, given, "my.yaml").engine
+    assert engine.model_dump() == {
+        "type": "plain",
+        "precision": "fp32",
+        "grad_dtype": "fp32",
+        "activation_checkpointing": False,
+        "compile": False,
+    }
+    printed = capsys.readouterr().err
+    assert "warning: my.yaml: engine.zero_stage means nothing here and is ignored; remove it\n" in printed

@@ -7,7 +7,7 @@ import torch
 from tiny_model import WEIGHTS, tiny_batch, training
 
 from xlpretrain import distributed
-from xlpretrain.engine.config import EngineConfig
+from xlpretrain.engine.config import PlainConfig
 from xlpretrain.engine.train_step import StepResult, train_step
 from xlpretrain.models.pretraining_model import Loss
 
@@ -20,7 +20,7 @@ def group():
 
 
 def _step(after_forward=None, *, seed: int = 0, dropout: bool = False) -> tuple[StepResult, list[torch.Tensor]]:
-    run = training(EngineConfig(type="plain", precision="fp32"), num_streams=4, num_micro_batches=2)
+    run = training(PlainConfig(precision="fp32"), num_streams=4, num_micro_batches=2)
     run.engine.model.backbone.dropout.p = 0.5 if dropout else 0.0
     batches = [tiny_batch(0, streams) for streams in run.micro_batches]
     counts = {term: sum(batch.counts[term] for batch in batches) for term in WEIGHTS}

@@ -141,15 +141,15 @@ def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_te
         ({"temperature": -1.0}, "temperature must be 0"),
         ({"temperature": float("nan")}, "temperature must be 0"),
         ({"temperature": float("inf")}, "temperature must be 0"),
-        ({"top_k": -1}, "top_k must be an integer of 1 or more, or None for all tokens, got -1"),
+        ({"top_k": -1}, "top_k must be a positive integer, or None for all tokens, got -1"),
         ({"top_k": 0}, "top_k must be"),
         ({"top_k": 2.5}, "top_k must be"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"top_p": float("nan")}, "top_p must be"),
         ({"seed": -1}, "seed must be an integer from 0"),
-        ({"num_tokens": -1}, "num_tokens must be an integer of 0 or more, got -1"),
-        ({"mem_len": -1}, "mem_len must be an integer of 0 or more, got -1"),
-        ({"prompt": ["a"]}, "the prompt: expected text, got a list"),
+        ({"num_tokens": -1}, "num_tokens must be an integer of at least 0, got -1"),
+        ({"mem_len": -1}, "mem_len must be an integer of at least 0, got -1"),
+        ({"prompt": ["a"]}, "the prompt: expected a string, got a list"),
     ]:
         with pytest.raises(ConfigError, match=message):
             trained.generate(**{"prompt": "a", **impossible})

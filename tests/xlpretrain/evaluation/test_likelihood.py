@@ -108,7 +108,7 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert "is the input file" in refused("score", trained.folder.path, "--input", lines, "--to", lines)
     assert lines.read_bytes() == before
     (tmp_path / "empty.csv").write_text("text\n")
-    assert "is empty" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")
+    assert "has no rows" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")
 
 
 def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused(
@@ -140,9 +140,9 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
         ConfigError, match=r"expected a list of texts, got a single text; write log_likelihoods\(\[text\]\)"
     ):
         trained.log_likelihoods("A text.")
-    with pytest.raises(ConfigError, match="batch_size must be an integer of 1 or more, got -1"):
+    with pytest.raises(ConfigError, match="batch_size must be an integer of at least 1, got -1"):
         trained.log_likelihoods(["A text."], batch_size=-1)
-    with pytest.raises(ConfigError, match="mem_len must be an integer of 0 or more, got -1"):
+    with pytest.raises(ConfigError, match="mem_len must be an integer of at least 0, got -1"):
         trained.log_likelihoods(["A text."], mem_len=-1)
     with pytest.raises(DataError, match="text 1: invalid Unicode: a lone surrogate at character 0"):
         trained.log_likelihoods(["\udcff"])

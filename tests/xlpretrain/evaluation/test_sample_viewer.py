@@ -55,7 +55,7 @@ def test_a_sample_is_what_the_collator_gives(objective: str, tiny_dataset: Path,
         assert lines[3].split()[2] == tokenizer.id_to_token(int(batch.targets["lm"][3]))
     else:
         assert printed.split("\nposition ", 1)[0].count("⟦") == batch.counts[term]
-    with pytest.raises(ConfigError, match="streams 0 to 3, got 4"):
+    with pytest.raises(ConfigError, match="expected a stream from 0 to 3, got 4"):
         show_sample(path, step=0, stream=4)
 
 

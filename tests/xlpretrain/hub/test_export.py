@@ -81,6 +81,16 @@ ENCODERS = {
     "albert, no sentences": ({"type": "albert", "d_embed": 8}, "AlbertForMaskedLM"),
     "albert, pre-norm": ({"type": "albert", "d_embed": 8, "pre_norm": True}, "XLPretrainForPreTraining"),
     "bert, wide heads": ({"type": "bert", "d_head": 12}, "XLPretrainForPreTraining"),
+    "bert, other parts": (
+        {
+            "type": "bert",
+            "feed_forward": {"type": "glu"},
+            "norm": {"type": "rms_norm"},
+            "positions": {"type": "sinusoidal"},
+            "activation": "silu",
+        },
+        "XLPretrainForPreTraining",
+    ),
 }
 
 
@@ -240,7 +250,7 @@ def test_what_is_derived_from_a_known_objective_or_model_is_another_one(tmp_path
     causal = xlpretrain.load(make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"}).path)
     refuse_unknown(causal)
     run = changed(causal, objective=Ahead(**causal.config.objective.model_dump(exclude={"type"})))
-    with pytest.raises(LaunchError, match=r"objective ahead cannot be exported, since its class Ahead .* `hub_head`"):
+    with pytest.raises(LaunchError, match=r"objective ahead cannot be exported because its class Ahead .* `hub_head`"):
         refuse_unknown(run)
     with pytest.raises(
         ConfigError, match="objective ahead has no likelihood of a text because its class Ahead does not define"

@@ -33,7 +33,9 @@ STACK: dict[str, list[Any]] = {
     "d_embed": [8],
     "dropout": [0.5],  # exports compute as in evaluation
     "attention_dropout": [0.5],
-    "activation": ["relu", "gelu", "gelu_tanh"],
+    "activation": ["relu", "gelu", "gelu_tanh", "silu"],
+    "feed_forward": [{"type": "glu"}],
+    "norm": [{"type": "rms_norm"}],
     "pre_norm": [True],
     "layer_norm_eps": [1e-2],
     "init_std": [0.3],
@@ -43,8 +45,14 @@ RELATIVE: dict[str, list[Any]] = {
     "clamp_len": [3],
     "untie_r": [False, True],
     "initial_memory": ["zeros"],
+    "positions": [{"type": "sinusoidal", "base": 50.0}],
 }
-ENCODER: dict[str, list[Any]] = {"mem_len": [], "max_positions": [16], "num_segments": [3]}
+ENCODER: dict[str, list[Any]] = {
+    "mem_len": [],
+    "max_positions": [16],
+    "num_segments": [3],
+    "positions": [{"type": "sinusoidal"}],
+}
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "transformer_xl": {
         **STACK,

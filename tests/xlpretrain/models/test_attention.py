@@ -8,11 +8,12 @@ import torch
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.parts.positions import Sinusoids
 from xlpretrain.models.relative_positions import (
     RelativePositions,
+    clamped_distances,
     gather_distances,
     relative_shift,
-    sinusoidal_encoding,
 )
 
 
@@ -27,7 +28,8 @@ def _causal(remembered, *, num_queries, mem_len, same_length=False) -> torch.Ten
 
 
 def _encode(first, last, *, clamp_len=None) -> torch.Tensor:
-    return sinusoidal_encoding(first, last, 8, clamp_len=clamp_len, device=torch.device("cpu"), dtype=torch.float32)
+    distances = clamped_distances(first, last, clamp_len=clamp_len, device=torch.device("cpu"))
+    return Sinusoids(8, base=10000.0)(distances)
 
 
 @pytest.mark.parametrize(("num_queries", "mem_len"), [(1, 0), (1, 5), (4, 0), (4, 1), (4, 3), (3, 9)])
@@ -118,10 +120,10 @@ def test_a_query_that_may_see_nothing_gets_nothing(dtype):
     assert not context.grad.any()
 
 
-def test_positions_are_exact_before_they_are_rounded_to_bf16():
+def test_positions_are_exact_in_a_model_of_bf16():
     exact = _encode(700, 0)
-    rounded = sinusoidal_encoding(700, 0, 8, clamp_len=None, device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert torch.equal(rounded, exact.to(torch.bfloat16))
+    asked = clamped_distances(700, 0, clamp_len=None, device=torch.device("cpu"))
+    assert torch.equal(Sinusoids(8, base=10000.0).to(torch.bfloat16)(asked), exact)
     angle = torch.tensor(699.0)
     torch.testing.assert_close(exact[1, [0, 4]], torch.stack([angle.sin(), angle.cos()]))
 

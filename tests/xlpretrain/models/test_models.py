@@ -18,11 +18,15 @@ from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.models.parts.feed_forward import GLUConfig
+from xlpretrain.models.parts.norm import RMSNormConfig
+from xlpretrain.models.parts.positions import SinusoidalConfig
 from xlpretrain.models.stack import Pooler
 
 CONFIGS = ROOT / "configs"
 VOCAB, ROWS, TOKENS, PREDICTIONS = 23, 3, 7, 2
 SIZES = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_ff": 20, "dropout": 0.0, "attention_dropout": 0.0}
+OTHER_PARTS = {"feed_forward": GLUConfig(), "norm": RMSNormConfig()}
 MODEL_KEYS = {
     "transformer_xl": TransformerXLConfig(**SIZES, mem_len=5),
     "xlnet": XLNetConfig(**SIZES, mem_len=5),
@@ -31,7 +35,10 @@ MODEL_KEYS = {
     "xlnet, narrow and shared": XLNetConfig(**SIZES, mem_len=5, d_embed=6, num_layer_groups=2, layers_per_group=2),
     "transformer_xl, shared": TransformerXLConfig(**SIZES, mem_len=5, num_layer_groups=1, untie_r=True),
     "bert, pre-norm": BertConfig(**SIZES, max_positions=16, pre_norm=True, d_embed=8),
+    "transformer_xl, other parts": TransformerXLConfig(**SIZES, mem_len=5, activation="silu", **OTHER_PARTS),
+    "bert, other parts": BertConfig(**SIZES, max_positions=16, positions=SinusoidalConfig(), **OTHER_PARTS),
 }
+LEARNERS = [*MODELS, "transformer_xl, other parts", "bert, other parts"]
 
 
 @pytest.fixture(params=MODEL_KEYS.values(), ids=MODEL_KEYS.keys())
@@ -106,7 +113,7 @@ def test_fresh_weights_know_nothing(config):
     assert float(loss.detach()) == pytest.approx(math.log(VOCAB), rel=0.02)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_one_batch_is_learnt_by_heart(name):
     config = MODEL_KEYS[name]
     backbone, output = _build(config)

@@ -83,5 +83,7 @@ def test_a_use_that_is_not_declared_is_refused_by_its_name(tmp_path, tiny_datase
 
     run = xlpretrain.load(make_run(tmp_path, tiny_dataset, {"type": "transformer_xl"}).path, device="cpu")
     bare = Bare(**run.config.objective.model_dump())
-    with pytest.raises(ConfigError, match="objective causal_lm does not declare `token_layout`"):
+    with pytest.raises(
+        ConfigError, match="not supported by objective causal_lm because its class Bare does not declare `token_layout`"
+    ):
         bare.declared(bare.token_layout, "token_layout")

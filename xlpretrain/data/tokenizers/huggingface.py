@@ -12,6 +12,7 @@ import numpy as np
 
 from xlpretrain.data.tokenizers.base import SPECIAL_TOKENS, Tokenizer, find_special_tokens
 from xlpretrain.errors import DataError
+from xlpretrain.extras import optional
 
 _CONTINUES = "##"
 _NO_TEXT = "no text has this"
@@ -26,10 +27,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __init__(self, model: bytes, *, name: str):
         """Raises `DataError` if `model` is not such a tokenizer or lacks a special token."""
-        try:
+        with optional("tokenizers", name):
             import tokenizers
-        except ImportError:
-            raise DataError(f"{name}: requires the package tokenizers: pip install 'xlpretrain[wordpiece]'") from None
+
         try:
             content = json.loads(model)
             kind = content["model"]["type"]

@@ -17,6 +17,7 @@ from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, DOCUMENT, LayoutPart, TokenLayout
 from xlpretrain.errors import DataError
+from xlpretrain.extras import optional
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
 
 AS_BROUGHT = "tokenizer_as_brought.json"
@@ -107,7 +108,8 @@ def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: i
 
 def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout) -> _Json | None:
     """A third-party `tokenizer.json` changed to another layout; None if it has this layout already."""
-    import tokenizers
+    with optional("tokenizers", "exporting a tokenizer.json"):
+        import tokenizers
 
     brought = json.loads(tokenizer.model)
     changed = {**brought, "post_processor": post_processor(tokenizer, layout)}

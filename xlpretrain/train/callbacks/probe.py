@@ -17,7 +17,7 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import hash_ints
-from xlpretrain.engine import Engine, build_engine
+from xlpretrain.engine import Engine
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
@@ -74,8 +74,7 @@ class Probe:
             for name, parameter in model.named_parameters():
                 if name in weights:  # the classifier is new
                     parameter.copy_(weights[name].view_as(parameter))
-        return build_engine(
-            self.config.engine,
+        return self.config.engine.build(
             model,
             self.config.optimizer,
             num_micro_batches=1,

@@ -5,14 +5,17 @@ Modules: finished.py.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import submitit
 import yaml
 from commands import write_config
 from fake_slurm import FakeSlurm
+from submitit import SlurmExecutor
 
 from launcher.cli.actions import training
 from launcher.local.options import StartOptions
@@ -156,6 +159,32 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(call: Any, tmp_path: Pat
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "site.yaml"] == [
         path for path in before if path.name != "site.yaml"
     ]
+
+
+@pytest.mark.parametrize("sweeps", [[], ["seed=1,2"]], ids=["run", "sweep"])
+def test_the_script_of_a_dry_run_is_the_one_that_sbatch_gets(
+    call: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, sweeps: list[str]
+) -> None:
+    monkeypatch.setattr(executor.secrets, "token_hex", lambda _: "0000")
+    monkeypatch.setattr(executor.time, "strftime", lambda _: "20260101-000000")
+    call(dry_run=True, sweeps=sweeps)
+    printed = capsys.readouterr().out
+    call(sweeps=sweeps)
+    scripts = {path.resolve() for path in (tmp_path / "runs").rglob("*_submission.sh")}
+    assert {path.read_text() + "\n" for path in scripts} == {printed}
+
+
+def test_two_private_names_of_submitit_are_used_and_exist() -> None:
+    """Decision 0036. Where this fails, submitit has changed: `executor.script` has to find the script another way."""
+    launcher = Path(executor.__file__).parents[2]
+    used = set()
+    for path in launcher.rglob("*.py"):
+        if "submitit" in (text := path.read_text()):
+            used |= set(re.findall(r"(?:executor|submitit|slurm)\.(_[a-z]\w+)", text))
+            used |= set(re.findall(r"from submitit\S* import (_\w+)", text))
+    assert used == {"_make_submission_file_text", "_submitit_command_str"}
+    gone = [name for name in sorted(used) if not hasattr(SlurmExecutor, name)]
+    assert not gone, f"submitit {submitit.__version__} has no SlurmExecutor.{gone[0]}, which --dry-run needs"
 
 
 def test_odd_paths_and_values_reach_the_script_as_text(tmp_path: Path, slurm: FakeSlurm) -> None:

@@ -11,7 +11,8 @@ from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels import cpu_attention
 from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
 from xlpretrain.models.kernels.dropout import Dropout, keep_scale
-from xlpretrain.models.relative_positions import RelativePositions, sinusoidal_encoding
+from xlpretrain.models.parts.positions import Sinusoids
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
 
 ROWS, TOKENS, MEMORY, HEADS, WIDTH = 3, 9, 4, 3, 6
 KEYS = MEMORY + TOKENS
@@ -69,9 +70,8 @@ def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, 
     )
     mask = additive_mask(attention_mask(inputs, mem_len=MEMORY, causal=causal), dtype)
     last, signs = (0, (1,)) if causal else (1 - TOKENS, (1, -1))
-    encoded = [
-        sinusoidal_encoding(s * KEYS, s * last, 12, clamp_len=None, device=mask.device, dtype=dtype) for s in signs
-    ]
+    distances = [clamped_distances(s * KEYS, s * last, clamp_len=None, device=mask.device) for s in signs]
+    encoded = [Sinusoids(12, base=10000.0)(these).to(dtype) for these in distances]
     positions = RelativePositions(torch.stack(encoded))
     if not causal:
         torch.nn.init.normal_(attention.segment_embedding)
