@@ -1,12 +1,12 @@
-"""What a build costs around the tokenizer: whole builds against bare SentencePiece encoding of the same text, in turn.
+"""Overhead of a build over the tokenizer: complete builds vs. bare SentencePiece encoding of the same text, in turn.
 
     python benchmarks/build.py CORPUS.jsonl TOKENIZER.model [PYTHON]
 
-CORPUS has one {"text": ...} a line. A build reads, cleans (exact duplicates), shuffles, splits sentences, encodes and
-writes, with start-up; bare encoding has all documents in memory, in as many processes, and keeps nothing. PYTHON is an
-interpreter that has sentencepiece and any of `datasets`, `litdata` and `mosaicml-streaming`, to take `datasets.map`,
-`litdata.optimize` and `MDSWriter` with the same tokenizer into the comparison: whole documents, one after the other,
-nothing cleaned. Quote the ratios: times alone mean little on a shared machine.
+CORPUS has one {"text": ...} per line. A build reads, cleans (exact duplicates), shuffles, splits sentences, encodes and
+writes, including start-up; bare encoding has all documents in memory, uses as many processes, and stores nothing.
+PYTHON is an interpreter with sentencepiece and any of `datasets`, `litdata` and `mosaicml-streaming`; it adds
+`datasets.map`, `litdata.optimize` and `MDSWriter` with the same tokenizer to the comparison: complete documents in
+order, without cleaning. Quote the ratios: absolute times mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def bare(tokenizer: Path) -> float:
-    """Seconds to encode all documents, once the processes are there and have them."""
+    """Seconds to encode all documents, not counting start-up and loading."""
     context = multiprocessing.get_context("fork")
     ready = context.Barrier(WORKERS + 1)
     processes = [context.Process(target=_encode, args=(tokenizer, i, ready)) for i in range(WORKERS)]
@@ -67,7 +67,7 @@ def bare(tokenizer: Path) -> float:
 
 
 def build(corpus: Path, tokenizer: Path) -> float:
-    """Seconds that the command takes."""
+    """Seconds of the command."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "data.yaml")
         settings = {"out": f"{folder}/data", "tokenizer": {"path": str(tokenizer)}, "workers": WORKERS}
@@ -76,14 +76,14 @@ def build(corpus: Path, tokenizer: Path) -> float:
 
 
 def convert(corpus: Path, tokenizer: Path, package: str) -> float:
-    """Seconds that a peer takes, with loading and saving."""
+    """Seconds of a peer, including loading and saving."""
     with tempfile.TemporaryDirectory() as folder:
         script = str(Path(__file__).with_name("build_peers.py"))
         return _time([sys.argv[3], script, package, str(corpus), str(tokenizer), folder, str(WORKERS)])
 
 
 def _packages(interpreters: list[str]) -> list[str]:
-    """Those of the peers that an interpreter has."""
+    """Peers that are installed for an interpreter."""
     found = "import importlib.util as u, sys; print(*[p for p in sys.argv[1:] if u.find_spec(p)])"
     commands = [[python, "-c", found, *PEERS] for python in interpreters]
     return [name for command in commands for name in subprocess.check_output(command, text=True).split()]

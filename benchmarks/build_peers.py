@@ -1,8 +1,8 @@
-"""The other side of `build.py`: the same documents, by the same tokenizer, into the formats of others.
+"""Peers of `build.py`: the same documents with the same tokenizer, written in other libraries' formats.
 
     PYTHON benchmarks/build_peers.py datasets|litdata|streaming CORPUS.jsonl TOKENIZER.model OUT WORKERS
 
-Runs in an environment of its own, that of the peers. Each does what its users do: documents encoded whole.
+Runs in the peers' environment. Each peer is used as documented: complete documents are encoded.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import sentencepiece
 
 @lru_cache(1)
 def load(tokenizer: str) -> sentencepiece.SentencePieceProcessor:
-    """Once in each process."""
+    """Load the tokenizer once per process."""
     return sentencepiece.SentencePieceProcessor(model_file=tokenizer)
 
 
 def encode(text: str, tokenizer: str) -> np.ndarray:
-    """The ids of a document."""
+    """Token ids of a document."""
     return np.asarray(load(tokenizer).encode(text, out_type=int), np.uint16)
 
 
 def encode_batch(batch: dict[str, list[str]], tokenizer: str) -> dict[str, list[list[int]]]:
-    """The ids of several."""
+    """Token ids of several documents."""
     return {"ids": load(tokenizer).encode(batch["text"], out_type=int, num_threads=1)}
 
 
 def encode_lines(span: tuple[str, int, int], tokenizer: str) -> Iterator[object]:
-    """The ids of the documents whose lines begin in a part of a file, for `TokensLoader`."""
+    """Token ids of the documents whose lines start in a part of a file, for `TokensLoader`."""
     import torch
 
     path, start, stop = span
@@ -45,7 +45,7 @@ def encode_lines(span: tuple[str, int, int], tokenizer: str) -> Iterator[object]
 
 
 def by_datasets(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
-    """Load, map in batches, save."""
+    """Load, map in batches and save."""
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
@@ -55,7 +55,7 @@ def by_datasets(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
 
 
 def by_litdata(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
-    """Several parts a worker, into chunks of 64 MB."""
+    """Several parts per worker, into chunks of 64 MB."""
     from litdata import TokensLoader, optimize
 
     optimize(
@@ -69,7 +69,7 @@ def by_litdata(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
 
 
 def by_streaming(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
-    """A writer in each process."""
+    """One writer per process."""
     from multiprocessing import get_context
 
     jobs = [(span, tokenizer, str(out / f"{number}")) for number, span in enumerate(spans(corpus, workers))]
@@ -81,7 +81,7 @@ def by_streaming(corpus: str, tokenizer: str, out: Path, workers: int) -> None:
 
 
 def write_mds(span: tuple[str, int, int], tokenizer: str, out: str) -> None:
-    """A document a sample."""
+    """One document per sample."""
     from streaming import MDSWriter
 
     with MDSWriter(out=out, columns={"ids": "ndarray:uint16"}) as writer:
@@ -90,7 +90,7 @@ def write_mds(span: tuple[str, int, int], tokenizer: str, out: str) -> None:
 
 
 def spans(corpus: str, count: int) -> list[tuple[str, int, int]]:
-    """The file in so many parts, each of whole lines."""
+    """Split a file into parts of complete lines."""
     size = Path(corpus).stat().st_size
     starts = [0]
     with Path(corpus).open("rb") as file:

@@ -1,4 +1,4 @@
-"""What is compared: models, shapes, and the work of one step. Torch-free: read by both sides, each in its process."""
+"""Benchmark cases: models, shapes, and the work of one step. Torch-free; shared by the processes of both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MODELS = ("transformer_xl", "xlnet", "albert", "bert")
 
 @dataclass(frozen=True)
 class Case:
-    """One model at one shape: everything both sides must agree on."""
+    """One model at one shape: everything that must be equal on both sides."""
 
     model: str
     shape: str
@@ -23,7 +23,7 @@ class Case:
     mem_len: int
     rows: int
     predictions: int
-    """Of a row, where not every token predicts the next."""
+    """Number of predictions per sample, if not every token predicts the next."""
     dropout: float
     attention_dropout: float
     precision: str
@@ -31,16 +31,16 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Its name in tables and files."""
+        """Name in tables and files."""
         drop = "" if self.dropout or self.attention_dropout else ",dropout 0"
         return f"{self.model},{self.shape} {self.rows}x{self.seq_len},{self.precision},{self.threads} threads{drop}"
 
     def without_dropout(self) -> Case:
-        """The same with none on either side."""
+        """The same case without dropout."""
         return replace(self, dropout=0.0, attention_dropout=0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """For another process."""
+        """Serialize for another process."""
         return asdict(self)
 
 

@@ -1,11 +1,11 @@
-"""What a checkpoint costs the loop, against the same save waited for; and how long a signal takes to end a run.
+"""Cost of a checkpoint for the loop, compared with a synchronous save; and the time from a signal to the end of a run.
 
     .venv/bin/python benchmarks/checkpoint.py [quickstart | 100m]     (after `make quickstart`, whose dataset it reads)
-    .venv/bin/torchrun --nproc-per-node 2 benchmarks/checkpoint.py ...          (the cost alone, on two processes)
+    .venv/bin/torchrun --nproc-per-node 2 benchmarks/checkpoint.py ...          (only the cost, on two processes)
 
-The cost of a save is the time by which the steps from its beginning to its end exceed the median step, in all. On a
-machine that others use, single steps differ by more than that: read the median over saves, and the spread of the cost
-of as many steps without a save, which is what would be measured if saves cost nothing.
+The cost of a save is the total time by which the steps during it exceed the median step. On a shared machine, single
+steps vary by more than that: read the median over saves, and compare it with the spread of as many steps without a
+save.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ SIZES = {
         "micro_batch_size=2",
     ],
 }
-SIGNALLED = {"quickstart": [], "100m": SIZES["100m"]}  # the quickstart as it is shipped
+SIGNALLED = {"quickstart": [], "100m": SIZES["100m"]}  # the unchanged quickstart config
 QUIET = ["eval.every_steps=1000000", "log.every_steps=1", "wandb.mode=disabled"]
 
 
 @dataclass
 class Ticking:
-    """The run's loader, noting when each step begins, and whether a save was then in flight or began in it."""
+    """The run's loader, which records the start of each step, and if a save was in flight or started in it."""
 
     run: _Inner
     times: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Ticking:
             yield batches
 
     def costs(self) -> tuple[float, int, list[float], list[float]]:
-        """The median step without a save, the steps of a save; its cost each time, and of as many steps without one."""
+        """Median step without a save, steps per save, cost of each save, and of as many steps without a save."""
         steps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         began = [self.begun[i + 1] > self.begun[i] for i in range(len(steps))]
         of_a_save = [began[i] or self.saving[i] for i in range(len(steps))]
@@ -90,7 +90,7 @@ class Ticking:
 
 
 def cost(size: str) -> None:
-    """Print what a save costs a loop. Every rank calls it."""
+    """Print the cost of a save for the loop. Every rank must call it."""
     device = distributed.init()
     leader = distributed.rank() == 0
     folder = distributed.broadcast_object(tempfile.mkdtemp(dir="runs") if leader else None)
@@ -111,20 +111,20 @@ def cost(size: str) -> None:
         shutil.rmtree(folder)
         median, spans, saves, without = ticking.costs()
         synchronous, behind = statistics.median(waited), statistics.median(saves)
-        print(f"{size}: {numel / 1e6:.1f}M parameters, {size_bytes / 1e6:.0f} MB a checkpoint, {len(saves)} saves")
-        print(f"  processes, threads of each  {distributed.world_size():8d}, {torch.get_num_threads()}")
+        print(f"{size}: {numel / 1e6:.1f}M parameters, {size_bytes / 1e6:.0f} MB per checkpoint, {len(saves)} saves")
+        print(f"  processes, threads each     {distributed.world_size():8d}, {torch.get_num_threads()}")
         print(f"  median step                 {1000 * median:8.0f} ms")
-        print(f"  save, waited for            {1000 * synchronous:8.0f} ms  ({_range(waited)})")
+        print(f"  synchronous save            {1000 * synchronous:8.0f} ms  ({_range(waited)})")
         print(f"  copy alone                  {1000 * statistics.median(copies):8.1f} ms")
-        print(f"  steps that a save spans     {spans:8d}")
-        print(f"  cost of a save behind it    {1000 * behind:8.1f} ms  ({_range(saves)})")
+        print(f"  steps during a save         {spans:8d}")
+        print(f"  cost of an async save       {1000 * behind:8.1f} ms  ({_range(saves)})")
         print(f"  as many steps without one   {1000 * statistics.median(without):8.1f} ms  ({_range(without)})")
-        print(f"  of the save, waited for     {100 * behind / synchronous:8.1f} %", flush=True)
+        print(f"  share of a synchronous save {100 * behind / synchronous:8.1f} %", flush=True)
     distributed.shutdown()
 
 
 class _Inner:
-    """A run with the loader that it was built with."""
+    """Build a run with a recording loader."""
 
     def __init__(self, run: Run):
         self.loader, self.saver, self.state = run.loader, run.saver, run.state
@@ -155,7 +155,7 @@ def end_by_signal(size: str) -> None:
         ended = time.time()
         assert process.returncode == 75, process.returncode
         (checkpoint,) = Path(folder, "quickstart", "checkpoints").iterdir()
-        durable = checkpoint.stat().st_ctime  # of the rename
+        durable = checkpoint.stat().st_ctime  # time of the rename
     print(
         f"{size}: SIGTERM to a durable checkpoint {durable - asked:.1f} s, to the exit {ended - asked:.1f} s",
         flush=True,

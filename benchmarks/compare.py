@@ -1,13 +1,13 @@
-"""Whole training steps of this project and of `transformers`, in turn, at the same shapes, precision and batch.
+"""Compare complete training steps with `transformers`, in turn, at equal shapes, precision and batch size.
 
     make bench                                           everything (about 15 minutes on two cores)
     .venv/bin/python benchmarks/compare.py --short       one small case of each model, one repeat
     .venv/bin/python benchmarks/compare.py --only bert,base     cases whose name has all of these
 
-Both sides stay alive in processes of their own and take turns, so what the machine does to one it does to the other. A
-repeat in which the matrix-product peak was under 70 % of the best is thrown out. Results are kept case by case in
-benchmarks/results/steps.json: an interrupted run goes on where it was (--fresh: begin anew). `report.py` writes
-docs/benchmarks.md from them.
+Both sides stay alive in separate processes and take turns, so that disturbances affect both. A repeat in which the
+matrix-product peak was under 70 % of the best is discarded. Results are stored after each case in
+benchmarks/results/steps.json: an interrupted run resumes (--fresh: start over). `report.py` writes docs/benchmarks.md
+from them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPEATS = {"small": 5, "base": 3}
 
 
 def main() -> None:
-    """Run what is asked for, and write the report."""
+    """Run the selected cases, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", default="")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def all_cases() -> Iterator[Case]:
-    """The matrix, most telling first."""
+    """All cases, the most informative first."""
     for model in MODELS:
         base = case(model, "base", rows=2, precision="bf16", threads=2)
         yield from (base, case(model, "small", rows=4, precision="bf16", threads=2), base.without_dropout())
@@ -74,7 +74,7 @@ def all_cases() -> Iterator[Case]:
 
 
 class Side:
-    """A worker that takes steps; some variants of peers cannot be run at all."""
+    """A worker process that takes steps; some variants of peers cannot run at all."""
 
     def __init__(self, name: str, of: Case):
         python = environments.transformers_4() if name != "ours" and of.model == "transformer_xl" else sys.executable
@@ -84,16 +84,16 @@ class Side:
         self.flops: float = self._worker.answer()["flops"]
 
     def turn(self, steps: int) -> None:
-        """Take steps, and note how long they took."""
+        """Take steps, and record their time."""
         self.repeats.append(self._worker.ask(str(steps)))
 
     def close(self) -> None:
-        """End it."""
+        """Stop the worker."""
         self._worker.close()
 
 
 def measure(of: Case, *, repeats: int) -> dict[str, Any]:
-    """All sides of a case, in turn."""
+    """Measure all sides of a case, in turn."""
     sides = {"ours": Side("ours", of)}
     failed = []
     for name in variants(of):
@@ -116,7 +116,7 @@ def measure(of: Case, *, repeats: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What this was measured on."""
+    """Description of this machine."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Environments of their own for peers that cannot be in this one, each made once."""
+"""Separate environments for peers that cannot be installed in this one, each created once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ TRANSFORMERS_4 = "4.35.2"
 
 
 def transformers_4() -> Path:
-    """The Python of one with the last transformers 4.x whose Transformer-XL works."""
+    """Python interpreter with the last transformers 4.x that has a working Transformer-XL."""
     return _environment(
         "transformers4", f"transformers=={TRANSFORMERS_4}", "huggingface_hub==0.17.3", "tokenizers>=0.14,<0.19", "regex"
     )
 
 
 def trainer() -> Path:
-    """The Python of one with what the Trainer of transformers needs beside this environment."""
+    """Python interpreter with the additional packages for the Trainer of transformers."""
     return _environment("trainer", "accelerate>=1.1")
 
 
 def _environment(name: str, *wanted: str) -> Path:
-    """torch, and whatever is not wanted, are those of this environment."""
+    """Create an environment; packages not listed, such as torch, come from this environment."""
     folder = Path(__file__).resolve().parent / "results" / name
     python = folder / "bin" / "python"
     ready = folder / "ready"

@@ -1,11 +1,11 @@
-"""How fast rows become batches on one core, against a raw memory map and the loaders of others, taken in turn.
+"""Loader throughput on one core, compared in turn with a raw memory map and other libraries' loaders.
 
     .venv/bin/python benchmarks/loader.py [DATASET] [--peers PYTHON]      (after `make quickstart`)
 
-Rates are tokens per second of this process's processor time, so that a busy machine disturbs them less; quote the
-ratios. The raw memory map does the copies that a batch of causal LM needs, from a flat file of the same tokens. PYTHON
-is that of an environment with webdataset, litdata and mosaicml-streaming (any of them), which get the same tokens in
-their own formats: `loader_peers.py`.
+Rates are tokens per second of this process's CPU time, which a busy machine disturbs less; quote the ratios. The raw
+memory map makes the copies that a causal LM batch needs, from a flat file of the same tokens. PYTHON is an interpreter
+with any of webdataset, litdata and mosaicml-streaming, which get the same tokens in their own formats:
+`loader_peers.py`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ RAW = "raw memory map"
 
 
 def main() -> None:
-    """Print a rate for each way, and its ratio to the raw memory map."""
+    """Print the rate of each loader, and its ratio to the raw memory map."""
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset", nargs="?", default="data/quickstart", type=Path)
-    parser.add_argument("--peers", type=Path, help="the Python of an environment with the others")
+    parser.add_argument("--peers", type=Path, help="interpreter with the other libraries")
     options = parser.parse_args()
     torch.set_num_threads(1)
     manifest = TokenDataset.open(options.dataset / "train")
@@ -67,13 +67,13 @@ def main() -> None:
             for name, measure in ways.items():
                 rates[name].append(measure())
     for name in rates:
-        if found := rates[name][1:]:  # the first of each warms up
+        if found := rates[name][1:]:  # the first is a warm-up
             ratios = [here / raw for here, raw in zip(found, rates[RAW][1:], strict=True)]
             print(f"{name:<26} {statistics.median(found) / 1e6:8.2f} Mtok/s   {statistics.median(ratios):.3f} of raw")
 
 
 def _rate(step: Callable[[int], object]) -> float:
-    """Tokens per second of processor time."""
+    """Tokens per second of CPU time."""
     started, numbers = time.process_time(), count()
     while time.process_time() - started < SECONDS:
         step(next(numbers))
@@ -86,7 +86,7 @@ def _ours(manifest: TokenDataset, objective: Objective, mem_len: int) -> Callabl
 
 
 def _raw(tokens: np.ndarray) -> Callable[[int], object]:
-    """Samples of consecutive tokens of as many streams, as inputs and targets."""
+    """Inputs and targets: consecutive tokens of one sample per stream."""
     length = len(tokens) // ROWS
 
     def step(number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""The other side of `loader.py`: the same tokens through the loaders of others, into batches of the same shape.
+"""Peers of `loader.py`: the same tokens through other libraries' loaders, in batches of the same shape.
 
-Runs in an environment of its own. Says on the first line which there are; then, for each name it reads, measures once.
+Runs in the peers' environment. The first line of output lists the loaders; each name on stdin starts one measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WINDOW = SEQ_LEN + 1
 
 
 def webdataset_documents() -> Callable[[], Iterator[torch.Tensor]]:
-    """A .npy a document, decoded, joined and cut into rows: what its users do."""
+    """One .npy per document, decoded, concatenated and split into samples, as in its documentation."""
     import webdataset as wds
 
     tokens, ends = np.load(FOLDER / "tokens.npy"), np.load(FOLDER / "ends.npy")
@@ -48,7 +48,7 @@ def webdataset_documents() -> Callable[[], Iterator[torch.Tensor]]:
 
 
 def litdata_tokens() -> Callable[[], Iterator[torch.Tensor]]:
-    """Its TokensLoader, made for this."""
+    """Its TokensLoader, which is made for this purpose."""
     import litdata
 
     litdata.optimize(
@@ -70,7 +70,7 @@ def _whole(path: str) -> Iterator[torch.Tensor]:
 
 
 def mosaicml_streaming() -> Callable[[], Iterator[torch.Tensor]]:
-    """A row a sample."""
+    """One sequence per sample."""
     from streaming import MDSWriter, StreamingDataset
 
     tokens = np.load(FOLDER / "tokens.npy")
@@ -89,7 +89,7 @@ def mosaicml_streaming() -> Callable[[], Iterator[torch.Tensor]]:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Serve until stdin ends."""
     torch.set_num_threads(1)
     out, sys.stdout = sys.stdout, sys.stderr
     ways = {}
@@ -100,8 +100,8 @@ def main() -> None:
     ):
         try:
             ways[name] = make()
-        except Exception as error:  # whatever keeps it from being installed or imported
-            print(f"{name}: left out ({error!r})", file=sys.stderr)
+        except Exception as error:  # not installed, or fails to import
+            print(f"{name}: skipped ({error!r})", file=sys.stderr)
     print(",".join(ways), file=out, flush=True)
     for line in sys.stdin:
         started, tokens = time.process_time(), 0

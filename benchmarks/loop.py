@@ -1,12 +1,12 @@
-"""What a loop costs around the model, ours and the Trainer of transformers: whole training steps against bare ones.
+"""Overhead of the training loop, ours and the Trainer of transformers: complete steps vs. bare ones.
 
     make bench-loop       (after `make quickstart`, whose dataset it reads)
 
-A bare step is forward, backward, clipping and update on batches that lie ready. A step of a loop also reads, masks and
-collates data, logs every tenth step, and writes one checkpoint per repeat; ours agrees with other ranks and tells W&B
-(offline) too. Both loops train a BERT (6 layers, d 512, rows of 128) on the tokens of the quickstart, 16 rows a step,
-in bf16 with dropout. All sides stay alive and take turns. Quote the ratios: times alone mean little on a
-shared machine.
+A bare step is forward, backward, clipping and update on prepared batches. A step of a loop also reads, masks and
+collates data, logs every tenth step, and writes one checkpoint per repeat; ours also synchronizes with other ranks and
+logs to W&B (offline). Both loops train a BERT (6 layers, d 512, 128 tokens per sample) on the tokens of the quickstart,
+16 samples per step, in bf16 with dropout. All sides stay alive and take turns. Quote the ratios: absolute times mean
+little on a shared machine.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ def main() -> None:
         side.close()
         bare, loop = (side.tokens / statistics.median(times) for times in (side.bare, side.loop))
         of_bare = spread([a / b for a, b in zip(side.bare, side.loop, strict=True)])
-        print(f"{name:10}  bare {bare:7,.0f} tokens/s  loop {loop:7,.0f} tokens/s  loop of bare {of_bare}")
+        print(f"{name:10}  bare {bare:7,.0f} tokens/s  loop {loop:7,.0f} tokens/s  loop / bare {of_bare}")
     ours, theirs = sides["BERT"], sides["Trainer"]
     scale = ours.tokens / theirs.tokens
     bare = spread([scale * b / a for a, b in zip(ours.bare, theirs.bare, strict=True)])
     loop = spread([scale * b / a for a, b in zip(ours.loop, theirs.loop, strict=True)])
-    print(f"ours of the Trainer's: bare {bare}, loop {loop}, over {REPEATS} repeats")
+    print(f"ours / Trainer: bare {bare}, loop {loop}, over {REPEATS} repeats")
 
 
 class Side:
-    """A worker that takes bare steps, then as many of its loop."""
+    """A worker process that takes bare steps, then as many steps of its loop."""
 
     def __init__(self, python: str, script: str, *arguments: str):
         self._worker = Served([python or environments.trainer(), "-W", "ignore", HERE / script, *arguments])
         self.tokens: int = self._worker.answer()
-        for what in ("bare", "loop"):  # to warm up
+        for what in ("bare", "loop"):  # warm-up
             self._worker.ask(what)
         self.bare: list[float] = []
         self.loop: list[float] = []
 
     def turn(self) -> None:
-        """Note how long both take."""
+        """Record the time of both."""
         self.bare.append(self._worker.ask("bare"))
         self.loop.append(self._worker.ask("loop"))
 
     def close(self) -> None:
-        """End it."""
+        """Stop the worker."""
         self._worker.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)  # what libraries print, even as they are imported, is no answer
+os.dup2(2, 1)  # output of libraries, also during imports, must not mix with answers
 
 import torch  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The tokens of a dataset, cut into rows."""
+    """Tokens of a dataset, split into samples."""
 
     def __init__(self, dataset: TokenDataset):
         self._dataset = dataset
@@ -97,17 +97,17 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
-    """Lets the Trainer go on only when it is its loop's turn."""
+    """Callback that pauses the Trainer until its loop's turn."""
 
     def __init__(self) -> None:
         self._started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
-        """Before the first step."""
+        """Wait for the first turn."""
         self._wait(kept["model"], kept["train_dataloader"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
-        """After the saving of the step before."""
+        """Wait for the next turn, after the save of the preceding step."""
         if state.global_step and state.global_step % STEPS == 0:
             ANSWERS.write(f"{time.perf_counter() - self._started}\n")
             self._wait(kept["model"], kept["train_dataloader"])

@@ -1,4 +1,4 @@
-"""This project's side: a training step of a case, on a batch that lies ready."""
+"""Our side of a comparison: a training step of a case on a prepared batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMBEDDING = {"albert": {"d_embed": 128}}
 def build(
     case: Case, *, engine_keys: dict[str, Any] | None = None, micro_batches: int = 1
 ) -> tuple[Callable[[], Any], float]:
-    """A step (forward, backward, clipping, AdamW), and the FLOPs of its matrix products, on each rank."""
+    """A step (forward, backward, clipping, AdamW), and the matrix-product FLOPs of it, per rank."""
     device = distributed.init()
     torch.set_num_threads(case.threads)
     model, objective = pretraining_model(case)
@@ -54,7 +54,7 @@ def build(
 
 
 def pretraining_model(case: Case) -> tuple[PretrainingModel, Objective]:
-    """Fresh weights, and what is to be learnt."""
+    """Build a model with new weights, and its objective."""
     torch.manual_seed(0)
     keys: dict[str, Any] = {
         "num_layers": case.num_layers,
@@ -82,7 +82,7 @@ def _objective(case: Case) -> Objective:
 
 
 def make_batch(case: Case, objective: Objective) -> Batch:
-    """Random tokens, as the collator would give them."""
+    """A batch of random tokens, in the collator's format."""
     shape = case.rows, case.seq_len
     tokens = torch.randint(case.vocab_size, shape)
     remembered = torch.full((case.rows,), case.mem_len)

@@ -1,6 +1,6 @@
-"""The other side: the same step with `transformers`, 5.x or (Transformer-XL) the last 4.x that has it.
+"""Peers: the same step with `transformers` 5.x or, for Transformer-XL, the last 4.x that has it.
 
-Imports nothing of this project but `benchmarks.cases`: it also runs in an environment of its own.
+Imports only `benchmarks.cases` from this project, since it also runs in other environments.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _transformer_xl(case: Case, feeding: str) -> tuple[Any, dict[str, Any], bool
 
 
 def _xlnet(case: Case, feeding: str) -> tuple[Any, dict[str, Any], bool]:
-    """collator: a query at every position, as its data collator feeds it; mask: at the predictions alone."""
+    """collator: a query at every position, as its data collator does; mask: only at the predictions."""
     from transformers import XLNetConfig, XLNetLMHeadModel
 
     config = XLNetConfig(

@@ -1,4 +1,4 @@
-"""Which variants of its peer a case is compared with. Torch-free."""
+"""Variants of the peer that a case is compared with. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from benchmarks.cases import Case
 
 
 def variants(case: Case) -> list[str]:
-    """At a precision of two ways the faster one counts. XLNet's is fed as its collator does, and by a mask."""
+    """List the variants. Of several for a precision, the fastest counts. XLNet is fed by its collator and by a mask."""
     how = ["fp32"] if case.precision == "fp32" else ["autocast", "bf16 weights"]
     return [f"{h}, {feeding}" for h in how for feeding in ("collator", "mask")] if case.model == "xlnet" else how

@@ -1,9 +1,9 @@
-"""What two processes gain over one, with ZeRO-1 and with torch's DDP, beside what two raw matrix products gain.
+"""Speed-up of two processes over one, with ZeRO-1 and with torch's DDP, compared with raw matrix products.
 
     make bench-ranks
 
-A small BERT (6 layers, d 512, 4 rows of 256), 4 micro-batches a step in each process, one thread a process. All sides
-stay alive and take turns. Quote the ratios: times alone mean little on a shared machine.
+A small BERT (6 layers, d 512, 4 samples of 256 tokens), 4 micro-batches per step and process, one thread per process.
+All sides stay alive and take turns. Quote the ratios: absolute times mean little on a shared machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDES = {
     "ZeRO-1 in fp32, 2": (2, "fp32"),
     "DDP in fp32, 2": (2, "fp32"),
 }
-"""Processes and precision of each."""
+"""Number of processes and precision of each side."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     seconds = {name: [answer["step_s"] for answer in side.answers] for name, side in sides.items()}
     for name, side in sides.items():
         peak = max(answer["memory_bytes"] for answer in side.answers) / 2**30
-        print(f"{name:20} {statistics.median(seconds[name]):7.3f} s a step, {peak:5.2f} GB a process")
+        print(f"{name:20} {statistics.median(seconds[name]):7.3f} s per step, {peak:5.2f} GB per process")
         side.close()
     _ratio(
         "what two matrix products do of what one does, in a time", seconds, "matrix products, 1", "matrix products, 2"
@@ -62,7 +62,7 @@ def _ratio(what: str, seconds: dict[str, list[float]], of: str, ours: str, *, wo
 
 
 class Side:
-    """Processes that wait for their turn."""
+    """The processes of a side, which wait for their turn."""
 
     def __init__(self, name: str, num_processes: int, precision: str):
         with socket.socket() as free:
@@ -79,13 +79,13 @@ class Side:
         self._answer()
 
     def turn(self) -> None:
-        """A step."""
+        """Take a step."""
         for rank in self._ranks:
             rank.tell("")
         self.answers.append(self._answer())
 
     def close(self) -> None:
-        """End them."""
+        """Stop the processes."""
         for rank in self._ranks:
             rank.close()
 
@@ -101,8 +101,8 @@ def _environment(rank: int, num_processes: int, port: int) -> dict[str, str]:
 
 
 def serve(side: str, precision: str) -> None:
-    """A process of a side: a step for every line."""
-    os.dup2(2, 1)  # DeepSpeed writes there; answers go to the pipe that was there
+    """Process of a side: takes a step for every line of stdin."""
+    os.dup2(2, 1)  # DeepSpeed prints to stdout; answers go to the original pipe
     import torch
 
     from benchmarks.worker import resident_bytes
@@ -134,7 +134,7 @@ def _ours(of: Case, side: str) -> Callable[[], Any]:
 
 
 def _ddp(of: Case) -> Callable[[], Any]:
-    """The same model: gradients are reduced once a step, as they get ready in the last micro-batch."""
+    """The same model in DDP: gradients are reduced once per step, during the last micro-batch."""
     from contextlib import nullcontext
 
     import torch

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and its plot from what `compare.py` found: `python benchmarks/report.py [steps.json]`."""
+"""Write docs/benchmarks.md and its plot from results of `compare.py`: `python benchmarks/report.py [steps.json]`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def write(results: Path) -> None:
-    """The page and the plot."""
+    """Write the page and the plot."""
     data = json.loads(results.read_text())
     before, _, after = (DOCS / "benchmarks.md").read_text().split("<!-- measured -->")
     measured = f"{_machine(data['machine'])}\n\n{table(data['cases'])}"
@@ -39,14 +39,14 @@ def write(results: Path) -> None:
 
 
 def table(cases: dict[str, Any]) -> str:
-    """Markdown: a row for each case and way of feeding its peer."""
+    """Markdown table with one row per case and way of feeding its peer."""
     rows = [COLUMNS, *(row for case in cases.values() for row in _rows(case))]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]])
 
 
 def summary(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ours against the fastest variant of each way of feeding; medians over the repeats that count."""
+    """Compare ours with the fastest variant of each way of feeding: medians over the valid repeats."""
     sides = case["sides"]
     ours = sides["ours"]
     best = max(repeat["peak_flops"] for side in sides.values() for repeat in side)
@@ -124,7 +124,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def plot(cases: dict[str, Any], picture: Path) -> None:
-    """Ratios with their spread, one bar a row of the table."""
+    """Plot ratios with their spread, one bar per row of the table."""
     from matplotlib.figure import Figure
 
     bars = [

@@ -1,4 +1,4 @@
-"""Where the time of our step goes: shares of the base models' steps, in bf16 on one thread.
+"""Time shares of a training step of the base models, in bf16 on one thread.
 
 .venv/bin/python benchmarks/shares.py      prints a table in Markdown
 """
@@ -25,11 +25,11 @@ OPTIMIZER = ("aten::_fused_adamw_", "aten::linalg_vector_norm", "Optimizer.step"
 GROUPS = {
     "matrix products": "products outside attention",
     "products of attention": "scores, weighted values, and their gradients",
-    "rest of attention": "softmax, masks, shifts, what is dropped, layouts",
-    "loss": "what the loss over the vocabulary does beside its products",
+    "rest of attention": "softmax, masks, shifts, dropout, layouts",
+    "loss": "the loss over the vocabulary, without its products",
     "dropout": "outside attention",
     "optimizer": "AdamW and the global norm",
-    "copies": "between types and places, concatenation, zeros",
+    "copies": "between types and layouts, concatenation, zeros",
     "rest": "activations, norms, sums, additions",
 }
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def shares(model: str) -> dict[str, float]:
-    """Of each group, of the time of one step."""
+    """Fraction of the time of a step, by group."""
     step, _ = build(case(model, "base", rows=2, precision="bf16", threads=1))
     step()
     with profile(activities=[ProfilerActivity.CPU]) as seen:

@@ -1,4 +1,4 @@
-"""Sides of a comparison that stay alive and take turns: what the machine does to one, it does to the others."""
+"""Worker processes that stay alive and take turns, so that disturbances of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Served:
-    """A process that answers each line with a line of JSON; its first answer says that it is ready."""
+    """A process that answers each line with a line of JSON; its first answer means that it is ready."""
 
     def __init__(self, command: Sequence[object], *, env: Mapping[str, str] | None = None):
         self._process = subprocess.Popen(
@@ -23,28 +23,28 @@ class Served:
         )
 
     def ask(self, line: str) -> Any:
-        """What it answers."""
+        """Send a line, and return the answer."""
         self.tell(line)
         return self.answer()
 
     def tell(self, line: str) -> None:
-        """Ask, and get the answer later."""
+        """Send a line without waiting for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """The next one. Raises EOFError if it has ended."""
+        """Read the next answer. Raises EOFError if the process has ended."""
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
             return json.loads(line)
-        raise EOFError(f"a side ended; run it by hand: {' '.join(map(str, self._process.args))}")
+        raise EOFError(f"a worker process ended; run it by hand: {' '.join(map(str, self._process.args))}")
 
     def close(self) -> None:
-        """End it."""
+        """Stop the process."""
         self._process.communicate()
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, the least and the most."""
+    """Format the median, minimum and maximum."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"

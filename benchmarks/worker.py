@@ -1,9 +1,9 @@
-"""One side of a comparison, in a process of its own: says it is ready, then takes steps when told, and times them.
+"""Worker process of one side of a comparison: reports that it is ready, then takes and times steps on request.
 
     python benchmarks/worker.py SIDE CASE      SIDE: "ours", or a variant of `peers.py`; CASE: JSON
 
-Each line on stdin is a number of steps; each line on stdout is JSON. The peak is that of a large matrix product of the
-case's precision, taken just before and just after the steps.
+Each line on stdin is a number of steps; each line on stdout is JSON. The peak is that of a large matrix product in
+the case's precision, measured just before and after the steps.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _peak(precision: str) -> float:
-    """FLOP/s of the best of a few products."""
+    """Best FLOP/s of a few matrix products."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.ones(SIZE, SIZE, dtype=dtype, device=device)
@@ -69,7 +69,7 @@ def _wait() -> None:
 
 
 def resident_bytes() -> int:
-    """The most this process has held: on the GPU if there is one, else resident."""
+    """Peak memory of this process: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()

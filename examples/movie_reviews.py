@@ -1,11 +1,11 @@
-"""Sentences of film reviews, half of them favourable, and text to pretrain on: what docs/finetune.md walks through.
+"""Make the data of docs/finetune.md: labelled sentences of film reviews, and text to pretrain on.
 
     python examples/movie_reviews.py        # makes reviews/
 
-They come with the source distribution of vaderSentiment (MIT licence; C.J. Hutto and E. Gilbert, ICWSM 2014), which pip
-downloads from the package index (or give it: --sdist FILE). A sentence is `pos` where people rated it above 0 on
-average, `neg` below. To pretrain on: the training sentences without labels, and the other texts that lie there
-(sentences of product reviews, editorials, tweets); none of the held-out sentences.
+The texts are part of the source distribution of vaderSentiment (MIT licence; C.J. Hutto and E. Gilbert, ICWSM 2014),
+which pip downloads from the package index (or pass --sdist FILE). A sentence is `pos` if its mean human rating is above
+0, `neg` if below; about half of them are `pos`. The pretraining text is the training sentences without labels and the
+other texts in the distribution (sentences of product reviews, editorials, tweets), without the held-out sentences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOVIES, OTHERS = "movieReviewSnippets", ("amazonReviewSnippets", "nytEditorialSn
 def main() -> None:
     """Write corpus.jsonl, train.csv, valid.csv and test.csv."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sdist", type=Path, help="vaderSentiment-*.tar.gz (default: pip downloads it)")
+    parser.add_argument("--sdist", type=Path, help="vaderSentiment-*.tar.gz (default: download with pip)")
     parser.add_argument("--out", type=Path, default=Path("reviews"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def download(folder: Path) -> Path:
-    """The source distribution, by pip."""
+    """Download the source distribution with pip."""
     pip = [sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "vaderSentiment==3.3.2"]
     subprocess.run([*pip, "--quiet", "--disable-pip-version-check", "-d", str(folder)], check=True)
     return next(folder.glob("vader*.tar.gz"))
 
 
 def read_files(sdist: Path) -> dict[str, str]:
-    """The rated texts in the archive in the archive, by name."""
+    """Rated texts by name, from an archive inside the archive."""
     with tarfile.open(sdist) as outer:
         name = next(name for name in outer.getnames() if name.endswith(INNER))
         member = outer.extractfile(name)
@@ -73,7 +73,7 @@ def read_files(sdist: Path) -> dict[str, str]:
 
 
 def rated(content: str) -> list[tuple[str, float]]:
-    """The sentences of a file of `number, rating, sentence` lines."""
+    """Parse the sentences of a file of `number, rating, sentence` lines."""
     rows = [line.split("\t", 2) for line in content.splitlines() if line.count("\t") >= 2]
     return [(" ".join(html.unescape(html.unescape(text)).split()), float(rating)) for _, rating, text in rows]
 

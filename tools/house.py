@@ -1,6 +1,6 @@
-"""Measures the floor plan: make house [ROOT=another checkout]
+"""Measure the structure of the code base: make house [ROOT=another checkout]
 
-Static: modules beside the rooms of xlpretrain/, files on one level, layers of the import contract, import cycles,
+Static: modules next to the rooms of xlpretrain/, files on one level, layers of the import contract, import cycles,
 function-local imports in launcher/, lines of code without docstrings and comments. Dynamic: how many of our files a
 batch, a save and a config key cross, traced in a golden run that is resumed for two steps.
 """
@@ -24,12 +24,12 @@ PROGRAMS = ("xlpretrain", "launcher", "data_pipelines")
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "0.1.0" / "folders.tar.xz"
 MADE_AT = "/tmp/xlpretrain-golden"
 MARKS = {"_fetch": "batch", "_step": "batch", "begin_to_save": "save", "start_save": "save", "load": "config key"}
-"""Functions of the loop, and of the config, below which calls are counted."""
+"""Functions of the loop and of the config below which calls are counted."""
 THREADS = {"loader": "batch", "saver": "save"}
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the three programs, by name."""
+    """All modules of the three programs, by name."""
     found = {}
     for program in PROGRAMS:
         for path in sorted((root / program).rglob("*.py")):
@@ -39,7 +39,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(found: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Which of our modules each one imports, anywhere in it."""
+    """Imports of our modules by module, including function-local ones."""
     graph: dict[str, set[str]] = {}
     for name, path in found.items():
         targets = set()
@@ -55,7 +55,7 @@ def imports(found: Mapping[str, Path]) -> dict[str, set[str]]:
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other in a circle."""
+    """Import cycles: groups of modules that import each other."""
     reach: dict[str, set[str]] = {}
     for start in graph:
         seen: set[str] = set()
@@ -76,7 +76,7 @@ def layers(root: Path) -> int:
 
 
 def local_imports(found: Mapping[str, Path], program: str) -> int:
-    """Import statements inside functions."""
+    """Number of imports inside functions."""
     count = 0
     for name, path in found.items():
         if name.split(".")[0] == program:
@@ -88,7 +88,7 @@ def local_imports(found: Mapping[str, Path], program: str) -> int:
 
 
 def code_lines(path: Path) -> int:
-    """Lines with code on them: no docstrings, comments or blank lines."""
+    """Lines of code, without docstrings, comments and blank lines."""
     text = path.read_text()
     docs: set[int] = set()
     for node in ast.walk(ast.parse(text)):
@@ -103,7 +103,7 @@ def code_lines(path: Path) -> int:
 
 
 def static_figures(root: Path) -> dict[str, object]:
-    """Counted in the source."""
+    """Figures counted in the source."""
     found = modules(root)
     per_level: dict[Path, int] = {}
     for path in found.values():
@@ -123,7 +123,7 @@ def static_figures(root: Path) -> dict[str, object]:
 
 
 def crossed_files(root: Path) -> dict[str, int]:
-    """Files of ours in which a function is called for a batch, a save and a config key."""
+    """Number of our files in which a function is called for a batch, a save and a config key."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(GOLDEN) as archive:
             archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 and older have none
@@ -140,7 +140,7 @@ def crossed_files(root: Path) -> dict[str, int]:
 
 
 def trace(out: Path, arguments: list[str]) -> None:
-    """Run a rank in this process and note the files that calls lead to, by what they are for."""
+    """Run a rank in this process and record the files of all calls, by purpose."""
     import threading
     from types import FrameType
     from typing import Any

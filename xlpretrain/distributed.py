@@ -154,7 +154,7 @@ def share_trouble(error: XLPretrainError | None) -> None:
 
 
 def share_any_trouble(error: XLPretrainError | None) -> None:
-    """As `share_trouble`, but costs only one small all-reduce if there is no error."""
+    """Raise the first error like `share_trouble`; costs one small all-reduce if there is none."""
     if all_reduce_sum([error is not None])[0]:
         share_trouble(error)
 

@@ -80,11 +80,11 @@ def generate(
         int | None, typer.Option(min=1, help="Sample from the K most likely tokens.", show_default=False)
     ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the most likely tokens whose probabilities sum to P.")
+        float, typer.Option(help="Sample from the most likely tokens whose probabilities sum to this.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling.")] = 0,
     mem_len: Annotated[
-        int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
+        int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).", show_default=False)
     ] = None,
     ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
@@ -124,7 +124,7 @@ def score(
         typer.Option(metavar="COLUMN", help="Column with the text (default: text). With --pairs, give it twice."),
     ] = None,
     mem_len: Annotated[
-        int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
+        int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 32,
     to: Annotated[
@@ -152,7 +152,10 @@ def score(
 @app.command()
 def finetune(
     run: RunPath,
-    train: Annotated[Path, typer.Option("--train", metavar="FILE", help=".csv, .tsv or .jsonl.", show_default=False)],
+    train: Annotated[
+        Path,
+        typer.Option("--train", metavar="FILE", help="Training examples: .csv, .tsv or .jsonl.", show_default=False),
+    ],
     valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="Held-out examples.", show_default=False)],
     overrides: Overrides = None,
     name: Annotated[

@@ -133,8 +133,10 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out split).")
     ] = None,
-    mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a sample (default: as trained).")] = None,
+    mem_len: Annotated[
+        int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens per sample (default: as trained).")] = None,
     clamp_len: Annotated[
         int | None,
         typer.Option(min=-1, help="Clamp relative distances to this length; -1: no limit (default: as trained)."),
@@ -146,7 +148,9 @@ def evaluate(
     num_streams: Annotated[
         int | None, typer.Option(min=1, help="Slices of the text, scored in parallel (default: eval.num_streams).")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of tokens to score (default: all).")
+    ] = None,
     precision: PrecisionOption = None,
     num_processes: NumProcesses = None,
 ) -> None:

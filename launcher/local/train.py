@@ -70,9 +70,10 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 checks again and acquires the lease; checking here reports a conflict at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
+    ranks = "1 rank" if num_processes == 1 else f"{num_processes} ranks"
     attempts_without_progress = restarts = 0
     while True:
-        job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {num_processes} ranks, start {restarts + 1}"))
+        job_log.note(folder, rank_log.heading(f"{os.uname().nodename}, {ranks}, attempt {restarts + 1}"))
         before = outcome.saved(folder)
         ended = torchrun.launch(
             "xlpretrain",

@@ -1,4 +1,4 @@
-"""Builds in processes of their own, and folders compared."""
+"""Start builds in subprocesses, and compare folders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DOCUMENTS = make_documents(200, seed=11)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, with its bytes."""
+    """Contents of all files under a folder, by relative path."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def start_build(folder: Path, **settings: object) -> subprocess.Popen[str]:
-    """`xlpretrain data build` of 3000 documents into folder/data, by two workers."""
+    """Start `xlpretrain data build` of 3000 documents into folder/data, with two workers."""
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         write_jsonl(corpus, make_documents(3000))

@@ -1,4 +1,4 @@
-"""Datasets that tests build."""
+"""Build datasets for tests."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BuildSmall = Callable[..., Path]
 
 
 def write_jsonl(path: Path, documents: list[str]) -> Path:
-    """A file of one {"text": ...} a line."""
+    """Write one {"text": ...} object per line."""
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
     return path
 
 
 def build_dataset(out: Path, *, force: bool = False, **settings: Any) -> Path:
-    """A dataset under `out`, built quietly in this process unless `settings` say otherwise."""
+    """Build a dataset under `out`, silently and in this process (unless `settings` set workers)."""
     config = validate(DataConfig, {"workers": 1, **settings, "out": str(out)}, "test")
     return build(config, force=force, console=Console(file=io.StringIO())).out

@@ -1,4 +1,4 @@
-"""Starts the real command line, as a user would."""
+"""Run the real command line, as a user would."""
 
 import json
 import os
@@ -13,17 +13,17 @@ import yaml
 
 BIN = Path(sys.executable).parent
 EXTRA: dict[str, str] = {}
-"""Environment variables that a test adds."""
+"""Environment variables added by a test."""
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what would make a run another one."""
+    """This process's environment, without variables that affect a run."""
     unwanted = ("WANDB_", "OMP_NUM_THREADS", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "XLPRETRAIN_")
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | EXTRA
 
 
 def start(*arguments: object, program: str = "xlpretrain") -> subprocess.Popen[str]:
-    """A command in a process group of its own, so that all of it can be killed."""
+    """Start a command in its own session."""
     return subprocess.Popen(
         [str(BIN / program), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -36,7 +36,7 @@ def start(*arguments: object, program: str = "xlpretrain") -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str], *, expect: int, timeout_s: float = 200) -> tuple[str, str]:
-    """Wait for its end, check its exit code, and return what it printed."""
+    """Wait for a process, check its exit code, and return its stdout and stderr."""
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -47,23 +47,23 @@ def finish(process: subprocess.Popen[str], *, expect: int, timeout_s: float = 20
 
 
 def read_until(process: subprocess.Popen[str], *expected: str) -> str:
-    """What it prints on its standard output until each of the expected texts has come."""
+    """Read standard output until it contains all expected texts, and return it."""
     assert process.stdout is not None
     printed = ""
     while not all(text in printed for text in expected):
         line = process.stdout.readline()
-        assert line, f"it ended before it said {expected}:\n{printed}\n{process.communicate()}"
+        assert line, f"it ended before it printed {expected}:\n{printed}\n{process.communicate()}"
         printed += line
     return printed
 
 
 def run(*arguments: object, expect: int = 0, program: str = "xlpretrain") -> tuple[str, str]:
-    """A command to its end."""
+    """Run a command to its end, and return its stdout and stderr."""
     return finish(start(*arguments, program=program), expect=expect)
 
 
 def refused(*arguments: object) -> str:
-    """The message of a command that must fail by the user's mistake: exit code 2, said once, without a traceback."""
+    """Run a command that must fail with a user error: exit code 2, one message, no traceback. Returns stderr."""
     out, err = run(*arguments, expect=2)
     assert "Traceback" not in out + err, err
     assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, err
@@ -71,25 +71,25 @@ def refused(*arguments: object) -> str:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the launcher and its ranks at once (ranks have sessions of their own)."""
+    """Send SIGKILL to the launcher and its ranks at once (ranks have their own sessions)."""
     _kill([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
     process.communicate()
 
 
 def kill_ranks(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the ranks of a launcher, and to what they have started, at once."""
+    """Send SIGKILL to the ranks of a launcher and all their child processes at once."""
     _kill(psutil.Process(process.pid).children(recursive=True))
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
-        process.suspend()  # nobody shall notice another's death and tidy up
+        process.suspend()  # so that no process can react to the death of another
     for process in processes:
         process.kill()
 
 
 def kill_wandb(process: subprocess.Popen[str]) -> int:
-    """SIGKILL to the W&B services of a run. Returns how many there were."""
+    """Send SIGKILL to the W&B services of a run. Returns their number."""
     services = [p for p in psutil.Process(process.pid).children(recursive=True) if "wandb-core" in p.name()]
     for service in services:
         service.kill()
@@ -97,7 +97,7 @@ def kill_wandb(process: subprocess.Popen[str]) -> int:
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
-    """Until the run has logged `step`."""
+    """Wait until the run has logged `step`."""
     deadline = time.monotonic() + timeout_s
     while not any(row["step"] >= step for row in read_metrics(run_folder)):
         assert process.poll() is None, f"the run ended before step {step}: {process.communicate()}"
@@ -106,14 +106,14 @@ def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen[str], t
 
 
 def read_metrics(run_folder: Path) -> list[dict]:
-    """The whole lines of metrics.jsonl."""
+    """Read the complete lines of metrics.jsonl."""
     path = run_folder / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def curve(run_folder: Path) -> dict[int, tuple]:
-    """Per step what must be equal in every bit."""
+    """Values per step that must be bit-identical."""
     keys = ("train/loss", "train/grad_norm", "train/lr", "valid/loss", "tokens")
     rows = read_metrics(run_folder)
     steps = [row["step"] for row in rows]
@@ -122,7 +122,7 @@ def curve(run_folder: Path) -> dict[int, tuple]:
 
 
 def write_config(path: Path, dataset: Path, **changes) -> Path:
-    """A run of 60 steps that takes seconds: two layers, memory, dropout, accumulation, two parameter groups, ties."""
+    """Write the config of a run of 60 steps that takes seconds: two layers, memory, dropout, accumulation, ties."""
     config = {
         "runs_dir": str(path.parent / "runs"),
         "data": {"train": str(dataset / "train"), "valid": str(dataset / "valid")},

@@ -1,4 +1,4 @@
-"""Text that looks like English, the same at every call."""
+"""Deterministic text that resembles English."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS = [
 
 
 def make_sentence(rng: random.Random) -> str:
-    """Words by Zipf's law, so that some sequences are likelier than others."""
+    """Sample words by Zipf's law, so that some sequences are more likely than others."""
     words = [WORDS[min(int(rng.paretovariate(0.7)), len(WORDS)) - 1] for _ in range(rng.randint(3, 14))]
     return " ".join(words).capitalize() + rng.choice("...?!")
 

@@ -1,4 +1,4 @@
-"""Runs that are stopped and killed on their way."""
+"""Runs that are stopped and killed before their end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import commands
 
 
 def disturb(config: Path, name: str, *overrides: str) -> Path:
-    """The same run stopped by SIGTERM in mid-run, and resumed; then its ranks are killed, and its launcher goes on."""
+    """Stop a run by SIGTERM and resume it; then kill its ranks, so that its launcher restarts them."""
     folder = config.parent / "runs" / name
     arguments = ("train", config, f"name={name}", *overrides, "--nproc", 2)
     process = commands.start(*arguments)
@@ -25,12 +25,12 @@ def disturb(config: Path, name: str, *overrides: str) -> Path:
     process = commands.start("resume", folder, "--nproc", 2, "--max-restarts", 1)
     commands.wait_for_step(folder, 45, process)
     commands.kill_ranks(process)
-    assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "it was too fast to be killed"
+    assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "the run finished before it was killed"
     out, err = commands.finish(process, expect=0)
     assert out.count("going on from step") == 2
-    assert "starting it again (0 restarts left)" in err
+    assert "restarting (0 restarts left)" in err
     goodput = json.loads((folder / "status.json").read_text())["goodput"]
     assert goodput["goodput/restarts"] == 2
-    assert goodput["goodput/steps_redone"] >= 1, "those from 40 on were lost"
+    assert goodput["goodput/steps_redone"] >= 1, "steps from 40 on were lost"
     assert [path.name for path in (folder / "lease").iterdir()] == ["00000003"]
     return folder

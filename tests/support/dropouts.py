@@ -1,4 +1,4 @@
-"""Which dropouts a model draws from, and at what rates."""
+"""Record the dropout rates that a model applies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xlpretrain.models.kernels.dropout import WeightDropout
 
 
 def note_rates(model: nn.Module) -> list[float]:
-    """A list that each dropout of the model adds its rate to, every time that it draws."""
+    """Return a list to which each dropout of the model appends its rate whenever it is applied."""
     rates: list[float] = []
     for module in model.modules():
         if isinstance(module, WeightDropout):

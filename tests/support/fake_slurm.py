@@ -1,4 +1,4 @@
-"""Commands of Slurm that say what a test wants, and write down what they were asked. All others are missing."""
+"""Fake Slurm commands with given output, which record their arguments. All other commands are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNKNOWN = "slurm_load_jobs error: Invalid job id specified"
 
 
 class FakeSlurm:
-    """A PATH on which only these commands are."""
+    """A PATH that only contains the fake commands."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self._bin, self._asked = folder / "bin", folder / "asked"
@@ -19,7 +19,7 @@ class FakeSlurm:
         monkeypatch.setenv("PATH", str(self._bin))
 
     def has(self, command: str, says: str = "", *, error: str = "") -> None:
-        """From now on there is such a command. error: what it says on stderr, with exit code 1."""
+        """Add a command with this output. error: message on stderr; the exit code is then 1."""
         end = f"echo {shlex.quote(error)} >&2; exit 1" if error else ""
         script = self._bin / command
         script.write_text(
@@ -29,5 +29,5 @@ class FakeSlurm:
 
     @property
     def asked(self) -> list[str]:
-        """All commands so far, with their arguments."""
+        """All commands run so far, with their arguments."""
         return self._asked.read_text().splitlines() if self._asked.exists() else []

@@ -1,4 +1,4 @@
-"""A web server that is as bad as networks are."""
+"""An unreliable web server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 class FlakyServer:
-    """Serves a folder by ranges. Of all answers, `bad` come late, cut short, with garbage, or not at all.
+    """Serves a folder with range requests. A fraction `bad` of the answers is late, truncated, corrupt or missing.
 
-    requests: how often each path and range was asked for.
+    requests: number of requests per path and range.
     """
 
     def __init__(self, folder: Path, *, bad: float, delay_s: float = 0.02):
@@ -72,7 +72,7 @@ class FlakyServer:
 
 @contextmanager
 def serving(folder: Path, *, bad: float = 0.0) -> Iterator[FlakyServer]:
-    """Such a server, running."""
+    """Run a server within the context."""
     server = FlakyServer(folder, bad=bad)
     thread = threading.Thread(target=server._server.serve_forever, daemon=True)
     thread.start()

@@ -1,6 +1,6 @@
-"""Lines of text on which tokenizers disagree, the same at every call and under every version of Python.
+"""Deterministic lines of text on which tokenizers tend to disagree; equal in every version of Python.
 
-Needs nothing but the standard library: the script that made the fixtures of transformers 4 draws the same lines.
+Uses only the standard library: the script that made the fixtures of transformers 4 generates the same lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIXED = "|| |\t|▁|Hello World|Café déjà|3.0,|9,9|1,000,000,|a  b| a |``a''
 
 def hard_lines(count: int, *, seed: int = 0) -> list[str]:
     """Case, accents in both forms, quotes, digits with commas, full-width and invisible characters, scripts, emoji,
-    special symbols that are spelt out, control characters, and spaces of all kinds anywhere."""
+    spelled-out special symbols, control characters, and all kinds of whitespace anywhere."""
     rng = random.Random(seed)
     pools = [_WORDS] * 8 + [_DECOMPOSED, _QUOTES, _FULL_WIDTH, _INVISIBLE, _CJK, _EMOJI, _SYMBOLS, _CONTROL]
     made = list(_FIXED[:count])
@@ -50,14 +50,14 @@ def hard_lines(count: int, *, seed: int = 0) -> list[str]:
 
 
 def digests(found: Sequence[Sequence[int]]) -> str:
-    """Of the ids of every 20 lines 16 bits, and after them a SHA-256 of all; in base64."""
+    """Digest of token ids in base64: 16 bits for every 20 lines, then the SHA-256 of all ids."""
     parts = [found[start : start + LINES_AT_ONCE] for start in range(0, len(found), LINES_AT_ONCE)]
     each = b"".join(hashlib.sha256(json.dumps(part).encode()).digest()[:2] for part in parts)
     return base64.b64encode(each + hashlib.sha256(json.dumps(found).encode()).digest()).decode()
 
 
 def where_they_differ(one: str, other: str) -> list[int]:
-    """The first line of every 20 of which two `digests` differ."""
+    """First lines of the groups of 20 in which two digests differ."""
     a, b = base64.b64decode(one), base64.b64decode(other)
     return [i // 2 * LINES_AT_ONCE for i in range(0, len(a) - 32, 2) if a[i : i + 2] != b[i : i + 2]]
 

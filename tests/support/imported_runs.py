@@ -1,4 +1,4 @@
-"""Run folders with random weights, as small as they get, for tests of what becomes of a trained model."""
+"""Minimal run folders with random weights, for tests that use a trained model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBJECTIVES = {
 def make_run(
     runs_dir: Path, dataset: Path, model: dict[str, Any], *, objective: dict[str, Any] | None = None, name: str = "run"
 ) -> RunDir:
-    """A run of `model` (sizes: the smallest unless given) on a dataset, with a checkpoint of large random weights."""
+    """Make a run of `model` (minimal sizes unless given) on a dataset, with a checkpoint of large random weights."""
     keys = {**SIZES, **model}
     if keys["type"] in ("transformer_xl", "xlnet"):
         keys.setdefault("mem_len", 12)

@@ -18,14 +18,14 @@ def _write(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> 
 
 
 def _texts(count: int, *, seed: int) -> list[tuple[str, str]]:
-    """Sentences whose label is in their first word."""
+    """Write sentences whose first word determines the label."""
     rng = random.Random(seed)
     labels = {"aye": "Bation", "nay": "Tring", "abstention": "Wone"}
     return [(f"{labels[label]} {make_sentence(rng)}", label) for label in rng.choices(list(labels), k=count)]
 
 
 def _pairs(count: int, *, seed: int) -> list[tuple[str, str, str]]:
-    """Pairs of sentences, of which the second says whether they belong together."""
+    """Write pairs of sentences; the second one determines the label."""
     rng = random.Random(seed)
     rows = [(make_sentence(rng), make_sentence(rng), rng.choice(["no", "yes"])) for _ in range(count)]
     return [(first, f"{'Bation' if label == 'yes' else 'Tring'} {second}", label) for first, second, label in rows]

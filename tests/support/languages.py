@@ -1,4 +1,4 @@
-"""Text in several languages and scripts, the same at every call: sentences of words that were chosen for the tests."""
+"""Deterministic text in several languages and scripts, made of words chosen for the tests."""
 
 # ruff: noqa: RUF001 (letters that look like others are meant)
 from __future__ import annotations
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Language:
-    """A sentence is one word (or a few, between bars) of each list, in their order.
+    """Word lists of a language. A sentence has one entry of each list in order; bars separate entries.
 
-    code: for the splitter. ends: what may stand at the end of a sentence. space: between words.
+    code: language code for the splitter. ends: sentence endings. space: separator of words.
     """
 
     code: str
@@ -20,7 +20,7 @@ class Language:
     space: str = ""
 
     def documents(self, count: int, *, seed: int = 0) -> list[str]:
-        """Documents of 3 to 14 sentences, each on a line of its own."""
+        """Make documents of 3 to 14 sentences, one per line."""
         rng = random.Random(seed)
         return ["\n".join(self.sentence(rng) for _ in range(rng.randint(3, 14))) for _ in range(count)]
 
@@ -88,7 +88,7 @@ LANGUAGES = {
         (".", ".", "!", "?"),
         " ",
     ),
-    "continuous latin": Language(  # as inscriptions have it
+    "continuous latin": Language(  # without spaces, as in inscriptions
         "la",
         (
             "heri|hodie|cras|mane|vespere|olim|aestate|interdum|postea|saepe|nuper|diu",

@@ -1,9 +1,9 @@
-"""Makes the golden folders: datasets, runs and checkpoints of the version that is checked out.
+"""Make golden folders: datasets, runs and checkpoints of the current version.
 
     python tests/support/make_golden.py tests/golden/0.1.0
 
-tests/test_golden.py reads every set that was ever made, so that a later version keeps reading what users have. Make a
-new set when a format changes; never change or remove an old one.
+test_golden.py reads all existing sets, so that later versions keep reading users' files. Make a
+new set when a format changes; never change or delete an old one.
 
 folders.tar.xz holds data/, runs/ and the labelled texts of a classifier. expected.json holds, for each run, a digest of
 every parameter and optimizer state in its checkpoint and of the streams' memories, and the losses of its next steps:
@@ -53,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 PLAIN: dict[str, Any] = {"type": "plain"}
 ZERO_1, ZERO_3 = ({"type": "deepspeed", "zero_stage": stage} for stage in (1, 3))
-# Each engine, precision and number of ranks once; each model with each engine.
+# Each engine, precision and number of ranks at least once; each model with each engine.
 RUNS: list[tuple[str, dict[str, Any], str, int]] = [
     ("transformer_xl", PLAIN, "fp32", 1),
     ("xlnet", PLAIN, "fp32", 2),
@@ -72,7 +72,7 @@ RESUMED_AS_PLAIN = ["engine.type=plain", "engine.precision=fp32"]
 
 
 def make_text(seed: int, count: int) -> list[str]:
-    """Documents of a few sentences, of made-up words that follow Zipf's law."""
+    """Make documents of a few sentences, with artificial words distributed by Zipf's law."""
     rng = random.Random(seed)
     syllables = ["ba", "co", "di", "fer", "gu", "lan", "mo", "nis", "pra", "sol", "tek", "vu", "wer", "zin"]
     words = ["".join(rng.choice(syllables) for _ in range(rng.randint(1, 3))) for _ in range(400)]
@@ -85,7 +85,7 @@ def make_text(seed: int, count: int) -> list[str]:
 
 
 def run(*arguments: object) -> None:
-    """The command line of this version."""
+    """Run the command line of this version."""
     unwanted = ("WANDB_", "OMP_NUM_THREADS", "XLPRETRAIN_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     env |= {"WANDB_MODE": "disabled", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -94,7 +94,7 @@ def run(*arguments: object) -> None:
 
 
 def make_datasets() -> None:
-    """Two corpora with one SentencePiece tokenizer, a third in bytes."""
+    """Build two corpora with a common SentencePiece tokenizer, and a third in bytes."""
     for seed, name in enumerate(["words", "more_words"]):
         lines = (json.dumps({"text": text}) + "\n" for text in make_text(seed, 260))
         (ROOT / f"{name}.jsonl").write_text("".join(lines))
@@ -118,7 +118,7 @@ def make_datasets() -> None:
 
 
 def run_config(name: str, changes: dict[str, Any], engine: dict[str, Any], corpora: list[str]) -> Path:
-    """The config of a run of `STEPS` steps."""
+    """Config of a run of `STEPS` steps."""
     train: Any = [{"path": str(ROOT / "data" / corpus / "train"), "weight": 1.0} for corpus in corpora]
     config = {
         "name": name,
@@ -145,7 +145,7 @@ def run_config(name: str, changes: dict[str, Any], engine: dict[str, Any], corpo
 
 
 def make_runs() -> dict[str, int]:
-    """Each run, and its number of ranks."""
+    """Train each run. Returns the number of ranks by name."""
     made: dict[str, int] = {}
     for model, engine, precision, ranks in RUNS:
         kind = engine["type"] if engine is PLAIN else f"zero{engine['zero_stage']}"
@@ -162,7 +162,7 @@ def make_runs() -> dict[str, int]:
 
 
 def make_classifier(name: str) -> None:
-    """A fine-tuned model: text by its first letter."""
+    """Fine-tune a classifier of texts by their first letter."""
     rows = [(text, "early" if text[0] < "M" else "late") for text in make_text(7, 60)]
     for split, part in {"train": rows[:48], "valid": rows[48:]}.items():
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in part)
@@ -176,13 +176,13 @@ def make_classifier(name: str) -> None:
 
 
 def read_losses(folder: Path) -> list[float]:
-    """The training losses after step `STEPS`."""
+    """Training losses after step `STEPS`."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [row["train/loss"] for row in rows if row["step"] > STEPS and "train/loss" in row]
 
 
 def resume_copy(name: str, *arguments: object) -> list[float]:
-    """The next losses of a run; its folder is then as it was."""
+    """Compute the next losses of a run, leaving its folder unchanged."""
     folder, kept = ROOT / "runs" / name, ROOT / "kept"
     shutil.copytree(folder, kept)
     run("resume", folder, f"max_steps={STEPS + NEXT}", "log.every_steps=1", *arguments)
@@ -194,7 +194,7 @@ def resume_copy(name: str, *arguments: object) -> list[float]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Digests of all that a checkpoint holds."""
+    """Digests of everything in a checkpoint."""
     import torch
 
     from xlpretrain.checkpoint.reader import Checkpoint
@@ -216,7 +216,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def digest(tensor: Any) -> str:
-    """The first 64 bits of the sha256 of the elements, in order."""
+    """First 64 bits of the SHA-256 of the elements, in order."""
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Samples and a collator of masked language models."""
+"""Samples and a collator for masked language models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 1000
 SPECIAL = Vocabulary(size=SIZE, pad=0, unk=1, cls=2, sep=3, mask=4, eod=5)
 
 
-WORD_STARTS = np.arange(SIZE) % 3 != 0  # a third of the tokens go on with a word
+WORD_STARTS = np.arange(SIZE) % 3 != 0  # a third of the tokens continue a word
 
 
 def _row(tokens, split=None, label=0, *, sample=0, epoch=0):

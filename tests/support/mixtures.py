@@ -8,7 +8,7 @@ from xlpretrain.data.mixture import CorpusConfig, Mixture
 
 
 def mixture_of(*folders: Path, weights: tuple[float, ...] = (), max_epochs: tuple[float | None, ...] = ()) -> Mixture:
-    """The datasets in some folders, by weight (default: 1 each) and with at most so many passes."""
+    """Mix datasets by weight (default: 1 each), with at most `max_epochs` passes each."""
     return Mixture.open(
         [
             CorpusConfig(

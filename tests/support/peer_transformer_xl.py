@@ -1,4 +1,4 @@
-"""Run where transformers 4.x is installed: the weights, log-probabilities and losses of its Transformer-XL.
+"""Export weights, log-probabilities and losses of the Transformer-XL of transformers 4.x, which must be installed.
 
 Usage: python peer_transformer_xl.py FOLDER '{"vocab_size": ..}'. Shares no code with this project.
 """
@@ -14,7 +14,7 @@ NUM_ROWS, NUM_SEGMENTS, SEQ_LEN = 3, 10, 7
 
 
 def main() -> None:
-    """Writes the model, and what it computes of ten consecutive segments with memory."""
+    """Write the model, and its results for ten consecutive segments with memory."""
     out, keys = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.manual_seed(0)
     model = TransfoXLLMHeadModel(TransfoXLConfig(**keys)).eval()

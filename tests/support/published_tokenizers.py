@@ -1,4 +1,4 @@
-"""SentencePiece models as the authors of ALBERT and XLNet trained theirs, on text of the tests."""
+"""SentencePiece models trained like those of ALBERT and XLNet, on text of the tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINED = {
 
 
 def train_as_published(kind: str, **settings: Any) -> Any:
-    """900 pieces with the special symbols of an ALBERT or an XLNet, numbers before a comma among them."""
+    """Train 900 pieces with the special symbols of ALBERT or XLNet, including numbers followed by a comma."""
     lines = [line for document in make_documents(300) for line in document.splitlines() if line]
     lines += [line.replace("\n", " ") for line in hard_lines(3000, seed=77) if "\0" not in line]
     lines = [line.lower() for line in lines] if kind == "albert" else lines
@@ -34,7 +34,7 @@ def train_as_published(kind: str, **settings: Any) -> Any:
 
 
 def train_model(lines: Iterable[str], **settings: Any) -> Any:
-    """A model, as the message that it is."""
+    """Parse a model as a protobuf message."""
     model, proto = io.BytesIO(), sentencepiece_model_pb2.ModelProto()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, num_threads=1, minloglevel=2, **settings

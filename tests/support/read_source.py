@@ -1,4 +1,4 @@
-"""All documents of a source, read in this process."""
+"""Read all documents of a source in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipelines.sources.records import cut_into_units, read_pieces
 
 
 def read(source: Source) -> list[str]:
-    """All its documents, in the order of its files."""
+    """All documents, in the order of the files."""
     files = source.find_files()
     if isinstance(source, PythonDocsSource):
         return list(python_docs.read_modules([Path(file.path) for file in files], Workers(1)))

@@ -1,6 +1,6 @@
-"""LAMB straight from its formula, a parameter at a time in float64, and models to try it on. Shares no code with ours.
+"""Reference LAMB in float64, one parameter at a time, and test models. Shares no code with our implementation.
 
-You et al. 2020, algorithm 2; what ALBERT does differently is in the defaults.
+You et al. 2020, algorithm 2; the defaults include ALBERT's changes.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class ReferenceLamb:
 
 
 class Gate(nn.Module):
-    """Three projections of one input, as query, key and value are: of three weights, or of one that is all three."""
+    """Query, key and value projections of one input, with three weights or one fused weight."""
 
     def __init__(self, weight: Tensor, *, fused: bool):
         super().__init__()
         self.weights = nn.ParameterList([weight.clone()] if fused else [part.clone() for part in weight.chunk(3)])
         if fused:
             self.weights[0].num_fused = 3
-        # A matrix of which one of two ranks holds nothing but padding.
+        # A matrix of which one of two ranks only has padding.
         self.scale = nn.Parameter(torch.ones(1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Gate(nn.Module):
 
 
 def gated_model(*, fused: bool) -> PretrainingModel:
-    """The tiny model with three projections of norms that differ by far: ratios show whose they are."""
+    """The tiny model with three projections of very different norms, so that their trust ratios differ."""
     model = tiny_model()
     weight = torch.randn(3 * WIDTH, 3 * WIDTH, generator=torch.Generator().manual_seed(3)) * 0.1
     weight[:WIDTH] *= 5
@@ -80,7 +80,7 @@ def gated_model(*, fused: bool) -> PretrainingModel:
 
 
 def albert_model() -> PretrainingModel:
-    """A small ALBERT of odd sizes: one layer applied three times, and factorized vectors tied to the head."""
+    """A small ALBERT of odd sizes: one layer applied three times, and factorized embeddings tied to the head."""
     torch.manual_seed(0)
     config = AlbertConfig(num_layers=3, num_heads=3, d_model=33, d_ff=55, d_embed=13, max_positions=SEQ)
     backbone = config.build(VOCAB)
@@ -90,7 +90,7 @@ def albert_model() -> PretrainingModel:
 def train_by_formula(
     model: PretrainingModel, *, num_streams: int, steps: int, grad_clip: float
 ) -> list[tuple[float, float]]:
-    """The loss and gradient norm of each step: one process and one batch a step."""
+    """Loss and gradient norm of each step, with one process and one batch per step."""
     parameters = list(model.parameters())
     optimizer = ReferenceLamb(parameters)
     mems, found = model.backbone.empty_memory(num_streams, MEMORY), []

@@ -1,6 +1,6 @@
-"""Transformer-XL written from the paper's equations alone: one row, one head, one query at a time, in float64.
+"""Reference Transformer-XL from the paper's equations: one sample, one head, one query at a time, in float64.
 
-It shares no code with the model it is compared to, only the names of the weights. The past is a list that grows;
+It shares only the names of weights with the model it is compared to, no code. The memory is a growing list;
 nothing is shifted, masked or batched.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Reference:
-    """The model for one stream: `losses` reads its segments one after the other."""
+    """The model for one stream; `losses` reads its segments in order."""
 
     def __init__(self, weights: Mapping[str, Tensor], config):
         self.weights = {name: weight.detach().double() for name, weight in weights.items()}

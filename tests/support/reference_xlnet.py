@@ -1,7 +1,7 @@
-"""XLNet written from the paper's equations alone: one row, one head, one query at a time, in float64.
+"""Reference XLNet from the paper's equations: one sample, one head, one query at a time, in float64.
 
-It shares no code with the model it is compared to, only the names of the weights. Nothing is shifted, masked, batched,
-or run as one tensor for both streams: each stream is a list of vectors, the past another.
+It shares only the names of weights with the model it is compared to, no code. Nothing is shifted, masked, batched,
+or run as one tensor for both streams: each stream is a list of vectors, and so is the memory.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class ReferenceXLNet:
-    """One row of one stream: `streams` gives the hidden states of its tokens, and of the tokens to predict."""
+    """One sample of one stream; `streams` returns the hidden states of its tokens and of the tokens to predict."""
 
     def __init__(self, weights: Mapping[str, Tensor], config):
         self.weights = {name: weight.detach().double() for name, weight in weights.items()}
@@ -29,7 +29,7 @@ class ReferenceXLNet:
         valid: Sequence[bool],
         reverse: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """past: per layer, the vectors that the row remembers, oldest first. order: the rank of each token."""
+        """past: memory vectors per layer, oldest first. order: rank of each token in the permutation."""
         self.order, self.segments, self.valid, self.reverse = order, segments, valid, reverse
         content = [self.weights["embedding.tables.0.weight"][token] for token in tokens]
         query = [self.weights["mask_embedding"][0] for _ in predict]
@@ -46,7 +46,7 @@ class ReferenceXLNet:
         return self.norm(layer, "feed_forward_norm", x + self.feed_forward(layer, x))
 
     def attend(self, layer: int, x: Tensor, at: int, content: list[Tensor], past: Sequence[Tensor], *, own: bool):
-        """Each key with its place relative to the query (positive: before it) and whether its segment is another."""
+        """Each key with its distance from the query (positive: before it), and True if its segment differs."""
         keys = [(key, at + len(past) - m, self.segments[at] != 0) for m, key in enumerate(past)]
         for t, key in enumerate(content):
             before = self.order[t] <= self.order[at] if own else self.order[t] < self.order[at]

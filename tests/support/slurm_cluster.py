@@ -1,10 +1,10 @@
-"""A real Slurm cluster on this machine: its own munged, slurmctld and slurmds, gone afterwards. No systemd.
+"""A real, temporary Slurm cluster on this machine: its own munged, slurmctld and slurmds, without systemd.
 
     with SlurmCluster() as cluster:
         job = cluster.sbatch("srun hostname", "--nodes=2")
         cluster.wait_for(job, "COMPLETED")
 
-What takes minutes elsewhere takes seconds here. Partitions: main; low, which high may preempt (by requeue).
+Timeouts are seconds instead of minutes. Partitions: main; low, whose jobs high preempts by requeue.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from slurm_packages import SBIN
 
 Isolation = Literal["uts", "netns", "none"]
 _FIRST_PORT, _NUM_PORTS, _PORTS_EACH = 23000, 8000, 20
-# One device file for each fake GPU: Slurm wants character devices, and does nothing with them.
+# One device file per fake GPU: Slurm requires character devices but does not open them.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "ptmx", "kmsg", "tty")
 _CONF = """\
 ClusterName={name}
 SlurmctldHost={host}({control_address})
 SlurmctldPort={port}
 SlurmUser={user}
-# Ranks meet at a port by the job's number; clusters that share a network shall not share it.
+# The rendezvous port depends on the job id; clusters on one network must not share job ids.
 FirstJobId={port}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -78,7 +78,7 @@ PartitionName=high PriorityTier=10
 
 
 class SlurmCluster:
-    """A cluster of `num_nodes` nodes, named node1 and so on, from `with` to the end of it.
+    """A cluster of `num_nodes` nodes, named node1 and so on, as a context manager.
 
     isolation: "uts": every node is a machine with its own processes and host name; "netns": and with its own network,
     so that `cut_node` works; "none": all are this machine, and their names do not resolve. user: who runs it, daemons
@@ -88,8 +88,8 @@ class SlurmCluster:
     gpus: fake ones on each node. grace_s: what a preempted job gets. extra: more lines for slurm.conf.
 
     Attributes:
-        env: the environment for commands that shall use this cluster.
-        names: of the nodes.
+        env: environment for commands that use this cluster.
+        names: names of the nodes.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class SlurmCluster:
         self.close()
 
     def close(self) -> None:
-        """End everything that has to do with it, and remove its files."""
+        """Kill all processes of the cluster and remove its files."""
         for node in self._nodes.values():
             node.kill()
         for daemon in reversed(self._daemons):
@@ -153,13 +153,13 @@ class SlurmCluster:
             self._warden.communicate()
 
     def processes(self) -> list[psutil.Process]:
-        """All that has to do with it: daemons, steps, ranks, commands."""
+        """All processes of the cluster: daemons, steps, ranks, commands."""
         return find_processes(f"SLURM_CONF={self.conf}")
 
     # Commands and jobs
 
     def run(self, *command: object, expect: int | None = 0, timeout_s: float = 240, text: str = "") -> str:
-        """What a command says, run as the cluster's user, given `text` to read. expect: its exit code; None: any."""
+        """Output of a command run as the cluster's user with `text` on stdin. expect: exit code; None: any."""
         arguments = [*self._become, *map(str, command)]
         done = subprocess.run(
             arguments, env=self.env, input=text, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -168,44 +168,44 @@ class SlurmCluster:
         return done.stdout if expect == 0 else done.stdout + done.stderr
 
     def run_on(self, name: str, *command: str) -> str:
-        """What a command on a node says."""
+        """Output of a command on a node."""
         return subprocess.run(
             self._nodes[name].enter(command), env=self.env, capture_output=True, text=True, check=True
         ).stdout
 
     def sbatch(self, script: str, *options: object) -> str:
-        """The id of a new job that runs `script` in bash, with its output in `<folder>/jobs/<id>.out`."""
+        """Submit a job that runs `script` in bash, with output in `<folder>/jobs/<id>.out`. Returns its id."""
         output = f"--output={self.folder}/jobs/%j.out"
         return self.run("sbatch", "--parsable", output, *options, text=f"#!/bin/bash\n{script}\n").strip()
 
     def output(self, job: str) -> str:
-        """What a job of `sbatch` has written so far."""
+        """Output so far of a job submitted by `sbatch`."""
         path = self.folder / "jobs" / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
     def job(self, job: str) -> dict[str, str]:
-        """What Slurm knows of a job, also after its end: JobState, Reason, Restarts, NodeList and so on."""
+        """Slurm's record of a job, also after its end: JobState, Reason, Restarts, NodeList and so on."""
         words = shlex.split(self.run("scontrol", "--oneliner", "show", "job", job).replace("'", ""))
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(self, job: str, state: str, *, timeout_s: float = 240) -> dict[str, str]:
-        """Until a job is in `state`, such as RUNNING or COMPLETED; returns what Slurm knows of it."""
+        """Wait until a job is in `state`, such as RUNNING or COMPLETED; returns its record."""
         wait_until(lambda: self.job(job)["JobState"] == state, timeout_s, lambda: f"not {state}: {self.job(job)}")
         return self.job(job)
 
     # Nodes
 
     def states(self) -> dict[str, str]:
-        """The state of each node, such as idle, mixed, down, drained; with a * if it does not answer."""
+        """State of each node, such as idle, mixed, down, drained; with a * if it does not answer."""
         return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines())
 
     def wait_idle(self, *, timeout_s: float = 30) -> None:
-        """Until every node is idle and answers."""
+        """Wait until every node is idle and answers."""
         idle = dict.fromkeys(self.names, "idle")
         wait_until(lambda: self.states() == idle, timeout_s, lambda: f"not idle: {self.states()}\n{self.logs()}")
 
     def reset(self) -> None:
-        """Make it as new: no jobs, every node up, connected and idle."""
+        """Reset the cluster: no jobs, every node up, connected and idle."""
         for name in self.names:
             if self._bridge:
                 self.heal_node(name)
@@ -220,22 +220,22 @@ class SlurmCluster:
             time.sleep(0.2)
 
     def kill_node(self, name: str, *, only_slurmd: bool = False) -> None:
-        """Pull a node's plug. only_slurmd: its steps and ranks go on, and nobody watches them."""
+        """Kill a node. only_slurmd: its steps and ranks keep running unsupervised."""
         if only_slurmd:
             self._nodes[name].kill_slurmd()
         else:
             self._nodes[name].kill()
 
     def revive_node(self, name: str) -> None:
-        """Start what is down of a node."""
+        """Start a node's stopped processes."""
         self._nodes[name].start()
 
     def cut_node(self, name: str) -> None:
-        """Cut a node from the network (isolation "netns"); all on it goes on."""
+        """Disconnect a node from the network (isolation "netns"); its processes keep running."""
         self._cable(name, off=True)
 
     def heal_node(self, name: str) -> None:
-        """Connect it again."""
+        """Reconnect a node."""
         self._cable(name, off=False)
 
     def _cable(self, name: str, *, off: bool) -> None:
@@ -244,7 +244,7 @@ class SlurmCluster:
         node.cut(off=off)
 
     def logs(self) -> str:
-        """The last lines of every daemon's log."""
+        """Last lines of every daemon's log."""
         logs = sorted((self.folder / "log").glob("*"))
         return "\n".join(f"== {log.name}\n" + "\n".join(log.read_text().splitlines()[-15:]) for log in logs)
 
@@ -301,7 +301,7 @@ class SlurmCluster:
         self._daemon("munged", "--foreground", *(f"--{option}={munge / name}" for option, name in files.items()))
         wait_until((munge / "socket").exists, 10, lambda: f"munged did not start: {self.logs()}")
         if self._bridge:
-            remove_network(self._bridge)  # of the same name, should it still be there
+            remove_network(self._bridge)  # a leftover of the same name
             run_ip("link", "add", self._bridge, "type", "bridge")
             run_ip("address", "add", f"{self._network}.254/24", "dev", self._bridge)
             run_ip("link", "set", self._bridge, "up")
@@ -332,7 +332,7 @@ def _hosts(host: str, control: str, addresses: Sequence[str]) -> str:
 
 
 def _free_ports(first: int, num: int) -> int:
-    """The first of `num` ports in a row that nobody listens on."""
+    """First of `num` consecutive free ports."""
     while first < 60000:
         with suppress(OSError):
             for port in range(first, first + num):
@@ -344,10 +344,10 @@ def _free_ports(first: int, num: int) -> int:
 
 
 def wait_until(until: Callable[[], bool], timeout_s: float, otherwise: Callable[[], str]) -> None:
-    """Poll; an AssertionError with `otherwise` when the time is up."""
+    """Poll; raises AssertionError with `otherwise` on timeout."""
     deadline = time.monotonic() + timeout_s
     while True:
-        with suppress(AssertionError):  # a controller that starts or is busy does not answer
+        with suppress(AssertionError):  # a starting or busy controller does not answer
             if until():
                 return
         assert time.monotonic() < deadline, otherwise()

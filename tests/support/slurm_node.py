@@ -1,4 +1,4 @@
-"""A node of the test cluster: slurmd, and as far as the isolation goes a machine of its own around it."""
+"""A node of the test cluster: slurmd, in an isolated environment if requested."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import psutil
 from slurm_packages import UNSHARE
 
 DIE_WITH_ME = ("setpriv", "--pdeathsig", "KILL")
-"""Before a daemon's command: it ends with the process that started it, however that ends."""
-# The first process of a machine: it collects its dead children, and ends once nobody holds its standard input.
+"""Command prefix that kills a daemon when its parent dies."""
+# The init process of a machine: it reaps its children, and exits when its standard input is closed.
 _MACHINE = 'set -e; mount --bind "$2" /etc/hosts; hostname "$1"; [ -z "$3" ] || ip link set lo up; echo up; read -r _'
 
 
 class Node(Protocol):
-    """What the cluster needs of a node. `name` is its name in Slurm."""
+    """Interface of a node. `name` is its name in Slurm."""
 
     name: str
 
     def start(self) -> None:
-        """Start slurmd; the machine too if it is down."""
+        """Start slurmd, and the machine if it is down."""
 
     def kill(self) -> None:
-        """SIGKILL to all that runs on it, as if its plug were pulled."""
+        """Send SIGKILL to all processes of the node, as in a power failure."""
 
     def kill_slurmd(self) -> None:
-        """SIGKILL to slurmd alone; steps and their ranks go on unwatched."""
+        """Send SIGKILL to slurmd only; steps and their ranks keep running."""
 
     def enter(self, command: Sequence[str]) -> list[str]:
         """The command that runs `command` on this node."""
 
 
 class Machine:
-    """A node with its own processes, mounts, host name and, with `address` on `bridge`, network.
+    """A node with its own process, mount and host name namespaces and, with `address` on `bridge`, network.
 
-    Processes of one do not see those of another, so that nothing can be told here that could not on real machines.
+    Processes of different nodes do not see each other, as on real machines.
     """
 
     def __init__(self, name: str, *, env: Mapping[str, str], hosts: Path, log: Path, bridge: str, address: str):
@@ -59,7 +59,7 @@ class Machine:
         """See `Node`."""
         if self._machine is None:
             return
-        self._machine.kill()  # its only child is the first process of the machine, which dies with it, and all others
+        self._machine.kill()  # its only child is the machine's init process, which dies with all others
         self._machine.communicate()
         self._machine = None
         if self._slurmd is not None:
@@ -73,8 +73,8 @@ class Machine:
             self._slurmd.wait()
 
     def cut(self, *, off: bool = True) -> None:
-        """Pull the network cable, or put it in again."""
-        assert self._bridge, "only nodes with isolation='netns' have a network of their own"
+        """Disconnect or reconnect the network."""
+        assert self._bridge, "only nodes with isolation='netns' have their own network"
         if self._machine is not None:
             self._ip("link", "set", "eth0", "down" if off else "up")
 
@@ -114,11 +114,11 @@ class Machine:
 
 
 class Share:
-    """A node that is only a slurmd of this machine, run as `user`: what an ordinary user can have."""
+    """A node without isolation: a slurmd on this machine, run as `user`, without root."""
 
     def __init__(self, name: str, *, env: Mapping[str, str], user: Sequence[str], log: Path):
         self.name = name
-        # Ranks are told their node's name; with it from the start, the daemons beside them are found by it too.
+        # Ranks get their node's name from Slurm; setting it here also marks the daemons.
         self._env, self._user, self._log = {**env, "SLURMD_NODENAME": name}, user, log
         self._slurmd: subprocess.Popen[bytes] | None = None
 
@@ -144,7 +144,7 @@ class Share:
 
 
 def find_processes(*variables: str) -> list[psutil.Process]:
-    """Processes that were started with all of these environment variables, each as NAME=VALUE; not this one."""
+    """Other processes that were started with all of these environment variables, each as NAME=VALUE."""
     found = []
     for process in psutil.process_iter():
         with suppress(OSError):
@@ -155,7 +155,7 @@ def find_processes(*variables: str) -> list[psutil.Process]:
 
 
 def kill_all(processes: Sequence[psutil.Process]) -> None:
-    """SIGKILL, and wait until they are gone. None lives to tell of another's death."""
+    """Send SIGKILL to all processes at once, and wait until they are gone."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
@@ -166,17 +166,17 @@ def kill_all(processes: Sequence[psutil.Process]) -> None:
 
 
 def run_ip(*arguments: str, check: bool = True) -> None:
-    """`ip` on this machine."""
+    """Run `ip` on this machine."""
     subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
 
 def remove_network(bridge: str) -> None:
-    """Remove a bridge and the cables to its nodes, also those that a node's last packets still hold."""
+    """Remove a bridge and the links to its nodes, including links that are still in use."""
     for link in Path("/sys/class/net").glob(f"{bridge}*"):
         run_ip("link", "delete", link.name, check=False)
 
 
 def spawn(command: Sequence[str], *, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a daemon that stays in the foreground; what it says goes to `log`."""
+    """Start a daemon in the foreground, with output to `log`."""
     with log.open("ab") as file:
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -1,4 +1,4 @@
-"""Whether a Slurm cluster can be had here, or in plain words why not. Installs Slurm where that is nobody's loss."""
+"""Check if a Slurm test cluster can run here, and install Slurm's packages if root on a disposable machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 SBIN = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-"""Where to look for programs: an ordinary user's PATH leaves out the folders of daemons."""
+"""Search path for programs: an ordinary user's PATH lacks the folders of daemons."""
 UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""What makes a machine of its own of a process, but for the network."""
+"""Command that isolates a process like a separate machine, except for the network."""
 _PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "squeue", "scontrol")
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -21,7 +21,7 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 
 @cache
 def why_no_slurm() -> str:
-    """Why no cluster can be booted on this machine; empty if one can. Installs the packages if root with apt-get."""
+    """Reason why no cluster can run on this machine, or empty. Installs the packages as root with apt-get."""
     if not _missing():
         return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -35,7 +35,7 @@ def why_no_slurm() -> str:
 
 @cache
 def why_not_isolated(kind: str) -> str:
-    """Why nodes cannot be isolated as `kind` says ("uts", "netns", "none"); empty if they can."""
+    """Reason why nodes cannot be isolated as `kind` ("uts", "netns", "none"), or empty."""
     if kind == "none":
         return ""
     if os.geteuid() != 0:
@@ -59,7 +59,7 @@ def _missing() -> list[str]:
 
 
 def _install() -> str:
-    """The last line of what apt-get said."""
+    """Last line of apt-get's output."""
     get = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     said = ""
@@ -75,7 +75,7 @@ def _install() -> str:
 
 @contextmanager
 def _no_daemons() -> Iterator[None]:
-    """Keep the packages from starting a cluster of their own."""
+    """Prevent the packages from starting their daemons."""
     if _POLICY.exists():
         yield
         return

@@ -1,4 +1,4 @@
-"""Small runs on a test cluster: submitted, watched, and interfered with."""
+"""Submit, watch and disturb small runs on a test cluster."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
 class Site:
-    """What a user has on a cluster: a folder with a config, and a profile that asks for two ranks on a node.
+    """A user's folder on a cluster, with a config and a profile that requests two ranks on a node.
 
-    xlpretrain: the command, and the interpreter that ranks run, if it is not this one.
+    xlpretrain: the command, and the interpreter of ranks if it is not this one.
     """
 
     def __init__(self, cluster: SlurmCluster, folder: Path, dataset: Path, *, python: Sequence[object] = ()):
@@ -36,13 +36,13 @@ class Site:
 
     @property
     def run(self) -> Path:
-        """The folder of the run "r"."""
+        """Folder of the run "r"."""
         return self.folder / "runs" / "r"
 
     def __call__(
         self, overrides: dict[str, object] | None = None, *options: object, expect: int = 0, **profile: object
     ) -> list[str]:
-        """Submit: the ids of the jobs, or, if it is to fail, what it said. No health check unless told otherwise."""
+        """Submit runs. Returns the job ids, or the output if it must fail. Without a health check by default."""
         said = self.submit(overrides, *options, expect=expect, **profile)
         jobs = [line.partition(":")[0].removeprefix("job ") for line in said.splitlines() if line.startswith("job ")]
         return jobs if expect == 0 else [said]
@@ -50,7 +50,7 @@ class Site:
     def submit(
         self, overrides: dict[str, object] | None = None, *options: object, expect: int = 0, **profile: object
     ) -> str:
-        """Submit: what it said."""
+        """Submit runs. Returns the output."""
         site = {"tasks_per_node": 2, "cpus_per_task": 1, "time": "0:10:00", "health_check": {"enabled": False}}
         (self.folder / "site.yaml").write_text(yaml.safe_dump({**site, **profile}))
         changes = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
@@ -58,7 +58,7 @@ class Site:
         return self.xlpretrain("submit", config, *changes, "--cluster", cluster, *options, expect=expect)
 
     def goes_on(self, job: str, *, start: int = 2) -> list[AttemptStart | AttemptEnd]:
-        """Wait until a run without end trains on after so many starts, and stop it; what was written down of them."""
+        """Wait until an endless run trains after this many attempts, and stop it. Returns the recorded events."""
         began = wait_for_start(self.run, start)
         before = max([began.step, *(row["step"] for row in read_metrics(self.run))])
         wait_for_step(self.run, before + 20)
@@ -66,12 +66,12 @@ class Site:
         return finish(self.cluster, job, self.run, "FAILED")
 
     def xlpretrain(self, *arguments: object, expect: int = 0) -> str:
-        """What the command says."""
+        """Output of the command."""
         return self.cluster.run(*self._xlpretrain, *arguments, expect=expect)
 
 
 def finish(cluster: SlurmCluster, job: str, run: Path, state: str = "COMPLETED") -> list[AttemptStart | AttemptEnd]:
-    """Wait for a job's end, which is to be `state`; what was written down of its starts."""
+    """Wait until a job ends with `state`. Returns the recorded events."""
     wait_until(lambda: cluster.job(job)["JobState"] in _OVER, 240, lambda: f"{cluster.job(job)}\n{log(run)}")
     assert cluster.job(job)["JobState"] == state, log(run)
     return SlurmFolder.of(RunDir(run)).read_events()
@@ -86,26 +86,26 @@ def ends(events: Sequence[AttemptStart | AttemptEnd]) -> list[AttemptEnd]:
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    """Until it is logged."""
+    """Wait until a text is logged."""
     wait_until(lambda: any(row["step"] >= step for row in read_metrics(run)), 240, lambda: log(run))
 
 
 def wait_for_start(run: Path, number: int) -> AttemptStart:
-    """Until a run has been started so often."""
+    """Wait until a run has made this many attempts."""
     folder = SlurmFolder.of(RunDir(run))
     wait_until(lambda: len(starts(folder.read_events())) >= number, 240, lambda: log(run))
     return starts(folder.read_events())[number - 1]
 
 
 def each_step_once(run: Path) -> int:
-    """Checks that, and returns how many steps were trained twice, by the last row of the metrics."""
+    """Check the curve, and return the number of redone steps from the last row of the metrics."""
     steps = [row["step"] for row in read_metrics(run)]
     assert steps == list(range(1, len(steps) + 1))
     return int(read_metrics(run)[-1]["goodput/steps_redone"])
 
 
 def log(run: Path) -> str:
-    """What a run's job and its rank 0 said."""
+    """Logs of a run's job and rank 0."""
     return "\n".join(
         path.read_text() for path in (run / "logs" / "job.log", run / "logs" / "rank-00000.log") if path.exists()
     )
@@ -118,7 +118,7 @@ def status(run: Path) -> Status:
 
 
 def ranks(cluster: SlurmCluster) -> dict[tuple[str, int], psutil.Process]:
-    """The processes of ranks by their node and number."""
+    """Processes of ranks by node and rank."""
     found = {}
     for process in cluster.processes():
         try:
@@ -131,7 +131,7 @@ def ranks(cluster: SlurmCluster) -> dict[tuple[str, int], psutil.Process]:
 
 
 def sick_python(path: Path, *, when: str, then: str = "echo boom >&2; exit 3", python: str = sys.executable) -> Path:
-    """An interpreter before which a line of bash runs if a condition of bash is met; $* is what it was to run."""
+    """Make an interpreter that runs a bash line first if a bash condition holds; $* are its arguments."""
     path.write_text(f'#!/bin/bash\nif {when}; then {then}; fi\nexec {shlex.quote(python)} "$@"\n')
     path.chmod(0o755)
     return path

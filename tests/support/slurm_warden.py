@@ -1,4 +1,4 @@
-"""Waits for the end of the test run that boots a cluster, also by SIGKILL, and then removes what is left of it.
+"""Wait for the end of the test run that started a cluster, also by SIGKILL, and clean up after it.
 
 python slurm_warden.py FOLDER [BRIDGE]; its standard input ends with the test run.
 """
@@ -11,9 +11,9 @@ from slurm_node import find_processes, kill_all, remove_network
 
 
 def main(folder: Path, bridge: str) -> None:
-    """Wait, and clear up."""
+    """Wait, and clean up."""
     sys.stdin.read()
-    # Daemons end by themselves; what they are starting at this moment must be found as well.
+    # Daemons end by themselves; processes that they are just starting must be found as well.
     while left := find_processes(f"SLURM_CONF={folder}/etc/slurm.conf"):
         kill_all(left)
     if bridge:

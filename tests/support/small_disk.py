@@ -1,4 +1,4 @@
-"""A disk that a test can fill."""
+"""A small file system that a test can fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def mount_small_disk(folder: Path, *, size: str) -> Iterator[None]:
-    """A new folder on a file system of its own, of `size` such as 4m; skips the test where none can be mounted."""
+    """Mount a file system of `size`, such as 4m; skips the test if that is not possible."""
     folder.mkdir()
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True

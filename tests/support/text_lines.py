@@ -1,4 +1,4 @@
-"""Lines of text that tokenizers trip over."""
+"""Lines of text that are difficult for tokenizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIXED = [
 
 
 def lines(count: int, seed: int = 0) -> list[str]:
-    """Sentences with accents (composed and not), digits, punctuation, emoji, CJK and control characters in them."""
+    """Make sentences with accents (composed and not), digits, punctuation, emoji, CJK and control characters."""
     rng = random.Random(seed)
     exotic = [*LETTERS, *MARKS, *"\t\x01\x7f\u200b\u200d😀👍🏽語가각한ｶﾞ①½…—", *map(chr, range(0x400, 0x450))]
     assigned = [c for c in map(chr, range(1, 0x20000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]

@@ -1,5 +1,5 @@
-"""A model of a few thousand parameters that has what makes engines go wrong: a tied embedding used in the head by a
-method, parameters owned by the backbone itself, a layer applied twice, odd sizes, and a memory."""
+"""A model of a few thousand parameters that is difficult for engines: a tied embedding used by a method of the head,
+parameters owned by the backbone itself, a layer applied twice, odd sizes, and a memory."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def tiny_model(*, seed: int = 0, dropout: float = 0.0) -> PretrainingModel:
 
 
 def tiny_batch(step: int, streams: range) -> Batch:
-    """What these streams read at a step; every third stream has an `even` target."""
+    """Samples of these streams at a step; every third stream has an `even` target."""
     samples = [torch.randint(0, VOCAB, (SEQ + 1,), generator=_generator(step, stream)) for stream in streams]
     tokens = torch.stack(samples) if samples else torch.zeros(0, SEQ + 1, dtype=torch.long)
     even = torch.tensor(
@@ -125,7 +125,7 @@ def tiny_batch(step: int, streams: range) -> Batch:
 
 
 def rate(step: int) -> float:
-    """The learning rate of `Training`."""
+    """Learning rate of `Training`."""
     return 3e-3 * min(1.0, (step + 1) / 5)
 
 
@@ -135,7 +135,7 @@ def _generator(step: int, stream: int) -> torch.Generator:
 
 @dataclass
 class Training:
-    """The loop in small: `steps` trains and gives the loss and the gradient norm of each step."""
+    """A minimal training loop: `steps` trains and yields loss and gradient norm of each step."""
 
     engine: Engine
     micro_batches: list[range]
@@ -145,7 +145,7 @@ class Training:
         self.memory = [empty(len(streams), MEMORY) for streams in self.micro_batches]
 
     def steps(self, start: int, stop: int, *, poisoned: int | None = None) -> list[tuple[float, float]]:
-        """Step `poisoned` has a loss of NaN in one micro-batch of rank 0."""
+        """poisoned: step with a NaN loss in one micro-batch of rank 0."""
         return [self._step(step, poison=step == poisoned and rank() == 0) for step in range(start, stop)]
 
     def _step(self, step: int, *, poison: bool) -> tuple[float, float]:
@@ -180,7 +180,7 @@ def training(
     model: PretrainingModel | None = None,
     seed: int = 0,
 ) -> Training:
-    """A freshly built engine for the tiny model (or `model`), over `num_streams` shared out to the ranks."""
+    """Build an engine for the tiny model (or `model`), with `num_streams` distributed over the ranks."""
     largest_share = -(-num_streams // world_size())
     cuts = micro_batches(
         rank(), world_size(), num_streams=num_streams, micro_batch_size=-(-largest_share // num_micro_batches)
@@ -198,7 +198,7 @@ def training(
 
 
 def whole_state(engine: Engine) -> dict[tuple[str, str], Tensor]:
-    """Every parameter's master weight and optimizer state, put together from all ranks, by (kind, name)."""
+    """Gather every parameter's master weight and optimizer state from all ranks, by (kind, name)."""
     pieces = [(r.kind, r.name, r.start, r.stop, r.tensor.clone()) for r in engine.state_ranges()]
     state = {
         (kind, name): torch.full((shape.numel(),), math.nan)

@@ -1,4 +1,4 @@
-"""Starts worker scripts under torchrun: each holds many cases, since importing torch and DeepSpeed takes seconds."""
+"""Run worker scripts under torchrun. Each has many cases, since importing torch and DeepSpeed takes seconds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def torchrun(
     env: dict[str, str] | None = None,
     may_fail: bool = False,
 ) -> str:
-    """Run `workers/<script>` on `nproc` ranks (None: by itself, without torchrun) and return all that is printed.
+    """Run `workers/<script>` on `nproc` ranks (None: without torchrun) and return its output.
 
-    Unless it may fail, a failure fails the test, with what was printed.
+    Unless it may fail, a failure fails the test and shows the output.
     """
     launch = [sys.executable]
     if nproc is not None:

@@ -1,14 +1,14 @@
-"""Kills a run again and again, at random moments, and compares what it came to with a run that nothing disturbed.
+"""Kill a run repeatedly at random moments, and compare its results with an undisturbed run.
 
     make torture          (100 kills, some 15 minutes on two cores)
     .venv/bin/python tests/support/torture.py --kills 20 --seed 7 --engine deepspeed
 
 One rank, all ranks, the launcher, or all of them at once are killed by SIGKILL or SIGTERM: while a checkpoint is being
-written (half of the time), between steps, or while the run starts. After each kill it goes on: by `--max-restarts`
-where its launcher is alive, else by the same command again. In the end every step's loss, gradient norm, learning
-rate and callbacks' metrics must be those of the undisturbed run in every bit, and no temporary file may be left.
+written (half of the time), between steps, or while the run starts. After each kill it resumes: by `--max-restarts`
+if its launcher is alive, else by rerunning the command. In the end, every step's loss, gradient norm, learning rate and
+metrics of callbacks must be bit-identical to the undisturbed run, and no temporary file may be left.
 
-The run has the callback of docs/extend/callback.md twice, with states of the run and of streams (--no-callbacks: none).
+The run has the callback of docs/extend/callback.md twice, with state per run and per stream (--no-callbacks: none).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ ENGINES = {
 
 @dataclass
 class Torture:
-    """A run, and who is after it.
+    """A run that is killed repeatedly.
 
-    kills: by moment, target and signal. starts: how often the command was run. slowest_end_s: from a kill until no
-    rank was left.
+    kills: number by moment, target and signal. starts: number of times the command was run. slowest_end_s: longest time
+    from a kill until no rank was left.
     """
 
     config: Path
@@ -66,16 +66,16 @@ class Torture:
 
     @property
     def run(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return self.config.parent / "runs" / "tortured"
 
     @property
     def ended(self) -> bool:
-        """Whether nobody goes on with the run."""
+        """True if no process is running the run any more."""
         return self.launcher is None or self.launcher.poll() is not None
 
     def start(self, *overrides: str) -> psutil.Popen:
-        """Start the run, or go on with it, as a user would; its output goes to a file."""
+        """Start or resume the run, as a user would, with output to a file."""
         arguments = ["train", str(self.config), "name=tortured", *overrides, "--nproc", "2", "--max-restarts", "1000"]
         with (self.config.parent / "output.txt").open("a") as output:
             self.launcher = psutil.Popen(
@@ -90,7 +90,7 @@ class Torture:
         return self.launcher
 
     def kill_once(self) -> None:
-        """At a random moment kill somebody; return once the run has ended, or its launcher has started it again."""
+        """Kill processes at a random moment; return when the run has ended or its launcher has restarted it."""
         launcher = self.start() if self.launcher is None or self.ended else self.launcher
         when = self._wait_for_a_moment()
         ranks = _ranks(launcher)
@@ -98,7 +98,7 @@ class Torture:
         everybody = [launcher, *ranks]
         victims = {"one rank": ranks and [self.rng.choice(ranks)], "all ranks": ranks, "launcher": [launcher]}
         for victim in (chosen := victims.get(whom) or everybody):
-            _send(victim, signal.SIGSTOP)  # nobody shall notice another's death and tidy up
+            _send(victim, signal.SIGSTOP)  # so that no process can react to the death of another
         for victim in chosen:
             _send(victim, by)
             _send(victim, signal.SIGCONT)
@@ -107,7 +107,7 @@ class Torture:
         _, alive = psutil.wait_procs(ranks, timeout=120)
         assert not alive, f"120 s after {by.name} to {whom} there is still {alive}"
         self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - killed_at)
-        _until(lambda: self.ended or bool(_ranks(launcher)), "the run to end or to start again")
+        _until(lambda: self.ended or bool(_ranks(launcher)), "the run to end or to restart")
         if self.ended:
             assert launcher.poll() not in (0, 2, 76), f"exit code {launcher.poll()} after {by.name} to {whom}"
 
@@ -121,11 +121,11 @@ class Torture:
             _until(lambda: self.ended or not _saves(self.run), "a save to end", poll_s=1e-3)
             _until(lambda: self.ended or _saves(self.run), "a save to begin", poll_s=1e-3)
         time.sleep(self.rng.uniform(0, 0.02 if when == "save" else 1.0))
-        assert not self.ended, "the run ended of itself"
+        assert not self.ended, "the run ended by itself"
         return when
 
     def finish(self) -> None:
-        """Let the run come to an end a few steps on, undisturbed."""
+        """Let the run finish undisturbed, a few steps later."""
         if self.launcher is not None and not self.ended:
             self.launcher.send_signal(signal.SIGTERM)
             self.launcher.wait(120)
@@ -134,7 +134,7 @@ class Torture:
 
 
 def torture(config: Path, *, kills: int, seed: int) -> Torture:
-    """Kill a run so many times, and compare. Raises AssertionError if anything was lost or is left over."""
+    """Kill a run `kills` times, and compare. Raises AssertionError if anything was lost or is left over."""
     tortured = Torture(config, random.Random(seed))
     begun = time.monotonic()
     for number in range(1, kills + 1):
@@ -152,9 +152,9 @@ def torture(config: Path, *, kills: int, seed: int) -> Torture:
 
 
 def write_config(folder: Path, dataset: Path, engine: str, *, callbacks: bool = True) -> Path:
-    """A tiny model with memory and dropout that saves all the time and never ends of itself.
+    """Config of a tiny model with memory and dropout that saves constantly and never finishes by itself.
 
-    callbacks: install the page's package in the folder, for the processes that `commands` starts, and use it.
+    callbacks: use those of the page, whose package is installed in the folder for the processes of `commands`.
     """
     if callbacks:
         plugins.install_page("docs/extend/callback.md", folder)
@@ -173,7 +173,7 @@ def write_config(folder: Path, dataset: Path, engine: str, *, callbacks: bool = 
 
 
 def report(tortured: Torture) -> str:
-    """What was done to a run, and what it came to."""
+    """Summary of the kills and their results."""
     lines = [f"{sum(tortured.kills.values())} kills"]
     for index, title in enumerate(("when", "whom", "by")):
         counts: Counter[str] = Counter()
@@ -203,7 +203,7 @@ def _compare(disturbed: dict[int, tuple], undisturbed: dict[int, tuple]) -> None
 
 
 def _left_over(run: Path) -> list[Path]:
-    """What should not be in the folder of a run that has ended."""
+    """Files that must not be in the folder of an ended run."""
     leases = sorted((run / "lease").iterdir())
     wrong = ("damaged", "hang-")
     unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name.startswith(wrong)]
@@ -223,12 +223,12 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _goes_on(run: Path) -> bool:
-    """Whether the last start has logged a step."""
+    """True if the last attempt has logged a step."""
     rows, leases = commands.read_metrics(run), sorted((run / "lease").glob("0*"))
     try:
         return bool(rows) and rows[-1]["time/logged_at_s"] > json.loads(leases[-1].read_text())["taken_at"]
     except (OSError, ValueError, IndexError):
-        return False  # this instant, it changes hands
+        return False  # the owner changes at this instant
 
 
 def _saves(run: Path) -> bool:
@@ -266,7 +266,7 @@ def _build_dataset(folder: Path) -> Path:
 
 
 def main() -> None:
-    """The command."""
+    """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Reads W&B's offline files back: a LevelDB log of protocol buffers, in blocks of 32 KiB."""
+"""Read W&B's offline files: a LevelDB log of protocol buffers, in blocks of 32 KiB."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def read_history(path: Path) -> Iterator[dict]:
-    """The logged rows of one `run-*.wandb` file."""
+    """Logged rows of a `run-*.wandb` file."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for data in _records(path.read_bytes()):
@@ -21,7 +21,7 @@ def read_history(path: Path) -> Iterator[dict]:
 
 
 def read_run_history(folder: Path) -> list[dict]:
-    """The rows of all offline segments of a run, in the order of its starts."""
+    """Rows of all offline segments of a run, in the order of its attempts."""
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
     return [row for file in files for row in read_history(file)]
 
@@ -35,7 +35,7 @@ def _records(data: bytes) -> Iterator[bytes]:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if kind == 0 or position + 7 + length > len(data):  # preallocated, or not yet written whole
+        if kind == 0 or position + 7 + length > len(data):  # preallocated, or incomplete
             return
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length

@@ -49,9 +49,9 @@ def test_without_an_environment_the_group_is_a_real_one_of_one() -> None:
     ("changes", "message"),
     [
         ({"WORLD_SIZE": "", "MASTER_PORT": ""}, "RANK is set, but not WORLD_SIZE, MASTER_PORT: start ranks with"),
-        ({"RANK": "2"}, "RANK=2 and WORLD_SIZE=2: ranks are whole numbers from 0 to WORLD_SIZE - 1"),
-        ({"RANK": "one", "LOCAL_RANK": "-1"}, "RANK=one, LOCAL_RANK=-1: ranks are whole numbers"),
-        ({}, r"rank 1 of 2 does not meet the others at localhost:1 \(MASTER_ADDR, MASTER_PORT\): "),
+        ({"RANK": "2"}, "RANK=2 and WORLD_SIZE=2: expected integers, with ranks from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "one", "LOCAL_RANK": "-1"}, "RANK=one, LOCAL_RANK=-1: expected integers"),
+        ({}, r"rank 1 of 2 cannot connect to the others at localhost:1 \(MASTER_ADDR, MASTER_PORT\): "),
     ],
     ids=["missing", "too many", "no number", "nobody there"],
 )

@@ -50,7 +50,7 @@ class CheckpointConfig(Section):
     keep_every: Annotated[int, Field(ge=1)] | None = None
     """Also keep checkpoints of steps that are a multiple of this (default: none)."""
     keep_best: bool = False
-    """Save after each new best evaluation (eval.best) and keep that checkpoint, which `load` and `export` then use."""
+    """Save after each new best evaluation (eval.best), keep that checkpoint, and load it by default."""
 
 
 class SaveVotes(NamedTuple):

@@ -133,7 +133,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _describe_missing_plugins(data: dict[str, Any], path: Path) -> str:
-    """The plug-ins that the run used when it began and that are not installed here; empty if there are none."""
+    """Message on plug-ins that the run used when it started and that are not installed here, or empty."""
     place = path.parent if is_resolved(path) else Path(str(data.get("runs_dir", "runs")), str(data.get("name", "run")))
     folder = RunDir(place)
     used = folder.read_provenance().get("plugins", {}) if folder.provenance.is_file() else {}

@@ -29,7 +29,7 @@ from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer, fsy
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Pattern of run names. They are also folder names, and appear in job scripts and W&B."""
-NAME_RULE = "begin with a letter or a digit, and have only letters (a-z, A-Z), digits and . _ -"
+NAME_RULE = "start with a letter or a digit, and contain only letters (a-z, A-Z), digits and . _ -"
 
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]

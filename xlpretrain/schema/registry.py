@@ -116,7 +116,7 @@ def list_plugins() -> list[Plugin]:
 
 
 def plugins_of(value: Section) -> dict[str, str]:
-    """The plug-ins that a configuration uses: names such as `optimizer.muon`, and their packages with versions."""
+    """Plug-ins that a config uses: names such as `optimizer.muon`, and their packages with versions."""
     found: dict[str, str] = {}
     if (plugin := _origins.get(type(value))) is not None:
         found[plugin.name] = str(plugin)
@@ -129,7 +129,7 @@ def plugins_of(value: Section) -> dict[str, str]:
 
 
 def missing_plugins(used: Mapping[str, str]) -> list[str]:
-    """Those of the plug-ins that `plugins_of` gave, perhaps elsewhere, which are not installed here, described."""
+    """Describe the plug-ins in `used` (from `plugins_of`, perhaps of another machine) that are not installed here."""
     return [f"{name} of {package}" for name, package in used.items() if name not in _found()]
 
 

@@ -74,5 +74,5 @@ def _row(folder: Path, name: Path, state: str) -> CheckpointRow:
     except (DamagedError, OSError):
         return CheckpointRow(str(name), "?", size, "?", state)
     engine = f"ZeRO {made['zero_stage']}" if "zero_stage" in made else str(made["engine"])
-    processes = "1 process" if made["world_size"] == 1 else f"{made['world_size']} processes"
-    return CheckpointRow(str(name), age, size, f"{processes}, {engine}, {made['precision']}", state)
+    ranks = "1 rank" if made["world_size"] == 1 else f"{made['world_size']} ranks"
+    return CheckpointRow(str(name), age, size, f"{ranks}, {engine}, {made['precision']}", state)

@@ -75,7 +75,7 @@ def _facts(view: RunStatus) -> Table:
         where = f", on {nodes}" if nodes else f", {view.job.nodes} nodes requested"
         add("job", f"{view.job.job_id} on {view.job.cluster}, submitted {_when(view.job.submitted_at)}{where}")
     share = "" if view.share is None else f" ({view.share:.1%})"
-    left = "" if view.left_s is None else f", {format_duration(view.left_s)} of work left"
+    left = "" if view.left_s is None else f", {format_duration(view.left_s)} left"
     add("step", f"{_steps(view)}{share}{left}")
     valid = "" if view.valid_loss is None else f" (held-out: {view.valid_loss:.5g})"
     add("loss", "" if view.loss is None else f"{view.loss:.5g}{valid}")

@@ -30,7 +30,7 @@ def test_force_removes_nothing_but_the_dataset(build_small: BuildSmall, tmp_path
     (tmp_path / "data" / "notes.txt").write_text("dear")
     before = tree(tmp_path / "data")
     for settings in ({}, {"force": True}, {"force": True, "seed": 2}):
-        with pytest.raises(DataError, match=r"holds no dataset that was built there, but a, b, notes\.txt and 1 more"):
+        with pytest.raises(DataError, match=r"is not a dataset built here \(found a, b, notes\.txt and 1 more\)"):
             build_small(DOCUMENTS, **settings)
         assert tree(tmp_path / "data") == before
     assert not any(tmp_path.glob(".data.*"))
@@ -86,7 +86,7 @@ def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: B
 
     with monkeypatch.context() as patched:
         patched.setattr(data_pipelines.build.pipeline, "write_report", meanwhile)
-        with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* finished tasks are kept"):
+        with pytest.raises(DataError, match=r"data: .*other files \(train/notes\.txt\).* finished tasks are kept"):
             build_small(DOCUMENTS, seed=2, force=True)
     assert (out / "train" / "notes.txt").read_text() == "mine"
     assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 1
@@ -143,7 +143,7 @@ def test_out_may_be_a_link_to_where_there_is_room(build_small: BuildSmall, tmp_p
 
 
 def test_out_that_is_a_mount_point_is_refused_at_the_start(build_small: BuildSmall, small_disk: Path):
-    with pytest.raises(DataError, match=r"disk: is a mount point, .*; name a folder in it, such as .*/disk/NAME"):
+    with pytest.raises(DataError, match=r"disk: is a mount point, .*; use a folder in it, such as .*/disk/NAME"):
         build_small(DOCUMENTS, out="disk", sources=[{"type": "text", "path": "none.txt"}])
     assert list(small_disk.iterdir()) == []
 

@@ -36,7 +36,7 @@ def test_a_build_warns_of_text_that_a_model_will_not_see_as_it_is(build_small: B
     assert unknown > 0.01 and long > 0.01
     beginnings = [
         f"train: {unknown:.1%} of the tokens are unknown",
-        f"train: {long:.1%} of the tokens are in sentences of more than 512",
+        f"train: {long:.1%} of the tokens are in sentences longer than 512",
     ]
     assert [warning[: len(text)] for warning, text in zip(warnings, beginnings, strict=True)] == beginnings
     console = Console(file=io.StringIO(), width=1000)
@@ -53,7 +53,7 @@ def test_what_the_tokenizer_was_trained_on_is_counted(build_small: BuildSmall):
     out = build_small(documents, tokenizer={"vocab_size": 200, "character_coverage": 1.0})
     report = report_of(out)
     (warning,) = [text for text in report["warnings"] if "trained" in text]
-    assert "the tokenizer was not trained on 6 bytes of" in warning
+    assert "the tokenizer was not trained on 6 of" in warning
     text = "".join(documents).replace("▅", "")
     trained_on = report["tokenizer_trained_on"]
     assert trained_on["left out"] == 6

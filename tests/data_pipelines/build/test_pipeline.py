@@ -133,7 +133,7 @@ def test_the_index_tells_what_it_was_built_from(build_small: BuildSmall, monkeyp
     [
         ([], {}, "the corpus is empty"),
         ([" ", "\n"], {}, "the corpus is empty"),
-        (["One document."], {"splits": {"valid": 0.01}}, "none of the 1 documents falls into valid"),
+        (["One document."], {"splits": {"valid": 0.01}}, "none of the 1 documents was assigned to valid"),
         (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which supports at most"),
         (DOCUMENTS, {"tokenizer": {"path": "none.model"}}, "none.model: no such tokenizer"),
         (DOCUMENTS, {"sources": [{"type": "text", "path": "none.txt"}]}, "none.txt: no such file"),
@@ -245,7 +245,7 @@ def test_a_build_that_ctrl_c_stops_says_how_to_resume(tmp_path: Path):
     wait_for(lambda: (tmp_path / ".data.work" / "read" / "000000").exists())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the command and its workers
     out, err = commands.finish(process, expect=130)
-    assert f"stopped by Ctrl-C; what is done is kept in {tmp_path}/.data.work: run the same command again" in err
+    assert f"stopped by Ctrl-C; finished tasks are kept in {tmp_path}/.data.work: run the same command again" in err
     assert "Traceback" not in out + err
     out, _ = commands.finish(start_build(tmp_path, task_bytes=1 << 16), expect=0)
     assert f"resuming the build in {tmp_path}/.data.work" in " ".join(out.split())
@@ -283,7 +283,7 @@ def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path
 
 def test_a_full_disk_is_one_clear_error_and_the_next_build_goes_on(build_small: BuildSmall, small_disk: Path):
     settings = {"out": str(small_disk / "data"), "tokenizer": {"vocab_size": 200}}
-    with pytest.raises(DataError, match=r"cannot be written: .*; what is done is kept in .*/\.data\.work"):
+    with pytest.raises(DataError, match=r"cannot be written: .*; finished tasks are kept in .*/\.data\.work"):
         build_small(make_documents(1500), **settings)
     assert [entry.name for entry in small_disk.iterdir()] == [".data.work"]
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)

@@ -92,7 +92,7 @@ def test_a_dictionary_that_is_not_utf8_is_named(tmp_path: Path):
 )
 def test_columns_of_other_types_are_refused_by_their_names(write: Write, kind: pa.DataType, tmp_path: Path):
     column = pa.array([None, None], kind)
-    with pytest.raises(DataError, match=r"1\.(parquet|arrow): the field 'text' holds .*, expected text"):
+    with pytest.raises(DataError, match=r"1\.(parquet|arrow): the field 'text' has type .*, expected text"):
         read(write(tmp_path, column))
 
 

@@ -61,7 +61,7 @@ def test_columns_of_one_name_are_refused_if_they_hold_the_text(tmp_path: Path):
     with ipc.new_stream(folder / "data.arrow", twice.schema) as stream:
         stream.write_table(twice)
     for source in (ParquetSource(path=str(tmp_path / "1.parquet")), HuggingFaceSource(path=str(folder))):
-        with pytest.raises(DataError, match="2 columns are called 'text'; rename all but the one to read"):
+        with pytest.raises(DataError, match="2 columns are named 'text'; rename all but the one to read"):
             read(source)
         assert read(source.model_copy(update={"field": "body"})) == ["c"]
 
@@ -73,9 +73,9 @@ def test_bad_records_can_be_skipped_in_sources_of_every_type(tmp_path: Path):
     documents, problems = read_skipping(JsonlSource(path=str(tmp_path / "1.jsonl")))
     assert documents == ["one", "two"]
     expected = [
-        "line 2: the field 'text' holds a NoneType, expected text",
-        "line 3: no field 'text'; the fields there are: body",
-        "line 4: not Unicode text: a lone surrogate at character 0 of 'text'",
+        "line 2: the field 'text' has type NoneType, expected text",
+        "line 3: no field 'text'; the available fields are: body",
+        "line 4: invalid Unicode: a lone surrogate at character 0 of 'text'",
         "line 5: expected a JSON object with a field 'text', got a list",
         "line 6: not UTF-8: byte 0xff at offset 10",
         "line 7: not JSON",
@@ -100,7 +100,7 @@ def test_null_rows_of_a_table_can_be_skipped(tmp_path: Path):
     parquet.write_table(pyarrow.table({"text": ["one", None, "two"]}), tmp_path / "1.parquet")
     documents, problems = read_skipping(ParquetSource(path=str(tmp_path / "1.parquet")))
     assert documents == ["one", "two"]
-    assert problems == [f"{tmp_path / '1.parquet'}, row 1: the field 'text' holds a NoneType, expected text"]
+    assert problems == [f"{tmp_path / '1.parquet'}, row 1: the field 'text' has type NoneType, expected text"]
 
 
 def test_what_damages_a_file_ends_the_build_nevertheless(tmp_path: Path):

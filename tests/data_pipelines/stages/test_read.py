@@ -52,7 +52,7 @@ def test_bad_records_end_a_build_or_are_skipped_and_counted(tmp_path: Path):
     with corpus.open("a") as file:
         file.write('{"text": null}\n{"text": "\\ud800"}\nno JSON\n')
     settings = {"sources": [{"type": "jsonl", "path": str(corpus)}], "tokenizer": {"vocab_size": 200}}
-    with pytest.raises(DataError, match=r"corpus\.jsonl, line 61: the field 'text' holds a NoneType"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 61: the field 'text' has type NoneType"):
         build_dataset(tmp_path / "out", **settings)
     with pytest.raises(ConfigError, match="on_bad_record"):
         build_dataset(tmp_path / "out", **settings, on_bad_record="warn")

@@ -27,7 +27,7 @@ def test_the_seed_changes_the_order_and_not_the_split():
 
 def test_an_empty_split_is_named_with_the_ways_out():
     counts = {SplitKey("", "train"): 3, SplitKey("news", "valid"): 0}
-    with pytest.raises(DataError, match=r"none of the 3 documents falls into news/valid of news.*splits\.valid"):
+    with pytest.raises(DataError, match=r"none of the 3 documents was assigned to news/valid of news.*splits\.valid"):
         require_documents(counts)
     with pytest.raises(DataError, match="the corpus is empty"):
         require_documents({SplitKey("", "train"): 0})

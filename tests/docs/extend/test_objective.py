@@ -110,8 +110,8 @@ def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, t
     others = [("xlpretrain report runs/lookahead", 0), ("xlpretrain generate runs/lookahead --prompt A", 2)]
     told = run("-c", COMMANDS, json.dumps([*((line, 0) for line in used), *others]))
     assert "AutoModelForPreTraining.from_pretrained('out', trust_remote_code=True)" in told
-    assert "held-out text" in told and "A sample" not in told
-    assert "objective was lookahead_lm, whose class LookaheadLM does not declare that it predicts the next" in told
+    assert "held-out text" in told and "Generated text" not in told
+    assert "objective lookahead_lm does not predict the next token (its class LookaheadLM does not declare" in told
     scores, back = (
         [json.loads(line)["log_likelihood"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("scores.jsonl", "scores_of_back.jsonl")

@@ -1,4 +1,4 @@
-"""The command line: help, the user's mistakes, and what it imports.
+"""The command line: help, user errors, and imports.
 
 Modules: run_commands.py, model_commands.py, data_commands.py, options.py, by_hand.py, monitor.py.
 """
@@ -22,7 +22,7 @@ HEAVY = "torch|deepspeed|wandb|sentencepiece|matplotlib"
 
 
 def modules_after(code: str) -> str:
-    """What of the heavy packages a fresh interpreter has imported after running `code`."""
+    """Heavy packages that a fresh interpreter has imported after running `code`."""
     check = f"{code}\nimport sys; print(sorted(m for m in sys.modules if m in {HEAVY.split('|')!r}))"
     return subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_arguments_are_explained_and_checked_without_any_action():
-    """Of every command: a module of `actions` is imported only once the arguments are accepted."""
+    """For every command: a module of `actions` is imported only after the arguments were accepted."""
     code = """
 import sys
 from click.testing import CliRunner
@@ -57,7 +57,7 @@ assert not [name for name in sys.modules if name.startswith("launcher.cli.action
     assert modules_after(code) == "[]"
 
 
-def test_commands_that_look_at_runs_import_nothing_heavy():
+def test_commands_that_inspect_runs_import_nothing_heavy():
     code = (
         "from launcher.cli.actions import lifecycle, monitor\n"
         "from launcher.slurm import history\nfrom launcher.slurm.job import attempt, requeue"
@@ -111,8 +111,8 @@ def test_every_command_has_help():
         (["eval", "/nowhere"], "not a run folder"),
         (["report", "/nowhere"], "not a run folder"),
         (["checkpoints", "/nowhere"], "not a run folder"),
-        (["config"], "name a CONFIG"),
-        (["config", "--copy", "nothing"], "no shipped config is named 'nothing'"),
+        (["config"], "missing argument CONFIG"),
+        (["config", "--copy", "nothing"], "unknown built-in config 'nothing'"),
         (["config", "configs/quickstart.yaml", "max_stepz=3"], "did you mean max_steps?"),
         (["data", "build", "configs/quickstart.yaml"], "sources"),
         (["data", "verify", "/nowhere"], "not a dataset"),
@@ -121,22 +121,22 @@ def test_every_command_has_help():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_the_users_mistakes_are_one_message_and_2(arguments: list[str], message: str):
+def test_user_errors_are_one_message_and_exit_code_2(arguments: list[str], message: str):
     assert message in commands.refused(*arguments)
 
 
-def test_misused_options_are_2_as_well():
+def test_misused_options_exit_with_2_as_well():
     _, err = commands.run("train", expect=2)
     assert "Missing argument" in err
 
 
-def test_bare_ranks_tell_a_config_error_once():
+def test_bare_ranks_print_a_config_error_once():
     program = ["--nproc-per-node", 2, "-m", "xlpretrain", "configs/quickstart.yaml", "max_stepz=3"]
     _, err = commands.run(*program, program="torchrun", expect=1)
     assert err.count("did you mean max_steps?") == 1
 
 
-def test_with_rank_alone_set_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+def test_with_only_rank_set_it_names_the_missing_variables(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(commands.EXTRA, "RANK", "1")
     _, err = commands.run("-m", "xlpretrain", "configs/quickstart.yaml", program="python", expect=2)
     assert err.startswith("error: RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start ranks with torchrun")
@@ -151,7 +151,7 @@ def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkey
         configs.copy_builtin("quickstart.yaml")
 
 
-def test_the_former_name_of_plain_sbatch_says_the_new_one_and_works():
+def test_the_former_name_of_plain_sbatch_warns_and_works():
     (_, old), (_, new) = (
         commands.run("-m", name, expect=2, program="python")
         for name in ("launcher.by_hand", "launcher.slurm.submission.plain_sbatch")

@@ -1,4 +1,4 @@
-"""Former names of flags do what the new ones do, with a warning, and are not in `--help`."""
+"""Former flags work like the new ones, with a warning, and are not in `--help`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_former_flag_means_the_new_one_and_warns(
     replaced = replace_former_flags(command(name), former)
     [warning] = capsys.readouterr().err.splitlines()
     old = next(old for old in FORMER_FLAGS if any(argument.partition("=")[0] == old for argument in former))
-    assert warning == f"warning: {old} is now {FORMER_FLAGS[old]}; the next version no longer knows {old}"
+    assert warning == f"warning: {old} is now {FORMER_FLAGS[old]}; the next version removes {old}"
     parsed, expected = (command(name).make_context(name, list(given)).params for given in (replaced, new))
     assert parsed == expected
     assert replace_former_flags(command(name), new) == new
@@ -61,7 +61,7 @@ def test_help_shows_the_new_flags_only(name: str) -> None:
         ("stop", ["--as"]),  # never had it
     ],
 )
-def test_whatever_else_is_left_alone(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_arguments_are_left_alone(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert replace_former_flags(command(name), arguments) == arguments
     assert capsys.readouterr().err == ""
 
@@ -76,4 +76,4 @@ def test_the_command_line_accepts_former_flags() -> None:
 
 def test_ranks_accept_the_former_flag() -> None:
     _, err = commands.run("-m", "xlpretrain", "no.yaml", "--take-over", program="python", expect=2)
-    assert err.splitlines()[0] == "warning: --take-over is now --force-takeover; the next version no longer knows it"
+    assert err.splitlines()[0] == "warning: --take-over is now --force-takeover; the next version removes --take-over"

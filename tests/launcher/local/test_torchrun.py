@@ -1,4 +1,4 @@
-"""The launcher of ranks on this machine: what it tells of failures, and how it hears signals.
+"""The local launcher: reports of failures, and signal handling.
 
 Modules: interrupts.py.
 """
@@ -43,7 +43,7 @@ while True:
 
 
 class Launch:
-    """A launcher with one rank, as a process of its own: signals are for main threads."""
+    """A launcher with one rank in a subprocess, since signals need the main thread."""
 
     def __init__(self, folder: Path, mode: str, *, grace_s: int = 600):
         (folder / "rank.py").write_text(RANK)
@@ -58,12 +58,12 @@ class Launch:
         )
 
     def says(self, text: str) -> str:
-        """All up to a line with this text."""
+        """Read the output up to a line with this text."""
         assert self._process.stdout is not None
         said = ""
         while text not in said:
             line = self._process.stdout.readline()
-            assert line, f"it ended before it said {text!r}: {said}"
+            assert line, f"it ended before it printed {text!r}: {said}"
             said += line
         return said
 
@@ -75,21 +75,21 @@ class Launch:
         return self._process.returncode, said
 
 
-def test_ctrl_c_asks_then_says_what_it_costs_and_only_then_ends_it(tmp_path: Path) -> None:
+def test_ctrl_c_asks_then_warns_and_then_kills(tmp_path: Path) -> None:
     launch = Launch(tmp_path, "never ends")
     launch.says("ready")
     launch.send(signal.SIGHUP)
     launch.send(signal.SIGINT)
     said = launch.says("heard")
-    assert said.splitlines()[0] == "Ctrl-C: saving what there is to save, and ending"
+    assert said.splitlines()[0] == "Ctrl-C: saving and exiting"
     launch.send(signal.SIGINT)
-    launch.says("to end it now loses 3 steps. Ctrl-C once more does that")
+    launch.says("press Ctrl-C again to kill the run now and lose 3 steps")
     launch.send(signal.SIGTERM)
-    launch.says("heard")  # it lives, and may be asked by others as often as they like
+    launch.says("heard")  # still alive; other signals may be repeated
     launch.send(signal.SIGINT)
     code, said = launch.ends()
-    assert "ending it now" in said
-    assert f"exit_code=-9, rank=0, signal={int(signal.SIGINT)})" in said, "SIGHUP was none"
+    assert "killing the ranks" in said
+    assert f"exit_code=-9, rank=0, signal={int(signal.SIGINT)})" in said, "SIGHUP was ignored"
     assert code == 128 + signal.SIGINT
     assert "Traceback" not in said
 
@@ -105,16 +105,16 @@ def test_a_signal_reaches_the_ranks_whose_exit_code_counts(tmp_path: Path, numbe
     assert code == 128 + number
 
 
-def test_ranks_that_do_not_end_in_time_are_killed(tmp_path: Path) -> None:
+def test_ranks_that_do_not_exit_in_time_are_killed(tmp_path: Path) -> None:
     launch = Launch(tmp_path, "never ends", grace_s=1)
     launch.says("ready")
     launch.send(signal.SIGTERM)
     _, said = launch.ends()
-    assert "have not ended within 1 s (stop.grace_s): killing them" in said
+    assert "did not exit within 1 s (stop.grace_s): killing them" in said
     assert f"exit_code=-9, rank=0, signal={int(signal.SIGTERM)})" in said
 
 
-def test_what_torchrun_says_is_held_back_unless_it_fails_itself(
+def test_the_output_of_torchrun_is_withheld_unless_it_fails_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(arguments: list[str]) -> NoReturn:
@@ -124,7 +124,7 @@ def test_what_torchrun_says_is_held_back_unless_it_fails_itself(
 
     monkeypatch.setattr(torch.distributed.run, "main", refuse)
     monkeypatch.setenv("XLPRETRAIN_LAUNCHER", "")
-    with pytest.raises(LaunchError, match=r"torchrun of torch .* failed by itself \(SystemExit: 2\)"):
+    with pytest.raises(LaunchError, match=r"torchrun of torch .* itself failed \(SystemExit: 2\)"):
         torchrun.launch("rank", [], num_processes=1)
     said = capsys.readouterr().err
     assert "usage: torchrun [-h]" in said and "a word of warning" in said
@@ -141,8 +141,8 @@ def test_no_option_is_given_that_an_older_torchrun_lacks(monkeypatch: pytest.Mon
     assert given == ["--standalone", "--nproc-per-node=2", "-m", "rank", "x"]
 
 
-def test_a_rank_that_was_killed_is_told_of_in_words() -> None:
-    assert Ended(3, 1).describe() == "rank 1 left with exit code 3"
-    assert Ended(-signal.SIGKILL, 1).describe().startswith("rank 1 was killed by SIGKILL (as the kernel does")
+def test_a_killed_rank_is_described_in_words() -> None:
+    assert Ended(3, 1).describe() == "rank 1 exited with code 3"
+    assert Ended(-signal.SIGKILL, 1).describe().startswith("rank 1 was killed by SIGKILL (possibly")
     assert "SIGSEGV" in Ended(-signal.SIGSEGV, 0).describe()
     assert [Ended(0).code, Ended(2).code, Ended(-signal.SIGSEGV).code] == [0, 2, 128 + signal.SIGSEGV]

@@ -27,7 +27,7 @@ def test_one_squeue_for_all_jobs(fake_slurm: FakeSlurm):
     assert "json" not in asked
 
 
-def test_no_jobs_need_no_slurm(fake_slurm: FakeSlurm):
+def test_without_jobs_slurm_is_not_called(fake_slurm: FakeSlurm):
     assert slurm.states_of([]) == {}
 
 
@@ -36,7 +36,7 @@ def test_without_slurm_nothing_is_known(fake_slurm: FakeSlurm):
     assert slurm.state_of("12") is None
 
 
-def test_a_controller_that_is_down_is_not_an_end_of_jobs(fake_slurm: FakeSlurm):
+def test_a_controller_that_is_down_does_not_mean_that_jobs_ended(fake_slurm: FakeSlurm):
     down = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
     for command in ("squeue", "scontrol", "sacct"):
         fake_slurm.has(command, error=down)
@@ -44,14 +44,14 @@ def test_a_controller_that_is_down_is_not_an_end_of_jobs(fake_slurm: FakeSlurm):
 
 
 @pytest.mark.parametrize("sacct", ["", OFF])
-def test_a_job_that_slurm_has_forgotten_is_not_in_the_answer(fake_slurm: FakeSlurm, sacct: str):
+def test_jobs_that_slurm_no_longer_lists_are_not_in_the_answer(fake_slurm: FakeSlurm, sacct: str):
     fake_slurm.has("squeue", error=UNKNOWN)
     if sacct:
         fake_slurm.has("sacct", error=sacct)
     assert slurm.states_of(["12"]) == {}
 
 
-def test_sacct_knows_what_squeue_has_forgotten(fake_slurm: FakeSlurm):
+def test_sacct_knows_jobs_that_squeue_no_longer_lists(fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "13|RUNNING|node1|N/A|None")
     fake_slurm.has("sacct", "12|CANCELLED by 1000|node1")
     states = slurm.states_of(["12", "13"])
@@ -67,7 +67,7 @@ def test_scontrol_answers_where_squeue_is_missing(fake_slurm: FakeSlurm):
     assert slurm.states_of(["12"]) == {"12": JobState("PENDING", "Priority")}
 
 
-def test_scontrol_tells_the_elements_of_an_array_apart(fake_slurm: FakeSlurm):
+def test_scontrol_distinguishes_the_tasks_of_an_array(fake_slurm: FakeSlurm):
     fake_slurm.has(
         "scontrol",
         "JobId=12 ArrayJobId=12 ArrayTaskId=2-3%2 JobState=PENDING Reason=JobArrayTaskLimit NodeList=\n"
@@ -77,14 +77,14 @@ def test_scontrol_tells_the_elements_of_an_array_apart(fake_slurm: FakeSlurm):
     assert slurm.states_of(["12_3"]) == {"12_3": JobState("PENDING", "JobArrayTaskLimit")}
 
 
-def test_what_a_job_does():
+def test_states_of_a_job():
     assert JobState("PENDING").is_waiting
     assert JobState("COMPLETING").is_running
     assert all(JobState(word).is_over for word in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED"))
 
 
-def test_scancel_that_fails_says_why(fake_slurm: FakeSlurm):
-    with pytest.raises(LaunchError, match="scancel: there is no such command"):
+def test_a_failed_scancel_prints_its_reason(fake_slurm: FakeSlurm):
+    with pytest.raises(LaunchError, match="scancel: command not found"):
         slurm.ask("scancel", "12")
     fake_slurm.has("scancel", error="scancel: error: Kill job error on job id 12: Access/permission denied")
     with pytest.raises(LaunchError, match="permission denied"):

@@ -1,4 +1,4 @@
-"""Site profiles: what is read, and what is refused before the queue."""
+"""Site profiles: valid ones, and errors reported before submission."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_example_is_a_profile() -> None:
     assert load_cluster(Path("slurm/clusters/example.yaml"), nodes="2-4").max_nodes == 4
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     said = problems(
         partitio="x", time=86400, gres="gpu:8", health_check={"timout_s": 1}, nodes="3-1", env={"HF_TOKEN": "secret-1"}
     )
@@ -38,21 +38,21 @@ def test_every_mistake_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"zzz": 1}, "known here: partition, account"),
-        ({"env": {"WANDB_API_KEY": "secret-1"}}, "looks like a secret; export it where you run submit"),
-        ({"env": {"A B": "1"}}, "not a name of an environment variable"),
-        ({"sbatch": {"output": "x"}}, "logs lie in the run folder"),
+        ({"zzz": 1}, "expected one of partition, account"),
+        ({"env": {"WANDB_API_KEY": "secret-1"}}, "looks like a secret; export it before running submit"),
+        ({"env": {"A B": "1"}}, "not a valid name of an environment variable"),
+        ({"sbatch": {"output": "x"}}, "logs are written to the run folder"),
         ({"sbatch": {"gpus-per-task": 1}}, "one process per GPU follows from tasks_per_node"),
         ({"sbatch": {"exclusive": False}}, "or true for an option without a value"),
         ({"sbatch": {"comment": "a\nb"}}, "must be one line"),
         ({"partition": "a\n#SBATCH --uid=0"}, "must be one line"),
-        ({"gres": "gpu:8", "gpus_per_node": 8}, "give gres or gpus_per_node, not both"),
+        ({"gres": "gpu:8", "gpus_per_node": 8}, "set gres or gpus_per_node, not both"),
         ({"nodes": "0"}, "or MIN-MAX such as 1-3"),
         ({"nodes": "3-1"}, "or MIN-MAX such as 1-3"),
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(data: dict[str, object], message: str) -> None:
+def test_contradictions_are_refused(data: dict[str, object], message: str) -> None:
     said = problems(**data)
     assert message in said
     assert "secret-1" not in said

@@ -1,4 +1,4 @@
-"""What is written down of a run on Slurm reads back, whatever a killed writer left."""
+"""Records of a run on Slurm can be read back, whatever a killed writer left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> SlurmFolder:
     return records
 
 
-def test_what_was_written_reads_back(tmp_path: Path) -> None:
+def test_records_read_back(tmp_path: Path) -> None:
     records = folder(tmp_path)
     assert (records.read_job(), records.read_events(), records.read_excluded()) == (None, [], [])
     job = Job(job_id="7_1", cluster="c", submitted_at=1.0, nodes="1-3", log="logs/job.log")
@@ -30,7 +30,7 @@ def test_what_was_written_reads_back(tmp_path: Path) -> None:
     assert records.read_excluded() == ["node2", "node1"]
 
 
-def test_a_half_written_line_swallows_no_other(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_swallow_another(tmp_path: Path) -> None:
     records = folder(tmp_path)
     records.append(START)
     with records.starts.open("a") as file:
@@ -40,7 +40,7 @@ def test_a_half_written_line_swallows_no_other(tmp_path: Path) -> None:
     assert records.read_events() == [START, END]
 
 
-def test_records_of_earlier_versions_have_no_word_of_progress(tmp_path: Path) -> None:
+def test_records_of_earlier_versions_do_not_have_progress(tmp_path: Path) -> None:
     records = folder(tmp_path)
     records.starts.write_text('{"event": "end", "at": 9.0, "outcome": "requeued", "exit_code": 75, "step": 20}\n')
     assert records.read_events() == [AttemptEnd(at=9.0, outcome="requeued", exit_code=75, step=20, progress=None)]

@@ -1,4 +1,4 @@
-"""Runs on a real cluster: to the end, through time limits, preemption, crashes and nodes that are not sound.
+"""Runs on a real cluster: to the end, through time limits, preemption, crashes and failed nodes.
 
 Modules: rank.py.
 """
@@ -16,13 +16,13 @@ from slurm_runs import LONG, Site, each_step_once, ends, finish, log, sick_pytho
 from launcher.slurm.records import SlurmFolder
 from xlpretrain.run_dir.layout import RunDir
 
-# Nodes and their timeouts are real: on a busy machine they take their time.
+# Nodes and their timeouts are real, and slow on a busy machine.
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def submit(slurm_cluster: SlurmCluster, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Submits a small run from `tmp_path`: one node of two ranks, no health check, unless told otherwise."""
+    """Submit a small run from `tmp_path`; by default one node with two ranks, without a health check."""
     monkeypatch.chdir(tmp_path)
     return Site(slurm_cluster, tmp_path, tiny_dataset)
 
@@ -40,12 +40,12 @@ def test_two_nodes_train_to_the_curve_of_one_machine(slurm_cluster, submit, tmp_
     assert there == here
 
 
-def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_path):
+def test_a_warning_saves_and_the_same_job_resumes(slurm_cluster, submit, tmp_path):
     slurm_cluster.env["WANDB_MODE"] = "offline"
     (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1)
     run = tmp_path / "runs" / "r"
     wait_for_step(run, 5)
-    # As Slurm does before the time limit: to the ranks, and not to the job's script.
+    # Like Slurm before the time limit: the signal goes to the ranks, not to the job script.
     slurm_cluster.run("scancel", "--signal=USR2", job)
     events = submit.goes_on(job)
     assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
@@ -58,7 +58,7 @@ def test_a_warning_saves_and_the_same_job_goes_on(slurm_cluster, submit, tmp_pat
 
 
 @pytest.mark.full
-def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit, tmp_path):
+def test_a_run_continues_through_the_time_limits_of_its_jobs(slurm_cluster, submit, tmp_path):
     slurm_cluster.env["WANDB_MODE"] = "offline"
     (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1, time="0:02:00", signal_before_end_s=60)
     wait_for_step(submit.run, 5)
@@ -75,30 +75,30 @@ def test_a_run_goes_on_through_the_time_limit_of_its_jobs(slurm_cluster, submit,
     assert ids == {RunDir(submit.run).read_provenance()["wandb_id"]}
 
 
-def test_what_crashes_at_once_is_given_up_after_two_starts(slurm_cluster, submit, tmp_path):
+def test_a_run_that_crashes_at_once_fails_after_two_attempts(slurm_cluster, submit, tmp_path):
     python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.slurm.job.rank* ]]')
     (job,) = submit(python=str(python))
     events = finish(slurm_cluster, job, run := tmp_path / "runs" / "r", "FAILED")
     assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
     assert (status(run).state, status(run).reason) == ("failed", "crash")
-    assert "2 starts in a row brought no new checkpoint" in status(run).message
+    assert "2 consecutive attempts wrote no new checkpoint" in status(run).message
 
 
-def test_the_users_mistake_is_not_tried_again(slurm_cluster, submit, tmp_path, tiny_dataset):
+def test_a_user_error_is_not_retried(slurm_cluster, submit, tmp_path, tiny_dataset):
     (tmp_path / "data").symlink_to(tiny_dataset)
-    # It passes every check that can be made before.
+    # It passes all checks before the submission.
     (job,) = submit({"data.train": str(tmp_path / "data" / "train")}, setup=[f"rm {tmp_path}/data"])
     events = finish(slurm_cluster, job, tmp_path / "runs" / "r", "FAILED")
     (end,) = ends(events)
     assert (end.outcome, end.exit_code) == ("failed", 2)
-    assert f"{tmp_path}/data/train: no dataset here" in end.message
+    assert f"{tmp_path}/data/train: not a dataset" in end.message
 
 
 NODE1_IS_SICK = '[[ "$*" == *launcher.slurm.job.node_check* && $SLURMD_NODENAME == node1 ]]'
 CHECKED = {"tasks_per_node": 1, "health_check": {"timeout_s": 40}}
 
 
-def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_path):
+def test_a_failed_node_is_excluded(slurm_cluster, submit, tmp_path):
     python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
     (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), **CHECKED)
     events = finish(slurm_cluster, job, submit.run)
@@ -107,7 +107,7 @@ def test_a_node_that_is_not_sound_is_left_to_others(slurm_cluster, submit, tmp_p
 
 
 @pytest.mark.full
-def test_a_spare_node_takes_the_place_of_one_that_is_not_sound(slurm_cluster, submit, tmp_path):
+def test_a_spare_node_replaces_a_failed_one(slurm_cluster, submit, tmp_path):
     python = sick_python(tmp_path / "python", when=NODE1_IS_SICK)
     (job,) = submit({"max_steps": 8}, "--nodes", 2, python=str(python), spare_nodes=1, **CHECKED)
     events = finish(slurm_cluster, job, submit.run)
@@ -115,7 +115,7 @@ def test_a_spare_node_takes_the_place_of_one_that_is_not_sound(slurm_cluster, su
     assert "2 ranks on node2, node3" in log(submit.run)
 
 
-def test_odd_paths_and_values_are_text_all_the_way(slurm_cluster, submit, tmp_path, monkeypatch):
+def test_odd_paths_and_values_are_never_interpreted(slurm_cluster, submit, tmp_path, monkeypatch):
     slurm_cluster.env["WANDB_API_KEY"] = key = "0123456789secret0123456789secret01234567"
     odd = tmp_path / "a \"b' $(touch x)\n`touch x`; touch x 100% \\z"
     odd.mkdir()
@@ -139,7 +139,7 @@ def test_odd_paths_and_values_are_text_all_the_way(slurm_cluster, submit, tmp_pa
     ],
     ids=["partition", "limit", "option"],
 )
-def test_what_slurm_refuses_is_told_in_its_words(slurm_cluster, submit, tmp_path, profile, message):
+def test_errors_of_slurm_are_printed(slurm_cluster, submit, tmp_path, profile, message):
     (said,) = submit(expect=2, **profile)
     assert message in said
     assert not (tmp_path / "runs" / "r").exists()
@@ -155,7 +155,7 @@ def test_the_plain_script_does_the_same(slurm_cluster, submit, tmp_path):
     ).strip()
     run = tmp_path / "runs" / "r"
     wait_for_step(run, 5)
-    (tmp_path / "config.yaml").write_text("name: another\n")  # it may change: the job has its copy
+    (tmp_path / "config.yaml").write_text("name: another\n")  # may change: the job has its copy
     slurm_cluster.run("scancel", "--signal=USR2", job)
     events = submit.goes_on(job)
     assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]

@@ -1,4 +1,4 @@
-"""The cluster that tests of Slurm stand on does what real ones do."""
+"""The test cluster behaves like a real one."""
 
 import os
 import pwd
@@ -15,7 +15,7 @@ from slurm_node import find_processes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-# Straight to a file that all nodes share, as ranks write to a run's folder: what srun passes on comes later or never.
+# Directly to a file shared by all nodes, as ranks do in a run folder: output through srun comes later or never.
 WRITE_FOR_EVER = """
 srun --kill-on-bad-exit=1 bash -c '
     while echo $SLURMD_NODENAME ${SLURM_RESTART_COUNT:-0} >> '$(dirname $SLURM_CONF)'/../jobs/$SLURM_JOB_ID.written
@@ -35,7 +35,7 @@ with SlurmCluster(isolation=sys.argv[1]) as cluster:
 
 
 def count_written(cluster: SlurmCluster, job: str, line: str) -> int:
-    """How often a node has written in which start: "node2 0"."""
+    """Number of lines per node and restart, such as "node2 0"."""
     path = cluster.folder / "jobs" / f"{job}.written"
     return path.read_text().splitlines().count(line) if path.exists() else 0
 
@@ -58,13 +58,13 @@ def test_nodes_are_machines_with_names_that_resolve(make_slurm_cluster):
     assert set(devices) == {"0,1"}
 
 
-def test_a_job_goes_on_without_a_node_that_died_and_nothing_runs_there(slurm_cluster: SlurmCluster):
+def test_a_job_continues_without_a_dead_node_and_nothing_runs_there(slurm_cluster: SlurmCluster):
     job = slurm_cluster.sbatch(WRITE_FOR_EVER, "--nodes=2-3", "--ntasks-per-node=1")
     wait_until_written(slurm_cluster, job, "node2 0")
     slurm_cluster.kill_node("node2", only_slurmd=True)
     seen = count_written(slurm_cluster, job, "node2 0")
     time.sleep(1)
-    assert count_written(slurm_cluster, job, "node2 0") > seen, "ranks go on without their slurmd"
+    assert count_written(slurm_cluster, job, "node2 0") > seen, "ranks keep running without their slurmd"
     slurm_cluster.kill_node("node2")
     last = count_written(slurm_cluster, job, "node2 0")
     wait_until_written(slurm_cluster, job, "node1 1", "node3 1")
@@ -80,7 +80,7 @@ def test_a_higher_partition_preempts(slurm_cluster: SlurmCluster):
     wait_until_written(slurm_cluster, low, "node1 1")
 
 
-def test_a_cut_node_is_given_up_and_comes_back(make_slurm_cluster):
+def test_a_disconnected_node_is_given_up_and_comes_back(make_slurm_cluster):
     cluster = make_slurm_cluster(isolation="netns")
     job = cluster.sbatch(WRITE_FOR_EVER, "--nodes=2-3", "--ntasks-per-node=1")
     wait_until_written(cluster, job, "node2 0")
@@ -88,14 +88,14 @@ def test_a_cut_node_is_given_up_and_comes_back(make_slurm_cluster):
     wait_until_written(cluster, job, "node1 1")
     seen = count_written(cluster, job, "node2 0")
     time.sleep(1)
-    assert count_written(cluster, job, "node2 0") > seen, "what it ran goes on"
+    assert count_written(cluster, job, "node2 0") > seen, "its processes keep running"
     assert count_written(cluster, job, "node2 1") == 0
     cluster.reset()
     assert cluster.run_on("node2", "hostname") == "node2\n"
     assert sorted(cluster.run("srun", "--nodes=3", "hostname").split()) == ["node1", "node2", "node3"]
 
 
-def test_an_ordinary_user_can_have_one(make_slurm_cluster):
+def test_an_ordinary_user_can_run_a_cluster(make_slurm_cluster):
     user = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     cluster = make_slurm_cluster(isolation="none", user=user if os.geteuid() == 0 else "", gpus=2)
     assert cluster.run("srun", "--nodes=3", "--gpus-per-node=1", "id", "-un").split() == [user] * 3
@@ -110,7 +110,7 @@ def test_an_ordinary_user_can_have_one(make_slurm_cluster):
 
 @pytest.mark.parametrize("isolation", ["netns", "none"])
 def test_nothing_is_left_behind_by_a_test_run_that_is_killed(make_slurm_cluster, isolation: str):
-    make_slurm_cluster(isolation=isolation).close()  # skips where it cannot be had
+    make_slurm_cluster(isolation=isolation).close()  # skips if it is not available
     others = set(Path("/sys/class/net").iterdir())
     test_run = subprocess.Popen(
         [sys.executable, "-c", BOOT_AND_HANG, isolation], cwd=TESTS / "support", stdout=subprocess.PIPE, text=True
@@ -120,14 +120,14 @@ def test_nothing_is_left_behind_by_a_test_run_that_is_killed(make_slurm_cluster,
     begun = find_processes(f"SLURM_CONF={folder}/etc/slurm.conf")
     assert {"slurmctld", "munged", "slurmd", "slurmstepd", "sleep"} <= {process.name() for process in begun}
     links = set(Path("/sys/class/net").iterdir()) - others
-    assert len(links) == (4 if isolation == "netns" else 0), "a bridge and three cables"
+    assert len(links) == (4 if isolation == "netns" else 0), "a bridge and three links"
     test_run.kill()
     test_run.communicate()
     deadline = time.monotonic() + 30
     while folder.exists():  # it is removed last
         assert time.monotonic() < deadline, find_processes(f"SLURM_CONF={folder}/etc/slurm.conf")
         time.sleep(0.1)
-    # Dead children that the first process of this machine does not collect are none of ours.
+    # Ignore zombies that this machine's init process does not reap.
     left = [process for process in begun if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert left == []
     assert not links & set(Path("/sys/class/net").iterdir())

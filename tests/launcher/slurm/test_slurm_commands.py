@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def xlpretrain(slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs the command where the cluster is, and returns what it says."""
+    """Run the command on the cluster, and return its output."""
     monkeypatch.chdir(tmp_path)
     slurm_cluster.env["WANDB_MODE"] = "disabled"
 
@@ -27,7 +27,7 @@ def xlpretrain(slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def submitted(tmp_path: Path, tiny_dataset: Path) -> list[object]:
-    """The arguments of `submit` for a run that goes on until it is stopped."""
+    """Arguments of `submit` for an endless run."""
     endless = {"name": "one", "max_steps": 100_000, "checkpoint": {"every_steps": 100_000}, "engine": {"type": "plain"}}
     config = write_config(tmp_path / "config.yaml", tiny_dataset, **endless, eval={"every_steps": 100_000})
     profile = tmp_path / "cluster.yaml"
@@ -46,7 +46,7 @@ def wait_for(says: Callable[[], str], text: str, timeout_s: float = 240) -> str:
 
 
 def wait_for_steps(run: Path, count: int) -> None:
-    """Until so many more steps are logged."""
+    """Wait until this many more steps are logged."""
     deadline = time.monotonic() + 240
     known = len(commands.read_metrics(run))
     while len(commands.read_metrics(run)) < known + count:
@@ -54,20 +54,20 @@ def wait_for_steps(run: Path, count: int) -> None:
         time.sleep(0.2)
 
 
-def test_a_run_that_waits_is_stopped_and_removed(slurm_cluster: SlurmCluster, xlpretrain, submitted):
+def test_a_queued_run_is_stopped_and_removed(slurm_cluster: SlurmCluster, xlpretrain, submitted):
     others = slurm_cluster.sbatch("sleep 1000", "--nodes=3", "--exclusive")
     slurm_cluster.wait_for(others, "RUNNING")
     xlpretrain(*submitted)
     run = Path("runs/one")
     wait_for(lambda: xlpretrain("status"), "PENDING (")
     assert "0/100,000" in xlpretrain("status")
-    assert "2 nodes asked for" in xlpretrain("status", run)
+    assert "2 nodes requested" in xlpretrain("status", run)
     assert "no job.log or rank-00000.log yet" in xlpretrain("logs", run, expect=2)
-    assert "waits in the queue (PENDING" in xlpretrain("resume", run, expect=2)
-    assert "waits in the queue" in xlpretrain("resume", run, "--here", expect=2)
-    assert "it will end as soon as it starts" in xlpretrain("stop", run)
+    assert "is queued (PENDING" in xlpretrain("resume", run, expect=2)
+    assert "is queued" in xlpretrain("resume", run, "--here", expect=2)
+    assert "will exit as soon as it starts" in xlpretrain("stop", run)
     assert "starts over: there is no checkpoint yet" in xlpretrain("cancel", run)
-    assert "CANCELLED: stopped by its user" in xlpretrain("status")
+    assert "CANCELLED: stopped by the user" in xlpretrain("status")
     assert "has ended (CANCELLED" in xlpretrain("cancel", run, expect=2)
     assert slurm_cluster.run("squeue", "-h", "-o", "%i").split() == [others]
 
@@ -84,7 +84,7 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
         "RUNNING",
         "on node[1-2]",
         "tokens/s",
-        " of work left",
+        " left",
         " s ago",
         "restarts",
         f"{first_host}, 2 ranks",
@@ -96,8 +96,8 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
     xlpretrain("logs", run, "--rank", 1)
     assert "job" in xlpretrain("resume", run, expect=2), "refused while it runs"
 
-    assert "it will save and end at its next step" in xlpretrain("stop", run)
-    wait_for(lambda: xlpretrain("status"), "ended: stopped by its user")
+    assert "will save and exit after its current step" in xlpretrain("stop", run)
+    wait_for(lambda: xlpretrain("status"), "ended: stopped by the user")
     assert "it stays stopped until `xlpretrain resume runs/one`" in xlpretrain("status", run)
     stopped_at = commands.read_metrics(run)[-1]["step"]
 
@@ -106,13 +106,13 @@ def test_a_run_is_watched_stopped_resumed_and_cancelled(slurm_cluster: SlurmClus
     wait_for_steps(run, 5)
     details = xlpretrain("status", run)
     assert ", 1 rank" in details
-    assert f"  {stopped_at}  " in details, "the history says from where it went on"
+    assert f"  {stopped_at}  " in details, "the history shows from where it resumed"
     said = xlpretrain("cancel", run)
     assert "resumes from the checkpoint of step" in said, said
-    assert int(said.split("of step ")[1].split()[0]) > stopped_at, "it saved when it was told to end"
+    assert int(said.split("of step ")[1].split()[0]) > stopped_at, "it saved when it was cancelled"
     time.sleep(2)
-    assert slurm_cluster.run("squeue", "-h") == "", "nothing put it back into the queue"
-    assert "CANCELLED: stopped by its user" in xlpretrain("status")
+    assert slurm_cluster.run("squeue", "-h") == "", "nothing requeued it"
+    assert "CANCELLED: stopped by the user" in xlpretrain("status")
 
     last = commands.read_metrics(run)[-1]["step"]
     xlpretrain("resume", run, f"max_steps={last + 20}", "log.every_steps=1", "checkpoint.every_steps=10")

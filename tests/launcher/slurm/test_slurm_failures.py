@@ -1,4 +1,4 @@
-"""What befalls a run on a real cluster: it is preempted, loses nodes, hangs, and lacks what others have."""
+"""Failures of a run on a real cluster: preemption, lost nodes, hangs, and missing commands."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from repository import ROOT
 from slurm_cluster import SlurmCluster, wait_until
 from slurm_runs import LONG, Site, each_step_once, ends, finish, log, ranks, sick_python, starts, status, wait_for_step
 
-# Nodes and their timeouts are real: on a busy machine they take their time.
+# Nodes and their timeouts are real, and slow on a busy machine.
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
@@ -39,12 +39,12 @@ def test_preempted_with_grace_time_it_loses_nothing(make_slurm_cluster, site):
     wait_for_step(submit.run, 20)
     preempt(cluster)
     _, second = starts(submit.goes_on(job))
-    assert second.step >= 20, "it was saved when it was told, and at no other time"
+    assert second.step >= 20, "it saved on the signal, and at no other time"
     assert each_step_once(submit.run) == 0
 
 
 @pytest.mark.full
-def test_preempted_without_time_to_save_it_loses_the_steps_since_the_last_checkpoint(slurm_cluster, site, tmp_path):
+def test_preempted_without_grace_time_it_loses_the_steps_since_the_last_checkpoint(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     deaf = sick_python(
         tmp_path / "python",
@@ -58,12 +58,12 @@ def test_preempted_without_time_to_save_it_loses_the_steps_since_the_last_checkp
     events = submit.goes_on(job)
     _, second = starts(events)
     assert second.step >= 50 and second.step % 50 == 0
-    assert [end.outcome for end in ends(events)] == ["stopped"], "the first start was killed"
+    assert [end.outcome for end in ends(events)] == ["stopped"], "the first attempt was killed"
     assert 0 < each_step_once(submit.run) <= 50
 
 
 @pytest.mark.full
-def test_a_node_dies_and_the_run_goes_on_with_those_that_are_left(slurm_cluster, site, tmp_path):
+def test_a_node_dies_and_the_run_continues_with_the_others(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     recipe = {**LONG, "engine.precision": "fp32", "model.dropout": 0.0, "schedule.total_steps": 5000}
     overrides = {**recipe, "checkpoint.every_steps": 20}
@@ -87,7 +87,7 @@ def test_a_node_dies_and_the_run_goes_on_with_those_that_are_left(slurm_cluster,
 
 @pytest.mark.full
 @pytest.mark.parametrize(("cut", "left"), [("node1", "node2"), ("node2", "node1")], ids=["rank 0", "rank 1"])
-def test_a_node_that_is_cut_off_writes_nothing_more(make_slurm_cluster, site, cut: str, left: str):
+def test_a_disconnected_node_writes_nothing_more(make_slurm_cluster, site, cut: str, left: str):
     cluster = make_slurm_cluster(isolation="netns")
     submit = site(cluster)
     (job,) = submit({**LONG, "checkpoint.every_steps": 20}, "--nodes", 2, tasks_per_node=1)
@@ -95,11 +95,11 @@ def test_a_node_that_is_cut_off_writes_nothing_more(make_slurm_cluster, site, cu
     [old] = [process for (node, _), process in ranks(cluster).items() if node == cut]
     cluster.cut_node(cut)
     begun = time.monotonic()
-    # The run folder is not cut off here: all nodes have this machine's disk.
+    # The run folder stays reachable: all nodes share this machine's disk.
     wait_until((submit.run / "lease" / "00000002").exists, 240, lambda: f"{cluster.job(job)}\n{log(submit.run)}")
     taken = time.monotonic()
-    print(f"another start had the run {taken - begun:.1f} s after the cut")
-    if cut == "node1":  # rank 0, which alone might write
+    print(f"another attempt owned the run {taken - begun:.1f} s after the cut")
+    if cut == "node1":  # rank 0, the only one that writes
         wait_until(lambda: has_ended(old), 15, lambda: "it lives")
         print(f"the cut-off writer ended {time.monotonic() - taken:.1f} s after that")
     events = submit.goes_on(job)
@@ -118,7 +118,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def snapshot(run: Path) -> dict[Path, tuple[int, bytes]]:
-    """All files of a run but its logs."""
+    """All files of a run except its logs."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes())
         for path in run.rglob("*")
@@ -126,7 +126,7 @@ def snapshot(run: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-def test_a_rank_that_hangs_is_started_again_with_the_others(slurm_cluster, site):
+def test_a_hung_rank_is_restarted_with_the_others(slurm_cluster, site):
     submit = site(slurm_cluster)
     overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 20}
     (job,) = submit(overrides, "--nodes", 2, tasks_per_node=1)
@@ -134,7 +134,7 @@ def test_a_rank_that_hangs_is_started_again_with_the_others(slurm_cluster, site)
     ranks(slurm_cluster)["node2", 1].suspend()
     events = submit.goes_on(job)
     assert [ends(events)[0].outcome, ends(events)[-1].outcome] == ["requeued", "stopped"]
-    assert "no progress for 20 s; where it hangs is in" in ends(events)[0].message
+    assert "no progress for 20 s; see its stacks in" in ends(events)[0].message
     assert starts(events)[1].step >= 20
     assert each_step_once(submit.run) <= 20
 
@@ -155,13 +155,13 @@ def test_an_ordinary_user_trains_on_nodes_whose_names_do_not_resolve(make_slurm_
     cluster.run("scancel", "--signal=USR2", job)
     events = site.goes_on(job)
     assert [end.outcome for end in ends(events)] == ["requeued", "stopped"]
-    assert "2 ranks on node1, node2, meeting at 127.0.0.1:" in log(site.run)
+    assert "2 ranks on node1, node2, rendezvous at 127.0.0.1:" in log(site.run)
     assert each_step_once(site.run) == 0
     assert site.run.stat().st_uid == cluster.folder.stat().st_uid
 
 
 def python_of(cluster: SlurmCluster) -> str:
-    """An interpreter of this version that the cluster's user may run, with this one's packages."""
+    """Make an interpreter of this version, with the same packages, that the cluster's user can run."""
     cluster.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *sys.path[1:]]))
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         try:
@@ -170,11 +170,11 @@ def python_of(cluster: SlurmCluster) -> str:
             print(error)
         else:
             return python
-    pytest.skip("this Python lies where only root may go, and there is no other of its version")
+    pytest.skip("this Python is only accessible to root, and there is no other of its version")
 
 
 def without(folder: Path, *missing: str) -> str:
-    """A line for a job's script that takes away commands of Slurm."""
+    """A job script line that hides Slurm commands."""
     folder.mkdir()
     for name in {"srun", "sbatch", "squeue", "scontrol", "sacct", "scancel"} - set(missing):
         (folder / name).symlink_to(str(shutil.which(name)))
@@ -186,7 +186,7 @@ def without(folder: Path, *missing: str) -> str:
     return f"export PATH={folder}"
 
 
-def test_where_scontrol_is_missing_the_run_submits_itself_anew(slurm_cluster, site, tmp_path):
+def test_without_scontrol_the_run_resubmits_itself(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     setup = [without(tmp_path / "bin", "scontrol", "sacct")]
     (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1, setup=setup)
@@ -204,23 +204,23 @@ def test_where_scontrol_is_missing_the_run_submits_itself_anew(slurm_cluster, si
     slurm_cluster.wait_for(job, "FAILED")
     slurm_cluster.env["PATH"] = without(tmp_path / "bin3", "sacct", "squeue").removeprefix("export PATH=")
     told = submit.xlpretrain("status", tmp_path / "runs" / "two")
-    assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in told
+    assert "neither scontrol nor sbatch works here; `xlpretrain resume" in told
     assert "FAILED: stopped by a signal" in told
 
 
 @pytest.mark.full
-def test_what_crashes_at_once_is_given_up_without_scontrol_too(slurm_cluster, site, tmp_path):
+def test_a_run_that_crashes_at_once_fails_without_scontrol_too(slurm_cluster, site, tmp_path):
     submit = site(slurm_cluster)
     python = sick_python(tmp_path / "python", when='[[ "$*" == *launcher.slurm.job.rank* ]]')
     (job,) = submit(None, python=str(python), setup=[without(tmp_path / "bin", "scontrol")])
     slurm_cluster.wait_for(job, "FAILED")
     events = finish(slurm_cluster, str(int(job) + 1), submit.run, "FAILED")
     assert [end.outcome for end in ends(events)] == ["requeued", "resubmitted", "failed"]
-    assert "2 starts in a row brought no new checkpoint" in status(submit.run).message
+    assert "2 consecutive attempts wrote no new checkpoint" in status(submit.run).message
     assert slurm_cluster.run("squeue", "-h") == ""
 
 
-def test_every_rank_sees_all_gpus_and_a_node_without_them_starts_none(make_slurm_cluster, site, tmp_path):
+def test_every_rank_sees_all_gpus_and_a_node_without_gpus_starts_no_ranks(make_slurm_cluster, site, tmp_path):
     cluster = make_slurm_cluster(gpus=2)
     submit = site(cluster)
     python = sick_python(
@@ -243,7 +243,7 @@ def test_every_rank_sees_all_gpus_and_a_node_without_them_starts_none(make_slurm
     run = tmp_path / "runs" / "two"
     events = finish(cluster, job, run, "FAILED")
     assert [end.outcome for end in ends(events)] == ["requeued", "failed"]
-    expected = "none of 2 nodes is sound; node1 shows 0 GPUs, expected 2"
+    expected = "all 2 nodes failed the health check; node1: found 0 GPUs, expected 2"
     assert expected in status(run).message and expected in submit.xlpretrain("status", run)
     assert not list((run / "logs").glob("rank-*"))
 
@@ -252,7 +252,7 @@ def test_a_job_that_can_never_start_is_warned_of(slurm_cluster, site):
     submit = site(slurm_cluster)
     for name, nodes, profile in (("nodes", 4, {}), ("time", 2, {"time": "2:00:00"})):
         said = submit.submit({"name": name}, "--nodes", nodes, expect=None, **profile)
-        assert "warning: Slurm gives Partition" in said and "as the reason why job" in said, said
+        assert "warning: job " in said and "is pending with reason Partition" in said, said
         assert "PENDING (Partition" in submit.xlpretrain("status")
         submit.xlpretrain("cancel", submit.folder / "runs" / name)
     slurm_cluster.sbatch("sleep 1000", "--nodes=3", "--exclusive")

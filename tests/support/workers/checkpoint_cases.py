@@ -1,4 +1,4 @@
-"""Saves and restores on every rank. Usage: checkpoint_cases.py FOLDER CASE...; rank 0 writes FOLDER/CASE.json."""
+"""Save and restore on every rank. Usage: checkpoint_cases.py FOLDER CASE...; rank 0 writes FOLDER/CASE.json."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def begin(config: EngineConfig, *, optimizer: str = "adamw", seed: int = 0) -> T
 
 
 def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
-    """A save that is waited for. Raises `CheckpointError` if it fails."""
+    """Save and wait. Raises `CheckpointError` if it fails."""
     saver = Saver(folder, CheckpointConfig(**config))
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     state = TrainState(step=step, tokens=step * 63, wandb_id="abc", skipped_windows=[(3, 5)])
@@ -53,7 +53,7 @@ def restore(folder: Path, run: Training) -> RestoreResult | None:
 
 
 def try_to_save(folder: Path, run: Training, step: int) -> list[str | None]:
-    """What each rank is told."""
+    """Error message on each rank."""
     try:
         save(folder, run, step)
     except CheckpointError as error:
@@ -62,7 +62,7 @@ def try_to_save(folder: Path, run: Training, step: int) -> list[str | None]:
 
 
 def _same_layout(folder: Path, names: list[str]) -> Any:
-    """Restored into an engine of other weights that has even stepped, against never having stopped."""
+    """Restore into an engine with other weights that has already stepped, and compare with an uninterrupted run."""
     found = {}
     for name in names:
         run = begin(ALL[name])
@@ -91,7 +91,7 @@ def same_layout_full(folder: Path) -> Any:
 
 
 def elastic_save(folder: Path) -> Any:
-    """For another number of ranks to go on from."""
+    """Save a checkpoint to be resumed by another number of ranks."""
     found = {}
     for name in OPTIMIZERS:
         run = begin(ALL["zero 1 fp32"], optimizer=name)
@@ -115,7 +115,7 @@ def elastic_load(folder: Path) -> Any:
 
 
 def damaged_on_one_rank(folder: Path) -> Any:
-    """Only rank 1 reads the file that is damaged."""
+    """Damage a file that only rank 1 reads."""
     run = begin(ALL["zero 2 fp32"])
     for step in (1, 2):
         run.steps(step - 1, step)

@@ -1,4 +1,4 @@
-"""Every collective on every rank. Usage: distributed_cases.py OUT"""
+"""Run every collective on every rank. Usage: distributed_cases.py OUT"""
 
 from __future__ import annotations
 

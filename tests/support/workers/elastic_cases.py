@@ -1,10 +1,10 @@
-"""Whole runs on every rank, built and trained in this process, one after another.
+"""Train complete runs in this process on every rank, one after another.
 
 Usage: elastic_cases.py save|load FOLDER DATASET RECIPE [NAME...]
 
-save: a run of 24 steps under each engine, with a checkpoint of step 4. load: each of the runs NAME, begun under any
-engine and number of ranks, gone on with from step 4 under each engine of this number of ranks. Each run's metrics lie
-in its folder; rank 0 adds `digests.json`, what each stream read at each step.
+save: a run of 24 steps under each engine, with a checkpoint of step 4. load: resume each run NAME, saved
+under any engine and number of ranks, from step 4 under each engine with this number of ranks. Each run's metrics are in
+its folder; rank 0 adds `digests.json`, digests of what each stream read at each step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.train import setup
 from xlpretrain.train.loop import train
 
-STEPS, AT, STREAMS = 24, 4, 5  # so many streams are shared out unevenly by any number of ranks
+STEPS, AT, STREAMS = 24, 4, 5  # uneven over any number of ranks above one
 ENGINES = {
     "plain": {"type": "plain", "precision": "fp32"},
     **{f"zero-{stage}": {"type": "deepspeed", "zero_stage": stage, "precision": "fp32"} for stage in (1, 2, 3)},
@@ -56,7 +56,7 @@ setup.peak_flops = lambda *_: 1.0  # type: ignore[assignment]  # a second for ea
 
 @dataclass(frozen=True)
 class Noting(Loader[Batch]):
-    """A loader that notes a digest of what each stream is given at each step."""
+    """A loader that records a digest of each stream's sample at each step."""
 
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ class Noting(Loader[Batch]):
 
 
 def _digest(batch: Batch, row: int) -> str:
-    """Of a row's tokens, targets and memory, whatever it was padded to."""
+    """Digest of a sample's tokens, targets and memory, independent of padding."""
     tokens = batch.inputs.tokens[row]
     parts: list[Tensor] = [tokens if batch.inputs.attention_mask is None else tokens[batch.inputs.attention_mask[row]]]
     parts.append(batch.inputs.mem_valid_len[row])
@@ -110,7 +110,7 @@ def _train(folder: Path, dataset: Path, recipe: str, *, name: str, engine: str, 
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A run's folder as it was at step `AT`."""
+    """Copy of a run folder as it was at step `AT`."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("checkpoints", "lease", "digests.json"))
     name = f"checkpoints/step-{AT:08d}"
     shutil.copytree(source / name, target / name)
@@ -118,7 +118,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def main(phase: str, folder: str, dataset: str, recipe: str, *names: str) -> None:
     device = distributed.init()
-    torch.set_num_threads(1)  # such small products only lose by more
+    torch.set_num_threads(1)  # more threads slow down such small matrix products
     world_size = distributed.world_size()
     for engine in ENGINES:
         if phase == "save":

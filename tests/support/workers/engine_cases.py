@@ -1,4 +1,4 @@
-"""Measures engines on every rank; rank 0 writes what `test_engine.py` judges. Usage: engine_cases.py OUT TIER"""
+"""Run engines on every rank; rank 0 writes results for `test_engine.py`. Usage: engine_cases.py OUT TIER"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAMB = LambConfig(grad_clip=0.5)
 
 
 def losses(config: EngineConfig, *, steps: int = 20) -> Any:
-    """Uneven streams: ranks of 3 and 4, micro-batches of 1 and 2, and a term that few rows have."""
+    """Uneven streams: 3 and 4 per rank, micro-batches of 1 and 2, and a loss term that few samples have."""
     return training(config, num_streams=7, num_micro_batches=2).steps(0, steps)
 
 
@@ -61,7 +61,7 @@ def lamb_that_takes_three_tensors_for_one(config: EngineConfig) -> Any:
 
 
 def lamb_on_flat_slices(config: EngineConfig) -> Any:
-    """What a LAMB does that takes what ZeRO hands it for a tensor."""
+    """LAMB that treats ZeRO's flat shards as parameters."""
     run = _lamb_run(config, gated_model(fused=True))
     optimizer, masters = run.engine._state.optimizer, run.engine._state.master_weights
     whole = {master: [TensorSlice(number, 0, master.numel())] for number, master in enumerate(masters)}
@@ -80,7 +80,7 @@ def rows_of_none(config: EngineConfig) -> Any:
 
 
 def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None) -> Any:
-    """A poisoned step, against a run that never made it."""
+    """A step with a NaN loss, compared with a run without that step."""
     run, twin = (training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer) for _ in range(2))
     assert run.steps(0, 2) == twin.steps(0, 2)
     before, updates = whole_state(run.engine), run.engine.num_updates
@@ -101,7 +101,7 @@ def no_number_with_lamb(config: EngineConfig) -> Any:
 
 
 def gradient(config: EngineConfig) -> Any:
-    """The gradient of one step over 32 micro-batches a rank, which is the first moment after one update."""
+    """The gradient of one step over 32 micro-batches per rank, from the first moment after one update."""
     run = training(
         config,
         num_streams=64,
@@ -115,7 +115,7 @@ def gradient(config: EngineConfig) -> Any:
 
 
 def evaluation(config: EngineConfig) -> Any:
-    """The loss on rows that only the last rank has, before and after training, and that training is not disturbed."""
+    """The loss on samples that only the last rank has, before and after training, without disturbing training."""
     run, twin = (training(config, num_streams=7, num_micro_batches=2) for _ in range(2))
     found = [_evaluate(run)]
     run.steps(0, 2), twin.steps(0, 2)

@@ -1,4 +1,4 @@
-"""Trains every kind of model in every engine; rank 0 writes the losses that `test_models.py` judges.
+"""Train every kind of model in every engine; rank 0 writes the losses for `test_models.py`.
 
 Usage: model_cases.py OUT. Four rows in two micro-batches; on two ranks each has a micro-batch without rows. Attention
 is the CPU's own, and in the engines that wait for every parameter also torch's, which accelerators run.
@@ -47,7 +47,7 @@ ENGINES = {
 
 
 def batch(objective: Objective, step: int, rows: range) -> Batch:
-    """The same rows whoever asks for them."""
+    """Samples of these streams, independent of the rank."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCAB, (ROWS, TOKENS), generator=generator)
     order = torch.stack([torch.randperm(TOKENS, generator=generator) for _ in range(ROWS)])
@@ -85,7 +85,7 @@ def batch(objective: Objective, step: int, rows: range) -> Batch:
 
 
 def losses(name: str, config: EngineConfig, implementation: Implementation | None = None) -> list[float]:
-    """The loss of each of a few steps. implementation: of attention (default: the CPU's own)."""
+    """Losses of a few steps. implementation: of attention (default: the CPU's own)."""
     model_config, objective = MODELS[name]
     torch.manual_seed(0)
     backbone = model_config.build(VOCAB)
@@ -127,7 +127,7 @@ def _step(engine: Engine, batches: list[Batch], mems: list[torch.Tensor]) -> tup
 
 
 def main() -> None:
-    """Writes the losses by model and engine."""
+    """Write the losses by model and engine."""
     distributed.init()
     found = {model: {name: losses(model, engine) for name, engine in ENGINES.items()} for model in MODELS}
     for model, by_engine in found.items():

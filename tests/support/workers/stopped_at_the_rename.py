@@ -1,4 +1,4 @@
-"""One rank of a run. It stops itself (SIGSTOP) between its last look at the lease and the rename of a checkpoint."""
+"""A rank that stops itself (SIGSTOP) between its last lease check and the rename of a checkpoint."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def look_and_stop(self: Lease) -> None:
     if sys._getframe(1).f_code.co_name == "_commit":
         Lease.check = look  # type: ignore[method-assign]
         os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.5)  # another thread may take the signal, and this one run on until all are stopped
+        time.sleep(0.5)  # another thread may receive the signal, while this one still runs
 
 
 Lease.check = look_and_stop  # type: ignore[method-assign]

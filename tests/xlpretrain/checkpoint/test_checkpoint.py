@@ -210,7 +210,7 @@ def test_if_none_is_whole_the_start_is_refused_and_nothing_is_moved(tmp_path: Pa
         _truncate(save(tmp_path, run, step))
     again = begin(PLAIN, seed=1)
     before = whole_state(again.engine)
-    with pytest.raises(CheckpointError, match=r"none of its checkpoints is whole \(step-00000002: .*step-00000001: "):
+    with pytest.raises(CheckpointError, match=r"all checkpoints are damaged \(step-00000002: .*step-00000001: "):
         restore(tmp_path, again)
     assert all(torch.equal(before[key], values) for key, values in whole_state(again.engine).items())
     assert len(list_checkpoints(tmp_path)) == 2
@@ -218,7 +218,7 @@ def test_if_none_is_whole_the_start_is_refused_and_nothing_is_moved(tmp_path: Pa
 
 def test_a_folder_with_damaged_checkpoints_alone_is_refused(tmp_path: Path, run: Training) -> None:
     (tmp_path / "damaged" / "step-00000001-missing").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="damaged/; put a whole one back"):
+    with pytest.raises(CheckpointError, match="damaged/; move an intact one back"):
         restore(tmp_path, run)
 
 

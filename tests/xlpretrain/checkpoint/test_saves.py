@@ -149,7 +149,7 @@ def test_a_checkpoint_that_cannot_be_changed_stays_as_it_was_and_is_tried_again(
     in_the_way = tmp_path / ".tmp-0-step-00000001-0"
     in_the_way.touch()
     told = behind.amend(state_with_best(2.0))
-    assert told is not None and "the evaluation of step 1 could not be noted" in told
+    assert told is not None and "the evaluation of step 1 could not be recorded" in told
     assert verify_whole(tmp_path / "step-00000001").state["callbacks"] == {}
     in_the_way.unlink()
     assert behind.wait() is None
@@ -176,7 +176,7 @@ def test_once_another_start_has_taken_over_an_older_one_changes_no_checkpoint(
         with pytest.raises(LaunchError, match="taken over"):
             older.amend(state_with_best(2.0))
     else:
-        assert "could not be noted" in str(older.amend(state_with_best(2.0)))
+        assert "could not be recorded" in str(older.amend(state_with_best(2.0)))
     assert (tmp_path / "step-00000001" / "manifest.json").read_bytes() == before
     assert names(tmp_path) == ["step-00000001"]
 
@@ -233,8 +233,8 @@ def test_checkpoints_are_listed_with_what_made_them_and_what_is_wrong(
         "abandoned/step-00000004",
         "damaged/step-00000001-manifest-unreadable",
     ]
-    assert all("1 process, plain, fp32" in line for line in lines[1:])
-    assert [line.split()[-1] for line in lines[1:]] == ["whole", "whole", "whole", "damaged"]
+    assert all("1 rank, plain, fp32" in line for line in lines[1:])
+    assert [line.split()[-1] for line in lines[1:]] == ["intact", "intact", "intact", "damaged"]
     path = tmp_path / "step-00000002" / "rank-00000.safetensors"
     content = bytearray(path.read_bytes())
     content[5000] ^= 1

@@ -120,7 +120,7 @@ def test_with_its_data_elsewhere_a_run_goes_on_in_every_bit(
         shutil.rmtree(dataset / "tokenizer")  # the run has its own
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert "a/train: no dataset here" in told and told.rstrip().endswith("data.train=PLACE data.valid=PLACE")
+    assert "a/train: not a dataset" in told and told.rstrip().endswith("data.train=PATH data.valid=PATH")
     moved = [f"data.{split}={dataset / split}" for split in ("train", "valid")]
     assert go_on(run, *moved, "max_steps=6") == 0
     changed = f"changed since the last attempt: data.train: '{here / 'a/train'}' -> '{dataset / 'train'}'"
@@ -148,25 +148,25 @@ def test_other_data_is_refused_wherever_it_lies_and_nothing_is_touched(
     before = state_of(run)
     assert go_on(run, f"data.{split}={other}", "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{other}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}), now '{other}' (content {now})" in told
     shutil.rmtree(ours)
     shutil.copytree(other, ours)  # another by the same path
     assert go_on(run, "max_steps=8") == 2
     told = capsys.readouterr().err
-    assert f"data.{split}  was '{ours}' (content {was}) so far, now '{ours}' (content {now})" in told
+    assert f"data.{split}  was '{ours}' (content {was}), now '{ours}' (content {now})" in told
     assert state_of(run) == before
     if split == "train":
         as_before(run)
         before = state_of(run)
         assert go_on(run, "max_steps=8") == 2
-        assert f"began with other data: {ours} was {was} then and is {now} now" in capsys.readouterr().err
+        assert f"the data has changed: the digest of {ours} was {was}, now {now};" in capsys.readouterr().err
         assert state_of(run) == before
     loaded = xlpretrain.load(run, device="cpu")  # nor are there figures of it
-    with pytest.raises(DataError, match=f"began with other data: {ours} was {was} then and is {now} now"):
+    with pytest.raises(DataError, match=f"the data has changed: the digest of {ours} was {was}, now {now};"):
         _ = getattr(loaded, split)
     assert loaded.evaluate(ours, config=loaded.config.eval).main.count > 0  # unless it is asked for
     if split == "train":
-        assert "began with other data" in call("data", "show", run, "--sample", 3, expect=2)
+        assert "the data has changed" in call("data", "show", run, "--sample", 3, expect=2)
 
 
 def test_corpora_of_a_mixture_move_one_by_one_and_keep_their_names(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -182,7 +182,7 @@ def test_corpora_of_a_mixture_move_one_by_one_and_keep_their_names(here: Path, c
     moved = f"data.train.1.path={elsewhere / 'train'}"
     for wrong, told in (
         (f"data.train.1.path={folders['web'] / 'valid'}", "data.train.1.path  was"),
-        ("data.train.1.weight=2", "data.train.1.weight  was 1.0 so far, now 2.0"),
+        ("data.train.1.weight=2", "data.train.1.weight  was 1.0, now 2.0"),
     ):
         assert go_on(run, moved, wrong, "max_steps=8") == 2
         assert told in capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_a_copied_run_goes_on_where_it_lies_and_leaves_the_old_one_alone(here: P
     assert state_of(run) == before
     assert commands.curve(copy) == commands.curve(here / "runs" / "whole")
     assert f"already finished: 8 steps in {copy}" in call("resume", copy, "--nproc", 1)
-    assert call("resume", copy, "name=cut", expect=2).endswith("move that instead")
+    assert call("resume", copy, "name=cut", expect=2).endswith("move the folder instead")
     assert call("resume", run.rename(here / "cut (copy)"), expect=2).endswith("rename the folder")
 
 
@@ -246,9 +246,9 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
     without = call("report", run)
     assert "held-out metrics of the run's evaluation after step 8" in without
     assert f"{commands.read_metrics(run)[-1]['valid/loss']:.4f}" in without
-    with pytest.raises(DataError, match=r"data\.train=PLACE data\.valid=PLACE"):
+    with pytest.raises(DataError, match=r"data\.train=PATH data\.valid=PATH"):
         xlpretrain.load(run, device="cpu").evaluate(config=found.config.eval)
-    assert "only where the data lies may be given" in call("report", run, "model.d_model=8", expect=2)
+    assert "only paths of data can be overridden" in call("report", run, "model.d_model=8", expect=2)
     assert "was not available" in (call("export", run, "--to", here / "x"), (here / "x/README.md").read_text())[1]
     assert state_of(run) == files
 
@@ -264,13 +264,13 @@ def test_eval_takes_the_split_that_it_is_told_of(here: Path):
     # The protocol of the paper: another memory, shorter samples, limited distances, the same length for all.
     protocol = ("--mem-len", 30, "--seq-len", 8, "--clamp-len", 6, "--same-length", "--num-streams", 2)
     out, _ = commands.run("eval", run, f"data.valid={dataset / 'valid'}", *protocol, *limits)
-    assert "memory 30, 8 tokens in a sample, distances up to 6, same length: 768 tokens" in out
+    assert "memory 30, 8 tokens per sample, distances clamped to 6, same length: 768 tokens" in out
     by_hand = xlpretrain.load(run, device="cpu")
     by_hand.model.backbone.clamp_len, by_hand.model.backbone.same_length = 6, True
     lengths = EvalConfig(mem_len=30, seq_len=8, num_streams=2, max_tokens=1000)
     expected = by_hand.evaluate(dataset / "valid", config=lengths).main.loss
     assert float(out.split("nats each")[1].split()[0]) == pytest.approx(expected, rel=1e-6)
-    assert "data.valid=PLACE" in commands.refused("eval", run, *limits)
+    assert "data.valid=PATH" in commands.refused("eval", run, *limits)
 
 
 def test_a_submitted_run_that_was_copied_to_where_there_is_no_slurm_says_how_it_goes_on(
@@ -323,7 +323,7 @@ def test_a_run_of_an_earlier_version_takes_the_right_tokenizer_by_hand(here: Pat
     with pytest.raises(DataError, match=f"copy the tokenizer/ folder of its data to {run.tokenizer}"):
         xlpretrain.load(run.path, device="cpu")
     run.keep_tokenizer("vocabulary.json", ByteTokenizer.make().model)
-    with pytest.raises(DataError, match="is not the tokenizer of"):
+    with pytest.raises(DataError, match="not the tokenizer of"):
         xlpretrain.load(run.path, device="cpu")
     shutil.rmtree(run.tokenizer)
     run.tokenizer.mkdir()  # as if it had been killed in the midst
@@ -376,7 +376,7 @@ def test_labelled_files_their_tokenizer_and_the_weights_to_begin_with_may_move(
 def test_other_weights_to_begin_with_are_refused(here: Path, capsys: pytest.CaptureFixture[str]):
     config, first, second, run = here / "run.yaml", *(here / "runs" / name for name in ("cut", "whole", "run"))
     assert main([str(config), f"init_from={here / 'none'}"]) == 2
-    assert "no checkpoint there" in capsys.readouterr().err and not run.exists()
+    assert "no checkpoint found" in capsys.readouterr().err and not run.exists()
     assert main([str(config), f"init_from={first}", "max_steps=2"]) == 0
     assert go_on(run, f"init_from={second}", "max_steps=4") == 2
     assert f"init_from  was '{first}' (content " in capsys.readouterr().err
@@ -398,5 +398,5 @@ def test_a_submission_is_news_until_a_start_has_changed_the_config(tmp_path: Pat
         records.config.touch()  # as a copy may leave them
         newest = records.newest_config()
         assert newest is not None and schema.read_yaml(newest) == {"max_steps": int(started)}
-    with pytest.raises(ConfigError, match="goes on in its own folder"):
+    with pytest.raises(ConfigError, match="resumes in its own folder"):
         find_runs.at_its_place(run.path, ["runs_dir=elsewhere"])

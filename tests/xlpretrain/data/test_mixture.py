@@ -223,13 +223,13 @@ def test_a_run_longer_than_max_epochs_allows_is_refused(folders: tuple[Path, ...
     rows = data_rules.make_training_samples(config, mixture)
     assert isinstance(rows, MixtureSamples) and rows.num_steps
     data_rules.validate_data(config.model_copy(update={"max_steps": rows.num_steps}), mixture, 1)
-    with pytest.raises(ConfigError, match=f"after {rows.num_steps} steps every corpus .* max_epochs times"):
+    with pytest.raises(ConfigError, match=f"must be at most {rows.num_steps}, when all corpora .* max_epochs, got"):
         data_rules.validate_data(config.model_copy(update={"max_steps": rows.num_steps + 1}), mixture, 1)
 
 
 def test_a_corpus_without_a_whole_block_is_refused(folders: tuple[Path, ...], build_small: BuildSmall):
     short = build_small(make_documents(1, seed=9), out="short", block_tokens=4096)
-    with pytest.raises(ConfigError, match=r"data.train.1 .* 0 whole blocks of 4,096"):
+    with pytest.raises(ConfigError, match=r"data.train.1 .* 0 full blocks of 4,096"):
         data_rules.validate_data(run_config("memory"), mixture_of(folders[1], short / "train"), 1)
 
 
@@ -256,7 +256,7 @@ def test_wrong_mixtures_come_back_in_one_report():
     assert "5 problems" not in report and "4 problems" in report, report
     for key in ("data.train.0.weight", "data.train.1.wieght", "did you mean weight?", "data.train.2.path"):
         assert key in report
-    with pytest.raises(ConfigError, match=r"data.train.1.path +b is there already"):
+    with pytest.raises(ConfigError, match=r"data.train.1.path +b is listed twice"):
         run_config("memory", data={"train": [{"path": "b"}, {"path": "b"}]})
 
 

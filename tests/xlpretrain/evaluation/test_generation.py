@@ -154,7 +154,9 @@ def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_te
         with pytest.raises(ConfigError, match=message):
             trained.generate(**{"prompt": "a", **impossible})
     assert len(trained.generate("a", temperature=1e-30, num_tokens=3)) > 0
-    with pytest.raises(DataError, match="the prompt: not Unicode text: a lone surrogate at character 1"):
+    with pytest.raises(DataError, match="the prompt: invalid Unicode: a lone surrogate at character 1"):
         trained.generate("a\ud800")
     albert = make_run(tmp_path, tiny_dataset, {"type": "albert"}, name="albert").path
-    assert "cannot write text: its objective was masked_lm" in refused("generate", albert, "--prompt", "a")
+    assert "cannot generate text: objective masked_lm does not predict the next token" in refused(
+        "generate", albert, "--prompt", "a"
+    )

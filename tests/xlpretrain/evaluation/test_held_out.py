@@ -118,8 +118,8 @@ def test_a_limit_of_distances_can_be_lifted(attentive: PretrainingModel, valid: 
     [
         ("transformer_xl", {"clamp_len": 0}, "clamp_len  must be positive, or -1 for no limit, got 0"),
         ("transformer_xl", {"mem_len": 0, "same_length": True}, "eval.same_length  needs a memory"),
-        ("xlnet", {"same_length": True}, "eval.same_length  means nothing for xlnet"),
-        ("bert", {"mem_len": None, "clamp_len": 5}, "eval.clamp_len  means nothing for bert"),
+        ("xlnet", {"same_length": True}, "eval.same_length  not supported by xlnet"),
+        ("bert", {"mem_len": None, "clamp_len": 5}, "eval.clamp_len  not supported by bert"),
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(model_type: str, settings: dict[str, object], message: str):

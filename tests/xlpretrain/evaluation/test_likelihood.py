@@ -95,7 +95,7 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
         pytest.approx((nats[2], nats[3])),
     ]
     right = (nats[0] > nats[1]) + (nats[2] > nats[3])
-    assert f"accuracy {right / 2:.4f}: the good text is likelier in {right} of 2 pairs" in err
+    assert f"accuracy {right / 2:.4f}: the good text is more likely in {right} of 2 pairs" in err
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(text.replace("\n", " ") for text in texts))
     out, _ = run(
@@ -134,15 +134,17 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
     )
     err = capsys.readouterr().err
     assert (
-        f"{longer} of {len(found)} texts are longer than a sample of the model ({limit} tokens beside symbols)" in err
+        f"{longer} of {len(found)} texts do not fit into one sample of the model ({limit} tokens without special" in err
     )
-    with pytest.raises(ConfigError, match=r"expected a list of texts, got one text; write log_likelihoods\(\[text\]\)"):
+    with pytest.raises(
+        ConfigError, match=r"expected a list of texts, got a single text; write log_likelihoods\(\[text\]\)"
+    ):
         trained.log_likelihoods("A text.")
     with pytest.raises(ConfigError, match="batch_size must be an integer of 1 or more, got -1"):
         trained.log_likelihoods(["A text."], batch_size=-1)
     with pytest.raises(ConfigError, match="mem_len must be an integer of 0 or more, got -1"):
         trained.log_likelihoods(["A text."], mem_len=-1)
-    with pytest.raises(DataError, match="text 1: not Unicode text: a lone surrogate at character 0"):
+    with pytest.raises(DataError, match="text 1: invalid Unicode: a lone surrogate at character 0"):
         trained.log_likelihoods(["\udcff"])
     with pytest.raises(ConfigError, match="precision must be one of fp32, bf16, got 'fp16'"):
         xlpretrain.load(trained.folder.path, precision="fp16")

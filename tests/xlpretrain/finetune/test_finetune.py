@@ -127,7 +127,7 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     with pytest.raises(DataError, match="has no column 'mark'"):
         _recipe(source, files, text=("text",), label="mark")
     wide = {name: _write(tmp_path / f"{name}w.csv", [("a", "b", "c", "x")], ("p", "q", "r", "label")) for name in files}
-    with pytest.raises(ConfigError, match="which columns hold the text"):
+    with pytest.raises(ConfigError, match="unknown text column"):
         _recipe(source, wide)
     with pytest.raises(ConfigError, match=r"objective\.seq_len"):
         _recipe(source, files, "objective.seq_len=99")
@@ -221,7 +221,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
     assert [max(of, key=of.__getitem__) for of in probabilities] == predicted[:5]
     _predicts_where_labels_are_unknown(xlpretrain.load(folder, device="cpu"), tmp_path, samples, capsys)
     _refuses_what_is_no_list_of_texts(xlpretrain.load(folder, device="cpu"))
-    with pytest.raises(ConfigError, match="cannot write text: its objective was classify"):
+    with pytest.raises(ConfigError, match="cannot generate text: objective classify does not predict the next token"):
         xlpretrain.load(folder, device="cpu").generate("a")
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
@@ -249,7 +249,7 @@ def _predicts_where_labels_are_unknown(
     )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
-    assert "3 of 6 examples have no label that the classifier knows, but '-1' (2), '' (1); no figure counts them" in err
+    assert "3 of 6 examples have labels unknown to the classifier: '-1' (2), '' (1); they are excluded" in err
     assert f"accuracy {right:.4f}" in err and "of 3 examples" in err
     predict(
         loaded.folder.path,
@@ -259,7 +259,7 @@ def _predicts_where_labels_are_unknown(
         precision=None,
     )
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 6 and "6 of 6 examples have no label" in err and "accuracy" not in err
+    assert len(out.splitlines()) == 6 and "6 of 6 examples have labels unknown" in err and "accuracy" not in err
     long = " ".join(texts * 9)
     predict(
         loaded.folder.path,
@@ -275,14 +275,14 @@ def _predicts_where_labels_are_unknown(
 
 def _refuses_what_is_no_list_of_texts(loaded: LoadedRun) -> None:
     for texts, message in [
-        ("A film.", r"predict: expected a list of texts, got one text; write predict\(\[text\]\)"),
+        ("A film.", r"predict: expected a list of texts, got a single text; write predict\(\[text\]\)"),
         ([None], "expected texts or pairs of texts, got a NoneType among them"),
         ([(1,)], "example 1: expected text, got a int"),
-        ([("a", "b")], r"an example has 1 texts \(text\), got 2 in example 1"),
+        ([("a", "b")], r"expected 1 texts per example \(text\), got 2 in example 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             loaded.predict(texts)
-    with pytest.raises(DataError, match="example 2: not Unicode text: a lone surrogate at character 1"):
+    with pytest.raises(DataError, match="example 2: invalid Unicode: a lone surrogate at character 1"):
         loaded.predict(["a", "a\ud800"])
 
 

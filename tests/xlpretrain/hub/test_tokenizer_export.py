@@ -263,5 +263,5 @@ def test_a_model_that_is_not_unigram_is_refused():
         control_symbols="<cls>,<sep>,<pad>,<mask>,<eod>",
         minloglevel=2,
     )
-    with pytest.raises(DataError, match="is not a unigram model, which transformers cannot be made to do"):
+    with pytest.raises(DataError, match="is not a unigram model, which transformers does not support"):
         tokenizer_json(Tokenizer(model.getvalue(), name="bpe"), DOCUMENT)

@@ -71,7 +71,7 @@ def test_every_objective_says_what_can_be_done_with_it_and_a_derived_one_says_it
 def test_a_classifier_may_spell_out_its_layout():
     keys = {"type": "classify", "labels": ["a", "b"], "layout": "mask A sep | mask A sep B:1 sep:1"}
     assert str(schema.validate(OBJECTIVES["classify"], keys, "test").token_layout) == keys["layout"]
-    with pytest.raises(ConfigError, match=r"layout +must be one of cls_first, cls_last, document, or spelled out"):
+    with pytest.raises(ConfigError, match=r"layout +must be one of cls_first, cls_last, document, or written out"):
         schema.validate(OBJECTIVES["classify"], keys | {"layout": "cls_middle"}, "test")
 
 

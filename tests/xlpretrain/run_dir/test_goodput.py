@@ -32,6 +32,6 @@ def test_a_run_begun_before_there_were_accounts_has_some_from_now_on():
 
 def test_one_line_says_where_the_time_went():
     told = describe(Goodput(step_s=90, data_wait_s=1, save_s=2, eval_s=3, lost_s=3, restart_s=1, restarts=2).metrics())
-    assert told.startswith("goodput 90.0% of 100 s in steps; 1.0% waiting for data, 2.0% held by saves")
-    assert "(2 restarts)" in told and "(0 steps done again)" in told
+    assert told.startswith("goodput 90.0% of 100 s in steps; 1.0% waiting for data, 2.0% blocked by saves")
+    assert "(2 restarts)" in told and "(0 steps redone)" in told
     assert "(1 restart)" in describe(Goodput(restarts=1).metrics())

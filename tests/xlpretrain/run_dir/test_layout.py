@@ -22,7 +22,7 @@ def test_what_was_created_is_read_back(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(LaunchError, match="cannot be made"):
+    with pytest.raises(LaunchError, match="cannot be created"):
         RunDir(tmp_path / "runs" / "mine").create(config="", provenance={})
 
 
@@ -30,7 +30,7 @@ def test_files_of_others_are_not_written_over(tmp_path: Path):
     folder = RunDir(tmp_path)
     folder.refuse_others()
     folder.metrics.write_text("mine")
-    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* not of a run; choose another name"):
+    with pytest.raises(LaunchError, match=r"metrics\.jsonl: .* does not belong to a run; choose another name"):
         folder.refuse_others()
     folder.lease.mkdir()  # a start that came no further
     folder.refuse_others()

@@ -48,7 +48,7 @@ def test_who_may_take_over_does_and_the_older_owner_learns_it(folder: Path, why:
     newer = take(folder, "launcher" if why == "the same launcher" else "", take_over=why == "asked")
     assert newer.number == 2
     newer.check()
-    with pytest.raises(LeaseLostError, match="another start"):
+    with pytest.raises(LeaseLostError, match="another attempt"):
         older.check()
     older.close()
     newer.check()
@@ -173,7 +173,7 @@ def test_a_process_that_hangs_ends_within_seconds_of_losing_the_lease(folder: Pa
     process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=lease.HEARTBEAT_S + 3)
     assert process.returncode == FENCED
-    assert told == f"error: {folder.parent}: another start of the run has taken over; this one ends\n"
+    assert told == f"error: {folder.parent}: another attempt has taken over the run; this one exits\n"
 
 
 def test_a_launcher_learns_that_another_has_the_run(folder: Path):

@@ -114,24 +114,26 @@ def test_the_newest_step_is_that_of_the_last_whole_checkpoint(tmp_path: Path) ->
 def test_restarts_end_by_their_number_and_by_starts_in_vain() -> None:
     given = {"limit": 3, "limit_name": "--max-restarts"}
     assert outcome.stop_reason(restarts=2, attempts_without_progress=1, **given) is None  # type: ignore[arg-type]
-    assert "3 times, which is --max-restarts" in str(
+    assert "restarted 3 times, the limit set by --max-restarts" in str(
         outcome.stop_reason(restarts=3, attempts_without_progress=0, **given)
     )  # type: ignore[arg-type]
-    assert "2 starts in a row brought no" in str(outcome.stop_reason(restarts=1, attempts_without_progress=2, **given))  # type: ignore[arg-type]
+    assert "2 consecutive attempts wrote no" in str(
+        outcome.stop_reason(restarts=1, attempts_without_progress=2, **given)
+    )  # type: ignore[arg-type]
 
 
 def test_ending_a_run_costs_what_came_after_its_newest_checkpoint(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.checkpoints.mkdir(parents=True)
     run.write_status(Status("running", step=47))
-    assert outcome.cost_of_ending(run) == "all 47 steps: there is no checkpoint yet"
+    assert outcome.cost_of_ending(run) == "all 47 steps (there is no checkpoint yet)"
     save(run, 40, at=1000)
-    assert outcome.cost_of_ending(run) == "what came after the checkpoint of step 40: 7 steps"
+    assert outcome.cost_of_ending(run) == "the 7 steps since the checkpoint of step 40"
 
 
 def test_advice_names_the_checkpoint_that_another_attempt_begins_with_or_says_there_is_none(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert outcome.how_to_resume(run) == "nothing was written yet: run the same command again"
+    assert outcome.how_to_resume(run) == "nothing was written yet: rerun the same command"
     run.create(config="", provenance={})
     command = f"`xlpretrain resume {tmp_path}`"
     assert outcome.how_to_resume(run) == f"{command} starts over: there is no checkpoint yet"
@@ -143,7 +145,7 @@ def test_a_run_that_its_user_stopped_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     outcome.refuse_if_stopped(run)
     run.stop_file.touch()
-    with pytest.raises(ConfigError, match="stopped by its user; `xlpretrain resume"):
+    with pytest.raises(ConfigError, match="stopped by the user; `xlpretrain resume"):
         outcome.refuse_if_stopped(run)
 
 

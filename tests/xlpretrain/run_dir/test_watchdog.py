@@ -54,7 +54,7 @@ def test_a_rank_that_hangs_leaves_its_stacks_kills_who_cannot_end_and_ends(tmp_p
     assert out == "up\nwaiting\n", "progress counts"
     assert (process.returncode, stopped.wait(5)) == (HUNG, -signal.SIGKILL)
     stacks = tmp_path / "logs" / "rank.txt"
-    assert told == f"error: rank 0 ends: no progress for 0.5 s; where it hangs is in {stacks}\n"
+    assert told == f"error: rank 0 exits: no progress for 0.5 s; see its stacks in {stacks}\n"
     assert "works_then_waits_for_ever" in stacks.read_text()
 
 
@@ -80,7 +80,7 @@ def test_a_rank_ends_with_another_of_its_machine(tmp_path: Path):
     assert process.poll() is None
     peer.kill()
     _, told = process.communicate(timeout=5)
-    assert (process.returncode, told) == (1, f"error: rank 0 ends: the rank that was process {peer.pid} is gone\n")
+    assert (process.returncode, told) == (1, f"error: rank 0 exits: another rank (process {peer.pid}) is gone\n")
     peer.wait()
 
 
@@ -89,7 +89,7 @@ def test_a_rank_ends_whose_launcher_has_died_before_it_could_look(tmp_path: Path
     monkeypatch.setenv("XLPRETRAIN_LAUNCHER", gone)
     process = watched(tmp_path)
     _, told = process.communicate(timeout=5)
-    assert (process.returncode, told) == (1, "error: rank 0 ends: its launcher is gone\n")
+    assert (process.returncode, told) == (1, "error: rank 0 exits: its launcher is gone\n")
 
 
 def test_a_rank_ends_with_its_launcher_but_nobody_ends_with_a_shell(tmp_path: Path):
@@ -98,7 +98,7 @@ def test_a_rank_ends_with_its_launcher_but_nobody_ends_with_a_shell(tmp_path: Pa
         assert process.stdout and process.stdout.readline() == "up\n"
         process.kill()  # the shell
     assert launched.stdout and alone.stdout
-    assert launched.stdout.read() == "", "it ends before it has done its work"
+    assert launched.stdout.read() == "", "it exits before it has finished"
     assert alone.stdout.readline() == "waiting\n"
     launched.communicate()
     alone.communicate()

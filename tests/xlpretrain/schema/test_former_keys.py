@@ -71,7 +71,7 @@ def test_each_former_key_is_named_once_in_a_process_and_on_one_rank(
     load(tmp_path, FORMER)
     load(tmp_path, FORMER)
     assert capsys.readouterr().err.splitlines() == [
-        f"warning: {tmp_path}/machine.yaml: {then} is now called {now}; the next version reads only that"
+        f"warning: {tmp_path}/machine.yaml: {then} is now called {now}; the next version removes {then}"
         for then, now in (
             ("wheel", "main_wheel"),
             ("main_wheel.size", "main_wheel.diameter_m"),
@@ -108,18 +108,18 @@ def test_an_override_with_a_former_key_replaces_a_whole_section_or_an_item(tmp_p
 @pytest.mark.parametrize(
     ("text", "overrides", "report"),
     [
-        ("wheel: null\nmain_wheel: null\n", (), "  wheel  is the former key of main_wheel, which is given too;"),
+        ("wheel: null\nmain_wheel: null\n", (), "  wheel  conflicts with main_wheel, whose former key it is;"),
         (
             "main_wheel: {size: 1.0, diameter_m: 1.0}\n",
             (),
-            "main_wheel.size  is the former key of diameter_m, which is",
+            "main_wheel.size  conflicts with diameter_m, whose former key it is",
         ),
         (
             "parts: [{type: gear, teeth: few, size: few}]",
             (),
-            "parts.0.size  is the former key of teeth, which is given",
+            "parts.0.size  conflicts with teeth, whose former key it is",
         ),
-        ("{}", ("wheel.size=1", "main_wheel.size=2"), "main_wheel  is given together with wheel: one is the former"),
+        ("{}", ("wheel.size=1", "main_wheel.size=2"), "main_wheel  conflicts with wheel: one is the former"),
     ],
 )
 def test_both_keys_at_once_are_an_error_that_names_both(
@@ -131,7 +131,7 @@ def test_both_keys_at_once_are_an_error_that_names_both(
 def test_mistakes_and_suggestions_name_the_keys_of_today(tmp_path: Path):
     report = refusal(tmp_path, "wheel: {size: big}\npices: []\n")
     assert 'main_wheel.diameter_m  must be a valid number, got "big"' in report
-    assert "pices" in report and "did you mean parts" not in report and "known here: main_wheel, parts" in report
+    assert "pices" in report and "did you mean parts" not in report and "expected one of main_wheel, parts" in report
     keys = [key for key, *_ in schema.explain(load(tmp_path, FORMER))]
     assert keys == ["main_wheel.type", "main_wheel.diameter_m", "parts"]
     assert schema.dump(load(tmp_path, FORMER)) == schema.dump(load(tmp_path, TODAY))

@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_ends_the_start_with_stacks_and_the_next_goes_on(confi
         time.sleep(0.1)
     print(f"started again {time.monotonic() - began:.1f} s after a rank was stopped")
     _, told = commands.finish(process, expect=0)
-    assert f"rank 0 ends: no progress for {TIMEOUT_S} s" in told and "starting it again (1 restarts left)" in told
+    assert f"rank 0 exits: no progress for {TIMEOUT_S} s" in told and "restarting (1 restarts left)" in told
     assert commands.curve(folder) == undisturbed
     stacks = folder / "logs" / "hang-00000001-rank-00000.txt"
     assert [path.name for path in folder.glob("logs/hang-*")] == [stacks.name], "the stopped rank could leave none"
@@ -92,8 +92,8 @@ def test_a_run_that_was_stopped_as_a_whole_and_replaced_writes_nothing_when_it_w
     woken = time.monotonic()
     _, told = commands.finish(process, expect=FENCED, timeout_s=20)
     print(f"ended {time.monotonic() - woken:.1f} s after it woke")
-    assert "another start of the run has taken over" in told
-    assert "starting it again" not in told
+    assert "another attempt of the run has taken over" in told
+    assert "restarting" not in told
     assert snapshot(folder) == before
 
 
@@ -127,9 +127,9 @@ def test_two_crashes_without_a_new_checkpoint_are_enough(config: Path):
         commands.wait_for_step(folder, 3, process)
         random.choice(family(process)[1:]).kill()
     _, told = commands.finish(process, expect=1, timeout_s=60)
-    assert "starting it again (4 restarts left)" in told
-    assert "was killed by SIGKILL" in told and "2 starts in a row brought no new checkpoint" in told
-    assert "2 starts in a row brought no new checkpoint" in commands.run("status", folder)[0]
+    assert "restarting (4 restarts left)" in told
+    assert "was killed by SIGKILL" in told and "2 consecutive attempts wrote no new checkpoint" in told
+    assert "2 consecutive attempts wrote no new checkpoint" in commands.run("status", folder)[0]
     assert (folder / "logs" / "job.log").read_text().count("the run crashed after step") == 2
     assert "step  2/60" in (folder / "logs" / "rank-00000.log").read_text()  # that of step 3 may be cut off by the kill
 

@@ -1,4 +1,4 @@
-"""`xlpretrain config --explain`, into a pipe and on terminals of any width."""
+"""`xlpretrain config --explain`, in a pipe and on terminals of any width."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from xlpretrain.config import run_config
 CONFIG = ROOT / "configs" / "quickstart.yaml"
 
 
-def test_a_pipe_gets_a_line_for_each_key_with_its_whole_meaning(monkeypatch: pytest.MonkeyPatch):
+def test_a_pipe_gets_one_line_per_key_with_its_full_description(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(commands.EXTRA, "COLUMNS", "60")
     out, _ = commands.run("config", CONFIG, "data.retry_s=7", "--explain")
     lines = dict(line.split(": ", 1) for line in out.splitlines())
@@ -37,6 +37,6 @@ def test_on_a_terminal_meanings_are_wrapped_to_its_width(width: int):
     assert words == " ".join(meaning for *_, meaning in schema.explain(config)).split()
 
 
-def test_values_are_written_as_yaml_has_them(tmp_path: Path):
+def test_values_are_written_as_yaml(tmp_path: Path):
     for value, text in [(None, "null"), (True, "true"), (1e-4, "0.0001"), ("a b", "a b"), ([1, 2], "[1, 2]")]:
         assert schema.format_value(value) == text

@@ -1,4 +1,4 @@
-"""What stop, cancel and resume answer where Slurm has to do with it; test_slurm_commands.py has the real one."""
+"""Answers of stop, cancel and resume with a fake Slurm; test_slurm_commands.py has a real one."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from xlpretrain.run_dir.layout import RunDir, Status
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """Was submitted as job 12 of cluster big."""
+    """A run submitted as job 12 of cluster big."""
     run = RunDir(tmp_path / "a run")
     run.create(config="", provenance={})
     slurm = SlurmFolder.of(run)
@@ -28,29 +28,29 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_stop_says_what_the_job_does(run: RunDir, fake_slurm: FakeSlurm):
+def test_stop_reports_the_state_of_the_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Resources")
-    assert "waits in the queue (PENDING (Resources)); it will end as soon as it starts" in lifecycle.stop(run)
+    assert "is still queued (PENDING (Resources)) and will exit as soon as it starts" in lifecycle.stop(run)
     assert f"`xlpretrain cancel '{run.path}'` removes it" in lifecycle.stop(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    assert "it will save and end at its next step" in lifecycle.stop(run)
+    assert "will save and exit after its current step" in lifecycle.stop(run)
     fake_slurm.has("squeue", error=UNKNOWN)
-    assert "not running; it will not start again until resumed" in lifecycle.stop(run)
+    assert "not running; it stays stopped until resumed" in lifecycle.stop(run)
     assert run.stop_file.exists()
 
 
-def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
-    with pytest.raises(LaunchError, match="Slurm does not answer on this machine"):
+def test_cancel_refuses_runs_without_a_job(run: RunDir, fake_slurm: FakeSlurm, tmp_path: Path):
+    with pytest.raises(LaunchError, match="no answer from Slurm on this machine"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|FAILED|node1|N/A|NonZeroExitCode")
-    with pytest.raises(LaunchError, match=r"job 12 has ended \(FAILED \(NonZeroExitCode\)\)"):
+    with pytest.raises(LaunchError, match=r"job 12 has already ended \(FAILED \(NonZeroExitCode\)\)"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", error=UNKNOWN)
-    with pytest.raises(LaunchError, match="job 12 has ended: nothing to cancel"):
+    with pytest.raises(LaunchError, match="job 12 has already ended, nothing to cancel"):
         lifecycle.cancel(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
     fake_slurm.has("scontrol", "ClusterName             = other")
-    with pytest.raises(LaunchError, match="one of cluster big, and this machine belongs to other"):
+    with pytest.raises(LaunchError, match="belongs to cluster big, but this machine is part of other"):
         lifecycle.cancel(run)
     local = RunDir(tmp_path / "local")
     local.create(config="", provenance={})
@@ -60,20 +60,20 @@ def test_cancel_refuses_what_there_is_not(run: RunDir, fake_slurm: FakeSlurm, tm
     assert not any(asked.startswith("scancel") for asked in fake_slurm.asked)
 
 
-def test_cancel_waits_for_a_job_that_saves_but_not_for_ever(run: RunDir, fake_slurm: FakeSlurm):
+def test_cancel_waits_for_a_job_that_saves_but_not_forever(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|COMPLETING|node1|N/A|None")
     fake_slurm.has("scancel")
     assert "is still COMPLETING" in lifecycle.cancel(run, wait_s=1)
     assert "scancel 12" in fake_slurm.asked
-    assert run.stop_file.exists(), "so that it does not put itself back into the queue"
+    assert run.stop_file.exists(), "so that it does not requeue itself"
 
 
 def test_resume_is_refused_while_the_job_waits_or_runs(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|PENDING||N/A|Priority")
-    with pytest.raises(LaunchError, match=r"job 12 waits in the queue \(PENDING \(Priority\)\): nothing to resume"):
+    with pytest.raises(LaunchError, match=r"job 12 is queued \(PENDING \(Priority\)\), nothing to resume"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    with pytest.raises(LaunchError, match="runs"):
+    with pytest.raises(LaunchError, match="is running"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("squeue", "12|COMPLETED|node1|N/A|None")
     lifecycle.refuse_if_queued(run)
@@ -84,14 +84,14 @@ def test_resume_on_slurm_is_refused_while_a_machine_has_the_run(run: RunDir, fak
     held = lease.acquire(run.lease, launch_id="x", take_over=False)
     with pytest.raises(LaunchError, match="is in use on"):
         training.resume_on_slurm(run, [], StartOptions(), nodes=None)
-    # One that its own last job left behind holds nobody up: the job has ended.
+    # A lease left behind by its own last job does not matter: the job has ended.
     SlurmFolder.of(run).append(AttemptStart("12", 0, time.time(), (lease.os.uname().nodename,), 1, 0))
     with pytest.raises(ConfigError, match="model"):
         training.resume_on_slurm(run, [], StartOptions(), nodes=None)
     held.close()
 
 
-def test_a_run_goes_on_as_it_was_told_last(run: RunDir):
+def test_a_run_resumes_with_its_newest_config(run: RunDir):
     slurm = SlurmFolder.of(run)
     assert lifecycle.newest_config(run) == run.config
     time.sleep(0.02)
@@ -100,7 +100,7 @@ def test_a_run_goes_on_as_it_was_told_last(run: RunDir):
     run.config.unlink()
     assert lifecycle.newest_config(run) == slurm.config
     slurm.config.unlink()
-    with pytest.raises(LaunchError, match=r"no config\.yaml any more"):
+    with pytest.raises(LaunchError, match=r"config\.yaml is missing"):
         lifecycle.newest_config(run)
 
 
@@ -111,13 +111,13 @@ def test_nodes_are_for_slurm_only(tmp_path: Path):
     assert "--nodes" in commands.refused("resume", run.path, "--nodes", "2")
 
 
-def test_a_number_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
+def test_a_job_id_of_another_cluster_is_another_job(run: RunDir, fake_slurm: FakeSlurm):
     fake_slurm.has("squeue", "12|RUNNING|node1|N/A|None")
-    with pytest.raises(LaunchError, match="its job 12 runs"):
+    with pytest.raises(LaunchError, match="job 12 is running"):
         lifecycle.refuse_if_queued(run)
     fake_slurm.has("scontrol", "ClusterName             = big")
     assert submit.active_job(run) == "12"
     fake_slurm.has("scontrol", "ClusterName             = other")
     assert submit.active_job(run) is None
     lifecycle.refuse_if_queued(run)
-    assert "not running; it will not start again until resumed" in lifecycle.stop(run)
+    assert "not running; it stays stopped until resumed" in lifecycle.stop(run)

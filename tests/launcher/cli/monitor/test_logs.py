@@ -38,7 +38,7 @@ def test_the_job_and_rank_0_unless_another_rank_is_named(run: RunDir, capfdbinar
     assert b"step 1" not in capfdbinary.readouterr().out
 
 
-def test_long_logs_are_cut_unless_all_is_asked_for(run: RunDir, capfd):
+def test_long_logs_are_cut_unless_all_lines_are_requested(run: RunDir, capfd):
     lines = [f"line {n}" for n in range(200_000)]
     (run.logs / "rank-00001.log").write_text("\n".join(lines))
     show(run, rank=1)
@@ -47,11 +47,11 @@ def test_long_logs_are_cut_unless_all_is_asked_for(run: RunDir, capfd):
     assert capfd.readouterr().out.splitlines() == lines
 
 
-def test_what_is_missing_is_named(run: RunDir):
+def test_missing_logs_are_named(run: RunDir):
     with pytest.raises(LaunchError, match=r"no job.log or rank-00000.log yet.*-f waits"):
         show(run)
     (run.logs / "rank-00001.log").touch()
-    with pytest.raises(LaunchError, match=r"no rank-00009.log; there are rank-00001.log"):
+    with pytest.raises(LaunchError, match=r"no rank-00009.log; found rank-00001.log"):
         show(run, rank=9)
 
 
@@ -66,11 +66,11 @@ def test_what_is_missing_is_named(run: RunDir):
         ),
         ("--- now\n[rank1]: torch.OutOfMemoryError: 3 GiB\n", "[rank1]: torch.OutOfMemoryError: 3 GiB"),
         ("--- now\nFatal Python error: Aborted\n\nThread 1:\n  File x\n", "Fatal Python error: Aborted"),
-        ("--- now\nstep 1\nerror: rank 1 ends: no progress\n", "rank 1 ends: no progress"),
+        ("--- now\nstep 1\nerror: rank 1 exits: no progress\n", "rank 1 exits: no progress"),
     ],
     ids=["no reason", "another start's", "traceback", "of torch", "of C++", "ours"],
 )
-def test_the_last_words_of_a_start_are_its_reason(tmp_path: Path, log: str, words: str):
+def test_the_last_words_of_an_attempt_are_its_reason(tmp_path: Path, log: str, words: str):
     path = tmp_path / "rank-00000.log"
     path.write_text(log)
     assert job_log.last_words(path) == words
@@ -82,7 +82,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_following_survives_files_that_come_later_and_are_replaced_and_ends_quietly(run: RunDir):
+def test_following_survives_late_and_replaced_files_and_ends_quietly(run: RunDir):
     process = commands.start("logs", run.path, "--follow", "--rank", 0)
     log = run.logs / "rank-00000.log"
     try:

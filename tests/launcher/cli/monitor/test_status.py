@@ -14,7 +14,7 @@ from xlpretrain.run_dir.layout import RunDir, Status
 
 
 def make_run(path: Path, *, state: str = "running", step: int = 200, rows: int = 200, **more) -> RunDir:
-    """A run that has logged `rows` steps of half a second."""
+    """Make a run that has logged `rows` steps of half a second."""
     run = RunDir(path)
     run.create(config="max_steps: 1000\n", provenance={})
     run.write_status(Status(state, step=step, max_steps=1000, world_size=4, **more))
@@ -34,7 +34,7 @@ def submit(run: RunDir, job_id: str = "12", *events: AttemptStart | AttemptEnd) 
 
 
 def table(capsys: pytest.CaptureFixture[str], runs_dir: Path) -> dict[str, str]:
-    """What `status` prints of each run."""
+    """Output of `status` for each run."""
     status.show_all(runs_dir)
     lines = capsys.readouterr().out.splitlines()
     return {line.split("  ")[0]: line for line in lines[1:]}
@@ -65,7 +65,7 @@ def test_the_state_is_slurms_where_slurm_has_the_run(tmp_path: Path, fake_slurm:
     assert "PENDING (Resources)" in lines["waits"]
     assert "RUNNING  " in lines["runs"]
     assert "FAILED: failed" in lines["failed"]
-    assert "COMPLETED: stopped by its user" in lines["stopped"]
+    assert "COMPLETED: stopped by the user" in lines["stopped"]
     assert "ended: failed" in lines["forgotten"]
     assert "RUNNING (starting or ending)" in lines["new"]
     assert "local: finished" in lines["local"]
@@ -93,7 +93,7 @@ def test_a_local_run_without_a_heartbeat_has_crashed(tmp_path: Path, fake_slurm:
     assert run_status.collect([run])[0].state == "local: crashed"
 
 
-def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
+def test_a_crash_is_reported_with_the_last_words_of_the_log(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
     run = make_run(tmp_path / "one")
     run.logs.mkdir()
     run.rank_log(0).write_text("--- now\nTraceback\nKeyError: 'x'\n")
@@ -103,13 +103,13 @@ def test_a_crash_is_told_of_by_what_was_written_last(tmp_path: Path, fake_slurm:
     assert "the run crashed after step 5: rank 1 was killed by SIGKILL" in capsys.readouterr().out
 
 
-def test_without_slurm_the_run_speaks_for_itself(tmp_path: Path, fake_slurm: FakeSlurm):
+def test_without_slurm_the_state_comes_from_the_run_folder(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", state="stopped", reason="signal")
     submit(run)
-    assert run_status.collect([run])[0].state == "stopped by a signal (Slurm does not answer here)"
+    assert run_status.collect([run])[0].state == "stopped by a signal (no answer from Slurm)"
 
 
-def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
+def test_incomplete_folders_are_accepted(tmp_path: Path, fake_slurm: FakeSlurm, capsys):
     runs = tmp_path / "runs"
     submit(RunDir(runs / "only submitted"))
     (runs / "only submitted" / "slurm" / "config.yaml").write_text("max_steps: 50\n")
@@ -139,7 +139,7 @@ def test_half_made_folders_are_no_obstacle(tmp_path: Path, fake_slurm: FakeSlurm
 def test_the_tail_of_a_big_file_is_enough(tmp_path: Path, fake_slurm: FakeSlurm):
     run = make_run(tmp_path / "one", step=50_000, rows=50_000)
     with run.metrics.open("r+b") as file:
-        file.write(b"\xff")  # whoever reads the beginning fails
+        file.write(b"\xff")  # reading the beginning would fail
     [view] = run_status.collect([run])
     assert view.loss == 5 + 1 / 50_000
 
@@ -152,7 +152,7 @@ def test_one_run_with_its_history(tmp_path: Path, fake_slurm: FakeSlurm, capsys)
         "12",
         AttemptStart("11", 0, now - 900, ("node1", "node2"), 4, 0),
         AttemptEnd(now - 700, "requeued", 75, 100),
-        AttemptStart("11", 1, now - 600, ("node1", "node3"), 4, 100),  # its node died, and nobody wrote more
+        AttemptStart("11", 1, now - 600, ("node1", "node3"), 4, 100),  # its node died, so the end was not recorded
         AttemptStart("12", 0, now - 300, ("node3",), 2, 150),
         AttemptEnd(now - 1, "failed", 1, 150, "two starts without a new step"),
     )
@@ -179,7 +179,7 @@ def test_one_run_with_its_history(tmp_path: Path, fake_slurm: FakeSlurm, capsys)
     assert printed.splitlines()[-3].split()[-1] == "requeued"
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, capsys):
+def test_missing_runs_are_named(tmp_path: Path, capsys):
     with pytest.raises(LaunchError, match="not a run folder"):
         status.show_one(tmp_path)
     with pytest.raises(LaunchError, match=r"no such folder.*--runs-dir"):

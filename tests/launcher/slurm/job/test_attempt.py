@@ -1,4 +1,4 @@
-"""What a job decides: which nodes it trusts, where ranks meet, and whether the run goes on."""
+"""Decisions of a job: healthy nodes, the rendezvous address, and restarts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JOB = Allocation(job_id="7_3", number="7", restart=0, cluster="c", nodes=NODES)
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """Not one command of Slurm."""
+    """Hide all Slurm commands."""
     return FakeSlurm(tmp_path, monkeypatch)
 
 
@@ -45,32 +45,33 @@ def all_at(stage: str, nodes: Sequence[str] = NODES) -> list[tuple[str, str, lis
     ("lines", "broken"),
     [
         ([*all_at("looked"), *all_at("joined"), *all_at("summed")], set()),
-        ([*all_at("looked", ["n1", "n3"]), ("n2", "looked", ["shows 7 GPUs, expected 8"])], {"n2"}),
+        ([*all_at("looked", ["n1", "n3"]), ("n2", "looked", ["found 7 GPUs, expected 8"])], {"n2"}),
         (all_at("looked", ["n1", "n2"]), {"n3"}),
         ([*all_at("looked"), *all_at("joined", ["n1", "n2"])], {"n3"}),
         ([*all_at("looked"), *all_at("joined", ["n1"])], {"n1"}),
     ],
     ids=["sound", "GPU lost", "silent", "cut off", "head unreachable"],
 )
-def test_a_node_that_is_not_sound_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
+def test_a_failed_node_is_named(lines: list[tuple[str, str, list[str]]], broken: set[str]) -> None:
     found = node_check.check_reports(said(*lines), NODES)
     assert set(found.failed_nodes) == broken
     assert found.error == ""
 
 
-def test_no_node_is_blamed_for_what_nobody_can_tell() -> None:
-    every = [(node, "looked", ["shows 0 GPUs, expected 8"]) for node in NODES]
+def test_no_node_is_blamed_without_evidence() -> None:
+    every = [(node, "looked", ["found 0 GPUs, expected 8"]) for node in NODES]
     assert (
-        node_check.check_reports(said(*every), NODES).error == "none of 3 nodes is sound; n1 shows 0 GPUs, expected 8"
+        node_check.check_reports(said(*every), NODES).error
+        == "all 3 nodes failed the health check; n1: found 0 GPUs, expected 8"
     )
-    assert node_check.check_reports(said(every[0]), NODES[:1]).failed_nodes == {"n1": "shows 0 GPUs, expected 8"}
+    assert node_check.check_reports(said(every[0]), NODES[:1]).failed_nodes == {"n1": "found 0 GPUs, expected 8"}
     assert "no node answered" in node_check.check_reports("srun: error: nothing works\n", NODES).error
     found = node_check.check_reports(said(*all_at("looked"), *all_at("joined"), ("n1", "summed", [])), NODES)
-    assert (found.failed_nodes, "did not come to a sum" in found.error) == ({}, True)
+    assert (found.failed_nodes, "did not finish an all-reduce" in found.error) == ({}, True)
 
 
 def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> list[AttemptStart | AttemptEnd]:
-    """Of each start: its job, the step it began at, and the one that it ended at (None: it was taken)."""
+    """Events of attempts, each given by its job, first step and last step (None: its end was not recorded)."""
     events: list[AttemptStart | AttemptEnd] = []
     for job, began, ended in made:
         events.append(AttemptStart(job, 0, 0.0, NODES, 3, began))
@@ -93,7 +94,7 @@ def starts(*made: tuple[str, int, int | None], outcome: str = "requeued") -> lis
     ],
     ids=["one", "two", "progress", "another job", "taken between", "taken", "Slurm's", "submitted itself anew"],
 )
-def test_starts_in_vain_are_those_in_a_row_that_saved_nothing_new(
+def test_attempts_without_progress_are_consecutive_ones_without_a_new_checkpoint(
     events: list[AttemptStart | AttemptEnd], attempts_without_progress: int
 ) -> None:
     assert history.attempts_without_progress(history.since_submitted(events)) == attempts_without_progress
@@ -105,12 +106,12 @@ def test_requeues_are_capped_by_count_and_by_progress() -> None:
     given = {"max_requeues": 3, "verdict": crash}
     assert history.stop_reason(starts(("7", 0, 0)), restart=2, **given) is None  # type: ignore[arg-type]
     why = history.stop_reason(starts(("7", 0, 5)), restart=3, **given)  # type: ignore[arg-type]
-    assert why is not None and "3 times, which is max_requeues" in why
+    assert why is not None and "3 times, the limit set by max_requeues" in why
     chain = [event for job in "789" for event in (*starts((job, 0, 5)), *handed_on)]
     why = history.stop_reason([*chain, *starts(("10", 5, 9))], restart=0, **given)  # type: ignore[arg-type]
-    assert why is not None and "3 times, which is max_requeues" in why
+    assert why is not None and "3 times, the limit set by max_requeues" in why
     why = history.stop_reason(starts(("7", 0, 0), ("7", 0, 0)), restart=1, **given)  # type: ignore[arg-type]
-    assert why is not None and "2 starts in a row brought no new checkpoint" in why
+    assert why is not None and "2 consecutive attempts wrote no new checkpoint" in why
     assert "crashed: words" in why
 
 
@@ -121,7 +122,7 @@ def test_an_address_that_resolves_is_found_by_way_of_slurm(slurm: FakeSlurm) -> 
     assert allocation.choose_address(found) == "127.0.0.1"
 
 
-def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scontrol_the_node_itself_is_queried(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.has("srun", "::1 127.0.0.1")
     found = allocation.addresses("no.such.host.invalid")
     assert allocation.choose_address(found) == "127.0.0.1"
@@ -129,17 +130,17 @@ def test_without_scontrol_the_node_itself_is_asked(slurm: FakeSlurm, monkeypatch
     with pytest.raises(LaunchError, match=r"none of its addresses \(no\.such\.host\.invalid\) can be resolved"):
         allocation.addresses("no.such.host.invalid")
     monkeypatch.setenv(allocation.MASTERS, "a.invalid b.invalid")
-    with pytest.raises(LaunchError, match=r"can resolve none of a\.invalid, b\.invalid"):
+    with pytest.raises(LaunchError, match=r"cannot resolve any rendezvous address \(a\.invalid, b\.invalid\)"):
         allocation.choose_address()
 
 
-def test_ports_differ_by_job_and_start() -> None:
+def test_ports_differ_by_job_and_restart() -> None:
     ports = {allocation.free_port(job, restart) for job in (7, 8) for restart in (0, 1)}
     assert len(ports) == 4
     assert all(12000 <= port < 32000 for port in ports)
 
 
-def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
+def test_reaching_a_port_waits_for_late_listeners_up_to_the_timeout() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -150,7 +151,7 @@ def test_who_listens_late_is_waited_for_and_who_never_does_is_not() -> None:
         late.join()
 
 
-def test_ranks_start_as_slurm_wants_it() -> None:
+def test_ranks_start_with_the_options_that_slurm_needs() -> None:
     site = ClusterConfig(gpus_per_node=8, cpus_per_task=4, python="/py", srun=("--cpu-bind=cores",))
     command = allocation.rank_command(site, NODES[:2], ["-m", "x"], meet_at="n1:12000", grace_s=600)
     for part in ("--ntasks=16", "--nodelist=n1,n2", "--kill-on-bad-exit=1", "--cpus-per-task=4"):
@@ -179,7 +180,7 @@ def put_back(run: RunDir, slurm: FakeSlurm) -> str | None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_a_job_is_requeued_without_failed_nodes(slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.has("scontrol", "JobState=RUNNING EndTime=2026-01-01T00:00:00")
     assert requeue.can_requeue(JOB)
     assert put_back(RunDir(tmp_path / "run"), slurm) is None
@@ -187,7 +188,7 @@ def test_a_job_goes_back_to_the_queue_away_from_broken_nodes(slurm: FakeSlurm, t
 
 
 @pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])
-def test_what_slurm_or_a_user_took_is_not_put_back(slurm: FakeSlurm, state: str) -> None:
+def test_a_job_that_slurm_or_a_user_ended_is_not_requeued(slurm: FakeSlurm, state: str) -> None:
     slurm.has("scontrol", f"JobState={state} EndTime=Unknown")
     assert not requeue.can_requeue(JOB)
 
@@ -196,10 +197,10 @@ def test_without_scontrol_and_sbatch_the_user_is_told(slurm: FakeSlurm, tmp_path
     assert requeue.can_requeue(JOB)
     why = put_back(RunDir(tmp_path / "run"), slurm)
     assert why is not None
-    assert "neither scontrol nor sbatch can be used here; `xlpretrain resume" in why
+    assert "neither scontrol nor sbatch works here; `xlpretrain resume" in why
 
 
-def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
+def test_a_plain_job_keeps_a_file_in_the_place_of_its_link(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a"}.items():
@@ -207,11 +208,11 @@ def test_a_job_of_ones_own_leaves_a_file_in_the_place_of_its_link(
     mine = tmp_path / "slurm-7.run"
     mine.write_text("mine")
     assert plain_sbatch.main(["run.yaml"]) == 2
-    assert f"{mine}: a link to the run folder belongs there; move it away" in capsys.readouterr().err
+    assert f"{mine}: expected a link to the run folder, got something else; move it away" in capsys.readouterr().err
     assert mine.read_text() == "mine"
 
 
-def test_a_job_of_ones_own_is_a_site_profile() -> None:
+def test_a_plain_job_is_a_site_profile() -> None:
     environment = {"SLURM_JOB_PARTITION": "gpu", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ACCOUNT": "(null)"}
     site = plain_sbatch.profile_from_job(JOB, environment)
     assert (site.partition, site.num_tasks, site.account, site.nodes) == ("gpu", 8, None, "1-3")

@@ -1,4 +1,4 @@
-"""Datasets built as jobs on a real Slurm cluster."""
+"""Build datasets as jobs on a real Slurm cluster."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ slurm = pytest.mark.slurm
 
 
 def write_settings(folder: Path, **changes: object) -> tuple[Path, dict]:
-    """A config that makes many tasks, and a site profile beside it."""
+    """Write a config with many tasks, and a site profile."""
     corpus = folder / "corpus.jsonl"
     if not corpus.exists():
         documents = make_documents(2000, seed=41)
@@ -49,7 +49,7 @@ def start(cluster: SlurmCluster, config: Path, *options: str) -> subprocess.Pope
 
 @slurm
 @pytest.mark.timeout(600)
-def test_a_build_by_jobs_gives_the_bytes_of_one_here(slurm_cluster: SlurmCluster, tmp_path: Path):
+def test_a_build_by_jobs_gives_the_same_bytes_as_a_local_one(slurm_cluster: SlurmCluster, tmp_path: Path):
     config, settings = write_settings(tmp_path)
     watcher = start(slurm_cluster, config)
     jobs = tmp_path / ".data.work" / "slurm" / "jobs.json"
@@ -69,7 +69,7 @@ def test_a_build_by_jobs_gives_the_bytes_of_one_here(slurm_cluster: SlurmCluster
 
 @slurm
 @pytest.mark.timeout(600)
-def test_a_job_that_fails_tells_why_and_what_is_done_is_gone_on_with(slurm_cluster: SlurmCluster, tmp_path: Path):
+def test_a_failed_job_prints_its_reason_and_the_build_resumes(slurm_cluster: SlurmCluster, tmp_path: Path):
     config, _ = write_settings(tmp_path, tokenizer={"vocab_size": 100_000})
     _, err = start(slurm_cluster, config).communicate(timeout=400)
     assert "which supports at most" in err
@@ -77,7 +77,7 @@ def test_a_job_that_fails_tells_why_and_what_is_done_is_gone_on_with(slurm_clust
     assert not (tmp_path / "data").exists()
 
 
-def test_the_script_of_a_job_can_be_read(tmp_path: Path):
+def test_the_script_of_a_job(tmp_path: Path):
     profile = ClusterConfig(setup=("module load x",), env={"A": "b c"}, python="/opt/python")
     text = script(WorkDir(tmp_path / "w"), ["read", "8"], profile, log="read")
     assert f"/opt/python -u -m data_pipelines.build {tmp_path}/w read 8" in text

@@ -1,4 +1,4 @@
-"""What lands in a run's copy of the code, and what does not."""
+"""Contents of a run's copy of the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlpretrain.errors import LaunchError
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Code among which lies what must not be copied."""
+    """Make a folder of code with files that must not be copied."""
     package = tmp_path / "source" / "xlpretrain"
     (package / "__pycache__").mkdir(parents=True)
     for name in ("__init__.py", "token.py", "defaults.yaml", "__pycache__/a.pyc", ".env", "id_rsa", "api_key.txt"):
@@ -44,11 +44,11 @@ def test_a_secret_of_the_environment_is_never_copied(
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (source / "xlpretrain" / "mine.py").write_text("key = '0123456789abcdef'")
     left_out = code_snapshot.copy_code(tmp_path / "code", source)
-    assert "xlpretrain/mine.py (holds a secret of your environment)" in left_out
+    assert "xlpretrain/mine.py (contains a secret of your environment)" in left_out
     assert not (tmp_path / "code" / "xlpretrain" / "mine.py").exists()
 
 
-def test_a_second_snapshot_takes_the_place_of_the_first(source: Path, tmp_path: Path) -> None:
+def test_a_second_snapshot_replaces_the_first(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "code"
     code_snapshot.copy_code(target, source)
     (source / "xlpretrain" / "token.py").unlink()
@@ -58,9 +58,7 @@ def test_a_second_snapshot_takes_the_place_of_the_first(source: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "edited before there was a record"])
-def test_a_copy_that_somebody_changed_is_kept(
-    change: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_edited_copy_is_kept(change: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, record = tmp_path / "code", tmp_path / "code.json"
     code_snapshot.copy_code(target, source, record=record)
     (target / "xlpretrain" / "__pycache__").mkdir()
@@ -75,18 +73,18 @@ def test_a_copy_that_somebody_changed_is_kept(
             record.unlink()
         code_snapshot.copy_code(target, source, record=record)
         assert copied(target) == {"xlpretrain/__init__.py", "xlpretrain/token.py", "xlpretrain/defaults.yaml"}
-        assert "the run's code, which somebody changed" in capsys.readouterr().err
+        assert "edited copy of the run's code" in capsys.readouterr().err
     kept = [tmp_path / name / changed.relative_to(target) for name in ("code.changed", "code.changed-2")]
     assert [path.read_text() for path in kept] == ["mine 0", "mine 1"]
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_nothing(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LaunchError, match="the code cannot be copied there"):
+    with pytest.raises(LaunchError, match="cannot copy the code"):
         code_snapshot.copy_code(tmp_path / "file" / "code", source)
 
 
-def test_the_copy_is_what_python_runs_there(tmp_path: Path) -> None:
+def test_python_runs_the_copy_there(tmp_path: Path) -> None:
     assert code_snapshot.copy_code(tmp_path / "code") == []
     where = [
         sys.executable,

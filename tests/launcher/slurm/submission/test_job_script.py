@@ -1,4 +1,4 @@
-"""What runs and builds have in common in their job scripts."""
+"""Parts of job scripts shared by runs and builds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def profile(**data: object) -> ClusterConfig:
     return validate(ClusterConfig, data, "site.yaml")
 
 
-def test_spare_nodes_are_asked_for_on_top() -> None:
+def test_spare_nodes_are_requested_in_addition() -> None:
     assert sbatch_options(profile(nodes=2, spare_nodes=1))["nodes"] == "2-3"
     assert sbatch_options(profile(nodes="1-3"))["nodes"] == "1-3"
     assert sbatch_options(profile(nodes=2))["nodes"] == "2"
 
 
-def test_anything_else_is_passed_on_and_broken_nodes_are_added() -> None:
+def test_other_options_are_passed_on_and_failed_nodes_are_added() -> None:
     asked = sbatch_options(profile(sbatch={"exclusive": True, "mail-user": "me", "exclude": "n1"}), exclude=["n7"])
     assert (asked["exclusive"], asked["mail-user"], asked["exclude"]) == (True, "me", "n1,n7")
     arguments = as_arguments(asked)
@@ -50,7 +50,7 @@ def test_scripts_of_runs_and_builds_set_up_the_site_alike(tmp_path: Path, monkey
         assert script[first : first + len(expected)] == expected
 
 
-def test_the_script_to_edit_by_hand_asks_for_the_same() -> None:
+def test_the_plain_script_requests_the_same() -> None:
     text = (ROOT / "slurm" / "pretrain.sbatch").read_text()
     by_hand = set(re.findall(r"^#SBATCH (--\S+)", text, re.MULTILINE))
     site = profile(nodes=1, gpus_per_node=8, cpus_per_task=8, time="24:00:00")

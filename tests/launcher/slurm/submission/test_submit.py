@@ -1,4 +1,4 @@
-"""What `xlpretrain submit` checks, writes and says, with commands of Slurm that only say what a test wants.
+"""Checks, files and output of `xlpretrain submit`, with fake Slurm commands.
 
 Modules: finished.py.
 """
@@ -27,7 +27,7 @@ from xlpretrain.run_dir.layout import RunDir, Status
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """A cluster that takes every job, as number 7, and knows of none."""
+    """A fake cluster that accepts every job as number 7, and lists none."""
     (tmp_path / "fake").mkdir()
     fake = FakeSlurm(tmp_path / "fake", monkeypatch)
     fake.has("srun")
@@ -39,7 +39,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture
 def call(tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, slurm: FakeSlurm) -> Any:
-    """Submits the run `r`, unless told otherwise."""
+    """Submit the run `r` by default."""
     config = write_config(tmp_path / "run.yaml", tiny_dataset, name="r")
     monkeypatch.chdir(tmp_path)
 
@@ -58,7 +58,7 @@ def refusal(call: Any, *overrides: str, **options: Any) -> str:
     return str(error.value)
 
 
-def test_a_submitted_run_is_written_down_and_told(call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any) -> None:
+def test_a_submitted_run_is_recorded_and_printed(call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any) -> None:
     call("max_steps=7")
     run = RunDir(tmp_path / "runs" / "r")
     records = SlurmFolder.of(run)
@@ -67,7 +67,7 @@ def test_a_submitted_run_is_written_down_and_told(call: Any, slurm: FakeSlurm, t
     assert (job.job_id, job.cluster, job.nodes, job.log) == ("7", "test", "1-2", str(run.logs / "job.log"))
     assert yaml.safe_load(records.config.read_text())["max_steps"] == 7
     assert (run.path / "code" / "launcher" / "slurm" / "job" / "attempt.py").is_file()
-    assert not run.exists(), "a run begins with its first start"
+    assert not run.exists(), "a run starts with its first attempt"
     said = capsys.readouterr().out
     assert "job 7" in said
     assert "xlpretrain status" in said
@@ -77,15 +77,15 @@ def test_a_submitted_run_is_written_down_and_told(call: Any, slurm: FakeSlurm, t
     ("overrides", "options", "message"),
     [
         (["max_stepz=1"], {}, "did you mean max_steps?"),
-        (["global_batch_size=3"], {}, "3 streams cannot feed 4 ranks"),
-        (["data.train=/nowhere"], {}, "/nowhere: no dataset here"),
+        (["global_batch_size=3"], {}, "must be at least the number of ranks, 4, got 3"),
+        (["data.train=/nowhere"], {}, "/nowhere: not a dataset"),
         ([], {"nodes": "two"}, "or MIN-MAX such as 1-3"),
         ([], {"profile": {"env": {"MY_TOKEN": "x"}}}, "looks like a secret"),
         ([], {"sweeps": ["seed"]}, "expected key=value,value"),
     ],
     ids=str,
 )
-def test_a_mistake_never_comes_to_the_queue(
+def test_user_errors_never_reach_the_queue(
     call: Any, slurm: FakeSlurm, tmp_path: Path, overrides: list[str], options: dict[str, Any], message: str
 ) -> None:
     assert message in refusal(call, *overrides, **options)
@@ -93,7 +93,7 @@ def test_a_mistake_never_comes_to_the_queue(
     assert not any(line.startswith("sbatch") for line in slurm.asked)
 
 
-def test_what_slurm_says_is_told_and_nothing_left(call: Any, slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_errors_of_slurm_are_printed_and_leave_nothing_behind(call: Any, slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm.has("sbatch", error="sbatch: error: invalid partition specified: nosuch")
     assert "invalid partition specified: nosuch" in refusal(call)
     assert not (tmp_path / "runs" / "r").exists()
@@ -106,11 +106,11 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
 ) -> None:
     call()
     slurm.has("squeue", "7|PENDING||N/A|Priority")
-    assert "is job 7 already" in refusal(call)
+    assert "already submitted as job 7" in refusal(call)
     slurm.has("squeue", "7|COMPLETED||N/A|None")
     run = RunDir(tmp_path / "runs" / "r")
     run.stop_file.touch()
-    assert "the run was stopped by its user; `xlpretrain resume" in refusal(call)
+    assert "the run was stopped by the user; `xlpretrain resume" in refusal(call)
     run.stop_file.unlink()
     run.write_status(Status("finished", "finished", step=60, max_steps=60))
     asked = len(slurm.asked)
@@ -119,7 +119,7 @@ def test_a_run_in_the_queue_stopped_or_done_is_not_submitted(
     assert len(slurm.asked) == asked
 
 
-def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
+def test_a_run_that_ran_out_of_patience_is_neither_submitted_nor_resumed(
     call: Any, slurm: FakeSlurm, tmp_path: Path, capsys: Any
 ) -> None:
     call("stop.patience=2")
@@ -137,7 +137,7 @@ def test_a_run_whose_patience_is_spent_is_neither_submitted_nor_resumed(
     call("stop.patience=2")
     resume()
     told = capsys.readouterr().out
-    assert told.count("already finished: 40 steps") == 2 and told.count("raise stop.patience to go on") == 2
+    assert told.count("already finished: 40 steps") == 2 and told.count("raise stop.patience to continue") == 2
     assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked
     resume("stop.patience=3")
     assert len([line for line in slurm.asked if line.startswith("sbatch")]) == asked + 1
@@ -160,7 +160,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(call: Any, tmp_path: Pat
 
 def test_odd_paths_and_values_reach_the_script_as_text(tmp_path: Path, slurm: FakeSlurm) -> None:
     run = RunDir(tmp_path / "a \"b' $(touch x)\n`touch x` 100% \\z" / "run")
-    # What of the script needs neither Slurm nor submitit.
+    # The parts of the script that need neither Slurm nor submitit.
     (run.path / "code").mkdir(parents=True)
     run.logs.mkdir()
     value = "'\"$(touch x)\n`touch x`"
@@ -173,7 +173,7 @@ def test_odd_paths_and_values_reach_the_script_as_text(tmp_path: Path, slurm: Fa
     assert not list(tmp_path.rglob("x"))
 
 
-def test_what_submitit_would_read_as_a_pattern_is_refused(tmp_path: Path, slurm: FakeSlurm) -> None:
+def test_patterns_of_submitit_in_paths_are_refused(tmp_path: Path, slurm: FakeSlurm) -> None:
     with pytest.raises(ConfigError, match="holds %j, which submitit reads as a pattern"):
         executor.script([RunDir(tmp_path / "%job" / "run")], ClusterConfig(), name="run")
 
@@ -207,7 +207,7 @@ def test_a_sweep_is_an_array_with_a_folder_for_each_run(call: Any, slurm: FakeSl
     ]
 
 
-def test_values_of_a_sweep_make_names_that_are_safe_and_unlike() -> None:
+def test_values_of_a_sweep_make_safe_and_unique_names() -> None:
     found = variants(["optimizer.betas=[0.9,0.95],[0.9,0.99]", "a.b='x,y','x;y'"])
     assert [each.overrides[0] for each in found[::2]] == ["optimizer.betas=[0.9,0.95]", "optimizer.betas=[0.9,0.99]"]
     assert [each.overrides[1] for each in found[:2]] == ["a.b='x,y'", "a.b='x;y'"]
@@ -218,6 +218,6 @@ def test_values_of_a_sweep_make_names_that_are_safe_and_unlike() -> None:
 
 
 @pytest.mark.parametrize("sweep", [["seed="], ["seed=1,,2"], ["=1"], ["name=a,b"], ["seed=1,1"], ["seed=1", "seed=2"]])
-def test_a_sweep_that_makes_no_sense_is_refused(sweep: list[str]) -> None:
+def test_invalid_sweeps_are_refused(sweep: list[str]) -> None:
     with pytest.raises(ConfigError, match="--sweep"):
         variants(sweep)

@@ -183,7 +183,7 @@ def test_a_damaged_index_is_refused(damage: Callable[[dict], None], build_small:
 def test_what_is_no_dataset_is_refused(tmp_path: Path, tiny_dataset: Path):
     with pytest.raises(DataError, match="not a dataset"):
         TokenDataset.open(tmp_path)
-    with pytest.raises(DataError, match="name one of its parts: train, valid"):
+    with pytest.raises(DataError, match="use one of its splits: train, valid"):
         TokenDataset.open(tiny_dataset)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

@@ -35,22 +35,22 @@ def test_each_format_by_its_name(tmp_path: Path, name: str, content: str, rows: 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "", "is empty"),
-        ("a.csv", "text,label\n", "is empty"),
+        ("a.csv", "", "has no rows"),
+        ("a.csv", "text,label\n", "has no rows"),
         ("a.csv", "text,label\nx,1\ny\n", r"line 3: has 1 fields, expected 2 \(text, label\)"),
         ("a.csv", 'text,label\nx,"1\n', "line 2: unexpected end of data"),
-        ("a.csv", "text,text\nx,1\n", "more than one column is called text"),
+        ("a.csv", "text,text\nx,1\n", "several columns are named text"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', "line 2: not JSON"),
         ("a.jsonl", '{"text": "x"}\n["y"]\n', "line 2: expected an object"),
         ("a.jsonl", '{"text": "x"}\n{"text": null}\n', "line 2: no text or number for text"),
-        ("a.txt", " \n", "is empty"),
+        ("a.txt", " \n", "has no rows"),
         ("a.json", '{"text": {"0": "x"}}', r"is one JSON object; expected an array of objects.*orient='records'"),
         ("a.json", '[{"text": "x"}, 3]', "element 2: expected an object .* got 3"),
         ("a.json", '[{"text": "x"}', "not JSON"),
         (
             "a.jsonl",
             '{"text": "x"}\n{"text": "\\ud800"}\n',
-            "line 2: not Unicode text: a lone surrogate at character 0",
+            "line 2: invalid Unicode: a lone surrogate at character 0",
         ),
         ("a.xlsx", "PK", r"is a spreadsheet; convert it to \.csv, \.tsv, \.json, \.jsonl or one text per line"),
         ("a.csv.gz", "", "is compressed"),
@@ -80,5 +80,5 @@ def test_no_file_no_text_and_no_such_column(tmp_path: Path):
     with pytest.raises(DataError, match=r"not UTF-8 text \(byte 5\)"):
         read_table(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("text,mark\nx,1\n")
-    with pytest.raises(DataError, match="has no column 'label'; it has text, mark"):
+    with pytest.raises(DataError, match="no column 'label'; the columns are: text, mark"):
         read_table(tmp_path / "a.csv").column("label")

@@ -82,7 +82,7 @@ def test_the_tokenizer_of_a_hugging_face_folder_gives_the_same_ids(
     ("tokenizer", "message"),
     [
         ({"model_type": "bytes", "vocab_size": 300}, "not used by model_type bytes"),
-        ({"model_type": "word", "byte_fallback": True}, "takes text as it is: remove byte_fallback"),
+        ({"model_type": "word", "byte_fallback": True}, "does not change text: remove byte_fallback"),
         ({"model_type": "bpe"}, "model_type"),
     ],
 )

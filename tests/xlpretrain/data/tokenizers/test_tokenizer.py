@@ -50,7 +50,7 @@ def test_symbols_are_found_by_role_however_they_are_spelt():
 
 def test_a_missing_symbol_is_named():
     model = train_elsewhere(control_symbols=["<cls>", "<sep>", "<pad>", "<eod>"])
-    with pytest.raises(DataError, match=r"my\.model: the vocabulary has no symbol for mask"):
+    with pytest.raises(DataError, match=r"my\.model: the vocabulary has no mask"):
         Tokenizer(model, name="my.model")
 
 
@@ -138,7 +138,7 @@ def test_a_vocabulary_that_is_too_large_names_the_largest():
 
 
 def test_a_vocabulary_that_is_too_small_names_the_smallest():
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="is too small"):
         train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=16))
 
 
