@@ -31,8 +31,9 @@ import torch
 
 from xlpretrain import distributed
 from xlpretrain.config import run_config
-from xlpretrain.train.loop import start_save, train
+from xlpretrain.train.loop import train
 from xlpretrain.train.run import Run
+from xlpretrain.train.saving import start_save
 from xlpretrain.train.setup import set_up_run
 
 SAVES, EVERY_STEPS, SYNCHRONOUS = {"quickstart": 8, "100m": 3}, 60, 3
@@ -59,6 +60,9 @@ class Ticking:
     times: list[float] = field(default_factory=list)
     saving: list[bool] = field(default_factory=list)
     begun: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run.loader, name)
 
     def steps(self, start: int) -> Iterator[Any]:
         for batches in self.run.loader.steps(start=start):

@@ -5,8 +5,10 @@
 
 One rank, all ranks, the launcher, or all of them at once are killed by SIGKILL or SIGTERM: while a checkpoint is being
 written (half of the time), between steps, or while the run starts. After each kill it resumes: by `--max-restarts`
-if its launcher is alive, else by rerunning the command. In the end, every step's loss, gradient norm and learning
-rate must be bit-identical to the undisturbed run, and no temporary file may be left.
+if its launcher is alive, else by rerunning the command. In the end, every step's loss, gradient norm, learning rate and
+metrics of callbacks must be bit-identical to the undisturbed run, and no temporary file may be left.
+
+The run has the callback of docs/extend/callback.md twice, with state per run and per stream (--no-callbacks: none).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -26,9 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import commands
+import plugins
 import psutil
 import yaml
 from corpus import make_documents
+from repository import ROOT
 
 from xlpretrain.run_dir.goodput import describe
 
@@ -36,6 +41,8 @@ SAVE_EVERY, EVALUATE_EVERY = 6, 40
 WHOM = ("one rank", "all ranks", "launcher", "everything")
 WITH = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 WHEN = ("save", "save", "save", "step", "step", "start")
+CALLBACKS = [{"type": "stream_loss", "decay": 0.9}, {"type": "stream_loss", "decay": 0.5, "target": 0.0}]
+FIGURES = [f"stream_loss/{callback['decay']}/{figure}" for callback in CALLBACKS for figure in ("mean", "spread")]
 ENGINES = {
     "plain": {"type": "plain", "precision": "fp32"},
     "deepspeed": {"type": "deepspeed", "zero_stage": 1, "precision": "bf16"},
@@ -138,14 +145,20 @@ def torture(config: Path, *, kills: int, seed: int) -> Torture:
     tortured.finish()
     steps = commands.read_metrics(tortured.run)[-1]["step"]
     commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "--nproc", 2)
-    _compare(commands.curve(tortured.run), commands.curve(config.parent / "runs" / "undisturbed"))
+    _compare(_curve(tortured.run), _curve(config.parent / "runs" / "undisturbed"))
     left_over = [str(path) for path in _left_over(tortured.run)]
     assert not left_over, f"left over: {left_over}"
     return tortured
 
 
-def write_config(folder: Path, dataset: Path, engine: str) -> Path:
-    """Config of a tiny model with memory and dropout that saves constantly and never finishes by itself."""
+def write_config(folder: Path, dataset: Path, engine: str, *, callbacks: bool = True) -> Path:
+    """Config of a tiny model with memory and dropout that saves constantly and never finishes by itself.
+
+    callbacks: use those of the page, whose package is installed in the folder for the processes of `commands`.
+    """
+    if callbacks:
+        plugins.install_page("docs/extend/callback.md", folder)
+        commands.EXTRA["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
     return commands.write_config(
         folder / "tiny.yaml",
         dataset,
@@ -155,6 +168,7 @@ def write_config(folder: Path, dataset: Path, engine: str) -> Path:
         checkpoint={"every_steps": SAVE_EVERY, "keep": 2},
         eval={"every_steps": EVALUATE_EVERY, "max_tokens": 2000},
         wandb={"mode": "disabled"},
+        callbacks=CALLBACKS if callbacks else [],
     )
 
 
@@ -175,6 +189,11 @@ def report(tortured: Torture) -> str:
         describe(status["goodput"]),
     ]
     return "\n".join(lines)
+
+
+def _curve(run: Path) -> dict[int, tuple]:
+    figures = {row["step"]: tuple(row.get(figure) for figure in FIGURES) for row in commands.read_metrics(run)}
+    return {step: (*values, *figures[step]) for step, values in commands.curve(run).items()}
 
 
 def _compare(disturbed: dict[int, tuple], undisturbed: dict[int, tuple]) -> None:
@@ -252,10 +271,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", choices=ENGINES, default="plain")
+    parser.add_argument("--no-callbacks", dest="callbacks", action="store_false")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     print(f"in {folder} (kept if anything is lost)", flush=True)
-    config = write_config(folder, _build_dataset(folder), options.engine)
+    config = write_config(folder, _build_dataset(folder), options.engine, callbacks=options.callbacks)
     print(report(torture(config, kills=options.kills, seed=options.seed)))
     shutil.rmtree(folder)
 

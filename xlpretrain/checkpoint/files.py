@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,7 @@ class CheckpointManifest:
     state: the run's `TrainState`. layout: what made it, for telling whether going on is bit-identical.
     updates: number of updates of the optimizer.
     memory: ranges of streams [first, stop, file] in order.
+    stream_states: names of the callbacks whose state of these streams is in the same files.
     """
 
     step: int
@@ -168,6 +169,7 @@ class CheckpointManifest:
     parameters: dict[str, ParameterEntry]
     memory: list[tuple[int, int, str]]
     files: dict[str, FileEntry]
+    stream_states: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Serialize with a checksum over the content, one line per field; changed or missing bytes are detected.
@@ -219,6 +221,11 @@ def tensor_key(kind: str, name: str, start: int) -> str:
 def memory_key(first_stream: int) -> str:
     """Key of the streams' memory in a rank's file."""
     return f"memory|{first_stream}"
+
+
+def stream_state_key(name: str, first_stream: int) -> str:
+    """The key in a rank's file of a callback's state of its streams."""
+    return f"stream|{name}|{first_stream}"
 
 
 def rank_file(rank: int) -> str:

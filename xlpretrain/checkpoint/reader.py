@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from xlpretrain.checkpoint.files import (
     memory_key,
     open_manifest,
     quarantine,
+    stream_state_key,
     tensor_key,
     verify_chunks,
 )
-from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.engine.base import Engine
 from xlpretrain.errors import CheckpointError
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -47,12 +49,14 @@ FileRange = tuple[str, str, int, int]
 class RestoreResult:
     """State of a run at a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
 
+    stream_states: state of this rank's streams by callback, on the CPU; the first dimension is the streams.
     differences: changes of the environment, such as "world_size: 2 -> 1"; without any, the resume is bit-identical.
     """
 
     state: TrainState
     memory: Shaped[Tensor, "L S M D"]
     differences: list[str]
+    stream_states: dict[str, Tensor]
 
 
 class Checkpoint:
@@ -75,6 +79,7 @@ class Checkpoint:
         """Verify every chunk that contains these (kind, name, start, stop), or the memory of these streams."""
         wanted: dict[str, set[int]] = {}
         segments = [s for request in ranges for s in self._ranges(*request)] + list(self._memory_ranges(streams))
+        segments += [s for name in self.manifest.stream_states for s in self._state_ranges(name, streams)]
         for file, key, start, stop in segments:
             if file not in self._offsets:
                 self._offsets[file] = self._read_header(file, wanted.setdefault(file, set()))
@@ -98,16 +103,29 @@ class Checkpoint:
         parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_ranges(streams)]
         return torch.cat([empty, *parts], dim=1)
 
+    def read_stream_state(self, name: str, streams: range) -> Shaped[Tensor, "S ..."]:
+        """A callback's state of these streams, on the CPU."""
+        first, _, file = self.manifest.memory[0]
+        empty = self._file(file).get_slice(stream_state_key(name, first))[0:0]
+        parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._state_ranges(name, streams)]
+        return torch.cat([empty, *parts])
+
     def _ranges(self, kind: str, name: str, start: int, stop: int) -> Iterator[FileRange]:
         for low, high, file in self.manifest.parameters[name].ranges:
             if max(start, low) < min(stop, high):
                 yield file, tensor_key(kind, name, low), max(start, low) - low, min(stop, high) - low
 
     def _memory_ranges(self, streams: range) -> Iterator[FileRange]:
+        return self._stream_ranges(memory_key, streams)
+
+    def _state_ranges(self, name: str, streams: range) -> Iterator[FileRange]:
+        return self._stream_ranges(partial(stream_state_key, name), streams)
+
+    def _stream_ranges(self, key: Callable[[int], str], streams: range) -> Iterator[FileRange]:
         for low, high, file in self.manifest.memory:
             first, last = max(streams.start, low), min(streams.stop, high)
             if first < last:
-                yield file, memory_key(low), first - low, last - low
+                yield file, key(low), first - low, last - low
 
     def _read_header(self, file: str, wanted: set[int]) -> dict[str, tuple[int, int, int]]:
         """Per key: start and end byte in the file, and length of the first dimension. Verifies the header's chunks."""
@@ -155,13 +173,14 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
         engine.load_state(checkpoint.read, manifest.updates)
         dtype = engine.model.backbone.empty_memory(0, 0).dtype
         memory = checkpoint.read_memory(streams).to(dtype)
+        stream_states = {name: checkpoint.read_stream_state(name, streams) for name in manifest.stream_states}
     if distributed.rank() == 0:
         for folder, reason in passed_over:
             quarantine(folder, reason)
     distributed.barrier()
     now = layout(engine)
     differences = [f"{key}: {then} -> {now.get(key)}" for key, then in manifest.layout.items() if then != now.get(key)]
-    return RestoreResult(TrainState(**manifest.state), memory, differences)
+    return RestoreResult(TrainState.from_json(manifest.state), memory, differences, stream_states)
 
 
 def load_weights(source: Path, engine: Engine) -> list[str]:
@@ -214,7 +233,7 @@ def find_best(checkpoints: Path) -> Path:
     """Checkpoint of the best evaluation, according to the newest one; else the folder of all checkpoints."""
     for folder in list_checkpoints(checkpoints):
         with suppress(OSError, DamagedError):
-            best = open_manifest(folder).state.get("best_step")
+            best = best_step(open_manifest(folder).state)
             place = checkpoints / checkpoint_name(best or 0)
             return place if best is not None and place.is_dir() else checkpoints
     return checkpoints

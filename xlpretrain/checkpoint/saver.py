@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from jaxtyping import Shaped
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from xlpretrain import distributed
 from xlpretrain.checkpoint.environment import layout
-from xlpretrain.checkpoint.files import DamagedError, memory_key, tensor_key
+from xlpretrain.checkpoint.files import DamagedError, memory_key, stream_state_key, tensor_key
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.checkpoint.writer import (
     POLL_S,
@@ -112,9 +113,16 @@ class Saver:
         self._begun_at = step
         self._next_s = time.monotonic() + (config.every_s or float("inf"))
 
-    def reserve(self, engine: Engine, *, streams: range, memory: Shaped[Tensor, "L S M D"]) -> None:
+    def reserve(
+        self,
+        engine: Engine,
+        *,
+        streams: range,
+        memory: Shaped[Tensor, "L S M D"],
+        stream_states: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Allocate the copy buffers now, so that the first save is as fast as later ones."""
-        self._host.copy(_tensors(engine.state_ranges(), streams, memory))
+        self._host.copy(_tensors(engine.state_ranges(), streams, memory, stream_states))
 
     def votes(self, step: int) -> SaveVotes:
         """This rank's report after `step`."""
@@ -157,12 +165,14 @@ class Saver:
         *,
         streams: range,
         memory: Shaped[Tensor, "L S M D"],
+        stream_states: Mapping[str, Tensor] = MappingProxyType({}),
         behind: bool = True,
     ) -> None:
         """Copy the state, then write it on a thread. Every rank must call it after the same step, with none writing.
 
         Args:
             streams: streams of this rank; `memory` is theirs.
+            stream_states: state of the same streams by callback; the same names on every rank.
             behind: training continues meanwhile, so the thread runs at the lowest priority.
         """
         assert self._thread is None, "one save at a time"
@@ -175,7 +185,7 @@ class Saver:
         copied = StateSnapshot(
             step=state.step,
             attempt=self._attempts,
-            content=self._host.copy(_tensors(ranges, streams, memory)),
+            content=self._host.copy(_tensors(ranges, streams, memory, stream_states)),
             ranges=[(r.kind, r.name, r.start, r.stop) for r in ranges],
             streams=(streams.start, streams.stop),
             state=asdict(state),
@@ -183,6 +193,7 @@ class Saver:
             updates=engine.num_updates,
             shapes={name: tuple(shape) for name, shape in engine.shapes.items()},
             kinds=engine.kinds,
+            stream_states=sorted(stream_states),
         )
         self._thread = threading.Thread(target=self._write, args=(copied, behind), name="checkpoint", daemon=True)
         self._thread.start()
@@ -248,7 +259,12 @@ class Saver:
             self._failure = error
 
 
-def _tensors(ranges: Sequence[StateShard], streams: range, memory: Tensor) -> dict[str, Tensor]:
-    """Tensors that this rank saves, by key."""
+def _tensors(
+    ranges: Sequence[StateShard], streams: range, memory: Tensor, stream_states: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors that this rank saves, by key; those with larger elements first, so that all are aligned."""
     tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
-    return tensors | ({memory_key(streams.start): memory} if streams else {})
+    if streams:
+        tensors[memory_key(streams.start)] = memory
+        tensors |= {stream_state_key(name, streams.start): state for name, state in stream_states.items()}
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))

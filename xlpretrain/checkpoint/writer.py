@@ -12,7 +12,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -43,12 +43,21 @@ from xlpretrain.checkpoint.files import (
     tensor_key,
     verify_whole,
 )
-from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.errors import CheckpointError
 from xlpretrain.file_system.atomic_files import atomic_write, fsync
 from xlpretrain.models.pretraining_model import PretrainingModel
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _PAGE = 4096
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
@@ -146,6 +155,7 @@ class StateSnapshot:
     updates: int
     shapes: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, tuple[str, ...]]
+    stream_states: Sequence[str] = ()
 
 
 def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -> None:
@@ -270,6 +280,7 @@ def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict
         parameters=dict(_parameters(copied.shapes, copied.kinds, owned)),
         memory=sorted((*e["streams"], name) for name, e in files.items() if len(range(*e["streams"]))),
         files={name: FileEntry(**entry["file"]) for name, entry in files.items()},
+        stream_states=list(copied.stream_states),
     )
     atomic_write(folder / MANIFEST, manifest.to_json())
 
@@ -323,7 +334,7 @@ def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
         place.checkpoints,
         keep=place.keep,
         keep_every=place.keep_every,
-        stay={place.verified, copied.state["best_step"] if place.keep_best else None},
+        stay={place.verified, best_step(copied.state) if place.keep_best else None},
         owner=place.owner,
     )
 

@@ -26,6 +26,7 @@ _MAY_CHANGE = (
     "stop",
     "spike",
     "watchdog",
+    "callbacks",
     "data.on_damage",
     "data.cache_dir",
     "data.cache_bytes",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
-from xlpretrain.config.sections import EvalConfig, SpikeConfig, StopConfig
+from xlpretrain.config.sections import AnyCallback, EvalConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -62,6 +62,8 @@ class RunConfig(Section):
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    callbacks: tuple[AnyCallback, ...] = ()
+    """Callbacks of installed packages, in the order of their calls: [{type: ..., ...}, ...]."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys that can be found without opening data."""

@@ -1,14 +1,14 @@
-"""Config sections whose code is in rooms above `config`: evaluation, probe, spikes, stopping."""
+"""Config sections whose code is in rooms above `config`: evaluation, probe, spikes, stopping, callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from xlpretrain.schema import Problem, Section
+from xlpretrain.schema import Problem, Registry, Section, TaggedUnion
 
 
 class ProbeConfig(Section):
@@ -95,3 +95,22 @@ class StopConfig(Section):
     exits with code 75."""
     max_nonfinite_steps: int = Field(5, gt=0)
     """Number of consecutive steps with a non-finite loss or gradient after which the run fails."""
+
+
+class CallbackConfig(Section):
+    """Config of a callback that an installed package provides, an item of `callbacks` (docs/extend/callback.md)."""
+
+    type: str
+
+    def build(self, context: Any) -> Any:
+        """Build each rank's callback (`train.callbacks.base.Callback`); None if there is nothing for it to do.
+
+        context: facts about the run (`train.callbacks.base.CallbackContext`). Raises `XLPretrainError`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `build`")
+
+
+CALLBACKS: Registry[CallbackConfig] = Registry("callback", CallbackConfig, {})
+
+AnyCallback = Annotated[CallbackConfig, TaggedUnion(CALLBACKS)]
+"""Config of any callback, selected by its key `type`."""

@@ -55,6 +55,7 @@ class Watchdog:
         self._peers: list[Process] = []
         self._left_s = float("inf")
         self._timeout_s = float("inf")
+        self._limit_s = float("inf")
         self._stacks: Path | None = None
         self._lease: Lease | None = None
         self._closed = threading.Event()
@@ -66,11 +67,12 @@ class Watchdog:
         stacks: file for this rank's stacks if it hangs while it owns the lease.
         """
         self._peers, self._lease, self._stacks = list(peers), lease, stacks
-        self._timeout_s, self._left_s = config.timeout_s, config.timeout_s + config.startup_s
+        self._timeout_s = config.timeout_s
+        self._limit_s = self._left_s = config.timeout_s + config.startup_s
 
-    def progress(self) -> None:
-        """Report progress: restarts the timeout."""
-        self._left_s = self._timeout_s
+    def progress(self, limit_s: float | None = None) -> None:
+        """Report progress: restarts the timeout. limit_s: seconds until it, this once (default: `timeout_s`)."""
+        self._limit_s = self._left_s = self._timeout_s if limit_s is None else limit_s
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -114,7 +116,7 @@ class Watchdog:
             if peer.is_same_machine and peer.pid != os.getpid() and not peer.is_dead:
                 with suppress(ProcessLookupError):
                     os.kill(peer.pid, signal.SIGKILL)
-        _end(HUNG, f"no progress for {self._timeout_s:g} s; see its stacks in {self._stacks}")
+        _end(HUNG, f"no progress for {self._limit_s:g} s; see its stacks in {self._stacks}")
 
 
 def _launcher() -> Process | None:

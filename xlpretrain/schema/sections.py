@@ -43,7 +43,7 @@ ONE, SEVERAL, PLUGIN = "(one)", "(several)", "(plug-in)"
 
 
 class TaggedUnion:
-    """Annotates a field as one of several sections, selected by their key `type` (default: the first).
+    """Annotates a field as one of several sections, selected by their key `type` (default: the first built-in one).
 
     `Annotated[Base, TaggedUnion({"a": A, "b": B})]`, or a `Registry`, to which installed packages can add types.
     """
@@ -54,12 +54,15 @@ class TaggedUnion:
     def tag(self, value: Any) -> Any:
         """Name of a value's variant."""
         if isinstance(value, Mapping):
-            return value.get("type", next(iter(self.variants)))
+            return value["type"] if "type" in value else next(iter(self._builtin), None)
         return getattr(value, "type", None)
 
+    @property
+    def _builtin(self) -> Mapping[str, type[Section]]:
+        return self.variants.builtin if isinstance(self.variants, Registry) else self.variants
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        builtin = self.variants.builtin if isinstance(self.variants, Registry) else self.variants
-        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in builtin.items()}
+        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(v) for name, v in self._builtin.items()}
         if isinstance(self.variants, Registry):
             choices[PLUGIN] = core_schema.no_info_after_validator_function(
                 partial(_validate_plugin, self.variants), core_schema.any_schema()

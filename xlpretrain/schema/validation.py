@@ -149,9 +149,13 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
             return path, f"unknown key; {hint}"
         case "missing":
             return path, "required key is missing"
+        case "union_tag_not_found":
+            return f"{path}.type", "required key is missing"
         case "union_tag_invalid":
             union = union_of(kind)
             known = list(union.variants) if union else context["expected_tags"].replace("'", "").split(", ")
+            if not known:
+                return f"{path}.type", f"no installed package provides one, got {show_value(context['tag'])}"
             close = _closest(str(context["tag"]), known)
             hint = f"; did you mean {close}?" if close else ""
             return f"{path}.type", f"must be one of {', '.join(known)}, got {show_value(context['tag'])}{hint}"

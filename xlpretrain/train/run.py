@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,14 +14,12 @@ from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import shifted_step
 from xlpretrain.engine.base import Engine
 from xlpretrain.errors import XLPretrainError
-from xlpretrain.evaluation.held_out import EvalResult, Pause
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.lease import Lease
 from xlpretrain.run_dir.stop import StopRequest
 from xlpretrain.run_dir.watchdog import Watchdog
-from xlpretrain.tracking.metrics_file import Metrics
-from xlpretrain.train.callbacks.prediction_share import PredictionCounter
+from xlpretrain.train.dispatch import Callbacks
 from xlpretrain.train.recorder import Recorder
 from xlpretrain.train.throughput import StepTimer
 
@@ -31,12 +28,8 @@ from xlpretrain.train.throughput import StepTimer
 class Run:
     """One rank's part in a run, ready to go on from `state.step`.
 
-    streams: those this rank works on. mems: one memory per micro-batch, of consecutive streams. saver: its checkpoints.
-    peak_flops: of all ranks together. trouble: a mistake of the user's that this rank met, until the ranks agree on it.
-    corpus_losses: this rank's sums and counts by corpus, of the last step that is logged.
-    predictions: counts how much of the steps that are logged is predicted.
-    damage_told: what was said of damaged blocks.
-    last_losses: this rank's part of the last step's loss, until the ranks have looked whether it is a spike.
+    streams: those this rank works on. memory: one per micro-batch, of consecutive streams. saver: its checkpoints.
+    peak_flops: of all ranks together. pending_error: an error of the user's that this rank met, until the ranks agree.
     """
 
     config: RunConfig
@@ -49,18 +42,13 @@ class Run:
     streams: range
     state: TrainState
     memory: list[Tensor]
-    evaluate: Callable[[Pause], EvalResult] | None
-    probe: Callable[[Pause], Metrics] | None
     stop: StopRequest
     recorder: Recorder
     peak_flops: float
     flops_per_token: float
     saver: Saver
-    predictions: PredictionCounter
+    callbacks: Callbacks
     pending_error: XLPretrainError | None = None
-    last_losses: float | None = None
-    corpus_losses: Tensor | None = None
-    reported_damage: set[str] = field(default_factory=set)
     step_timer: StepTimer = field(default_factory=StepTimer)
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from xlpretrain import distributed
 from xlpretrain.checkpoint.reader import load_weights, restore
@@ -26,15 +27,17 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
-from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, Pause, evaluate
+from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
 from xlpretrain.run_dir.stop import StopRequest
 from xlpretrain.run_dir.watchdog import Watchdog
 from xlpretrain.schema import dump
-from xlpretrain.train.callbacks.prediction_share import PredictionCounter
+from xlpretrain.train.callbacks import build_callbacks
+from xlpretrain.train.callbacks.base import CallbackContext
 from xlpretrain.train.callbacks.probe import Probe
+from xlpretrain.train.dispatch import Callbacks
 from xlpretrain.train.recorder import Recorder
 from xlpretrain.train.run import Run
 from xlpretrain.train.throughput import peak_flops
@@ -124,17 +127,42 @@ def _build(
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
-    state = TrainState(wandb_id=wandb_id)
+    state, stream_states = TrainState(wandb_id=wandb_id), dict[str, Tensor]()
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
-        state, memory = restored.state, restored.memory.to(device)
+        state, memory, stream_states = restored.state, restored.memory.to(device), restored.stream_states
         recorder.print(f"going on from step {state.step} of {max_steps}")
         for difference in restored.differences:
             recorder.print(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
     elif config.init_from is not None:
         fresh = load_weights(config.init_from, engine)
         recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    loader = Loader(
+        SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
+        if state.skipped_windows
+        else samples,
+        config.objective.collator(data.tokenizer, seed=config.seed),
+        micro_batches,
+        skip_damage=config.data.on_damage == "skip",
+    )
+    context = CallbackContext(
+        config=config,
+        rank=distributed.rank(),
+        world_size=world_size,
+        streams=streams,
+        max_steps=max_steps,
+        device=device,
+        run_folder=folder.path,
+        corpora=samples.corpora,
+        model=EvaluatedModel.of_engine(engine),
+        print=recorder.print,
+    )
+    callbacks = Callbacks(
+        build_callbacks(context, data=data, engine=engine, probe=probe, damage=loader.damage, plot=recorder.plot)
+    )
+    for name in callbacks.load(state.callbacks, stream_states):
+        recorder.print(f"the checkpoint holds the state of a callback {name!r}, which the config lacks; it is dropped")
     saver = Saver(
         folder.checkpoints,
         config.checkpoint,
@@ -144,7 +172,7 @@ def _build(
         fence=mine.check,
         before_commit=recorder.sync,
     )
-    saver.reserve(engine, streams=streams, memory=memory)
+    saver.reserve(engine, streams=streams, memory=memory, stream_states=callbacks.stream_states(streams))
     distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
 
     return Run(
@@ -153,26 +181,17 @@ def _build(
         lease=mine,
         watchdog=watchdog,
         engine=engine,
-        loader=Loader(
-            SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
-            if state.skipped_windows
-            else samples,
-            config.objective.collator(data.tokenizer, seed=config.seed),
-            micro_batches,
-            skip_damage=config.data.on_damage == "skip",
-        ),
+        loader=loader,
         samples=samples,
         streams=streams,
         state=state,
         memory=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
-        evaluate=_evaluator(config, data, engine),
-        probe=(lambda pause: probe.run(engine, pause=pause)) if probe is not None else None,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
         peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
         flops_per_token=flops_per_token,
         saver=saver,
-        predictions=PredictionCounter(config.objective),
+        callbacks=callbacks,
     )
 
 
@@ -225,13 +244,6 @@ def _build_engine(
         device=device,
     )
     return engine, flops
-
-
-def _evaluator(config: RunConfig, data: DataSplits, engine: Engine) -> Callable[[Pause], EvalResult] | None:
-    if data.valid is None:
-        return None
-    model, task = EvaluatedModel.of_engine(engine), EvalTask.of_run(config, data.valid, data.tokenizer)
-    return lambda pause: evaluate(model, task, pause=pause)
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:

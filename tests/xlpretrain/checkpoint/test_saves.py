@@ -18,7 +18,7 @@ from launcher.cli.monitor.checkpoints import show
 from xlpretrain.checkpoint import reader
 from xlpretrain.checkpoint.files import clear_temporary, list_checkpoints, quarantine, set_aside_newer, verify_whole
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
-from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.errors import CheckpointError, LaunchError
 
 PLAIN = FP32["plain fp32"]
@@ -38,6 +38,11 @@ def saver(folder: Path, *, fence: Callable[[], None] = lambda: None, owner: int 
 
 def begin_to_save(saver: Saver, run: Training, step: int) -> None:
     saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=torch.cat(run.memory, dim=1))
+
+
+def state_with_best(value: float) -> TrainState:
+    """The state of step 1, whose evaluation is the best one."""
+    return TrainState(step=1, callbacks={"best_checkpoint": {"best_step": 1, "best_value": value}})
 
 
 def names(folder: Path) -> list[str]:
@@ -119,7 +124,7 @@ def test_once_another_start_has_taken_over_an_older_one_commits_nothing(
 def test_what_an_evaluation_found_after_a_save_is_noted_in_it(tmp_path: Path, run: Training) -> None:
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None)
-    before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), TrainState(step=1, best_step=1, best_value=2.0)
+    before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), state_with_best(2.0)
     streams, memory = range(STREAMS), torch.cat(run.memory, dim=1)
     behind.start(before, run.engine, streams=streams, memory=memory)
     assert behind.amend(after) is None  # it is still being written
@@ -143,12 +148,12 @@ def test_a_checkpoint_that_cannot_be_changed_stays_as_it_was_and_is_tried_again(
     assert behind.wait() is None
     in_the_way = tmp_path / ".tmp-0-step-00000001-0"
     in_the_way.touch()
-    told = behind.amend(TrainState(step=1, best_step=1))
+    told = behind.amend(state_with_best(2.0))
     assert told is not None and "the evaluation of step 1 could not be recorded" in told
-    assert verify_whole(tmp_path / "step-00000001").state["best_step"] is None
+    assert verify_whole(tmp_path / "step-00000001").state["callbacks"] == {}
     in_the_way.unlink()
     assert behind.wait() is None
-    assert verify_whole(tmp_path / "step-00000001").state["best_step"] == 1
+    assert best_step(verify_whole(tmp_path / "step-00000001").state) == 1
 
 
 @pytest.mark.parametrize("sees_it", [True, False])
@@ -169,9 +174,9 @@ def test_once_another_start_has_taken_over_an_older_one_changes_no_checkpoint(
     before, taken_over = (tmp_path / "step-00000001" / "manifest.json").read_bytes(), True
     if sees_it:
         with pytest.raises(LaunchError, match="taken over"):
-            older.amend(TrainState(step=1, best_step=1))
+            older.amend(state_with_best(2.0))
     else:
-        assert "could not be recorded" in str(older.amend(TrainState(step=1, best_step=1)))
+        assert "could not be recorded" in str(older.amend(state_with_best(2.0)))
     assert (tmp_path / "step-00000001" / "manifest.json").read_bytes() == before
     assert names(tmp_path) == ["step-00000001"]
 
@@ -294,3 +299,19 @@ def test_a_disk_that_fails_in_mid_write_costs_saves_and_nothing_else(tmp_path: P
             subprocess.run(["umount", str(disk)], check=True)
     finally:
         subprocess.run(["umount", str(device)], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool])
+def test_states_of_streams_lie_beside_the_memories_whatever_their_elements(
+    tmp_path: Path, run: Training, dtype: torch.dtype
+) -> None:
+    states = {"odd": torch.tensor([[1, 0, 1]] * STREAMS).to(dtype), "flags": torch.arange(STREAMS) % 2 == 0}
+    saving = saver(tmp_path)
+    memory = torch.cat(run.memory, dim=1)
+    saving.start(TrainState(step=1), run.engine, streams=range(STREAMS), memory=memory, stream_states=states)
+    assert saving.wait() is None
+    again = begin(PLAIN, seed=1)
+    restored = restore(tmp_path, again)
+    assert restored is not None and restored.stream_states.keys() == states.keys()
+    assert all(torch.equal(restored.stream_states[name], state) for name, state in states.items())
+    assert whole_state(again.engine).keys() == whole_state(run.engine).keys()

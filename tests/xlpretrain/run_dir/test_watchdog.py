@@ -26,6 +26,9 @@ with watchdog.Watchdog() as dog:
         for _ in range(5):
             time.sleep(0.15)
             dog.progress()
+        dog.progress(9.0)
+        time.sleep(0.8)  # longer than the timeout, and allowed this once
+        dog.progress()
         print("waiting", flush=True)
         threading.Event().wait()
     works_then_waits_for_ever()

@@ -11,6 +11,8 @@ import commands
 import pytest
 from labelled_files import _files
 
+from xlpretrain.checkpoint.train_state import best_step
+
 PLAIN = {"type": "plain", "precision": "fp32"}
 ZERO_3 = {"type": "deepspeed", "zero_stage": 3, "precision": "bf16"}
 LONG = {"every_steps": 2, "max_tokens": 16_000, "num_streams": 2, "seq_len": 8}  # a thousand batches
@@ -87,7 +89,7 @@ def test_an_evaluation_that_is_cut_is_done_again_and_nothing_differs(
     assert (status["state"], status["reason"], status["step"]) == ("stopped", "signal", 4)
     assert status["goodput"]["goodput/lost_s"] > 0 and status["goodput"]["goodput/steps_redone"] == 0
     assert logged(run) == [1, 2, 3]
-    assert state_of(run, 2)["unrecorded"] is None and state_of(run, 2)["best_step"] == 2
+    assert state_of(run, 2)["unrecorded"] is None and best_step(state_of(run, 2)) == 2
 
     commands.run("resume", run, "--nproc", processes)
     assert what_counts(run) == what_counts(undisturbed)
@@ -106,7 +108,7 @@ def test_a_stop_during_a_probe_keeps_the_evaluation_before_it(tiny_dataset: Path
     commands.run("train", config, "name=undisturbed", "--nproc", 2)
     process = commands.start("train", config, "name=cut", "--nproc", 2)
     wait_for_checkpoint(run, 2, process)
-    while state_of(run, 2)["best_step"] is None:
+    while best_step(state_of(run, 2)) is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     commands.finish(process, expect=75)

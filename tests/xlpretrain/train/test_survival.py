@@ -135,6 +135,9 @@ def test_two_crashes_without_a_new_checkpoint_are_enough(config: Path):
 
 
 @pytest.mark.parametrize("engine", torture.ENGINES)
-def test_killed_again_and_again_it_loses_nothing(tiny_dataset: Path, tmp_path: Path, engine: str):
+def test_killed_again_and_again_it_loses_nothing(
+    tiny_dataset: Path, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(commands.EXTRA, "PYTHONPATH", "")  # set by the torture, and reset afterwards
     tortured = torture.torture(torture.write_config(tmp_path, tiny_dataset, engine), kills=6, seed=5)
     print(torture.report(tortured))

@@ -1,0 +1,74 @@
+"""The callbacks of a run: those of its sections (`eval`, `spike`, `stop` and so on), then those of `callbacks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+
+from xlpretrain.config.sections import CallbackConfig
+from xlpretrain.data.config import DataSplits
+from xlpretrain.engine.base import Engine
+from xlpretrain.errors import ConfigError
+from xlpretrain.evaluation.held_out import EvalTask
+from xlpretrain.train.callbacks.base import Callback, CallbackContext
+from xlpretrain.train.callbacks.best_checkpoint import BestCheckpoint
+from xlpretrain.train.callbacks.corpus_losses import CorpusLosses
+from xlpretrain.train.callbacks.damaged_samples import DamagedSamples
+from xlpretrain.train.callbacks.evaluation import Evaluation
+from xlpretrain.train.callbacks.loss_plot import LossPlot
+from xlpretrain.train.callbacks.nonfinite import NonFinite
+from xlpretrain.train.callbacks.prediction_share import PredictionShare
+from xlpretrain.train.callbacks.probe import Probe, ProbeCallback
+from xlpretrain.train.callbacks.spike_rollback import SpikeRollback
+
+
+def build_callbacks(
+    context: CallbackContext,
+    *,
+    data: DataSplits,
+    engine: Engine,
+    probe: Probe | None,
+    damage: MutableMapping[int, list[str]],
+    plot: Callable[[], None],
+) -> dict[str, Callback]:
+    """All callbacks by name, in the order of their calls, which is the same on every rank.
+
+    damage: see `Loader`. plot: draws the loss curve. Raises `XLPretrainError` where one cannot be built.
+    """
+    config, objective = context.config, context.config.objective
+    found: dict[str, Callback] = {}
+    if context.corpora:
+        found["corpus_losses"] = CorpusLosses(context)
+    if objective.predicted_share is not None:
+        found["prediction_share"] = PredictionShare(context, objective.predicted_share)
+    found["nonfinite"] = NonFinite(context)
+    found["damaged_samples"] = DamagedSamples(context, damage)
+    found["spike_rollback"] = SpikeRollback(context)
+    if data.valid is not None:
+        found["evaluation"] = Evaluation(context, EvalTask.of_run(config, data.valid, data.tokenizer))
+    if probe is not None and config.eval.probe is not None:
+        found["probe"] = ProbeCallback(context, probe, engine, every_steps=config.eval.probe.every_steps)
+    found["best_checkpoint"] = BestCheckpoint(context)
+    found["loss_plot"] = LossPlot(plot)
+    for section in config.callbacks:
+        if (callback := _build_own(section, context)) is not None:
+            same = sum(name.partition("#")[0] == section.type for name in found)
+            found[f"{section.type}#{same + 1}" if same else section.type] = callback
+    return found
+
+
+def _build_own(section: CallbackConfig, context: CallbackContext) -> Callback | None:
+    callback = section.build(context)
+    if callback is not None and not isinstance(callback, Callback):
+        raise ConfigError(
+            f"callbacks: {section.type}: {type(section).__name__}.build must return a Callback or None,"
+            f" got {callback!r}"
+        )
+    if callback is None:
+        return None
+    limit, watchdog = callback.section_timeout_s, context.config.watchdog
+    if limit is not None and limit >= watchdog.collective_timeout_s:
+        raise ConfigError(
+            f"callbacks: {section.type}: its section may take {limit:g} s between two pauses, but the other ranks wait"
+            f" for {watchdog.collective_timeout_s:g} s only, 2 * (watchdog.timeout_s + watchdog.startup_s); raise these"
+        )
+    return callback

@@ -1,27 +1,44 @@
-"""The best evaluation of a run: its checkpoint is kept, and without a better one the run is over."""
+"""The best evaluation of a run: its checkpoint is kept, and without a better one the run is finished."""
 
 from __future__ import annotations
 
-from xlpretrain.evaluation.held_out import EvalResult
-from xlpretrain.train.run import Run
+from collections.abc import Mapping
+from typing import Any
+
+from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.base import Callback, CallbackContext, Request
 
 
-def update_best(run: Run, found: EvalResult) -> None:
-    """Remember this step's evaluation if it is the best one so far; the first of equals stays."""
-    by_accuracy, best = run.config.eval.best == "accuracy", run.state.best_value
-    value = found.main.accuracy if by_accuracy else found.loss
-    if best is None or (value > best if by_accuracy else value < best):
-        run.state.best_step, run.state.best_value = run.state.step, value
+class BestCheckpoint(Callback):
+    """Remembers the best evaluation so far; the first of equals stays."""
 
+    def __init__(self, context: CallbackContext):
+        self.best_step: int | None = None
+        self.best_value: float | None = None
+        self._config = context.config
 
-def should_save(run: Run) -> bool:
-    """True if this step's evaluation is the best one and its checkpoint, which is to be kept, is not yet on the
-    disk."""
-    state = run.state
-    return run.config.checkpoint.keep_best and state.best_step == state.step and run.saver.saved_at != state.step
+    def after_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Compare with the best one."""
+        by_accuracy, best = self._config.eval.best == "accuracy", self.best_value
+        term = self._config.objective.terms[0]
+        value = metrics[f"valid/{term}_accuracy" if by_accuracy else "valid/loss"]
+        if best is None or (value > best if by_accuracy else value < best):
+            self.best_step, self.best_value = step, value
 
+    def agreed(self, step: int, sums: object) -> Request | None:
+        """Ask for an end after `stop.patience` evaluations without improvement, or for a checkpoint of the best one."""
+        config, best = self._config, self.best_step
+        patience = config.stop.patience
+        if best is None:
+            return None
+        if patience is not None and step - best >= patience * config.eval.every_steps:
+            return "finish"
+        return "save" if best == step and config.checkpoint.keep_best else None
 
-def patience_exhausted(run: Run) -> bool:
-    """True if the last `stop.patience` evaluations brought no improvement."""
-    patience, best = run.config.stop.patience, run.state.best_step
-    return patience is not None and best is not None and run.state.step - best >= patience * run.config.eval.every_steps
+    def state(self) -> dict[str, Any]:
+        """The step and the value of the best evaluation."""
+        return {"best_step": self.best_step, "best_value": self.best_value}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Resume."""
+        self.best_step, self.best_value = state["best_step"], state["best_value"]

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from xlpretrain import distributed
+import torch
+from torch import Tensor
+
 from xlpretrain.models.pretraining_model import Loss
 from xlpretrain.tracking.metrics_file import Metrics
-from xlpretrain.train.run import Run
+from xlpretrain.train.callbacks.base import Callback, CallbackContext, MicroBatch
 
 
-def add_losses(run: Run, micro_batch: int, loss: Loss) -> None:
-    """Count what a micro-batch of this step came to, on the device: of each sample, by its corpus."""
-    samples, names = run.loader.samples, run.samples.corpora
-    if not names:
-        return
-    if micro_batch == 0:
-        run.corpus_losses = torch.zeros(2, len(names), device=run.engine.device)
-    assert run.corpus_losses is not None, "there was a first micro-batch"
-    step, streams = run.state.step, run.loader.micro_batches[micro_batch]
-    corpora = torch.tensor([samples.corpus(step=step, stream=stream) for stream in streams], device=run.engine.device)
-    scores = loss.scores[run.config.objective.terms[0]]
-    of = corpora[scores.samples]
-    run.corpus_losses[0].index_add_(0, of, scores.nll.float())
-    run.corpus_losses[1].index_add_(0, of, torch.ones_like(scores.nll, dtype=torch.float32))
+class CorpusLosses(Callback):
+    """Sums the loss of each prediction by the corpus of its sample, on the device."""
 
+    def __init__(self, context: CallbackContext):
+        self.num_row_numbers = 2 * len(context.corpora)
+        self._context, self._names = context, context.corpora
+        self._sums: Tensor | None = None  # losses and counts by corpus, of a step that is logged
 
-def corpus_metrics(run: Run) -> Metrics:
-    """Mean loss, in the first term, of the step's predictions in each corpus, and the passes over it. All ranks."""
-    names = run.samples.corpora
-    if not names:
-        return {}
-    assert run.corpus_losses is not None, "the step was counted"
-    numbers = distributed.all_reduce_sum(run.corpus_losses.flatten().tolist())
-    losses, counts = numbers[: len(names)], numbers[len(names) :]
-    metrics: Metrics = {f"data/epoch/{name}": epoch for name, epoch in run.samples.epochs(run.data_step).items()}
-    for name, loss, count in zip(names, losses, counts, strict=True):
-        if count:
-            metrics[f"train/corpus_loss/{name}"] = loss / count
-    return metrics
+    def before_step(self, step: int) -> None:
+        """Begin to sum if the step is logged."""
+        logged = self._context.is_logged(step + 1)
+        self._sums = torch.zeros(2, len(self._names), device=self._context.device) if logged else None
+
+    def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:
+        """Add the predictions of a micro-batch."""
+        if self._sums is None:
+            return
+        corpora = torch.tensor(micro_batch.corpora(), dtype=torch.long, device=self._sums.device)
+        scores = loss.scores[self._context.config.objective.terms[0]]
+        of = corpora[scores.samples]
+        self._sums[0].index_add_(0, of, scores.nll.float())
+        self._sums[1].index_add_(0, of, torch.ones_like(scores.nll, dtype=torch.float32))
+
+    def row_numbers(self, step: int) -> Sequence[float]:
+        """The losses of all corpora, then the counts."""
+        return [0.0] * self.num_row_numbers if self._sums is None else self._sums.flatten().tolist()
+
+    def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
+        """Mean loss, in the first term, of the step's predictions in each corpus that has any."""
+        losses, counts = sums[: len(self._names)], sums[len(self._names) :]
+        return {
+            f"train/corpus_loss/{name}": loss / count
+            for name, loss, count in zip(self._names, losses, counts, strict=True)
+            if count
+        }

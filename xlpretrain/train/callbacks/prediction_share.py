@@ -1,68 +1,74 @@
-"""The share of the tokens that is predicted at the steps that are logged, and a warning where it is not as intended."""
+"""The share of tokens that is predicted at the steps that are logged, and a warning if it is not as expected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
-from xlpretrain import distributed
-from xlpretrain.models.pretraining_model import Batch
-from xlpretrain.objectives.base import Objective
+from xlpretrain.models.pretraining_model import Batch, Loss
 from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.base import Callback, CallbackContext, MicroBatch
 
 SAMPLES, FEWEST_SAMPLES = 480, 32
-"""Samples after which the share is looked at; and at the end of a run, if there were as many."""
+"""Samples after which the share is checked; and at the end of a run, if there were as many."""
 
 
-def _zeros() -> np.ndarray:
-    return np.zeros(4, np.int64)
+class PredictionShare(Callback):
+    """Counts tokens, predictions, samples, and samples without predictions, in the steps that are logged.
 
-
-@dataclass
-class PredictionCounter:
-    """Counts tokens, predictions, samples, and samples without predictions.
-
-    step: of this rank, in the last step that was counted. total: of all ranks, in all steps that were.
+    expected: the least and the most share that the objective may have.
     """
 
-    objective: Objective
-    step: np.ndarray = field(default_factory=_zeros)
-    total: np.ndarray = field(default_factory=_zeros)
-    warned: bool = False
+    num_row_numbers = 4
 
-    def count(self, batches: Sequence[Batch]) -> None:
-        """Take the micro-batches of a step, while they are on the CPU."""
-        self.step = sum(map(self._count, batches), _zeros())
+    def __init__(self, context: CallbackContext, expected: tuple[float, float]):
+        self._context, self._expected = context, expected
+        self._counting = False
+        self._step = np.zeros(4, np.int64)  # of this rank
+        self._total = np.zeros(4, np.int64)  # of all ranks, in all steps that were counted
+        self._warned = False
 
-    def metrics(self, *, is_last: bool, warn: Callable[[str], None]) -> Metrics:
-        """Metrics of the last counted step, over all ranks; each of them calls it. Warns once."""
-        if self.objective.predicted_share is None:
-            return {}
-        step = np.array(distributed.all_reduce_sum(self.step.tolist())).astype(np.int64)
-        self.total += step
-        enough = self.total[2] >= (FEWEST_SAMPLES if is_last else SAMPLES)
-        if enough and not self.warned and (problem := self._problem(*self.objective.predicted_share)):
-            self.warned = True
-            warn(problem)
+    def before_step(self, step: int) -> None:
+        """Begin to count if the step is logged."""
+        self._counting = self._context.is_logged(step + 1)
+        self._step = np.zeros(4, np.int64)
+
+    def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:
+        """Count a micro-batch, on the CPU."""
+        if self._counting:
+            self._step += self._count(micro_batch.batch)
+
+    def row_numbers(self, step: int) -> Sequence[float]:
+        """The counts of this rank."""
+        return [float(number) for number in self._step]
+
+    def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
+        """The metrics of the step over all ranks. Warns once if the share is not as expected."""
+        counts = np.array(sums).astype(np.int64)
+        self._total += counts
+        enough = self._total[2] >= (FEWEST_SAMPLES if step == self._context.max_steps else SAMPLES)
+        if enough and not self._warned and (problem := self._problem(*self._expected)):
+            self._warned = True
+            self._context.print(problem)
         return {
-            "data/predicted_share": float(step[1] / max(step[0], 1)),
-            "data/samples_without_predictions": int(step[3]),
+            "data/predicted_share": float(counts[1] / max(counts[0], 1)),
+            "data/samples_without_predictions": int(counts[3]),
         }
 
     def _count(self, batch: Batch) -> np.ndarray:
         if batch.inputs.attention_mask is None:
-            return _zeros()
+            return np.zeros(4, np.int64)
         lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
-        predictions = np.bincount(batch.samples_of(self.objective.terms[0]).numpy(), minlength=len(lengths))
+        term = self._context.config.objective.terms[0]
+        predictions = np.bincount(batch.samples_of(term).numpy(), minlength=len(lengths))
         samples = lengths > 1  # a sample that is left out has a symbol at most
         return np.array(
             [lengths[samples].sum(), predictions.sum(), samples.sum(), (samples & (predictions == 0)).sum()]
         )
 
     def _problem(self, least: float, most: float) -> str | None:
-        tokens, predictions, samples, empty = self.total.tolist()
+        tokens, predictions, samples, empty = self._total.tolist()
         share = predictions / max(tokens, 1)
         if least <= share <= most and not empty:
             return None

@@ -22,6 +22,7 @@ from xlpretrain.engine.train_step import train_step
 from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
 from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.base import Callback, CallbackContext
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,21 @@ class Probe:
                 lr=config.optimizer.lr * config.schedule.factor(step),
                 seed=hash_ints(config.seed, step, rank),
             )
+
+
+class ProbeCallback(Callback):
+    """A section that runs a probe every `eval.probe.every_steps`, and at the end."""
+
+    def __init__(self, context: CallbackContext, probe: Probe, engine: Engine, *, every_steps: int):
+        self._context, self._probe, self._engine, self._every_steps = context, probe, engine, every_steps
+
+    def is_due(self, step: int) -> bool:
+        """True at multiples of `eval.probe.every_steps`."""
+        return self._context.is_due(step, self._every_steps)
+
+    def section(self, pause: Pause) -> Metrics:
+        """Fine-tune a copy of the weights as they are."""
+        return self._probe.run(self._engine, pause=pause)
 
 
 def gather_full_weights(engine: Engine) -> dict[str, Tensor]:

@@ -7,15 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from callback_runs import make_context, micro_batch_of
 from masked_samples import SIZE, _collator, _row
 
-from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.models.pretraining_model import Batch, Loss
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
-from xlpretrain.train.callbacks.prediction_share import SAMPLES, PredictionCounter
-
-pytestmark = pytest.mark.usefixtures("group")
+from xlpretrain.train.callbacks.prediction_share import SAMPLES, PredictionShare
 
 
 def _batch(samples: int, *, first: int = 0, keep: float = 1.0) -> Batch:
@@ -31,10 +30,15 @@ def _batch(samples: int, *, first: int = 0, keep: float = 1.0) -> Batch:
 
 
 def _warnings(batches: list[list[Batch]], *, is_last: bool = False) -> tuple[list[str], dict]:
-    counter, warnings = PredictionCounter(MaskedLM(seq_len=64)), []
-    for step in batches:
-        counter.count(step)
-        metrics = counter.metrics(is_last=is_last, warn=warnings.append)
+    objective, warnings = MaskedLM(seq_len=64), []
+    context = make_context(objective=objective, max_steps=len(batches) if is_last else 99, print=warnings.append)
+    assert objective.predicted_share is not None
+    callback = PredictionShare(context, objective.predicted_share)
+    for step, of_step in enumerate(batches):
+        callback.before_step(step)
+        for batch in of_step:
+            callback.after_forward(micro_batch_of(batch, step=step), Loss({}))
+        metrics = callback.metrics(step + 1, callback.row_numbers(step + 1))
     return warnings, metrics
 
 
@@ -68,5 +72,4 @@ def test_limits_follow_what_is_asked_for():
     assert MaskedLM(seq_len=512).predicted_share == pytest.approx((0.12, 0.18))
     assert MaskedLM(seq_len=512, max_predictions=20).predicted_share == pytest.approx((0.8 * 20 / 512, 0.18))
     assert PermutationLM().predicted_share == pytest.approx((0.8 * 82 / 512, 1.2 * 85 / 512))
-    counter = PredictionCounter(CausalLM(seq_len=16))
-    assert counter.metrics(is_last=True, warn=pytest.fail) == {}
+    assert CausalLM(seq_len=16).predicted_share is None

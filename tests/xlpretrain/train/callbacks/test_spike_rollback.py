@@ -13,6 +13,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+from callback_runs import completed, make_context
 from hypothesis import given
 from hypothesis import strategies as st
 from mixtures import mixture_of
@@ -24,7 +25,8 @@ from xlpretrain.data.storage.dataset import TokenDataset, add_checksum
 from xlpretrain.data.storage.shard_reader import MEMBERS, TAR_BLOCK
 from xlpretrain.errors import TrainingError
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.train.callbacks.spike_rollback import is_spike
+from xlpretrain.train.callbacks.base import RollBack
+from xlpretrain.train.callbacks.spike_rollback import SpikeRollback, is_spike
 
 
 def test_a_spike_stands_out_from_the_median_of_a_full_window():
@@ -33,6 +35,49 @@ def test_a_spike_stands_out_from_the_median_of_a_full_window():
     assert not is_spike(3.9, [3.0, 2.9, 9.0, 3.1, 3.0], config)
     assert not is_spike(99.0, [3.0, 2.9, 3.1, 3.0], config)
     assert not is_spike(99.0, [3.0] * 5, SpikeConfig(window=5))
+
+
+def spiking(**changes: float) -> SpikeRollback:
+    """The callback of a run whose losses stood at 3 for a window of two steps."""
+    context = make_context(spike={"threshold": 1.0, "window": 2, "max_rollbacks": 1, **changes})
+    callback = SpikeRollback(context)
+    for step in (1, 2):
+        assert agreed_loss(callback, step, 3.0) is None
+    return callback
+
+
+def agreed_loss(callback: SpikeRollback, step: int, loss: float) -> object:
+    callback.after_step(completed(step, loss=loss))
+    return callback.agreed(step, callback.numbers(step))
+
+
+def test_a_spike_asks_for_a_rollback_once_and_is_then_no_loss_to_compare_with():
+    callback = spiking(skip_before=4, skip_after=5)
+    assert agreed_loss(callback, 3, 9.0) == RollBack("the loss spikes to 9.0000", 4, 5)
+    callback.after_rollback({"rollbacks": 0, "recent_losses": []})
+    assert callback.state() == {"rollbacks": 1, "recent_losses": [3.0, 3.0]}
+    assert callback.metrics(3, ()) == {"events/rollbacks": 1}
+    assert callback.agreed(3, [9.0]) is None, "the same step's loss is agreed on once"
+
+
+def test_a_spike_without_a_checkpoint_is_a_loss_like_others():
+    callback = spiking()
+    assert agreed_loss(callback, 3, 9.0) is not None
+    assert agreed_loss(callback, 4, 3.0) is None
+    assert callback.recent_losses == [9.0, 3.0]
+
+
+def test_a_spike_after_the_last_rollback_is_an_error():
+    callback = spiking()
+    callback.load_state({"rollbacks": 1, "recent_losses": [3.0, 3.0]})
+    with pytest.raises(TrainingError, match=r"all 1 of spike\.max_rollbacks are used up"):
+        agreed_loss(callback, 3, 9.0)
+
+
+def test_a_rollback_that_another_callback_asks_for_keeps_the_losses():
+    callback = spiking()
+    callback.after_rollback(None)
+    assert callback.state() == {"rollbacks": 1, "recent_losses": [3.0, 3.0]}
 
 
 windows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)).map(lambda w: (w[0], w[0] + w[1])), max_size=5)

@@ -1,0 +1,88 @@
+"""The agreement of all ranks at a step boundary: one small all-reduce, and acting on its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from xlpretrain import distributed
+from xlpretrain.checkpoint.saver import SaveVotes
+from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.run_dir.goodput import Work
+from xlpretrain.run_dir.stop import STOP_REASONS, StopReason
+from xlpretrain.train.callbacks.base import Request, RollBack
+from xlpretrain.train.run import Run
+from xlpretrain.train.saving import start_save, tell_of_failed_save
+
+
+class LeaveLoopError(Exception):
+    """The ranks agree to leave the loop at this step: for good, for a reason to stop, or to return to a checkpoint."""
+
+    def __init__(self, why: StopReason | Literal["finish"] | RollBack):
+        super().__init__(why)
+        self.why = why
+
+
+@dataclass(frozen=True)
+class StepDecision:
+    """The facts that all ranks agree on at a step boundary.
+
+    counts: of the step's predictions, per loss term. requests: of the callbacks.
+    """
+
+    counts: dict[str, int]
+    stop: StopReason | None
+    saves: SaveVotes
+    requests: list[Request]
+
+
+def agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> StepDecision:
+    """One all-reduce: counts per loss term, reasons to stop, errors, saves, and the numbers of callbacks.
+
+    reason: this rank's, if there is one to stop. Raises the first rank's error on every rank.
+    """
+    terms, step = run.config.objective.terms, run.state.step
+    callback_numbers = run.callbacks.numbers(step)  # may leave an error
+    error = run.pending_error or run.callbacks.pending_error
+    values = [
+        *(sum(batch.counts[term] for batch in batches) for term in terms),
+        *(reason == known for known in STOP_REASONS),
+        error is not None,
+        *run.saver.votes(step),
+        *callback_numbers,
+    ]
+    numbers = iter(distributed.all_reduce_sum(values))
+    counts = {term: int(next(numbers)) for term in terms}
+    asked = [known for known in STOP_REASONS if next(numbers)]
+    if next(numbers):
+        distributed.share_trouble(error)
+    saves = SaveVotes(*(next(numbers) for _ in SaveVotes._fields))
+    requests = run.callbacks.agreed(step, list(numbers))
+    if not asked and "stop" in requests:
+        asked = ["signal"]
+    return StepDecision(counts, asked[0] if asked else None, saves, requests)
+
+
+def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool = False) -> None:
+    """Leave the loop if that was agreed, by `LeaveLoopError`; else begin to save if due. Every rank calls it.
+
+    spent_on: the work that took the time until now.
+    """
+    saver, requests = run.saver, agreed.requests
+    tell_of_failed_save(run, saver.apply_votes(agreed.saves))
+    if "finish" in requests and not in_section:
+        raise LeaveLoopError("finish")
+    for request in requests:
+        if isinstance(request, RollBack):
+            if saver.saved_at is not None:
+                raise LeaveLoopError(request)
+            run.recorder.print(f"step {run.state.step}: {request.reason}; no checkpoint to go back to")
+    if agreed.stop:
+        raise LeaveLoopError(agreed.stop)
+    save_now = "save" in requests and saver.saved_at != run.state.step
+    if agreed.saves.writing and save_now:
+        tell_of_failed_save(run, saver.wait())
+        save_now = saver.saved_at != run.state.step
+    if save_now or (agreed.saves.due and not agreed.saves.writing):
+        start_save(run, spent_on=spent_on)

@@ -1,0 +1,56 @@
+"""Steps whose loss or gradient is not finite: they are counted, and too many in a row end the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from xlpretrain.errors import TrainingError
+from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.base import Callback, CallbackContext, CompletedStep
+
+
+class NonFinite(Callback):
+    """Counts skipped updates: in all, and in a row up to now."""
+
+    def __init__(self, context: CallbackContext):
+        self.skipped_updates = 0
+        self.nonfinite_in_a_row = 0
+        self._context = context
+
+    def after_step(self, done: CompletedStep) -> None:
+        """Count a step whose update was skipped."""
+        if math.isfinite(done.grad_norm):
+            self.nonfinite_in_a_row = 0
+            return
+        self.skipped_updates += 1
+        self.nonfinite_in_a_row += 1
+        self._context.print(f"step {done.step}: loss or gradient is not finite; no update was made")
+
+    def after_row(self, step: int, row: Metrics) -> None:
+        """Raise `TrainingError` after `stop.max_nonfinite_steps` such steps in a row."""
+        limit = self._context.config.stop.max_nonfinite_steps
+        if self.nonfinite_in_a_row >= limit:
+            raise TrainingError(
+                f"{limit} steps in a row, up to step {step}, had a loss or gradient that is not finite;"
+                " lower optimizer.lr or optimizer.grad_clip, lengthen schedule.warmup_steps, or use"
+                " engine.precision=fp32, and resume from the last checkpoint in"
+                f" {self._context.config.folder.checkpoints}"
+            )
+
+    def metrics(self, step: int, sums: object) -> Metrics:
+        """Updates skipped since the run began."""
+        return {"events/skipped_updates": self.skipped_updates}
+
+    def after_rollback(self, saved: Mapping[str, Any] | None) -> None:
+        """Keep the total: updates that were skipped in undone steps count."""
+        self.nonfinite_in_a_row = 0 if saved is None else saved["nonfinite_in_a_row"]
+
+    def state(self) -> dict[str, Any]:
+        """Both counts."""
+        return {"skipped_updates": self.skipped_updates, "nonfinite_in_a_row": self.nonfinite_in_a_row}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Resume."""
+        self.skipped_updates, self.nonfinite_in_a_row = state["skipped_updates"], state["nonfinite_in_a_row"]

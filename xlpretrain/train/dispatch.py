@@ -1,0 +1,183 @@
+"""Calls the callbacks of a run: in order, with their share of each reduction, and with their names on their errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from xlpretrain.errors import XLPretrainError
+from xlpretrain.models.pretraining_model import Loss
+from xlpretrain.tracking.metrics_file import Metrics
+from xlpretrain.train.callbacks.base import Callback, CompletedStep, MicroBatch, Request
+
+
+class Callbacks:
+    """The callbacks of a run by name, in the order of their calls.
+
+    Attributes:
+        pending_error: the first `XLPretrainError` that one of them raised on this rank, until the ranks agree on it.
+    """
+
+    def __init__(self, by_name: Mapping[str, Callback]):
+        self.by_name = dict(by_name)
+        self.pending_error: XLPretrainError | None = None
+
+    def before_step(self, step: int) -> None:
+        """See `Callback`, here and below."""
+        self._each("before_step", lambda callback: callback.before_step(step))
+
+    def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:
+        """A micro-batch went through the model."""
+        self._each("after_forward", lambda callback: callback.after_forward(micro_batch, loss))
+
+    def after_step(self, done: CompletedStep) -> None:
+        """The update was made."""
+        self._each("after_step", lambda callback: callback.after_step(done))
+
+    def after_evaluation(self, step: int, metrics: Metrics) -> None:
+        """The held-out split was scored."""
+        self._each("after_evaluation", lambda callback: callback.after_evaluation(step, metrics))
+
+    def after_row(self, step: int, row: Metrics) -> None:
+        """The step is over."""
+        self._each("after_row", lambda callback: callback.after_row(step, row))
+
+    def numbers(self, step: int) -> list[float]:
+        """All numbers of this rank for the next agreement."""
+        return self._gather("numbers", lambda c: c.numbers(step), lambda c: c.num_numbers)
+
+    def agreed(self, step: int, sums: Sequence[float]) -> list[Request]:
+        """Hand each callback its sums. Returns what they ask for; raises their errors, on every rank."""
+        requests = []
+        for name, callback, own in self._split(sums, lambda c: c.num_numbers):
+            with _named(name, "agreed"):
+                requests.append(callback.agreed(step, own))
+        return [request for request in requests if request is not None]
+
+    def row_numbers(self, step: int) -> list[float]:
+        """All numbers of this rank for the row of metrics."""
+        return self._gather("row_numbers", lambda c: c.row_numbers(step), lambda c: c.num_row_numbers)
+
+    def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
+        """The metrics of all callbacks, each from its sums."""
+        metrics: Metrics = {}
+        for name, callback, own in self._split(sums, lambda c: c.num_row_numbers):
+            with self._deferred(name, "metrics"):
+                metrics |= callback.metrics(step, own)
+        return metrics
+
+    def due_sections(self, step: int) -> list[tuple[str, Callback]]:
+        """The callbacks whose section follows a step, by name."""
+        found = []
+        for name, callback in self.by_name.items():
+            with _named(name, "is_due"):
+                if callback.is_due(step):
+                    found.append((name, callback))
+        return found
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The state of each callback that has one; a copy, as JSON gives it back."""
+        states = {}
+        for name, callback in self.by_name.items():
+            with _named(name, "state"):
+                if state := callback.state():
+                    states[name] = json.loads(json.dumps(state))
+        return states
+
+    def stream_states(self, streams: range) -> dict[str, Tensor]:
+        """The state of this rank's streams of each callback that has one."""
+        states = {}
+        for name, callback in self.by_name.items():
+            with _named(name, "stream_state"):
+                if (state := callback.stream_state()) is not None:
+                    if state.shape[:1] != (len(streams),):
+                        raise ValueError(f"shape {tuple(state.shape)}, but this rank has {len(streams)} streams")
+                    states[name] = state.contiguous()
+        return states
+
+    def load(self, states: Mapping[str, Any], stream_states: Mapping[str, Tensor]) -> list[str]:
+        """Resume from a checkpoint. Returns the names of those whose state it holds, but who are not here."""
+        for name, callback in self.by_name.items():
+            if name in states:
+                with _named(name, "load_state"):
+                    callback.load_state(states[name])
+        self._load_streams(stream_states)
+        return sorted((states.keys() | stream_states.keys()) - self.by_name.keys())
+
+    def after_rollback(self, states: Mapping[str, Any], stream_states: Mapping[str, Tensor]) -> None:
+        """The run returned to a checkpoint."""
+        for name, callback in self.by_name.items():
+            with _named(name, "after_rollback"):
+                callback.after_rollback(states.get(name))
+        self._load_streams(stream_states)
+
+    def close(self) -> None:
+        """Close all of them, in the reverse order."""
+        self._each("close", lambda callback: callback.close(), reverse=True)
+
+    def _load_streams(self, stream_states: Mapping[str, Tensor]) -> None:
+        for name, callback in self.by_name.items():
+            if name in stream_states:
+                with _named(name, "load_stream_state"):
+                    callback.load_stream_state(stream_states[name])
+
+    def _each(self, event: str, call: Callable[[Callback], None], *, reverse: bool = False) -> None:
+        having = [item for item in self.by_name.items() if _overrides(item[1], event)]
+        for name, callback in reversed(having) if reverse else having:
+            with self._deferred(name, event):
+                call(callback)
+
+    def _gather(
+        self, event: str, call: Callable[[Callback], Sequence[float]], length: Callable[[Callback], int]
+    ) -> list[float]:
+        numbers: list[float] = []
+        for name, callback in self.by_name.items():
+            own: Sequence[float] = [0.0] * length(callback)  # after an error, too: the reduction has its length
+            if not _overrides(callback, event):
+                numbers += own
+                continue
+            with self._deferred(name, event):
+                own = call(callback)
+                if len(own) != length(callback):
+                    raise ValueError(f"{len(own)} numbers, but it declares {length(callback)}")
+            numbers += own
+        return numbers
+
+    def _split(
+        self, sums: Sequence[float], length: Callable[[Callback], int]
+    ) -> Iterator[tuple[str, Callback, Sequence[float]]]:
+        start = 0
+        for name, callback in self.by_name.items():
+            stop = start + length(callback)
+            yield name, callback, sums[start:stop]
+            start = stop
+
+    @contextmanager
+    def _deferred(self, name: str, event: str) -> Iterator[None]:
+        """Keep an `XLPretrainError` until the ranks agree on it: alone, this rank cannot leave."""
+        try:
+            with _named(name, event):
+                yield
+        except XLPretrainError as error:
+            self.pending_error = self.pending_error or error
+
+
+def _overrides(callback: Callback, event: str) -> bool:
+    """True if a callback has a method of its own for an event; calling the others would only take time."""
+    return getattr(type(callback), event) is not getattr(Callback, event)
+
+
+@contextmanager
+def _named(name: str, event: str) -> Iterator[None]:
+    """Add the callback's name to the traceback of an exception."""
+    try:
+        yield
+    except XLPretrainError:
+        raise
+    except Exception as error:
+        error.add_note(f"in the callback {name!r}, in its method {event}")
+        raise

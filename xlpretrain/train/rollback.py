@@ -1,0 +1,57 @@
+"""Returning to an earlier checkpoint, and going on without the data around the step that was left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from xlpretrain import distributed
+from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
+from xlpretrain.checkpoint.reader import restore
+from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
+from xlpretrain.train.callbacks.base import RollBack
+from xlpretrain.train.run import Run
+from xlpretrain.train.throughput import StepTimer
+
+
+def roll_back(run: Run, request: RollBack) -> None:
+    """Return to the newest checkpoint from before the last step's data, and skip that data.
+
+    Every rank calls it, with no save in flight, and saves afterwards: every checkpoint says which data is skipped.
+    """
+    then = run.state
+    at, _ = shifted_step(then.step - 1, then.skipped_windows)
+    _abandon_newer(run, max(then.step - 1 - request.skip_before, 0))
+    restored = restore(run.folder.checkpoints, run.engine, streams=run.streams, owner=run.lease.number)
+    assert restored is not None, "there was one"
+    first, _ = shifted_step(restored.state.step, then.skipped_windows)
+    window = (max(first, at - request.skip_before), at + request.skip_after + 1)
+    run.state = replace(
+        restored.state,
+        skipped_windows=add_window(then.skipped_windows, window),
+        failed_saves=then.failed_saves,
+    )
+    run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
+    sizes = [memory.shape[1] for memory in run.memory]
+    run.memory = list(torch.split(restored.memory.to(run.engine.device), sizes, dim=1))
+    samples = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
+    run.loader = replace(run.loader, samples=samples)
+    run.saver.reset_to(run.state.step)
+    run.recorder.go_back(run.state)
+    run.recorder.print(
+        f"step {then.step}: {request.reason}; back to step {run.state.step}, and on without the data of steps"
+        f" {window[0]} to {window[1] - 1}"
+    )
+    run.step_timer = StepTimer()
+
+
+def _abandon_newer(run: Run, step: int) -> None:
+    """Put checkpoints of later steps away; where none is as old as `step`, those after the oldest one."""
+    folder = run.folder.checkpoints
+
+    def abandon() -> None:
+        steps = [saved for path in list_checkpoints(folder) if (saved := parse_step(path)) is not None]
+        set_aside_newer(folder, max((s for s in steps if s <= step), default=min(steps)))
+
+    distributed.run_on_rank_0(abandon)
