@@ -1,4 +1,4 @@
-"""Sections of a run's configuration whose code lies above `config`: evaluation, probe, spikes, stopping."""
+"""Sections of a run's configuration whose code lies above `config`: metrics, evaluation, probe, spikes, stopping."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xlpretrain.schema import Problem, Section
+
+
+class LogConfig(Section):
+    """Metrics."""
+
+    every_steps: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
 
 
 class ProbeConfig(Section):

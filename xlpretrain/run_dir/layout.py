@@ -2,14 +2,14 @@
 
 config.yaml      the resolved configuration; what a resume must agree with
 changes.jsonl    what resumes changed in it: one line for each attempt that changed anything
-provenance.json  where it came from: digests of its data and weights (origin.py), W&B run id, host, versions
+provenance.json  where it came from: its id, digests of its data and weights (origin.py), host, versions
 metrics.jsonl    one line per logged step
 status.json      what it is doing, or why and where it ended
 checkpoints/     step-00000100/ ...
 tokenizer/       what its texts were encoded by
 lease/           which start of the run may write here (lease.py)
 logs/            what launcher and ranks said (rank_log.py); stacks of ranks that hung (watchdog.py)
-loss.png  wandb/
+loss.png  wandb/  tensorboard/
 predictions.csv  metrics.json  confusion.png    of a classifier, on its held-out texts
 STOP             the user's wish to save and end; `xlpretrain resume` removes it
 """
@@ -40,6 +40,7 @@ class Status:
     """The content of `status.json`. `reason` tells why a run is no longer running; `step` counts completed ones.
 
     goodput: what became of the run's time until `updated_at`, by the names that it has in the metrics.
+    told: the last step that each tracker, by its type, has safely been told of; None if an earlier version wrote this.
     """
 
     state: State
@@ -53,6 +54,7 @@ class Status:
     pid: int = 0
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
+    told: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
