@@ -9,7 +9,7 @@ from launcher.slurm.submission.plain_sbatch import main
 if __name__ == "__main__":
     print(
         "warning: python -m launcher.by_hand is now launcher.slurm.submission.plain_sbatch; update your copy of"
-        " slurm/pretrain.sbatch, since this name goes with the next version",
+        " slurm/pretrain.sbatch: the next version removes this name",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""Runs with nothing left to do, as every command that starts one sees them. Torch-free."""
+"""The check for finished runs that every command which starts a run makes first. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch takes seconds
 
 
 def print_if_finished(config: RunConfig) -> bool:
-    """Report a finished run, for which another attempt would do nothing. Returns whether it is finished."""
+    """Print a message if a run is finished, so that another attempt would do nothing. Returns True if it is."""
     told = outcome.nothing_left(
         config.folder,
         max_steps=config.max_steps,

@@ -15,7 +15,7 @@ __all__ = ["__version__", "load", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `stream` when it is asked for: every module imports this one."""
+    """Import `stream` on first use, since every module imports this one."""
     if name != "stream":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from xlpretrain.data.storage.webdataset_stream import stream
@@ -26,18 +26,18 @@ def __getattr__(name: str) -> Any:
 def load(
     run: str | Path, *, step: int | None = None, device: str | None = None, precision: str | None = None
 ) -> LoadedRun:
-    """A trained or imported run, for notebooks: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
+    """Load a trained or imported run: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
 
     Args:
-        run: its folder, such as runs/quickstart.
-        step: of which checkpoint (default: the newest whole one).
+        run: run folder, such as runs/quickstart.
+        step: checkpoint to load (default: the newest intact one).
         device: such as "cpu" (default: the GPU if there is one).
-        precision: of the weights, "fp32" or "bf16" (default: as trained). The likelihood of a sentence in bf16 is off
-            by up to 0.1 nats or so.
+        precision: of the weights, "fp32" or "bf16" (default: as trained). In bf16, log-likelihoods of sentences are
+            off by up to about 0.1 nats.
 
     Raises:
-        LaunchError, CheckpointError: no run there, or no whole checkpoint.
-        ConfigError: another precision.
+        LaunchError, CheckpointError: no run in the folder, or no intact checkpoint.
+        ConfigError: unknown precision.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The program that each rank runs: torchrun --nproc-per-node N -m xlpretrain CONFIG [key=value ...]"""
+"""Program of each rank: torchrun --nproc-per-node N -m xlpretrain CONFIG [key=value ...]"""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:  # imported late: torch takes seconds
 
 
 def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
-    """Train one rank's part. Returns what it came to: 0, 2, 75 or 76.
+    """Run one rank. Returns the exit code of the run: 0, 2, 75 or 76.
 
-    keep_log: let what this process says go to the run's folder as well.
+    keep_log: also write the output of this process to the run folder.
     """
-    parser = argparse.ArgumentParser(prog="python -m xlpretrain", description="Pretrain: one rank of a run.")
+    parser = argparse.ArgumentParser(prog="python -m xlpretrain", description="Run one rank of a training run.")
     parser.add_argument("config", type=Path, help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-4")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config changes, such as optimizer.lr=1e-4")
     parser.add_argument(
-        "--allow-recipe-change", action="store_true", help="let a resumed run change optimizer and schedule"
+        "--allow-recipe-change", action="store_true", help="allow a resumed run to change optimizer and schedule"
     )
-    parser.add_argument("--force-takeover", action="store_true", help="take over a run that a process seems to own")
+    parser.add_argument("--force-takeover", action="store_true", help="take over a run that a process appears to own")
     parser.add_argument("--take-over", action="store_true", help=argparse.SUPPRESS)  # its former name
     options = parser.parse_args(arguments)
     if options.take_over and os.environ.get("RANK", "0") == "0":
-        print("warning: --take-over is now --force-takeover; the next version no longer knows it", file=sys.stderr)
+        print("warning: --take-over is now --force-takeover; the next version removes --take-over", file=sys.stderr)
     if keep_log and (known := os.environ.get(rank_log.RUN)):
         rank_log.copy_to(RunDir(Path(known)).rank_log(int(os.environ["RANK"])))
     try:
@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None, *, keep_log: bool = False) -> int:
 
 
 def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_over: bool, keep_log: bool = False) -> int:
-    """Train. Raises `XLPretrainError` for what the user can mend."""
+    """Train. Raises `XLPretrainError` for errors that the user can fix."""
     block_signals()
-    with Watchdog() as watchdog:  # before the imports, which take seconds: the launcher may be killed meanwhile
+    with Watchdog() as watchdog:  # before the slow imports, during which the launcher may be killed
         from xlpretrain import distributed
         from xlpretrain.config import run_config
         from xlpretrain.train.setup import set_up_run
@@ -87,19 +87,19 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
 
 
 def _train(run: Run) -> StopReason | None:
-    """Train, and write down how it ended."""
+    """Train, and write the final status."""
     from xlpretrain.train.loop import train
 
     recorder = run.recorder
     try:
         stopped = train(run)
     except XLPretrainError as error:
-        run.watchdog.close()  # every rank has met it, and leaves when it likes
+        run.watchdog.close()  # all ranks have the error, and exit at different times
         recorder.write_status("failed", step=run.state.step, reason="error", message=str(error))
         raise
     state, reason = ("stopped", stopped) if stopped else ("finished", "finished")
     recorder.write_status(state, step=run.state.step, reason=reason)
-    recorder.plot()  # afterwards: little time may be left
+    recorder.plot()  # after the status, since little time may be left
     recorder.print(describe(recorder.goodput.metrics()))
     recorder.print(f"{state} at step {run.state.step} of {run.max_steps}; {run.folder.path}")
     return stopped
@@ -107,7 +107,7 @@ def _train(run: Run) -> StopReason | None:
 
 if __name__ == "__main__":
     outlive_console()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run listens, Ctrl-C ends it without a traceback
-    faulthandler.enable()  # so that a crash in C++ tells where
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts: exit without a traceback
+    faulthandler.enable()  # prints a traceback on a crash in C++
     ours = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
     exit_rank(code_of_rank(main(keep_log=True), parent_knows=ours))

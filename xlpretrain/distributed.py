@@ -1,7 +1,7 @@
-"""Ranks: the process group, the few collectives the loop needs, and which streams a rank works on.
+"""Process group, collectives of the training loop, and the assignment of streams to ranks.
 
-Under torchrun (or with its environment variables) the group spans the job. Without them it is a real group of one, so
-that there is one code path.
+Under torchrun (or with its environment variables) the group spans the job. Without them it is a group of one process,
+so that there is a single code path.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def init(*, timeout_s: float = 1800.0) -> torch.device:
-    """Join the process group, and set this rank's device and CPU threads. Every rank must call it, once.
+    """Join the process group and set this rank's device and CPU threads. Every rank must call it, once.
 
-    gloo on CPU, NCCL on CUDA. Raises `RankError` where this machine has fewer GPUs than ranks, where the environment
-    does not tell who this rank is, and where the others are not met.
+    Uses gloo on CPU, NCCL on CUDA. Raises `RankError` if this machine has fewer GPUs than ranks, if the environment
+    variables of the rank are incomplete, and if it cannot connect to the other ranks.
     """
     _check_environment(os.environ)
-    # Set here, not left to torchrun (which means 1 by OMP_NUM_THREADS): the same run whoever starts it.
+    # Set here, since torchrun would set 1 by OMP_NUM_THREADS: results must not depend on the launcher.
     threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank() >= torch.cuda.device_count():
             raise RankError(
-                f"local rank {local_rank()} has no GPU: this machine shows {torch.cuda.device_count()}; "
-                "start at most that many processes here"
+                f"local rank {local_rank()} has no GPU: this machine has {torch.cuda.device_count()}; "
+                "start at most that many ranks here"
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
@@ -48,7 +48,7 @@ def init(*, timeout_s: float = 1800.0) -> torch.device:
         except (dist.DistError, ValueError) as error:
             meet_at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise RankError(
-                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not meet the others at {meet_at}"
+                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot connect to the others at {meet_at}"
                 f" (MASTER_ADDR, MASTER_PORT): {str(error).splitlines()[0]}"
             ) from error
     else:
@@ -59,19 +59,19 @@ def init(*, timeout_s: float = 1800.0) -> torch.device:
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:
-    """Raise `RankError` where only a part of what a rank is told is there, or is no rank."""
+    """Raise `RankError` if some of a rank's environment variables are missing or invalid."""
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not environment.get(name)]
     if "RANK" not in environment:
         return
-    fix = "start ranks with torchrun or `xlpretrain train`, which set them all, or unset RANK to run alone"
+    fix = "start ranks with torchrun or `xlpretrain train`, which set them all, or unset RANK for a single process"
     if missing:
         raise RankError(f"RANK is set, but not {', '.join(missing)}: {fix}")
     numbers = {name: environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", *_OF_MACHINE)}
     bad = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()]
     if bad or not int(numbers["RANK"]) < int(numbers["WORLD_SIZE"]):
         bad = bad or [f"RANK={numbers['RANK']} and WORLD_SIZE={numbers['WORLD_SIZE']}"]
-        raise RankError(f"{', '.join(bad)}: ranks are whole numbers from 0 to WORLD_SIZE - 1; {fix}")
+        raise RankError(f"{', '.join(bad)}: expected integers, with ranks from 0 to WORLD_SIZE - 1; {fix}")
 
 
 def shutdown() -> None:
@@ -81,7 +81,7 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    """This process among all, from 0; 0 outside a group."""
+    """Global rank of this process; 0 outside a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -91,12 +91,12 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process among those of its machine, from 0."""
+    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """The values summed over ranks in float64 (exact for counts below 2^53). Every rank must call it."""
+    """Sum values over ranks in float64 (exact for counts below 2^53). Every rank must call it."""
     total = torch.tensor(values, dtype=torch.float64, device=_device())
     if world_size() > 1:
         dist.all_reduce(total)
@@ -104,12 +104,12 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait for all ranks. Every rank must call it."""
     all_reduce_sum([0.0])
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The picklable `value` of every rank, in their order, on every rank. Every rank must call it."""
+    """Gather the picklable `value` of each rank, in rank order, on every rank. Every rank must call it."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -118,7 +118,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's picklable `value`, on every rank. Every rank must call it."""
+    """Broadcast rank 0's picklable `value` to every rank. Every rank must call it."""
     if world_size() == 1:
         return value
     values = [value]
@@ -129,7 +129,7 @@ def broadcast_object(value: Any) -> Any:
 def run_on_rank_0(call: Callable[[], T]) -> T:
     """Run `call` on rank 0 and return its result on every rank. Every rank must call it.
 
-    What the user did wrong there, and what the file system refused, is raised on every rank as `XLPretrainError`.
+    An `XLPretrainError` or OSError there is raised on every rank as `XLPretrainError`.
     """
     result: T | None = None
     error: XLPretrainError | None = None
@@ -154,20 +154,20 @@ def share_trouble(error: XLPretrainError | None) -> None:
 
 
 def share_any_trouble(error: XLPretrainError | None) -> None:
-    """The same, at the price of one small all-reduce as long as there is no error."""
+    """As `share_trouble`, but costs only one small all-reduce if there is no error."""
     if all_reduce_sum([error is not None])[0]:
         share_trouble(error)
 
 
 def streams_of(rank: int, world_size: int, num_streams: int) -> range:
-    """The streams that `rank` works on: consecutive, and as many as the others' to within one."""
+    """Streams of a rank: consecutive; the numbers of streams of any two ranks differ by at most one."""
     return range(rank * num_streams // world_size, (rank + 1) * num_streams // world_size)
 
 
 def micro_batches(rank: int, world_size: int, *, num_streams: int, micro_batch_size: int) -> list[range]:
-    """A rank's streams cut into micro-batches: as many on every rank, as even as possible.
+    """Split a rank's streams into micro-batches of similar size; every rank has the same number of them.
 
-    Their number is what the largest share needs for none to be above `micro_batch_size`; on another rank one may be
+    Their number is the smallest for which no rank's micro-batches exceed `micro_batch_size`; on some ranks one may be
     empty.
     """
     largest_share = math.ceil(num_streams / world_size)
@@ -177,6 +177,6 @@ def micro_batches(rank: int, world_size: int, *, num_streams: int, micro_batch_s
 
 
 def _device() -> torch.device:
-    """The device of the tensors in the group's collectives."""
+    """Device of the tensors in collectives."""
     on_cuda = dist.is_initialized() and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

@@ -11,55 +11,55 @@ FINISHED = 0
 USER_ERROR = 2
 STOPPED_EARLY = 75
 FENCED = 76
-"""Another start of the run has taken over."""
+"""Another attempt of the run has taken over."""
 HUNG = 77
-"""No progress for too long."""
+"""No progress within the watchdog's timeout."""
 
 
 class XLPretrainError(Exception):
-    """A mistake on the user's side: one message that says what is wrong, what was got and what to do."""
+    """A user error. Its message says what is wrong, what was expected, and how to fix it."""
 
     exit_code = USER_ERROR
 
 
 class ConfigError(XLPretrainError):
-    """A configuration that cannot be run."""
+    """An invalid config."""
 
 
 class DataError(XLPretrainError):
-    """A corpus, a tokenizer or a shard that cannot be used."""
+    """An unusable corpus, tokenizer or shard."""
 
 
 class DamagedDataError(DataError):
-    """A block whose bytes are not those that were written."""
+    """A block that does not match its checksum."""
 
 
 class CheckpointError(XLPretrainError):
-    """A checkpoint that cannot be written, read or trusted."""
+    """A checkpoint that cannot be written or read, or is damaged."""
 
 
 class LaunchError(XLPretrainError):
-    """A run that cannot be started where it was asked for."""
+    """A run that cannot be started as requested."""
 
 
 class RankError(LaunchError):
-    """A mistake that this rank alone may have met, before it could ask the others."""
+    """An error that only this rank may have, raised before ranks can communicate."""
 
 
 class LeaseLostError(XLPretrainError):
-    """Another start of the run has taken its folder over; this one may write nothing more."""
+    """Another attempt has taken over the run folder; this one must not write to it any more."""
 
     exit_code = FENCED
 
 
 class TrainingError(XLPretrainError):
-    """A recipe that does not train: losses or gradients that are not finite, step after step."""
+    """A diverged run: non-finite losses or gradients step after step."""
 
 
 def print_error_once(error: XLPretrainError) -> int:
-    """Print an error that every rank has met, on rank 0, or one of this rank's own; returns its exit code.
+    """Print an error shared by all ranks on rank 0, or this rank's own; returns its exit code.
 
-    The others linger: the first rank to leave makes torchrun end the rest, maybe before rank 0 has spoken.
+    Other ranks wait a moment: when the first rank exits, torchrun kills the rest, maybe before rank 0 has printed.
     """
     if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -69,9 +69,9 @@ def print_error_once(error: XLPretrainError) -> int:
 
 
 def exit_rank(code: int) -> NoReturn:
-    """End this rank at once, when all is done and written.
+    """Exit this process at once, after all work is done and written.
 
-    Where Python ends it, a thread of torch's that wakes up in the midst of that now and then aborts it (SIGABRT).
+    A normal interpreter shutdown is sometimes aborted (SIGABRT) by a torch thread that wakes up during it.
     """
     sys.stdout.flush()
     sys.stderr.flush()

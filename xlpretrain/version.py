@@ -1,3 +1,3 @@
-"""The version: here, since a source tree that is not installed has no metadata to ask."""
+"""Version number; kept here because an uninstalled source tree has no metadata."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """One job of a build on a cluster: `python -m data_pipelines.build WORK STAGE NUM_JOBS`, or `WORK finish`.
 
-Of the tasks of the stage, it does every NUM_JOBS-th, beginning with the one whose number is SLURM_ARRAY_TASK_ID.
+The job runs every NUM_JOBS-th task of the stage, starting at task SLURM_ARRAY_TASK_ID.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FINISH, REPLACE = "finish", "replace"
 
 
 def main(arguments: list[str]) -> None:
-    """Do it; a mistake of the user is one message and exit code 2."""
+    """Run the job. A user error is printed as one message and exits with code 2."""
     outlive_console()
     work = WorkDir(Path(arguments[0]))
     try:
@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> None:
             return
         if work.plan.versions != current_versions():
             raise DataError(
-                f"{work.folder}: begun with other versions of xlpretrain or its libraries; run `xlpretrain data build` "
-                "again, which starts anew"
+                f"{work.folder}: started with other versions of xlpretrain or its libraries; run `xlpretrain data "
+                "build` again, which starts over"
             )
         stage = next(stage for stage in stages_of(work.config) if stage.name == arguments[1])
         part = slice(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")), None, int(arguments[2]))
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _cores(work: WorkDir) -> int:
-    """The cores of this node that Slurm assigned to the job."""
+    """Number of workers: the cores that Slurm assigned to the job on this node, at most `workers`."""
     return min(work.config.workers, int(os.environ.get("SLURM_CPUS_ON_NODE") or work.config.workers))
 
 

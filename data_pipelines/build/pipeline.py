@@ -1,4 +1,4 @@
-"""`xlpretrain data build`: from sources to a finished dataset, or nothing at all."""
+"""`xlpretrain data build`: builds a dataset from its sources and publishes it atomically."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from xlpretrain.tracking.printing import AnswerConsole
 
 @dataclass(frozen=True)
 class BuildReport:
-    """The result of a build. `reused`: it existed already. `seconds` has the time of each stage."""
+    """The result of a build. reused: the dataset existed already. seconds: duration of each stage."""
 
     out: Path
     splits: Mapping[str, TokenDataset]
@@ -43,9 +43,9 @@ class BuildReport:
 
 
 def build(config: DataConfig, *, force: bool = False, console: Console | None = None) -> BuildReport:
-    """Make the dataset `config` describes, or find that it is made; `force` replaces one made with other settings.
+    """Build the dataset that `config` describes, unless it exists. force: replace the dataset in `config.out`.
 
-    One that is killed goes on where it was. One that fails leaves `config.out` as it was. Raises `DataError`.
+    A killed build resumes when called again. A failed one leaves `config.out` unchanged. Raises `DataError`.
     """
     console = console or AnswerConsole()
     work = WorkDir.of(config.out)
@@ -62,7 +62,7 @@ def build(config: DataConfig, *, force: bool = False, console: Console | None = 
 
 
 def print_summary(out: Path, stages: ProgressReporter) -> BuildReport:
-    """Print what a build that is finished made."""
+    """Print the tables and warnings of a finished build."""
     splits = open_splits(out)
     stages.console.print(summary_table(str(out), splits))
     print_report(stages.console, out, read_report(out))
@@ -78,9 +78,9 @@ def stages_of(config: DataConfig) -> list[Stage]:
 
 @contextmanager
 def build_lock(work: WorkDir) -> Iterator[None]:
-    """Be the one who builds there. What was done is removed if the build cannot be mended by going on with it.
+    """Hold the build lock of the work folder, and remove the folder after an error that a rerun could not resume from.
 
-    Raises `DataError` in place of OSError.
+    Raises `DataError` instead of OSError.
     """
     try:
         with work.lock():
@@ -100,18 +100,18 @@ def build_lock(work: WorkDir) -> Iterator[None]:
 
 
 def start_build(config: DataConfig, work: WorkDir, stages: ProgressReporter, workers: Workers) -> None:
-    """Find the sources and write the plan, or go on with a build that had the same. Raises `DataError`, OSError."""
+    """Find the sources and write the plan, or resume a build with the same plan. Raises `DataError`, OSError."""
     goes_on = work.begin(make_plan(config, work.spool, stages, workers))
-    if not work.dataset.is_dir():  # killed when it was just in place
+    if not work.dataset.is_dir():  # killed right after publishing
         work.forget(write_shards.NAME)
     if goes_on:
-        stages.console.print(f"going on with the build in {work.folder}", highlight=False)
+        stages.console.print(f"resuming the build in {work.folder}", highlight=False)
 
 
 def run_stage(
     work: WorkDir, stage: Stage, stages: ProgressReporter, workers: Workers, *, part: slice = slice(None)
 ) -> None:
-    """Do the tasks of a stage that are not done. part: which of them are ours. Raises `DataError`, OSError."""
+    """Run the unfinished tasks of a stage. part: the tasks of this job. Raises `DataError`, OSError."""
     sizes = stage.sizes(work)
     own = range(len(sizes))[part]
     waiting = [task for task in own if not work.is_done(stage.name, task)]
@@ -122,10 +122,10 @@ def run_stage(
 
 
 def publish(work: WorkDir, *, replace: bool) -> None:
-    """Complete the dataset and put it in its place. Raises `DataError`, OSError."""
+    """Write the report and indexes, and rename the dataset to `out`. Raises `DataError`, OSError."""
     plan = work.plan
     for path in [path for path in work.dataset.rglob(".*") if is_temporary(path)]:
-        path.unlink()  # it was being written when somebody was killed
+        path.unlink()  # left by a killed process
     refuse_changed(file for file in plan.files if not is_url(file.path))
     found, kept = work.counts(read.NAME), work.counts(encode.NAME)
     cleaned = {**read.cleaned(found), **encode.cleaned(kept)}
@@ -144,4 +144,4 @@ def publish(work: WorkDir, *, replace: bool) -> None:
 
 
 def _goes_on(work: WorkDir) -> str:
-    return f"what is done is kept in {work.folder}: run the same command again to go on, or remove it"
+    return f"finished tasks are kept in {work.folder}: run the same command again to resume, or remove the folder"

@@ -1,4 +1,4 @@
-"""Finished datasets: whether one is what a config describes, and its splits."""
+"""Finished datasets: comparison with a config, and their splits."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from xlpretrain.file_system.atomic_dirs import final_place, named, tidy, unclaim
 
 
 def is_up_to_date(config: DataConfig, console: Console, *, force: bool) -> bool:
-    """Check whether `config.out` is the dataset that the config describes. `force`: it is to be replaced.
+    """True if `config.out` is the dataset that the config describes. force: always False, to rebuild it.
 
-    Raises `DataError` if something else is there; with `force`, if anything besides the dataset is.
+    Raises `DataError` if `config.out` is anything else; with `force`, if it has files besides a dataset.
     """
     out = config.out
     try:
@@ -34,22 +34,22 @@ def is_up_to_date(config: DataConfig, console: Console, *, force: bool) -> bool:
     except OSError as error:
         raise DataError(f"{error.filename or out}: {error.strerror or error}") from None
     if not own:
-        advice = "--force replaces nothing else, choose another `out`" if force else "choose another `out`"
+        advice = "--force replaces only datasets, so choose another `out`" if force else "choose another `out`"
         there = named(sorted(path.relative_to(out) for path in out.iterdir())) if out.is_dir() else "a file"
-        raise DataError(f"{out}: exists and holds no dataset that was built there, but {there}; {advice}")
+        raise DataError(f"{out}: exists, but is not a dataset built here (found {there}); {advice}")
     if force and others:
         raise DataError(
-            f"{out}: --force removes nothing but the dataset, and {named(others)} there is no part of it: move it away,"
-            " or choose another `out`"
+            f"{out}: --force removes only the dataset's own files, and {named(others)} is not one; move it away, or"
+            " choose another `out`"
         )
     if force:
         return False
     found = read_index(out / next(path for path in own if path.name == INDEX).parent).get("built_from", {})
     if current_settings(found.get("settings") or {}) != describe_settings(config):
-        raise DataError(f"{out}: built with other settings; choose another `out`, or --force to replace it")
+        raise DataError(f"{out}: was built with other settings; choose another `out`, or replace it with --force")
     console.print(f"{out}: already built with these settings", highlight=False)
     if _have_sources_changed(config, found):
-        console.print("The sources have changed since then; --force builds it anew.", highlight=False)
+        console.print("the sources have changed since; use --force to rebuild", highlight=False)
     return True
 
 
@@ -64,6 +64,6 @@ def _have_sources_changed(config: DataConfig, found: Mapping[str, Any]) -> bool:
         return False
     try:
         files = [file for source in config.sources for file in source_files(source)]
-    except DataError:  # A finished dataset can do without its sources.
+    except DataError:  # a finished dataset does not need its sources
         return False
     return fingerprint(files) != found.get("fingerprint")

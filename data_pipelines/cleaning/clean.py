@@ -1,4 +1,4 @@
-"""Cleaning of single documents: each step is optional, and counted."""
+"""Cleaning of single documents. Every step is optional and counted."""
 
 from __future__ import annotations
 
@@ -16,51 +16,54 @@ from xlpretrain.errors import DataError
 from xlpretrain.schema import FormerKey, Problem, Section
 
 EMPTY = "empty"
-"""The name under which documents without any text are counted."""
+"""Counter of documents without text."""
 
 
 class MinHashConfig(Section):
-    """The definition of near-duplicates: documents that share all hashes of a band."""
+    """Near-duplicate detection: documents are near-duplicates if they share all hashes of a band."""
 
     words: int = Field(5, ge=1)
-    """Documents are compared by their runs of this many words; in scripts without spaces between words, of letters."""
+    """Length of the n-grams that are compared, in words; in scripts without spaces between words, in letters."""
     bands: int = Field(14, ge=1, le=64)
-    """More bands find pairs that are less alike."""
+    """Number of bands; more of them also find less similar pairs."""
     rows: int = Field(8, ge=1, le=64)
-    """Hashes in a band; more of them leave only pairs that are more alike. 14 bands of 8 find half of the pairs that
-    have 0.7 of their runs in common, and 92 % of those that have 0.8."""
+    """Hashes per band; more of them find only more similar pairs. 14 bands of 8 find half of the pairs with a Jaccard
+    similarity of 0.7, and 92 % of those with 0.8."""
 
 
 class CleanConfig(Section):
-    """The cleaning of documents, before anything else. A step that is off costs nothing."""
+    """The cleaning of documents, before all other stages. Disabled steps cost nothing."""
 
     repair: bool = False
-    """Repair Unicode that was decoded wrongly (by ftfy)."""
+    """Repair wrongly decoded Unicode (mojibake) with ftfy."""
     min_characters: int = Field(0, ge=0)
-    """Leave out shorter documents."""
+    """Drop shorter documents."""
     max_characters: int | None = Field(None, ge=1)
-    """Leave out longer documents."""
+    """Drop longer documents."""
     rules: tuple[Literal["c4", "gopher"], ...] = ()
-    """Simple quality rules after C4 (drops lines too) and Gopher; for English."""
+    """Simple quality rules for English, after C4 (which also drops lines) and Gopher."""
     decontaminate: Annotated[DecontaminationConfig | None, FormerKey("overlap")] = None
-    """Leave out training documents that share a run of words with a held-out set."""
+    """Drop training documents that share an n-gram with a held-out set."""
     exact_duplicates: bool = True
-    """Keep one of several documents with the same text."""
+    """Keep one of several documents with identical text."""
     duplicate_paragraphs: bool = False
-    """Keep each paragraph in one document only."""
+    """Keep each repeated paragraph in one document only."""
     minhash_dedup: Annotated[bool, FormerKey("near_duplicates")] = False
-    """Keep one of several documents that are nearly the same (by MinHash); held-out ones rather than training ones."""
+    """Keep one of several near-duplicates (by MinHash); held-out documents win over training ones."""
     minhash: MinHashConfig = MinHashConfig()
 
     def problems(self) -> Iterator[Problem]:
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            yield "max_characters", f"must not be below min_characters: {self.max_characters} < {self.min_characters}"
+            yield (
+                "max_characters",
+                f"must be at least min_characters, got {self.max_characters} < {self.min_characters}",
+            )
         if self.minhash_dedup and not self.exact_duplicates:
-            yield "minhash_dedup", "needs exact_duplicates: copies are near-duplicates too"
+            yield "minhash_dedup", "requires exact_duplicates: exact copies are near-duplicates too"
 
 
 def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
-    """Clean a document: None if it is dropped; `counts` says why. Raises `DataError`."""
+    """Clean a document; None if it is dropped. Adds the reason to `counts`. Raises `DataError`."""
     if _is_empty(text):
         counts[EMPTY] += 1
         return None
@@ -68,7 +71,7 @@ def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
         repaired = _ftfy()(text)
         counts["repaired"] += repaired != text
         text = repaired
-    for rule in sorted(config.rules):  # c4, which drops lines, before gopher, which judges what remains
+    for rule in sorted(config.rules):  # c4, which drops lines, before gopher
         if rule == "c4":
             text, reason = quality.apply_c4_rules(text)
         else:
@@ -82,7 +85,7 @@ def clean(text: str, config: CleanConfig, counts: Counter[str]) -> str | None:
     if config.max_characters is not None and len(text) > config.max_characters:
         counts["too long"] += 1
         return None
-    if _is_empty(text):  # by now
+    if _is_empty(text):  # after dropping lines
         counts[EMPTY] += 1
         return None
     return text
@@ -93,7 +96,7 @@ def _is_empty(text: str) -> bool:
 
 
 def is_contaminated(text: str, config: CleanConfig, counts: Counter[str]) -> bool:
-    """True if a training document overlaps the held-out set. Raises `DataError` if that cannot be read."""
+    """True if a training document overlaps the held-out set. Raises `DataError` if the set cannot be read."""
     if config.decontaminate is None or not overlaps(
         text, load_ngrams(config.decontaminate), config.decontaminate.words
     ):
@@ -112,8 +115,8 @@ def _ftfy() -> Callable[[str], str]:
     try:
         import ftfy
     except ImportError:
-        raise DataError("clean.repair: needs the package ftfy: pip install 'xlpretrain[corpora]'") from None
-    # Only what was decoded wrongly: quotes, widths and line ends are the corpus's own.
+        raise DataError("clean.repair: requires the package ftfy: pip install 'xlpretrain[corpora]'") from None
+    # Repair wrong decoding only; quotes, character widths and line ends are part of the corpus.
     config = ftfy.TextFixerConfig(
         uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, fix_line_breaks=False,
         unescape_html=False, remove_terminal_escapes=False, remove_control_chars=False, normalization=None,

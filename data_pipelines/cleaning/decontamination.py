@@ -1,4 +1,4 @@
-"""Documents that overlap a held-out set: they share a run of words with it (n-gram decontamination)."""
+"""N-gram decontamination: finds documents that share an n-gram of words with a held-out set."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from data_pipelines.sources.records import cut_into_units, read_pieces, source_f
 from xlpretrain.schema import Problem, Section
 
 CHARACTERS_PER_WORD = 2
-"""Letters that count as a word in scripts without spaces: a single run in common condemns a document, so a run must be
-as rare there as elsewhere."""
+"""Letters that count as a word in scripts without spaces. One shared n-gram removes a document, so n-grams must be as
+rare there as in other scripts."""
 
 
 class DecontaminationConfig(Section):
-    """The held-out set, and how much of it a training document may not hold."""
+    """The held-out set, and the overlap that removes a training document."""
 
     against: tuple[Source, ...] = Field(min_length=1)
-    """Sources of the held-out texts; `subset`, `split` and `weight` have no meaning here."""
+    """Sources of the held-out texts; `subset`, `split` and `weight` are ignored."""
     words: int = Field(13, ge=1)
-    """Number of consecutive words, ignoring case and punctuation, that count as an overlap. In scripts without spaces
-    between words, two letters count as a word."""
+    """Length of the n-grams in words, ignoring case and punctuation. In scripts without spaces between words, two
+    letters count as a word."""
 
     def problems(self) -> Iterator[Problem]:
         if any(getattr(source, "path", None) == "-" for source in self.against):
@@ -33,7 +33,7 @@ class DecontaminationConfig(Section):
 
 @lru_cache(1)
 def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
-    """The hashes of the runs of words of a held-out set, in memory. Raises `DataError`."""
+    """The hashes of a held-out set's n-grams, in memory. Raises `DataError`."""
     files = [source_files(source) for source in config.against]
     found: set[int] = set()
     for unit in cut_into_units(config.against, files):
@@ -43,7 +43,7 @@ def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
 
 
 def overlaps(text: str, ngrams: frozenset[int], num_words: int) -> bool:
-    """True if a document contains one of these sequences of words."""
+    """True if a document contains one of these n-grams."""
     return any(run in ngrams for run in _ngrams(text, num_words))
 
 

@@ -1,8 +1,8 @@
-"""Documents and paragraphs that are in a corpus more than once, found by sorting hashes on disk.
+"""Near-duplicate documents and repeated paragraphs, found by sorting hashes on disk.
 
-A document is known by its `order`, which is a hash of its text. Of near-duplicates, every document is removed that
-shares a band of MinHashes with one that comes before it, held-out ones being before all others: no two that stay share
-a band. Of paragraphs that are in several documents, the first one stays, by the same order.
+Documents are identified by their `order`, a hash of the text. A document is removed if it shares a band of MinHashes
+with an earlier one, where held-out documents come first; so no two remaining documents share a band. Of repeated
+paragraphs, the first one is kept, by the same order.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:  # imported late: it takes a second
     from datasketch import MinHash
 
 CHARACTERS_PER_WORD = 1
-"""Letters that count as a word in scripts without spaces: there a letter that differs spoils as many runs as a word
-elsewhere."""
+"""Letters that count as a word in scripts without spaces: a changed letter there affects as many n-grams as a changed
+word elsewhere."""
 
 _SEED = 1
-_RUNS_AT_ONCE = 4096  # each makes as many numbers as there are hashes
+_RUNS_AT_ONCE = 4096  # each takes an array of all hashes
 
 
 class MinHashWriter:
-    """Writes the MinHash bands of documents as a sorted run: key of the band, precedence of the split, order."""
+    """Writes the MinHash bands of documents as a sorted run of rows: band key, precedence of the split, order."""
 
     def __init__(self, config: MinHashConfig):
         self._config = config
@@ -52,7 +52,7 @@ class MinHashWriter:
 
 
 class ParagraphWriter:
-    """Writes the paragraphs of documents as a sorted run: hash, precedence of the split, order, number in it."""
+    """Writes paragraphs as a sorted run of rows: hash, precedence of the split, order of the document, index."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, int]] = []
@@ -69,9 +69,9 @@ class ParagraphWriter:
 
 
 def minhash_bands(text: str, config: MinHashConfig) -> np.ndarray:
-    """The keys of a document's bands."""
+    """The band keys of a document."""
     runs = list(set(word_ngrams(text, config.words, characters_per_word=CHARACTERS_PER_WORD)))
-    if not runs:  # shorter than a run: as it is
+    if not runs:  # shorter than an n-gram: hash all of it
         runs = [xxhash.xxh64_intdigest((" ".join(WORD.findall(text.lower())) or text).encode())]
     sketch = _empty_sketch(config.bands * config.rows).copy()
     for start in range(0, len(runs), _RUNS_AT_ONCE):
@@ -81,7 +81,7 @@ def minhash_bands(text: str, config: MinHashConfig) -> np.ndarray:
 
 
 def near_duplicates(rows: np.ndarray) -> np.ndarray:
-    """The documents among sorted rows of `MinHashWriter` that do not come first in their band."""
+    """Documents that are not the first of their band, among sorted rows of `MinHashWriter`."""
     keys, _, documents = rows
     starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     firsts = documents[starts].repeat(np.diff(starts, append=len(keys)))
@@ -89,7 +89,7 @@ def near_duplicates(rows: np.ndarray) -> np.ndarray:
 
 
 def repeated_paragraphs(rows: np.ndarray) -> np.ndarray:
-    """Order and number of the paragraphs, among sorted rows of `ParagraphWriter`, that were there before."""
+    """Order and index of paragraphs that repeat an earlier one, among sorted rows of `ParagraphWriter`."""
     keys, _, documents, numbers = rows
     starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     lengths = np.diff(starts, append=len(keys))
@@ -98,7 +98,7 @@ def repeated_paragraphs(rows: np.ndarray) -> np.ndarray:
 
 
 def without_paragraphs(text: str, numbers: set[int]) -> str:
-    """A document without some of its paragraphs."""
+    """A document without the paragraphs with these indices."""
     return "\n\n".join(p for i, p in enumerate(PARAGRAPH_BREAK.split(text)[::2]) if i not in numbers)
 
 
@@ -108,6 +108,6 @@ def _empty_sketch(num_hashes: int) -> MinHash:
         from datasketch import MinHash
     except ImportError:
         raise DataError(
-            "clean.minhash_dedup: needs the package datasketch: pip install 'xlpretrain[corpora]'"
+            "clean.minhash_dedup: requires the package datasketch: pip install 'xlpretrain[corpora]'"
         ) from None
     return MinHash(num_hashes, seed=_SEED, hashfunc=int, scheme="affine64")

@@ -1,4 +1,4 @@
-"""Runs of consecutive words, by which documents are compared, in scripts with and without spaces between words."""
+"""Word n-grams for comparing documents, in scripts with and without spaces between words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 
 WORD = re.compile(r"\w+")
-"""Letters, digits and underscores in a row. In most scripts that is a word, or a part of one: the vowel signs and tone
-marks of Thai, Khmer or Hindi are none of these, so words end there."""
+"""A run of letters, digits and underscores: a word in most scripts, or part of one. Vowel signs and tone marks of Thai,
+Khmer or Hindi are not matched, so a match ends there."""
 
 _UNSPACED = (
     "\u1950-\u1974\u1980-\u19ab\u19b0-\u19c9"  # Tai Le, New Tai Lue
@@ -19,16 +19,16 @@ _UNSPACED = (
     "\u3105-\u312f\u31a0-\u31bf\ua000-\ua48c\uaa80-\uaaaf"  # Bopomofo, Yi, Tai Viet
     "\U00016fe3\U00016ff0-\U0001b2fb\U00020000-\U000323af"  # Tangut, Khitan, Nushu, more kana and Han
 )
-"""The letters of scripts in which whole clauses have neither a space nor a mark."""
+"""Letters of scripts that write whole clauses without a space or mark."""
 _UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
 _UNIT = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def word_ngrams(text: str, num_words: int, *, characters_per_word: int) -> Iterator[int]:
-    """Give the 64-bit hashes of all runs of `num_words` words in a text, ignoring case and punctuation.
+    """The 64-bit hashes of all n-grams of `num_words` words in a text, ignoring case and punctuation.
 
-    In scripts without spaces between words, `characters_per_word` letters count as one word, and a run may begin at
-    any letter.
+    In scripts without spaces between words, `characters_per_word` letters count as one word, and an n-gram may begin
+    at any letter.
     """
     text = text.lower()
     if not text.isascii() and _UNSPACED_LETTER.search(text):
@@ -38,7 +38,7 @@ def word_ngrams(text: str, num_words: int, *, characters_per_word: int) -> Itera
     else:
         units = WORD.findall(text)
         stops = np.arange(len(units)) + num_words
-    stops = stops[stops <= len(units)]  # the index after the last unit of the run that begins at each unit
+    stops = stops[stops <= len(units)]  # for each unit, the end of the n-gram that begins there
     joined = " ".join(units).encode()
     gaps = np.flatnonzero(np.frombuffer(joined, np.uint8) == ord(" "))
     starts, ends = np.append(0, gaps + 1)[: len(stops)], np.append(gaps, len(joined))[stops - 1]

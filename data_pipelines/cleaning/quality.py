@@ -1,4 +1,4 @@
-"""Simple rules that tell prose from what else lies on the web: after C4 (arXiv:1910.10683) and Gopher (2112.11446)."""
+"""Simple quality filters for web text, after C4 (arXiv:1910.10683) and Gopher (arXiv:2112.11446)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 def apply_c4_rules(text: str) -> tuple[str, str | None]:
-    """The lines that are sentences (C4, section 2.2), and why the document is left out, if it is."""
+    """The lines that are sentences (C4, section 2.2), and the reason to drop the document, or None."""
     lower = text.lower()
     if "lorem ipsum" in lower:
         return text, "lorem ipsum"
@@ -27,7 +27,7 @@ def apply_c4_rules(text: str) -> tuple[str, str | None]:
 
 
 def passes_gopher(text: str) -> str | None:
-    """The reason to drop a document (Gopher, table A1 in part); None to keep it."""
+    """The reason to drop a document (some rules of Gopher, table A1), or None."""
     words = text.split()
     if not 50 <= len(words) <= 100_000:
         return "fewer than 50 words or more than 100,000"

@@ -1,4 +1,4 @@
-"""Sorting what does not fit into memory: tasks write sorted runs, later tasks each gather one range of the keys."""
+"""External sorting: tasks write sorted runs, and later tasks each gather one range of the keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEYS = 1 << 64
 
 
 def write_sorted_run(path: Path, columns: Sequence[np.ndarray], *, unique: bool = False) -> None:
-    """Columns of uint64 to a file, sorted by the first, then the second, and so on. unique: without repeated rows."""
+    """Write columns of uint64 to a file, with rows in lexicographic order. unique: drop repeated rows."""
     table = np.stack([np.asarray(column, np.uint64) for column in columns])
     table = table[:, np.lexsort(table[::-1])]
     if unique and table.shape[1]:
@@ -21,19 +21,19 @@ def write_sorted_run(path: Path, columns: Sequence[np.ndarray], *, unique: bool 
 
 
 def key_range(task: int, num_tasks: int) -> tuple[int, int]:
-    """The keys [low, high) that a task of several deals with."""
+    """The range of keys [low, high) of one of `num_tasks` tasks."""
     return task * KEYS // num_tasks, (task + 1) * KEYS // num_tasks
 
 
 def rows_within(table: np.ndarray, low: int, high: int) -> slice:
-    """The rows of a sorted run whose keys are in [low, high)."""
+    """The rows of a sorted run with keys in [low, high)."""
     first = table[0].searchsorted(np.uint64(low))
     last = table[0].searchsorted(np.uint64(high)) if high < KEYS else table.shape[1]
     return slice(int(first), int(last))
 
 
 def gather(paths: Iterable[Path], low: int, high: int, *, num_columns: int) -> np.ndarray:
-    """The rows of all runs whose keys are in [low, high), sorted."""
+    """The rows of all runs with keys in [low, high), sorted."""
     parts = [np.empty((num_columns, 0), np.uint64)]
     for path in paths:
         table = np.load(path, mmap_mode="r")
@@ -43,10 +43,10 @@ def gather(paths: Iterable[Path], low: int, high: int, *, num_columns: int) -> n
 
 
 class Document(NamedTuple):
-    """A document on its way through a build.
+    """A document during a build.
 
-    order: 16 bytes by which documents are sorted, a hash of its text. source: number of the source; split: number of
-    the split, see `splits`.
+    order: the sort key, a 16-byte hash of the text. split: index of the split, see `splits`. source: index of the
+    source.
     """
 
     order: bytes
@@ -56,7 +56,7 @@ class Document(NamedTuple):
 
 
 class SortedDocumentWriter:
-    """Writes documents as sorted runs into a folder, of about `run_bytes` of text each; call `close` in the end."""
+    """Writes documents to a folder as sorted runs of about `run_bytes` of text each. Call `close` at the end."""
 
     def __init__(self, folder: Path, *, run_bytes: int):
         self._folder, self._run_bytes = folder, run_bytes
@@ -71,7 +71,7 @@ class SortedDocumentWriter:
             self.close()
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the buffered documents."""
         if not self._waiting:
             return
         documents = sorted(self._waiting)
@@ -91,7 +91,7 @@ class SortedDocumentWriter:
 
 
 def gather_documents(stage: Path, low: int, high: int) -> list[Document]:
-    """The documents of all runs of a stage whose order begins in [low, high), sorted."""
+    """The documents of all runs of a stage with the first 8 bytes of their order in [low, high), sorted."""
     found: list[Document] = []
     for path in document_runs(stage):
         table = np.load(path, mmap_mode="r")
@@ -103,7 +103,7 @@ def gather_documents(stage: Path, low: int, high: int) -> list[Document]:
 
 
 def document_runs(stage: Path) -> list[Path]:
-    """The runs of documents that a stage has made."""
+    """The files of a stage's sorted runs of documents."""
     return sorted(stage.glob("[0-9]*/*.documents.npy"))
 
 

@@ -16,7 +16,7 @@ Advance = Callable[[float], None]
 
 
 class ProgressReporter:
-    """Tells the stages of some work as they pass, and keeps how long each took (`seconds`, by name)."""
+    """Prints the progress of stages and records the duration of each (`seconds`, by name)."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -24,8 +24,8 @@ class ProgressReporter:
 
     @contextmanager
     def stage(self, name: str, unit: str, total: float | None = None, *, done: float = 0) -> Iterator[Advance]:
-        """A stage that deals with `total` units, if that is known, of which some are done already; call what it gives
-        as units are done."""
+        """Run a stage of `total` units (None if unknown), of which `done` are done already. Yields a function to call
+        with the number of units just done."""
         begin, first = time.perf_counter(), done
         with self._show(name, unit, total, done) as show:
 

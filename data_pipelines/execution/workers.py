@@ -1,4 +1,4 @@
-"""Work spread over processes."""
+"""A pool of worker processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ R = TypeVar("R")
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-"""Workers are forked from a process of their own: this one may hold threads, and forking those can deadlock."""
+"""Workers are forked from a separate server process: this one may have threads, and forking those can deadlock."""
 
 
 class WorkerDiedError(DataError):
-    """No fault of the data: what is done is worth keeping."""
+    """A worker process died. The data are not at fault, so finished tasks are kept."""
 
 
 class Workers:
-    """Processes that work off tasks. One worker is this process.
+    """A pool of worker processes. With one worker, tasks run in this process.
 
-    Raises `WorkerDiedError` from what it gives if a worker process is killed, most often for want of memory.
+    The iterators raise `WorkerDiedError` if a worker process is killed, most often because memory ran out.
     """
 
     def __init__(self, number: int):
@@ -46,13 +46,13 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            if isinstance(error, KeyboardInterrupt):  # tasks are done whole or not at all: none is waited for
+            if isinstance(error, KeyboardInterrupt):  # tasks are atomic: do not wait for them
                 for process in multiprocessing.active_children():
                     process.terminate()
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """`function` of every task, in their order."""
+        """Apply `function` to every task; yields the results in the order of the tasks."""
         if self._number == 1:
             yield from map(function, tasks)
             return
@@ -60,7 +60,7 @@ class Workers:
             yield from self._start().map(function, tasks)
 
     def finish(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """`function` of every task, as they are done."""
+        """Apply `function` to every task; yields the results as they complete."""
         if self._number == 1:
             yield from map(function, tasks)
             return
@@ -77,7 +77,7 @@ class Workers:
 
 
 def start_server() -> None:
-    """Let the process from which workers are forked import what they need, while this one does something else."""
+    """Start the fork server, which preloads the workers' modules in the background."""
     _CONTEXT.set_forkserver_preload(["data_pipelines.build.pipeline"])
     forkserver.ensure_running()
 
@@ -87,11 +87,11 @@ def _telling_of_deaths(number: int) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        raise WorkerDiedError(f"a worker process died (out of memory?); try fewer workers than {number}") from None
+        raise WorkerDiedError(f"a worker process died (out of memory?); use fewer than {number} workers") from None
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent. A killed one would otherwise leave its workers waiting for ever."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent dies (idle workers would wait forever)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

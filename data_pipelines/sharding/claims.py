@@ -1,4 +1,4 @@
-"""The files that a build has written, told by what they themselves say: a later build removes no others."""
+"""The files that a build wrote, identified by their content. A later build removes no others."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def claims(out: Path) -> list[Path]:
-    """The files of the dataset in `out`, relative to it; none if no dataset was built there.
+    """The files of the dataset in `out`, as relative paths; empty if no dataset was built there.
 
-    An index claims its shards and the tokenizer with its checksum. The splits of one build have the same `built_from`;
-    another dataset in a folder of `out` is not part of it. Raises OSError.
+    An index claims its shards, and the tokenizer with the checksum that it records. All splits of a build have the
+    same `built_from`, so other datasets in subfolders of `out` are not included. Raises OSError.
     """
     splits = dict(_splits(out))
     built_from = next((split.built_from for split in splits.values()), None)
@@ -37,13 +37,13 @@ def claims(out: Path) -> list[Path]:
 
 
 def _splits(out: Path) -> Iterator[tuple[Path, TokenDataset]]:
-    """The splits that lie where their build has put them, by their paths in `out`."""
+    """The splits that are in the folder they were built in, with their paths relative to `out`."""
     for path in sorted([*out.glob(f"*/{INDEX}"), *out.glob(f"*/*/{INDEX}")]):
         folder = path.parent.relative_to(out)
         try:
             split = TokenDataset.parse(path.parent)
         except DataError:
-            continue  # what is damaged claims nothing
+            continue  # a damaged index claims nothing
         settings = current_keys(DataConfig, split.built_from.get("settings") or {})
         sources = settings.get("sources") or [{}]
         if folder.name in SPLITS and str(folder.parent) in {source.get("subset") or "." for source in sources}:

@@ -1,4 +1,4 @@
-"""The report of a build: how many documents came in, what became of them and why."""
+"""The report of a build: documents read and kept, effects of cleaning, and warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_report(
     trained_on: Mapping[str, int],
     warnings: Sequence[str],
 ) -> None:
-    """Into the dataset that grows. trained_on: what the tokenizer was, if it was trained here. Raises OSError."""
+    """Write the report. trained_on: counts of the tokenizer's training, empty if not trained. Raises OSError."""
     whole: dict[str, Any] = {"documents_read": num_read, "documents_kept": num_kept}
     whole["cleaned"] = dict(sorted(cleaned.items()))
     if trained_on:
@@ -56,7 +56,7 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
 
 
 def report_table(out: Path, report: Mapping[str, Any]) -> Table | None:
-    """The report as a table, if it has anything to say."""
+    """The report as a table, or None if cleaning changed nothing."""
     if not any(report.get("cleaned", {}).values()):
         return None
     table = Table(title=f"{out}: cleaning", title_justify="left")

@@ -1,4 +1,4 @@
-"""`xlpretrain data stats`: what a dataset holds, as tables, and as plots in a file."""
+"""`xlpretrain data stats`: the statistics of a dataset as tables, and as plots in a file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from xlpretrain.tracking.printing import AnswerConsole
 
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 MOST_BLOCKS, SAMPLES = 4096, 64
-"""Limits for datasets of more blocks: the number of blocks per sample, and the number of samples."""
+"""Datasets of more than MOST_BLOCKS blocks are sampled: SAMPLES ranges of SAMPLES blocks."""
 _BAR = 20
 
 
 @dataclass(frozen=True)
 class DatasetStats:
-    """Tokens in each document and sentence, and tokens in a word (a sign of punctuation is one), of what was read."""
+    """Measurements of a dataset.
+
+    documents, sentences: lengths in tokens. pieces_per_word: tokens per word, where a punctuation mark is a word.
+    share: share of the tokens that was read.
+    """
 
     documents: np.ndarray
     sentences: np.ndarray
@@ -32,7 +36,7 @@ class DatasetStats:
 
 
 def stats(folder: Path, *, console: Console | None = None, plot: Path | None = None) -> None:
-    """Print what the dataset in `folder` holds: one split, or every split below it. plot: a picture to write, too.
+    """Print the statistics of one split, or of every split in `folder`. plot: an image file to write as well.
 
     Raises `DataError`.
     """
@@ -40,7 +44,7 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
     manifests = {_name(path, folder): TokenDataset.open(path) for path in dataset_folders(folder)}
     measured = {name: measure(manifest) for name, manifest in manifests.items()}
     table = summary_table(str(folder), manifests)
-    table.add_row("pieces per word", *(_two_digits(m.pieces_per_word) for m in measured.values()))
+    table.add_row("tokens per word", *(_two_digits(m.pieces_per_word) for m in measured.values()))
     for what in ("documents", "sentences"):
         table.add_section()
         lengths = {name: getattr(m, what) for name, m in measured.items()}
@@ -50,7 +54,7 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
     console.print(table)
     if any(m.share < 1 for m in measured.values()):
         least = min(m.share for m in measured.values())
-        console.print(f"lengths and words are those of a sample (at least {least:.1%})", highlight=False)
+        console.print(f"lengths and words were measured on a sample (at least {least:.1%})", highlight=False)
     for what in ("documents", "sentences"):
         console.print(histogram(f"tokens in a {what[:-1]}", {n: getattr(m, what) for n, m in measured.items()}))
     for out in (folder, folder.absolute().parent):
@@ -63,18 +67,18 @@ def stats(folder: Path, *, console: Console | None = None, plot: Path | None = N
 
 
 def dataset_folders(folder: Path) -> list[Path]:
-    """`folder` itself if it is a dataset, else those in it. Raises `DataError` if there are none."""
+    """`folder` itself if it is a dataset, else the datasets in it. Raises `DataError` if there are none."""
     if (folder / "index.json").is_file():
         return [folder]
     indexes = [*folder.glob("*/index.json"), *folder.glob("*/*/index.json")]
     found = sorted(index.parent for index in indexes if not index.parent.name.startswith("."))
     if not found:
-        raise DataError(f"{folder}: no dataset here (no index.json); build it with `xlpretrain data build`")
+        raise DataError(f"{folder}: not a dataset (no index.json); build one with `xlpretrain data build`")
     return found
 
 
 def measure(manifest: TokenDataset) -> DatasetStats:
-    """Read a dataset, or samples of a large one. Reads, and so verifies, every block of those."""
+    """Measure a dataset, or samples of a large one. Every block that is read is also verified."""
     documents, sentences, num_tokens = [], [], 0
     num_pieces = num_words = 0
     starts = _word_starts(manifest)
@@ -82,7 +86,7 @@ def measure(manifest: TokenDataset) -> DatasetStats:
         ends = manifest.document_ends(first, last)
         sentence_ends = manifest.sentence_ends(first, last)
         all_ends = np.union1d(ends, sentence_ends)
-        before = [first - 1] if first == 0 else []  # what a later sample begins with may have begun before it
+        before = [first - 1] if first == 0 else []  # a later range may begin inside a document
         documents.append(np.diff(ends, prepend=before))
         is_sentence = np.isin(all_ends, sentence_ends, assume_unique=True)
         sentences.append(np.diff(all_ends, prepend=before)[is_sentence[1 - len(before) :]])
@@ -101,7 +105,7 @@ def measure(manifest: TokenDataset) -> DatasetStats:
 
 
 def histogram(title: str, lengths: Mapping[str, np.ndarray]) -> Table:
-    """Bars of how many there are of each length, the lengths by powers of two."""
+    """A histogram of lengths as bars, binned by powers of two."""
     table = Table(title=title, title_justify="left", show_edge=False, box=None)
     table.add_column("up to", justify="right")
     for name in lengths:
@@ -139,7 +143,7 @@ def write_plot(path: Path, measured: Mapping[str, DatasetStats]) -> None:
 
 
 def summary_table(title: str, manifests: Mapping[str, TokenDataset]) -> Table:
-    """One column a split; from the indexes alone."""
+    """A table with one column per split, from the indexes alone."""
     rows: dict[str, Callable[[TokenDataset], str]] = {
         "documents": lambda m: f"{m.num_documents:,}",
         "sentences": lambda m: f"{m.num_sentences:,}",
@@ -148,7 +152,7 @@ def summary_table(title: str, manifests: Mapping[str, TokenDataset]) -> Table:
         "bytes per token": lambda m: f"{m.num_bytes / m.num_tokens:.2f}",
         "unknown tokens": lambda m: f"{m.num_unknown / m.num_tokens:.3%}",
         "vocabulary": lambda m: f"{m.vocabulary.size:,}",
-        "tokens in a block": lambda m: f"{m.block_tokens:,}",
+        "tokens per block": lambda m: f"{m.block_tokens:,}",
         "blocks": lambda m: f"{m.num_blocks:,}" + (f" and {m.tail_tokens:,} tokens" if m.tail_tokens else ""),
         "shards": lambda m: f"{len(m.shards):,}",
     }
@@ -177,7 +181,7 @@ def _ranges(manifest: TokenDataset) -> Iterator[tuple[int, int]]:
 def _word_starts(manifest: TokenDataset) -> np.ndarray | None:
     try:
         return manifest.open_tokenizer().word_starts()
-    except DataError:  # a dataset that was moved without it
+    except DataError:  # the dataset was moved without its tokenizer
         return None
 
 

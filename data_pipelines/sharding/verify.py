@@ -1,4 +1,4 @@
-"""`xlpretrain data verify`: every byte of a dataset against its index."""
+"""`xlpretrain data verify`: checks every byte of a dataset against its index."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from xlpretrain.errors import DataError
 from xlpretrain.tracking.printing import AnswerConsole
 
 SMALL_BYTES = 64 << 20
-"""Below, starting worker processes takes longer than the work."""
+"""Below this size, starting worker processes takes longer than the work."""
 BLOCKS_AT_ONCE = 64
 
 
 def verify(folder: Path, *, console: Console | None = None, workers: int | None = None) -> list[str]:
-    """Everything that is wrong with the dataset in `folder`, or with those in it; printed too. Empty if all is well.
+    """Print and return all problems of the dataset in `folder`, or of the datasets in it.
 
-    workers: processes (default: all cores, for datasets that are not small). Raises `DataError` if there is no dataset.
+    workers: number of processes (default: 1 for small datasets, else all cores). Raises `DataError` if there is no
+    dataset.
     """
     console = console or AnswerConsole()
     problems = []
@@ -42,7 +43,7 @@ def verify(folder: Path, *, console: Console | None = None, workers: int | None 
             for problem in found:
                 console.print(problem, style="red", highlight=False, markup=False)
             if not found:
-                console.print(f"{path}: every shard is as it was built", highlight=False)
+                console.print(f"{path}: all shards are intact", highlight=False)
     return problems
 
 
@@ -78,7 +79,7 @@ def _manifest(folder: Path, stamp: int) -> TokenDataset:
 
 
 def _open(folder: Path) -> TokenDataset:
-    """Once a worker."""
+    """Cached per worker."""
     return _manifest(folder, (folder / "index.json").stat().st_mtime_ns)
 
 
@@ -94,17 +95,17 @@ def _check_blocks(folder: Path, numbers: Sequence[int]) -> list[str]:
 def _problems_of_shard(shard: ShardEntry) -> Iterator[str]:
     with shard.path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"{shard.path}: other bytes than were written; copy the dataset again, or build it again"
+            yield f"{shard.path}: damaged, the checksum does not match the index; copy or build the dataset again"
     try:
         with tarfile.open(shard.path, "r:") as tar:
             names = tar.getnames()
     except tarfile.TarError as error:
-        yield f"{shard.path}: not a whole tar file: {error}"
+        yield f"{shard.path}: incomplete tar file: {error}"
         return
     if len(names) != shard.num_members:
         yield f"{shard.path}: {len(names)} members, expected {shard.num_members}"
     if strange := [name for name in names if Path(name).name != name or name == ".."]:
-        yield f"{shard.path}: a member must not point elsewhere, got {strange[0]!r}; do not unpack this file"
+        yield f"{shard.path}: unsafe member name {strange[0]!r}, expected a plain file name; do not unpack this file"
 
 
 def _check_block(manifest: TokenDataset, number: int) -> Iterator[str]:
@@ -115,13 +116,13 @@ def _check_block(manifest: TokenDataset, number: int) -> Iterator[str]:
         yield str(error)
         return
     if block.tokens.max() >= manifest.vocabulary.size:
-        yield f"{where}: has the token {block.tokens.max()}, beyond the vocabulary of {manifest.vocabulary.size}"
+        yield f"{where}: token {block.tokens.max()} is outside the vocabulary of {manifest.vocabulary.size}"
     for name, ends in {"document": block.document_ends, "sentence": block.sentence_ends}.items():
         if np.any(np.diff(ends.astype(np.int64)) <= 0) or np.any(ends >= len(block.tokens)):
-            yield f"{where}: its {name} ends are not increasing positions"
+            yield f"{where}: {name} ends are not increasing positions in the block"
             return
     if not np.array_equal(np.flatnonzero(block.tokens == manifest.vocabulary.eod), block.document_ends):
-        yield f"{where}: its documents do not end where its end-of-document symbols are"
+        yield f"{where}: document ends do not match the end-of-document tokens"
 
 
 def _check_tokenizer(folder: Path, manifest: TokenDataset) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The last stages of a build: blocks of tokens in tars that plain `webdataset` can stream, and their index."""
+"""The last stage of a build: writes blocks of tokens to tars that `webdataset` can stream, and their index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HEADER_BYTES = 128  # of a .npy
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The blocks of a group that a shard holds: [first, last)."""
+    """The blocks [first, last) of a group to write to one shard."""
 
     group: SplitKey
     number: int
@@ -47,12 +47,12 @@ class ShardPlan:
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The shard's file name."""
         return f"shard-{self.number:05d}.tar"
 
 
 def plan_shards(work: WorkDir) -> list[ShardPlan]:
-    """All shards of a build, each of about `shard_bytes`. Raises `DataError` if a group has no documents left."""
+    """All shards of a build, of about `shard_bytes` each. Raises `DataError` if a group has no documents left."""
     counts, config = work.counts(encode.NAME), work.config
     itemsize = token_dtype(tokenizer_of(work).vocabulary.size).itemsize
     shards = []
@@ -60,8 +60,8 @@ def plan_shards(work: WorkDir) -> list[ShardPlan]:
         num_tokens = counts[f"tokens in {group.folder}"]
         if not num_tokens:
             raise DataError(
-                f"no document is left in {group.folder}: cleaning has removed them all, or the tokenizer leaves nothing"
-                " of them"
+                f"no document is left in {group.folder}: cleaning removed all of them, or the tokenizer encodes them to"
+                " no tokens"
             )
         training = counts[f"tokens in {SplitKey(group.corpus, 'train').folder}"]
         block_tokens = config.block_tokens or choose_block_tokens(training)
@@ -76,12 +76,12 @@ def plan_shards(work: WorkDir) -> list[ShardPlan]:
 
 
 def sizes(work: WorkDir) -> list[int]:
-    """Bytes of tokens in the shards."""
+    """Bytes of tokens in each shard."""
     return [2 * shard.block_tokens * (shard.last - shard.first) for shard in plan_shards(work)]
 
 
 def run(work: WorkDir, task: int) -> None:
-    """Write one shard into the dataset, and what the index says of it into the task's output. Raises OSError."""
+    """Write one shard to the dataset, and its index entry to the task's output. Raises OSError."""
     shard = plan_shards(work)[task]
     folder = work.dataset / shard.group.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,18 +89,18 @@ def run(work: WorkDir, task: int) -> None:
     tokens = encoded_run(work, shard.group)
     with work.task_output(NAME, task) as output:
         with atomic_writer(folder / shard.name) as temporary:
-            # The standard library's tar writer: webdataset's gives the same bytes, but importing it imports torch.
+            # webdataset's tar writer gives the same bytes, but imports torch.
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for number in range(shard.first, shard.last):
                     _write_block(tar, tokens, number, shard, columns)
             members = len(MEMBERS) * len(columns["offset"])
             entry = {"name": shard.name, **_seal(temporary), "num_members": members, **columns}
-        fsync(folder)  # the shard is there before the output says so
+        fsync(folder)  # the shard must be on disk before the task counts as done
         (output / "shard.json").write_text(json.dumps(entry, sort_keys=True))
 
 
 def write_indexes(work: WorkDir, built_from: Mapping[str, Any]) -> None:
-    """Write the rest of the dataset: the index of every group, and the tokenizer. Raises OSError."""
+    """Write the index of every group and the tokenizer. Raises OSError."""
     counts, tokenizer = work.counts(encode.NAME), tokenizer_of(work)
     shards = plan_shards(work)
     for group in groups(work.config):

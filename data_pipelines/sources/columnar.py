@@ -1,4 +1,4 @@
-"""Records out of columns: Parquet files, and the Arrow files that Hugging Face `datasets` saves. Needs pyarrow."""
+"""Readers of Parquet files, and of the Arrow files that Hugging Face `datasets` saves. Require pyarrow."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from data_pipelines.sources.find import File, local_file
 from xlpretrain.errors import DataError
 
 Records = Iterator[tuple[int, dict[str, Any]]]
-"""With the numbers of their rows."""
+"""Pairs of row number and record."""
 
 _BATCH_ROWS = 1024
 
 
 def columns(source: RecordSource) -> list[str]:
-    """The fields that make a document."""
+    """The fields that a document is made from."""
     if source.template is None:
         return [source.field]
     names = (name for _, name, _, _ in string.Formatter().parse(source.template) if name)
@@ -28,7 +28,7 @@ def columns(source: RecordSource) -> list[str]:
 
 
 def read_parquet(path: str, start: int, stop: int, wanted: Sequence[str]) -> Records:
-    """The rows of the row groups that begin at bytes [start, stop) of a file; stop -1: all. Raises `DataError`."""
+    """The rows of the row groups that begin at bytes [start, stop) of a file. stop -1: no limit. Raises `DataError`."""
     pyarrow = need_pyarrow(path)
     from pyarrow import parquet
 
@@ -71,10 +71,10 @@ def saved_files(source: HuggingFaceSource) -> list[File]:
         if (folder / "dataset_dict.json").is_file():
             parts = _read_list(folder / "dataset_dict.json", "splits", str)
             if source.part not in parts:
-                raise DataError(f"{name}: name its `part`, one of: {', '.join(parts)} (got {source.part})")
+                raise DataError(f"{name}: set `part` to one of: {', '.join(parts)} (got {source.part})")
             folder = folder / str(source.part)
         if not (folder / "state.json").is_file():
-            raise DataError(f"{name}: no dataset saved by `save_to_disk` here (no state.json)")
+            raise DataError(f"{name}: not a dataset saved by `save_to_disk` (no state.json)")
         entries = _read_list(folder / "state.json", "_data_files", dict)
         files = [folder / str(entry.get("filename")) for entry in entries]
         if missing := [str(file) for file in files if not file.is_file()]:
@@ -84,25 +84,25 @@ def saved_files(source: HuggingFaceSource) -> list[File]:
 
 
 def need_pyarrow(path: str) -> Any:
-    """The package. Raises `DataError` if it is not installed."""
+    """The pyarrow module. Raises `DataError` if it is not installed."""
     try:
         import pyarrow
     except ImportError:
-        raise DataError(f"{path}: needs the package pyarrow: pip install 'xlpretrain[corpora]'") from None
+        raise DataError(f"{path}: requires the package pyarrow: pip install 'xlpretrain[corpora]'") from None
     return pyarrow
 
 
 def _check_columns(schema: Any, wanted: Sequence[str], path: str) -> None:
-    """Refuse columns that are repeated, missing, or hold no text. Raises `DataError`."""
+    """Raise `DataError` if a wanted column is missing, repeated, or not text."""
     from pyarrow import types
 
     if repeated := [name for name in wanted if schema.names.count(name) > 1]:
         count = schema.names.count(repeated[0])
-        raise DataError(f"{path}: {count} columns are called {repeated[0]!r}; rename all but the one to read")
+        raise DataError(f"{path}: {count} columns are named {repeated[0]!r}; rename all but the one to read")
     if missing := [name for name in wanted if name not in schema.names]:
         raise DataError(
-            f"{path}: no field {missing[0]!r}; the fields there are: {', '.join(sorted(schema.names))} (set `field` in "
-            "the source)"
+            f"{path}: no field {missing[0]!r}; the available fields are: {', '.join(sorted(schema.names))} (set"
+            " `field` in the source)"
         )
     for name in wanted:
         kind = schema.field(name).type
@@ -110,11 +110,11 @@ def _check_columns(schema: Any, wanted: Sequence[str], path: str) -> None:
         is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
         if not any(matches(content) for matches in is_text):
             hint = "; store it as a string column" if "binary" in str(content) else ""
-            raise DataError(f"{path}: the field {name!r} holds {kind}, expected text{hint}")
+            raise DataError(f"{path}: the field {name!r} has type {kind}, expected text{hint}")
 
 
 def _to_records(batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch. Strings that are not UTF-8, which Arrow accepts, stay bytes."""
+    """The rows of a batch. Strings that are not valid UTF-8, which Arrow accepts, are returned as bytes."""
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError:
@@ -130,13 +130,13 @@ def _text_or_bytes(value: Any) -> Any:
 
 
 def _bytes_of(text: Any) -> bytes:
-    """The bytes of an Arrow string, valid UTF-8 or not."""
-    text = getattr(text, "value", None) or text  # of a dictionary
+    """The bytes of an Arrow string, which may be invalid UTF-8."""
+    text = getattr(text, "value", None) or text  # dictionary-encoded
     return bytes(text.as_buffer())
 
 
 def _read_list(path: Path, key: str, kind: type) -> list[Any]:
-    """The list of such values at a key of a JSON file. Raises `DataError`."""
+    """The list of values of type `kind` at a key of a JSON file. Raises `DataError`."""
     try:
         found = json.loads(path.read_text())[key]
     except (ValueError, OSError) as error:

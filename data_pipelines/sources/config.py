@@ -1,4 +1,4 @@
-"""The configuration of what is read: a section for each type of source."""
+"""The configuration of sources: one section per type."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from xlpretrain.schema import FormerKey, Matching, Problem, Section, TaggedUnion
 
 Paths = str | tuple[str, ...]
 _TEXT_FORMAT = re.compile(r"(?:(?s:.)?[<>^])?\d{0,4}(?:\.\d{1,9})?s?")
-"""A format that Python knows for strings; of at most 9,999 characters, for each takes memory."""
+"""Python's format specifications for strings, limited to a width of 9,999 characters."""
 _SUBSET = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _SUBSET_RULE = "begin with a letter, a digit or _, and have only letters (a-z, A-Z), digits and . _ -"
 _RESERVED = ("train", "valid", "test", "tokenizer")
 
 
 class BaseSource(Section):
-    """Keys of every source."""
+    """Keys of all sources."""
 
     subset: Annotated[str | None, Matching(_SUBSET, _SUBSET_RULE), FormerKey("corpus")] = None
-    """Keep it apart, as out/SUBSET/train and so on; sources with the same name (or none) are merged."""
+    """Name of a separate dataset, built as out/SUBSET/train etc. Sources with the same subset (or none) are merged."""
     split: Annotated[Literal["train", "valid", "test"] | None, FormerKey("into")] = None
-    """Put all of it into this split, instead of holding out a share."""
+    """Put the whole source into this split instead of holding out a share."""
     weight: float | None = Field(None, gt=0)
-    """Its part of the tokenizer's training sample, relative to the others (default: its part of the text)."""
+    """Relative weight in the tokenizer's training sample (default: in proportion to the text)."""
 
     def problems(self) -> Iterator[Problem]:
         if self.subset in _RESERVED:
             yield (
                 "subset",
-                f"{self.subset} is a folder of its own in `out`, as are {', '.join(_RESERVED)}; choose another name",
+                f"{self.subset} is a reserved name, as are {', '.join(_RESERVED)}; choose another name",
             )
 
 
 class FileSource(BaseSource):
-    """Keys of every source of files."""
+    """Keys of all file sources."""
 
     path: Paths
-    """A file, a folder (every file under it), a glob such as corpus/**/*.txt, a URL of these, or a list; - is standard
-    input."""
+    """A file, a folder (all files below it), a glob such as corpus/**/*.txt, a URL of one of these, or a list of them;
+    - is standard input."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if not self.path or (isinstance(self.path, tuple) and "" in self.path):
-            yield "path", "must name files"
+            yield "path", "must not be empty"
 
 
 class RecordSource(FileSource):
-    """Keys of every source of records."""
+    """Keys of all sources of records."""
 
     field: str = "text"
-    """The key that holds a document's text."""
+    """Field with the document's text."""
     template: str | None = None
-    """The document out of several fields, such as "{title}\\n\\n{body}", in place of `field`."""
+    """Template that combines several fields, such as "{title}\\n\\n{body}"; replaces `field`."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -65,20 +65,20 @@ class RecordSource(FileSource):
                 yield "template", problem
                 return
             if "field" in self.model_fields_set:
-                yield "template", "give field or template, not both"
+                yield "template", "set field or template, not both"
 
 
 def _find_template_problem(template: str) -> str | None:
     try:
         fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
-        return f"not a template: {error}; write {{{{ for a brace"
+        return f"invalid template: {error}; write a literal brace as {{{{"
     if not fields or not all(name.replace("-", "_").isidentifier() for name, _, _ in fields if name is not None):
-        return 'expected fields by their names, such as "{title}\\n\\n{body}"'
+        return 'expected named fields, such as "{title}\\n\\n{body}"'
     for name, spec, conversion in fields:
         if conversion not in (None, "s", "r", "a") or not _TEXT_FORMAT.fullmatch(spec or ""):
             written = f"{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
-            return f"{{{written}}}: no format of text, and every field is text; write {{{name}}}"
+            return f"{{{written}}}: not a string format, but all fields are strings; write {{{name}}}"
     return None
 
 
@@ -87,45 +87,45 @@ class TextSource(FileSource):
 
     type: Literal["text"] = "text"
     documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
-    """Unit of a document: a whole file, or the text between blank lines."""
+    """What a document is: a whole file, or the text between blank lines."""
 
 
 class JsonlSource(RecordSource):
-    """Files of one JSON object a line; also what datatrove writes."""
+    """JSON lines files, with one object per line; also the output of datatrove."""
 
     type: Literal["jsonl"] = "jsonl"
 
 
 class ParquetSource(RecordSource):
-    """Parquet files, a row a document."""
+    """Parquet files, with one document per row."""
 
     type: Literal["parquet"] = "parquet"
 
 
 class WebdatasetSource(RecordSource):
-    """Tars of raw text as webdataset has them: NAME.txt is a document, NAME.json a record."""
+    """Webdataset tars of raw text: NAME.txt is a document, NAME.json a record."""
 
     type: Literal["webdataset"] = "webdataset"
     member: Literal["txt", "json"] = "txt"
-    """Members to read."""
+    """Extension of the members to read."""
 
 
 class HuggingFaceSource(RecordSource):
-    """Folders that `datasets` has saved by `save_to_disk`; the hub is never asked."""
+    """Folders saved by `save_to_disk` of `datasets`; the Hub is never accessed."""
 
     type: Literal["huggingface"] = "huggingface"
     part: str | None = None
-    """Split to read, if there are several."""
+    """Split to read, if the folder has several."""
 
 
 class PythonDocsSource(BaseSource):
-    """The docstrings of installed Python packages, a document a module, each paragraph once."""
+    """The docstrings of installed Python packages: one document per module, each paragraph once."""
 
     type: Literal["python_docs"] = "python_docs"
     packages: tuple[str, ...] = ("torch", "numpy", "sympy")
-    """Packages to read; those that are not installed are left out."""
+    """Packages to read; packages that are not installed are skipped."""
     stdlib: bool = True
-    """Read the standard library and Python's help topics too."""
+    """Also read the standard library and Python's help topics."""
 
 
 _SOURCES = {

@@ -1,4 +1,4 @@
-"""Files as they lie on disk or in object storage: read in chunks or lines, decompressed, decoded."""
+"""Reading files from disk or object storage, in chunks or lines, with decompression and decoding."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ CHUNK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst", ".xz")
 _REMOTE_BLOCK_BYTES = 8 << 20
 _ZST_BYTES = 64 << 10
-"""Decompressed at a time; what comes out is a few times as much."""
+"""Compressed bytes to decompress at a time; the output is a few times larger."""
 _ZST_WINDOW_BYTES = 1 << 31
-"""The largest window that zstd itself writes (--long=31), and so the most memory that reading a file takes."""
+"""The largest window that zstd writes (--long=31), which bounds the memory to read a file."""
 
 
 def is_compressed(path: str) -> bool:
-    """True if a file is decompressed as it is read."""
+    """True if a file is decompressed on reading, by its extension."""
     return path.endswith(COMPRESSED)
 
 
 def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, without their ends, each with the offset of its first byte. Raises `DataError`.
+    """The lines of a file without line ends, each with the offset of its first byte. Raises `DataError`.
 
-    start: leave out the lines that begin before this offset. stop: read no further than this offset (-1: the end) in
-    search of the first line.
+    start: skip lines that begin before this offset. stop: give up looking for the first line at this offset (-1: at
+    the end of the file).
     """
-    begin = max(start - 1, 0)  # the byte before tells whether a line begins at `start`
-    unfinished: list[bytes] = []  # parts of a line: joined once, for a line may have many
+    begin = max(start - 1, 0)  # a line begins at `start` if the byte before is a line end
+    unfinished: list[bytes] = []  # parts of a long line, joined once
     for chunk in read_chunks(path, begin):
         *lines, rest = chunk.split(b"\n")
         if lines:
@@ -56,7 +56,7 @@ def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int,
 
 
 def line_number(path: str, offset: int) -> int:
-    """The number of the line that begins at an offset of a file, from 1: reads all before it."""
+    """The 1-based number of the line at an offset of a file. Reads everything before it."""
     count, left = 1, offset
     for chunk in read_chunks(path):
         count += chunk.count(b"\n", 0, left)
@@ -67,7 +67,7 @@ def line_number(path: str, offset: int) -> int:
 
 
 def decode(data: bytes) -> str:
-    """`data` as UTF-8. Raises `DataError` that tells the byte and its line."""
+    """Decode UTF-8. Raises `DataError` with the invalid byte, its offset and line."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -79,7 +79,7 @@ def decode(data: bytes) -> str:
 
 
 def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
-    """The bytes of a file from an offset on (only 0 where it is decompressed). Raises `DataError`."""
+    """The bytes of a file from an offset on, which must be 0 for compressed files. Raises `DataError`."""
     try:
         with open_file(path) as file:
             file.seek(start)
@@ -96,7 +96,7 @@ def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
     except zstandard.ZstdError as error:
         if "too much memory" in str(error):
             raise DataError(
-                f"{path}: compressed with a window of more than 2 GiB, which cannot be read; compress it again with "
+                f"{path}: compressed with a window of more than 2 GiB, which is not supported; compress it again with "
                 "zstd --long=31 or less"
             ) from None
         raise DataError(_damaged(path, error)) from None
@@ -107,31 +107,31 @@ def read_chunks(path: str, start: int = 0) -> Iterator[bytes]:
 
 
 class ChunkReader(io.RawIOBase):
-    """Chunks as a file that can be read once, from its begin to its end."""
+    """A file object that reads chunks once, from start to end."""
 
     def __init__(self, chunks: Iterator[bytes]):
         self._chunks, self._rest = chunks, memoryview(b"")
 
     def readable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As `io.RawIOBase` has it."""
+        """See `io.RawIOBase.readinto`."""
         while not self._rest:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
-            self._rest = memoryview(chunk)  # a slice of which copies nothing
+            self._rest = memoryview(chunk)  # slicing a memoryview does not copy
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
 
 
 class TailWatcher(Iterator[bytes]):
-    """Chunks, of which the last ones can be looked at again."""
+    """An iterator of chunks that keeps the last few."""
 
-    _KEPT = 4  # of a mebibyte, when they are not decompressed: more than what a reader of them reads ahead
+    _KEPT = 4  # chunks of 1 MiB unless decompressed: more than a reader's buffer
 
     def __init__(self, chunks: Iterator[bytes]):
         self._chunks = chunks
@@ -145,13 +145,13 @@ class TailWatcher(Iterator[bytes]):
         return chunk
 
     def ends_in_zeros(self, start: int) -> bool:
-        """True if a file continues after an offset with nothing but zeros."""
+        """True if the file continues after `start` with only zeros."""
         recent = [chunk[max(start - first, 0) :] for first, chunk in self._recent]
         return not any(map(any, recent)) and not any(map(any, self)) and self._offset > start
 
 
 def open_file(path: str) -> IO[bytes]:
-    """A file or URL, to read bytes from anywhere. Raises OSError, or `DataError` if its kind of URL is not known."""
+    """Open a path or URL for reading, with random access. Raises OSError, or `DataError` for an unknown URL scheme."""
     if not is_url(path):
         return Path(path).open("rb")
     fs, inner = open_file_system(path)
@@ -159,24 +159,24 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """The errors that reading a file or URL raises."""
-    aiohttp = sys.modules.get("aiohttp")  # its errors are no OSErrors
+    """The exceptions that reading a file or URL can raise."""
+    aiohttp = sys.modules.get("aiohttp")  # its errors are not OSErrors
     return (OSError, aiohttp.ClientError) if aiohttp else (OSError,)
 
 
 def _damaged(path: str, error: Exception) -> str:
-    return f"{path}: damaged or cut short, cannot be decompressed ({error}); fetch it again"
+    return f"{path}: damaged or truncated, cannot be decompressed ({error}); download it again"
 
 
 def _refuse_empty(file: IO[bytes]) -> None:
-    """The libraries take no bytes at all for the compression of no bytes."""
+    """Raise EOFError for an empty file, which the libraries accept as compressed data."""
     if not file.read(1):
         raise EOFError("it is empty")
     file.seek(0)
 
 
 def _decompress_zst(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Every frame. The library's own stream reader takes a file that is cut short for whole."""
+    """Decompress all frames. Unlike the library's stream reader, detects a truncated file."""
     frame = None
     for chunk in chunks:
         for start in range(0, len(chunk), _ZST_BYTES):

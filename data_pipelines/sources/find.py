@@ -1,4 +1,4 @@
-"""Finding the files that sources name, all of them: what cannot be read is refused, never left out."""
+"""Finds the files of sources. Files that cannot be read are an error, never skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STAMPS = ("ETag", "mtime", "LastModified", "last_modified")
 
 @dataclass(frozen=True, order=True)
 class File:
-    """A path or URL, the size, and what changes when the file does."""
+    """A file: path or URL, size, and a stamp that changes with its content (time or ETag)."""
 
     path: str
     num_bytes: int
@@ -30,10 +30,10 @@ class File:
 
 
 def find_files(paths: str | Iterable[str]) -> list[File]:
-    """The files that paths, folders, globs and URLs name, sorted, each once.
+    """The files that paths, folders, globs and URLs name, sorted, without repeats.
 
-    Raises `DataError` for a path that names none, and for whatever is named and cannot be read: links that lead
-    nowhere, folders without permission, folders that a glob matches without what is in them.
+    Raises `DataError` for a path that names no file, and for anything that cannot be read: broken links, folders
+    without permission, and folders that a glob matches without the files in them.
     """
     found: set[File] = set()
     for pattern in [paths] if isinstance(paths, str) else paths:
@@ -47,20 +47,20 @@ def find_files(paths: str | Iterable[str]) -> list[File]:
 
 
 def local_file(path: Path) -> File:
-    """A file of this machine as it is now. Raises `DataError` if it is not there any more."""
+    """A local file in its current state. Raises `DataError` if it does not exist."""
     with _reading(str(path)):
         status = path.stat()
     return File(str(path), status.st_size, str(status.st_mtime_ns))
 
 
 def refuse_changed(files: Iterable[File]) -> None:
-    """Raise `DataError` if one of these files is not what it was when it was found, by size and time."""
+    """Raise `DataError` if one of these files has changed since it was found, by size or stamp."""
     for file in files:
         now = _look_at(file.path)
         if now != file:
             raise DataError(
-                f"{file.path}: changed after the build began ({file.num_bytes:,} bytes then, {now.num_bytes:,} now);"
-                " build again, and leave the sources alone"
+                f"{file.path}: changed since the build began ({file.num_bytes:,} bytes then, {now.num_bytes:,} now);"
+                " run the build again and do not change the sources meanwhile"
             )
 
 
@@ -96,7 +96,7 @@ def _find_local(pattern: str) -> list[Path]:
 
 
 def _expand(pattern: str, path: Path) -> list[Path]:
-    """The paths that match a glob. Raises `DataError` for a folder whose files it does not match."""
+    """The paths that match a glob. Raises `DataError` if it matches a folder, but not the files in it."""
     found = list(_match(Path(path.anchor), path.relative_to(path.anchor).parts))
     inside = {file for match in found if match.is_dir() for file in _match(match, ("**",)) if not file.is_dir()}
     _refuse_left_out(pattern, {str(file) for file in inside}, {str(file) for file in found})
@@ -106,22 +106,22 @@ def _expand(pattern: str, path: Path) -> list[Path]:
 def _refuse_left_out(pattern: str, inside: set[str], found: set[str]) -> None:
     if left_out := sorted(inside - found):
         raise DataError(
-            f"{pattern}: matches a folder, but not the files in it, such as {left_out[0]}; name the folder, or what is"
-            " to be read of it (**/* is all)"
+            f"{pattern}: matches a folder, but not the files in it, such as {left_out[0]}; name the folder, or the"
+            " files to read (**/* for all)"
         )
 
 
 def _match(folder: Path, parts: Sequence[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Files and folders that match the parts of a glob, links followed. (`glob` passes over what it cannot read.)
+    """Files and folders that match the parts of a glob. Follows links; unlike `glob`, fails if it cannot read.
 
-    above: the folders that `**` has come through. Raises OSError, and `DataError` for links that lead nowhere or back.
+    above: the folders that `**` passed through. Raises OSError, and `DataError` for broken or circular links.
     """
     head, *rest = parts
     if head == "**":
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
-            raise DataError(f"{folder}: a link to a folder that it lies in; remove it, or name what is to be read")
+            raise DataError(f"{folder}: a link to a folder that contains it; remove it, or name the files to read")
         yield from _match(folder, rest or ("*",))
         for path in _named(folder, "*"):
             if _is_folder(path):
@@ -135,7 +135,7 @@ def _match(folder: Path, parts: Sequence[str], above: frozenset[tuple[int, int]]
 
 
 def _named(folder: Path, pattern: str) -> list[Path]:
-    """The entries of a folder that match a name; hidden names must be asked for."""
+    """The entries of a folder that match a pattern; hidden ones only if it begins with a dot."""
     if not glob.has_magic(pattern):
         try:
             (folder / pattern).lstat()
@@ -155,12 +155,12 @@ def _is_folder(path: Path) -> bool:
 
 
 def _no_file(path: Path) -> DataError:
-    what = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "neither a file nor a folder"
-    return DataError(f"{path}: {what}; remove it, or name the files that are to be read")
+    what = f"a link to {path.readlink()}, which does not exist" if path.is_symlink() else "neither a file nor a folder"
+    return DataError(f"{path}: {what}; remove it, or name the files to read")
 
 
 def _local_path(url: str) -> str | None:
-    """The path of a URL of this machine's own files."""
+    """The path of a URL of local files; None for other URLs."""
     if not url.startswith(("file:", "local:")):
         return None
     return open_file_system(url)[1]
@@ -172,7 +172,7 @@ def _as_url(file: File) -> File:
 
 def _find_remote(url: str) -> list[File]:
     fs, inner = open_file_system(url)
-    web = url.startswith(("http://", "https://"))  # where a folder cannot be told from a file
+    web = url.startswith(("http://", "https://"))  # which have no folders
     with _reading(url):
         if not glob.has_magic(inner):
             names = [inner] if web or not fs.isdir(inner) else fs.find(inner)
@@ -186,7 +186,7 @@ def _find_remote(url: str) -> list[File]:
             _refuse_left_out(url, inside, set(names))
         files = [_remote_file(fs, name) for name in names if not _is_hidden(name)]
     if not files:
-        raise DataError(f"{url}: names no file")
+        raise DataError(f"{url}: no such file")
     return files
 
 
@@ -202,7 +202,7 @@ def _remote_file(fs: Any, name: str) -> File:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Raise `DataError` for what finding files raises. name: of a source, for errors that name no file."""
+    """Turn errors of the file system into `DataError`. name: path to report if the error has none."""
     try:
         yield
     except remote_errors() as error:

@@ -1,4 +1,4 @@
-"""The documentation of installed Python packages as a corpus: read with `ast`, nothing is imported."""
+"""The documentation of installed Python packages as a corpus. Modules are parsed, not imported."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from xlpretrain.errors import DataError
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "__pycache__", "lib2to3"}
 ADDS_DOCUMENTATION = re.compile(r"add_?(doc|newdoc|docstr|docstring)(_all)?$|^(auto|replace|add)_\w*docstrings?\w*$")
-"""Functions that packages call to document what is written in C++ (`torch/_torch_docs.py`) or generated."""
+"""Functions that packages call to document C++ code (`torch/_torch_docs.py`) or generated code."""
 
 FILES_PER_TASK = 32
 
 
 def find_modules(packages: Sequence[str], *, stdlib: bool) -> list[Path]:
-    """The source files of those packages that are installed, and of the standard library, sorted within each."""
+    """The source files of the installed packages and of the standard library, sorted within each package."""
     folders = [Path(folder) for name in packages for folder in _package_folders(name)]
     if stdlib:
         folders.append(Path(sysconfig.get_paths()["stdlib"]))
@@ -35,7 +35,7 @@ def find_modules(packages: Sequence[str], *, stdlib: bool) -> list[Path]:
 
 
 def read_modules(files: Sequence[Path], workers: Workers) -> Iterator[str]:
-    """One document a module (and one for each help topic): its paragraphs, without those seen before."""
+    """One document per module and help topic, made of the paragraphs not seen before."""
     tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
     seen: set[bytes] = set()
     for documents in workers.map(_read_paragraphs, tasks):
@@ -47,7 +47,7 @@ def read_modules(files: Sequence[Path], workers: Workers) -> Iterator[str]:
 def _package_folders(name: str) -> list[str]:
     top, *inner = name.split(".")
     try:
-        spec = importlib.util.find_spec(top)  # of a top-level name: does not import it
+        spec = importlib.util.find_spec(top)  # does not import a top-level package
     except (ImportError, ValueError):
         return []
     return [str(Path(folder, *inner)) for folder in (spec.submodule_search_locations or ())] if spec else []
@@ -66,8 +66,8 @@ def _unseen(paragraphs: Iterable[str], seen: set[bytes]) -> Iterator[str]:
 
 
 def _read_paragraphs(files: Sequence[Path]) -> list[list[str]]:
-    """The paragraphs of every document in some modules; a module that does not parse has none."""
-    gc.disable()  # Syntax trees are many objects without cycles: parsing takes half the time.
+    """The paragraphs of every document in some modules; none for a module that does not parse."""
+    gc.disable()  # syntax trees have no cycles; parsing takes half the time
     try:
         documents = [texts for file in files for texts in _read_module(file)]
     finally:
@@ -90,7 +90,7 @@ def _read_module(file: Path) -> list[list[str]]:
 
 
 def _documentation(node: ast.AST) -> Iterator[str]:
-    """Docstrings in the order of the source, and the texts handed to functions that add documentation."""
+    """Docstrings and the texts passed to functions that add documentation, in source order."""
     match node:
         case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
             yield ast.get_docstring(node, clean=False) or ""
@@ -103,7 +103,7 @@ def _documentation(node: ast.AST) -> Iterator[str]:
 
 
 def _long_strings(node: ast.AST) -> list[str]:
-    """String constants that are prose rather than names, in the order of the source."""
+    """String constants that are prose rather than names, in source order."""
     constants = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
     constants.sort(key=lambda constant: (constant.lineno, constant.col_offset))
     return [c.value for c in constants if isinstance(c.value, str) and len(c.value.split()) > 3]

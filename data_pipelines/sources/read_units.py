@@ -1,4 +1,4 @@
-"""The tasks that read a corpus: cut by the files alone, never by who reads them."""
+"""The tasks that read a corpus. They depend on the files alone, not on the number of workers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from data_pipelines.sources.find import File
 SMALLEST_UNIT, LARGEST_UNIT = 8 << 20, 128 << 20
 WANTED_UNITS = 256
 EXPANDS = 4
-"""So much larger is text than its compressed file, about."""
+"""Approximate compression ratio of text files."""
 
 FileRange = tuple[str, int, int]
-"""A file, and the part of it: [start, stop) in bytes, or in row groups. stop -1: all of it."""
+"""A file and a range of it, [start, stop) in bytes. stop -1: the end of the file."""
 
 
 @dataclass(frozen=True)
 class ReadUnit:
-    """Pieces of files of one source, read by one task; about so many bytes of text."""
+    """Parts of files of one source, read by one task. num_bytes: estimated bytes of text."""
 
     source: int
     pieces: tuple[FileRange, ...]
@@ -27,17 +27,17 @@ class ReadUnit:
 
 
 def unit_bytes(num_bytes: int) -> int:
-    """Bytes of text per task, in a corpus of a given size: the bound on a worker's memory."""
+    """Bytes of text per task for a corpus of `num_bytes`; bounds a worker's memory."""
     return min(max(num_bytes // WANTED_UNITS, SMALLEST_UNIT), LARGEST_UNIT)
 
 
 def text_bytes(file: File) -> int:
-    """About how much text is in a file."""
+    """Estimated bytes of text in a file."""
     return file.num_bytes * (EXPANDS if is_compressed(file.path) else 1)
 
 
 def cut(source: int, files: Iterable[tuple[File, bool]], *, wanted: int) -> Iterator[ReadUnit]:
-    """The units of a source. Small files go together; large ones are cut if that can be (the bool)."""
+    """The units of a source. Small files are grouped; large ones are cut if possible (the bool)."""
     pieces: list[FileRange] = []
     size = 0
     for file, can_cut in files:

@@ -1,4 +1,4 @@
-"""Readers of documents. A document is its text."""
+"""Readers of documents, by type of source. A document is a string."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from xlpretrain.errors import DataError
 
 
 def source_files(source: Source) -> list[File]:
-    """The files of a source, in the order they are read. Raises `DataError` if there are none."""
+    """The files of a source, in reading order. Raises `DataError` if there are none."""
     match source:
         case PythonDocsSource():
             return [local_file(path) for path in python_docs.find_modules(source.packages, stdlib=source.stdlib)]
@@ -50,7 +50,7 @@ def source_files(source: Source) -> list[File]:
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """Tells whether files were added, removed or changed in size."""
+    """A hash of the files' names and sizes."""
     names = "".join(f"{file.path}\0{file.num_bytes}\0" for file in files)
     return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
@@ -58,7 +58,7 @@ def fingerprint(files: Iterable[File]) -> str:
 def cut_into_units(
     sources: Sequence[Source], files: Sequence[Sequence[File]], *, wanted: int | None = None
 ) -> list[ReadUnit]:
-    """The tasks of reading. wanted: about so much text in each, if it is not to follow from the files."""
+    """The reading tasks. wanted: approximate bytes of text per task (default: by the size of the corpus)."""
     wanted = wanted or unit_bytes(sum(text_bytes(file) for group in files for file in group))
     return [
         unit
@@ -69,9 +69,9 @@ def cut_into_units(
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that is no text: not JSON, without the field, null, not Unicode.
+    """An invalid record: not JSON, not Unicode, or with a missing or null field.
 
-    problem: a sentence. place: tells where it is; called only for a message, since it may read the file again.
+    problem: a message. place: gives the record's location; called only for messages, since it may read the file again.
     """
 
     problem: str
@@ -79,13 +79,13 @@ class BadRecord:
 
 
 SkipBad = Callable[[BadRecord], None]
-"""Called for each record that is no text, where such are to be left out."""
+"""Called for each invalid record that is skipped."""
 
 
 def read_pieces(source: Source, pieces: Sequence[FileRange], *, skip_bad: SkipBad | None = None) -> Iterator[str]:
-    """The documents in parts of files, also those without any text.
+    """The documents in parts of files, including empty ones.
 
-    skip_bad: called for each record that is no text (default: the first one is an error). Raises `DataError`.
+    skip_bad: called for each invalid record (default: the first one is an error). Raises `DataError`.
     """
     for path, start, stop in pieces:
         for document in _read(source, path, start, stop):
@@ -100,15 +100,15 @@ def read_pieces(source: Source, pieces: Sequence[FileRange], *, skip_bad: SkipBa
 def read_unchanged(
     source: Source, pieces: Sequence[FileRange], found: Mapping[str, File], *, skip_bad: SkipBad | None = None
 ) -> Iterator[str]:
-    """The documents in parts of files that stay as they were when they were found, as `read_pieces` gives them.
+    """The documents of `read_pieces`, followed by a check that the files have not changed since they were found.
 
-    found: by their paths; others are not looked at. Raises `DataError`, in the end if a file has changed.
+    found: files to check, by path; others are not checked. Raises `DataError`, at the end if a file has changed.
     """
     files = list(dict.fromkeys(found[path] for path, _, _ in pieces if path in found))
     try:
         yield from read_pieces(source, pieces, skip_bad=skip_bad)
     except DataError:
-        refuse_changed(files)  # which is the reason, then
+        refuse_changed(files)  # the likely cause
         raise
     refuse_changed(files)
 
@@ -147,7 +147,7 @@ def _decode(data: bytes, place: Callable[[], str]) -> str | BadRecord:
 
 
 def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
-    """From the first blank line at or after `start` (but 0) to the first at or after `stop`."""
+    """Read from the first blank line at or after `start` (or from 0) to the first one at or after `stop`."""
     lines: list[bytes] = []
     inside = start == 0
     for offset, line in read_lines(path, start, stop):
@@ -169,7 +169,7 @@ def _read_between_blank_lines(path: str, start: int, stop: int) -> Iterator[str 
 
 def _join(lines: Sequence[bytes], path: str, offset: int) -> str | BadRecord:
     data = b"\n".join(lines)
-    where = f"the document that ends at byte {offset} (it has {len(data) + 1})" if offset >= 0 else "its last document"
+    where = f"the document that ends at byte {offset} ({len(data) + 1} bytes)" if offset >= 0 else "the last document"
     return _decode(data, lambda: f"{path}, {where}")
 
 
@@ -208,21 +208,21 @@ def _read_webdataset(source: WebdatasetSource, path: str) -> Iterator[str | BadR
                     continue
                 num_found += 1
                 if not member.isfile():
-                    raise DataError(f"{path}, {member.name}: a link or the like, not a file; pack the file itself")
+                    raise DataError(f"{path}, {member.name}: not a regular file (maybe a link); pack the file itself")
                 file = tar.extractfile(member)
                 assert file is not None
                 place = partial("{}, {}".format, path, member.name)
                 yield _decode(file.read(), place) if source.member == "txt" else _parse(file.read(), source, place)
-            if not chunks.ends_in_zeros(tar.offset):  # which tarfile itself takes for the end
-                raise tarfile.ReadError(f"it ends at byte {tar.offset} without saying so")
+            if not chunks.ends_in_zeros(tar.offset):  # tarfile accepts a truncated file
+                raise tarfile.ReadError(f"it ends at byte {tar.offset} without an end marker")
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
+        raise DataError(f"{path}: incomplete tar file ({error}); download it again") from None
     if others and not num_found:
-        raise DataError(f"{path}: holds no .{source.member}, but {others}; set `member`, or do not name this file")
+        raise DataError(f"{path}: contains no .{source.member}, but {others}; set `member`, or do not list this file")
 
 
 def text_of(record: Any, source: RecordSource, place: Callable[[], str]) -> str | BadRecord:
-    """The text of a record at a place."""
+    """The text of a record. place: gives its location for messages."""
     names = columnar.columns(source)
     if not isinstance(record, Mapping):
         return BadRecord(f"expected a JSON object with a field {names[0]!r}, got a {type(record).__name__}", place)
@@ -233,20 +233,20 @@ def text_of(record: Any, source: RecordSource, place: Callable[[], str]) -> str 
     text = values[source.field] if source.template is None else source.template.format(**values)
     if (at := lone_surrogate(text)) is not None:
         field = source.template or source.field
-        return BadRecord(f"not Unicode text: a lone surrogate at character {at} of {field!r}", place)
+        return BadRecord(f"invalid Unicode: a lone surrogate at character {at} of {field!r}", place)
     return text
 
 
 def _problem_of(record: Mapping[str, Any], field: str) -> str | None:
-    """The reason why a field of a record holds no text; None if it does."""
+    """The reason that a field of a record is not text; None if it is."""
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
-        return f"no field {field!r}; the fields there are: {names} (set `field` in the source)"
-    if isinstance(record[field], bytes):  # a string of Arrow that is not UTF-8
+        return f"no field {field!r}; the available fields are: {names} (set `field` in the source)"
+    if isinstance(record[field], bytes):  # an Arrow string that is not UTF-8
         try:
             decode(record[field])
         except DataError as error:
             return f"the field {field!r} is {error}"
     if not isinstance(record[field], str):
-        return f"the field {field!r} holds a {type(record[field]).__name__}, expected text"
+        return f"the field {field!r} has type {type(record[field]).__name__}, expected text"
     return None

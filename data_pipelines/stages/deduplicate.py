@@ -1,5 +1,5 @@
-"""The stages between reading and encoding that find what is to be removed, each task in one range of the hashes; and
-the documents that remain, in their order."""
+"""The deduplication stages between reading and encoding, one range of hashes per task; and the remaining documents in
+order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NEAR, PARAGRAPHS = "near", "paragraphs"
 
 
 def range_sizes(work: WorkDir) -> list[int]:
-    """Bytes of text in the ranges that the documents are cut into, by their order; by what was read."""
+    """Estimated bytes of text in each range of the document order; there is one task per range."""
     num_bytes = work.counts(read.NAME).get("bytes", 0)
     count = max(-(-num_bytes // (work.config.task_bytes or unit_bytes(num_bytes))), 1)
     return [num_bytes // count] * count
 
 
 def run_near(work: WorkDir, task: int) -> None:
-    """Find near-duplicates by the bands in one range of their keys."""
+    """Find near-duplicates among the bands in one range of keys."""
     low, high = key_range(task, len(range_sizes(work)))
     rows = gather(sorted((work.folder / read.NAME).glob("[0-9]*/*.bands.npy")), low, high, num_columns=3)
     with work.task_output(NEAR, task) as folder:
@@ -36,17 +36,17 @@ def run_near(work: WorkDir, task: int) -> None:
 
 
 def run_paragraphs(work: WorkDir, task: int) -> None:
-    """Find repeated paragraphs by their hashes in one range."""
+    """Find repeated paragraphs among the hashes in one range."""
     low, high = key_range(task, len(range_sizes(work)))
     rows = gather(sorted((work.folder / read.NAME).glob("[0-9]*/*.paragraphs.npy")), low, high, num_columns=4)
-    for path in _removed_files(work):  # their paragraphs may be nowhere else
+    for path in _removed_files(work):  # a removed document must not claim the first copy of a paragraph
         rows = rows[:, ~np.isin(rows[2], np.load(path, mmap_mode="r")[0])]
     with work.task_output(PARAGRAPHS, task) as folder:
         write_sorted_run(folder / "removed.npy", list(repeated_paragraphs(rows)), unique=True)
 
 
 def remaining_documents(work: WorkDir, task: int, counts: Counter[str]) -> Iterator[Document]:
-    """The documents in one range of their order that are not removed; `counts` says how many are, and why."""
+    """The documents in one range of the order that are kept. Adds the removed ones to `counts`, by reason."""
     config = work.config.clean
     low, high = key_range(task, len(range_sizes(work)))
     documents = gather_documents(work.folder / read.NAME, low, high)

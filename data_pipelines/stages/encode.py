@@ -1,5 +1,4 @@
-"""The stages of a build that make tokens: a tokenizer, and with it the documents, each task in one range of their
-order."""
+"""The stages that train the tokenizer and encode the documents, one range of the document order per task."""
 
 from __future__ import annotations
 
@@ -23,25 +22,25 @@ from xlpretrain.errors import DataError
 
 TOKENIZER, NAME = "tokenizer", "encode"
 NO_TOKENS = "no tokens"
-"""The name under which documents are counted of which the tokenizer leaves nothing."""
+"""Counter of documents that the tokenizer encodes to no tokens."""
 SAMPLE_TOKENS = 512
-"""Length of a sample unless a run's objective sets another; longer sentences are cut."""
+"""Default length of a sample; longer sentences are cut."""
 
 
 def tokenizer_sizes(work: WorkDir) -> list[int]:
-    """It is one task; as large as all the text, of which nobody knows how much it takes."""
+    """A single task. Its size is that of the whole text, an upper bound: how much training will read is not known."""
     return [sum(range_sizes(work))]
 
 
 def run_tokenizer(work: WorkDir, task: int) -> None:
-    """Train a tokenizer, or copy the one that was brought. Raises `DataError`."""
+    """Train a tokenizer, or copy the one named in the config. Raises `DataError`."""
     require_documents(documents_of(work))
     config = work.config
     with work.task_output(TOKENIZER, task) as folder:
         if config.tokenizer.path is not None:
             tokenizer = load_tokenizer(config.tokenizer.path)
             if work.plan.tokenizer_sha256 not in (None, tokenizer.sha256):
-                raise DataError(f"{config.tokenizer.path}: changed after the build began; build again")
+                raise DataError(f"{config.tokenizer.path}: changed since the build began; run it again")
         else:
             sentences, counts = sample_sentences(work)
             tokenizer = make_tokenizer(sentences, config.tokenizer)
@@ -50,9 +49,9 @@ def run_tokenizer(work: WorkDir, task: int) -> None:
 
 
 def sample_sentences(work: WorkDir) -> tuple[list[str], Counter[str]]:
-    """Sentences of training documents in their order, of each source as many as its weight says; and how much that is.
+    """Sentences of training documents in order, with the number from each source set by its weight; and their counts.
 
-    "left out" are bytes that a SentencePiece model cannot be trained on.
+    The count "left out" is the number of bytes that SentencePiece cannot be trained on.
     """
     config = work.config
     wanted = config.tokenizer.input_sentence_size
@@ -89,7 +88,7 @@ def _training_documents(work: WorkDir) -> Iterator[Document]:
 
 
 def run(work: WorkDir, task: int) -> None:
-    """Encode the documents in one range of their order."""
+    """Encode the documents in one range of the order."""
     tokenizer = tokenizer_of(work)
     config = work.config
     counts: Counter[str] = Counter()
@@ -111,18 +110,18 @@ def run(work: WorkDir, task: int) -> None:
 
 
 def encoded_run(work: WorkDir, group: SplitKey) -> EncodedStream:
-    """All tokens of a group, in the order of its documents."""
+    """All tokens of a group, in document order."""
     folders = [work.output(NAME, task) / group.folder for task in range(len(range_sizes(work)))]
     return EncodedStream(folders, EncodedDocuments.open)
 
 
 def tokenizer_path(work: WorkDir) -> Path:
-    """The file of the tokenizer that was made."""
+    """The file of the build's tokenizer."""
     return find_tokenizer_file(work.output(TOKENIZER, 0))
 
 
 def tokenizer_of(work: WorkDir) -> Tokenizer:
-    """The tokenizer that was made; read once in a process."""
+    """The build's tokenizer; loaded once per process."""
     path = tokenizer_path(work)
     return _load_tokenizer(path, path.stat().st_mtime_ns)
 
@@ -133,7 +132,7 @@ def _load_tokenizer(path: Path, stamp: int) -> Tokenizer:
 
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
-    """The effects of cleaning, from the counts of the tasks."""
+    """The counts of documents removed or changed by cleaning."""
     own = ("kept", "tokens in ", "unknown in ", "long in ")
     return {name: count for name, count in counts.items() if not name.startswith(own)}
 

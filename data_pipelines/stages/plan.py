@@ -1,4 +1,4 @@
-"""The plan of a build, made from its config and the current sources: the same plan gives the same bytes."""
+"""The plan of a build, from its config and the current sources. Equal plans give identical datasets."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ from xlpretrain.file_system.urls import is_url
 from xlpretrain.schema import current_keys
 
 FORMAT = 3
-"""Version of work folders; an unfinished build of an older version starts anew."""
+"""Version of the work folder's format; an unfinished build of an older version starts over."""
 _LIBRARIES = ("sentencepiece", "sentencex", "numpy")
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """out: where the dataset goes. units: the tasks of reading. built_from: goes into the index. state: what the bytes
-    depend on besides. files: those of the sources as they were found; held_out: those of `clean.decontaminate.against`.
-    tokenizer_sha256: of the one that was brought along, if one was. versions: of what the bytes depend on."""
+    """The plan of a build.
+
+    out: output folder. units: the reading tasks. built_from: settings and sources, stored in the index. state: digest
+    of everything else that the output depends on. files: the source files as found; held_out: those of
+    `clean.decontaminate.against`. tokenizer_sha256: checksum of the config's tokenizer, if it names one. versions:
+    versions of the code and libraries that the output depends on.
+    """
 
     out: Path
     config: DataConfig
@@ -54,17 +58,17 @@ class BuildPlan:
 
     @cached_property
     def by_path(self) -> dict[str, File]:
-        """The files of the sources."""
+        """The source files, by path."""
         return {file.path: file for file in self.files}
 
     @property
     def num_bytes(self) -> int:
-        """About so many bytes of text."""
+        """Estimated bytes of text."""
         return sum(unit.num_bytes for unit in self.units)
 
     @property
     def task_bytes(self) -> int:
-        """About so much text is dealt with by a task."""
+        """Approximate bytes of text per task."""
         return self.config.task_bytes or unit_bytes(self.num_bytes)
 
     def to_json(self) -> str:
@@ -78,7 +82,7 @@ class BuildPlan:
 
     @classmethod
     def from_json(cls, text: str) -> BuildPlan:
-        """The inverse of `to_json`; jobs may have begun with the plan of an older version."""
+        """The inverse of `to_json`; also reads the plan of an older version, which unfinished jobs may have."""
         data = json.loads(text)
         units = (
             ReadUnit(source, tuple((p, a, b) for p, a, b in pieces), size) for source, pieces, size in data["units"]
@@ -100,7 +104,7 @@ class BuildPlan:
 
 
 def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers: Workers) -> BuildPlan:
-    """Find the sources. What can be read only once is copied to the folder `spool`. Raises `DataError`, OSError."""
+    """Find the source files. Sources that can be read only once are copied to `spool`. Raises `DataError`, OSError."""
     tokenizer = config.tokenizer.path and load_tokenizer(config.tokenizer.path).sha256
     held_out = [file for source in sources_of(config.clean) for file in source_files(source)]
     found: list[File] = []
@@ -132,7 +136,7 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
 
 
 def current_versions() -> tuple[str, ...]:
-    """The versions of this program and its libraries that decide which bytes a build makes."""
+    """Versions of the code and libraries that a build's output depends on."""
     return (str(FORMAT), *map(version, _LIBRARIES))
 
 
@@ -142,7 +146,7 @@ def describe_settings(config: DataConfig) -> Any:
 
 
 def current_settings(settings: Mapping[str, Any]) -> Any:
-    """The settings of a dataset that an earlier version described: keys of today, new ones at their defaults."""
+    """Settings written by an earlier version, with current keys, and defaults for new ones."""
     try:
         data = current_keys(DataConfig, {**settings, "out": "x"})
         return describe_settings(DataConfig.model_validate(data, strict=False))
@@ -154,7 +158,7 @@ def _refuse_in_out(files: Iterable[File], out: Path) -> None:
     place = final_place(out)
     for folder in dict.fromkeys(Path(file.path).parent for file in files if not is_url(file.path)):
         if folder.resolve().is_relative_to(place):
-            raise DataError(f"{out}: files in {folder} are read, which lies there; choose another `out`")
+            raise DataError(f"{out}: the sources include {folder}, which is inside it; choose another `out`")
 
 
 def _is_docs(source: Source) -> bool:
@@ -164,9 +168,9 @@ def _is_docs(source: Source) -> bool:
 def _copy_docs(
     source: Source, files: list[File], spool: Path, number: int, stages: ProgressReporter, workers: Workers
 ) -> File:
-    """The documentation of packages as JSON lines. Its paragraphs depend on all files before, so it is one task."""
+    """Copy the documentation of packages as JSON lines. Deduplication goes over all files in turn: one task."""
     assert isinstance(source, PythonDocsSource)
-    # By former keys, so that a build that an earlier version began finds its copy.
+    # Hashed with former keys, so that a build started by an earlier version finds its copy.
     former = {"subset": "corpus", "split": "into"}
     described = {former.get(key, key): value for key, value in json.loads(source.model_dump_json()).items()}
     key = _digest(
@@ -192,7 +196,7 @@ def _copy_docs(
 
 def _copy_standard_input(spool: Path) -> File:
     if sys.stdin.isatty():
-        raise DataError("a source has the path -, and nothing is piped into standard input")
+        raise DataError("a source has the path -, but standard input is a terminal; pipe the text into the command")
     digest = hashlib.blake2b(digest_size=16)
     with atomic_writer(spool / "standard_input") as temporary, temporary.open("wb") as out:
         while chunk := sys.stdin.buffer.read(CHUNK_BYTES):

@@ -1,4 +1,4 @@
-"""The first stage of a build: sources to cleaned documents, in runs sorted by a hash of their text."""
+"""The first stage of a build: reads and cleans documents, and writes them as runs sorted by a hash of the text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD_RECORDS = "bad records"
 
 
 def sizes(work: WorkDir) -> list[int]:
-    """Bytes of text in the units."""
+    """Bytes of text in each unit."""
     return [unit.num_bytes for unit in work.plan.units]
 
 
@@ -60,11 +60,11 @@ def run(work: WorkDir, task: int) -> None:
 def _refuse_changed_held_out(work: WorkDir) -> None:
     expected = list(work.plan.held_out)
     if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
-        raise DataError("clean.decontaminate.against: these files have changed after the build began; build again")
+        raise DataError("clean.decontaminate.against: these files changed since the build began; run it again")
 
 
 class _Writer:
-    """Documents, and what finds duplicates among them."""
+    """Writes documents, and the hashes that find duplicates among them."""
 
     def __init__(self, config: DataConfig, folder: Path, *, run_bytes: int):
         self._folder, self._run_bytes, self._size, self._number = folder, run_bytes, 0, 0
@@ -100,13 +100,13 @@ class _Writer:
 
 
 def documents_of(work: WorkDir) -> dict[SplitKey, int]:
-    """Number of documents read into each group."""
+    """Number of documents read for each group."""
     counts = work.counts(NAME)
     return {group: counts.get(f"in {group.folder}", 0) for group in groups(work.config)}
 
 
 def cleaned(counts: dict[str, int]) -> dict[str, int]:
-    """The effects of cleaning, from the counts of the tasks."""
+    """The counts of documents removed or changed by cleaning."""
     return {name: count for name, count in counts.items() if name not in ("read", "bytes") and name[:3] != "in "}
 
 

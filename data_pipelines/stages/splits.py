@@ -1,4 +1,4 @@
-"""The split of each document, and the order of documents: functions of each document's text alone."""
+"""The split and the order of documents, which depend on each document's text alone."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from xlpretrain.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 PRECEDENCE = (2, 1, 0)
-"""Order of precedence among copies: the one in the split with the lowest number stays, so held-out copies win."""
+"""Precedence of each split among copies of a document: the lowest number is kept, so held-out copies win."""
 
 
 @dataclass(frozen=True)
 class SplitKey:
-    """The key of one dataset in a build: a split of a corpus (or of all corpora without a name)."""
+    """The key of one dataset in a build: a split of a subset (or of all sources without one)."""
 
     corpus: str
     split: str
 
     @property
     def folder(self) -> str:
-        """The folder of this dataset in `out`."""
+        """The dataset's folder, relative to `out`."""
         return f"{self.corpus}/{self.split}" if self.corpus else self.split
 
 
 def groups(config: DataConfig) -> list[SplitKey]:
-    """The datasets that a build makes; the training split of every corpus first."""
+    """The datasets that a build makes, by subset; the training split comes first."""
     corpora = dict.fromkeys(source.subset or "" for source in config.sources)
     named = {(source.subset or "", source.split) for source in config.sources}
     shares = {"train": 1.0, "valid": config.splits.valid, "test": config.splits.test}
@@ -40,13 +40,13 @@ def groups(config: DataConfig) -> list[SplitKey]:
 
 
 def hash_text(text: bytes, *, seed: int) -> tuple[bytes, bytes]:
-    """16 bytes that tell a document's split, and 16 that tell its order."""
+    """Two 16-byte hashes of a document: one determines its split, the other its order."""
     digest = hashlib.blake2b(text, digest_size=16).digest()
     return digest, hashlib.blake2b(digest, key=str(seed).encode(), digest_size=16).digest()
 
 
 def assign_split(digest: bytes, config: SplitConfig) -> int:
-    """The split of a document, as its number in `SPLITS`."""
+    """The split of a document, as an index into `SPLITS`."""
     point = int.from_bytes(digest[:8], "big") / 2**64
     for number, share in ((2, config.test), (1, config.valid)):
         if point < share:
@@ -59,11 +59,11 @@ def require_documents(counts: dict[SplitKey, int]) -> None:
     """Raise `DataError` if a group would be empty."""
     total = sum(counts.values())
     if total == 0:
-        raise DataError("the corpus is empty: no document in the sources holds any text, or all are left out")
+        raise DataError("the corpus is empty: the sources contain no text, or cleaning removed every document")
     for group, count in counts.items():
         if count == 0:
             of = f" of {group.corpus}" if group.corpus else ""
             raise DataError(
-                f"none of the {total} documents falls into {group.folder}{of}: add documents, cut them smaller (a text "
+                f"none of the {total} documents was assigned to {group.folder}{of}: add documents, split them (a text "
                 "source can use `documents: blank_lines`), or change splits.valid and splits.test"
             )

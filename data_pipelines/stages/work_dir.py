@@ -1,12 +1,12 @@
-"""The work folder of a build: numbered tasks whose outputs are folders, there whole or not at all.
+"""The work folder of a build: numbered tasks with one output folder each, committed by a rename.
 
     .NAME.work/            beside `out`
-        plan.json          what is built from what; another plan begins anew
+        plan.json          settings and sources; a different plan starts over
         lock               held by the process that builds here
-        read/00000/ ...    one folder for each task that is done, by stage
+        read/00000/ ...    one folder per finished task, by stage
 
-A task writes under a temporary name and renames. So it is the same whether a build was killed, has one worker or many,
-or runs as jobs on a cluster: whoever comes does the tasks that have no output yet.
+A task writes under a temporary name and then renames. Resuming a killed build, several workers and cluster jobs thus
+all work the same way: do the tasks that have no output yet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OURS = re.compile(
     rf"|[a-z]+/{_TASK}/([\w.-]+/)*(\w+\.json|\w[\w.]*\.npy|\d+\.documents\.text|{_TOKENIZER})"
     rf"|dataset/([\w.-]+/)*(report\.json|index\.json|shard-\d+\.tar|{_TOKENIZER})"
 )
-"""Files of a work folder."""
+"""The files of a work folder, as relative paths."""
 
 
 class WorkDir:
@@ -43,14 +43,14 @@ class WorkDir:
     def __init__(self, folder: Path):
         self.folder = folder
         self.spool = folder / "spool"
-        """For what can be read only once."""
+        """Copies of sources that can be read only once."""
         self.dataset = folder / "dataset"
-        """The dataset while it grows, to be renamed to `out` at the end."""
+        """The unfinished dataset, renamed to `out` at the end."""
         self.plan_file = folder / "plan.json"
 
     @classmethod
     def of(cls, out: Path) -> WorkDir:
-        """The one of a dataset. Raises `DataError` if no dataset can be put there."""
+        """The work folder for the dataset `out`. Raises `DataError` if `out` cannot be written."""
         try:
             out = final_place(out)
         except OSError as error:
@@ -62,7 +62,7 @@ class WorkDir:
 
     @cached_property
     def plan(self) -> BuildPlan:
-        """The plan of this build."""
+        """The plan of the build."""
         return BuildPlan.from_json(self.plan_file.read_text())
 
     @property
@@ -71,9 +71,9 @@ class WorkDir:
         return self.plan.config
 
     def begin(self, plan: BuildPlan) -> bool:
-        """Make it the work folder of `plan`; whether a build of the same plan had begun. Raises OSError."""
+        """Prepare the folder for `plan`; True if a build with the same plan is resumed. Raises OSError."""
         path = self.plan_file
-        with suppress(OSError, ValueError, TypeError, LookupError):  # none, or one that cannot be resumed
+        with suppress(OSError, ValueError, TypeError, LookupError):  # no plan, or one that cannot be resumed
             if BuildPlan.from_json(path.read_text()).to_json() == plan.to_json():
                 return True
         remove(self.folder, [p for p in self._files() if len(p.parts) > 1 and p.parts[0] != self.spool.name])
@@ -83,27 +83,27 @@ class WorkDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only build here. Raises `DataError` if another process is, or the folder is somebody else's."""
+        """Hold the build lock. Raises `DataError` if another process has it, or if others wrote to the folder."""
         self._refuse_others()
         self.spool.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise DataError(f"{self.folder}: another process builds this dataset right now") from None
+                raise DataError(f"{self.folder}: another process is building this dataset; wait or stop it") from None
             yield
 
     def output(self, stage: str, task: int) -> Path:
-        """The folder that a task makes."""
+        """The output folder of a task."""
         return self.folder / stage / f"{task:06d}"
 
     def is_done(self, stage: str, task: int) -> bool:
-        """True if it has been made."""
+        """True if the task has its output."""
         return self.output(stage, task).is_dir()
 
     @contextmanager
     def task_output(self, stage: str, task: int) -> Iterator[Path]:
-        """A temporary folder that becomes the output of a task, down to the disk, unless somebody else was faster."""
+        """Yield a temporary folder, then sync it and rename it to the task's output unless that exists by now."""
         out = self.output(stage, task)
         with temporary_folder(out) as folder:
             yield folder
@@ -118,7 +118,7 @@ class WorkDir:
             fsync(out.parent)
 
     def counts(self, stage: str) -> dict[str, int]:
-        """The sums of what the tasks of a stage have counted."""
+        """The summed counts of a stage's tasks."""
         total: dict[str, int] = {}
         for path in sorted((self.folder / stage).glob("[0-9]*/counts.json")):
             for name, count in json.loads(path.read_text()).items():
@@ -126,50 +126,50 @@ class WorkDir:
         return total
 
     def forget(self, stage: str) -> None:
-        """Remove the outputs of a stage. Raises OSError."""
+        """Remove the outputs of a stage's tasks. Raises OSError."""
         remove(self.folder, [path for path in self._files() if path.parts[0] == stage])
 
     def remove(self) -> None:
-        """Remove what builds wrote; the plan first, so that what is left if that is cut short is never taken for work
-        done."""
+        """Remove what builds wrote. The plan goes first, so that the remains of an interrupted removal are not
+        resumed."""
         with suppress(OSError):
             self.plan_file.unlink(missing_ok=True)
             remove(self.folder, self._files())
 
     def remove_unless_in_use(self) -> None:
-        """Remove what a build left that was killed when its dataset was just in place."""
+        """Remove the remains of a build that was killed right after its dataset was published."""
         if self.folder.is_dir():
             with suppress(DataError), self.lock():
                 self.remove()
 
     def _refuse_others(self) -> None:
         if self.folder.is_symlink():
-            raise DataError(f"{self.folder}: is a link, and a build renames what it makes there: remove the link")
+            raise DataError(f"{self.folder}: is a symbolic link, and a build needs a real folder; remove the link")
         if self.folder.is_dir() and (others := [p for p in unclaimed(self.folder, ()) if not self._is_ours(p)]):
             raise DataError(
-                f"{self.folder}: builds keep their work there, and none of them wrote {named(others)}: move it away"
+                f"{self.folder}: a build needs this folder, and no build wrote {named(others)}; move it away"
             )
 
     def _files(self) -> list[Path]:
         return [path for path in unclaimed(self.folder, ()) if self._is_ours(path)] if self.folder.is_dir() else []
 
     def _is_ours(self, path: Path) -> bool:
-        """Check whether builds write such a file; a folder with nothing in it may be anybody's."""
+        """True if builds write such a file, or if it is a folder without files."""
         if _OURS.fullmatch(str(path)) or is_temporary(path):
             return True
         return (self.folder / path).is_dir() and not (self.folder / path).is_symlink()
 
 
 def write_counts(folder: Path, counts: dict[str, int]) -> None:
-    """Write the counts of a task into its output."""
+    """Write the counts of a task to its output folder."""
     (folder / "counts.json").write_text(json.dumps(counts, sort_keys=True))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of a build: tasks that need nothing of each other.
+    """A stage of a build: a list of independent tasks.
 
-    sizes: of each task, for the progress; may read what earlier stages have made. run: does one.
+    sizes: gives the size of each task, for the progress display; may read outputs of earlier stages. run: runs one.
     """
 
     name: str
@@ -179,6 +179,6 @@ class Stage:
 
 
 def run_task(work: WorkDir, stage: Stage, task: int) -> int:
-    """Do a task; returns its number. Top-level, so that worker processes find it."""
+    """Run a task and return its number. Top-level, so that worker processes can import it."""
     stage.run(work, task)
     return task

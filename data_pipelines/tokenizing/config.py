@@ -15,54 +15,54 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 256, 1 << 20
 
 
 class TokenizerConfig(Section):
-    """A tokenizer: trained on the training documents, or brought along."""
+    """The tokenizer: trained on the training documents, or an existing one."""
 
     path: Path | None = None
-    """A SentencePiece model, a tokenizer.json, or a folder that holds one of them, to use as it is; the other keys then
-    mean nothing."""
+    """An existing tokenizer to use unchanged: a SentencePiece model, a tokenizer.json, or a folder with one of them.
+    The other keys must not be set."""
     vocab_size: int = Field(32000, ge=16, le=1 << 24)
-    """Pieces in the vocabulary, special symbols included."""
+    """Size of the vocabulary, including special tokens."""
     model_type: Literal["unigram", "bytes", "word"] = "unigram"
-    """A SentencePiece model; or every byte a token (enwik8); or every word between spaces, and every end of a line, the
-    most frequent ones that vocab_size has room for (WikiText-103)."""
+    """unigram: a SentencePiece model. bytes: every byte is a token (enwik8). word: every word between spaces and every
+    line end is a token, for the vocab_size most frequent ones (WikiText-103)."""
     byte_fallback: bool = False
-    """Characters without a piece of their own become bytes instead of unknown."""
+    """Encode characters that are not in the vocabulary as bytes instead of the unknown token."""
     normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"] = "nmt_nfkc"
-    """SentencePiece's normalization of the text; the _cf ones also fold case."""
+    """SentencePiece's text normalization; the _cf variants also fold case."""
     lowercase: bool = False
-    """Fold case, as the uncased models do."""
+    """Fold case, as in uncased models."""
     strip_accents: bool = False
-    """Drop accents and all other combining marks, as the uncased BERT and ALBERT do; for languages where these are but
-    accents."""
+    """Strip accents and all other combining marks, as the uncased BERT and ALBERT do; only for languages where
+    combining marks are no more than accents."""
     character_coverage: float = Field(0.9995, ge=0.98, le=1)
-    """The share of the characters that get a piece of their own; the rest are unknown. SentencePiece takes no less than
+    """Share of the characters to include in the vocabulary; the rest are unknown. SentencePiece needs at least
     0.98."""
     input_sentence_size: int = Field(500_000, ge=1)
-    """Train on so many sentences, from documents drawn at random; more cost time and memory. Sources have the parts of
-    it that their `weight` says."""
+    """Number of training sentences, sampled from random documents; more cost time and memory. The sources' `weight`
+    sets their shares."""
 
     def problems(self) -> Iterator[Problem]:
         given = self.model_fields_set - {"path"}
         if self.path is not None and given:
-            yield "path", f"a tokenizer that is brought along cannot be trained: remove {', '.join(sorted(given))}"
+            yield "path", f"an existing tokenizer is not trained: remove {', '.join(sorted(given))}"
         trained_only = {"normalization", "lowercase", "strip_accents", "character_coverage", "byte_fallback"}
         if self.model_type != "unigram" and (unused := sorted(given & trained_only)):
-            yield "model_type", f"{self.model_type} takes text as it is: remove {', '.join(unused)}"
+            yield "model_type", f"{self.model_type} does not change text: remove {', '.join(unused)}"
         if self.model_type == "bytes" and "vocab_size" in given:
-            yield "vocab_size", "means nothing for bytes: remove it"
+            yield "vocab_size", "not used by model_type bytes: remove it"
 
 
 class SentenceConfig(Section):
-    """The rules for ends of sentences."""
+    """The rules for splitting documents into sentences."""
 
     splitter: Literal["sentencex", "lines", "spaces"] = "sentencex"
-    """sentencex: by that library; lines: one sentence per line; spaces: between spaces, for Thai and Lao, which put
-    them between sentences and clauses, not between words, and mark no ends of sentences otherwise."""
+    """sentencex: use that library; lines: one sentence per line; spaces: split at spaces, for Thai and Lao, which put
+    spaces between sentences and clauses, not words, and have no other sentence marks."""
     language: str = "en"
-    """The language of the text, as an ISO 639-1 code. sentencex has rules for about 30 languages and their relatives;
-    others are cut as English, at the sentence marks of any script."""
+    """Language of the text, as an ISO 639-1 code. sentencex has rules for about 30 languages and related ones; others
+    are split like English, at the sentence marks of any script."""
     line_ends: bool = False
-    """End a sentence at each line end, too; for text that is not wrapped at a fixed width."""
+    """Also end a sentence at each line end; for text that is not wrapped at a fixed width."""
 
     def problems(self) -> Iterator[Problem]:
         if self.splitter == "sentencex" and (problem := find_language_problem(self.language)):

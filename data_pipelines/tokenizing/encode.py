@@ -1,4 +1,4 @@
-"""Documents to tokens: encoded sentence by sentence, each document closed by the end-of-document symbol."""
+"""Encodes documents sentence by sentence, and ends each with the end-of-document token."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ WANTED_BLOCKS = 1000
 
 @dataclass(frozen=True)
 class EncodedDocuments:
-    """Documents as one run of tokens.
+    """Documents as one sequence of tokens.
 
-    document_ends, sentence_ends: positions of last tokens; a document's is its end-of-document symbol, which belongs to
-    no sentence. text_ends, text_bytes: so many bytes (UTF-8) of the source end with the token at that position: those
-    of a sentence, with whatever text around it has no tokens.
+    document_ends, sentence_ends: positions of the last tokens; that of a document is its end-of-document token, which
+    belongs to no sentence. text_ends, text_bytes: positions of the last tokens of sentences, and the number of bytes
+    of source text (UTF-8) of each, with any text around it that has no tokens.
     """
 
     tokens: np.ndarray
@@ -41,7 +41,7 @@ class EncodedDocuments:
     text_bytes: np.ndarray
 
     def save(self, folder: Path) -> None:
-        """Into a new folder."""
+        """Save to a new folder."""
         folder.mkdir(parents=True)
         positions = np.uint32 if len(self.tokens) <= 1 << 32 else np.int64
         for field in fields(self):
@@ -55,21 +55,21 @@ class EncodedDocuments:
 
 
 def encode(documents: Iterable[str], tokenizer: Tokenizer, sentences: SentenceConfig) -> EncodedDocuments:
-    """The documents in their order, without those of which the tokenizer leaves nothing."""
+    """Encode documents in order, leaving out those with no tokens."""
     parts = [_encode_batch(batch, tokenizer, sentences) for batch in _batches(documents)]
     return concatenate(parts) if parts else _encode_batch([], tokenizer, sentences)
 
 
 def concatenate(parts: Sequence[EncodedDocuments]) -> EncodedDocuments:
-    """One run of tokens out of several."""
+    """Concatenate sequences of tokens."""
     run = EncodedStream(parts, lambda part: part)
     return run.slice(0, run.num_tokens)
 
 
 class EncodedStream:
-    """Several runs of tokens, one after the other, of which any part can be had.
+    """The concatenation of several sequences of tokens, read by range.
 
-    open_part: gives each of `parts`. One is held at a time: the pages of a file that is mapped go with it.
+    open_part: opens one of `parts`. One part is open at a time, so that the mapped pages of the others are released.
     """
 
     def __init__(self, parts: Sequence[T], open_part: Callable[[T], EncodedDocuments]):
@@ -83,11 +83,11 @@ class EncodedStream:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of all parts."""
+        """Number of tokens in all parts."""
         return self._starts[-1]
 
     def slice(self, start: int, stop: int) -> EncodedDocuments:
-        """The tokens at [start, stop) and what ends among them, positions counted from `start`."""
+        """The tokens at [start, stop) and the ends among them, with positions relative to `start`."""
         found: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(EncodedDocuments)}
         number = min(bisect_right(self._starts, start), self._num_parts) - 1
         while number < self._num_parts and (self._starts[number] < stop or not any(found.values())):
@@ -106,7 +106,7 @@ class EncodedStream:
 
 
 def choose_block_tokens(num_tokens: int) -> int:
-    """A power of two from 16,384 to 1,048,576 that makes about a thousand blocks, or as many as there can be."""
+    """The power of two from 16,384 to 1,048,576 that gives closest to a thousand blocks."""
     wanted = max(num_tokens // WANTED_BLOCKS, 1)
     return min(max(1 << (wanted.bit_length() - 1), SMALLEST_AUTOMATIC_BLOCK), LARGEST_BLOCK)
 
@@ -127,12 +127,12 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
     text = "".join(documents)
     sizes = np.fromiter(map(len, documents), np.int64, len(documents))
     cut = [sentence_starts(document, config) for document in documents]
-    sentences = np.fromiter(map(len, cut), np.int64, len(cut))  # of each document
+    sentences = np.fromiter(map(len, cut), np.int64, len(cut))  # per document
     starts = np.fromiter(chain.from_iterable(cut), np.int64) + offsets(sizes).repeat(sentences)
     data = text.encode()
     starts = _in_bytes(starts, text, data)
     tokens, lengths = encode_sentences(data, starts, tokenizer)
-    # After the sentences of each document comes its end, which is one token and no text.
+    # The sentences of each document are followed by its end, which is one token without text.
     last = np.cumsum(sentences)
     has_text = np.diff(np.append(0, np.cumsum(lengths))[np.append(0, last)]) > 0
     if not has_text.all():
@@ -143,7 +143,7 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
     ends = np.cumsum(lengths) - 1
     has_tokens, ends_document = lengths > 0, np.zeros(len(lengths), bool)
     ends_document[last + np.arange(len(last))] = True
-    # Text without tokens counts where the next token of its document is.
+    # Text without tokens is counted at the next token of its document.
     text_bytes = np.diff(np.cumsum(num_bytes)[has_tokens], prepend=0)
     return EncodedDocuments(
         tokens=tokens,
@@ -155,11 +155,11 @@ def _encode_batch(documents: Sequence[str], tokenizer: Tokenizer, config: Senten
 
 
 def _in_bytes(characters: np.ndarray, text: str, data: bytes) -> np.ndarray:
-    """Positions in a text as positions in its UTF-8."""
+    """Convert character positions to byte positions in UTF-8."""
     if len(data) == len(text):
         return characters
-    further = np.flatnonzero(np.frombuffer(data, np.uint8) & 0xC0 == 0x80)  # bytes that begin no character
-    own = further - np.arange(1, len(further) + 1)  # of which character they are
+    further = np.flatnonzero(np.frombuffer(data, np.uint8) & 0xC0 == 0x80)  # continuation bytes
+    own = further - np.arange(1, len(further) + 1)  # index of their character
     return characters + own.searchsorted(characters)
 
 

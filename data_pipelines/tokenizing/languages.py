@@ -1,4 +1,4 @@
-"""Languages that the sentence splitter can be told, by their codes."""
+"""Language codes that the sentence splitter knows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ur urdu urd | vi vietnamese vie | zh chinese mandarin zho chi"""
 CODES_BY_NAME = {name: entry.split()[0] for entry in re.split(r" \| |\n", _NAMES) for name in entry.split()}
 
 _WITH_RULES = "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk"
-_AS_A_RELATIVE = (  # sentencex cuts these by the rules of a related language
+_AS_A_RELATIVE = (  # sentencex uses the rules of a related language
     "acm aeb aeb-arab als alt anp apc arn arq ary arz ast avk awa bar bci blk bpy bxr csb de-at de-ch de-formal dsb "
     "dua egl eml es-formal ext fit fon frc frp frr fur gcf gcr gld gsw guc hke hrx hsb hyw inh jut kaa kab kbp kea kjh "
     "kjp kk-latn koi krc krl ksh ksw kum lad lbe lez lij lld lmo lua mag mai mdf mhr mnw mrj mwl myv nah nap nds "
@@ -34,13 +34,13 @@ _ISO_639_1 = (
     "ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
 )
 _KNOWN = frozenset(f"{_WITH_RULES} {_AS_A_RELATIVE} {_ISO_639_1}".split())
-_REGIONAL = re.compile(r"(en|zh)-\w+")  # all are cut alike
+_REGIONAL = re.compile(r"(en|zh)-\w+")  # regions make no difference
 
 
 def find_language_problem(code: str) -> str | None:
-    """Say what is wrong with a language's code, and what may be meant; None if it is known.
+    """A message about an unknown language code, with a suggestion; None if the code is known.
 
-    sentencex takes a code that it does not know for English.
+    sentencex itself treats an unknown code as English.
     """
     if code in _KNOWN or _REGIONAL.fullmatch(code):
         return None
@@ -53,6 +53,6 @@ def find_language_problem(code: str) -> str | None:
     hint = f" (did you mean {meant!r}?)" if meant else ""
     with_rules = _WITH_RULES.replace(" ", ", ")
     return (
-        f"{code!r} is no language that is known{hint}; expected a code of ISO 639-1, of which {with_rules} have rules "
-        "of their own and others are cut as English"
+        f"unknown language {code!r}{hint}; expected an ISO 639-1 code: {with_rules} have their own rules, other "
+        "languages are split like English"
     )

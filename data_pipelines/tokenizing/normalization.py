@@ -1,6 +1,6 @@
-"""Normalization by a tokenizer: SentencePiece's rules, with case folded and accents dropped where asked.
+"""Text normalization: SentencePiece's rules, optionally with case folding and accent stripping.
 
-The rules become part of the SentencePiece model, so that whoever has the model file encodes raw text rightly.
+The rules are stored in the SentencePiece model, so the model file alone encodes raw text correctly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HANGUL = range(0xAC00, 0xD7A4)
 
 @contextmanager
 def normalization_arguments(config: TokenizerConfig) -> Iterator[dict[str, Any]]:
-    """The arguments that tell SentencePiece's trainer the rules: the name of its own, or a file of ours."""
+    """The trainer arguments that select the rules: the name of a built-in set, or a file."""
     name = _rule_name(config)
     if not config.strip_accents and (not config.lowercase or name.endswith("_cf")):
         yield {"normalization_rule_name": name}
@@ -34,10 +34,10 @@ def normalization_arguments(config: TokenizerConfig) -> Iterator[dict[str, Any]]
 
 
 def make_rules(config: TokenizerConfig) -> dict[str, str]:
-    """The replacement of each character that changes, including Hangul that is decomposed.
+    """The replacement of every character that changes, and of decomposed Hangul.
 
-    Accents are combining marks (of a combining class other than 0) of the canonical decomposition, as in the original
-    BERT and ALBERT; but what remains is composed again, where those leave Korean spelt out.
+    Accents are combining marks (combining class other than 0) of the canonical decomposition, as in the original BERT
+    and ALBERT. Unlike there, the rest is composed again; the originals leave Korean decomposed.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(
         rule_name=_rule_name(config), add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False

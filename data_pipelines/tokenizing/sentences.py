@@ -1,4 +1,4 @@
-"""Documents cut into sentences that together are the whole document."""
+"""Splits documents into sentences that concatenate to the document."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PARAGRAPH_BREAK = re.compile(r"(\n\s*\n)")
 _ODD_BREAK = re.compile(r"\n[^\S\n]+\n")
 _CHUNK_CHARACTERS = 5000
 _WINDOW, _SMALL_WINDOW = 1 << 15, 1 << 12
-"""Characters that sentencex is shown at a time. For every sentence it searches back to the last space or full stop, and
-for every quotation mark that is not closed on to the end of the paragraph, which would take the square of the time. The
-small window is for text with a word that is longer."""
+"""Characters passed to sentencex at a time. For every sentence it searches back to the last space or full stop, and for
+every unclosed quotation mark forward to the end of the paragraph, which takes quadratic time in long texts. The small
+window is for text with a word longer than that."""
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SPACED = re.compile(r"\S*\s+|\S+")
 
@@ -28,40 +28,40 @@ _IN_PARENTHESES = r"\((?:[0-9]{1,2}|[A-Za-z]|(?i:[ivxlcdm]+))\)"
 _LETTER = r"[A-Za-z]\.?\)|[a-z]\."
 _MARKER = rf"[ \t]*+(?:{_BULLET}|{_NUMBER}|{_IN_PARENTHESES}|{_LETTER})[ \t]++"
 _MARKERS, _MARKERS_OF_LINES = re.compile(f"(?:{_MARKER})+"), re.compile(f"(?<=\n)(?:{_MARKER})+")
-"""The list markers of sentencex 1.0. Of all that follows one, up to the next, it makes one sentence."""
+"""The list markers of sentencex 1.0, which treats all text between two of them as one sentence."""
 
 _PAIRS = [c for c in map(chr, range(0x10000)) if c in "\"'`<>" or category(c) in ("Ps", "Pe", "Pi", "Pf")]
 _WITHOUT_PAIRS = str.maketrans(dict.fromkeys(_PAIRS, " "))
-"""Quotes and brackets. sentencex ends no sentence between two of them, however many lines they are apart."""
+"""Quotes and brackets. sentencex never ends a sentence between two of them, even many lines apart."""
 
 
 def _line_end_after(terminators: str) -> re.Pattern[str]:
-    """Finds a line end that may end a sentence and is not at the end of a part, of parts with zeros between."""
+    """A pattern of line ends that may end a sentence inside a part; parts are separated by zeros."""
     closed = "|".join(rf"(?<=[{terminators}]{closers}\n)" for closers in ("", r"\W", r"\W\W"))
     return re.compile(rf"\n(?<=[^\w,;:]\n)(?<!\s\s\s\n)(?!\s*\0)(?:{closed})")
 
 
-_LEADING_MARKER = re.compile(rf"\0(?![A-Z][abe-hjknopq-uwyz ]){_MARKER}")  # most sentences are ruled out at once
+_LEADING_MARKER = re.compile(rf"\0(?![A-Z][abe-hjknopq-uwyz ]){_MARKER}")  # excludes most sentences early
 _INNER_LINE_END = {
-    True: _line_end_after(".!?"),  # in ASCII, in a third of the time
+    True: _line_end_after(".!?"),  # for ASCII; takes a third of the time
     False: _line_end_after(".!?" + "".join(c for c in map(chr, range(0x80, 0x20000)) if category(c) == "Po")),
 }
 
 _LONG_SPACES = "".join(c for c in map(chr, range(0x80, 0x3001)) if c.isspace())
-"""sentencex 1.0 panics at a no-break or other space of several bytes that stands before a full stop."""
+"""Multi-byte spaces, such as the no-break space. sentencex 1.0 panics on one before a full stop."""
 _LONG_SPACE = re.compile(f"[{_LONG_SPACES}]")
 
 
 def split_sentences(text: str, config: SentenceConfig) -> list[str]:
-    """The sentences of a document, each with the white space after it; joined, they are `text`."""
+    """The sentences of a document, each with its trailing white space. They concatenate to `text`."""
     return [text[start:end] for start, end in pairwise([*sentence_starts(text, config), len(text)])]
 
 
 def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
-    """The starts of the sentences of a document, the first at 0. A paragraph break always ends a sentence."""
-    plain = text.replace("\0", "\1")  # zeros stand between sentences in `_find_suspects`
+    """The start positions of a document's sentences; the first is 0. A paragraph break always ends a sentence."""
+    plain = text.replace("\0", "\1")  # `_find_suspects` separates sentences by zeros
     if not text.isascii() and any(space in text for space in _LONG_SPACES):
-        plain = _LONG_SPACE.sub(" ", plain)  # as many characters
+        plain = _LONG_SPACE.sub(" ", plain)  # keeps the length
     if config.splitter == "lines":
         parts = _LINE.findall(plain)
     elif config.splitter == "spaces":
@@ -69,7 +69,7 @@ def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
     elif config.line_ends:
         parts = [part for line in _LINE.findall(plain) for part in _segment_item(line, config.language)]
     else:
-        if _ODD_BREAK.search(plain):  # sentencex knows no break with white space in it
+        if _ODD_BREAK.search(plain):  # not a paragraph break to sentencex
             plain = PARAGRAPH_BREAK.sub(lambda found: "\n" * len(found[0]), plain)
         parts = []
         for chunk in _chunks(plain):
@@ -81,7 +81,7 @@ def sentence_starts(text: str, config: SentenceConfig) -> list[int]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """The text in runs of paragraphs: sentencex drops breaks in what has more than 10 KB."""
+    """Cut a text at paragraph breaks: sentencex drops breaks in texts over 10 KB."""
     start = 0
     while len(text) - start > _CHUNK_CHARACTERS:
         end = text.rfind("\n\n", start, start + _CHUNK_CHARACTERS)
@@ -95,14 +95,14 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _segment(text: str, language: str) -> list[str]:
-    """Parts that joined are the text: sentences, list markers with what follows them, and paragraph breaks."""
+    """Split a text into sentences and paragraph breaks that concatenate to it."""
     parts = _by_sentencex(text, language)
     _repair(parts, language)
     return parts
 
 
 def _repair(parts: list[str], language: str) -> None:
-    """Make sentences of the parts that sentencex gave, where it has joined several, or set a list marker apart."""
+    """Fix sentencex's parts in place where it joined several sentences or split off a list marker."""
     suspects = _find_suspects(parts)
     if not suspects:
         return
@@ -120,8 +120,8 @@ def _repair(parts: list[str], language: str) -> None:
 
 
 def _find_suspects(parts: list[str]) -> set[int]:
-    """The numbers of the parts that begin with a list marker, or in which a line may end as a sentence does."""
-    joined = "\0".join(["", *parts, ""])  # in one search, since most texts have none
+    """The indices of parts that begin with a list marker, or have a line end that may end a sentence."""
+    joined = "\0".join(["", *parts, ""])  # one search, since most texts have none
     suspects = set()
     for suspect in (_LEADING_MARKER, _INNER_LINE_END[joined.isascii()]):
         number, position = -1, 0
@@ -132,9 +132,9 @@ def _find_suspects(parts: list[str]) -> set[int]:
 
 
 def _cut_up(part: str, language: str) -> list[str]:
-    """The sentences in what sentencex takes for one.
+    """Split a part that sentencex did not.
 
-    It joins whole lines in the items of a list, and between quotes or brackets that are no pair (5" here, 6" there).
+    It joins whole lines in list items, and between quotes or brackets that are not a pair (5" here, 6" there).
     """
     if _MARKERS.match(part):
         return _segment_item(part, language)
@@ -146,7 +146,7 @@ def _cut_up(part: str, language: str) -> list[str]:
 
 
 def _segment_item(text: str, language: str) -> list[str]:
-    """`_segment` of a text that may begin with list markers, which go with what follows them."""
+    """`_segment` for a text that may begin with list markers, which stay with the text after them."""
     found = _MARKERS.match(text)
     if not found:
         return _segment(text, language)
@@ -155,14 +155,14 @@ def _segment_item(text: str, language: str) -> list[str]:
 
 
 def _by_sentencex(text: str, language: str) -> list[str]:
-    """Cut a text into parts that joined are the text: those of windows, each of which begins where a sentence does.
+    """Split a text with sentencex, in windows that begin at the start of a sentence.
 
-    They are the parts of the whole text, unless a quotation or an item of a list reaches over the end of a window.
+    The parts are those of the whole text, unless a quotation or list item extends beyond the end of a window.
     """
     if len(text) <= 2 * _SMALL_WINDOW:  # most texts
         return _segment_window(text, language)
     parts: list[str] = []
-    start = sentence = 0  # where the window, and the sentence at its start, begin
+    start = sentence = 0  # starts of the window and of its first sentence
     while start + (size := _window_size(text[start : start + _WINDOW])) < len(text):
         found = _segment_window(text[start : start + size], language)
         ends = list(accumulate(map(len, found), initial=start))[1:]
@@ -185,7 +185,7 @@ def _window_size(text: str) -> int:
 
 
 def _segment_window(text: str, language: str) -> list[str]:
-    """The parts of a text, or those of its paragraphs where sentencex drops breaks."""
+    """The parts of a text; those of each paragraph if sentencex drops breaks."""
     parts: list[str] = sentencex.segment(language, text)
     if "".join(parts) == text:
         return parts

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers with the special symbols that every model needs."""
+"""Trains tokenizers with the special tokens that every model needs."""
 
 from __future__ import annotations
 
@@ -20,21 +20,18 @@ from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 
 NUM_THREADS = 4
-"""Fixed: another number gives another vocabulary."""
+"""Fixed, because the vocabulary depends on it."""
 
 LONGEST_SENTENCE_BYTES = 1 << 16
-"""SentencePiece leaves out longer ones, at 4,192 bytes by default; so they are cut."""
+"""SentencePiece skips longer sentences (its default is 4,192 bytes), so they are cut."""
 
 RESERVED = "\N{LOWER FIVE EIGHTHS BLOCK}"
-"""SentencePiece leaves out sentences with this character, its own for what is unknown; so it is left out by itself."""
+"""SentencePiece's symbol for unknowns. It skips sentences with this character, so it becomes a space."""
 _SPACES = str.maketrans({"\0": " ", RESERVED: " "})
 
 
 def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokenizer:
-    """The kind of tokenizer that is asked for: the same one for the same sentences, in the same order.
-
-    Raises `DataError`.
-    """
+    """Make the configured tokenizer. Deterministic for the same sentences in the same order. Raises `DataError`."""
     match config.model_type:
         case "unigram":
             return Tokenizer(train_tokenizer(sentences, config), name="the tokenizer just trained")
@@ -45,17 +42,17 @@ def make_tokenizer(sentences: Sequence[str], config: TokenizerConfig) -> Tokeniz
 
 
 def tokenizes_bytes(config: TokenizerConfig) -> bool:
-    """Tell whether every byte of a text is a token, so that a text must stay as it is. Raises `DataError`."""
+    """True if every byte is a token, so that text must not be changed. Raises `DataError`."""
     if config.path is None:
         return config.model_type == "bytes"
     return isinstance(load_tokenizer(config.path), ByteTokenizer)
 
 
 def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
-    """A SentencePiece model: the same one for the same sentences, in the same order. Raises `DataError`."""
+    """Train a SentencePiece model. Deterministic, given sentences in the same order. Raises `DataError`."""
     pieces = {role: spellings[0] for role, spellings in SPECIAL_TOKENS.items()}
     model = io.BytesIO()
-    fallback: dict[str, Any] = {"byte_fallback": True} if config.byte_fallback else {}  # told in the model if given
+    fallback: dict[str, Any] = {"byte_fallback": True} if config.byte_fallback else {}  # if passed at all, it is stored
     try:
         with normalization_arguments(config) as normalization:
             sentencepiece.SentencePieceTrainer.train(
@@ -74,7 +71,7 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
                 eos_id=-1,
                 pad_piece=pieces["pad"],
                 unk_piece=pieces["unk"],
-                # Not user-defined symbols: those are also recognised where a text merely contains them.
+                # Not user-defined symbols: those are also recognized in plain text.
                 control_symbols=[pieces["cls"], pieces["sep"], pieces["mask"], pieces["eod"]],
                 minloglevel=2,
             )
@@ -84,7 +81,7 @@ def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> bytes:
 
 
 def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerConfig) -> Iterator[str]:
-    """The sentences of a document as a tokenizer is trained on them."""
+    """The sentences of a document, as passed to the tokenizer's training."""
     for sentence in split_sentences(document, config):
         if tokenizer.model_type == "word":
             yield sentence
@@ -93,7 +90,7 @@ def clean_sentences(document: str, config: SentenceConfig, tokenizer: TokenizerC
 
 
 def _cut(sentence: str) -> Iterator[str]:
-    """A sentence in pieces that SentencePiece takes, at spaces where there are any."""
+    """Cut a sentence into parts that SentencePiece accepts, at spaces if possible."""
     if len(sentence) * 4 <= LONGEST_SENTENCE_BYTES or len(data := sentence.encode()) <= LONGEST_SENTENCE_BYTES:
         yield sentence
         return
@@ -102,7 +99,7 @@ def _cut(sentence: str) -> Iterator[str]:
         end = data.rfind(b" ", start + 1, start + LONGEST_SENTENCE_BYTES + 1)
         if end < 0:
             end = start + LONGEST_SENTENCE_BYTES
-            while data[end] & 0xC0 == 0x80:  # not within a character
+            while data[end] & 0xC0 == 0x80:  # not inside a character
                 end -= 1
         yield data[start:end].decode()
         start = end + (data[end] == ord(" "))
@@ -110,8 +107,7 @@ def _cut(sentence: str) -> Iterator[str]:
 
 
 def _finish(model: bytes) -> bytes:
-    """The same model with rounded scores (see `words`), and without the name of the file its rules came from, which is
-    another each time."""
+    """Round the scores (see `word_encoder`), and drop the name of the rules file, a temporary name."""
     parsed = sentencepiece_model_pb2.ModelProto()
     parsed.ParseFromString(model)
     for piece in parsed.pieces:
@@ -125,14 +121,14 @@ def _finish(model: bytes) -> bytes:
 def _explain(error: str, config: TokenizerConfig) -> str:
     if too_high := re.search(r"too high \(\d+\).*<= (\d+)", error):
         return (
-            f"tokenizer.vocab_size: {config.vocab_size} pieces are too many for this corpus, which gives at most "
+            f"tokenizer.vocab_size: {config.vocab_size} is too large for this corpus, which supports at most "
             f"{too_high[1]}; lower it or add text"
         )
     if too_low := re.search(r"required_chars\. \d+ vs (\d+)", error):
         return (
-            f"tokenizer.vocab_size: {config.vocab_size} pieces are too few, the characters of this corpus alone need "
+            f"tokenizer.vocab_size: {config.vocab_size} is too small, the characters of this corpus alone need "
             f"{too_low[1]}; raise it or lower tokenizer.character_coverage"
         )
     if "all_chars_count" in error or "sentences_.empty()" in error:
-        return "the training documents hold no text that a tokenizer could be trained on; add text"
-    return f"SentencePiece cannot train a tokenizer on this corpus: {error}"
+        return "the training documents contain no text to train a tokenizer on; add text"
+    return f"SentencePiece failed to train a tokenizer on this corpus: {error}"

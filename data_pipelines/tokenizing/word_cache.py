@@ -1,6 +1,6 @@
-"""A bounded cache of the token ids of words, which finds thousands of words at a time.
+"""A bounded cache of the token ids of words, with vectorized lookups.
 
-Ids of many words are kept as one ragged array: the values of all, and the length of each.
+The ids of many words are a ragged array: the concatenated values, and the length of each word.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 Ids = tuple[np.ndarray, np.ndarray]
-"""Ids of several texts, one after the other, and the number of ids of each (int64)."""
+"""Concatenated ids of several texts, and the number of ids of each (int64)."""
 
 
 def offsets(sizes: np.ndarray) -> np.ndarray:
-    """The start of each run."""
+    """The start of each segment."""
     return np.asarray(np.cumsum(sizes) - sizes)
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Ranges of consecutive numbers from each of `first` on, as indices."""
+    """Concatenated ranges of `sizes` consecutive indices, starting at each of `first`."""
     ends = np.cumsum(sizes)
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + (first - ends + sizes).repeat(sizes))
 
 
 def segment_sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The sum of each run."""
+    """The sum of each segment."""
     return np.diff(np.append(0, np.cumsum(values))[np.append(0, np.cumsum(sizes))])
 
 
 def interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
-    """The elements of `yes` where `which` is true, and of `no` where it is false, in order."""
+    """Take elements of `yes` where `which` is true and of `no` where it is false, in order."""
     if which.all():
         return yes
     first, sizes = np.empty((2, len(which)), np.int64)
@@ -41,7 +41,7 @@ def interleave(which: np.ndarray, yes: Ids, no: Ids) -> Ids:
 
 
 MARGIN = 16
-"""Number of bytes that must follow the last word."""
+"""Bytes of padding required after the last word."""
 
 _LONGEST, _MOST_IDS, _TABLE_BITS, _BUCKET_BITS = 15, 4, 20, 16
 _LOW, _HIGH = (np.array([(1 << 8 * min(max(n - first, 0), 8)) - 1 for n in range(17)], np.uint64) for first in (0, 8))
@@ -50,7 +50,7 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np
 
 
 class Words(NamedTuple):
-    """Words in a text, or parts of words. starts, lengths: in bytes. goes_on: whether it is a part that begins none."""
+    """Words or parts of words in a text. starts, lengths: in bytes. continues: True for a part that begins no word."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -58,16 +58,16 @@ class Words(NamedTuple):
 
 
 class WordTable:
-    """The ids of words of up to 15 bytes and four ids; each slot has the one that came last."""
+    """A hash table with the ids of words of up to 15 bytes and four ids. Each slot keeps the latest word."""
 
     def __init__(self, dtype: np.dtype):
-        """dtype: of the ids."""
+        """dtype: type of the ids."""
         columns = [("low", "<u8"), ("high", "<u8"), ("ids", dtype, _MOST_IDS), ("count", "u1")]
         self._slots = np.zeros(1 << _TABLE_BITS, np.dtype(columns, align=True))
         self._latest = np.zeros(1 << _BUCKET_BITS, np.int64)
 
     def look_up(self, data: np.ndarray, words: Words, encode: Callable[[np.ndarray, Words], Ids]) -> Ids:
-        """The ids of words in `data` (bytes), which `encode` gives for those that are not here."""
+        """The ids of words in `data` (bytes). `encode` is called for the words that are not cached."""
         keys = _keys_of(data, words)
         found = self._slots.take(keys.slot)
         new = np.flatnonzero((found["low"] != keys.low) | (found["high"] != keys.high) | ~keys.is_short)
@@ -76,15 +76,15 @@ class WordTable:
         chosen, which = new[is_first], (np.cumsum(is_first) - 1)[same]
         ids, counts = encode(data, _take(words, chosen))
         self._learn(_take(keys, chosen), ids, counts)
-        # The ids of a word are in what was found for it, or behind all that.
+        # The ids of a word are in its slot, or after all slots.
         source = np.concatenate([found.view(ids.dtype), ids])
-        row, at = found.itemsize // ids.itemsize, 16 // ids.itemsize  # they come after `low` and `high`
+        row, at = found.itemsize // ids.itemsize, 16 // ids.itemsize  # ids follow `low` and `high`
         where, sizes = np.arange(len(found)) * row + at, found["count"].astype(np.int64)
         where[new], sizes[new] = (len(found) * row + offsets(counts))[which], counts[which]
         return source.take(ranges(where, sizes)), sizes
 
     def _find_same(self, keys: _Keys) -> np.ndarray:
-        """For each word, one that is the same: for all of those the same one, unless others are in their bucket."""
+        """For each word, the index of one equal word; the same index for all equal words, barring bucket collisions."""
         buckets, own = keys.slot >> (_TABLE_BITS - _BUCKET_BITS), np.arange(len(keys.slot))
         self._latest[buckets] = own
         other = self._latest[buckets]
@@ -95,14 +95,14 @@ class WordTable:
         own = np.flatnonzero(keys.is_short & (counts <= _MOST_IDS))
         learned = np.zeros(len(own), self._slots.dtype)
         learned["low"], learned["high"], learned["count"] = keys.low[own], keys.high[own], counts[own]
-        places = offsets(counts)[own, None] + np.arange(_MOST_IDS)  # those of the next word do no harm
+        places = offsets(counts)[own, None] + np.arange(_MOST_IDS)  # ids of the next word are never read
         learned["ids"] = np.append(ids, np.zeros(_MOST_IDS, ids.dtype))[places]
         self._slots.put(keys.slot[own], learned)
 
 
 class _Keys(NamedTuple):
-    """By what words are known: the first eight bytes, the next seven with a bit that tells whether it goes on, the slot
-    that is theirs, and whether that is all of the word."""
+    """Keys of words. low: the first eight bytes; high: the next seven, with a bit for `continues`; slot: index in the
+    table; is_short: True if these bytes are the whole word."""
 
     low: np.ndarray
     high: np.ndarray
@@ -114,12 +114,12 @@ C = TypeVar("C", Words, _Keys)
 
 
 def _take(columns: C, which: np.ndarray) -> C:
-    """Some of the rows."""
+    """Select rows."""
     return type(columns)(*(column.take(which) for column in columns))
 
 
 def _keys_of(data: np.ndarray, words: Words) -> _Keys:
-    eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
+    eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each position
     lengths = np.minimum(words.lengths, MARGIN)
     low = eight[words.starts] & _LOW.take(lengths)
     high = eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.continues

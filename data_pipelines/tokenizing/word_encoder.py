@@ -1,17 +1,16 @@
-"""Sentences to ids by words that were met before: the ids that SentencePiece gives for each sentence, in less time.
+"""Encodes sentences word by word with a cache: the same ids that SentencePiece gives for each sentence, faster.
 
-Nearly all words of a text have been there already. What SentencePiece's unigram model makes of a word depends on the
-words around it by nothing but rounding: no piece reaches over a space, so the best pieces of a sentence are the best
-pieces of each word, but the score by which they are found is a float32 that runs from the start of the sentence. In the
-models that we train (`train_tokenizer`) scores are multiples of `SCORE_UNIT`, and sums of these are exact for as long
-as they stay under 2^24 units: then there is no rounding, and words are independent. So is their normalization, since no
-rule of SentencePiece's spans a space.
+Nearly all words of a text repeat. In SentencePiece's unigram model, the encoding of a word depends on the words around
+it through rounding only: no piece spans a space, so the best segmentation of a sentence is the best segmentation of
+each word, but scores are accumulated in float32 from the start of the sentence. In the models that we train
+(`train_tokenizer`) scores are multiples of `SCORE_UNIT`, and their sums are exact below 2^24 units. Then there is no
+rounding, and words are independent. So is their normalization, since no rule of SentencePiece spans a space.
 
-The same holds between any two characters of a word that no piece has side by side, if both are ASCII: no rule spans
-those. A word that is new is cut there, for its parts have mostly been there too.
+The same holds between two ASCII characters of a word that are adjacent in no piece, since no rule spans those either.
+New words are cut there, because most of their parts are cached.
 
-Whatever this does not cover (other models, control characters, a boundary of words that is written out, very long
-sentences) SentencePiece encodes sentence by sentence.
+Everything else (other models, control characters, a literal word boundary symbol, very long sentences) is encoded by
+SentencePiece, sentence by sentence.
 """
 
 from __future__ import annotations
@@ -36,26 +35,26 @@ from data_pipelines.tokenizing.word_cache import (
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 
 SCORE_UNIT = 1 / 256
-"""A piece's score, a log probability, is a multiple of this: it changes no probability by more than 0.2 %."""
+"""Scores (log probabilities) are rounded to multiples of this, which changes a probability by at most 0.2 %."""
 
 BY_CHARACTER = "by_character"
-"""The name that our normalization rules have in a model: none spans a space, or two ASCII characters."""
+"""Name of our normalization rules in a model. None of them spans a space, or two ASCII characters."""
 
 _NORMALIZERS = {"identity", "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf", BY_CHARACTER}
-_UNKNOWN_PENALTY = 10.0  # SentencePiece scores an unknown character so much below its lowest piece
-_WRITTEN_BOUNDARY = re.compile(WORD_BOUNDARY.encode())  # which SentencePiece drops at the end of a text
+_UNKNOWN_PENALTY = 10.0  # how far SentencePiece scores unknown characters below the lowest piece
+_WRITTEN_BOUNDARY = re.compile(WORD_BOUNDARY.encode())  # SentencePiece drops it at the end of a text
 _EXPANDS = np.zeros(256, np.int64)
-"""By how many characters more than it has bytes a character may become longer by normalization, by its first byte."""
+"""Bound on a character's length after normalization (characters) minus its length before (bytes), by first byte."""
 _EXPANDS[0xC2:0xE0], _EXPANDS[0xE0:0xF0] = 3 - 2, 18 - 3
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type in which shards keep the tokens of a vocabulary."""
+    """The smallest dtype for tokens of a vocabulary, as stored in shards."""
     return np.dtype("<u2") if vocab_size <= 0xFFFF else np.dtype("<u4")
 
 
 def encode_sentences(text: bytes, starts: np.ndarray, tokenizer: Tokenizer) -> Ids:
-    """The ids of the sentences of a text (UTF-8) that begin at `starts` (int64), the first at 0."""
+    """The ids of a text's sentences. text: UTF-8; starts: int64 byte offsets of the sentences, the first 0."""
     encoder = _encoder_of(tokenizer)
     if encoder is not None:
         return encoder.encode(text, starts)
@@ -66,11 +65,11 @@ def encode_sentences(text: bytes, starts: np.ndarray, tokenizer: Tokenizer) -> I
 
 
 class WordEncoder:
-    """Encodes by words, for a model of which they are independent."""
+    """Encodes word by word, for models in which words are independent."""
 
     def __init__(self, tokenizer: Tokenizer, *, lowest_score: float, spaces: str):
         self._tokenizer = tokenizer
-        # A character takes at most this from a score, and the best score at any place is no worse than all of them.
+        # A character lowers the score by at most this much, which bounds the best score at any position.
         self._longest = int(2**24 * SCORE_UNIT / (_UNKNOWN_PENALTY - lowest_score)) // 2 - 2
         self._spaces = [ord(space) for space in spaces]
         pieces = [tokenizer.id_to_token(token) for token in range(tokenizer.vocabulary.size)]
@@ -79,7 +78,7 @@ class WordEncoder:
         self._table = WordTable(token_dtype(len(pieces)))
 
     def encode(self, text: bytes, starts: np.ndarray) -> Ids:
-        """As `encode_sentences`."""
+        """See `encode_sentences`."""
         data, first = _spaced(text, starts)
         lengths = np.diff(starts, append=len(text))
         beyond = np.flatnonzero(data >= 0x80)
@@ -100,16 +99,16 @@ class WordEncoder:
         return interleave(is_plain, (ids, segment_sums(counts, of_sentences)), singly)
 
     def _controls(self, data: np.ndarray) -> np.ndarray:
-        """The positions of control characters that are not spaces."""
+        """The positions of control characters other than spaces."""
         found = (data < ord(" ")) | (data == 0x7F)
         for space in self._spaces:
             found &= data != space
         return np.flatnonzero(found)
 
     def _encode(self, data: np.ndarray, words: Words) -> Ids:
-        """The ids of words by those of their parts."""
+        """The ids of words, from those of their parts."""
         places, first = ranges(words.starts, words.lengths), offsets(words.lengths)
-        # What comes after an ASCII character may be an accent that becomes one with it.
+        # An ASCII character may combine with an accent after it.
         is_cut = self._are_apart[data[places - 1], data[places]] & (data[places + 1] < 0x80)
         is_cut[first] = True
         parts = np.flatnonzero(is_cut)
@@ -121,9 +120,9 @@ class WordEncoder:
         return ids, segment_sums(counts, of_words)
 
     def _encode_parts(self, data: np.ndarray, words: Words) -> Ids:
-        """The ids of words and parts of words by SentencePiece.
+        """The ids of words and parts of words, from SentencePiece.
 
-        It gets a part with the character before it, as a word, of whose ids those of that character are taken away.
+        A part is encoded as a word together with the character before it, whose ids are then removed.
         """
         starts, lengths, goes_on = words
         sizes = lengths + goes_on + 1
@@ -131,15 +130,15 @@ class WordEncoder:
         text[first] = ord(" ")
         is_ascii = np.ones(len(starts), bool)
         is_ascii[first.searchsorted(np.flatnonzero(text >= 0x80), "right") - 1] = False
-        # Of others it is not known that they begin with a piece that begins a word: they may even become nothing.
+        # Others might not start with a word-initial piece, or might encode to nothing.
         others = (text[i : i + n].tobytes() for i, n in zip(first[~is_ascii], sizes[~is_ascii], strict=True))
         singly = _encode_singly(others, self._tokenizer)
         ids, counts = interleave(is_ascii, self._encode_ascii(text[is_ascii.repeat(sizes)], sizes[is_ascii]), singly)
-        before = np.where(goes_on, self._alone[data[starts - 1]], 0)  # of the character before
+        before = np.where(goes_on, self._alone[data[starts - 1]], 0)  # ids of the preceding character
         return ids.take(ranges(offsets(counts) + before, counts - before)), counts - before
 
     def _encode_ascii(self, text: np.ndarray, sizes: np.ndarray) -> Ids:
-        """The ids of words with a space before each, as many at once as do not round."""
+        """The ids of words, each preceded by a space, in the largest batches without rounding."""
         ends = np.cumsum(sizes)
         cuts = ends[np.flatnonzero(np.diff(ends // self._longest))]
         ids, _ = _encode_singly((part.tobytes() for part in np.split(text, cuts)), self._tokenizer)
@@ -149,9 +148,9 @@ class WordEncoder:
 
 
 def _find_cuts(tokenizer: Tokenizer, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """By two bytes: whether a word can be cut between them; by one: how many ids it has as a word of its own.
+    """Tables by pair of bytes: True if a word can be cut between them; and by byte: its number of ids as a word.
 
-    Both are characters of ASCII that are in the vocabulary: of unknown ones, those in a row are one token.
+    Only ASCII characters in the vocabulary are cut apart: consecutive unknown characters are one token.
     """
     becomes, alone = np.zeros(256, np.uint8), np.zeros(256, np.int64)
     known = {piece for piece in pieces if len(piece) == 1 and piece.isascii()}
@@ -169,7 +168,7 @@ def _find_cuts(tokenizer: Tokenizer, pieces: list[str]) -> tuple[np.ndarray, np.
 
 
 def _spaced(text: bytes, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a text with white space before each sentence, and zeros after the last; and where those begin."""
+    """The bytes of a text with a space before each sentence and zeros after the last; and the sentences' starts."""
     is_glued = np.frombuffer(b" " + text, np.uint8)[starts] > ord(" ")
     edges = [0, *starts[is_glued].tolist(), len(text)]
     parts = [text[a:b] for a, b in pairwise(edges)]
@@ -189,7 +188,7 @@ def _encode_singly(sentences: Iterable[bytes], tokenizer: Tokenizer) -> Ids:
 
 @lru_cache(1)
 def _encoder_of(tokenizer: Tokenizer) -> WordEncoder | None:
-    """An encoder, if the model is one whose words are independent."""
+    """An encoder for the tokenizer, or None if words are not independent in its model."""
     if type(tokenizer) is not Tokenizer:
         return None
     from sentencepiece import sentencepiece_model_pb2

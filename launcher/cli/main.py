@@ -1,7 +1,7 @@
-"""The command `xlpretrain`: its sub-commands together, and errors as one message. Torch-free.
+"""The command `xlpretrain`: collects the sub-commands and prints errors as one message. Torch-free.
 
-Arguments and help are declared in `run_commands`, `model_commands` and `data_commands`; what the commands do is in
-`actions`, whose modules are imported only when a command runs.
+Arguments and help are declared in `run_commands`, `model_commands` and `data_commands`; the code of the
+commands is in `actions`, whose modules are imported only when a command runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ app.add_typer(data_commands.app, name="data")
 
 
 def main() -> None:
-    """Run the command. A mistake of the user is one message and exit code 2."""
+    """Run the command. A user error is printed as one message; its exit code is 2."""
     try:
         app()
     except XLPretrainError as error:

@@ -32,7 +32,7 @@ def export(
     run: RunPath,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
     step: Step = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing export.")] = False,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
     actions.models.export(run, to, step=step, force=force)
@@ -56,10 +56,10 @@ def import_model(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", metavar="FILE", help="Taken as it is, instead of its own.", show_default=False),
+        typer.Option("--tokenizer", metavar="FILE", help="Tokenizer to use in place of its own.", show_default=False),
     ] = None,
 ) -> None:
-    """Make a run folder of a model from Hugging Face transformers, or of the authors' Transformer-XL in PyTorch."""
+    """Import a Hugging Face transformers model, or the authors' PyTorch Transformer-XL, as a run folder."""
     actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
 
 
@@ -69,18 +69,18 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", help="Beginning of the text (default: standard input).", show_default=False
+            "--prompt", metavar="TEXT", help="Text to continue (default: standard input).", show_default=False
         ),
     ] = None,
-    num_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write at most.")] = 100,
+    num_tokens: Annotated[int, typer.Option("--tokens", min=1, help="Maximum number of new tokens.")] = 100,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Below 1: likelier words more often; 0: always the likeliest.")
+        float, typer.Option(min=0, help="Sampling temperature; 0: always the most likely token.")
     ] = 1.0,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Sample from the K most likely tokens.", show_default=False)
     ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Draw among the likeliest tokens that together have this probability.")
+        float, typer.Option(help="Sample from the most likely tokens whose probabilities sum to P.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling.")] = 0,
     mem_len: Annotated[
@@ -90,7 +90,7 @@ def generate(
     step: Step = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Write text with a causal language model, at a constant cost per token. Prints prompt and text."""
+    """Generate text with a causal language model, at a constant cost per token; prints prompt and continuation."""
     actions.models.generate(
         run,
         prompt,
@@ -111,11 +111,13 @@ def score(
     run: RunPath,
     texts: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE", help="A text a line, .csv, .tsv or .jsonl (default: standard input)."),
+        typer.Option(
+            "--input", metavar="FILE", help="One text per line, .csv, .tsv or .jsonl (default: standard input)."
+        ),
     ] = None,
     pairs: Annotated[
         bool,
-        typer.Option("--pairs", help="Two columns, a good text and a bad one: how often is the good one likelier?"),
+        typer.Option("--pairs", help="Score minimal pairs: how often is the good text more likely than the bad one?"),
     ] = False,
     text: Annotated[
         list[str] | None,
@@ -124,16 +126,16 @@ def score(
     mem_len: Annotated[
         int | None, typer.Option(min=0, help="Positions remembered (default: as trained).", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows side by side.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 32,
     to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the figures of each text there, as JSON lines.")
+        Path | None, typer.Option(metavar="FILE", help="Write the scores to this file, as JSON lines (default: print).")
     ] = None,
     step: Step = None,
     precision: Annotated[
         Precision, typer.Option("--precision", help="Type of the weights; bf16 is less exact.")
     ] = Precision.FP32,
 ) -> None:
-    """Log-likelihood of each text (pseudo-log-likelihood where tokens are masked or permuted), or of minimal pairs."""
+    """Score texts or minimal pairs by log-likelihood (masked and permuted models: pseudo-log-likelihood)."""
     actions.score.score(
         run,
         texts,
@@ -172,7 +174,7 @@ def finetune(
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Make a classifier of texts, or of pairs of texts, from a run. The same command again goes on where it was."""
+    """Fine-tune a run into a classifier of texts or pairs of texts. Rerun the command to resume."""
     code = actions.finetune.finetune(
         run,
         train=train,
@@ -193,13 +195,15 @@ def predict(
     run: RunPath,
     texts: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE", help=".csv, .tsv, .jsonl, or a text a line (default: standard input)."),
+        typer.Option(
+            "--input", metavar="FILE", help=".csv, .tsv, .jsonl, or one text per line (default: standard input)."
+        ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .csv to write (default: a line each, printed).")
+        Path | None, typer.Option(metavar="FILE", help="Write predictions to this .csv file (default: print).")
     ] = None,
     step: Step = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Classify new texts; where the file has labels, say how good that is."""
+    """Classify new texts. If the file has labels, also print metrics."""
     actions.finetune.predict(run, texts, to, step=step, precision=precision)

@@ -1,4 +1,4 @@
-"""Arguments that more than one command takes."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class Precision(StrEnum):
-    """The types of weights that a trained model can be used in."""
+    """Types of weights in which a trained model can be used."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -27,18 +27,20 @@ Overrides = Annotated[
 Moved = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="DATA.KEY=PLACE", help="Current place of the run's data, such as data.train=DIR.", show_default=False
+        metavar="DATA.KEY=PATH", help="Current path of the run's data, such as data.train=DIR.", show_default=False
     ),
 ]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
 ]
 Dataset = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder of a split (it holds index.json).", show_default=False)
+    Path, typer.Argument(metavar="DIR", help="Folder of a dataset split (with index.json).", show_default=False)
 ]
 NumProcesses = Annotated[
     int | None,
-    typer.Option("--nproc", min=1, help="Processes (default: one per GPU; without GPUs, two).", show_default=False),
+    typer.Option(
+        "--nproc", min=1, help="Number of ranks (default: one per GPU; without GPUs, two).", show_default=False
+    ),
 ]
 AllowRecipeChange = Annotated[
     bool, typer.Option("--allow-recipe-change", help="Allow a started run to change its optimizer and schedule.")

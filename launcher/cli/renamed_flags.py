@@ -1,4 +1,4 @@
-"""Former names of flags, accepted with a warning for one version. Torch-free."""
+"""Former flag names, accepted with a warning for one version. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ FORMER_FLAGS = {
     "--on": "--ignore-eod",
     "--take-over": "--force-takeover",
 }
-"""New names by former ones. A former name is accepted by commands that have the new flag and no flag of that name."""
+"""Former name to new name. A command accepts a former name if it has the new flag and no flag of the former name."""
 
 
 class RenamedFlags(TyperGroup):
-    """A group whose commands accept former names of their flags, which `--help` does not show."""
+    """A command group that accepts former flag names, which `--help` does not show."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """As in the base class, with former names in the command's arguments replaced."""
+        """Replace former flag names in the command's arguments, then resolve it as usual."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, rest if command is None else replace_former_flags(command, rest)
 
 
 def replace_former_flags(command: Any, arguments: Sequence[str]) -> list[str]:
-    """Replace former names of flags, and print a warning for each on standard error.
+    """Replace former flag names and print a warning for each on standard error.
 
     Args:
-        command: the typer (or click) command that the arguments are for.
-        arguments: as typed. What follows `--`, and values of flags, are left alone.
+        command: typer (or click) command that receives the arguments.
+        arguments: as typed. Flag values and everything after `--` stay unchanged.
     """
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     flags = {flag for option in options for flag in option.opts}
@@ -44,7 +44,7 @@ def replace_former_flags(command: Any, arguments: Sequence[str]) -> list[str]:
             return [*replaced, *arguments[position:]]
         flag, equals, value = argument.partition("=")
         if flag in former and not is_value:
-            print(f"warning: {flag} is now {former[flag]}; the next version no longer knows {flag}", file=sys.stderr)
+            print(f"warning: {flag} is now {former[flag]}; the next version removes {flag}", file=sys.stderr)
             flag = former[flag]
             argument = f"{flag}{equals}{value}"
         is_value = not is_value and not equals and flag in with_value

@@ -37,7 +37,7 @@ def train(
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Train on this machine, or resume a started run. Exit code 0: done; 75: stopped early, run it again."""
+    """Train on this machine, or resume a started run. Exit code 0: finished; 75: stopped early, rerun to resume."""
     options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
     raise typer.Exit(actions.training.train(config, overrides or [], options))
 
@@ -55,9 +55,9 @@ def submit(
         ),
     ] = None,
     allow_recipe_change: AllowRecipeChange = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script without submitting it.")] = False,
 ) -> None:
-    """Train on a Slurm cluster until it is done, through time limits, preemption and failures."""
+    """Train on a Slurm cluster until the run is finished, across time limits, preemption and failures."""
     actions.training.submit(
         config,
         overrides or [],
@@ -76,7 +76,7 @@ def resume(
     num_processes: NumProcesses = None,
     nodes: Nodes = None,
     here: Annotated[
-        bool, typer.Option("--here", help="Resume on this machine, though it was submitted to Slurm.")
+        bool, typer.Option("--here", help="Resume on this machine even if the run was submitted to Slurm.")
     ] = False,
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
@@ -92,10 +92,12 @@ def resume(
 
 @app.command()
 def status(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: a table of all).")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Run folder (default: table of all runs).")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Show what runs are doing: state in Slurm, progress, loss, speed, time to finish, last sign of life."""
+    """Show the status of runs: Slurm state, progress, loss, speed, time left and last heartbeat."""
     actions.monitor.status(run, runs_dir)
 
 
@@ -108,7 +110,7 @@ def logs(
     ] = None,
     num_lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines from the end; 0: all.")] = 200,
 ) -> None:
-    """Print what a run's job and ranks have written."""
+    """Print the logs of a run's job and ranks."""
     actions.monitor.logs(run, rank=rank, num_lines=num_lines, follow=follow)
 
 
@@ -129,22 +131,20 @@ def evaluate(
     run: RunPath,
     moved: Moved = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out one).")
+        str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out split).")
     ] = None,
     mem_len: Annotated[int | None, typer.Option(min=0, help="Positions remembered (default: as trained).")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens in a sample (default: as trained).")] = None,
     clamp_len: Annotated[
         int | None,
-        typer.Option(
-            min=-1, help="Count longer distances between tokens as this long; -1: no limit (default: as trained)."
-        ),
+        typer.Option(min=-1, help="Clamp relative distances to this length; -1: no limit (default: as trained)."),
     ] = None,
     same_length: Annotated[
         bool | None,
-        typer.Option(help="Let every token attend equally many positions, or not (default: as trained)."),
+        typer.Option(help="Let every token attend to equally many positions (default: as trained)."),
     ] = None,
     num_streams: Annotated[
-        int | None, typer.Option(min=1, help="Slices of the text, read side by side (default: eval.num_streams).")
+        int | None, typer.Option(min=1, help="Slices of the text, scored in parallel (default: eval.num_streams).")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to score (default: all).")] = None,
     precision: PrecisionOption = None,
@@ -166,16 +166,16 @@ def evaluate(
 
 @app.command()
 def report(run: RunPath, moved: Moved = None) -> None:
-    """Sum up a run: held-out figures beside a unigram model's, a sample of text, where its files lie, what next."""
+    """Summarize a run: held-out metrics next to a unigram model's, a text sample, its files and next steps."""
     actions.evaluate.report(run, moved or [])
 
 
 @app.command()
 def checkpoints(
     run: RunPath,
-    verify: Annotated[bool, typer.Option("--verify", help="Read them whole and check every byte.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
 ) -> None:
-    """List a run's checkpoints: step, age, size, what made them. Exit code 2 if one is damaged."""
+    """List a run's checkpoints: step, age, size and origin. Exit code 2 if one is damaged."""
     if not actions.monitor.checkpoints(run, verify=verify):
         raise typer.Exit(USER_ERROR)
 
@@ -184,16 +184,21 @@ def checkpoints(
 def show_config(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
     overrides: Overrides = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
-    list_builtin: Annotated[bool, typer.Option("--list", help="List the configs that come with xlpretrain.")] = False,
-    copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy one of them here.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Describe each key.")] = False,
+    list_builtin: Annotated[bool, typer.Option("--list", help="List the built-in configs.")] = False,
+    copy: Annotated[str | None, typer.Option("--copy", metavar="NAME", help="Copy a built-in config here.")] = None,
+    list_plugins: Annotated[
+        bool, typer.Option("--plugins", help="List the types that installed packages add.")
+    ] = False,
 ) -> None:
-    """Show a config with all defaults; list or copy those that come with xlpretrain."""
+    """Show a config with all defaults, or list or copy the built-in configs."""
     if list_builtin:
         actions.configs.list_builtin()
     elif copy is not None:
         actions.configs.copy_builtin(copy)
+    elif list_plugins:
+        actions.configs.list_plugins()
     elif config is not None:
         actions.configs.show(config, overrides or [], explain=explain)
     else:
-        raise ConfigError("name a CONFIG, or use --list or --copy NAME")
+        raise ConfigError("missing argument CONFIG; pass one, or --list, --copy NAME or --plugins")

@@ -1,4 +1,4 @@
-"""Signals to the launcher of a run on this machine: the ranks are asked to end, and not killed by mistake."""
+"""Signal handling of the local launcher: signals are forwarded to the ranks, which save and exit."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 class Interrupts:
-    """A context in which signals go to the ranks, which save and end. To be used on the main thread.
+    """A context that forwards signals to the ranks, which save and exit. Use it on the main thread.
 
-    Ctrl-C is heard three times: the first asks the ranks to end, the second says what ending them now would cost, and
-    the third ends them now.
+    The first Ctrl-C asks the ranks to exit, the second prints what killing them now would lose, the third kills them.
 
     Attributes:
-        first: the number of the first signal; 0: none yet.
+        first: number of the first signal received; 0: none yet.
     """
 
     def __init__(self, *, grace_s: float, cost: Callable[[], str]):
-        """grace_s: the time from the first signal until ranks are killed. cost: what that loses."""
+        """grace_s: seconds from the first signal until ranks are killed. cost: describes what killing them loses."""
         self.first = 0
         self._grace_s, self._cost = grace_s, cost
         self._deadline = float("inf")
         self._times_asked = 0
         self._told: set[int] = set()
         self._previous: dict[signal.Signals, Any] = {}
-        self._terminal = sys.stderr  # torchrun's is another meanwhile
+        self._terminal = sys.stderr  # redirected while torchrun runs
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            # nohup has a process ignore SIGHUP, and means it.
+            # Under nohup, SIGHUP stays ignored.
             if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):
                 self._previous[number] = signal.signal(number, self._hear)
         return self
@@ -49,11 +48,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def look(self) -> None:
-        """Ask ranks that started late to end, and kill those that take too long. Call it now and then."""
+        """Signal ranks that started late, and kill those that exceed the grace time. Call it periodically."""
         if self.first:
             self._forward(self.first, self._told)
         if time.monotonic() > self._deadline:
-            self._say(f"the ranks have not ended within {self._grace_s:g} s (stop.grace_s): killing them")
+            self._say(f"the ranks did not exit within {self._grace_s:g} s (stop.grace_s): killing them")
             self._deadline = float("inf")
             self._kill()
 
@@ -63,16 +62,16 @@ class Interrupts:
         if number == signal.SIGINT:
             self._times_asked += 1
             if self._times_asked > 2:
-                self._say("ending it now")
+                self._say("killing the ranks")
                 return self._kill()
             if self._times_asked == 2:
-                return self._say(f"it is still ending; to end it now loses {self._cost()}. Ctrl-C once more does that")
-            self._say("Ctrl-C: saving what there is to save, and ending")
+                return self._say(f"still saving; press Ctrl-C again to kill the run now and lose {self._cost()}")
+            self._say("Ctrl-C: saving and exiting")
         self._told.clear()
         return self._forward(number, self._told)
 
     def _forward(self, number: int, told: set[int]) -> None:
-        """Send a signal to the ranks that were not told yet. SIGINT as SIGTERM: no traceback while they still start."""
+        """Send a signal to ranks that did not get it yet. SIGINT becomes SIGTERM: no traceback from starting ranks."""
         for pid in _children() - told:
             told.add(pid)
             with suppress(ProcessLookupError):
@@ -84,17 +83,17 @@ class Interrupts:
                 os.kill(pid, signal.SIGKILL)
 
     def _say(self, message: str) -> None:
-        # The terminal may be gone, which may be what the signal is about; or it is being written to right now.
+        # The terminal may be closed (the reason for the signal), or in the middle of a write.
         with suppress(OSError, ValueError, RuntimeError):
             print(f"{chr(10) if self._terminal.isatty() else ''}{message}", file=self._terminal, flush=True)
 
 
 def _children() -> set[int]:
-    """The processes that this one has started and that have not ended: the ranks."""
+    """PIDs of the live child processes: the ranks."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
-            # The name may hold spaces and brackets; after the last one: state, parent, ...
+            # The process name may contain spaces and brackets; state and parent follow the last bracket.
             state, parent = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
             if int(parent) == os.getpid() and state not in "ZX":
                 found.add(int(path.parent.name))

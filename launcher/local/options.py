@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StartOptions:
-    """Options with which `train`, `resume` and `finetune` start a run.
+    """Options of `train`, `resume` and `finetune` for starting a run.
 
     Attributes:
         num_processes: number of ranks; None: one per GPU, or two without GPUs.
-        max_restarts: limit on restarts after a crash.
-        allow_recipe_change: accept another optimizer or schedule for a run that has checkpoints.
-        take_over: claim the run although another process appears to own it.
+        max_restarts: maximum number of restarts after a crash.
+        allow_recipe_change: allow a run with checkpoints to change its optimizer and schedule.
+        take_over: claim the run even if another process appears to own it.
     """
 
     num_processes: int | None = None

@@ -1,8 +1,8 @@
-"""Ranks on this machine: torchrun's agent in a thread of this process, and an exit code that means something.
+"""Start ranks on this machine with torchrun's agent in a thread, and report a meaningful exit code.
 
-torchrun itself answers any failure with a traceback of its own and 1, and its signals and options differ from version
-to version. Here its agent only starts and watches the ranks, by options that every version has; what it says is held
-back unless it fails itself, and signals are this process's business (interrupts.py).
+torchrun reports any failure as a traceback and exit code 1, and its signal handling and options vary between versions.
+Here its agent only starts and watches the ranks, with options that every version has. Its output is withheld unless
+torchrun itself fails, and this process handles signals (interrupts.py).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Ended:
-    """The outcome of the ranks.
+    """Outcome of the ranks.
 
-    exit_code: 0, or that of the first rank that failed (negative: the signal that killed it); rank: which one that was.
-    signal: the first one that this process was sent meanwhile; 0: none.
+    exit_code: 0, or that of the first rank that failed (negative: killed by this signal). rank: number of that rank.
+    signal: first signal that this process received meanwhile; 0: none.
     """
 
     exit_code: int = 0
@@ -44,24 +44,26 @@ class Ended:
 
     @property
     def code(self) -> int:
-        """An exit code for a command that has nothing to add: as a shell has it for a process that a signal ends."""
+        """Exit code for the command; for a signal, 128 plus its number, as in a shell."""
         if self.signal and self.exit_code:
             return 128 + self.signal
         return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
 
     def describe(self) -> str:
-        """A few words on a rank that failed."""
+        """One phrase on the rank that failed, for messages."""
         if self.exit_code >= 0:
-            return f"rank {self.rank} left with exit code {self.exit_code}"
+            return f"rank {self.rank} exited with code {self.exit_code}"
         name = signal.Signals(-self.exit_code).name
         if self.signal:
-            return f"rank {self.rank} was ended by {name}, after this launcher had {signal.Signals(self.signal).name}"
-        why = " (as the kernel does where memory runs out)" if self.exit_code == -signal.SIGKILL else ""
+            return (
+                f"rank {self.rank} was killed by {name} after the launcher received {signal.Signals(self.signal).name}"
+            )
+        why = " (possibly out of memory)" if self.exit_code == -signal.SIGKILL else ""
         return f"rank {self.rank} was killed by {name}{why}"
 
 
 def default_num_processes(num_streams: int) -> int:
-    """One per GPU; without any, two on two cores or more. Never more than there are streams."""
+    """Default number of ranks: one per GPU; without GPUs, one per core up to two. At most `num_streams`."""
     gpus = torch.cuda.device_count()
     return min(num_streams, gpus or min(2, len(os.sched_getaffinity(0))))
 
@@ -72,12 +74,12 @@ def launch(
     *,
     num_processes: int,
     grace_s: int = 30,
-    cost: Callable[[], str] = lambda: "what it has done so far",
+    cost: Callable[[], str] = lambda: "all its work so far",
 ) -> Ended:
-    """Run `python -m module arguments` on ranks of this machine, and wait for them. To be called on the main thread.
+    """Run `python -m module arguments` as ranks on this machine and wait for them. Call it on the main thread.
 
-    grace_s: the time that ranks have to end after a signal to this process, before they are killed. cost: what ending
-    them at once would lose. Raises `LaunchError` where torchrun does not start them.
+    grace_s: seconds between a signal to this process and killing the ranks. cost: describes what killing them at once
+    would lose. Raises `LaunchError` if torchrun itself fails.
     """
     os.environ[LAUNCHER] = json.dumps(Process.this())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # only silences a warning: each rank sets its own threads
@@ -91,7 +93,7 @@ def launch(
 
 
 class _Agent(threading.Thread):
-    """torchrun, as a library. In a thread, it leaves the handlers of signals alone."""
+    """torchrun as a library, in a thread, where it cannot install signal handlers."""
 
     def __init__(self, arguments: Sequence[str]):
         super().__init__(name="torchrun", daemon=True)
@@ -103,11 +105,11 @@ class _Agent(threading.Thread):
         try:
             with _held_back(self._said):
                 torchrun.main(self._arguments)
-        except BaseException as error:  # SystemExit, too: of its parser of options
+        except BaseException as error:  # also SystemExit from its option parser
             self._raised = error
 
     def ended(self, first_signal: int) -> Ended:
-        """The outcome. Raises `LaunchError`, after printing its output, if torchrun failed and not a rank."""
+        """Outcome of the ranks. If torchrun itself failed, prints its output and raises `LaunchError`."""
         if isinstance(self._raised, ChildFailedError):
             rank, failure = self._raised.get_first_failure()
             return Ended(int(failure.exitcode), int(rank), first_signal)
@@ -115,15 +117,14 @@ class _Agent(threading.Thread):
             sys.stderr.write(self._said.getvalue())
             why = f"{type(self._raised).__name__}: {self._raised}"
             raise LaunchError(
-                f"torchrun of torch {torch.__version__} failed by itself ({why}), before or beside the ranks; above is"
-                " what it said"
+                f"torchrun of torch {torch.__version__} itself failed ({why}), not a rank; its output is above"
             ) from self._raised
         return Ended(signal=first_signal)
 
 
 @contextmanager
 def _held_back(said: io.StringIO) -> Iterator[None]:
-    """Keep what torchrun prints and logs off the terminal, and in `said`. Ranks write to the terminal directly."""
+    """Redirect what torchrun prints and logs to `said`. Ranks write to the terminal directly."""
     known = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
     handlers = {logger: logger.handlers for logger in known if isinstance(logger, logging.Logger) and logger.handlers}
     handlers.setdefault(logging.getLogger(), [])

@@ -1,4 +1,4 @@
-"""Training on this machine: what `train`, `resume` and `finetune` have in common."""
+"""Train on this machine; shared by `train`, `resume` and `finetune`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from xlpretrain.train.setup import resolve_run
 
 
 def start_training(settings: RunConfig, options: StartOptions, *, stopped_before: bool = False) -> int:
-    """Check everything, then start the ranks on the resolved configuration. Returns the exit code.
+    """Resolve and check the config and data, then start the ranks. Returns the exit code.
 
-    stopped_before: an earlier `xlpretrain stop` no longer holds.
+    stopped_before: clear an earlier `xlpretrain stop`.
     """
     outlive_console()
     num_processes = options.num_processes or torchrun.default_num_processes(settings.global_batch_size)
@@ -52,15 +52,15 @@ def start_training(settings: RunConfig, options: StartOptions, *, stopped_before
 
 
 def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
-    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another process has the run.
+    """Train to the end. Returns 0, 2, 75, 76, or 1 for a crash. Raises `LaunchError` if another process owns the run.
 
-    A crashed run restarts up to `max_restarts` times, as long as attempts write new checkpoints; it does not restart
-    after a signal to this process, a user stop, or if another process has taken the run over.
+    A crashed run restarts up to `max_restarts` times, as long as attempts write new checkpoints. It does not restart
+    after a signal to this process, after a user stop, or if another process took over the run.
 
     Args:
-        config: file with the resolved configuration, for the ranks.
-        settings: the same configuration.
-        options: with the number of processes known.
+        config: file with the resolved config, for the ranks.
+        settings: the same config.
+        options: with `num_processes` set.
     """
     num_processes, max_restarts = options.num_processes, options.max_restarts
     assert num_processes is not None
@@ -68,7 +68,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
     folder = settings.folder
     os.environ[lease.LAUNCH_ID_ENV] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
-    # Rank 0 looks again, and takes it; here, the answer comes at once.
+    # Rank 0 checks again and acquires the lease; checking here reports a conflict at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
     attempts_without_progress = restarts = 0
     while True:
@@ -84,7 +84,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
         found = _judge(folder, ended, launch_id=launch_id, since=since)
         attempts_without_progress = 0 if outcome.made_progress(folder, before=before) else attempts_without_progress + 1
         if found.outcome != "crashed":
-            if found.outcome in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks have said it
+            if found.outcome in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks printed it
                 _tell(folder, f"error: {folder.path}: {found.message}")
             return found.code
         crash = f"the run crashed after step {_step(folder)}: {found.message.removeprefix('crashed: ')}"
@@ -95,19 +95,19 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
             attempts_without_progress=attempts_without_progress,
         )
         if ended.signal:
-            why = "it was sent a signal"
+            why = "it received a signal"
         if why is not None:
             no_more = f"; no further restart: {why}" if max_restarts else ""
             _tell(folder, f"error: {crash}{no_more}; {outcome.how_to_resume(folder)}")
             return found.code
         restarts += 1
-        _tell(folder, f"{crash}; starting it again ({max_restarts - restarts} restarts left)")
+        _tell(folder, f"{crash}; restarting ({max_restarts - restarts} restarts left)")
 
 
 def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdict:
-    """The outcome of an attempt, by its status and by the exit code of its ranks."""
+    """Outcome of an attempt from its status and the exit code of its ranks."""
     status = None
-    with suppress(ValueError, TypeError):  # damaged: the ranks' exit code tells
+    with suppress(ValueError, TypeError):  # damaged: the exit code decides
         status = folder.read_status()
     log = folder.rank_log(ended.rank)
     words = job_log.last_words(log)
@@ -128,7 +128,7 @@ def _step(folder: RunDir) -> int:
 
 
 def _tell(folder: RunDir, message: str) -> None:
-    """Say it on the terminal, and in the run's job.log."""
+    """Print a message on the terminal and append it to the run's job.log."""
     job_log.note(folder, message)
     with suppress(OSError):  # the terminal may be gone
         print(message, file=sys.stderr, flush=True)

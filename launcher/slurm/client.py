@@ -1,8 +1,8 @@
-"""Queries to Slurm's own commands, by submission, monitoring, and jobs themselves. Torch-free.
+"""Run Slurm's commands and parse job states, for submission, monitoring and jobs themselves. Torch-free.
 
-The states of jobs come from squeue, else scontrol, and from sacct for those that ended long ago. Any of the three may
-be missing: many sites have no accounting, many containers no scontrol, a laptop no Slurm. No JSON, whose layout
-changes with each release.
+Job states come from squeue or else scontrol, and from sacct for jobs that ended long ago. Any of the three may be
+missing: many sites have no accounting, many containers no scontrol, a laptop no Slurm. JSON output is not used, since
+its layout changes between releases.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _INHERITED = re.compile(
     r"(SLURM|SLURMD|SRUN|SUBMITIT|TORCHELASTIC|XLPRETRAIN)_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
 )
 _KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_TIME_FORMAT"}
-# What the user has set as the defaults of squeue might hide jobs, or tell times otherwise.
+# User defaults for squeue and sacct, which could hide jobs or change time formats.
 _HABITS = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
-_QUICK_S = 20  # for a question that many may ask
+_QUICK_S = 20  # timeout of state queries
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
@@ -33,10 +33,10 @@ _NOTHING = ("None", "(null)", "None assigned")
 
 @dataclass(frozen=True)
 class JobState:
-    """The state of a job according to Slurm.
+    """State of a job according to Slurm.
 
-    state: its word, such as PENDING; reason: why so, if it says; nodes: node[1-2]. ends_at: when its time is up, in
-    seconds since 1970, if that is known.
+    state: Slurm's term, such as PENDING. reason: Slurm's reason for it, if any. nodes: such as node[1-2]. ends_at: end
+    of its time limit in seconds since 1970, if known.
     """
 
     state: str
@@ -46,7 +46,7 @@ class JobState:
 
     @classmethod
     def parse(cls, state: str, *, reason: str, nodes: str, ends: str) -> JobState:
-        """From Slurm's words."""
+        """Parse the fields of Slurm's output."""
         try:
             ends_at = datetime.fromisoformat(ends).timestamp()
         except ValueError:  # Unknown, N/A
@@ -55,17 +55,17 @@ class JobState:
 
     @property
     def is_waiting(self) -> bool:
-        """True if it is in the queue."""
+        """True if the job is in the queue."""
         return self.state in _WAITING
 
     @property
     def is_running(self) -> bool:
-        """True if it holds nodes, or is completing."""
+        """True if the job holds nodes or is completing."""
         return self.state in _RUNNING
 
     @property
     def is_over(self) -> bool:
-        """True if it neither waits nor runs."""
+        """True if the job is neither queued nor running."""
         return not (self.is_waiting or self.is_running)
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class JobState:
 
 
 def ask(*command: str, timeout_s: float = 60) -> str:
-    """Run a command of Slurm and return its output. Raises `LaunchError` with its own message."""
+    """Run a Slurm command and return its output. Raises `LaunchError` with the command's error message."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_HABITS)}
     try:
         done = subprocess.run(
@@ -86,7 +86,7 @@ def ask(*command: str, timeout_s: float = 60) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]}: there is no such command on {os.uname().nodename}") from None
+        raise LaunchError(f"{command[0]}: command not found on {os.uname().nodename}") from None
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{' '.join(command)}: no answer within {timeout_s:g} s") from None
     if done.returncode != 0:
@@ -95,9 +95,9 @@ def ask(*command: str, timeout_s: float = 60) -> str:
 
 
 def states_of(job_ids: Sequence[str]) -> dict[str, JobState] | None:
-    """The states of jobs by their ids ("12", or "12_3" in an array). None: no Slurm answers on this machine.
+    """States of jobs by job id ("12", or "12_3" in an array). None: Slurm does not answer on this machine.
 
-    A job that is not in the answer ended so long ago that Slurm has forgotten it. One call for all jobs.
+    Jobs missing from the result ended so long ago that Slurm no longer lists them. Makes one call for all jobs.
     """
     if not job_ids:
         return {}
@@ -113,12 +113,12 @@ def states_of(job_ids: Sequence[str]) -> dict[str, JobState] | None:
 
 
 def state_of(job_id: str) -> JobState | None:
-    """As `states_of`, of one job; None also if Slurm does not know it."""
+    """State of one job; None if Slurm does not know it or does not answer."""
     return (states_of([job_id]) or {}).get(job_id)
 
 
 def state_here(job_id: str, cluster: str) -> JobState | None:
-    """As `state_of`; None also if the job is one of another cluster, whose number another job has here."""
+    """State of one job of `cluster`; None also if this is another cluster, where the id means another job."""
     state = state_of(job_id)
     if state is None or state.is_over or not cluster:
         return state
@@ -129,14 +129,14 @@ def state_here(job_id: str, cluster: str) -> JobState | None:
 
 
 def cluster_name() -> str:
-    """The name of the cluster. Raises `LaunchError` if scontrol cannot be run."""
+    """Name of the cluster. Raises `LaunchError` if scontrol cannot be run."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return found[1] if found else ""
 
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without what a job that this process runs in would hand on to one that it submits."""
+    """Remove variables that a job submitted from inside a job must not inherit, then restore them."""
     unwanted = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name) and name not in _KEPT}
     for name in unwanted:
         del os.environ[name]
@@ -147,7 +147,7 @@ def clean_environment() -> Iterator[None]:
 
 
 def _squeue(job_ids: Sequence[str]) -> dict[str, JobState] | None:
-    # --array: a line for each element, also of those that wait. Reasons may hold any sign, so they come last.
+    # --array: one line per array task, also for queued ones. Reasons may contain any character, so they come last.
     said = _look_up(
         "squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%e|%r", f"--jobs={','.join(job_ids)}"
     )
@@ -164,7 +164,7 @@ def _scontrol(job_ids: Sequence[str]) -> dict[str, JobState] | None:
         if said is None:
             return None
         found: list[Mapping[str, str]] = [dict(_FIELD.findall(line)) for line in said.splitlines()]
-        # Of a whole array come all elements; of one that waits, the line for all that do.
+        # An array id lists all its tasks; a queued task only has the line shared by all queued tasks.
         own = [one for one in found if job == f"{one.get('ArrayJobId')}_{one.get('ArrayTaskId')}"] or found
         for one in own[:1]:
             states[job] = JobState.parse(
@@ -195,7 +195,7 @@ def _sacct(job_ids: Sequence[str]) -> dict[str, JobState] | None:
 
 
 def _look_up(*command: str) -> str | None:
-    """A command's output on jobs; empty if it does not know them, None if it does not answer."""
+    """Output of a job query; empty if Slurm does not know the jobs, None if it does not answer."""
     try:
         return ask(*command, timeout_s=_QUICK_S)
     except LaunchError as error:

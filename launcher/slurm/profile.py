@@ -1,4 +1,4 @@
-"""A site profile: what a cluster wants to be asked, and how ranks start there. Torch-free."""
+"""Site profiles: what to request from a Slurm cluster and how to start ranks there. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.schema import Problem, Section
 
 ONE_LINERS = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "cpus_per_task", "mem", "time")
-"""The keys that are options of sbatch as they are."""
+"""Keys passed to sbatch unchanged."""
 _OWN_KEYS = {
     **{name.replace("_", "-"): f"use the key {name}" for name in (*ONE_LINERS, "nodes")},
     "ntasks-per-node": "use the key tasks_per_node",
     "signal": "use the key signal_before_end_s",
     "array": "use --sweep, and the key array_parallelism",
-    **dict.fromkeys(("output", "error", "open-mode"), "logs lie in the run folder"),
+    **dict.fromkeys(("output", "error", "open-mode"), "logs are written to the run folder"),
     **dict.fromkeys(("job-name", "chdir", "wrap", "input"), "xlpretrain sets it"),
     **dict.fromkeys(("requeue", "no-requeue"), "xlpretrain sets it; max_requeues may be 0"),
-    **dict.fromkeys(("export", "export-file"), "the environment goes along whole; add to it by the key env"),
+    **dict.fromkeys(("export", "export-file"), "the whole environment is passed; add variables with the key env"),
     **dict.fromkeys(("ntasks", "gpus", "gpus-per-task"), "one process per GPU follows from tasks_per_node"),
-    **dict.fromkeys(("parsable", "wait", "test-only", "quiet"), "xlpretrain reads what sbatch says"),
+    **dict.fromkeys(("parsable", "wait", "test-only", "quiet"), "xlpretrain parses sbatch's output"),
 }  # fmt: skip
 _OPTION = re.compile(r"[a-z][a-z0-9]+(-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -55,85 +55,85 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 
 
 class HealthCheckConfig(Section):
-    """The checks on every node before ranks start there."""
+    """Health check of every node before ranks start."""
 
     enabled: bool = True
-    """Check the nodes: GPUs visible, run folder writable, a sum over all nodes."""
+    """Check the nodes: GPUs visible, run folder writable, an all-reduce over all nodes."""
     timeout_s: int = Field(300, gt=0)
-    """Seconds that it may take; a node that has not answered by then counts as broken."""
+    """Seconds allowed for the check; a node that has not answered by then fails it."""
 
 
 class ClusterConfig(Section):
-    """The request for nodes on a cluster, and the way to start ranks on them."""
+    """Resources to request from a cluster, and how to start ranks on them."""
 
     partition: str | None = None
     """Partition (default: the site's)."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
-    """Features that nodes must have."""
+    """Required node features."""
     gres: str | None = None
-    """GPUs of a node as generic resources, such as gpu:h100:8. Give this or gpus_per_node."""
+    """GPUs per node as generic resources, such as gpu:h100:8. Set this or gpus_per_node."""
     gpus_per_node: int | None = Field(None, ge=1)
-    """GPUs of a node."""
+    """GPUs per node."""
     nodes: Text = "1"
-    """Number of nodes, or MIN-MAX for as many as are free; --nodes overrides it."""
+    """Number of nodes, or MIN-MAX for as many as are free. Overridden by --nodes."""
     spare_nodes: int = Field(0, ge=0)
-    """Nodes to ask for on top, to take the place of those that fail the health check."""
+    """Extra nodes to request, as replacements for nodes that fail the health check."""
     tasks_per_node: int | None = Field(None, ge=1)
-    """Ranks on a node (default: one per GPU, or one)."""
+    """Ranks per node (default: one per GPU, or one)."""
     cpus_per_task: int | None = Field(None, ge=1)
-    """CPU cores of a rank (default: the site's)."""
+    """CPU cores per rank (default: the site's)."""
     mem: Text | None = None
-    """Memory of a node, such as 200G; 0 is all of it."""
+    """Memory per node, such as 200G; 0: all of it."""
     time: Annotated[str | None, BeforeValidator(_as_time)] = None
-    """Time limit of one job, such as "24:00:00"; a run goes on in as many as it needs."""
+    """Time limit of one job, such as "24:00:00". A run continues through as many jobs as it needs."""
     setup: tuple[str, ...] = ()
-    """Lines of shell that run before anything else, where you ran submit: module load, activate a venv."""
+    """Shell commands that run first in the job, in the folder of the submission, such as module load."""
     env: dict[str, Text] = Field(default_factory=dict)
-    """Environment variables, such as those of NCCL. No secrets: they go along with your own environment."""
+    """Environment variables, such as NCCL's. No secrets: your own environment is passed to the job anyway."""
     python: str = Field(default_factory=lambda: sys.executable)
     """Python on the nodes (default: the one that runs submit)."""
     container: tuple[str, ...] = ()
-    """Arguments of srun that put ranks into a container, such as --container-image=..."""
+    """Arguments of srun that run ranks in a container, such as --container-image=..."""
     container_python: str = "python"
-    """Python in the container."""
+    """Python interpreter in the container."""
     sbatch: dict[str, Annotated[str, BeforeValidator(_as_option)]] = Field(default_factory=dict)
-    """Any other long option of sbatch by its name, such as mail-user; true for one without a value."""
+    """Other long options of sbatch by name, such as mail-user; true for an option without a value."""
     srun: tuple[str, ...] = ()
-    """Further arguments of srun, which starts the ranks."""
+    """Further arguments of srun when it starts the ranks."""
     launch: Literal["direct", "torchrun"] = "direct"
     """direct: srun starts every rank. torchrun: srun starts one torchrun per node."""
     signal_before_end_s: int = Field(120, ge=1, le=65535)
-    """Seconds before the time limit at which a run saves and asks to go on in another job."""
+    """Seconds before the time limit at which a run saves and requeues itself."""
     max_requeues: int = Field(200, ge=0)
     """Maximum number of requeues of a run, for any reason."""
     health_check: HealthCheckConfig = HealthCheckConfig()
     array_parallelism: int = Field(256, ge=1)
-    """Number of runs of a sweep that run at once."""
+    """Maximum number of runs of a sweep at once."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
         if self.gres is not None and self.gpus_per_node is not None:
-            yield "gres", "give gres or gpus_per_node, not both"
+            yield "gres", "set gres or gpus_per_node, not both"
         asked = _NODES.fullmatch(self.nodes)
         if not asked or int(asked[2] or asked[1]) < int(asked[1]):
             yield "nodes", f"must be a number such as 2, or MIN-MAX such as 1-3, got {self.nodes!r}"
         for name, value in self.env.items():
             if not _VARIABLE.fullmatch(name):
-                yield f"env.{name}", "not a name of an environment variable"
+                yield f"env.{name}", "not a valid name of an environment variable"
             if is_secret_name(name):
                 yield (
                     f"env.{name}",
-                    "looks like a secret; export it where you run submit: your environment goes along, into no file",
+                    "looks like a secret; export it before running submit: your environment is passed on, not saved",
                 )
             if "\0" in value:
                 yield f"env.{name}", "must not contain a zero byte"
         for name in self.sbatch:
             if name in _OWN_KEYS:
-                yield f"sbatch.{name}", f"cannot be given here: {_OWN_KEYS[name]}"
+                yield f"sbatch.{name}", f"cannot be set here: {_OWN_KEYS[name]}"
             elif not _OPTION.fullmatch(name):
                 yield f"sbatch.{name}", "expected the name of a long option of sbatch, such as mail-user"
         texts = {name: str(getattr(self, name)) for name in ONE_LINERS}
@@ -142,17 +142,17 @@ class ClusterConfig(Section):
 
     @property
     def min_nodes(self) -> int:
-        """The fewest nodes that the run starts on."""
+        """Minimum number of nodes to start on."""
         return int(self.nodes.partition("-")[0])
 
     @property
     def max_nodes(self) -> int:
-        """The most nodes that ranks run on."""
+        """Maximum number of nodes that ranks run on."""
         return int(self.nodes.rpartition("-")[2])
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of a node; 0 without any."""
+        """GPUs per node; 0 if there are none."""
         if self.gpus_per_node is not None:
             return self.gpus_per_node
         asked = re.fullmatch(r"gpu(?::[^:,()]+)??(?::(\d+))?(?:\(.*\))?", (self.gres or "").partition(",")[0])
@@ -160,15 +160,15 @@ class ClusterConfig(Section):
 
     @property
     def num_tasks(self) -> int:
-        """Ranks on a node."""
+        """Ranks per node."""
         return self.tasks_per_node or self.num_gpus or 1
 
 
 def load_cluster(path: Path, *, nodes: str | None = None) -> ClusterConfig:
-    """Read a site profile. Raises `ConfigError` with every mistake.
+    """Read a site profile. Raises a `ConfigError` that lists every mistake.
 
     nodes: number or range of nodes, in place of the profile's.
     """
-    # A key with nothing but comments below it keeps its default.
+    # A key whose value is only comments keeps its default.
     data = {key: value for key, value in schema.read_yaml(path).items() if value is not None}
     return schema.validate(ClusterConfig, {**data, "nodes": nodes} if nodes else data, str(path))

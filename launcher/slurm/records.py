@@ -1,15 +1,15 @@
 """The records of a run on Slurm, in `<run>/slurm/`. Torch-free.
 
-config.yaml    the resolved configuration that the ranks run
-cluster.yaml   the resolved site profile, with nodes: to submit again
-job.json       the last job it was submitted as
-starts.jsonl   one line per start of the run and per end of one, over all jobs
-excluded       nodes that failed a health check, one a line
+config.yaml    resolved config of the ranks
+cluster.yaml   resolved site profile with `nodes`, for resubmission
+job.json       last job of the run
+starts.jsonl   one line per start and end of an attempt, over all jobs
+excluded       nodes that failed a health check, one per line
 code.json      checksums of the run's copy of the code
 exit_code      exit code of rank 0 in the last attempt
-submitit/      what submitit needs
+submitit/      files of submitit
 
-Logs lie in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
+Logs are in `<run>/logs/`: job.log of the job script and its supervisor, rank-00000.log and so on; all are appended to.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _FOLLOWS = "# follows config.yaml "
 
 @dataclass(frozen=True)
 class Job:
-    """A run as it was submitted.
+    """A submitted job.
 
-    job_id: such as "123", or "123_4" in an array. cluster: its name for Slurm. submitted_at: seconds since 1970.
-    nodes: as asked for, such as "2" or "1-3". log: of the job script and its supervisor.
+    job_id: such as "123", or "123_4" in an array. cluster: Slurm's name of it. submitted_at: seconds since 1970.
+    nodes: as requested, such as "2" or "1-3". log: path of the log of the job script and its supervisor.
     """
 
     job_id: str
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class AttemptStart:
-    """A job began to run. restart: how often Slurm had requeued it. step: of the newest checkpoint (0: none)."""
+    """Start of an attempt. restart: number of earlier requeues of the job. step: newest checkpoint's (0: none)."""
 
     job_id: str
     restart: int
@@ -60,10 +60,10 @@ class AttemptStart:
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """A start of the run is over.
+    """End of an attempt.
 
-    step: of the newest checkpoint. message: the reason, where there is one. progress: whether the start wrote a
-    checkpoint; None in records of versions before it was written down.
+    step: newest checkpoint's. message: reason, if any. progress: True if the attempt wrote a checkpoint; None in
+    records of earlier versions.
     """
 
     at: float
@@ -76,63 +76,63 @@ class AttemptEnd:
 
 @dataclass(frozen=True)
 class SlurmFolder:
-    """Paths and small files of a run's Slurm side. `path` is `<run>/slurm`."""
+    """Paths and records in a run's Slurm folder. `path` is `<run>/slurm`."""
 
     path: Path
 
     @classmethod
     def of(cls, run: RunDir) -> SlurmFolder:
-        """The records of a run."""
+        """The Slurm folder of a run."""
         return cls(run.path / "slurm")
 
     @property
     def config(self) -> Path:
-        """The resolved configuration that the ranks run."""
+        """Resolved config of the ranks."""
         return self.path / "config.yaml"
 
     @property
     def cluster(self) -> Path:
-        """The resolved site profile."""
+        """Resolved site profile."""
         return self.path / "cluster.yaml"
 
     @property
     def job(self) -> Path:
-        """The last job."""
+        """Record of the last job."""
         return self.path / "job.json"
 
     @property
     def starts(self) -> Path:
-        """Starts and ends, one a line."""
+        """Starts and ends of attempts, one per line."""
         return self.path / "starts.jsonl"
 
     @property
     def excluded(self) -> Path:
-        """Nodes that failed a health check."""
+        """List of nodes that failed a health check."""
         return self.path / "excluded"
 
     @property
     def code(self) -> Path:
-        """The checksums of the run's copy of the code."""
+        """Checksums of the run's copy of the code."""
         return self.path / "code.json"
 
     @property
     def exit_code(self) -> Path:
-        """Exit code of rank 0. That of srun may be another rank's, which was ended because rank 0 had left."""
+        """Exit code of rank 0. srun may report that of another rank, killed because rank 0 had exited."""
         return self.path / "exit_code"
 
     @property
     def submitit(self) -> Path:
-        """submitit's own files."""
+        """Folder of submitit's files."""
         return self.path / "submitit"
 
     def write_config(self, text: str) -> None:
-        """Replace the configuration that the ranks run; its first line says what `config.yaml` was. Raises OSError."""
+        """Replace the config of the ranks; its first line has the digest of `<run>/config.yaml`. Raises OSError."""
         atomic_write(self.config, f"{_FOLLOWS}{_digest(self._run.config)}\n{text}")
 
     def newest_config(self) -> Path | None:
-        """The file that says what the run was last told to be: at its last start, or at a submission since then.
+        """The newest config of the run: from its last attempt, or from a later submission.
 
-        A submission is news until a start has changed `config.yaml`. Times of files do not tell: copies have new ones.
+        A submission is newer until an attempt changes `config.yaml`. File times are not used: copying changes them.
         """
         there = [path for path in (self._run.config, self.config) if path.is_file()]
         if len(there) < 2:
@@ -147,18 +147,18 @@ class SlurmFolder:
         return RunDir(self.path.parent)
 
     def read_job(self) -> Job | None:
-        """The last job; None if the run was never submitted."""
+        """Read the last job; None if the run was never submitted."""
         try:
             return Job(**json.loads(self.job.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
     def write_job(self, job: Job) -> None:
-        """Replace it. Raises OSError."""
+        """Replace the record of the last job. Raises OSError."""
         atomic_write(self.job, json.dumps(asdict(job), indent=2) + "\n")
 
     def read_events(self) -> list[AttemptStart | AttemptEnd]:
-        """All starts and ends, oldest first. A line that a killed writer left unfinished is passed over."""
+        """Read all starts and ends, oldest first. Skips a line left incomplete by a killed writer."""
         try:
             lines = self.starts.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
@@ -166,35 +166,35 @@ class SlurmFolder:
         return [event for event in map(_read_event, lines) if event is not None]
 
     def is_superseded(self, job_id: str, restart: int) -> bool:
-        """True if another attempt began after that one was given up: cut off from the network, it may not know."""
+        """True if a newer attempt has started, for example while this one was cut off from the network."""
         starts = [event for event in self.read_events() if isinstance(event, AttemptStart)]
         return bool(starts) and (starts[-1].job_id, starts[-1].restart) != (job_id, restart)
 
     def append(self, event: AttemptStart | AttemptEnd) -> None:
-        """Add a start or an end, and see it on the disk. Raises OSError."""
+        """Append a start or an end and fsync it. Raises OSError."""
         line = json.dumps({"event": "start" if isinstance(event, AttemptStart) else "end", **asdict(event)})
         with self.starts.open("a+b") as file:
-            # What was left unfinished shall not swallow this line.
+            # An incomplete last line must not swallow this one.
             unfinished = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             file.write(("\n" if unfinished else "").encode() + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read_excluded(self) -> list[str]:
-        """The nodes that failed a health check, in the order in which they did."""
+        """Read the nodes that failed a health check, in the order of failure."""
         try:
             return self.excluded.read_text(encoding="utf-8").split()
         except FileNotFoundError:
             return []
 
     def exclude(self, nodes: Iterable[str]) -> None:
-        """Add nodes to those. Raises OSError."""
+        """Add failed nodes. Raises OSError."""
         known = self.read_excluded()
         atomic_write(self.excluded, "".join(f"{node}\n" for node in dict.fromkeys([*known, *nodes])))
 
 
 def _digest(path: Path) -> str:
-    """The digest of a file; empty if it does not exist."""
+    """SHA-256 of a file; empty if it does not exist."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 

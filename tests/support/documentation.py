@@ -30,23 +30,33 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.schema import Section, validate
 
-PAGES = ["README.md", "CONTRIBUTING.md", "slurm/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+EXTENSIONS = [f"docs/extend/{p.name}" for p in ROOT.glob("docs/extend/*.md") if p.stem != "README"]
+"""Pages whose code makes a package; tests/docs/extend/ follows each, with its configs and commands."""
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "slurm/README.md",
+    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+    "docs/extend/README.md",
+    *EXTENSIONS,
+]
 DECISIONS = [f"docs/decisions/{p.name}" for p in ROOT.glob("docs/decisions/*.md")]
 PROGRAMS = ("xlpretrain", "launcher", "data_pipelines")
 SCHEMAS = (RunConfig, DataConfig, ClusterConfig)
-LANGUAGES = ("sh", "yaml", "python", "text", "diff")
+LANGUAGES = ("sh", "yaml", "python", "text", "diff", "toml")
 OTHER_PROGRAMS = {".", "cp", "sbatch", "wandb", "export", "pip"}
 """Programs of documented commands besides `xlpretrain`, `torchrun`, `python` and `make`."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page."""
+    """A fenced block of a page. path: of the file that it is to be written to, if the text before it names one."""
 
     page: str
     line: int
     language: str
     text: str
+    path: str | None = None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -60,11 +70,13 @@ def tokens(page: str) -> list[Token]:
 
 def blocks(page: str) -> list[Block]:
     """All code blocks of a page; an indented one has no language."""
-    return [
-        Block(page, (token.map or [0])[0] + 1, token.info, token.content)
-        for token in tokens(page)
-        if token.type in ("fence", "code_block")
-    ]
+    found, before = [], ""
+    for token in tokens(page):
+        if token.type in ("fence", "code_block"):
+            named = re.search(r"[Ww]rite `([\w./-]+)`[^`]*:$", before)
+            found.append(Block(page, (token.map or [0])[0] + 1, token.info, token.content, named and named[1]))
+        before = token.content if token.type == "inline" else before if token.type == "paragraph_close" else ""
+    return found
 
 
 def _inline(page: str, kind: str) -> Iterator[Token]:

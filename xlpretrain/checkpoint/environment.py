@@ -1,4 +1,4 @@
-"""The environment that made a checkpoint, as far as it decides whether a resume is bit-identical."""
+"""The environment of a checkpoint: everything that decides whether a resume is bit-identical."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xlpretrain.version import __version__
 
 
 def layout(engine: Engine) -> dict[str, Any]:
-    """The facts that a resume must share with the checkpoint to be bit-identical."""
+    """Facts that must be equal for a bit-identical resume."""
     return {
         "world_size": distributed.world_size(),
         **engine.layout,
         "threads": torch.get_num_threads(),
         "device": _device_name(engine.device),
         "torch": torch.__version__,
-        "numpy": version("numpy"),  # it draws the order of the data, masks and factorizations
+        "numpy": version("numpy"),  # generates data order, masks and factorization orders
         "deepspeed": version("deepspeed") if engine.layout["engine"] == "deepspeed" else None,
         "xlpretrain": __version__,
     }

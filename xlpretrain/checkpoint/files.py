@@ -1,7 +1,7 @@
-"""Checkpoint folders and their files: names, the manifest, checksums over chunks of 16 MiB, moving folders. Torch-free.
+"""Checkpoint folders and files: names, manifest, checksums of 16 MiB chunks, moving folders. Torch-free.
 
-Only rank 0 may move or remove a folder. A folder that is removed loses its name first, by one rename: readers never see
-a part of a checkpoint, and an older owner can no longer commit what it was still writing.
+Only rank 0 may move or remove a folder. A folder is renamed before it is removed, so that readers never see a partial
+checkpoint and an older owner can no longer commit the one it was writing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEMPORARY = ".tmp-"
 DAMAGED = "damaged"
 ABANDONED = "abandoned"
 KEPT = "kept"
-"""For what lay in a checkpoint that was removed, and was not of it."""
+"""Folder for foreign files found in removed checkpoints."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 _OWNED = re.compile(r"\.tmp-(\d+)-(?:old-|\d+-)*(step-\d{8,})(?:-\d+)*")
@@ -32,36 +32,36 @@ _FILE = re.compile(r"manifest\.json|rank-\d{5,}\.(?:safetensors|done)")
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the folder of a step's checkpoint."""
+    """Folder name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def temporary_name(owner: int, step: int, attempt: int) -> str:
-    """Its name while start number `owner` of the run writes it; each of its saves has a number of its own."""
+    """Folder name while attempt number `owner` of the run writes it; `attempt` numbers the saves."""
     return f"{TEMPORARY}{owner}-{checkpoint_name(step)}-{attempt}"
 
 
 def parse_step(folder: Path) -> int | None:
-    """The step in a checkpoint's name; None if it has another name."""
+    """Step in a checkpoint's folder name; None for other folders."""
     match = _NAME.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first."""
+    """Folders of committed checkpoints, newest first."""
     found = [(step, path) for path in _children(checkpoints) if (step := parse_step(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def list_quarantined(checkpoints: Path, kind: str) -> list[Path]:
-    """The checkpoints in `damaged/` or `abandoned/`, by name."""
+    """Checkpoints in `damaged/` or `abandoned/`, by name."""
     return sorted(_children(checkpoints / kind))
 
 
 def clear_temporary(checkpoints: Path, *, owner: int) -> None:
-    """Remove what this start of the run, or one before it, was writing or removing when it ended. Raises OSError.
+    """Remove what this or an earlier attempt was writing or removing when it ended. Raises OSError.
 
-    An older owner that still runs can commit nothing afterwards.
+    An older owner that is still alive cannot commit anything afterwards.
     """
     for path in _children(checkpoints):
         match = _OWNED.fullmatch(path.name)
@@ -70,11 +70,11 @@ def clear_temporary(checkpoints: Path, *, owner: int) -> None:
 
 
 def remove(folder: Path, *, owner: int) -> None:
-    """Remove a folder, if it is there. What no save wrote into it goes to `kept/`. Raises OSError."""
+    """Remove a folder if it exists. Files that no save wrote move to `kept/`. Raises OSError."""
     try:
         going = _move(folder, folder.parent / f"{TEMPORARY}{owner}-old-{folder.name.removeprefix(TEMPORARY)}")
     except FileNotFoundError:
-        return  # whoever wrote it has committed or removed it
+        return  # its writer has committed or removed it
     ours = [] if going.is_symlink() else [p for p in atomic_dirs.unclaimed(going, ()) if _is_of_checkpoint(p)]
     if not atomic_dirs.remove(going, ours):
         match = _OWNED.fullmatch(going.name)
@@ -82,7 +82,7 @@ def remove(folder: Path, *, owner: int) -> None:
 
 
 def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int | None], owner: int) -> None:
-    """Remove all but the newest `keep`, multiples of `keep_every`, and steps that are to `stay`. Raises OSError."""
+    """Remove all checkpoints but the newest `keep`, multiples of `keep_every` and steps in `stay`. Raises OSError."""
     for old in list_checkpoints(checkpoints)[keep:]:
         step = parse_step(old) or 0
         if step not in stay and (keep_every is None or step % keep_every):
@@ -90,26 +90,26 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int
 
 
 def quarantine(folder: Path, reason: str) -> None:
-    """Move a damaged checkpoint to `damaged/`, under its name and what is wrong with it. Raises OSError."""
+    """Move a damaged checkpoint to `damaged/`, with the reason in its name. Raises OSError."""
     told = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
     _move(folder, folder.parent / DAMAGED / f"{folder.name}-{told}")
 
 
 def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
-    """Move every checkpoint of a later step to `abandoned/`, newest first; returns where they are now. Raises OSError.
+    """Move every checkpoint of a later step to `abandoned/`, newest first; returns the new paths. Raises OSError.
 
-    For going back to `step`: its later steps can then be saved again. No save may be in flight.
+    Used to roll back to `step`, so that later steps can be saved again. No save may be in flight.
     """
     return [set_aside(path) for path in list_checkpoints(checkpoints) if (parse_step(path) or 0) > step]
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a checkpoint to `abandoned/`; returns where it is now. Raises OSError."""
+    """Move a checkpoint to `abandoned/`; returns the new path. Raises OSError."""
     return _move(folder, folder.parent / ABANDONED / folder.name)
 
 
 def _move(folder: Path, wanted: Path) -> Path:
-    """Rename to `wanted`, or to the first of `wanted-2`, `wanted-3`, ... that is not taken."""
+    """Rename to `wanted`, or to the first free name of `wanted-2`, `wanted-3`, ..."""
     wanted.parent.mkdir(exist_ok=True)
     free: Iterator[Path] = (wanted if n == 1 else wanted.with_name(f"{wanted.name}-{n}") for n in itertools.count(1))
     return folder.rename(next(path for path in free if not path.exists()))
@@ -129,12 +129,12 @@ MANIFEST = "manifest.json"
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was written. The message is the reason, in a few words."""
+    """A damaged checkpoint. The message is a short reason."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A rank's file: its size, and the checksum of each chunk."""
+    """A rank's file: its size in bytes, and the checksum of each chunk."""
 
     size: int
     chunks: list[str]
@@ -150,7 +150,7 @@ class ParameterEntry:
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """Everything about a checkpoint but its tensors.
+    """Everything in a checkpoint except its tensors.
 
     state: the run's `TrainState`. layout: what made it, for telling whether going on is bit-identical.
     updates: the optimizer's step count. kinds: of the tensors kept per parameter.
@@ -167,9 +167,9 @@ class CheckpointManifest:
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:
-        """The manifest with a checksum over itself, a line per field; no byte of it may change or be missing.
+        """Serialize with a checksum over the content, one line per field; changed or missing bytes are detected.
 
-        Not `asdict`, nor an indent: both are slow, and what they hold up is the training loop.
+        Avoids `asdict` and indentation, which are slow and would block the training loop.
         """
         content = {"schema": SCHEMA, **vars(self)}
         content["parameters"] = {name: vars(parameter) for name, parameter in self.parameters.items()}
@@ -179,7 +179,7 @@ class CheckpointManifest:
 
     @classmethod
     def read(cls, folder: Path) -> CheckpointManifest:
-        """The manifest of a checkpoint's folder. Raises `DamagedError`."""
+        """Read the manifest of a checkpoint. Raises `DamagedError`."""
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             written = content.pop("sha256")
@@ -199,27 +199,27 @@ class CheckpointManifest:
 
 
 def tensor_key(kind: str, name: str, start: int) -> str:
-    """The key in a rank's file of a range of a parameter."""
+    """Key of a parameter's range in a rank's file."""
     return f"{kind}|{name}|{start}"
 
 
 def memory_key(first_stream: int) -> str:
-    """The key in a rank's file of its streams' memories."""
+    """Key of the streams' memory in a rank's file."""
     return f"memory|{first_stream}"
 
 
 def rank_file(rank: int) -> str:
-    """The name of a rank's file, without its extension."""
+    """Name of a rank's file, without extension."""
     return f"rank-{rank:05d}"
 
 
 def checksum(chunk: bytes | memoryview) -> str:
-    """128 bits of XXH3: against damage, not against people. SHA-256 takes 16 times as long, all of it the loop's."""
+    """128-bit XXH3: detects damage, not manipulation. SHA-256 would block the loop 16 times as long."""
     return xxhash.xxh3_128_hexdigest(chunk)
 
 
 def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[str]:
-    """The checksums of the chunks of a file, of all of them or of `which`."""
+    """Compute the checksums of all chunks of a file, or of `which`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         for index in range(-(-size // CHUNK)) if which is None else which:
@@ -228,7 +228,7 @@ def chunk_checksums(path: Path, which: Iterable[int] | None = None) -> Iterator[
 
 
 def open_manifest(folder: Path) -> CheckpointManifest:
-    """A checkpoint's manifest, once its files are there and as long as it says. Raises `DamagedError`, OSError."""
+    """Read the manifest, and check that all files exist with the right size. Raises `DamagedError`, OSError."""
     manifest = CheckpointManifest.read(folder)
     for name, file in manifest.files.items():
         path = folder / name
@@ -240,7 +240,7 @@ def open_manifest(folder: Path) -> CheckpointManifest:
 
 
 def verify_whole(folder: Path) -> CheckpointManifest:
-    """A checkpoint's manifest, once every byte was read and is as it was written. Raises `DamagedError`."""
+    """Read the manifest, and verify every byte of the checkpoint. Raises `DamagedError`."""
     try:
         manifest = open_manifest(folder)
         for name in manifest.files:
@@ -251,7 +251,7 @@ def verify_whole(folder: Path) -> CheckpointManifest:
 
 
 def verify_chunks(folder: Path, name: str, manifest: CheckpointManifest, which: Iterable[int] | None = None) -> None:
-    """Compare chunks of a file, all of them or `which`, with its manifest. Raises `DamagedError`, OSError."""
+    """Verify all chunks of a file, or `which`, against the manifest. Raises `DamagedError`, OSError."""
     expected = manifest.files[name].chunks
     which = range(len(expected)) if which is None else list(which)
     for index, found in zip(which, chunk_checksums(folder / name, which), strict=True):

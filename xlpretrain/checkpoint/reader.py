@@ -1,4 +1,4 @@
-"""Reading checkpoints: every byte that is used is verified first, and only the ranges that a rank needs are read."""
+"""Read checkpoints: a rank reads only the ranges that it needs, and verifies every byte first."""
 
 from __future__ import annotations
 
@@ -40,15 +40,14 @@ Range = tuple[str, str, int, int]
 """(kind, parameter name, start, stop)."""
 _HEAD = "head."
 FileRange = tuple[str, str, int, int]
-"""(file, key, start, stop): elements of a tensor along the dimension it is cut in."""
+"""(file, key, start, stop): elements of a tensor along the dimension it is split in."""
 
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """A run's state as of a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
+    """State of a run at a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
 
-    differences: what is not as it was when it was saved, such as "world_size: 2 -> 1"; where there are none, going on
-    is bit-identical.
+    differences: changes of the environment, such as "world_size: 2 -> 1"; without any, the resume is bit-identical.
     """
 
     state: TrainState
@@ -57,7 +56,7 @@ class RestoreResult:
 
 
 class Checkpoint:
-    """One checkpoint's folder, open for reading. Raises `DamagedError` where it is not as written."""
+    """A checkpoint opened for reading. Raises `DamagedError` if it is damaged."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -73,14 +72,14 @@ class Checkpoint:
         self._open.close()
 
     def verify(self, ranges: Iterable[Range], streams: range = range(0)) -> None:
-        """Check every chunk that reading these (kind, name, start, stop), and these streams' memories, would touch."""
+        """Verify every chunk that contains these (kind, name, start, stop), or the memory of these streams."""
         wanted: dict[str, set[int]] = {}
         segments = [s for request in ranges for s in self._ranges(*request)] + list(self._memory_ranges(streams))
         for file, key, start, stop in segments:
             if file not in self._offsets:
                 self._offsets[file] = self._read_header(file, wanted.setdefault(file, set()))
             begin, end, rows = self._offsets[file][key]
-            if not key.startswith("memory|"):  # a memory is cut along its second dimension: all of it is touched
+            if not key.startswith("memory|"):  # memory is split along its second dimension: verify all of it
                 size = (end - begin) // max(rows, 1)
                 begin, end = begin + start * size, begin + stop * size
             wanted.setdefault(file, set()).update(range(begin // CHUNK, -(-end // CHUNK)))
@@ -88,12 +87,12 @@ class Checkpoint:
             verify_chunks(self.folder, file, self.manifest, sorted(chunks))
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Float[Tensor, " N"]:
-        """Elements [start, stop) of a flattened parameter or of its optimizer state: fp32, on the CPU."""
+        """Read elements [start, stop) of a flattened parameter or its optimizer state: fp32, on the CPU."""
         parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._ranges(kind, name, start, stop)]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def read_memory(self, streams: range) -> Shaped[Tensor, "L S M D"]:
-        """The memories of these streams, on the CPU, as they were saved."""
+        """Read the memory of these streams, on the CPU, in the saved dtype."""
         first, _, file = self.manifest.memory[0]
         empty = self._file(file).get_slice(memory_key(first))[:, 0:0]
         parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_ranges(streams)]
@@ -111,7 +110,7 @@ class Checkpoint:
                 yield file, memory_key(low), first - low, last - low
 
     def _read_header(self, file: str, wanted: set[int]) -> dict[str, tuple[int, int, int]]:
-        """Per key: first byte and end in the file, and the length of its first dimension. Its chunks are verified."""
+        """Per key: start and end byte in the file, and length of the first dimension. Verifies the header's chunks."""
         with (self.folder / file).open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             chunks = range(min(-(-(8 + length) // CHUNK), len(self.manifest.files[file].chunks)))
@@ -132,17 +131,17 @@ class Checkpoint:
 
 
 def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> RestoreResult | None:
-    """Go on from the newest whole checkpoint; None where there has been none. Every rank must call it.
+    """Resume from the newest intact checkpoint; None if there has never been one. Every rank must call it.
 
-    Ranks verify what they need, and agree before any of them changes its engine. What is passed over moves to
-    `damaged/`.
+    Ranks verify what they need, and agree on a checkpoint before any of them changes its engine. Skipped checkpoints
+    move to `damaged/`.
 
     Args:
-        streams: those this rank works on.
-        owner: the number of this start of the run: what it and earlier ones left half-written is removed first.
+        streams: streams of this rank.
+        owner: number of this attempt; partial checkpoints of it and of earlier attempts are removed first.
 
     Raises:
-        CheckpointError: on every rank; there are checkpoints, but none is whole, or they are of another model.
+        CheckpointError: on every rank; all checkpoints are damaged, or belong to another model.
     """
     if distributed.rank() == 0:
         clear_temporary(checkpoints, owner=owner)
@@ -166,15 +165,15 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
 
 
 def load_weights(source: Path, engine: Engine) -> list[str]:
-    """Take over the weights of a run's newest whole checkpoint. Every rank must call it.
+    """Load the weights of a run's newest intact checkpoint. Every rank must call it.
 
-    The backbone must be the same. A head may be another one: what has the same name there goes on, the rest is new.
+    The backbone must match. The head may differ: parameters of the same name are loaded, others are initialized.
 
     Args:
-        source: a run's folder, its `checkpoints`, or one of them.
+        source: a run folder, its `checkpoints` folder, or a checkpoint.
 
     Returns:
-        The names of the parameters that are new.
+        Names of the newly initialized parameters.
 
     Raises:
         CheckpointError: on every rank.
@@ -188,7 +187,7 @@ def load_weights(source: Path, engine: Engine) -> list[str]:
 
 @torch.no_grad()
 def load_weights_into(model: PretrainingModel, source: Path) -> int:
-    """As `load_weights`, into a model without an engine: every rank, or a process of its own, reads all of it."""
+    """Load all weights into a model without an engine; see `load_weights`. Returns the checkpoint's step."""
     parameters = dict(model.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     reads = [("weight", name, 0, parameter.numel()) for name, parameter in parameters.items()]
@@ -199,7 +198,7 @@ def load_weights_into(model: PretrainingModel, source: Path) -> int:
 
 
 def fingerprint(source: Path) -> str:
-    """The digest of the checkpoint that `load_weights` takes from `source`: of its manifest, which has every checksum.
+    """Digest of the checkpoint that `load_weights` would load: SHA-256 of its manifest, which has all checksums.
 
     Raises `CheckpointError` if there is none.
     """
@@ -212,7 +211,7 @@ def fingerprint(source: Path) -> str:
 
 
 def find_best(checkpoints: Path) -> Path:
-    """The checkpoint of a run's best evaluation, as its newest one remembers it; else the folder of all of them."""
+    """Checkpoint of the best evaluation, according to the newest one; else the folder of all checkpoints."""
     for folder in list_checkpoints(checkpoints):
         with suppress(OSError, DamagedError):
             best = open_manifest(folder).state.get("best_step")
@@ -231,12 +230,12 @@ def _weights(
 
 
 def _place(source: Path) -> Path:
-    """A run's folder of checkpoints, or what was named if it is not a run."""
+    """The checkpoints folder of a run; `source` itself if it is not a run."""
     return source / "checkpoints" if (source / "checkpoints").is_dir() else source
 
 
 def _none_there(source: Path) -> CheckpointError:
-    return CheckpointError(f"{source}: no checkpoint there; name a run's folder or a checkpoint in it")
+    return CheckpointError(f"{source}: no checkpoint found; expected a run folder or a checkpoint")
 
 
 def _newest_whole(
@@ -247,10 +246,10 @@ def _newest_whole(
     *,
     other_head: bool = False,
 ) -> tuple[Checkpoint, list[tuple[Path, str]]] | None:
-    """The newest checkpoint all of whose ranks can read what they need, and the newer ones with what is wrong there.
+    """Find the newest checkpoint that every rank can read, and the skipped newer ones with the reasons.
 
     `source` is a folder of checkpoints, or a checkpoint itself. None: there has never been one.
-    other_head: what stands on the backbone may be something else; what is not there is not read.
+    other_head: the head may differ; parameters missing in the checkpoint are not read.
     """
     own = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
     passed_over: list[tuple[Path, str]] = []
@@ -264,10 +263,10 @@ def _newest_whole(
         passed_over.append((folder, str(errors[0])))
     if passed_over:
         told = "; ".join(f"{folder.name}: {reason}" for folder, reason in passed_over)
-        raise CheckpointError(f"{source}: none of its checkpoints is whole ({told}); nothing was changed")
+        raise CheckpointError(f"{source}: all checkpoints are damaged ({told}); nothing was changed")
     if distributed.broadcast_object((source / DAMAGED).is_dir()):
         raise CheckpointError(
-            f"{source}: all its checkpoints lie in {DAMAGED}/; put a whole one back, or remove the folder to begin anew"
+            f"{source}: all checkpoints are in {DAMAGED}/; move an intact one back, or delete that folder to start over"
         )
     return None
 
@@ -275,7 +274,7 @@ def _newest_whole(
 def _open(
     folder: Path, reads: list[Range], streams: range, shapes: Mapping[str, torch.Size], *, other_head: bool
 ) -> tuple[Checkpoint | None, Exception | None]:
-    """A checkpoint of which all that is to be read was verified; or what is wrong, a `CheckpointError` if the model."""
+    """Open and verify a checkpoint; else return the error: a `CheckpointError` if the model does not match."""
     try:
         checkpoint = Checkpoint(folder)
         saved = checkpoint.manifest.parameters
@@ -285,7 +284,7 @@ def _open(
         _check_model(checkpoint, shapes, other_head=other_head)
         if not {kind for kind, *_ in reads} <= set(checkpoint.manifest.kinds):
             raise CheckpointError(
-                f"{folder}: holds weights alone (it was imported), and a run cannot go on from it; begin a new one with"
+                f"{folder}: has only weights (it was imported), so a run cannot resume from it; start a new run with"
                 " init_from"
             )
         checkpoint.verify(reads, streams)
@@ -304,6 +303,6 @@ def _check_model(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, ot
         got, expected = saved.get(name), tuple(shapes[name]) if name in shapes else None
         if got != expected:
             raise CheckpointError(
-                f"{checkpoint.folder}: is of another model: {name} has shape {got} there and {expected} in this one"
-                " (None: not there); use the model section of the config that it was made with"
+                f"{checkpoint.folder}: model mismatch: {name} has shape {got} in the checkpoint, {expected} in this"
+                " model (None: missing); use the model section of the checkpoint's config"
             )

@@ -1,4 +1,4 @@
-"""Saves behind the loop: it waits while the state is copied, and a thread of low priority does the rest."""
+"""Asynchronous saves: the training loop only waits for a copy of the state; a low-priority thread writes it."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from xlpretrain.errors import CheckpointError
 from xlpretrain.schema import Section
 
 RETRY_S = 60.0
-"""After a save that failed, when to try again, should none be due earlier."""
+"""Seconds after a failed save until the next try, unless one is due earlier."""
 
 
 class CheckpointConfig(Section):
-    """The schedule of checkpoints, and which of them are kept. There is always one at the end."""
+    """Schedule of checkpoints, and which to keep. There is always one at the end."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = 100
     """Steps between checkpoints (null: only by time)."""
     every_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after one is begun at which the next is (default: only by steps)."""
+    """Seconds between the starts of two saves (default: only by steps)."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """Number of newest checkpoints to keep, beside the one that the run was last resumed from."""
+    """Number of newest checkpoints to keep, in addition to the one that the run last resumed from."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
-    """Keep the checkpoints of steps that are a multiple of this for good (default: none)."""
+    """Also keep checkpoints of steps that are a multiple of this (default: none)."""
     keep_best: bool = False
-    """Save after each evaluation that is the best one so far (eval.best), and keep that; it is the one that is used."""
+    """Save after each new best evaluation (eval.best) and keep that checkpoint, which `load` and `export` then use."""
 
 
 class SaveVotes(NamedTuple):
-    """One rank's report on its saves, exchanged at every step; once summed, each field counts ranks.
+    """One rank's report on its saves, reduced at every step; after the sum, each field counts ranks.
 
-    writing: still busy with one. failed: could not do their part in it. due: find that it is time for one.
+    writing: still writing a save. failed: failed to write their part. due: a save is due.
     """
 
     writing: float
@@ -64,13 +64,13 @@ class SaveVotes(NamedTuple):
 
 
 class Saver:
-    """One rank's part in the saves of a run. At most one is in flight, and all ranks begin it after the same step.
+    """One rank's side of saving. At most one save is in flight; all ranks start it after the same step.
 
-    At each step boundary every rank gives its `votes`, hands their sums to `conclude`, and, if a save is due and none
-    is being written, calls `start`. `wait` does as much until no rank is writing.
+    At each step boundary every rank sums its `votes` over ranks, passes the sums to `apply_votes`, and calls `start`
+    if a save is due and none is being written. `wait` does the same until no rank is writing.
 
     Attributes:
-        saved_at: the last step known to be on the disk, the same on every rank.
+        saved_at: last step known to be on disk, equal on every rank.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Saver:
         fence: Callable[[], None] = lambda: None,
         before_commit: Callable[[], None] = lambda: None,
     ):
-        """A saver for a run that is at `step`, and goes on from the checkpoint of `saved_at` (None: from none).
+        """Create a saver for a run at `step`, resumed from the checkpoint of `saved_at` (None: not resumed).
 
-        owner, fence, before_commit: see `SaveTarget`. An error of the fence's that is neither an OSError nor a
-        `CheckpointError` ends the run: `conclude` raises it on every rank.
+        owner, fence, before_commit: see `SaveTarget`. If the fence raises anything but an OSError or a
+        `CheckpointError`, `apply_votes` raises it on every rank, which ends the run.
         """
         self.saved_at = saved_at
         self._config = config
@@ -108,16 +108,16 @@ class Saver:
         self._failure: Exception | None = None
         self._gave_up = threading.Event()
         self._attempts = 0
-        self._outdated: dict[str, Any] | None = None  # what the last save's manifest should say
+        self._outdated: dict[str, Any] | None = None  # state that the last save's manifest should have
         self._begun_at = step
         self._next_s = time.monotonic() + (config.every_s or float("inf"))
 
     def reserve(self, engine: Engine, *, streams: range, memory: Shaped[Tensor, "L S M D"]) -> None:
-        """Take the memory for copies now, so that the first save holds the loop no longer than others."""
+        """Allocate the copy buffers now, so that the first save is as fast as later ones."""
         self._host.copy(_tensors(engine.state_ranges(), streams, memory))
 
     def votes(self, step: int) -> SaveVotes:
-        """This rank's view of its saves after `step`."""
+        """This rank's report after `step`."""
         writing = (
             self._thread is not None and self._thread.is_alive()
         )  # before the failure, which is final once it ends
@@ -126,12 +126,12 @@ class Saver:
         return SaveVotes(writing, self._failure is not None, due or time.monotonic() >= self._next_s)
 
     def apply_votes(self, votes: SaveVotes) -> str | None:
-        """Draw the consequences of all ranks' summed votes. Every rank must call it with the same.
+        """Act on the ranks' summed votes: finish, fail or keep waiting. Every rank must call it with the same votes.
 
-        Returns what to tell of a save that has failed, once. Raises what ends the run, on every rank.
+        Returns a message on a failed save, once. Errors that end the run are raised on every rank.
         """
         if votes.failed:
-            self._gave_up.set()  # rank 0 may be waiting for a file that will not come
+            self._gave_up.set()  # rank 0 may be waiting for the file of a failed rank
         if votes.writing or self._thread is None:
             return None
         self._thread.join()
@@ -145,7 +145,7 @@ class Saver:
         for failure in failures.values():
             if not isinstance(failure, OSError | CheckpointError):
                 raise failure
-        # Where one rank fails, others follow: theirs is not the reason.
+        # A failure makes other ranks fail with StaleDirectoryError: report the cause.
         rank, told = min(failures.items(), key=lambda item: (isinstance(item[1], StaleDirectoryError), item[0]))
         checkpoints = self._place.checkpoints
         return f"the checkpoint of step {self._begun_at} could not be written to {checkpoints} (rank {rank}): {told}"
@@ -159,11 +159,11 @@ class Saver:
         memory: Shaped[Tensor, "L S M D"],
         behind: bool = True,
     ) -> None:
-        """Copy everything, then write it on a thread. Every rank must call it, after the same step, none writing.
+        """Copy the state, then write it on a thread. Every rank must call it after the same step, with none writing.
 
         Args:
-            streams: those this rank works on, and `memory` theirs.
-            behind: the loop goes on meanwhile, so the thread takes the processor only when nobody else wants it.
+            streams: streams of this rank; `memory` is theirs.
+            behind: training continues meanwhile, so the thread runs at the lowest priority.
         """
         assert self._thread is None, "one save at a time"
         self._attempts += 1
@@ -187,7 +187,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> str | None:
-        """Wait until no rank is writing. Every rank must call it. Returns and raises as `conclude` does."""
+        """Wait until no rank is writing. Every rank must call it. Returns and raises like `apply_votes`."""
         while True:
             votes = SaveVotes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
             told = self.apply_votes(votes)
@@ -197,10 +197,10 @@ class Saver:
                 self._thread.join(POLL_S)
 
     def amend(self, state: TrainState) -> str | None:
-        """The state has changed since its step was saved, if it was: let the checkpoint say so, once it is written.
+        """Update the state in the checkpoint of the current step, if there is one, once it is written.
 
-        Every rank must call it. Returns and raises as `conclude` does; a checkpoint that cannot be changed stays whole,
-        and `wait` tries again.
+        Every rank must call it. Returns and raises like `apply_votes`; a checkpoint that cannot be updated stays
+        intact, and `wait` tries again.
         """
         if self._begun_at != state.step:
             return None
@@ -216,7 +216,7 @@ class Saver:
             try:
                 amend(self._place, step, state)
             except (OSError, DamagedError) as error:
-                return f"the evaluation of step {step} could not be noted in {self._place.checkpoints}: {error}"
+                return f"the evaluation of step {step} could not be recorded in {self._place.checkpoints}: {error}"
             return None
 
         failure = distributed.run_on_rank_0(change)
@@ -225,14 +225,14 @@ class Saver:
         return failure
 
     def reset_to(self, step: int) -> None:
-        """The run goes on from the checkpoint of an earlier `step`. Every rank must call it, none writing."""
-        assert self._thread is None, "what is being written is of a later step"
+        """Continue from the checkpoint of an earlier `step`. Every rank must call it, with none writing."""
+        assert self._thread is None, "a save of a later step is in flight"
         self.saved_at = self._begun_at = step
         self._outdated = None
         self._place = replace(self._place, verified=step)
 
     def close(self) -> None:
-        """Leave. This rank's file is written to its end, but what waits for other ranks is given up."""
+        """Stop saving. Finishes this rank's file, but does not wait for other ranks."""
         self._gave_up.set()
         if self._thread is not None:
             self._thread.join()
@@ -240,7 +240,7 @@ class Saver:
     def _write(self, copied: StateSnapshot, behind: bool) -> None:
         if behind and hasattr(os, "setpriority"):
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread alone
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # on Linux: only this thread
         try:
             write_checkpoint(self._place, copied, self._gave_up)
         except Exception as error:
@@ -248,6 +248,6 @@ class Saver:
 
 
 def _tensors(ranges: Sequence[StateShard], streams: range, memory: Tensor) -> dict[str, Tensor]:
-    """The tensors that this rank saves, by key."""
+    """Tensors that this rank saves, by key."""
     tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
     return tensors | ({memory_key(streams.start): memory} if streams else {})

@@ -1,4 +1,4 @@
-"""The state of a run besides weights, optimizer and memories. Torch-free."""
+"""State of a run besides weights, optimizer and memory. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TrainState:
-    """Plain numbers, equal on every rank, in every checkpoint.
+    """Counters of a run, equal on every rank, stored in every checkpoint.
 
-    step: completed steps, which is the position in the data. tokens: trained on so far.
-    skipped_windows: [first, last) steps of the data that were left out after a loss spike; rollbacks: such spikes.
-    recent_losses: of the steps before this one, where spikes are looked for.
-    skipped_updates: steps whose gradient was not finite, in all; nonfinite_in_a_row: up to now.
-    failed_saves: checkpoints that could not be written. damaged_rows: left out since their block is damaged.
-    unrecorded: this step's metrics as far as they are known, while its evaluation or probe is still to be done.
-    best_step, best_value: of the evaluation that found the best value of what `eval.best` names, if there was one.
+    step: completed steps, which is also the position in the data. tokens: tokens trained on.
+    skipped_windows: [first, last) data steps skipped after a loss spike; rollbacks: number of such spikes.
+    recent_losses: losses of the preceding steps, for spike detection.
+    skipped_updates: total steps with a non-finite gradient; nonfinite_in_a_row: latest consecutive ones.
+    failed_saves: checkpoints that could not be written. damaged_rows: samples skipped because of damaged blocks.
+    unrecorded: this step's metrics so far, while its evaluation or probe is pending.
+    best_step, best_value: best evaluation so far by `eval.best`, if there was one.
     """
 
     step: int = 0
@@ -37,5 +37,5 @@ class TrainState:
 
     @property
     def recorded_step(self) -> int:
-        """The last step whose metrics are in `metrics.jsonl`, where every step is logged."""
+        """Last step whose metrics are in `metrics.jsonl`, if every step is logged."""
         return self.step if self.unrecorded is None else self.step - 1

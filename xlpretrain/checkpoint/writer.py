@@ -1,8 +1,8 @@
-"""Writing a copied state to disk: every rank its own file, rank 0 the manifest and the committing rename.
+"""Write a copied state to disk: each rank its own file, rank 0 the manifest and the commit by rename.
 
-A rank's file is laid out in host memory as it will be on disk; training waits only for the copy into it. Nothing else
-here calls a collective or touches a live tensor: it runs on a thread behind the loop. Rank 0 learns from files
-(`rank-R.done`) that the others are done, and all ranks from an event that another one failed.
+A rank's file is laid out in host memory exactly as on disk; training only waits for the copy into it. The rest runs on
+a background thread, calls no collectives and touches no live tensors. Rank 0 learns from files (`rank-R.done`) that the
+others are done; an event tells all ranks that another one failed.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
 class HostBuffer:
-    """Memory for a file in the safetensors format, used again as long as the same tensors come.
+    """Host buffer for a file in the safetensors format, reused while the tensors keep their shapes.
 
-    The format: 8 bytes that give the length of a JSON header (key: dtype, shape, offsets), the header, and the tensors
-    end to end. Written here and not by the package, since it would read live tensors while it writes.
+    Format: 8 bytes with the length of a JSON header (key: dtype, shape, offsets), the header, and the concatenated
+    tensors. The safetensors package is not used because it would read live tensors while it writes.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class HostBuffer:
         self._content = memoryview(b"")
 
     def copy(self, tensors: Mapping[str, Tensor]) -> memoryview:
-        """The file's bytes, with the tensors as they are now (those of the larger dtype first). On CUDA it waits."""
+        """Copy the tensors (larger dtypes first) and return the file's bytes. Synchronizes on CUDA."""
         specs = [(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
         on_cuda = any(tensor.is_cuda for tensor in tensors.values())
         if specs != self._specs:
@@ -87,10 +87,10 @@ class HostBuffer:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
-        self._slots, self._content = [], memoryview(b"")  # gone before there are two of them
+        self._slots, self._content = [], memoryview(b"")  # free the old buffer first
         buffer = torch.zeros(_PAGE + start + end, dtype=torch.uint8, pin_memory=pinned)
-        buffer.fill_(0)  # touches every page now, not while a save holds the loop
-        buffer = buffer[-buffer.data_ptr() % _PAGE :][: start + end]  # for writing past the page cache
+        buffer.fill_(0)  # touch every page now, not while a save blocks the loop
+        buffer = buffer[-buffer.data_ptr() % _PAGE :][: start + end]  # aligned for O_DIRECT
         self._content = buffer.numpy().data
         self._content[:start] = len(text).to_bytes(8, "little") + text
         pieces = torch.split(buffer[start:], sizes)
@@ -103,17 +103,17 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class StaleDirectoryError(CheckpointError):
-    """The folder was taken away: another rank's failure, or another start of the run, is the reason."""
+    """The folder was removed, because another rank failed or another attempt took over."""
 
 
 @dataclass(frozen=True)
 class SaveTarget:
-    """The folder for checkpoints, the process that owns it, and which checkpoints to keep.
+    """Folder for checkpoints, its owner, and which checkpoints to keep.
 
-    owner: the number of this start of the run; a later one has a higher number, and removes what an earlier one was
-        writing. fence: raises if there is one; rank 0 calls it. before_commit: what must be on the disk first.
-    keep_best: whether that of the state's best step stays.
-    verified: the step whose checkpoint this start has read, and found whole: the only one known to be, so it stays.
+    owner: number of this attempt; a later attempt has a higher number, and removes what earlier ones were writing.
+    fence: raises if there is a later attempt; called by rank 0. before_commit: writes what must be on disk first.
+    keep_best: True to keep the checkpoint of the state's best step.
+    verified: step of the checkpoint that this attempt resumed from; always kept, since only it is known to be intact.
     """
 
     checkpoints: Path
@@ -130,11 +130,10 @@ class SaveTarget:
 
 @dataclass(frozen=True)
 class StateSnapshot:
-    """A state, copied from the loop.
+    """Copy of a state, taken by the training loop.
 
-    attempt: the number of this save in this start of the run. content: this rank's file. ranges: (kind, name, start,
-    stop) of what it holds; streams: [first, stop), whose memories it holds. The rest is for the manifest, and the same
-    on every rank.
+    attempt: number of this save within the attempt of the run. content: bytes of this rank's file. ranges: its (kind,
+    name, start, stop); streams: [first, stop) of its memory. The rest is for the manifest, and equal on every rank.
     """
 
     step: int
@@ -149,11 +148,11 @@ class StateSnapshot:
 
 
 def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -> None:
-    """This rank's part in a save. Every rank must call it.
+    """Write this rank's part of a save. Every rank must call it.
 
     Raises:
-        OSError, CheckpointError: this rank's part failed; its folder is removed, older checkpoints are as they were.
-        XLPretrainError: by the fence; this start of the run is over.
+        OSError, CheckpointError: this rank's part failed; the folder is removed, older checkpoints are unchanged.
+        XLPretrainError: raised by the fence; this attempt is over.
     """
     folder = place.checkpoints / temporary_name(place.owner, copied.step, copied.attempt)
     if place.rank != 0:
@@ -164,7 +163,7 @@ def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -
             raise (error if folder.is_dir() else StaleDirectoryError(f"{folder} is gone")) from None
         return
     with suppress(OSError):
-        clear_temporary(place.checkpoints, owner=place.owner)  # where a failed save could not even be removed
+        clear_temporary(place.checkpoints, owner=place.owner)  # leftovers of failed saves
     try:
         folder.mkdir(parents=True)
         place.fence()
@@ -181,26 +180,26 @@ def write_checkpoint(place: SaveTarget, copied: StateSnapshot, gave_up: Event) -
     except BaseException:
         with suppress(OSError):
             remove(folder, owner=place.owner)
-        place.fence()  # if the folder is gone because another start took over, say that
+        place.fence()  # if the folder is gone because another attempt took over, report that
         raise
 
 
 def amend(place: SaveTarget, step: int, state: dict[str, Any]) -> None:
-    """Replace the state that the checkpoint of a step holds: its evaluation has been done since. Rank 0 alone.
+    """Replace the state in the checkpoint of a step, after its evaluation. Only rank 0 calls it.
 
     Raises:
-        OSError, DamagedError: it is as it was.
-        XLPretrainError: by the fence; this start of the run is over.
+        OSError, DamagedError: the checkpoint is unchanged.
+        XLPretrainError: raised by the fence; this attempt is over.
     """
     folder = place.checkpoints / checkpoint_name(step)
     manifest = replace(CheckpointManifest.read(folder), state=state)
-    temporary = place.checkpoints / temporary_name(place.owner, step, 0)  # attempts begin at 1
+    temporary = place.checkpoints / temporary_name(place.owner, step, 0)  # saves are numbered from 1
     temporary.mkdir()
     try:
         atomic_write(temporary / MANIFEST, manifest.to_json())
         place.before_commit()
         place.fence()
-        (temporary / MANIFEST).rename(folder / MANIFEST)  # a later start would have removed it
+        (temporary / MANIFEST).rename(folder / MANIFEST)  # fails if a later attempt has removed it
         fsync(folder)
     finally:
         with suppress(OSError):
@@ -221,7 +220,7 @@ def _write_own(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
 
 
 def _write_file(path: Path, content: memoryview) -> FileEntry:
-    """Write in chunks, and wait for the disk. Raises OSError. Hashing and writing release the interpreter lock."""
+    """Write in chunks and fsync. Raises OSError. Hashing and writing release the GIL."""
     checksums = []
     with os.fdopen(_open_direct(path), "wb", buffering=0) as file:
         for start in range(0, len(content), CHUNK):
@@ -234,9 +233,9 @@ def _write_file(path: Path, content: memoryview) -> FileEntry:
 
 
 def _open_direct(path: Path) -> int:
-    """A new file, for writing past the page cache, where that is possible.
+    """Create a file for direct I/O, bypassing the page cache, where possible.
 
-    Copying 1.3 GB into it was measured to take 0.4 to 3 s of a processor, against 0.05 s, all of it the loop's.
+    Measured for 1.3 GB: through the page cache 0.4 to 3 s of CPU time, taken from the loop; directly 0.05 s.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
@@ -248,7 +247,7 @@ def _open_direct(path: Path) -> int:
 
 
 def _write_some(file: FileIO, chunk: memoryview) -> int:
-    """Write what is not a multiple of the disk's blocks, such as the end of a file, by way of the page cache."""
+    """Write a chunk; the unaligned end of a file goes through the page cache."""
     try:
         return file.write(chunk)
     except OSError as error:
@@ -279,7 +278,7 @@ def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict
 def _parameters(
     shapes: Mapping[str, tuple[int, ...]], kinds: list[str], owned: list[tuple[str, str, int, int, str]]
 ) -> Iterator[tuple[str, ParameterEntry]]:
-    """Each parameter's ranges; they must tile it, and be the same for all kinds, or nothing is committed."""
+    """Ranges of each parameter. Asserts that they tile it and are equal for all kinds; else nothing is committed."""
     by_name: dict[str, dict[str, list[tuple[int, int, str]]]] = {name: {kind: [] for kind in kinds} for name in shapes}
     for kind, name, start, stop, file in owned:
         by_name[name][kind].append((start, stop, file))
@@ -296,10 +295,10 @@ def _parameters(
 
 
 def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
-    """Make the folder a checkpoint by its name, and remove what is then too many.
+    """Commit the folder by renaming it, and prune old checkpoints.
 
-    Should a later start of the run take over after the last look at the fence (this process may be stopped there for
-    as long as you like), it has removed `folder` before it reads any checkpoint, and the rename finds nothing.
+    If a later attempt takes over after the last fence check (this process may be suspended there), it removes `folder`
+    before it reads any checkpoint, and the rename fails.
     """
     final = place.checkpoints / checkpoint_name(copied.step)
     place.fence()
@@ -307,9 +306,9 @@ def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
         mine = CheckpointManifest.read(folder)
         try:
             if verify_whole(final).state == mine.state:
-                return remove(folder, owner=place.owner)  # committed before, though it then looked as if it had failed
-            place.fence()  # reading took its time: what is there may be a later start's by now
-            set_aside(final)  # the run has gone back to it, and leaves out some data from there on
+                return remove(folder, owner=place.owner)  # the earlier commit succeeded, although it reported an error
+            place.fence()  # again, since reading took time: a later attempt may have written it
+            set_aside(final)  # the run rolled back, and skips some data from there on
         except DamagedError as error:
             place.fence()
             quarantine(final, str(error))
@@ -326,7 +325,7 @@ def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
 
 
 def save_weights_only(checkpoints: Path, model: PretrainingModel) -> None:
-    """Commit the weights of a model as the checkpoint of step 0. One process; raises OSError."""
+    """Write the weights of a model as the checkpoint of step 0. For a single process. Raises OSError."""
     parameters = dict(model.named_parameters())
     flat = {tensor_key("weight", name, 0): p.detach().float().flatten().contiguous() for name, p in parameters.items()}
     place = SaveTarget(

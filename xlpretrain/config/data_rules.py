@@ -14,7 +14,7 @@ from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
-    """The samples that the streams of a run read. Raises `DataError`."""
+    """Training samples of a run's streams. Raises `DataError`."""
     make = partial(
         config.objective.training_samples,
         mem_len=config.model.mem_len,
@@ -25,17 +25,17 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
-    """The same run with its length in steps, its schedule's end and its kind of pairs fixed, and absolute data paths.
+    """Resolve a config: length in steps, end of the schedule, kind of pairs, and absolute data paths.
 
-    begun: the run as it was when it began, if it did: an end of the schedule or a kind of sentence pairs that is not
-        given stays what it was.
+    begun: config of the started run, if any: if not set, the end of the schedule and the kind of sentence pairs are
+        taken from it.
     """
     steps = config.max_steps
     if config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
         steps = max(1, round(config.max_epochs * make_training_samples(config, train).steps_per_epoch))
-    assert steps is not None, "RunConfig.problems() asks for a length"
+    assert steps is not None, "RunConfig.problems() requires a length"
     total = config.schedule.total_steps or (begun.schedule.total_steps if begun else None) or steps
     resolved = config.model_copy(
         update={
@@ -49,14 +49,14 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "eval": config.eval.absolute(),
         }
     )
-    if resolved == config:  # it was resolved by the launcher
+    if resolved == config:  # already resolved by the launcher
         return config
-    # Once more through the checks: a warm-up may be longer than the steps that max_tokens comes to.
+    # Validate again: the warmup may be longer than the number of steps derived from max_tokens.
     return schema.validate(RunConfig, resolved.model_dump(mode="json"), config.name)
 
 
 def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
-    """Check that the data can feed this run on this many ranks. Raises `ConfigError`."""
+    """Check that the data fits this run on this many ranks. Raises `ConfigError`."""
     config.eval_objective(config.eval)
     found: list[Problem] = []
     for manifest in train.manifests:
@@ -69,7 +69,7 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
         found.append(
             (
                 "global_batch_size",
-                f"{config.global_batch_size} streams cannot feed {world_size} ranks; use at least {world_size}",
+                f"must be at least the number of ranks, {world_size}, got {config.global_batch_size}",
             )
         )
     if found:
@@ -77,16 +77,15 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
 
 
 def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
-    """Yield a problem if the data is too short for one step or, as far as max_epochs allows, for all steps."""
+    """Yield a problem if the data is too short for one step or, given max_epochs, for all steps."""
     single = train.is_one_dataset
     for index, corpus in enumerate(train.corpora):
         data, needed = corpus.manifest, config.tokens_per_step if single else 1
         if data.num_blocks * data.block_tokens < needed:
             yield (
                 "data.train" if single else f"data.train.{index}",
-                f"too small for one step: {needed:,} tokens are needed, and it has"
-                f" {data.num_blocks} whole blocks of {data.block_tokens:,}; build it from more text, or with a"
-                " smaller block_tokens",
+                f"too small for one step: needs {needed:,} tokens, but has {data.num_blocks} full blocks of"
+                f" {data.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
             return
     samples = None if single else make_training_samples(config, train)
@@ -97,6 +96,6 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
     ):
         yield (
             "max_steps",
-            f"after {samples.num_steps} steps every corpus of data.train has been read max_epochs times, got"
-            f" {config.max_steps}; lower it, or raise max_epochs of a corpus (leave it out: no end)",
+            f"must be at most {samples.num_steps}, when all corpora of data.train reach their max_epochs, got"
+            f" {config.max_steps}; lower it, or raise or remove max_epochs of a corpus",
         )

@@ -1,8 +1,8 @@
-"""Data, tokenizer and initial weights of a run: found by path, recognized by content, so that they may move.
+"""Data, tokenizer and initial weights of a run: found by path, identified by content, so that they may move.
 
-The folder of a run keeps what it began with: its tokenizer, and in `provenance.json` `contents`, a digest for each key
-of the config that names data or weights, and `corpora`, the names of its corpora in metrics. Runs of earlier versions
-have only `data_sha256` and `tokenizer_sha256`; the rest is added at their next start.
+A run folder stores its tokenizer and, in `provenance.json`, `contents`, a digest for each config key that names data or
+weights, and `corpora`, the names of its corpora in metrics. Runs of earlier versions only have `data_sha256` and
+`tokenizer_sha256`; the rest is added when they resume.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xlpretrain import schema
 from xlpretrain.checkpoint.reader import fingerprint
 from xlpretrain.config import resume_rules, run_config
 from xlpretrain.config.resume_rules import Changes
@@ -26,15 +27,15 @@ from xlpretrain.run_dir.layout import RunDir
 
 
 def load_config(folder: RunDir, moved: Sequence[str] = ()) -> RunConfig:
-    """The config of a run that was begun. moved: `data.key=place` overrides. Raises `ConfigError` for others."""
+    """Load the config of a started run. moved: `data.key=path` overrides; `ConfigError` for any others."""
     wrong = [override for override in moved if not override.startswith("data.")]
     if wrong:
-        raise ConfigError(f"only where the data lies may be given here, such as data.train=DIR; got {', '.join(wrong)}")
+        raise ConfigError(f"only paths of data can be overridden here, such as data.train=DIR; got {', '.join(wrong)}")
     return run_config.load(folder.config, moved)
 
 
 def open_run_tokenizer(folder: RunDir, config: RunConfig) -> Path:
-    """The file of a run's tokenizer: in the run's folder; of a run of an earlier version, beside its data.
+    """File of a run's tokenizer: in the run folder or, for runs of earlier versions, next to its data.
 
     Raises `DataError`.
     """
@@ -47,25 +48,25 @@ def open_run_tokenizer(folder: RunDir, config: RunConfig) -> Path:
         return config.data.tokenizer_path()
     except DataError as error:
         raise DataError(
-            f"{error}\n  {folder.path} has no tokenizer of its own, since an earlier version began it: copy the"
+            f"{error}\n  {folder.path} has no copy of its tokenizer, since an earlier version started it: copy the"
             f" tokenizer/ folder of its data to {folder.tokenizer}"
         ) from None
 
 
 def open_tokenizer(folder: RunDir, config: RunConfig) -> Tokenizer:
-    """A run's tokenizer. Raises `DataError` if there is none, or it is not the one that the run began with."""
+    """Load a run's tokenizer. Raises `DataError` if it is missing or differs from the one it was trained with."""
     path = open_run_tokenizer(folder, config)
     tokenizer, expected = load_tokenizer(path), folder.read_provenance().get("tokenizer_sha256")
     if expected and tokenizer.sha256 != expected:
         raise DataError(
-            f"{path}: is not the tokenizer of {folder.path} (sha256 {tokenizer.sha256[:12]}, expected {expected[:12]});"
-            f" put that one into {folder.tokenizer}"
+            f"{path}: not the tokenizer of {folder.path} (sha256 {tokenizer.sha256[:12]}, expected {expected[:12]});"
+            f" copy the right one to {folder.tokenizer}"
         )
     return tokenizer
 
 
 def open_data(config: RunConfig, folder: RunDir) -> DataSplits:
-    """Open what a run reads, begun or not; `check_resume` compares it. Raises `DataError`."""
+    """Open the data of a new or started run; `check_resume` compares it. Raises `DataError`."""
     if not folder.exists():
         return config.data.open()
     kept = find_tokenizer_file(folder.tokenizer).is_file()
@@ -77,7 +78,7 @@ def open_data(config: RunConfig, folder: RunDir) -> DataSplits:
 
 
 def open_train(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> Mixture:
-    """Open what a run was trained on. Raises `DataError` if it is not there, or other data is."""
+    """Open the training data of a run. Raises `DataError` if it is missing or has changed."""
     try:
         train = config.data.open_train(tokenizer)
     except DataError as error:
@@ -87,7 +88,7 @@ def open_train(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> Mixtu
 
 
 def open_valid(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> TokenDataset | None:
-    """Open what a run was evaluated on; None if it was on nothing. Raises `DataError` as `open_train` does."""
+    """Open the held-out data of a run; None if it has none. Raises `DataError` like `open_train`."""
     place = config.data.places().get("valid")
     if place is None:
         return None
@@ -100,10 +101,9 @@ def open_valid(config: RunConfig, folder: RunDir, tokenizer: Tokenizer) -> Token
 
 
 def check_init(config: RunConfig, data: DataSplits) -> None:
-    """Check the weights that a run is to begin with.
+    """Check the weights that a run starts from.
 
-    Raises `CheckpointError` if there are none, `ConfigError` if they were trained with another tokenizer, as far as is
-    known.
+    Raises `CheckpointError` if there are none, `ConfigError` if they are known to be trained with another tokenizer.
     """
     source = config.init_from
     if source is None:
@@ -114,13 +114,13 @@ def check_init(config: RunConfig, data: DataSplits) -> None:
     theirs, ours = folder and folder.read_provenance().get("tokenizer_sha256"), data.train.tokenizer_sha256
     if theirs and theirs != ours:
         raise ConfigError(
-            f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than that of"
+            f"init_from: {source} was trained with another tokenizer (sha256 {theirs[:12]}) than"
             f" {data.train.manifests[0].folder} ({ours[:12]}); build the data with its tokenizer (tokenizer.path)"
         )
 
 
 def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool) -> Changes:
-    """The changes with which a run goes on. Raises `ConfigError` and `DataError` for what may not change."""
+    """The changes with which a run resumes. Raises `ConfigError` and `DataError` for forbidden changes."""
     folder = config.folder
     was, now = folder.read_provenance().get("contents", {}), _contents_of_data(config, data)
     if config.init_from is not None and config.init_from != begun.init_from and "init_from" in was:
@@ -129,11 +129,13 @@ def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow
         begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change, was=was, now=now
     )
     _check_train(folder, data.train)
-    return changes
+    before, after = folder.read_provenance().get("plugins", {}), schema.plugins_of(config)
+    versions = {key: (before[key], after[key]) for key in after if before.get(key, after[key]) != after[key]}
+    return {**changes, **versions}
 
 
 def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:
-    """The part of the provenance that later starts compare, of a run that begins or was found to be the same."""
+    """The part of the provenance that later attempts compare, for a new or a checked run."""
     folder = config.folder
     was = folder.read_provenance() if folder.exists() else {}
     contents = {**was.get("contents", {}), **_contents_of_data(config, data)}
@@ -144,6 +146,7 @@ def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:
         "tokenizer_sha256": data.train.tokenizer_sha256,
         **was,
         "contents": contents,
+        "plugins": schema.plugins_of(config),
         "corpora": [corpus.name for corpus in data.train.corpora],
     }
 
@@ -160,13 +163,13 @@ def _check_train(folder: RunDir, train: Mixture) -> None:
 def _check(folder: RunDir, place: str, found: str, expected: str | None) -> None:
     if expected and found != expected:
         raise DataError(
-            f"{folder.path}: began with other data: {place} was {expected[:12]} then and is {found[:12]} now; name the"
-            " place where the data of then lies, or begin another run"
+            f"{folder.path}: the data has changed: the digest of {place} was {expected[:12]}, now {found[:12]}; set the"
+            " path of the original data, or start a new run"
         )
 
 
 def _called_as_before(train: Mixture, folder: RunDir) -> Mixture:
-    """The corpora by the names that they had when the run began: metrics are kept under them."""
+    """Name the corpora as when the run started, so that their metrics keep their names."""
     names = folder.read_provenance().get("corpora")
     if names is None:
         begun = run_config.load(folder.config).data
@@ -176,10 +179,7 @@ def _called_as_before(train: Mixture, folder: RunDir) -> Mixture:
 
 def _if_moved(config: RunConfig) -> str:
     places = config.data.places().items()
-    gone = [f"data.{key}=PLACE" for key, place in places if not is_url(place) and not Path(place).exists()]
+    gone = [f"data.{key}=PATH" for key, place in places if not is_url(place) and not Path(place).exists()]
     if not gone:
         return ""
-    return (
-        "\n  if the data was moved, add to the command where it lies now; it is recognized by its content:"
-        f" {' '.join(gone)}"
-    )
+    return f"\n  if the data was moved, add its current path to the command; its content is checked: {' '.join(gone)}"

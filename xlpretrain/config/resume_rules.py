@@ -1,4 +1,4 @@
-"""Rules for resuming: which keys of a started run may change."""
+"""Rules for resuming: config keys of a started run that may change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAY_CHANGE = (
 
 
 Changes = Mapping[str, tuple[Any, Any]]
-"""Keys that an attempt changes: their values in the attempt before, and now."""
+"""Changed keys: their values in the previous attempt, and now."""
 
 _RECIPE = ("optimizer", "schedule")
 
@@ -48,18 +48,18 @@ def check_resume(
     was: Mapping[str, str] = MappingProxyType({}),
     now: Mapping[str, str] = MappingProxyType({}),
 ) -> Changes:
-    """Return the changes with which a run resumes as `new`.
+    """Return the changes with which a run resumes.
 
     Args:
-        was, now: digests of what the config's paths led to when the run began, and lead to now, by key. They decide in
-            place of the paths; one that `was` lacks is not known, and its path may change.
+        was, now: digests by key of the content at the config's paths, at the start of the run and now. They are
+            compared in place of the paths; if `was` lacks a key, its path may change.
 
     Raises:
-        ConfigError: naming both values of everything that may not change.
+        ConfigError: with old and new values of all keys that must not change.
     """
     before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    # Where a run folder lies is not what the run is: it may be moved.
+    # A run folder may be moved.
     changed = [key for key in changed if key not in ("runs_dir", "name")]
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
     same = {key for key in now if was.get(key, now[key]) == now[key] and before.get(key) is not None}
@@ -74,10 +74,10 @@ def check_resume(
         lines = [
             (
                 key,
-                f"was {told(before.get(key), was.get(key))} so far, now {told(after.get(key), now.get(key))}",
+                f"was {told(before.get(key), was.get(key))}, now {told(after.get(key), now.get(key))}",
             )
             for key in refused
         ]
-        advice = f"use another name for another run{'; optimizer and schedule may change ' + hint if hint else ''}"
+        advice = f"use another name for a new run{'; optimizer and schedule may change ' + hint if hint else ''}"
         raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {advice}")
     return {key: (before.get(key), after.get(key)) for key in changed}

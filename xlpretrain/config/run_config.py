@@ -1,4 +1,4 @@
-"""The configuration of a run: every section together, what must hold between them, and what a resume may change."""
+"""The config of a run: all sections, and the checks between them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from xlpretrain.tracking import AnyTracker, WandbConfig
 
 
 class RunConfig(Section):
-    """A run, whole. Everything has a default but the data, the model, the objective and the length."""
+    """Config of a run. Everything has a default except data, model, objective and length."""
 
     name: Annotated[str, Matching(NAME, NAME_RULE)] = "run"
-    """The run's folder in runs_dir, and its name in Weights & Biases."""
+    """Name of the run: its folder in runs_dir, and its name in Weights & Biases."""
     runs_dir: Path = Path("runs")
     """Folder that holds the run folders."""
     seed: int = Field(1, ge=0, lt=2**63)
-    """The seed of the weights, the data order and dropout."""
+    """Random seed of weights, data order and dropout."""
     data: DataConfigUnion
     model: AnyModel
     objective: AnyObjective
@@ -43,15 +43,15 @@ class RunConfig(Section):
     schedule: AnySchedule = Cosine()
     engine: EngineConfig = EngineConfig()
     init_from: Path | None = None
-    """A run folder or a checkpoint whose weights to begin with; optimizer and step start anew."""
+    """Run folder or checkpoint to load initial weights from. Optimizer state and step start from zero."""
     global_batch_size: int = Field(16, gt=0)
-    """Samples in one step, which is the number of streams: fixed for the life of a run."""
+    """Samples per step, which is also the number of streams. Cannot change during a run."""
     micro_batch_size: int = Field(8, gt=0)
-    """The most samples that one rank puts through the model at once; accumulation follows from it."""
+    """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps."""
     max_steps: int | None = Field(None, gt=0)
-    """Steps to train for. Give this, or max_tokens, or max_epochs."""
+    """Steps to train for. Set exactly one of max_steps, max_tokens and max_epochs."""
     max_tokens: int | None = Field(None, gt=0)
-    """Tokens to train on."""
+    """Tokens to train for."""
     max_epochs: float | None = Field(None, gt=0)
     """Passes over the training split."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -65,12 +65,12 @@ class RunConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
 
     def problems(self) -> Iterator[Problem]:
-        """Yield the keys that contradict each other, before any data is opened."""
+        """Yield contradictions between keys that can be found without opening data."""
         lengths = [name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(self, name) is not None]
         if len(lengths) != 1:
             yield (
                 "max_steps",
-                f"give exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
+                f"set exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
             )
         if (self.data.type == "labelled") is self.objective.predicts_tokens:
             wanted = "corpus" if self.objective.predicts_tokens else "labelled"
@@ -86,12 +86,12 @@ class RunConfig(Section):
         yield from self.model.run_problems(seq_len=self.objective.seq_len)
 
     def eval_mem_len(self, settings: EvalConfig) -> int:
-        """Positions remembered in an evaluation."""
+        """Memory length of an evaluation, in positions."""
         return self.model.mem_len if settings.mem_len is None else settings.mem_len
 
     def eval_objective(self, settings: EvalConfig) -> Objective:
-        """The objective with the sample length of an evaluation. Raises `ConfigError` if its settings do not fit."""
-        objective, source = self.objective, f"{self.name}, its evaluation"
+        """Objective with the sequence length of an evaluation. Raises `ConfigError` if the settings do not fit."""
+        objective, source = self.objective, f"{self.name} (evaluation)"
         if settings.seq_len is not None:
             data = self.model_dump(mode="json")
             data["objective"]["seq_len"] = settings.seq_len
@@ -102,41 +102,55 @@ class RunConfig(Section):
             found.append(("eval.mem_len", f"must be 0, since {self.model.type} has no memory, got {mem_len}"))
         for key in ("clamp_len", "same_length"):
             if getattr(settings, key) is not None and key not in type(self.model).model_fields:
-                found.append((f"eval.{key}", f"means nothing for {self.model.type}, which has no model.{key}"))
+                found.append((f"eval.{key}", f"not supported by {self.model.type}, which has no model.{key}"))
         if settings.same_length and mem_len == 0:
-            found.append(("eval.same_length", "needs a memory to look back into, but the evaluation has none"))
+            found.append(("eval.same_length", "needs a memory, but eval.mem_len is 0"))
         if found:
             raise ConfigError(schema.format_problems(source, found))
         return objective
 
     @property
     def folder(self) -> RunDir:
-        """The folder of this run."""
+        """Folder of this run."""
         return RunDir(self.runs_dir / self.name)
 
     def build_model(self, vocab_size: int) -> PretrainingModel:
-        """Backbone and head with freshly drawn weights, from torch's global generator, in fp32."""
+        """Build backbone and head with weights initialized from torch's global generator, in fp32."""
         backbone = self.model.build(vocab_size)
         return PretrainingModel(backbone, self.objective.head(backbone))
 
     @property
     def tokens_per_step(self) -> int:
-        """New tokens in one step, over all ranks."""
+        """New tokens per step, over all ranks."""
         return self.global_batch_size * self.objective.new_tokens
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """A run's configuration from YAML and `key=value` overrides. Raises `ConfigError` with every mistake."""
+    """Load a run's config from YAML and `key=value` overrides. Raises a `ConfigError` that lists every mistake."""
     data = schema.read_section(RunConfig, path, quiet=is_resolved(path))
     data = schema.apply_overrides(data, overrides, RunConfig)
     refuse_secrets(data, str(path))
-    return schema.validate(RunConfig, data, str(path))
+    try:
+        return schema.validate(RunConfig, data, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_describe_missing_plugins(data, path)}") from None
+
+
+def _describe_missing_plugins(data: dict[str, Any], path: Path) -> str:
+    """The plug-ins that the run used when it began and that are not installed here; empty if there are none."""
+    place = path.parent if is_resolved(path) else Path(str(data.get("runs_dir", "runs")), str(data.get("name", "run")))
+    folder = RunDir(place)
+    used = folder.read_provenance().get("plugins", {}) if folder.provenance.is_file() else {}
+    missing = schema.missing_plugins(used)
+    if not missing:
+        return ""
+    return f"\n  {folder.path} was begun with {' and '.join(missing)}, not installed here; install the package again"
 
 
 def refuse_secrets(data: dict[str, Any], source: str) -> None:
     """Raise `ConfigError` if a key looks like a credential: configs are copied into runs, logs and W&B."""
     found = [
-        (key, "looks like a secret; give it by the environment (WANDB_API_KEY)")
+        (key, "looks like a secret; set it in the environment (WANDB_API_KEY)")
         for key in _flatten(data)
         if is_secret_name(key)
     ]
@@ -145,7 +159,7 @@ def refuse_secrets(data: dict[str, Any], source: str) -> None:
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values; items of a list of sections have their numbers as keys."""
+    """Flatten to dotted keys; items of a list of sections have their index as key."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

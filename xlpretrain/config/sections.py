@@ -1,4 +1,4 @@
-"""Sections of a run's configuration whose code lies above `config`: metrics, evaluation, probe, spikes, stopping."""
+"""Config sections whose code is in rooms above `config`: metrics, evaluation, probe, spikes, stopping."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class LogConfig(Section):
 
 
 class ProbeConfig(Section):
-    """A short fine-tune of a copy of the model every so often: what it has learnt for a task. For models that fit
-    into the memory of each rank a second time, with gradients and optimizer."""
+    """Periodic short fine-tuning of a copy of the model on a downstream task. Each rank needs memory for a second
+    model with gradients and optimizer state."""
 
     train: Path
     """Labelled texts to train on: .csv or .tsv with a header, or .jsonl."""
     valid: Path
     """Labelled texts to evaluate on."""
     text: tuple[str, ...] = Field((), max_length=2)
-    """The column of the text, or those of a pair of texts (default: all but the label's)."""
+    """Column of the text, or two columns of a pair of texts (default: all but the label's)."""
     label: str = "label"
-    """The column of the label."""
+    """Column of the label."""
     every_steps: int = Field(500, gt=0)
-    """Steps between two probes; there is always one at the end."""
+    """Steps between probes; there is always one at the end."""
     steps: int = Field(100, gt=0)
-    """Steps of a probe, of 32 texts each."""
+    """Training steps of a probe, of 32 texts each."""
 
     def absolute(self) -> ProbeConfig:
-        """The same files, wherever one stands."""
+        """Make the paths absolute."""
         return self.model_copy(update={"train": self.train.absolute(), "valid": self.valid.absolute()})
 
 
@@ -44,61 +44,61 @@ class EvalConfig(Section):
     """Evaluation on the held-out split."""
 
     every_steps: int = Field(100, gt=0)
-    """Steps between two evaluations; there is always one at the end."""
+    """Steps between evaluations; there is always one at the end."""
     max_tokens: int | None = Field(200_000, gt=0)
-    """Tokens to score: the first whole blocks up to as many, one block at least (null: all there are)."""
+    """Maximum tokens to score, rounded down to full blocks, at least one block (null: all)."""
     num_streams: int = Field(4, gt=0)
-    """Slices that the tokens are cut into, read side by side, whatever the number of ranks."""
+    """Slices of the tokens that are scored in parallel; independent of the number of ranks."""
     mem_len: int | None = Field(None, ge=0)
-    """Positions remembered (default: as trained)."""
+    """Memory length in positions (default: as trained)."""
     seq_len: int | None = Field(None, gt=0)
-    """Tokens in a row (default: as trained)."""
+    """Sequence length in tokens (default: as trained)."""
     clamp_len: Annotated[int, Field(ge=-1)] | None = None
-    """Distances of more than this many tokens count as this many (default: model.clamp_len; -1: no limit)."""
+    """Clamp relative distances to this many tokens (default: model.clamp_len; -1: no limit)."""
     same_length: bool | None = None
-    """Every token attends equally many positions, mem_len with itself (default: model.same_length)."""
+    """Let every token attend to equally many positions, mem_len including itself (default: model.same_length)."""
     probe: ProbeConfig | None = None
-    """A short fine-tune every so many steps, whose accuracy is logged (default: none)."""
+    """Periodic short fine-tuning whose accuracy is logged (default: none)."""
     best: Literal["loss", "accuracy"] = "loss"
-    """Criterion for the best evaluation: the lowest loss, or the highest accuracy of the first loss term."""
+    """Criterion for the best evaluation: lowest loss, or highest accuracy of the first loss term."""
 
     def problems(self) -> Iterator[Problem]:
-        """A limit of 0 would make all distances alike."""
+        """Yield a problem for clamp_len 0, which would make all distances equal."""
         if self.clamp_len == 0:
             yield "clamp_len", "must be positive, or -1 for no limit, got 0"
 
     def absolute(self) -> EvalConfig:
-        """The same, wherever one stands."""
+        """Make the paths absolute."""
         return self if self.probe is None else self.model_copy(update={"probe": self.probe.absolute()})
 
 
 class SpikeConfig(Section):
-    """Going back where the loss spikes."""
+    """Rollback after loss spikes."""
 
     threshold: float | None = Field(None, gt=0)
-    """Nats by which a step's loss must exceed the median of those before it to be a spike (default: none ever is)."""
+    """Nats by which a spike's loss exceeds the median of the preceding steps (default: no spike detection)."""
     window: int = Field(50, ge=2)
-    """Number of preceding steps to compare with; the first ones of a run cannot be spikes."""
+    """Number of preceding steps to compare with; earlier steps of a run cannot be spikes."""
     skip_before: int = Field(0, ge=0)
-    """Steps before the spike whose data is left out with it."""
+    """Steps before the spike whose data is skipped, too."""
     skip_after: int = Field(0, ge=0)
-    """Steps after it."""
+    """Steps after the spike whose data is skipped, too."""
     max_rollbacks: int = Field(5, ge=1)
-    """At the next spike after so many, the run fails."""
+    """Maximum number of rollbacks; the run fails at the next spike."""
 
 
 class StopConfig(Section):
     """Conditions that end a run before its last step."""
 
     time_budget_s: float | None = Field(None, gt=0)
-    """Seconds after its start at which a run saves and leaves with exit code 75 (default: never)."""
+    """Seconds after which an attempt saves and exits with code 75 (default: no limit)."""
     grace_s: int = Field(600, gt=0)
-    """Seconds that the launcher gives the ranks to save after a signal, before it kills them."""
+    """Seconds for the ranks to save after a signal before the launcher kills them."""
     patience: int | None = Field(None, gt=0)
-    """Evaluations in a row that are no better than the best one (eval.best) after which a run is finished (default: it
-    goes on to max_steps)."""
+    """Number of consecutive evaluations without improvement (eval.best) after which a run is finished (default: run to
+    max_steps)."""
     unwritable_s: float = Field(300, gt=0)
-    """Seconds for which metrics.jsonl or status.json may be unwritable; after them the run saves and leaves with exit
-    code 75, as soon as it can save."""
+    """Seconds for which metrics.jsonl or status.json may be unwritable. After that, the run saves as soon as it can and
+    exits with code 75."""
     max_nonfinite_steps: int = Field(5, gt=0)
-    """Steps in a row whose loss or gradient is not finite after which the run fails."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run fails."""

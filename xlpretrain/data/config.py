@@ -24,7 +24,7 @@ DamagePolicy = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The splits of a run, and the tokenizer of both."""
+    """The splits of a run, and their tokenizer."""
 
     train: Mixture
     valid: TokenDataset | None
@@ -32,7 +32,7 @@ class DataSplits:
 
 
 class DataConfig(Section, ABC):
-    """The splits of a run."""
+    """The data of a run."""
 
     type: str
     shuffle_blocks: int
@@ -40,7 +40,7 @@ class DataConfig(Section, ABC):
 
     @abstractmethod
     def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
-        """Open and check the datasets. kept: the tokenizer, should it lie nowhere else. Raises `DataError`."""
+        """Open and check the datasets. kept: the run's copy of the tokenizer, as a fallback. Raises `DataError`."""
 
     @abstractmethod
     def open_train(self, tokenizer: Tokenizer) -> Mixture:
@@ -48,15 +48,15 @@ class DataConfig(Section, ABC):
 
     @abstractmethod
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TokenDataset:
-        """Another dataset of this kind. Raises `DataError`."""
+        """Open another dataset of the same type. Raises `DataError`."""
 
     @abstractmethod
     def places(self) -> dict[str, str]:
-        """Every path or URL of data, by its key in this section, such as `train` or `train.0.path`."""
+        """The paths and URLs of the data, by key in this section, such as `train` or `train.0.path`."""
 
     @abstractmethod
     def fingerprints(self, data: DataSplits) -> dict[str, str]:
-        """The digest of what lies at each of `places`, once it was opened."""
+        """The digest of the content at each of `places`. data: the opened splits."""
 
     @abstractmethod
     def tokenizer_path(self) -> Path:
@@ -64,32 +64,31 @@ class DataConfig(Section, ABC):
 
     @abstractmethod
     def absolute(self) -> Self:
-        """The same places, wherever one stands."""
+        """A copy with absolute paths."""
 
 
 class CorpusDataConfig(DataConfig):
-    """Datasets made by `xlpretrain data build`."""
+    """Datasets built by `xlpretrain data build`."""
 
     type: Literal["corpus"] = "corpus"
     """Kind of data."""
     train: Annotated[tuple[CorpusConfig, ...], Field(min_length=1), OneOrMany(CorpusConfig, "path")]
-    """Folder or URL of the training split (it holds an index.json); or a mixture, a list of {path, weight, max_epochs}.
-    """
+    """Folder or URL of the training split (with an index.json); or a mixture: a list of {path, weight, max_epochs}."""
     valid: str | None = None
     """Folder or URL of the held-out split (default: no evaluation)."""
     shuffle_blocks: PositiveInt = 64
-    """Blocks among which rows are shuffled, where nothing is remembered from row to row."""
+    """Number of blocks among which samples are shuffled; only for objectives without a memory."""
 
     on_damage: DamagePolicy = "error"
-    """Policy for a block whose checksum is wrong. error: exit and name it; skip: continue without its samples, counted
-    in events/damaged_rows."""
+    """Policy for blocks with a wrong checksum. error: exit and name the block; skip: continue without its samples,
+    which are counted in events/damaged_rows."""
 
     cache_dir: Path | None = None
     """Folder for cached blocks of remote datasets (default: ~/.cache/xlpretrain)."""
     cache_bytes: PositiveInt = 32 << 30
-    """Size limit of the cache of each remote dataset; the least recently used blocks are evicted first."""
+    """Size limit of the cache of each remote dataset; least recently used blocks are evicted first."""
     retry_s: Annotated[PositiveFloat, FormerKey("patience_s")] = 300.0
-    """For how long a fetch that fails is tried again."""
+    """Seconds for which a failing request is retried."""
 
     @property
     def cache(self) -> BlockCache:
@@ -97,7 +96,7 @@ class CorpusDataConfig(DataConfig):
         return BlockCache(self.cache_dir or default_folder(), self.cache_bytes, self.retry_s)
 
     def absolute(self) -> Self:
-        """The same with absolute paths."""
+        """A copy with absolute paths."""
         return self.model_copy(
             update={
                 "train": tuple(c.model_copy(update={"path": _absolute(c.path)}) for c in self.train),
@@ -107,11 +106,11 @@ class CorpusDataConfig(DataConfig):
         )
 
     def problems(self) -> Iterator[Problem]:
-        """Corpora must be told apart."""
+        """Corpora listed twice."""
         paths = [corpus.path for corpus in self.train]
         for index, path in enumerate(paths):
             if path in paths[:index]:
-                yield f"train.{index}.path", f"{path} is there already; give it once, with the sum of the weights"
+                yield f"train.{index}.path", f"{path} is listed twice; list it once, with the sum of the weights"
 
     @field_serializer("train")
     def _as_given(self, value: tuple[CorpusConfig, ...]) -> Any:
@@ -120,22 +119,22 @@ class CorpusDataConfig(DataConfig):
         return [corpus.model_dump(mode="json") for corpus in value]
 
     def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
-        """Open and check the datasets. kept: used in place of the tokenizer beside them if it is the same."""
+        """Open and check the datasets. kept: used instead of the tokenizer beside them if it is the same."""
         train = Mixture.open(self.train, cache=self.cache)
         valid = None if self.valid is None else self._open(self.valid, train.tokenizer_sha256)
         is_theirs = kept is not None and kept.sha256 == train.tokenizer_sha256
         return DataSplits(train, valid, kept if kept is not None and is_theirs else train.open_tokenizer())
 
     def open_train(self, tokenizer: Tokenizer) -> Mixture:
-        """Open the training data alone. Raises `DataError`, also if another tokenizer encoded it."""
+        """Open the training data alone. Raises `DataError`, also if it was encoded with another tokenizer."""
         return Mixture.open(self.train, tokenizer_sha256=tokenizer.sha256, cache=self.cache)
 
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TokenDataset:
-        """The split in a folder or behind a URL. Raises `DataError`, also if another tokenizer encoded it."""
+        """Open a split by folder or URL. Raises `DataError`, also if it was encoded with another tokenizer."""
         return self._open(str(split), tokenizer.sha256)
 
     def places(self) -> dict[str, str]:
-        """Every path or URL of data by its key: `train` or, of a mixture, `train.0.path` and so on; `valid`."""
+        """The paths and URLs by key: `train`, or `train.0.path` etc. for a mixture; and `valid`."""
         given = self._as_given(self.train)
         found = (
             {"train": given} if isinstance(given, str) else {f"train.{i}.path": c["path"] for i, c in enumerate(given)}
@@ -143,12 +142,12 @@ class CorpusDataConfig(DataConfig):
         return found if self.valid is None else {**found, "valid": self.valid}
 
     def fingerprints(self, data: DataSplits) -> dict[str, str]:
-        """The digest of what lies at each of `places`, once it was opened."""
+        """The digest of the content at each of `places`. data: the opened splits."""
         manifests = [*data.train.manifests, *([] if data.valid is None else [data.valid])]
         return {key: manifest.fingerprint for key, manifest in zip(self.places(), manifests, strict=True)}
 
     def tokenizer_path(self) -> Path:
-        """Beside the splits. Raises `DataError` if it is another one there."""
+        """The tokenizer beside the splits. Raises `DataError` if it is not the one that encoded them."""
         first = TokenDataset.open(self.train[0].path, cache=self.cache)
         first.open_tokenizer()
         return first.tokenizer_path
@@ -163,23 +162,23 @@ class LabelledDataConfig(DataConfig):
     type: Literal["labelled"] = "labelled"
     """Kind of data."""
     train: Path
-    """The file to train on."""
+    """Training file."""
     valid: Path | None = None
-    """The file to evaluate on."""
+    """Validation file (default: no evaluation)."""
     tokenizer: Path
-    """The tokenizer of the model: a SentencePiece model, or a tokenizer.json."""
+    """Tokenizer of the model: a SentencePiece model or a tokenizer.json."""
     text: tuple[str, ...] = Field(("text",), min_length=1, max_length=2)
-    """The column of the text, or those of a pair of texts."""
+    """Column with the text, or the two columns with a pair of texts."""
     label: str = "label"
-    """The column of the label."""
+    """Column with the label."""
 
     shuffle_blocks: ClassVar[int] = 1  # type: ignore[misc]
     on_damage: ClassVar[DamagePolicy] = "error"  # type: ignore[misc]
 
     def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
-        """Read and encode the files. Raises `DataError`, also for labels that only one of them has.
+        """Read and encode the files. Raises `DataError`, also for labels of `valid` that `train` does not have.
 
-        kept: used in place of `tokenizer` if that is not there any more.
+        kept: used instead of `tokenizer` if that no longer exists.
         """
         tokenizer = load_tokenizer(self.tokenizer) if kept is None or self.tokenizer.exists() else kept
         train = self.open_split(self.train, tokenizer)
@@ -188,32 +187,32 @@ class LabelledDataConfig(DataConfig):
         return DataSplits(self._mixture(train), valid, tokenizer)
 
     def open_train(self, tokenizer: Tokenizer) -> Mixture:
-        """Read and encode the file to train on. Raises `DataError`."""
+        """Read and encode the training file. Raises `DataError`."""
         return self._mixture(self.open_split(self.train, tokenizer))
 
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledDataset:
-        """Another file with the same columns. Raises `DataError`."""
+        """Read another file with the same columns. Raises `DataError`."""
         return LabelledDataset(Path(split), tokenizer, text=self.text, label=self.label)
 
     def _mixture(self, train: LabelledDataset) -> Mixture:
         return Mixture([Corpus(self.train.stem, train, 1.0, None)])
 
     def places(self) -> dict[str, str]:
-        """Every path by its key: `train`, `tokenizer` and `valid`."""
+        """The paths by key: `train`, `tokenizer` and `valid`."""
         found = {"train": self.train, "tokenizer": self.tokenizer, "valid": self.valid}
         return {key: str(path) for key, path in found.items() if path is not None}
 
     def fingerprints(self, data: DataSplits) -> dict[str, str]:
-        """The digest of what lies at each of `places`, once it was opened."""
+        """The digest of the content at each of `places`. data: the opened splits."""
         found = {"train": data.train.fingerprint, "tokenizer": data.tokenizer.sha256}
         return found if data.valid is None else {**found, "valid": data.valid.fingerprint}
 
     def tokenizer_path(self) -> Path:
-        """As the config says."""
+        """The tokenizer named in the config."""
         return self.tokenizer
 
     def absolute(self) -> Self:
-        """The same files, wherever one stands."""
+        """A copy with absolute paths."""
         return self.model_copy(update={name: value.absolute() for name, value in self if isinstance(value, Path)})
 
 
@@ -222,4 +221,4 @@ def _absolute(place: str) -> str:
 
 
 DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, "labelled": LabelledDataConfig})]
-"""The data of a run, told by its key `type`."""
+"""The data of a run, selected by the key `type`."""

@@ -1,4 +1,4 @@
-"""Evaluation samples: consecutive tokens of the held-out split, dealt to streams. Torch-free."""
+"""Evaluation samples: consecutive tokens of the held-out split, divided among streams. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xlpretrain.data.storage.dataset import TokenDataset
 
 @dataclass(frozen=True)
 class NextTokenEvalSamples(EvalSamples):
-    """The first `num_tokens` tokens, cut into `num_streams` slices of even length, each token a target exactly once.
+    """The first `num_tokens` tokens in `num_streams` slices of even length. Each token is a target exactly once.
 
-    The corpus is preceded by an end-of-document symbol, so that its first token is predicted too. Only for objectives
-    that predict the token after each input (window = stride + 1).
+    An end-of-document token precedes the corpus, so that its first token is predicted too. Only for objectives that
+    predict the token after each input (span_len = new_tokens + 1).
     """
 
     manifest: TokenDataset
@@ -37,11 +37,11 @@ class NextTokenEvalSamples(EvalSamples):
 
     @property
     def num_clusters(self) -> int:
-        """Documents, the last one as far as it goes."""
+        """Number of documents; the last one may be incomplete."""
         return len(self._document_starts)
 
     def targets(self, *, step: int, stream: int) -> range:
-        """The positions in the corpus that the sample predicts."""
+        """The positions in the corpus of the tokens that the sample predicts."""
         first, last = slice_bounds(stream, self.num_streams, total=self.num_tokens)
         start = min(first + step * self.new_tokens, last)
         return range(start, min(start + self.new_tokens, last))
@@ -66,9 +66,10 @@ class NextTokenEvalSamples(EvalSamples):
 
 @dataclass(frozen=True)
 class WindowEvalSamples(EvalSamples):
-    """The first `num_tokens` tokens, cut into `num_streams` slices, each read in one direction with its own memory.
+    """The first `num_tokens` tokens in `num_streams` slices, each read in one direction with its own memory.
 
-    Samples advance by `stride`; a slice ends with the last sample that is a whole window (or with its only one).
+    Samples advance by `new_tokens`. The last sample of a slice is the last full one of `span_len` tokens (or its only
+    sample).
     """
 
     manifest: TokenDataset
@@ -117,5 +118,5 @@ def document_starts(manifest: TokenDataset, num_tokens: int) -> np.ndarray:
 
 
 def slice_bounds(stream: int, num_streams: int, *, total: int) -> tuple[int, int]:
-    """The bounds [start, stop) of one stream's part if `total` items are dealt to streams in order and evenly."""
+    """The bounds [start, stop) of one stream's slice of `total` items, divided in order and evenly."""
     return stream * total // num_streams, (stream + 1) * total // num_streams

@@ -1,6 +1,6 @@
-"""Files of labelled texts, and pairs of texts, as datasets. Torch-free.
+"""Files of labelled texts, or pairs of texts, as datasets. Torch-free.
 
-Such a file is small: it is encoded when it is opened, and then one block in memory.
+A file is encoded when it is opened and kept in memory as one block.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from xlpretrain.errors import DataError
 UNLABELLED = -1
 
 _MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
-"""Spellings of a missing value in files of other programs, in lower case."""
+"""Spellings of missing values in files from other programs, in lower case."""
 
 
 class LabelledDataset(TokenDataset):
-    """A document an example: its one or two texts are sentences, whole; collators cut what is too long.
+    """A dataset with one document per example, whose one or two texts are its sentences. Collators truncate long ones.
 
-    texts, labels: of each example, as in the file. parts: its texts' tokens.
+    texts, labels: the examples' texts and labels, as in the file. parts: token ids of each example's texts.
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer, *, text: Sequence[str], label: str):
-        """Read and encode the file. Raises `DataError` if a column is not there, or a label is missing."""
+        """Read and encode the file. Raises `DataError` if a column or a label is missing."""
         table = read_table(path)
         self.path, self._tokenizer, self._columns = path, tokenizer, (text, label)
         self.texts, self.labels = table.columns_of(text), table.column(label)
         for line, value in zip(table.line_numbers, self.labels, strict=True):
             if value.strip().lower() in _MISSING:
                 got = f", but {value.strip()}" if value.strip() else ""
-                raise DataError(f"{path}: line {line}: has no label ({label}){got}; give it one, or remove the row")
+                raise DataError(f"{path}: line {line}: no label ({label}){got}; add one, or remove the row")
         self.parts = [tokenizer.encode_batch(texts) for texts in self.texts]
         tokens, documents, sentences = list[int](), list[int](), list[int]()
         for parts in self.parts:
@@ -61,7 +61,7 @@ class LabelledDataset(TokenDataset):
         return max(sum(len(part) for part in parts) for parts in self.parts)
 
     def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer that encoded it."""
+        """The tokenizer that encoded the file."""
         return self._tokenizer
 
     def sample(self, number: int, *, label: int, epoch: int, stream: int) -> Sample:
@@ -76,7 +76,7 @@ class LabelledDataset(TokenDataset):
         return self._block
 
     def _index(self) -> dict[str, Any]:
-        """The index that a built dataset would have."""
+        """An index like that of a built dataset."""
         content, num_tokens = self.path.read_bytes(), len(self._block.tokens)
         shard = {
             "name": self.path.name,
@@ -109,7 +109,7 @@ def _open(path: Path, tokenizer: Tokenizer, text: Sequence[str], label: str) -> 
 def make_sample(
     parts: Sequence[Sequence[int]], *, label: int, epoch: int = 0, sample_index: int = 0, stream: int = 0
 ) -> Sample:
-    """One or two texts' tokens as a sample."""
+    """Make a sample from the token ids of one or two texts."""
     return Sample(
         np.array([token for part in parts for token in part], np.int64),
         EMPTY_ENDS,
@@ -125,15 +125,17 @@ def check_labels(train: LabelledDataset, valid: LabelledDataset | None) -> None:
     """Check that a classifier can be trained on one and evaluated on the other. Raises `DataError`."""
     known = set(distinct_labels(train))
     if len(known) < 2:
-        raise DataError(f"{train.path}: all of its rows have the label {known.pop()!r}; at least two are needed")
+        raise DataError(
+            f"{train.path}: all rows have the label {known.pop()!r}; a classifier needs at least two labels"
+        )
     strange = Counter(label.strip() for label in (valid.labels if valid else ()) if label.strip() not in known)
     if valid is not None and strange:
         found = ", ".join(f"{label!r} ({count:,} rows)" for label, count in sorted(strange.items()))
-        raise DataError(f"{valid.path}: has labels that {train.path} does not have: {found}")
+        raise DataError(f"{valid.path}: labels that are not in {train.path}: {found}")
 
 
 class LabelledSamples(CorpusSamples):
-    """The samples of a run: every example once an epoch, shuffled anew. labels: in the order of their numbers."""
+    """The samples of a run: every example once per epoch, reshuffled each epoch. labels: the label of each id."""
 
     manifest: LabelledDataset
     bidirectional_streams = False
@@ -149,17 +151,17 @@ class LabelledSamples(CorpusSamples):
         return len(self._labels)
 
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
-        """The sample of an example."""
+        """The sample at a position."""
         return self.manifest.sample(
             position.sample, label=self._labels[position.sample], epoch=position.epoch, stream=stream
         )
 
     def prefetch_at(self, position: BlockPosition) -> None:
-        """Nothing: it is in memory."""
+        """Do nothing: the data are in memory."""
 
 
 class LabelledEvalSamples(EvalSamples):
-    """Every example once, in the file's order, cut into `num_streams` slices."""
+    """Every example once, in the order of the file, divided into `num_streams` slices."""
 
     def __init__(self, examples: LabelledDataset, labels: Sequence[str], *, num_streams: int):
         self.manifest, self.num_streams = examples, num_streams
@@ -171,7 +173,7 @@ class LabelledEvalSamples(EvalSamples):
         return -(-len(self._labels) // self.num_streams)
 
     def sample(self, *, step: int, stream: int) -> Sample:
-        """Sample `step` of slice `stream`; past its end an empty one, which asks nothing."""
+        """Sample `step` of slice `stream`; past its end, an empty sample without a label."""
         first, last = slice_bounds(stream, self.num_streams, total=len(self._labels))
         number = first + step
         if number >= last:
@@ -180,14 +182,14 @@ class LabelledEvalSamples(EvalSamples):
 
 
 def distinct_labels(examples: LabelledDataset) -> list[str]:
-    """The labels that there are, without blanks around them, sorted."""
+    """The distinct labels, stripped and sorted."""
     return sorted({label.strip() for label in examples.labels})
 
 
 def label_numbers(values: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """The place of each value in `labels`, `UNLABELLED` where it is none of them. Blanks around a value mean nothing.
+    """The index of each value in `labels`, or `UNLABELLED`. White space around values is ignored.
 
-    (Unless a label of `labels` has them, as those of older classifiers may.)
+    (Unless a label in `labels` itself has it, as in older classifiers.)
     """
     number_of = {label.strip(): number for number, label in enumerate(labels)}
     number_of |= {label: number for number, label in enumerate(labels)}
@@ -195,9 +197,9 @@ def label_numbers(values: Sequence[str], labels: Sequence[str]) -> list[int]:
 
 
 def _numbers(examples: LabelledDataset, labels: Sequence[str]) -> list[int]:
-    """Each example's label as a number. Raises `DataError` for one that is not known."""
+    """The index of each example's label. Raises `DataError` for an unknown label."""
     found = label_numbers(examples.labels, labels)
     if UNLABELLED in found:
         strange = sorted({label for label, n in zip(examples.labels, found, strict=True) if n == UNLABELLED})
-        raise DataError(f"{examples.path}: has the labels {', '.join(strange)}; known are {', '.join(labels)}")
+        raise DataError(f"{examples.path}: unknown labels {', '.join(strange)}; expected one of {', '.join(labels)}")
     return found

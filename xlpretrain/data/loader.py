@@ -1,4 +1,4 @@
-"""Samples into batches, one step ahead of the device."""
+"""Collates samples into batches, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from xlpretrain.data.samples import Sample, SampleSource, empty_sample
 from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)
-_FETCHED_AHEAD = 64  # steps; what lies behind a URL takes longer
-_AHEAD = 2  # steps; reading and collating a step costs far less than training on it
+_FETCHED_AHEAD = 64  # steps; remote blocks take longer
+_AHEAD = 2  # steps; reading and collating takes far less time than training
 
 
 class Collate(Protocol[B_co]):
-    """Samples into one micro-batch."""
+    """Collates samples into one micro-batch."""
 
     def __call__(self, samples: Sequence[Sample]) -> B_co: ...
 
 
 @dataclass(frozen=True)
 class Loader(Generic[B_co]):
-    """The micro-batches of one rank. A position is an argument, not hidden state.
+    """The micro-batches of one rank. The loader has no position: steps are passed as arguments.
 
-    micro_batches: the streams of each micro-batch of this rank. skip_damage: give samples without tokens where they
-    cannot be read from a damaged block. That is decided by what the block holds alone: whichever rank reads it, and
-    whenever, decides the same.
+    micro_batches: the streams of each micro-batch of this rank. skip_damage: replace samples that cannot be read from
+    a damaged block by empty ones. That depends on the content of the block alone, so all ranks agree.
 
     Attributes:
-        damage: of each step that was read and has such samples, what is wrong, a message a sample.
+        damage: for each step that was read with such samples, one message per sample.
     """
 
     samples: SampleSource
@@ -43,12 +42,12 @@ class Loader(Generic[B_co]):
 
     def step(self, step: int) -> list[B_co]:
         """The micro-batches of one step. Raises `DataError` if a shard is damaged."""
-        self.damage.pop(step, None)  # it may be read again, after a spike
+        self.damage.pop(step, None)  # may be read again after a loss spike
         read = self._read_or_skip if self.skip_damage else self.samples.sample
         return [self.collate([read(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
 
     def _prefetching(self, steps: Iterator[int]) -> Iterator[int]:
-        """The same steps; what comes after each is being fetched while it is read."""
+        """The same steps, with the blocks of later steps fetched in the background."""
         ahead = -1
         for step in steps:
             for coming in range(max(ahead + 1, step), step + _FETCHED_AHEAD + 1):
@@ -67,7 +66,7 @@ class Loader(Generic[B_co]):
     def steps(self, *, start: int, stop: int | None = None) -> Generator[list[B_co]]:
         """The micro-batches of steps start, start + 1, ..., read ahead by a thread.
 
-        A thread and not processes: a batch from a worker process costs 35 times as much as one read in place.
+        A thread, because a batch from a worker process costs 35 times as much.
         """
         steps = itertools.count(start) if stop is None else iter(range(start, stop))
         if self.samples.is_remote:

@@ -1,4 +1,4 @@
-"""The training data of a run: one corpus, or a mixture of several. Torch-free."""
+"""The training data of a run: one corpus or a mixture. Torch-free."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from xlpretrain.schema import Section
 
 
 class CorpusConfig(Section):
-    """One of the corpora that a run trains on."""
+    """A corpus to train on."""
 
     path: str
-    """Folder or URL of the training split (it holds an index.json)."""
+    """Folder or URL of the training split (with an index.json)."""
     weight: PositiveFloat = 1.0
-    """Its share of the samples is this, divided by the sum of all weights."""
+    """Relative weight; the corpus's share of the samples is this divided by the sum of all weights."""
     max_epochs: PositiveFloat | None = None
-    """After so many passes it is not read any more, and the others share its part (default: no end)."""
+    """Number of passes after which the corpus is no longer read; the others divide its share (default: no limit)."""
 
 
 class SampleFactory(Protocol):
-    """The samples of one corpus, in blocks of a size."""
+    """Makes the samples of one corpus, in blocks of the given size."""
 
     def __call__(self, manifest: TokenDataset, *, seed: int, block_tokens: int) -> CorpusSamples: ...
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A dataset and its part in the mixture. name: what tells its path from the others'."""
+    """A dataset and its part in the mixture. name: a short distinct name, from its path."""
 
     name: str
     manifest: TokenDataset
@@ -49,7 +49,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The corpora of a run, one at least, all encoded by one tokenizer."""
+    """The corpora of a run, at least one, all encoded with the same tokenizer."""
 
     corpora: Sequence[Corpus]
 
@@ -70,7 +70,7 @@ class Mixture:
         )
 
     def called(self, names: Sequence[str]) -> Mixture:
-        """The same corpora by other names."""
+        """A copy with other names for the corpora."""
         return Mixture([replace(corpus, name=name) for corpus, name in zip(self.corpora, names, strict=True)])
 
     @property
@@ -85,7 +85,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of every token of every corpus: of one dataset, its own."""
+        """A digest of all tokens of all corpora; for a single dataset, its fingerprint."""
         found = [manifest.fingerprint for manifest in self.manifests]
         return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
@@ -100,15 +100,13 @@ class Mixture:
         return self.manifests[0].tokenizer_sha256
 
     def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer that lies beside the first corpus. Raises `DataError` if it is not the one they were encoded
-        by."""
+        """The tokenizer beside the first corpus. Raises `DataError` if it is not the one that encoded them."""
         return self.manifests[0].open_tokenizer()
 
     def samples(self, make: SampleFactory, *, seed: int) -> TrainSamples:
-        """The samples of a run, of those that `make` gives for each corpus.
+        """The samples of a run. make: makes the samples of each corpus.
 
-        All read blocks of one size, the smallest there is: then a stream's visits are of one length, whichever corpora
-        they go to.
+        All corpora are read in blocks of the smallest block size among them, so that all visits have the same length.
         """
         smallest = min(manifest.block_tokens for manifest in self.manifests)
         if self.is_one_dataset:
@@ -124,7 +122,7 @@ class Mixture:
         return MixtureSamples([corpus.name for corpus in self.corpora], parts, schedule)
 
     def token_counts(self) -> np.ndarray:
-        """Frequency of each token, weighted as the corpora are. Reads everything."""
+        """Frequency of each token, weighted like the corpora. Reads the whole dataset."""
         counts = [_count_tokens(manifest) for manifest in self.manifests]
         total, weights = sum(c.sum() for c in counts), sum(corpus.weight for corpus in self.corpora)
         parts = (
@@ -137,10 +135,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class MixtureSamples(TrainSamples):
-    """The samples of a mixture: streams visit blocks, and visits are assigned to corpora.
+    """The samples of a mixture: each visit of a stream is assigned to a corpus.
 
-    A visit is a block where there is a memory, which starts fresh with each, and a sample where there is none. Each
-    corpus is read in its own order, by as many visits as it is assigned.
+    A visit is a block for objectives with a memory, which is reset at each visit, and a sample for the others. Each
+    corpus is read in its own order.
     """
 
     names: Sequence[str]
@@ -149,23 +147,23 @@ class MixtureSamples(TrainSamples):
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are read as all corpora have."""
+        """Number of steps that read as many samples as all corpora have."""
         return sum(part.steps_per_epoch for part in self.parts)
 
     @property
     def num_steps(self) -> int | None:
-        """Number of steps until every corpus has been read max_epochs times; None if that never happens."""
+        """Number of steps until all corpora are exhausted (max_epochs); None if that never happens."""
         visits = self.schedule.num_visits
         return None if visits is None else self._first_step(visits)
 
     @property
     def exhausted_at(self) -> list[tuple[int, str]]:
-        """The steps from which on corpora are not read any more, and their names."""
+        """Pairs of the first step at which a corpus is no longer read, and its name."""
         return [(self._first_step(visit), self.names[corpus]) for visit, corpus in self.schedule.exhausted_at]
 
     @property
     def corpora(self) -> Sequence[str]:
-        """Their names."""
+        """Names of the corpora."""
         return self.names
 
     def sample(self, *, step: int, stream: int) -> Sample:
@@ -174,13 +172,13 @@ class MixtureSamples(TrainSamples):
         corpus, corpus_visit = self.schedule.corpus_at(self._in_time(visit.number))
         part = self.parts[corpus]
         sample = part.read(part.order.at(corpus_visit, visit.sample), stream=stream, samples_read=visit.samples_read)
-        # Samples of all corpora have numbers of their own: what is drawn about them is never the same.
+        # Indices are distinct across corpora, so that random choices differ.
         return replace(
             sample, sample_index=sample.sample_index + sum(other.num_samples for other in self.parts[:corpus])
         )
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the sample needs be fetched."""
+        """Start to fetch the blocks of a sample."""
         visit = self.parts[0].visit(step=step, stream=stream)
         corpus, corpus_visit = self.schedule.corpus_at(self._in_time(visit.number))
         self.parts[corpus].prefetch_at(self.parts[corpus].order.at(corpus_visit, visit.sample))
@@ -191,24 +189,23 @@ class MixtureSamples(TrainSamples):
         return any(part.is_remote for part in self.parts)
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The corpus of a sample."""
+        """Index of a sample's corpus."""
         return self.schedule.corpus_at(self._in_time(self.parts[0].visit(step=step, stream=stream).number))[0]
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Passes over each corpus up to a step, in visits as assigned."""
+        """Passes over each corpus before a step, by assigned visits."""
         order = self.parts[0].order
         counts = self.schedule.counts(step * order.num_streams // order.samples_per_visit)
         visits = (part.order.num_visits for part in self.parts)
         return {name: int(count) / num for name, count, num in zip(self.names, counts, visits, strict=True)}
 
     def _in_time(self, number: int) -> int:
-        """The visits of all streams in the order in which they begin, so that at any step those begun are assigned as
-        they
-        should be: higher streams start further on in their first block, and come to their next one earlier."""
+        """Number the visits in the order in which they begin, so that the shares are exact at any step. Higher streams
+        start later in their first block, and so reach the next one earlier."""
         return number + self.parts[0].order.num_streams - 1 - 2 * (number % self.parts[0].order.num_streams)
 
     def _first_step(self, visit: int) -> int:
-        """The first step of a visit."""
+        """The first step of a visit, as numbered by `_in_time`."""
         order = self.parts[0].order
         round_, position = divmod(visit, order.num_streams)
         stream = order.num_streams - 1 - position
@@ -216,7 +213,7 @@ class MixtureSamples(TrainSamples):
 
 
 def effective_shares(mixture: Mixture) -> Iterator[tuple[Corpus, float]]:
-    """Each corpus and its share of the visits, as assigned."""
+    """Each corpus and its share of the visits."""
     schedule = MixtureSchedule([corpus.weight for corpus in mixture.corpora], [None] * len(mixture.corpora))
     yield from zip(mixture.corpora, schedule.shares, strict=True)
 
@@ -229,7 +226,7 @@ def _count_tokens(manifest: TokenDataset) -> np.ndarray:
 
 
 def names_of(configs: Sequence[CorpusConfig]) -> list[str]:
-    """Names for corpora: the ends of their paths, without what they all end in, as short as tells them apart."""
+    """Short distinct names for corpora: the last parts of their paths, without a common ending."""
     parts = [Path(config.path).parts for config in configs]
     while len(parts) > 1 and len({p[-1:] for p in parts}) == 1:
         parts = [p[:-1] for p in parts]

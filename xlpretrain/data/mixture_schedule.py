@@ -1,4 +1,4 @@
-"""The schedule of a mixture: the corpus of each visit, in exact shares, as arithmetic. Torch-free."""
+"""The schedule of a mixture: computes the corpus of any visit directly, with exact shares. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from functools import lru_cache
 import numpy as np
 
 LONGEST_PERIOD = 100_000
-"""Weights that need a longer period than this to be exact are rounded to so many parts of their sum."""
+"""The maximum period. Weights that would need a longer one are rounded to multiples of 1 / LONGEST_PERIOD."""
 
 
 @dataclass(frozen=True)
 class SchedulePhase:
-    """Visits `first`, first + 1, ... are assigned by a period that repeats itself.
+    """The visits `first`, first + 1, ..., assigned to corpora periodically.
 
-    assigned: the corpus of each visit of a period. rank: how many visits of that period its corpus has had before.
-    per_period: visits of each corpus in a period. before: visits of each corpus before the phase.
+    assigned: the corpus of each visit of a period. rank: number of earlier visits of the same corpus in the period.
+    per_period: visits of each corpus per period. before: visits of each corpus before the phase.
     """
 
     first: int
@@ -29,25 +29,25 @@ class SchedulePhase:
     before: np.ndarray
 
     def visit_of(self, corpus: int, corpus_visit: int) -> int:
-        """The visit that is `corpus_visit` of a corpus; it is in this phase or after it."""
+        """The visit at which a corpus gets its visit number `corpus_visit`, if that is not before this phase."""
         periods, rank = divmod(corpus_visit - int(self.before[corpus]), int(self.per_period[corpus]))
         offset = np.flatnonzero(self.assigned == corpus)[rank]
         return self.first + periods * len(self.assigned) + int(offset)
 
 
 class MixtureSchedule:
-    """Assigns the visits 0, 1, 2, ... to corpora by weight. Any visit costs the same to find.
+    """Assigns the visits 0, 1, 2, ... to corpora by weight, with constant-time access to any visit.
 
-    Of the first k visits since a corpus last dropped out, a corpus of share w has had more than k * w - 1 and fewer
-    than k * w + 1, for every k. A corpus that reaches its limit drops out; the others share its part from then on.
+    Of the first k visits after a corpus was exhausted, a corpus with share w gets more than k * w - 1 and fewer than
+    k * w + 1, for every k. A corpus is exhausted when it reaches its limit; the others then divide its share.
 
     Attributes:
         shares: the share of each corpus while none is exhausted.
-        exhausted_at: the visit before which a corpus drops out, and the corpus, in that order.
+        exhausted_at: pairs (first visit without it, corpus), in order.
     """
 
     def __init__(self, weights: Sequence[float], limits: Sequence[int | None]):
-        """limits: the most visits of each corpus, or None."""
+        """limits: maximum number of visits of each corpus, or None."""
         whole = integer_weights(weights)
         self.shares = [weight / sum(whole) for weight in whole]
         self.exhausted_at: list[tuple[int, int]] = []
@@ -66,11 +66,11 @@ class MixtureSchedule:
 
     @property
     def num_visits(self) -> int | None:
-        """Visits until every corpus is exhausted; None without an end."""
+        """Number of visits until all corpora are exhausted; None if that never happens."""
         return self.exhausted_at[-1][0] if len(self.exhausted_at) == len(self.shares) else None
 
     def corpus_at(self, visit: int) -> tuple[int, int]:
-        """The corpus of a visit, and which of the corpus's own visits it is."""
+        """The corpus of a visit, and the number of that visit within the corpus."""
         phase = self._phase_of(visit)
         periods, offset = divmod(visit - phase.first, len(phase.assigned))
         corpus = int(phase.assigned[offset])
@@ -78,7 +78,7 @@ class MixtureSchedule:
         return corpus, corpus_visit
 
     def counts(self, visit: int) -> np.ndarray:
-        """Number of visits of each corpus among those before `visit`."""
+        """Number of visits of each corpus before `visit`."""
         phase = self._phase_of(max(visit - 1, 0))
         periods, offset = divmod(visit - phase.first, len(phase.assigned))
         rest = np.bincount(phase.assigned[:offset], minlength=len(self.shares))
@@ -90,8 +90,8 @@ class MixtureSchedule:
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers in lowest terms: exactly, if their sum is at most `LONGEST_PERIOD`, else to so many
-    parts of it, one at least."""
+    """Weights as integers in lowest terms: exact if their sum is at most `LONGEST_PERIOD`, else rounded to that sum,
+    with at least 1 each."""
     exact = [Fraction(repr(weight)) for weight in weights]
     total = sum(exact) / LONGEST_PERIOD
     unit = Fraction(1, math.lcm(*(weight.denominator for weight in exact)))
@@ -114,11 +114,11 @@ def _phase(first: int, whole: Sequence[int], before: np.ndarray) -> SchedulePhas
 
 @lru_cache
 def make_schedule(weights: tuple[int, ...]) -> np.ndarray:
-    """The corpus of each visit of a period, which has sum(weights) visits; a weight may be 0.
+    """The corpus of each visit of a period of sum(weights) visits. Weights may be 0.
 
-    Among those that would not get too far ahead, the visit goes to the one that would soonest fall too far behind:
-    Tijdeman, "The chairman assignment problem" (1980). With n corpora no prefix is off by more than 1 - 1 / (2n - 2);
-    the largest deficit alone would not do: with many corpora it may be off by more than one.
+    Among the corpora that would not get too far ahead, a visit goes to the one that would fall too far behind soonest:
+    Tijdeman, "The chairman assignment problem" (1980). With n corpora no prefix is off by more than 1 - 1 / (2n - 2).
+    Choosing the largest deficit instead can be off by more than one if there are many corpora.
     """
     period, some = sum(weights), [i for i, weight in enumerate(weights) if weight]
     scale = max(2 * len(some) - 2, 1)

@@ -1,7 +1,7 @@
-"""The order in which a corpus is read: arithmetic without state, so that any position costs the same to find.
+"""The order in which a corpus is read: stateless, with constant-time access to any position.
 
-A run has `num_streams` streams for its whole life, and one step takes one sample of each. What stream `s` reads at step
-`t` follows from (index, seed, t, s) alone. Torch-free.
+A run has a fixed number of streams, `num_streams`, and a step takes one sample of each. The sample of stream `s` at
+step `t` depends on (index, seed, t, s) alone. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1024
 
 
 def hash_ints(*values: int) -> int:
-    """A 64-bit hash of integers (the finalizer of SplitMix64, chained): keys for permutations and generators."""
+    """A 64-bit hash of integers (chained SplitMix64 finalizers), used as key of permutations and generators."""
     state = 0
     for value in values:
         state = (state + 0x9E3779B97F4A7C15 + (value & _MASK64)) & _MASK64
@@ -49,12 +49,12 @@ def permute(index: int, *, size: int, key: int) -> int:
 
 
 def _half(size: int) -> int:
-    """Half the bits that a bijection of [0, size) works on."""
+    """Half the number of bits of the Feistel network for [0, size)."""
     return max(1, (max(size - 1, 1).bit_length() + 1) // 2)
 
 
 class BlockPosition(NamedTuple):
-    """The place of a sample: number `sample` in block `block`, in pass `epoch` over the corpus."""
+    """The position of a sample: sample `sample` of block `block`, in pass `epoch` over the corpus."""
 
     epoch: int
     block: int
@@ -62,10 +62,10 @@ class BlockPosition(NamedTuple):
 
 
 class BlockVisit(NamedTuple):
-    """A stream's place within a visit: sample `sample` of visit `number`.
+    """A stream's position within a visit: sample `sample` of visit `number`.
 
-    Visits are numbered over all streams, from the run's first on. samples_read: samples of this visit that the stream
-    has read before; fewer than `sample` only in the run's first visits, which begin inside a block.
+    Visits are numbered over all streams, from the start of the run. samples_read: samples of this visit that the stream
+    has read before; less than `sample` only in the first visits of a run, which begin inside a block.
     """
 
     number: int
@@ -74,27 +74,27 @@ class BlockVisit(NamedTuple):
 
 
 class Order(ABC):
-    """The visits of each stream: which part of the corpus it reads at each step. An epoch has `num_visits` visits."""
+    """The order of visits: the part of the corpus that each stream reads at each step."""
 
     num_streams: int
 
     @property
     @abstractmethod
     def num_visits(self) -> int:
-        """Visits in one pass over the corpus."""
+        """Visits per epoch."""
 
     @property
     @abstractmethod
     def samples_per_visit(self) -> int:
-        """Samples that a stream reads in one visit."""
+        """Samples per visit."""
 
     @abstractmethod
     def visit(self, *, step: int, stream: int) -> BlockVisit:
-        """The visit of `stream` at a step; equal for all corpora with samples and visits of equal length."""
+        """The visit of `stream` at a step; the same for all corpora with samples and visits of equal length."""
 
     @abstractmethod
     def at(self, number: int, index: int) -> BlockPosition:
-        """The place of sample `index` of visit `number`."""
+        """The position of sample `index` of visit `number`."""
 
     def position(self, *, step: int, stream: int) -> BlockPosition:
         """The position that `stream` reads at `step`."""
@@ -103,19 +103,17 @@ class Order(ABC):
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are read as the corpus has."""
+        """Number of steps that read as many samples as the corpus has."""
         return self.num_visits * self.samples_per_visit / self.num_streams
 
 
 @dataclass(frozen=True)
 class Contiguous(Order):
-    """Each stream reads one whole block sample after sample, then its next: the order for objectives with memory.
+    """Each stream reads whole blocks, sample by sample: the order for objectives with a memory.
 
-    No table grows with the number of blocks.
-
-    Streams start staggered over a block, so that they do not change block together. Turn k = u * num_streams + s
-    (the u-th block of stream s) is block permutation(epoch)[k % num_blocks] of epoch k // num_blocks: every block is
-    visited exactly once an epoch.
+    Memory use does not depend on the number of blocks. Streams start at staggered positions of a block, so that they do
+    not change blocks together. Visit k = u * num_streams + s (the u-th block of stream s) reads block
+    permutation(epoch)[k % num_blocks] of epoch k // num_blocks: every block is visited exactly once per epoch.
     """
 
     num_blocks: int
@@ -125,12 +123,12 @@ class Contiguous(Order):
 
     @property
     def num_visits(self) -> int:
-        """One a block."""
+        """The number of blocks."""
         return self.num_blocks
 
     @property
     def samples_per_visit(self) -> int:
-        """A block."""
+        """The samples per block."""
         return self.samples_per_block
 
     def visit(self, *, step: int, stream: int) -> BlockVisit:
@@ -139,13 +137,13 @@ class Contiguous(Order):
         return BlockVisit(round_ * self.num_streams + stream, index, samples_read=min(step, index))
 
     def at(self, number: int, index: int) -> BlockPosition:
-        """The place of sample `index` of visit `number`."""
+        """The position of sample `index` of visit `number`."""
         return BlockPosition(*_block_of_visit(number, self.num_blocks, self.seed), index)
 
 
-@lru_cache(1 << 14)  # a stream asks once a sample
+@lru_cache(1 << 14)  # looked up for each sample
 def _block_of_visit(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
-    """Epoch and block."""
+    """The epoch and block of a visit."""
     epoch, index = divmod(number, num_blocks)
     return epoch, permute(index, size=num_blocks, key=hash_ints(seed, epoch))
 
@@ -153,41 +151,40 @@ def _block_of_visit(number: int, num_blocks: int, seed: int) -> tuple[int, int]:
 class Shuffled(Order):
     """Samples in random order, for objectives without memory: step t and stream s take sample k = t * num_streams + s.
 
-    Blocks are permuted anew for each epoch, and samples within each window of `window_blocks` consecutive blocks of
-    that
-    order: a run touches few blocks at a time, which it knows ahead. An epoch costs one table of a number per block.
+    Each epoch permutes the blocks, and then the samples within each window of `window_blocks` consecutive blocks, so
+    that only a few blocks are in use at a time. The permutation takes one table with a number per block.
     """
 
     def __init__(self, samples_of_block: np.ndarray, *, num_streams: int, seed: int, window_blocks: int):
-        """samples_of_block: the number of samples in each block."""
+        """samples_of_block: number of samples in each block."""
         self.num_samples = int(samples_of_block.sum())
         self.num_streams = num_streams
         self.samples_of_block, self.window_blocks, self._seed = samples_of_block, window_blocks, seed
-        self._cached_epoch = lru_cache(2)(self._permute_blocks)  # an epoch's last step reads two
+        self._cached_epoch = lru_cache(2)(self._permute_blocks)  # a step may span two epochs
         self._cached_positions = lru_cache(16)(self._find_positions)
 
     @property
     def num_visits(self) -> int:
-        """One a sample."""
+        """The number of samples."""
         return self.num_samples
 
     @property
     def samples_per_visit(self) -> int:
-        """One."""
+        """Always 1."""
         return 1
 
     def visit(self, *, step: int, stream: int) -> BlockVisit:
-        """The visit of `stream` at a step; a visit is one sample, so none was read before it."""
+        """The visit of `stream` at a step. A visit is a single sample."""
         return BlockVisit(step * self.num_streams + stream, sample=0, samples_read=0)
 
     def at(self, number: int, index: int) -> BlockPosition:
-        """The place of the only sample of visit `number`."""
+        """The position of the single sample of visit `number`."""
         epoch, index = divmod(number, self.num_samples)
         chunk, offset = divmod(index, _CHUNK)
         return self._cached_positions(epoch, chunk)[offset]
 
     def _find_positions(self, epoch: int, chunk: int) -> list[BlockPosition]:
-        """The places of `_CHUNK` samples, at little more than the cost of one."""
+        """The positions of `_CHUNK` samples, at little more than the cost of one."""
         blocks, starts = self._cached_epoch(epoch)
         samples = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.num_samples))
         windows = (starts.searchsorted(samples, side="right") - 1) // self.window_blocks
@@ -202,15 +199,15 @@ class Shuffled(Order):
         return [BlockPosition(epoch, block, index) for block, index in found]
 
     def _permute_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in the order of an epoch, and at which sample each of them starts, the end of the last one too."""
+        """The blocks in the order of an epoch, and the first sample of each, followed by the number of samples."""
         blocks = np.argsort(
             hash_array(np.arange(len(self.samples_of_block)), hash_ints(self._seed, epoch))
-        )  # no two are alike
+        )  # hashes are distinct
         return blocks, np.concatenate([[0], np.cumsum(self.samples_of_block[blocks])])
 
 
 def permute_array(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
-    """`permute` of each of some indices."""
+    """Vectorized `permute`."""
     half = _half(size)
     mask, result = np.uint64((1 << half) - 1), indices.astype(np.uint64)
     walking = np.arange(len(result))
@@ -225,7 +222,7 @@ def permute_array(indices: np.ndarray, *, size: int, key: int) -> np.ndarray:
 
 
 def _mix_on(state: int, values: np.ndarray) -> np.ndarray:
-    """`hash_ints` of what led to `state`, and then each value."""
+    """Vectorized last step of `hash_ints`: continues from `state` with each value."""
     with np.errstate(over="ignore"):
         mixed = values + np.uint64((state + 0x9E3779B97F4A7C15) & _MASK64)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

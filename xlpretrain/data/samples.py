@@ -1,6 +1,6 @@
-"""Streams: the tokens that a stream reads at a step of training. Torch-free.
+"""Samples: the tokens that a stream reads at a training step. Torch-free.
 
-Objectives whose samples are consecutive tokens use what is here; those that pair sentences use `pairs`.
+Samples here are consecutive tokens; objectives that pair sentences use `sentence_pairs`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from xlpretrain.data.order import BlockPosition, BlockVisit, Contiguous, Order, Shuffled, hash_ints
 from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 
-ELSEWHERE = 1  # sets its draw apart from the others of the same sample
+ELSEWHERE = 1  # domain separator for the random choice of `random_segment`
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Consecutive tokens, in the direction in which they are read.
+    """Consecutive tokens in reading direction.
 
-    document_ends, sentence_ends: positions whose token is the last, as read, of a document or a sentence.
+    document_ends, sentence_ends: positions of the last tokens of documents and sentences, in reading direction.
     """
 
     tokens: np.ndarray
@@ -33,10 +33,10 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class PairTarget:
-    """The split of a sample's tokens into two parts.
+    """The division of a sample's tokens into two parts, and its label.
 
-    split: where the second begins; the number of tokens if there is none.
-    label: what a sentence task asks for: 0 the second part follows the first, 1 it does not; -1 nothing.
+    split: start of the second part; the number of tokens if there is none.
+    label: target of a sentence task: 0 if the second part follows the first, 1 if not; -1 for no target.
     """
 
     split: int
@@ -45,16 +45,16 @@ class PairTarget:
 
 @dataclass(frozen=True)
 class Sample(TokenSpan):
-    """One sample of one stream: a window of tokens and where it stands.
+    """One sample of one stream.
 
-    tokens: at most the objective's window; shorter only where a block or the corpus ends (the collator pads), empty
-        for a stream that has nothing left to read.
-    epoch, sample_index: with the run's seed, the key of every random choice made about this sample.
-    mem_valid_len: memory positions that are this sample's own past; the model masks the others.
-    reversed: the text is read from its end.
-    random_segment: text from a random place of the same block, beginning with a sentence, if
-        the objective asks for it.
-    pair_target: for objectives that pair sentences.
+    tokens: at most the objective's `span_len`; shorter only at the end of a block or the corpus (the collator pads),
+        empty for a stream that has nothing left to read.
+    epoch, sample_index: together with the run's seed, the key of every random choice about this sample.
+    mem_valid_len: number of memory positions that belong to this sample's past; the model masks the others.
+    reversed: True if the text is read backwards.
+    random_segment: text from a random position in the same block, starting at a sentence; only if the objective
+        requires it.
+    pair_target: only for objectives that pair sentences.
     """
 
     stream: int
@@ -81,14 +81,14 @@ def empty_sample(stream: int) -> Sample:
 
 
 class SampleSource(ABC):
-    """A source of samples: a pure function of step and stream."""
+    """A source of samples, each a pure function of step and stream."""
 
     @abstractmethod
     def sample(self, *, step: int, stream: int) -> Sample:
         """The sample that `stream` reads at `step`. Raises `DataError` if the shard is damaged."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the sample needs be fetched, if it lies behind a URL; returns at once."""
+        """Start to fetch the blocks of a sample if they are remote; does not block."""
         return
 
     @property
@@ -98,38 +98,38 @@ class SampleSource(ABC):
 
     @property
     def corpora(self) -> Sequence[str]:
-        """The names of the corpora of a mixture; none of a single dataset."""
+        """Names of the corpora of a mixture; empty for a single dataset."""
         return ()
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The number of a sample's corpus."""
+        """Index of a sample's corpus."""
         return 0
 
 
 class TrainSamples(SampleSource):
-    """Samples without end."""
+    """Training samples; they never end."""
 
     @property
     @abstractmethod
     def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are read as there are."""
+        """Number of steps that read as many samples as the data have."""
 
     def epochs(self, step: int) -> Mapping[str, float]:
-        """Passes over each corpus of a mixture after `step` steps of the data; empty for a single dataset."""
+        """Passes over each corpus of a mixture after `step` data steps; empty for a single dataset."""
         return {}
 
 
 class EvalSamples(SampleSource):
-    """Samples that come to an end. Streams past theirs give empty samples.
+    """Evaluation samples; streams give empty samples past their end.
 
-    Predictions of one text are not independent of each other: standard errors are computed over texts, here "clusters".
-    Unless a class says otherwise, every sample is a text of its own.
+    Predictions within a text are not independent, so standard errors are computed over texts ("clusters"). By default
+    every sample is one cluster.
     """
 
     num_streams: int
 
     covers_all_tokens: ClassVar[bool] = False
-    """True if each token is predicted exactly once, so that bits per byte are meaningful."""
+    """True if each token is predicted exactly once, so that bits per byte can be computed."""
 
     @property
     @abstractmethod
@@ -138,30 +138,30 @@ class EvalSamples(SampleSource):
 
     @property
     def num_clusters(self) -> int:
-        """Number of texts."""
+        """Number of clusters."""
         return self.num_steps * self.num_streams
 
     def clusters(self, *, step: int, stream: int) -> np.ndarray:
-        """For each prediction of the sample, or for all of them at once, the number of the text that it belongs to."""
+        """The cluster index of each prediction of the sample, or a single one for all of them."""
         return np.asarray([step * self.num_streams + stream])
 
 
 class CorpusSamples(TrainSamples):
-    """The samples of a run that reads one corpus, or of its part of a mixture."""
+    """The training samples of one corpus, alone or as a part of a mixture."""
 
     manifest: TokenDataset
     order: Order
     bidirectional_streams: bool
-    """True if streams 2k and 2k + 1 share the visits of the order's stream k, the second reading from the other end."""
+    """True if streams 2k and 2k + 1 share the visits of the order's stream k, with the second one reading backwards."""
 
     @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Samples' `sample` is below this."""
+        """Upper bound (exclusive) of `sample_index`."""
 
     @abstractmethod
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
-        """The sample at a position; its stream has read `samples_read` samples of the same visit before."""
+        """The sample at a position. samples_read: samples of the same visit that the stream has read before."""
 
     def sample(self, *, step: int, stream: int) -> Sample:
         """The sample that `stream` reads at `step`."""
@@ -170,10 +170,10 @@ class CorpusSamples(TrainSamples):
 
     @abstractmethod
     def prefetch_at(self, position: BlockPosition) -> None:
-        """Let the sample at a place be fetched."""
+        """Start to fetch the blocks of the sample at a position."""
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the sample needs be fetched."""
+        """Start to fetch the blocks of a sample."""
         visit = self.visit(step=step, stream=stream)
         self.prefetch_at(self.order.at(visit.number, visit.sample))
 
@@ -188,19 +188,19 @@ class CorpusSamples(TrainSamples):
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which as many samples are read as the corpus has."""
+        """Number of steps that read as many samples as the corpus has."""
         return self.order.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class StreamSamples(CorpusSamples):
-    """Samples of whole blocks; a last short block is never read.
+    """Samples of consecutive tokens from full blocks; a short last block is never read.
 
-    A sample has `new_tokens` new tokens (fewer at a block's end, if they do not divide it) and the `span_len -
-    new_tokens` tokens after them, which may belong to the block that follows in the corpus.
+    A sample has `new_tokens` new tokens (fewer at the end of a block, if they do not divide it) and the `span_len -
+    new_tokens` tokens after them, which may belong to the next block of the corpus.
 
-    With `bidirectional_streams`, streams 2k and 2k + 1 read the same samples, the second from the other end: each its
-    block backwards, from its last token to its first (XLNet's `bi_data`).
+    With `bidirectional_streams`, streams 2k and 2k + 1 visit the same blocks, and the second one reads each backwards,
+    from its last token to its first (XLNet's `bi_data`).
     """
 
     manifest: TokenDataset
@@ -230,11 +230,11 @@ class StreamSamples(CorpusSamples):
         elsewhere: int = 0,
         ends: bool = True,
     ) -> StreamSamples:
-        """The samples of a run: in the order of `Contiguous` if there is a memory, else in that of `Shuffled`.
+        """The samples of a run, in `Contiguous` order with a memory and in `Shuffled` order without.
 
-        block_tokens: read blocks as if they were so small; it divides their size. elsewhere: how many tokens of text
-        from elsewhere each sample needs. ends: whether samples say where documents and sentences end, which takes
-        longer than all the rest.
+        window, stride, both_ways: see `span_len`, `new_tokens` and `bidirectional_streams`. block_tokens: read blocks
+        in parts of this size, which divides theirs. elsewhere: length of `random_segment`. ends: include document and
+        sentence ends, which takes longer than all the rest.
         """
         block_tokens = block_tokens or manifest.block_tokens
         num_blocks = manifest.num_blocks * (manifest.block_tokens // block_tokens)
@@ -250,17 +250,17 @@ class StreamSamples(CorpusSamples):
 
     @property
     def samples_per_block(self) -> int:
-        """Samples in a block."""
+        """Samples per block."""
         return math.ceil(self.block_tokens / self.new_tokens)
 
     @property
     def num_samples(self) -> int:
-        """Samples in the corpus, in both directions if both are read."""
+        """Number of samples in the corpus, counting both directions if both are read."""
         blocks = self.manifest.num_blocks * (self.manifest.block_tokens // self.block_tokens)
         return blocks * self.samples_per_block * (2 if self.bidirectional_streams else 1)
 
     def prefetch_at(self, position: BlockPosition) -> None:
-        """The block, and its neighbours for samples that go on into them."""
+        """Start to fetch the block, and its neighbours if the sample extends into them."""
         begin, offset = position.block * self.block_tokens, position.sample * self.new_tokens
         reads = [begin, begin + offset + self.span_len]
         if self.bidirectional_streams:
@@ -270,7 +270,7 @@ class StreamSamples(CorpusSamples):
                 self.manifest.prefetch(first // self.manifest.block_tokens)
 
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
-        """The sample at a position; its stream has read `samples_read` samples of the same block before."""
+        """The sample at a position. samples_read: samples of the same block that the stream has read before."""
         reverse = self.bidirectional_streams and stream % 2 == 1
         sample_index = position.block * self.samples_per_block + position.sample
         sample_index = 2 * sample_index + reverse if self.bidirectional_streams else sample_index
@@ -301,7 +301,7 @@ class StreamSamples(CorpusSamples):
         )
 
     def _read_elsewhere(self, begin: int, end: int, *, key: int, reverse: bool) -> TokenSpan:
-        """Up to `elsewhere` tokens of [begin, end), from the beginning of a random token's sentence on."""
+        """Up to `random_segment` tokens of [begin, end), from the start of a random token's sentence."""
         at = begin + key % (end - begin)
         if reverse:
             last = self.manifest.first_sentence_end(at, end)
@@ -313,9 +313,9 @@ class StreamSamples(CorpusSamples):
 
 
 def read_text(manifest: TokenDataset, start: int, stop: int, *, reverse: bool = False) -> TokenSpan:
-    """The tokens at [start, stop), as far as there are any; an end-of-document symbol stands before the first.
+    """The tokens at [start, stop), clipped to the dataset; start = -1 prepends an end-of-document token.
 
-    A sentence read backwards ends with what is its first token.
+    reverse: read backwards, so that a sentence ends at its first token.
     """
     stop = min(stop, manifest.num_tokens)
     first = max(start, 0)

@@ -1,4 +1,4 @@
-"""Samples without those of windows that were left out after a loss spike. Torch-free."""
+"""Skips windows of the data after loss spikes. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from xlpretrain.data.samples import Sample, SampleSource
 
 Window = tuple[int, int]
-"""[first, last) steps of the data, as it would be read with nothing left out."""
+"""A range of steps [first, last) of the data, counted without skipping."""
 
 
 @dataclass(frozen=True)
 class SkippedWindows(SampleSource):
-    """The samples of a run whose `windows` (ascending, apart) are left out; memories start fresh after each.
+    """The samples of a run without those in `windows` (ascending, disjoint). Memories are reset after each window.
 
-    stride: tokens by which a sample makes the memory of its stream grow.
+    new_tokens: tokens that each sample adds to the memory of its stream.
     """
 
     samples: SampleSource
@@ -23,7 +23,7 @@ class SkippedWindows(SampleSource):
     new_tokens: int
 
     def prefetch(self, *, step: int, stream: int) -> None:
-        """Let what the sample needs be fetched."""
+        """Start to fetch the blocks of a sample."""
         self.samples.prefetch(step=shifted_step(step, self.windows)[0], stream=stream)
 
     @property
@@ -33,11 +33,11 @@ class SkippedWindows(SampleSource):
 
     @property
     def corpora(self) -> Sequence[str]:
-        """The names of the corpora of a mixture."""
+        """Names of the corpora of a mixture."""
         return self.samples.corpora
 
     def corpus(self, *, step: int, stream: int) -> int:
-        """The number of a sample's corpus."""
+        """Index of a sample's corpus."""
         return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
 
     def sample(self, *, step: int, stream: int) -> Sample:
@@ -48,7 +48,7 @@ class SkippedWindows(SampleSource):
 
 
 def shifted_step(step: int, windows: Iterable[Window]) -> tuple[int, int]:
-    """The step of the data that training step `step` reads, and the one after the last window before it (or 0)."""
+    """The data step that training step `step` reads, and the end of the last window before it (or 0)."""
     fresh_since = 0
     for first, last in windows:
         if step < first:
@@ -58,7 +58,7 @@ def shifted_step(step: int, windows: Iterable[Window]) -> tuple[int, int]:
 
 
 def add_window(windows: Iterable[Window], new: Window) -> list[Window]:
-    """The windows with one more: ascending, and those that meet made one."""
+    """Add a window; returns them in ascending order, with adjacent and overlapping ones merged."""
     merged: list[Window] = []
     for first, last in sorted([*windows, new]):
         if merged and first <= merged[-1][1]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from xlpretrain.errors import XLPretrainError, print_error_once
 from xlpretrain.run_dir.layout import RunDir
 
-if TYPE_CHECKING:  # imported late: torch takes seconds, and Ctrl-C shall end them without a traceback
+if TYPE_CHECKING:  # imported late, so that Ctrl-C during torch's slow import prints no traceback
     from xlpretrain.config.run_config import RunConfig
     from xlpretrain.config.sections import EvalConfig
     from xlpretrain.evaluation.held_out import EvalResult
 
 
 def main() -> int:
-    """Score, and print the figures on rank 0."""
+    """Evaluate, and print the results on rank 0."""
     parser = argparse.ArgumentParser(
         prog="python -m xlpretrain.evaluation.__main__", description="One rank of `xlpretrain eval`."
     )
@@ -69,19 +69,19 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def describe_lengths(run: RunConfig, config: EvalConfig) -> str:
-    """The memory of an evaluation, and the other lengths where they are not as trained."""
+    """The memory length of an evaluation, and other settings that differ from training."""
     parts = [f"memory {run.eval_mem_len(config)}"]
     if config.seq_len is not None:
-        parts.append(f"{config.seq_len} tokens in a sample")
+        parts.append(f"{config.seq_len} tokens per sample")
     if config.clamp_len is not None:
-        parts.append("no limit of distances" if config.clamp_len == -1 else f"distances up to {config.clamp_len}")
+        parts.append("distances not clamped" if config.clamp_len == -1 else f"distances clamped to {config.clamp_len}")
     if config.same_length is not None:
         parts.append("same length" if config.same_length else "not same length")
     return ", ".join(parts)
 
 
 def describe(found: EvalResult) -> str:
-    """The figures of an evaluation, a block of lines for each loss term."""
+    """The results of an evaluation as text, with a block of lines per loss term."""
     lines = []
     for number, (term, score) in enumerate(found.scores.items()):
         lines += [f"{term}: {score.count:,} predictions", f"  nats each       {score.loss:.9f}"]

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned run: probabilities, and their metrics (by scikit-learn)."""
+"""Predictions of a fine-tuned run, and metrics (with scikit-learn)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _ROWS = 32
 class ClassificationMetrics:
     """Metrics of predictions against labels.
 
-    roc_auc: of two labels, that of the second by its probability; of more, the mean of each against the rest. None
-        where a label does not occur. confusion: samples are labels, columns predictions, in the order of `labels`.
+    roc_auc: for two labels, from the probability of the second; for more, the one-vs-rest average. None if a label does
+        not occur. confusion: rows are labels, columns are predictions, in the order of `labels`.
     """
 
     num_examples: int
@@ -36,7 +36,7 @@ class ClassificationMetrics:
 
     @classmethod
     def compute(cls, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> ClassificationMetrics:
-        """The figures of one distribution an example [N, labels]."""
+        """Compute metrics. probabilities: one distribution per example [N, labels]."""
         from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
         predicted = [labels[i] for i in probabilities.argmax(axis=1)]
@@ -55,7 +55,7 @@ class ClassificationMetrics:
         )
 
     def describe(self) -> str:
-        """In a line."""
+        """The metrics in one line."""
         auc = "undefined (a label does not occur)" if self.roc_auc is None else f"{self.roc_auc:.4f}"
         figures = f"accuracy {self.accuracy:.4f}, macro F1 {self.macro_f1:.4f}, ROC AUC {auc}"
         return f"{figures}, of {self.num_examples:,} examples"
@@ -63,7 +63,7 @@ class ClassificationMetrics:
 
 @dataclass(frozen=True)
 class ClassPredictions:
-    """Predictions for N examples. probabilities: [N, labels], fp64. num_cut: examples that lost their end."""
+    """Predictions for N examples. probabilities: [N, labels], fp64. num_cut: number of truncated examples."""
 
     probabilities: np.ndarray
     num_cut: int
@@ -79,7 +79,7 @@ def predict_classes(
     samples = [make_sample(parts, label=UNLABELLED) for parts in encoded]
     collate = objective.collator(tokenizer, seed=0)
     found = np.zeros((len(samples), len(objective.class_labels)))
-    # Samples of similar length side by side waste no padding.
+    # Batches of similar length need little padding.
     order = np.argsort([len(sample.tokens) for sample in samples], kind="stable")
     for start in range(0, len(order), _ROWS):
         chosen = order[start : start + _ROWS]
@@ -97,7 +97,7 @@ def write_predictions(
     labels: Sequence[str],
     truth: Sequence[str] | None,
 ) -> None:
-    """A .csv: the texts, the label if it is known, the prediction, and each label's probability in full precision."""
+    """Write a .csv with the texts, the label if known, the prediction, and all probabilities in full precision."""
     header = [*columns, *(["label"] if truth is not None else []), "predicted", *(f"p({label})" for label in labels)]
     with atomic_writer(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Text from a trained causal language model, its memory growing as it writes."""
+"""Generates text with a trained causal language model and its memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from xlpretrain.models.backbone import BackboneInput, OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 SMALLEST_TEMPERATURE = 1e-30
-"""Log probabilities divided by much less than this are not finite in fp32."""
-_LONGEST_PASS = 512  # tokens of a prompt read at once: bounds its cost, whatever its length
+"""Log probabilities divided by a much smaller temperature are not finite in fp32."""
+_LONGEST_PASS = 512  # tokens of the prompt per forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """Options of sampling a token. Raises `ConfigError` for an option out of its range.
+    """Sampling options. Raises `ConfigError` for a value out of range.
 
-    temperature: what log probabilities are divided by; 0 takes the likeliest token.
-    top_k: draw among the likeliest `top_k` only; None: among all.
-    top_p: draw among the likeliest tokens that together have this probability only, of those that `top_k` leaves
-        (Holtzman et al. 2020, arXiv:1904.09751, "nucleus sampling").
-    seed: of the draws.
+    temperature: divides log probabilities; 0 selects the most likely token.
+    top_k: sample from the `top_k` most likely tokens; None for all.
+    top_p: sample from the most likely tokens with this total probability, among those that `top_k` leaves
+        (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751).
+    seed: random seed for sampling.
     """
 
     temperature: float = 1.0
@@ -38,15 +38,15 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or SMALLEST_TEMPERATURE <= self.temperature < math.inf):
             raise ConfigError(
-                f"temperature must be 0 (the likeliest token) or a finite number of at least {SMALLEST_TEMPERATURE:g},"
+                f"temperature must be 0 (greedy) or a finite number of at least {SMALLEST_TEMPERATURE:g},"
                 f" got {self.temperature}"
             )
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ConfigError(f"top_k must be an integer of 1 or more, or None for all tokens, got {self.top_k}")
+            raise ConfigError(f"top_k must be a positive integer, or None for all tokens, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed must be an integer of 0 or more and below 2^64, got {self.seed}")
+            raise ConfigError(f"seed must be an integer from 0 to 2^64 - 1, got {self.seed}")
 
 
 _DEFAULT = SamplingOptions()
@@ -62,30 +62,29 @@ def sample_text(
     options: SamplingOptions = _DEFAULT,
     stop: int | None = None,
 ) -> list[int]:
-    """The tokens that follow a prompt, `num_tokens` at most.
+    """Generate up to `num_tokens` tokens after a prompt.
 
-    The prompt is read in passes of up to 512 tokens, then each token by itself against the memory: a constant cost per
-    token, whatever has been written. With `mem_len` at least all that is read, this is the same as reading everything
-    anew each time. Draws from a generator of its own: torch's global one is left alone. One process; not for a model
-    that ZeRO-3 has partitioned.
+    The prompt is processed in passes of up to 512 tokens, and then each token with the memory, at a constant cost per
+    token. If `mem_len` covers all tokens, the result is the same as processing the whole text each time. Uses its own
+    random generator, not torch's global one. For a single process; not for a model partitioned by ZeRO-3.
 
     Args:
-        model: a causal backbone, and a head whose `output` gives the logits of the next token; ask the objective
-            (`Objective.generates`) whether it is that.
-        tokens: the prompt, one token at least.
-        num_tokens: how many to write.
-        mem_len: positions remembered; 0 leaves each token alone with the one before.
-        options: how each token is drawn.
-        stop: a token after which nothing more is written; it is left out.
+        model: a causal backbone, and a head whose `output` gives the logits of the next token (see
+            `Objective.generates`).
+        tokens: the prompt, at least one token.
+        num_tokens: maximum number of new tokens.
+        mem_len: memory length; with 0 each token sees only the previous one.
+        options: sampling options.
+        stop: a token that ends the text; it is not returned.
 
     Raises:
         ValueError: the prompt is empty, or the head has no `output`.
     """
     if not tokens:
-        raise ValueError("the prompt is empty; give at least one token, for instance the end-of-document symbol")
+        raise ValueError("the prompt is empty; pass at least one token, such as the end-of-document token")
     output = getattr(model.head, "output", None)
     if not isinstance(output, OutputLayer):
-        raise ValueError(f"the head {type(model.head).__name__} has no `output` onto the vocabulary")
+        raise ValueError(f"the head {type(model.head).__name__} has no output layer `output`")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(options.seed)
     was_training = model.training
@@ -120,5 +119,5 @@ def _draw(log_probs: Float[Tensor, " V"], options: SamplingOptions, generator: t
     values, candidates = log_probs.topk(min(options.top_k or len(log_probs), len(log_probs)))
     shares = torch.softmax(values / options.temperature, dim=0)
     if options.top_p < 1:
-        shares = shares.masked_fill(shares.cumsum(0) - shares >= options.top_p, 0)  # those before it have enough
+        shares = shares.masked_fill(shares.cumsum(0) - shares >= options.top_p, 0)  # beyond the nucleus
     return int(candidates[torch.multinomial(shares, 1, generator=generator)])

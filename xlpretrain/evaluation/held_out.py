@@ -1,4 +1,4 @@
-"""Held-out scores: the same on any number of ranks."""
+"""Evaluation on held-out data. Results do not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from xlpretrain.tracking.metrics_file import Metrics
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
 """A forward pass in evaluation mode, such as `Engine.evaluate`."""
 Pause = Callable[[XLPretrainError | None], None]
-"""Called by every rank before each batch, with the error that this rank met while reading it, if any.
+"""Called by every rank before each batch, with the error that this rank met while reading it, or None.
 
-If any rank has one it raises it on all of them. It may raise on all of them for reasons of its own, too.
+If any rank has an error, it raises it on all ranks. It may also raise on all ranks for other reasons.
 """
 T = TypeVar("T")
 
-_SEED = 0  # of masks and orders: each evaluation of a dataset asks for the same predictions
+_SEED = 0  # of masks and orders, so that all evaluations have the same predictions
 
 
 @dataclass(frozen=True)
 class TermScore:
-    """Sums over the predictions of one loss term: the loss in nats, the number of predictions, the number of correct
-    ones.
+    """Sums over the predictions of one loss term: loss in nats, number of predictions, number of correct ones.
 
-    A prediction is right if no other answer was likelier.
+    A prediction is correct if no other answer is more likely.
     """
 
     nll: float
@@ -57,12 +56,12 @@ class TermScore:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss."""
+        """Exponential of the loss."""
         return math.exp(min(self.loss, 700.0))
 
     @property
     def accuracy(self) -> float:
-        """The share of predictions that were right."""
+        """The share of correct predictions."""
         return self.correct / max(self.count, 1)
 
 
@@ -70,10 +69,10 @@ class TermScore:
 class EvalResult:
     """The result of an evaluation.
 
-    scores: by loss term, the first being the one that predicts tokens. weights: of the terms in the loss.
-    num_tokens, num_bytes: of the text that was read. every_token: whether each of its tokens was predicted once.
-    predicts_tokens: whether the first term does.
-    cluster_nll, cluster_counts: the first term's losses and predictions by text (documents, or samples).
+    scores: scores by loss term; the first one predicts tokens, if any does. weights: weights of the terms in the loss.
+    num_tokens, num_bytes: size of the text that was read. covers_all_tokens: True if each token was predicted once.
+    predicts_tokens: True if the first term predicts tokens. cluster_nll, cluster_counts: summed losses and numbers of
+    predictions of the first term by text (document or sample).
     """
 
     scores: Mapping[str, TermScore]
@@ -87,7 +86,7 @@ class EvalResult:
 
     @property
     def main(self) -> TermScore:
-        """The score of the first term."""
+        """The score of the first loss term."""
         return next(iter(self.scores.values()))
 
     @property
@@ -97,16 +96,16 @@ class EvalResult:
 
     @property
     def perplexity(self) -> float:
-        """e to the first term's loss."""
+        """Perplexity of the first loss term."""
         return self.main.perplexity
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of the source text as it was read: comparable over tokenizers. NaN unless `every_token`."""
+        """Bits per byte of source text, comparable across tokenizers. NaN unless `covers_all_tokens`."""
         return self.main.nll / math.log(2) / self.num_bytes if self.covers_all_tokens else math.nan
 
     def metrics(self) -> Metrics:
-        """The figures under their names in `metrics.jsonl`."""
+        """The metrics by their names in `metrics.jsonl`."""
         metrics: Metrics = {"valid/loss": self.loss}
         if self.predicts_tokens:
             metrics["valid/perplexity"] = self.perplexity
@@ -119,9 +118,9 @@ class EvalResult:
         return metrics
 
     def gain_over(self, other: EvalResult) -> tuple[float, float]:
-        """By how many nats per prediction this is better than `other`, and the standard error of that over texts.
+        """The improvement over `other` in nats per prediction, and its standard error over texts.
 
-        A ratio estimator over texts as clusters: predictions in one document are not independent.
+        Uses a ratio estimator with texts as clusters, since predictions in a document are not independent.
         """
         difference = other.cluster_nll - self.cluster_nll
         total = float(self.cluster_counts.sum())
@@ -132,7 +131,7 @@ class EvalResult:
 
 
 def covered(manifest: TokenDataset, max_tokens: int | None) -> tuple[int, int]:
-    """Number of tokens that an evaluation reads, and of bytes of text that they stand for."""
+    """The number of tokens that an evaluation reads, and of the bytes of their text."""
     if max_tokens is None or max_tokens >= manifest.num_tokens or manifest.num_blocks == 0:
         return manifest.num_tokens, manifest.num_bytes
     blocks = max(1, max_tokens // manifest.block_tokens)
@@ -140,7 +139,7 @@ def covered(manifest: TokenDataset, max_tokens: int | None) -> tuple[int, int]:
 
 
 def paused(batches: Generator[T], pause: Pause) -> Generator[T]:
-    """The same batches, as many on every rank, with a pause before each. Raises what `pause` does."""
+    """Yield the same batches, with a pause before each; all ranks must have as many. Raises what `pause` raises."""
     with closing(batches):
         while True:
             trouble = None
@@ -156,9 +155,9 @@ def paused(batches: Generator[T], pause: Pause) -> Generator[T]:
 
 @dataclass(frozen=True)
 class EvalTask:
-    """The text of an evaluation and how it is read.
+    """The data and settings of an evaluation.
 
-    objective: with the sample length that is wanted. mem_len: positions remembered.
+    objective: the objective, with the sample length of the evaluation. mem_len: memory length in positions.
     """
 
     dataset: TokenDataset
@@ -171,7 +170,7 @@ class EvalTask:
     def of_run(
         cls, run: RunConfig, dataset: TokenDataset, tokenizer: Tokenizer, config: EvalConfig | None = None
     ) -> EvalTask:
-        """The evaluation of a run on a dataset (config: default: the run's). Raises `ConfigError`."""
+        """The evaluation of a run on a dataset. config: default: the run's. Raises `ConfigError`."""
         config = config or run.eval
         return cls(dataset, tokenizer, run.eval_objective(config), run.eval_mem_len(config), config)
 
@@ -180,8 +179,8 @@ class EvalTask:
 class EvaluatedModel:
     """A model in evaluation mode.
 
-    empty_memory: makes a memory of a number of samples and of positions. backbone: the one that `forward` runs, if
-    `clamp_len` and `same_length` of an evaluation are to apply to it.
+    empty_memory: makes a memory, given the numbers of samples and positions. backbone: the backbone of `forward`, to
+    which `clamp_len` and `same_length` of an evaluation apply; None to ignore them.
     """
 
     forward: Forward
@@ -196,7 +195,7 @@ class EvaluatedModel:
 
     @classmethod
     def of_backbone(cls, forward: Forward, backbone: Backbone, device: torch.device) -> EvaluatedModel:
-        """The model that `forward` runs on a backbone."""
+        """The model of a backbone, evaluated by `forward`."""
         return cls(forward, backbone.empty_memory, device, backbone)
 
 
@@ -207,19 +206,19 @@ def evaluate(
     terms: tuple[str, ...] = (),
     pause: Pause = distributed.share_any_trouble,
 ) -> EvalResult:
-    """Score the held-out text. Every rank calls it; every rank gets the result.
+    """Evaluate on held-out text. Every rank must call it, and gets the result.
 
-    It is read in `config.num_streams` streams, which ranks share out. Each carries its own memory, apart from the
-    memories of training. A rank without a stream runs empty batches (ZeRO-3 gathers weights in the forward pass). Sums
-    are kept per stream and added in the order of streams, so that ranks do not change them.
+    The text is read in `config.num_streams` streams, which are divided among the ranks. Each stream has its own memory,
+    separate from those of training. A rank without streams runs empty batches (ZeRO-3 gathers weights in the forward
+    pass). Sums are kept per stream and added in the order of streams, so they do not depend on the number of ranks.
 
     Args:
-        model: scores every term of `terms`.
-        terms: loss terms to score, the one that predicts tokens first (default: the objective's).
+        model: must score every term in `terms`.
+        terms: loss terms to score, with the one that predicts tokens first (default: the objective's).
         pause: called before each batch.
 
     Raises:
-        XLPretrainError: on every rank, if one of them met damaged data; and what `pause` raises.
+        XLPretrainError: on every rank, if one of them reads damaged data; and whatever `pause` raises.
     """
     objective, num_streams = task.objective, task.config.num_streams
     num_tokens, num_bytes = covered(task.dataset, task.config.max_tokens)
@@ -230,7 +229,7 @@ def evaluate(
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
     loader = Loader(samples, objective.collator(task.tokenizer, seed=_SEED), [streams])
 
-    # Per stream and term: summed loss, predictions, right ones. Per stream and text: the first term's loss and count.
+    # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, samples.num_clusters))
     mems = model.empty_memory(len(streams), task.mem_len).to(model.device)
@@ -269,7 +268,7 @@ def evaluate(
 
 @contextmanager
 def _reach(backbone: Backbone | None, config: EvalConfig) -> Iterator[None]:
-    """The backbone, if there is one, with `clamp_len` and `same_length` of an evaluation; afterwards as before."""
+    """Set `clamp_len` and `same_length` of an evaluation on the backbone, if any, and restore them afterwards."""
     if backbone is None:
         yield
         return
@@ -289,9 +288,9 @@ def _reach(backbone: Backbone | None, config: EvalConfig) -> Iterator[None]:
 
 
 def evaluate_unigram(train: Mixture, task: EvalTask) -> EvalResult:
-    """Score a model that knows how often each token occurs in training (plus one) and nothing else: the baseline.
+    """Evaluate the baseline: a unigram model with add-one smoothing, from the token counts of the training data.
 
-    It answers the questions of the first loss term that `evaluate` asks a model without memory.
+    It is scored on the predictions of the first loss term, as `evaluate` makes them for a model without a memory.
     """
     task = replace(task, mem_len=0)
     counts = 1 + train.token_counts()

@@ -1,9 +1,8 @@
-"""The likelihood of texts, as the answers to the queries that the objective declares.
+"""The likelihood of texts, from the queries that the objective declares.
 
-A causal model gives log p(text), token by token, the first one after an end-of-document symbol, with the memory carried
-along; the end of the text is not part of it. Masked and permutation models have no such thing: theirs is the
-pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, equation 1), the sum of log p(token | all the others), one
-sample per token.
+A causal model gives log p(text) token by token, starting after an end-of-document token, with the memory; the end of
+the text is not included. Masked and permutation models give the pseudo-log-likelihood instead (Salazar et al. 2020,
+arXiv:1910.14659, equation 1): the sum of log p(token | all the others), with one sample per token.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _NOTHING = LikelihoodQuery("stream", [], [], [])
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The likelihood of one text. nats: the (pseudo-)log-likelihood, 0 or less."""
+    """The likelihood of one text. nats: (pseudo-)log-likelihood, at most 0."""
 
     nats: float
     num_tokens: int
@@ -33,19 +32,19 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """e to the mean loss of a token; NaN for a text without tokens."""
+        """Exponential of the mean loss per token; NaN for a text without tokens."""
         return math.exp(min(-self.nats / self.num_tokens, 700.0)) if self.num_tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable over tokenizers; NaN for a text without bytes."""
+        """Bits per byte, comparable across tokenizers; NaN for an empty text."""
         return -self.nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
 
 
 def longest_in_one_sample(objective: Objective, vocabulary: Vocabulary) -> int | None:
-    """The most tokens of a text that see each other; longer texts are scored in pieces. None: there is no limit.
+    """The maximum length of a text in tokens; longer texts are scored in parts. None: no limit.
 
-    (A causal model reads on with its memory.)
+    (A causal model continues with its memory.)
     """
     queries = objective.likelihood_queries([0], vocabulary)
     if all(query.kind == "stream" for query in queries):
@@ -65,11 +64,11 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """The likelihood of each text, in evaluation mode.
 
-    Texts longer than a sample of `objective.seq_len` tokens: a causal model's memory continues from sample to sample;
-    for the others each sample is a text of its own.
+    Texts longer than `objective.seq_len` are split: a causal model carries its memory from sample to sample; other
+    models score each sample as a separate text.
 
     Args:
-        mem_len: positions remembered, where queries follow one another.
+        mem_len: memory length, for queries that follow one another.
 
     Raises:
         ConfigError: the objective declares no likelihood of a text.
@@ -106,6 +105,6 @@ def log_likelihoods(
 
 
 def _chains(queries: Iterable[LikelihoodQuery]) -> list[list[LikelihoodQuery]]:
-    """The queries of one text: all of a stream one after the other, the others each by itself."""
+    """Group the queries of a text into chains: all stream queries in one chain, the others each in their own."""
     found = list(queries)
     return [found] if found and found[0].kind == "stream" else [[query] for query in found]

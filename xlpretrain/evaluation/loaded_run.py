@@ -1,4 +1,4 @@
-"""A trained run, read back: its config, its weights, its tokenizer, and its data."""
+"""A trained run, loaded for use: config, weights, tokenizer and data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from xlpretrain.run_dir.layout import RunDir
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's model in evaluation mode, in the precision that it was trained in unless `load` was told another."""
+    """The model of a run in evaluation mode."""
 
     folder: RunDir
     config: RunConfig
@@ -49,14 +49,14 @@ class LoadedRun:
         dtype: torch.dtype | None = None,
         moved: Sequence[str] = (),
     ) -> LoadedRun:
-        """The newest whole checkpoint of a run (the best one, if it keeps that), or that of `step`.
+        """Load the newest intact checkpoint of a run (or the best one, if the run keeps it), or that of `step`.
 
         Args:
-            dtype: of the weights (default: as the model was trained with).
-            moved: where its data lies now, as `data.train=DIR`.
+            dtype: type of the weights (default: the training precision).
+            moved: new locations of its data, such as `data.train=DIR`.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no such checkpoint.
         """
         config = origin.load_config(folder, moved)
         size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
@@ -70,24 +70,24 @@ class LoadedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of its texts. Raises `DataError` if it no longer exists, or never did."""
+        """The tokenizer. Raises `DataError` if it does not exist."""
         return origin.open_tokenizer(self.folder, self.config)
 
     @cached_property
     def train(self) -> Mixture:
-        """The data that it was trained on. Raises `DataError` if that is not there any more, or is other data now."""
+        """The training data. Raises `DataError` if they are missing or have changed."""
         return origin.open_train(self.config, self.folder, self.tokenizer)
 
     @cached_property
     def valid(self) -> TokenDataset | None:
-        """The data that it was evaluated on, if it was. Raises `DataError` as `train` does."""
+        """The validation data, or None. Raises `DataError` like `train`."""
         return origin.open_valid(self.config, self.folder, self.tokenizer)
 
     def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
-        """Predict with a classifier: the probability of each label, for each text or pair of texts.
+        """Classify texts, or pairs of texts: returns the probability of each label.
 
-        Warns of examples that are too long for a sample and so lose their end. Raises `ConfigError`: the run is no
-        classifier, or `texts` is no list of what it classifies. Raises `DataError` for a text that is not Unicode.
+        Warns if examples are truncated. Raises `ConfigError` if the run is not a classifier or `texts` is not a list of
+        texts or pairs as it expects, and `DataError` for invalid Unicode.
         """
         _refuse_single(texts, "predict")
         examples = [(text,) if isinstance(text, str) else _as_example(text) for text in texts]
@@ -100,53 +100,53 @@ class LoadedRun:
 
     @property
     def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The columns of a classifier's texts in files, and its labels. Raises `ConfigError`."""
+        """The text columns and the labels of a classifier. Raises `ConfigError` if the run is not one."""
         data, objective = self.config.data, self.config.objective
         if not isinstance(data, LabelledDataConfig) or not objective.class_labels:
-            raise ConfigError(f"{self.folder.path}: is not a classifier; run `xlpretrain finetune` on it first")
+            raise ConfigError(f"{self.folder.path}: not a classifier; run `xlpretrain finetune` on it first")
         return data.text, objective.class_labels
 
     def predict_classes(self, examples: Sequence[Sequence[str]]) -> ClassPredictions:
-        """The distribution over a classifier's labels for each example, of one text or two.
+        """The distribution over labels for each example, a text or a pair of texts.
 
-        Raises `ConfigError` and `DataError` as `predict` does.
+        Raises `ConfigError` and `DataError` like `predict`.
         """
         columns, _ = self.is_classifier
         for number, texts in enumerate(examples, 1):
             if len(texts) != len(columns):
                 raise ConfigError(
-                    f"{self.folder.path}: an example has {len(columns)} texts ({', '.join(columns)}), got {len(texts)}"
-                    f" in example {number}"
+                    f"{self.folder.path}: expected {len(columns)} texts per example ({', '.join(columns)}), got"
+                    f" {len(texts)} in example {number}"
                 )
             for text in texts:
                 _check_text(text, f"example {number}")
         return predict_classes(self.model, self.config.objective, self.tokenizer, examples)
 
     def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
-        """Evaluate on the split in a folder or behind a URL (default: the run's held-out one). Every rank calls it."""
+        """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it."""
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
-            raise DataError("the run has no held-out split (data.valid); name one with --data")
+            raise DataError("the run has no held-out split (data.valid); pass one with --data")
         model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
         return evaluate(model, EvalTask.of_run(self.config, valid, self.tokenizer, config))
 
     def log_likelihoods(
         self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
     ) -> list[Likelihood]:
-        """The likelihood of each text: `.nats` (0 or less), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
+        """The likelihood of each text: `.nats` (at most 0), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
 
-        The log-likelihood of a causal model, the pseudo-log-likelihood of a masked or permutation one, or whatever the
-        queries of another objective add up to.
+        This is the log-likelihood for a causal model, the pseudo-log-likelihood for a masked or permutation model, and
+        the sum of the declared queries for other objectives.
 
         Args:
-            mem_len: positions that a causal model remembers (default: as trained).
-            batch_size: samples side by side.
+            mem_len: memory length of a causal model (default: as trained).
+            batch_size: samples per batch.
 
-        A model in bf16 (see `precision` of `xlpretrain.load`) is off by up to 0.1 nats or so over a sentence.
+        With bf16 weights (see `precision` of `xlpretrain.load`) the error is up to about 0.1 nats per sentence.
 
         Raises:
-            ConfigError: the objective declares no likelihood of a text, or an argument is out of its range.
-            DataError: a text is not Unicode.
+            ConfigError: the objective declares no likelihood of a text, or an argument is out of range.
+            DataError: a text is not valid Unicode.
         """
         _refuse_single(texts, "log_likelihoods")
         for number, text in enumerate(texts, 1):
@@ -178,24 +178,24 @@ class LoadedRun:
         """Continue a text, at a constant cost per token.
 
         Args:
-            prompt: how a document begins; may be empty.
-            num_tokens: how many to write at most.
-            temperature: below 1 likelier words come more often; 0: always the likeliest.
-            top_k: draw among so many likeliest tokens (default: among all).
-            top_p: draw among the likeliest tokens that together have this probability.
-            seed: of the draws.
-            mem_len: positions remembered (default: as trained).
-            stop: at the end of the document.
+            prompt: beginning of the document; may be empty.
+            num_tokens: maximum number of new tokens.
+            temperature: below 1 favors more likely tokens; 0 always takes the most likely one.
+            top_k: sample from the K most likely tokens (default: all).
+            top_p: sample from the most likely tokens with this total probability.
+            seed: random seed for sampling.
+            mem_len: memory length (default: as trained).
+            stop: stop at the end of the document.
 
         Raises:
-            ConfigError: the model was not trained to write text, or an argument is out of its range.
-            DataError: the prompt is not Unicode text.
+            ConfigError: the model cannot generate text, or an argument is out of range.
+            DataError: the prompt is not valid Unicode.
         """
         objective, vocabulary = self.config.objective, self.tokenizer.vocabulary
         if not objective.generates:
             raise ConfigError(
-                f"{self.folder.path}: cannot write text: its objective was {objective.type}, whose class"
-                f" {type(objective).__name__} does not declare that it predicts the next token (`generates`)"
+                f"{self.folder.path}: cannot generate text: objective {objective.type} does not predict the next token"
+                f" (its class {type(objective).__name__} does not declare `generates`)"
             )
         layout = objective.declared(objective.token_layout, "token_layout")
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -212,7 +212,7 @@ class LoadedRun:
             options=options,
             stop=layout.end(vocabulary) if stop else None,
         )
-        # Decoded together, so that a space between them is kept.
+        # Decode both together to keep the space between them.
         return self.tokenizer.decode([*start, *written]).removeprefix(self.tokenizer.decode(start))
 
     @torch.no_grad()
@@ -223,22 +223,22 @@ class LoadedRun:
 
 def _refuse_single(texts: object, method: str) -> None:
     if isinstance(texts, str):
-        raise ConfigError(f"{method}: expected a list of texts, got one text; write {method}([text])")
+        raise ConfigError(f"{method}: expected a list of texts, got a single text; write {method}([text])")
 
 
 def _as_example(texts: object) -> tuple[str, ...]:
     if not isinstance(texts, Iterable):
-        raise ConfigError(f"predict: expected texts or pairs of texts, got a {type(texts).__name__} among them")
+        raise ConfigError(f"predict: expected texts or pairs of texts, got an element of type {type(texts).__name__}")
     return tuple(texts)
 
 
 def _check_text(text: object, where: str) -> None:
     if not isinstance(text, str):
-        raise ConfigError(f"{where}: expected text, got a {type(text).__name__}")
+        raise ConfigError(f"{where}: expected a string, got a {type(text).__name__}")
     if (place := lone_surrogate(text)) is not None:
-        raise DataError(f"{where}: not Unicode text: a lone surrogate at character {place}")
+        raise DataError(f"{where}: invalid Unicode: a lone surrogate at character {place}")
 
 
 def _check_range(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be an integer of {least} or more, got {value!r}")
+        raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The report on a run: held-out figures beside a unigram model's, a sample of text, and the paths of its files."""
+"""The report on a run: held-out metrics beside those of a unigram model, generated text, and the run's files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _WITHOUT_MEMORY = "memory off"
 
 
 def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
-    """Print the summary of a run. Scores `eval.max_tokens` held-out tokens, with each memory length, on one device.
+    """Print the report on a run. Evaluates `eval.max_tokens` held-out tokens with several memory lengths on one device.
 
-    Without the held-out data the figures are those of the run's last evaluation; without the training data there are
-    none of a unigram model. moved: where the data lies now, as `data.valid=DIR`.
+    Without the held-out data, prints the run's last evaluation; without the training data, omits the unigram model.
+    moved: new locations of the data, such as `data.valid=DIR`.
     """
     console = AnswerConsole()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = LoadedRun.load(folder, device=device, moved=moved)
     if not run.config.objective.predicts_tokens:
-        raise LaunchError(f"{folder.path}: is a classifier: its figures are in {folder.figures} and beside it")
+        raise LaunchError(f"{folder.path}: is a classifier, which has no report; its metrics are in {folder.figures}")
     valid = _data_or_none(lambda: run.valid, console)
     found = {} if valid is None else _score(run, valid, console)
     console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
@@ -47,18 +47,18 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
         _print_last_evaluation(run, console)
     if valid is not None and run.config.objective.generates:
         prompt, written = _sample(run, valid)
-        console.print("\n[bold]A sample[/bold]: a held-out document begins (-), the model goes on (+)")
+        console.print("\n[bold]Generated text[/bold]: a held-out document begins (-), the model continues it (+)")
         for mark, text in (("-", prompt), ("+", written)):
             console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
     _print_what_else(run, moved, console)
 
 
 def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:
-    """Data, or a line that says why it is not there."""
+    """Open data, or print why they are not available."""
     try:
         return open_it()
     except DataError as error:
-        console.print(f"not at hand: {error}", markup=False, soft_wrap=True)
+        console.print(f"not available: {error}", markup=False, soft_wrap=True)
         return None
 
 
@@ -68,19 +68,19 @@ def _print_figures(run: LoadedRun, found: dict[str, EvalResult], console: Consol
     console.print(_table(found))
     if _WITHOUT_MEMORY in found:
         gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
-        texts = "documents" if found[_WITHOUT_MEMORY].covers_all_tokens else "rows"
+        texts = "documents" if found[_WITHOUT_MEMORY].covers_all_tokens else "samples"
         console.print(
-            f"memory lowers the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
+            f"memory reduces the loss by {gain:.4f} ± {error:.4f} nats per prediction (standard error over {texts})"
         )
 
 
 def _print_last_evaluation(run: LoadedRun, console: Console) -> None:
-    """Print what the run itself found of its held-out data, at or before its checkpoint."""
+    """Print the run's last evaluation at or before its checkpoint."""
     last = last_evaluation(run.folder.metrics, run.step)
     if last is None:
-        console.print("held-out figures: none, since the run has no held-out data at hand, nor evaluated any")
+        console.print("held-out metrics: none; the run has no held-out data available and was never evaluated")
         return
-    console.print(f"held-out figures of the run's own evaluation after step {last['step']:,}")
+    console.print(f"held-out metrics of the run's evaluation after step {last['step']:,}")
     for name, value in last.items():
         if name.startswith("valid/") and value is not None:
             console.print(f"  {name.removeprefix('valid/'):<17} {value:.4f}", markup=False)
@@ -88,24 +88,24 @@ def _print_last_evaluation(run: LoadedRun, console: Console) -> None:
 
 def _print_what_else(run: LoadedRun, moved: Sequence[str], console: Console) -> None:
     folder, elsewhere = run.folder, list(moved)
-    if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved: its config has the old place
+    if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved; its config has the old path
         elsewhere.append(f"runs_dir={folder.path.absolute().parent}")
     if (status := folder.read_status()) is not None and status.goodput:
         console.print(f"\n{describe(status.goodput)}")
-    console.print("\n[bold]Where things lie[/bold]")
+    console.print("\n[bold]Files[/bold]")
     places = {"loss curve": folder.plot, "metrics": folder.metrics, "checkpoints": folder.checkpoints}
     for what, path in places.items():
         console.print(f"  {what:<17} {path}", markup=False, soft_wrap=True)
     wandb = folder.path / "wandb"
     if any(wandb.glob("offline-run-*")):
         console.print(f"  {'Weights & Biases':<17} to upload: wandb sync {wandb}/*run-*", markup=False, soft_wrap=True)
-    console.print("\n[bold]What to try next[/bold]")
+    console.print("\n[bold]Next steps[/bold]")
     longer = 4 * run.step
     program = "xlpretrain" if shutil.which("xlpretrain") else sys.argv[0]
     changes = ["name=longer", f"max_steps={longer}", f"schedule.total_steps={longer}", *elsewhere]
     lines = [
         f"{program} train {folder.config} {' '.join(changes)}",
-        f"{program} config --copy quickstart_data     # then name your own text in it (docs/data.md)",
+        f"{program} config --copy quickstart_data     # then set your own files in it (docs/data.md)",
     ]
     if run.config.model.mem_len:
         lines.insert(1, f"{program} eval {folder.path} --mem-len {8 * run.config.model.mem_len}     # a longer memory")
@@ -126,15 +126,15 @@ def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, E
     num_tokens, _ = covered(valid, settings.max_tokens)
     lengths = {_WITHOUT_MEMORY: 0, _as_trained(run): mem_len, f"memory {4 * mem_len}": 4 * mem_len}
     for name, length in lengths.items() if mem_len else [(_as_trained(run), 0)]:
-        console.print(f"scoring {num_tokens:,} held-out tokens: {name}")
-        same_length = settings.same_length if length else None  # which needs a memory
+        console.print(f"evaluating {num_tokens:,} held-out tokens: {name}")
+        same_length = settings.same_length if length else None  # requires a memory
         changes = {"mem_len": length, "same_length": same_length}
         found[name] = run.evaluate(config=settings.model_copy(update=changes))
     return found
 
 
 def _table(found: dict[str, EvalResult]) -> Table:
-    """A row per model; of further loss terms, which have no perplexity, loss and accuracy."""
+    """A table with one row per model. Further loss terms have loss and accuracy, but no perplexity."""
     last = list(found.values())[-1]
     others = list(last.scores)[1:]
     table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
@@ -154,7 +154,7 @@ def _table(found: dict[str, EvalResult]) -> Table:
 
 
 def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
-    """The beginning of a held-out document, and how the model would go on."""
+    """The beginning of the held-out data, and its continuation by the model."""
     tokenizer, objective = run.tokenizer, run.config.objective
     layout = objective.declared(objective.token_layout, "token_layout")
     prompt = valid.tokens(0, _PROMPT_TOKENS).tolist()

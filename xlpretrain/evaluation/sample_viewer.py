@@ -1,4 +1,4 @@
-"""The viewer of model inputs: a document of a dataset, or the sample that a stream reads at a step of a run."""
+"""Shows model inputs: a document of a dataset, or the sample of a stream at a step of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xlpretrain.run_dir.layout import RunDir
 
 
 def show_document(folder: Path, number: int, *, console: Console | None = None) -> None:
-    """Print a document of a dataset, a sentence a line: its pieces, and the text that they decode to.
+    """Print a document of a dataset sentence by sentence: the decoded text and its tokens.
 
     Raises `DataError` if there is no such document.
     """
@@ -32,7 +32,7 @@ def show_document(folder: Path, number: int, *, console: Console | None = None) 
     start, stop = find_document(manifest, number)
     console.print(
         f"document {number} of {manifest.num_documents:,}: tokens {start:,} to {stop:,} of {manifest.num_tokens:,},"
-        f" from block {start // manifest.block_tokens} on",
+        f" starting in block {start // manifest.block_tokens}",
         highlight=False,
     )
     tokens = manifest.tokens(start, stop)
@@ -45,9 +45,9 @@ def show_document(folder: Path, number: int, *, console: Console | None = None) 
 
 
 def find_document(manifest: TokenDataset, number: int) -> tuple[int, int]:
-    """The bounds of a document, its end-of-document symbol included. Raises `DataError`."""
+    """The bounds of a document, including its end-of-document token. Raises `DataError`."""
     if not 0 <= number < manifest.num_documents:
-        raise DataError(f"{manifest.folder} has documents 0 to {manifest.num_documents - 1:,}, got {number:,}")
+        raise DataError(f"{manifest.folder}: has documents 0 to {manifest.num_documents - 1:,}, got {number:,}")
     counts = np.cumsum(manifest.documents)
 
     def end_of(document: int) -> int:
@@ -61,18 +61,18 @@ def find_document(manifest: TokenDataset, number: int) -> tuple[int, int]:
 def show_sample(
     place: Path, *, step: int, stream: int, overrides: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """Print what a run, or a config, feeds the model in one sample: tokens, targets, segments, order, what is hidden.
+    """Print one sample of a run or config as the model gets it: tokens, targets, segments and order.
 
-    overrides: to a config; to a run only those of `data`. Raises `XLPretrainError` if there is no such config, data or
-    stream, or the data is not what the run began with.
+    overrides: for a config, any; for a run, only those of `data`. Raises `XLPretrainError` if there is no such config,
+    data or stream, or if the data have changed since the run started.
     """
     console = console or Console(soft_wrap=True)
     run = RunDir(place) if place.is_dir() else None
     config = run_config.load(place, overrides) if run is None else origin.load_config(run.check_exists(), overrides)
     if not 0 <= stream < config.global_batch_size:
-        raise ConfigError(f"{config.name} has streams 0 to {config.global_batch_size - 1}, got {stream}")
+        raise ConfigError(f"{config.name}: expected a stream from 0 to {config.global_batch_size - 1}, got {stream}")
     if not config.objective.predicts_tokens:
-        raise ConfigError(f"{place}: trains a classifier, whose samples are the texts of its files")
+        raise ConfigError(f"{place}: is a classifier, whose samples are the rows of its files")
     train, tokenizer = _open(config, run)
     samples = data_rules.make_training_samples(config, train)
     sample = samples.sample(step=step, stream=stream)
@@ -88,7 +88,7 @@ def show_sample(
 
 
 def _open(config: RunConfig, run: RunDir | None) -> tuple[Mixture, Tokenizer]:
-    """The training data, and what it is encoded by."""
+    """The training data and the tokenizer."""
     if run is None:
         data = config.data.open()
         return data.train, data.tokenizer
@@ -97,23 +97,23 @@ def _open(config: RunConfig, run: RunDir | None) -> tuple[Mixture, Tokenizer]:
 
 
 def _describe(config: RunConfig, sample: Sample, batch: Batch) -> Iterator[str]:
-    yield f"{len(sample.tokens)} tokens of the data, read {'from the end' if sample.reversed else 'forwards'}"
+    yield f"{len(sample.tokens)} tokens of the data, read {'backwards' if sample.reversed else 'forwards'}"
     if config.model.mem_len:
         known = f"{sample.mem_valid_len} of {config.model.mem_len} positions"
-        yield f"memory: {known} are this stream's, the rest is hidden"
+        yield f"memory: {known} are valid, the others are masked"
     if layout := config.objective.token_layout:
         yield f"layout of a text: {layout.single}; of a pair: {layout.pair}"
     names = config.objective.answer_names
     for term in config.objective.terms:
         if term in names:
             asked = batch.targets[term].tolist()
-            yield f"{term}: {asked[0]}, {names[term][asked[0]]}" if asked else f"{term}: not asked"
+            yield f"{term}: {asked[0]}, {names[term][asked[0]]}" if asked else f"{term}: no target"
         else:
             yield f"{term}: {batch.counts[term]} tokens to predict"
 
 
 def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
-    """The token that is asked for at each position where one is."""
+    """The target token by position."""
     term = config.objective.terms[0]
     answers = dict(zip(batch.targets[f"{term}_positions"].tolist(), batch.targets[term].tolist(), strict=True))
     if batch.inputs.target_positions is not None:
@@ -122,7 +122,7 @@ def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
 
 
 def _text(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> str:
-    """The sample as text, what it reads with spaces for word boundaries; what some positions are asked stands in ⟦⟧."""
+    """The input as text, with the targets in ⟦⟧ if only some positions have one."""
     inputs, answers = batch.inputs, _answers(batch, config)
     valid = [True] * inputs.tokens.shape[1] if inputs.attention_mask is None else inputs.attention_mask[0].tolist()
     marked = {} if len(answers) == sum(valid) else answers
@@ -135,24 +135,24 @@ def _text(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> str:
 
 
 def _table(batch: Batch, config: RunConfig, tokenizer: Tokenizer) -> Table:
-    """A line a position. What a model reads of it, and what it must answer there.
+    """A table with one row per position: input token, target, segment and order.
 
-    Order: a token sees those whose number is no higher than its own; it is predicted from lower numbers alone.
+    Order: a token sees those with an order up to its own; it is predicted from those with a lower one.
     """
     inputs, answers = batch.inputs, _answers(batch, config)
     tokens = inputs.tokens[0].tolist()
     columns = {"segment": inputs.segments, "order": inputs.perm_rank}
     shown = {name: values[0].tolist() for name, values in columns.items() if values is not None}
     valid = [True] * len(tokens) if inputs.attention_mask is None else inputs.attention_mask[0].tolist()
-    table = Table("position", "reads", "answers", *shown, box=None, header_style="bold", pad_edge=False)
+    table = Table("position", "input", "target", *shown, box=None, header_style="bold", pad_edge=False)
     for position, token in enumerate(tokens):
         if valid[position]:
             answer = tokenizer.id_to_token(answers[position]) if position in answers else ""
             reads = tokenizer.id_to_token(token)
             if inputs.target_positions is not None and answer:
-                reads += "  (hidden from its own prediction)"
+                reads += "  (masked in its own prediction)"
             cells = [str(values[position]) for values in shown.values()]
             table.add_row(*(cell.replace("[", r"\[") for cell in (str(position), reads, answer, *cells)))
     if not all(valid):
-        table.add_row(f"+{valid.count(False)}", "padding, which nothing sees", "")
+        table.add_row(f"+{valid.count(False)}", "padding (masked)", "")
     return table

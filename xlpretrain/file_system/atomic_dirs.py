@@ -1,9 +1,8 @@
-"""Folders that appear whole, and are removed only as far as this program wrote what is in them. Torch-free.
+"""Create and replace folders atomically, and remove only files that this program wrote. Torch-free.
 
-A new folder is made under a temporary name beside its place and renamed. One that it replaces is renamed aside first,
-so that at every moment the old or the new one is there whole; `tidy` puts the old one back after a kill between the
-two renames.
-Nothing is removed by the name of a folder alone, but file by file: those that the caller claims.
+A new folder is created under a temporary name next to the target and renamed. A folder that it replaces is renamed
+first, so that the complete old or new folder exists at any time; `tidy` restores the old one after a kill between the
+two renames. Removal is file by file, limited to files that the caller claims, never a whole folder by name.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from pathlib import Path
 from xlpretrain.file_system.atomic_files import fsync
 
 Claims = Callable[[Path], Sequence[Path]]
-"""The files in a folder that this program wrote, as paths relative to it. Those that tell what the others are come
-last: a removal that was cut short can then be completed."""
+"""Lists the files in a folder that this program wrote, as relative paths. Files that identify the others come last, so
+that an interrupted removal can be completed."""
 
 _SHOWN = 3
-_OF_NFS = re.compile(r"\.nfs[0-9a-f]+")  # left of a file that was removed while somebody read it
+_OF_NFS = re.compile(r"\.nfs[0-9a-f]+")  # placeholder of a removed file that is still open
 
 
 def final_place(folder: Path) -> Path:
-    """The absolute path of a folder that is to be made, with links followed.
+    """Resolve the absolute path of a folder to create, following links.
 
-    Raises OSError if nothing can be renamed to it: it is a mount point, or a link to itself.
+    Raises OSError if the path cannot be a rename target: a mount point, or a link to itself.
     """
     try:
         place = folder.resolve()
     except RuntimeError:  # until Python 3.12
         raise OSError(errno.ELOOP, "is a link to itself", str(folder)) from None
     if _is_mount_point(place):
-        advice = f"name a folder in it, such as {folder / 'NAME'}"
-        raise OSError(errno.EBUSY, f"is a mount point, which nothing can be renamed to; {advice}", str(folder))
+        advice = f"use a folder in it, such as {folder / 'NAME'}"
+        raise OSError(errno.EBUSY, f"is a mount point, which cannot be replaced; {advice}", str(folder))
     return place
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, under a name that nobody else has; removed at the end unless it was renamed.
+    """Create a uniquely named folder next to `target`; removed on exit unless it was renamed.
 
     Raises OSError.
     """
@@ -57,14 +56,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def publish_dir(new: Path, target: Path, *, claims: Claims | None = None) -> None:
-    """Rename `new` to `target`, down to the disk.
+    """Rename `new` to `target`, with fsync.
 
     Args:
-        target: missing, empty, or (with `claims`) a folder in which everything is claimed; that is removed once the
-            new folder is in its place.
+        target: must not exist, be empty or (with `claims`) only contain claimed files; these are removed after the
+            rename.
 
     Raises:
-        OSError: `target` holds something else or cannot be written; both folders are as they were.
+        OSError: `target` contains other files or cannot be written; both folders are unchanged.
     """
     for path in [*new.rglob("*"), new]:
         fsync(path)
@@ -72,7 +71,7 @@ def publish_dir(new: Path, target: Path, *, claims: Claims | None = None) -> Non
         new.rename(target)
         return fsync(target.parent)
     if others := unclaimed(target, claims(target) if claims else ()):
-        raise FileExistsError(errno.EEXIST, f"holds {named(others)}, which is not replaced: move it away", str(target))
+        raise FileExistsError(errno.EEXIST, f"contains other files ({named(others)}); move them away", str(target))
     old = target.with_name(f".{target.name}.{secrets.token_hex(8)}.replaced")
     target.rename(old)
     try:
@@ -87,7 +86,7 @@ def publish_dir(new: Path, target: Path, *, claims: Claims | None = None) -> Non
 
 
 def tidy(target: Path, *, claims: Claims) -> None:
-    """Undo a replacement of `target` that was killed between its two renames, or complete one killed later.
+    """Clean up after a killed `publish_dir`: undo it if killed between its two renames, else complete it.
 
     Raises OSError.
     """
@@ -101,7 +100,7 @@ def tidy(target: Path, *, claims: Claims) -> None:
 
 
 def unclaimed(folder: Path, claimed: Iterable[Path]) -> list[Path]:
-    """List what lies in a folder besides the files claimed: other files, links, and folders with nothing in them.
+    """List everything in a folder except the claimed files: other files, links and empty folders.
 
     Paths are relative to the folder. Raises OSError.
     """
@@ -110,9 +109,9 @@ def unclaimed(folder: Path, claimed: Iterable[Path]) -> list[Path]:
 
 
 def remove(folder: Path, claimed: Iterable[Path]) -> bool:
-    """Remove the claimed files of a folder, in their order, then folders that are empty. Returns whether that was all.
+    """Remove the claimed files in order, then empty folders. Returns True if nothing is left.
 
-    Links are not followed, so what they lead to stays. Raises OSError.
+    Links are not followed. Raises OSError.
     """
     if folder.is_symlink():
         return False
@@ -127,13 +126,13 @@ def remove(folder: Path, claimed: Iterable[Path]) -> bool:
 
 
 def named(paths: Sequence[Path]) -> str:
-    """Some paths in a message: the first few by name."""
+    """Format paths for a message: the first few names and a count."""
     shown = ", ".join(map(str, paths[:_SHOWN]))
     return f"{shown} and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else shown
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Files, links and empty folders under a folder, relative to it, sorted. Links are not followed."""
+    """Sorted relative paths of files, links and empty folders under a folder. Links are not followed."""
     found = []
 
     def fail(error: OSError) -> None:
@@ -151,7 +150,7 @@ def _walk(folder: Path) -> list[Path]:
 def _is_mount_point(path: Path) -> bool:
     if os.path.ismount(path):
         return True
-    try:  # a folder of the same disk that is mounted there
+    try:  # bind mounts of the same disk
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut. Torch-free."""
+"""Atomic file writes that survive a power failure. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_HERE = secrets.token_hex(4)  # process numbers of two hosts may be equal
+_HERE = secrets.token_hex(4)  # process ids are not unique across hosts
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Flush a file, or the entries of a folder, to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,10 +23,10 @@ def fsync(path: Path) -> None:
 
 
 def atomic_write(path: Path, text: str, *, fence: Callable[[], None] = lambda: None) -> None:
-    """Write `text` under a temporary name and rename it into place: readers see the old file or the new one, whole.
+    """Write `text` to a temporary file and rename it: readers see the complete old or new file.
 
-    Raises OSError, and what `fence` raises just before the rename; the old file is then as it was, and nothing else
-    is left.
+    Raises OSError, and any error of `fence`, which is called just before the rename; the old file is then unchanged
+    and the temporary file is removed.
     """
     with atomic_writer(path, fence=fence) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -36,7 +36,7 @@ def atomic_write(path: Path, text: str, *, fence: Callable[[], None] = lambda: N
 
 @contextmanager
 def atomic_writer(path: Path, *, fence: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """A temporary name beside `path`, to write to; renamed to `path` in the end. Raises as `atomic_write` does."""
+    """Yield a temporary path next to `path` to write to, then rename it to `path`. Raises like `atomic_write`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{_HERE}.tmp")
     try:
         yield temporary
@@ -47,5 +47,5 @@ def atomic_writer(path: Path, *, fence: Callable[[], None] = lambda: None) -> It
 
 
 def is_temporary(path: Path) -> bool:
-    """Check whether a file has a name that `atomic_writer` gives: left there, its writer was killed."""
+    """True for a temporary file of `atomic_writer`, which remains if its writer is killed."""
     return _TEMPORARY.fullmatch(path.name) is not None

@@ -1,4 +1,4 @@
-"""Paths that are URLs, and the file systems behind them (fsspec). Torch-free."""
+"""URL paths and their file systems (fsspec). Torch-free."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from xlpretrain.file_system.credentials import without_credentials
 
 
 def is_url(path: object) -> bool:
-    """True if `path` is a URL, not a path on this machine."""
+    """True if `path` is a URL, not a local path."""
     return "://" in str(path)
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Raises `DataError` if its kind of URL is not known here."""
+    """Split a URL into its fsspec file system and the path in it. Raises `DataError` for an unsupported scheme."""
     import fsspec
 
     try:
@@ -22,6 +22,6 @@ def open_file_system(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         reason = without_credentials(f"{url}: cannot be opened: {error}")
         raise DataError(
-            f"{reason}; `pip install` what this kind of URL needs, such as s3fs, or 'xlpretrain[corpora]' for http"
+            f"{reason}; `pip install` the package for this scheme, such as s3fs, or 'xlpretrain[corpora]' for http"
         ) from None
     return file_system, str(path)

@@ -1,4 +1,4 @@
-"""The config of a run that turns a pretrained model into a classifier, with defaults for any backbone and size."""
+"""Config of a fine-tuning run: turns a pretrained model of any size into a classifier."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def classifier_config(
     text: Sequence[str] = (),
     label: str = "label",
 ) -> dict[str, Any]:
-    """The keys of a run that trains a classifier with the backbone of `theirs`; no name, and weights from nowhere.
+    """Config keys of a run that trains a classifier with the backbone of `theirs`, without name and init_from.
 
     Args:
-        tokenizer: what the texts are encoded by.
-        kept_at: where it lies.
+        tokenizer: tokenizer of the texts.
+        kept_at: path of its file.
         train, valid: .csv or .tsv with a header, or .jsonl.
-        text: the column of the text, or those of a pair (default: all columns but the label's, one or two).
-        label: the column of the label.
+        text: column of the text, or two columns of a pair (default: all columns but the label's, one or two).
+        label: column of the label.
 
     Raises:
-        ConfigError, DataError: the files cannot be used, or the objective of `theirs` declares no layout.
+        ConfigError, DataError: the files are unusable, or the objective of `theirs` declares no token layout.
     """
     text = text or _text_columns(train, label)
     examples, held_out = (LabelledDataset(path, tokenizer, text=text, label=label) for path in (train, valid))
@@ -83,12 +83,12 @@ def _text_columns(train: Path, label: str) -> tuple[str, ...]:
     others = tuple(column for column in read_table(train).columns if column != label)
     if not 1 <= len(others) <= 2:
         raise ConfigError(
-            f"{train}: which columns hold the text? Beside {label!r} it has {', '.join(others) or 'none'};"
-            " say it with --text COLUMN (twice for pairs)"
+            f"{train}: unknown text column; besides {label!r} it has {', '.join(others) or 'none'};"
+            " name it with --text COLUMN (twice for pairs)"
         )
     return others
 
 
 def _rate(model: BackboneConfig) -> float:
-    """The highest learning rate: 3e-5 at the width of the base models, and in inverse proportion to it."""
+    """Peak learning rate: 3e-5 at the width of base models (768), inversely proportional to the width."""
     return 3e-5 * 768 / int(model.model_dump()["d_model"])

@@ -1,4 +1,4 @@
-"""A classifier from a pretrained run: a run like any other, and what it comes to."""
+"""Fine-tune a pretrained run into a classifier, and write its results."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def finetune_config(
     label: str = "label",
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """The config of a run that fine-tunes the newest checkpoint of `source` on labelled texts.
+    """Config of a run that fine-tunes the newest checkpoint of `source` on labelled texts.
 
-    train, valid, text, label: see `classifier_config`. overrides: `key=value` changes to what that says. Raises
+    train, valid, text, label: see `classifier_config`. overrides: `key=value` changes to the result. Raises
     `ConfigError` and `DataError`.
     """
     theirs = run_config.load(source.config)
@@ -50,12 +50,12 @@ def finetune_config(
     place = {"name": name, "runs_dir": str(runs_dir)}
     changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides, RunConfig)
     if any(changed[key] != value for key, value in place.items()):
-        raise ConfigError("name, runs_dir: give them with --name and --runs-dir")
+        raise ConfigError("name, runs_dir: set them with --name and --runs-dir")
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 
 def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
-    """Put the held-out predictions of a fine-tuned run beside it: predictions.csv, metrics.json, confusion.png."""
+    """Write a fine-tuned run's held-out results to its folder: predictions.csv, metrics.json, confusion.png."""
     folder = run.folder
     columns, labels = run.is_classifier
     probabilities = run.predict_classes(valid.texts).probabilities
@@ -65,6 +65,6 @@ def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
     atomic_write(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
     try:
         plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
-    except Exception as error:  # no picture is worth the figures
-        print(f"{folder.confusion}: cannot be drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    except Exception as error:  # a failed plot must not lose the metrics
+        print(f"{folder.confusion}: cannot be plotted: {type(error).__name__}: {error}", file=sys.stderr)
     return figures

@@ -1,1 +1,1 @@
-"""To and from Hugging Face `transformers`: names of weights, configs, tokenizers, whole folders."""
+"""Conversion to and from Hugging Face `transformers`: weights, configs, tokenizers, model folders."""

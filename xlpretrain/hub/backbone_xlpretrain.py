@@ -1,10 +1,10 @@
-"""The layers of a model that was pretrained with xlpretrain: its config, token vectors, attention and backbone.
+"""The layers of a model pretrained with xlpretrain: config, token embedding, attention and backbone.
 
-Transformer-XL (arXiv:1901.02860), and what XLNet, ALBERT and BERT become with shared layers, norms before the layers,
-or other widths. Every tensor has the name and the shape that it has in xlpretrain.
+Transformer-XL (arXiv:1901.02860), and variants of XLNet, ALBERT and BERT with shared layers, pre-norm layers or other
+widths. All tensors have the same names and shapes as in xlpretrain.
 
-Shapes: B samples, T tokens, P predictions, Q = T + P queries, M remembered positions, K = M + T keys, N heads, H width
-of a head, D d_model, E width of token vectors, V vocabulary, L layers applied.
+Shapes: B samples, T tokens, P predictions, Q = T + P queries, M memory positions, K = M + T keys, N heads, H width of a
+head, D d_model, E width of token vectors, V vocabulary, L layers applied.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Memory = tuple[Tensor, Tensor]
-"""The last M inputs of each layer [L, B, M, D], and how many of them, from the newest, are each sample's own [B]."""
+"""The last M inputs of each layer [L, B, M, D], and how many of the newest ones belong to each sample [B]."""
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
 
 class XLPretrainConfig(PretrainedConfig):
-    """The `model` section of the run's config. `type` is that of the model: transformer_xl, xlnet, albert or bert."""
+    """The `model` section of the run's config. type: transformer_xl, xlnet, albert or bert."""
 
     model_type = "xlpretrain"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
@@ -34,7 +34,7 @@ class XLPretrainConfig(PretrainedConfig):
 
     def __init__(self, vocab_size: int = 32000, type: str = "transformer_xl", sentence_head: bool = False, **keys: Any):
         self.vocab_size, self.type, self.sentence_head = vocab_size, type, sentence_head
-        keys.setdefault("tie_word_embeddings", False)  # tied weights are one tensor here, under one name
+        keys.setdefault("tie_word_embeddings", False)  # tied weights are a single tensor here
         super().__init__(**keys)
 
     @property
@@ -53,7 +53,7 @@ class XLPretrainConfig(PretrainedConfig):
 
 
 class Attention(nn.Module):
-    """Attention by content; and, where it is relative, by distance and segment."""
+    """Attention by content and, if relative, by distance and segment."""
 
     def __init__(self, config: XLPretrainConfig, *, relative: bool):
         super().__init__()
@@ -72,7 +72,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Attended states [B, Q, D] and weights [B, N, Q, K], from states [B, Q, D], context [B, K, D], seen [B, Q, K].
 
-        A query that sees nothing attends to nothing.
+        The output of fully masked queries is zero.
         """
         query, key, value = (self._heads(x) for x in (self.query(states), self.key(context), self.value(context)))
         if places is None:
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 @dataclass
 class Places:
-    """Distances K, K-1, .. encoded [R, D]; the column of each query and key in them, and same segments [B, Q, K]."""
+    """Encoded distances K, K-1, ... [R, D]; the index of each query-key pair in them, and same segments [B, Q, K]."""
 
     distances: Tensor
     columns: Tensor
@@ -131,7 +131,7 @@ class Layer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor]:
         """The layer's output [B, Q, D] and its attention weights [B, N, Q, K].
 
-        hidden [B, Q, D]: of the tokens, then of the predictions, which nothing attends. memory [B, M, D].
+        hidden [B, Q, D]: tokens, then predictions, which are not attended to. memory [B, M, D].
         """
         states = torch.cat([memory, hidden], dim=1)
         if self.pre_norm:
@@ -146,9 +146,9 @@ class Layer(GradientCheckpointingLayer):
 
 
 class Projection(nn.Module):
-    """Token vectors [.., E] onto hidden states [.., D], and back by the transpose.
+    """Projects token vectors [.., E] to hidden states [.., D], and back with the transpose.
 
-    Not an `nn.Linear`, whose weight is no tensor any more once `quantize_dynamic` has replaced it.
+    Not an `nn.Linear`, because `quantize_dynamic` replaces its weight by something that is not a tensor.
     """
 
     def __init__(self, d_embed: int, d_model: int):
@@ -163,7 +163,7 @@ class Projection(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """One table, or with `div_val` one for each cluster of tokens, projected to `width` where that differs."""
+    """One table, or with `div_val` one per cluster of tokens; projected to `width` if that differs."""
 
     def __init__(self, config: XLPretrainConfig, *, width: int):
         super().__init__()
@@ -176,8 +176,8 @@ class TokenEmbedding(nn.Module):
         self.projections = nn.ModuleList(Projection(w, width) for w in widths if projected)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The vectors [B, T, width] of tokens [B, T]. Every cluster is computed for all of them, and one kept of each:
-        no shape depends on the tokens. Raises IndexError for a token that is not in the vocabulary."""
+        """The vectors [B, T, width] of tokens [B, T]. Computes all clusters for every token, so that no shape depends
+        on the tokens. Raises IndexError for a token that is not in the vocabulary."""
         starts = [0, *accumulate(table.num_embeddings for table in self.tables)]
         vectors = self._vectors(0, tokens if len(self.tables) == 1 else tokens.clamp(max=starts[1] - 1))
         for cluster in range(1, len(self.tables)):
@@ -211,10 +211,10 @@ class EncoderEmbedding(nn.Module):
 
 
 class BackboneOutput(NamedTuple):
-    """hidden [B, Q, D]: of the tokens, then of the predictions. mems: for the tokens that follow.
+    """hidden [B, Q, D]: tokens, then predictions. mems: the memory for the tokens that follow.
 
-    hidden_states: the input of the first layer and the output of each, where asked for. attentions [B, N, Q, K]: of
-    each layer, where asked for.
+    hidden_states: input of the first layer and output of each layer, if requested. attentions [B, N, Q, K]: weights of
+    each layer, if requested.
     """
 
     hidden: Tensor
@@ -255,9 +255,9 @@ class Backbone(nn.Module):
 
         Args:
             tokens, segments: [B, T].
-            valid: [B, T], which tokens are there; or longer, with those read before in front.
-            hidden_from: [B, T, T], which tokens each may not see.
-            predict: [B, P], the positions that a second stream predicts.
+            valid: attention mask [B, T], or a longer one that begins with the tokens read before.
+            hidden_from: [B, T, T], true where a token must not see another.
+            predict: positions that a second stream predicts [B, P].
         """
         batch_size, num_tokens = tokens.shape
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid[:, -num_tokens:].bool()

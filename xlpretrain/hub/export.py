@@ -1,4 +1,4 @@
-"""A run's model as a folder that transformers loads by itself."""
+"""Exports the model of a run as a folder that transformers can load."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
 BACKBONE = Path(__file__).with_name("backbone_xlpretrain.py")
-"""The code that goes with a model that no class of transformers covers; the first imports the second."""
+"""Code exported with models that no class of transformers implements; the first imports the second."""
 
-_WEIGHTS = "Its weights are in the checkpoint, and xlpretrain.load reads them"
+_WEIGHTS = "The weights are in the checkpoint; read them with xlpretrain.load"
 _SENTENCE = {f"sentence.{layer}.{kind}" for layer in ("pooler.linear", "classifier") for kind in ("weight", "bias")}
 MODELS: tuple[type[BackboneConfig], ...] = (TransformerXLConfig, XLNetConfig, AlbertConfig, BertConfig)
-"""Models that a class of transformers, or the code in `MODELING` and `BACKBONE`, implements."""
+"""Models implemented by a class of transformers or by the code in `MODELING` and `BACKBONE`."""
 
 
 def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False) -> str:
-    """Write the model of a run, with its tokenizer and a model card, to the folder `to`; returns what loads it.
+    """Export a run's model, with its tokenizer and a model card, to the folder `to`; returns the code that loads it.
 
-    The folder is there whole or not at all. It has fp32 weights, whatever the run computed with.
+    The folder is written atomically. Weights are always fp32.
 
     Args:
-        step: of which checkpoint (default: the newest whole one).
-        force: replace what lies at `to`, if that is an exported model and nothing else.
+        step: checkpoint to export (default: the newest intact one).
+        force: overwrite `to` if it is an exported model without other files.
 
     Raises:
-        XLPretrainError: no such run or checkpoint, a tokenizer that cannot be expressed, or `to` is taken.
+        XLPretrainError: no such run or checkpoint, a tokenizer that transformers does not support, or `to` exists.
     """
     place = _place(to, force=force)
     run = LoadedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32)
@@ -67,10 +67,10 @@ def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = F
 
 
 def refuse_unknown(run: LoadedRun) -> None:
-    """Raise `LaunchError` if the model has no class, in transformers or here, or the objective declares no head."""
+    """Raise `LaunchError` if there is no code for the model, or if the objective declares no head."""
     objective, model = run.config.objective, run.config.model
     if not objective.predicts_tokens:
-        raise LaunchError(f"{run.folder.path}: is a classifier, which is not exported; `xlpretrain predict` uses it")
+        raise LaunchError(f"{run.folder.path}: classifiers cannot be exported; use `xlpretrain predict`")
     if type(model) not in MODELS:
         names = ", ".join(str(kind.model_fields["type"].default) for kind in MODELS)
         raise LaunchError(
@@ -79,20 +79,20 @@ def refuse_unknown(run: LoadedRun) -> None:
     for name in ("hub_head", "token_layout"):
         if getattr(objective, name) is None:
             raise LaunchError(
-                f"{run.folder.path}: objective {objective.type} cannot be exported, since its class"
-                f" {type(objective).__name__} does not declare `{name}` (docs/add-an-objective.md). {_WEIGHTS}"
+                f"{run.folder.path}: objective {objective.type} cannot be exported because its class"
+                f" {type(objective).__name__} does not declare `{name}` (docs/extend/objective.md). {_WEIGHTS}"
             )
     shapes = {name: list(parameter.shape) for name, parameter in run.model.head.named_parameters()}
     others = [name for name in shapes if not name.startswith("output.") and name not in _SENTENCE]
     if others or shapes.get("sentence.classifier.weight", [2])[0] != 2:
         raise LaunchError(
-            f"{run.folder.path}: objective {objective.type} cannot be exported: its head has weights that no exported"
-            f" head has ({', '.join(others or ['sentence.classifier, of other than 2 answers'])}). {_WEIGHTS}"
+            f"{run.folder.path}: objective {objective.type} cannot be exported: its head has weights that exported"
+            f" heads lack ({', '.join(others or ['sentence.classifier, not with 2 answers'])}). {_WEIGHTS}"
         )
 
 
 def _place(to: Path, *, force: bool) -> Path:
-    """The target folder, with links resolved. Raises `LaunchError` if it holds something that must not be replaced."""
+    """The target folder, with links resolved. Raises `LaunchError` if it must not be overwritten."""
     try:
         place = final_place(to)
         tidy(place, claims=exported_files.claims)
@@ -103,13 +103,13 @@ def _place(to: Path, *, force: bool) -> Path:
     except OSError as error:
         raise LaunchError(f"{error.filename or to}: {error.strerror or error}") from None
     if not force:
-        raise LaunchError(f"{to}: is there already; choose another folder, or use --force")
+        raise LaunchError(f"{to}: already exists; choose another folder, or overwrite it with --force")
     if not own:
-        raise LaunchError(f"{to}: is there already; no model is there, remove it yourself")
+        raise LaunchError(f"{to}: already exists and is not an exported model; choose another folder")
     if others:
         raise LaunchError(
-            f"{to}: --force removes nothing but a model as it was exported, and {named(others)} there is something else"
-            " or was changed: move it away, or choose another folder"
+            f"{to}: --force removes only unchanged files of an export, and {named(others)} is not one; move it away,"
+            " or choose another folder"
         )
     return place
 
@@ -153,12 +153,12 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
 
 
 def has_sentence_head(model: PretrainingModel) -> bool:
-    """True if the head has a sentence task."""
+    """True if the model has a head for a sentence task."""
     return getattr(model.head, "sentence", None) is not None
 
 
 def to_transformers(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
-    """The weights under transformers' names; ALBERT's projection of the embedding is the identity if there is none."""
+    """The weights under transformers' names. A missing embedding projection becomes the identity for ALBERT."""
     weights = write(weight_rules(config, sentence=sentence), model.state_dict())
     if isinstance(config, EncoderConfig) and is_albert(config) and config.resolved_d_embed == config.d_model:
         weights["albert.encoder.embedding_hidden_mapping_in.weight"] = torch.eye(config.d_model)
@@ -167,7 +167,7 @@ def to_transformers(model: PretrainingModel, config: StackConfig, *, sentence: b
 
 
 def provenance(config: RunConfig, step: int) -> dict[str, Any]:
-    """The facts on the run in `config.json`, beside those that transformers defines."""
+    """Information about the run for `config.json`."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
     return {"version": __version__, "run": config.name, "step": step, **sections}
 
@@ -187,7 +187,7 @@ _AUTO_CLASSES: dict[HubHead, tuple[str, ...]] = {
 
 
 def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> dict[str, Any]:
-    """`config.json` of a model that comes with its own code."""
+    """The `config.json` of a model exported with its own code."""
     vocabulary, (head, layout) = run.tokenizer.vocabulary, _declared(config)
     name = "XLPretrainForCausalLM" if head == "causal_lm" else "XLPretrainForPreTraining"
     module = MODELING.stem
@@ -209,7 +209,7 @@ def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> 
 
 
 def _loader(described: dict[str, Any]) -> str:
-    """The class and arguments that load the folder."""
+    """The call that loads the folder."""
     (architecture,) = described["architectures"]
     if "auto_map" in described:
         auto = "AutoModelForCausalLM" if architecture.endswith("CausalLM") else "AutoModelForPreTraining"

@@ -1,4 +1,4 @@
-"""The files of an exported model, told by its `config.json`: a later export over it removes no others."""
+"""The files of an exported model, as recorded in its `config.json`. Overwriting an export removes no others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = (
 
 
 def write_config(folder: Path, described: dict[str, Any]) -> None:
-    """Complete an export: its `config.json`, which also has the checksum of every file. Raises OSError."""
+    """Write the `config.json` of an export, with the checksums of all its files. Raises OSError."""
     checksums = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
     section = described[_SECTION] | {_FILES: checksums | {CONFIG: _sha256(_canonical(described))}}
     text = json.dumps(described | {_SECTION: section}, ensure_ascii=False, indent=1)
@@ -33,9 +33,9 @@ def write_config(folder: Path, described: dict[str, Any]) -> None:
 
 
 def claims(folder: Path) -> list[Path]:
-    """The files in `folder` that an export wrote and that are as it wrote them; none if no export lies there.
+    """The unchanged files of the export in `folder`; empty if there is no export.
 
-    Exports of older versions have no checksums: there the names decide. Raises OSError.
+    Exports by older versions have no checksums, so all known file names count. Raises OSError.
     """
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

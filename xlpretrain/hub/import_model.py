@@ -1,4 +1,4 @@
-"""A model of others as a run folder, to evaluate, to export, or to begin a run with (`init_from`)."""
+"""Imports a third-party model as a run folder, to evaluate or export it, or to start a run from it (`init_from`)."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def import_model(
     tokenizer: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[RunDir, list[str]]:
-    """Make the run folder runs_dir/name of a model; it is there whole or not at all.
+    """Import a model to the run folder runs_dir/name, which is written atomically.
 
     Args:
-        source: a folder of transformers (XLNet, ALBERT, BERT, Transformer-XL of version 4, or an export of ours), or
-            a file with the state dict of the authors' PyTorch Transformer-XL.
-        data: a split that it is evaluated on, and whose tokenizer it has unless it brings its own.
-        tokenizer: a file that is taken as it is, instead of the tokenizer of `source`.
-        overrides: `model.key=value`, for what the source does not say.
+        source: a transformers folder (XLNet, ALBERT, BERT, Transformer-XL of version 4, or one of our exports), or a
+            file with the state dict of the authors' PyTorch Transformer-XL.
+        data: a split to evaluate on; its tokenizer is used if the model has none.
+        tokenizer: a file to use unchanged instead of the tokenizer of `source`.
+        overrides: `model.key=value`, for keys that the source does not record.
 
     Returns:
-        The folder, and what is worth telling.
+        The folder, and notes for the user.
 
     Raises:
-        XLPretrainError: naming what does not fit.
+        XLPretrainError: the model, tokenizer and data do not match, or cannot be read.
     """
     folder = RunDir(runs_dir / name)
     if os.path.lexists(folder.path):
-        raise LaunchError(f"{folder.path}: exists already; choose another name (--name)")
+        raise LaunchError(f"{folder.path}: already exists; choose another name (--name)")
     foreign = read_external_model(source)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data)
     config = _run_config(foreign, name=name, runs_dir=runs_dir, data=data, overrides=overrides)
-    torch.manual_seed(config.seed)  # a head may start anew
+    torch.manual_seed(config.seed)  # for a newly initialized head
     model = config.build_model(foreign.vocab_size)
     notes += [*foreign.notes, *_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     provenance = {
@@ -66,6 +66,7 @@ def import_model(
         "imported_from": str(source.absolute()),
         "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"torch": torch.__version__},
+        "plugins": schema.plugins_of(config),
     }
     try:
         with temporary_folder(folder.path) as path:
@@ -82,9 +83,9 @@ def import_model(
 
 
 def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) -> tuple[Tokenizer | None, list[str]]:
-    """The tokenizer of the model: given, its own, or that of the data; and what is worth telling of it.
+    """The tokenizer of the model: the given one, its own, or that of the data; and notes for the user.
 
-    Raises `DataError` if it is another one.
+    Raises `DataError` if the tokenizer does not match the model or the data.
     """
     own = None if given is not None or foreign.folder is None else read_folder(foreign.folder, foreign.kind)
     tokenizer, notes = own or (None, [])
@@ -93,17 +94,17 @@ def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) ->
     elif tokenizer is None and data is not None:
         tokenizer = TokenDataset.open(data).open_tokenizer()
     elif tokenizer is None and foreign.kind == "transfo-xl":
-        return None, notes  # its word list is of no use here; what it computes is
+        return None, notes  # its word list is not supported; the model is still usable
     elif tokenizer is None:
         raise DataError(
-            f"{foreign.source}: no spiece.model, tokenizer.json or vocab.txt there; name the tokenizer that it was"
+            f"{foreign.source}: no spiece.model, tokenizer.json or vocab.txt; pass the tokenizer that the model was"
             " trained with (--tokenizer)"
         )
     if tokenizer.vocabulary.size != foreign.vocab_size:
         raise DataError(
-            f"{foreign.source}: has vectors for {foreign.vocab_size} tokens, and the tokenizer"
-            f" {given or (data if own is None else foreign.folder)} has {tokenizer.vocabulary.size} pieces; it is not"
-            " the one it was trained with"
+            f"{foreign.source}: vocabulary mismatch: the model has {foreign.vocab_size} tokens, the tokenizer"
+            f" {given or (data if own is None else foreign.folder)} has {tokenizer.vocabulary.size}; use the tokenizer"
+            " that the model was trained with"
         )
     if data is not None:
         TokenDataset.open(data, tokenizer_sha256=tokenizer.sha256)
@@ -111,23 +112,23 @@ def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) ->
 
 
 def _assumptions(foreign: ExternalModel, config: RunConfig, overrides: Sequence[str]) -> list[str]:
-    """The keys that neither the source nor the user has told, as they were taken.
+    """A note on the keys that neither the source nor the user has set, with the values assumed.
 
-    Raises `ConfigError` if one is among them that makes another model.
+    Raises `ConfigError` if one of them cannot be assumed because it changes the model.
     """
     given = {override.partition("=")[0] for override in overrides}
     untold = [key for key in foreign.untold if f"model.{key}" not in given]
     needed = [key for key in untold if key in foreign.needed]
     if needed:
         raise ConfigError(
-            f"{foreign.source}: its weights do not tell {', '.join(f'model.{key}' for key in needed)}, without which it"
-            f" is another model; give {' '.join(f'model.{key}=...' for key in needed)} as it was trained"
+            f"{foreign.source}: the file does not record {', '.join(f'model.{key}' for key in needed)}, which changes"
+            f" the model; pass {' '.join(f'model.{key}=...' for key in needed)} as in its training"
         )
     if not untold:
         return []
     values = config.model.model_dump(mode="json")
     taken = ", ".join(f"model.{key}={json.dumps(values[key])}" for key in untold)
-    return [f"assumed, since {foreign.source} does not tell: {taken}"]
+    return [f"assumed, because {foreign.source} does not record it: {taken}"]
 
 
 def _run_config(
@@ -135,7 +136,7 @@ def _run_config(
 ) -> RunConfig:
     wrong = [override for override in overrides if not override.startswith(("model.", "objective."))]
     if wrong:
-        raise ConfigError(f"only keys of model and objective may be given, got {', '.join(wrong)}")
+        raise ConfigError(f"expected only keys of model and objective, got {', '.join(wrong)}")
     split = data.absolute() if data is not None else (runs_dir / name / "data").absolute()
     content = schema.apply_overrides({"model": foreign.model, "objective": foreign.objective}, overrides, RunConfig)
     content |= {

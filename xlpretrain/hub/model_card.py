@@ -1,4 +1,4 @@
-"""The README.md of an exported model."""
+"""The model card (README.md) of an exported model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FIGURES = ("valid/", "train/loss")
 
 
 def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str], weights: Mapping[str, Tensor]) -> str:
-    """The model card: what the model is, how to load it, its training data and recipe, and its results.
+    """The model card: architecture, how to load it, training data, results and recipe.
 
-    name: of the folder. loader: what loads it. reasons: why it comes with its own code, if it does.
+    name: folder name. loader: the call that loads it. reasons: why it needs its own code; empty if it does not.
     """
     config, num_weights = run.config, sum(tensor.numel() for tensor in weights.values())
     tags = "\n".join(f"- {tag}" for tag in ("xlpretrain", config.model.type, config.objective.type))
@@ -28,8 +28,8 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     lines = [
         f"---\nlibrary_name: transformers\ntags:\n{tags}\n---",
         f"# {config.name}",
-        f"A {config.model.type} of {num_weights:,} weights, pretrained from scratch by {config.objective.type} for"
-        f" {run.step:,} steps with xlpretrain.",
+        f"A {config.model.type} with {num_weights:,} parameters, pretrained from scratch with {config.objective.type}"
+        f" for {run.step:,} steps by xlpretrain.",
         "```python\n"
         f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("{name}"{arguments}\n'
@@ -38,14 +38,14 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     ]
     if reasons:
         lines.append(
-            f"It comes with its own code (`modeling_xlpretrain.py`, `backbone_xlpretrain.py`), since no class of"
-            f" transformers covers it: {', '.join(reasons)}."
+            f"It comes with its own code (`modeling_xlpretrain.py`, `backbone_xlpretrain.py`), because no class of"
+            f" transformers implements it: {', '.join(reasons)}."
         )
     lines += [
         _symbols(run, causal=auto.endswith("CausalLM")),
         "## Data",
         _data(run),
-        "## Held-out figures",
+        "## Evaluation",
         _figures(run),
     ]
     if run.folder.plot.is_file():
@@ -55,20 +55,20 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
 
 
 def _symbols(run: LoadedRun, *, causal: bool) -> str:
-    """The sentence on special symbols in a text (`tokenizers.export.tokenizer_config`)."""
+    """The sentence about special tokens in a text (see `tokenizers.export.tokenizer_config`)."""
     if not causal and isinstance(run.tokenizer, HuggingFaceTokenizer):
         return (
-            "Special symbols that a text spells out are read as symbols; give `split_special_tokens=True` to have them"
-            " read as text, as in pretraining."
+            "Special tokens spelled out in a text are encoded as special tokens; pass `split_special_tokens=True` to"
+            " encode them as plain text, as in pretraining."
         )
     mask, start = (
-        ("", " A text begins with the symbol that ends a document, as in pretraining.")
+        ("", " A text begins with the end-of-document token, as in pretraining.")
         if causal
-        else (", but the mask", "")
+        else (", except the mask", "")
     )
     return (
-        f"Special symbols that a text spells out are read as text, as in pretraining{mask}; give"
-        f" `split_special_tokens=False` to have them read as symbols.{start}"
+        f"Special tokens spelled out in a text are encoded as plain text, as in pretraining{mask}; pass"
+        f" `split_special_tokens=False` to encode them as special tokens.{start}"
     )
 
 
@@ -78,12 +78,12 @@ def _data(run: LoadedRun) -> str:
     except DataError:
         paths = run.config.data.train if isinstance(run.config.data, CorpusDataConfig) else ()
         names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
-        return f"The dataset {names}, which was not at hand at the time of the export."
+        return f"The dataset {names}, which was not available at the time of the export."
     total = sum(corpus.weight for corpus in train.corpora)
     parts = (
         f"{c.manifest.num_documents:,} documents, {c.manifest.num_sentences:,} sentences, {c.manifest.num_tokens:,}"
         f" tokens, {c.manifest.num_bytes:,} bytes of text (`{c.manifest.folder.parent.name}`"
-        f"{f', {c.weight / total:.1%} of what was read' if len(train.corpora) > 1 else ''})"
+        f"{f', {c.weight / total:.1%} of the samples' if len(train.corpora) > 1 else ''})"
         for c in train.corpora
     )
     return (
@@ -95,7 +95,7 @@ def _data(run: LoadedRun) -> str:
 def _figures(run: LoadedRun) -> str:
     last = last_evaluation(run.folder.metrics, run.step)
     if last is None:
-        return "None were measured in pretraining."
+        return "None during pretraining."
     found = {k: v for k, v in last.items() if k.startswith(_FIGURES) and v is not None}
     table = "\n".join(f"| {name.removeprefix('valid/')} | {value:.4f} |" for name, value in found.items())
-    return f"After step {last['step']:,}, losses in nats per prediction:\n\n| figure | value |\n|---|---|\n{table}"
+    return f"After step {last['step']:,}, losses in nats per prediction:\n\n| metric | value |\n|---|---|\n{table}"

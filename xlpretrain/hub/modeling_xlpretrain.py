@@ -1,6 +1,6 @@
-"""A model that was pretrained with xlpretrain, for Hugging Face transformers. It needs nothing but them and torch.
+"""A model pretrained with xlpretrain, for Hugging Face transformers. Requires only transformers and torch.
 
-The classes that transformers loads; `backbone_xlpretrain.py` has the layers, and says what the letters of shapes are.
+These are the classes that transformers loads; the layers, and the legend of shapes, are in `backbone_xlpretrain.py`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .backbone_xlpretrain import (
 
 
 class Output(nn.Module):
-    """A full softmax over the vocabulary, or with cutoffs an adaptive one (arXiv:1609.04309)."""
+    """A full softmax over the vocabulary or, with cutoffs, an adaptive one (arXiv:1609.04309)."""
 
     def __init__(self, config: XLPretrainConfig, embedding: TokenEmbedding):
         super().__init__()
-        self._embedding = (embedding,)  # in a tuple: its tensors have one name
+        self._embedding = (embedding,)  # in a tuple, to not register its tensors twice
         encoder, width = config.type in ("albert", "bert"), config.embed_size
         self.cutoffs = tuple(getattr(config, "adaptive_cutoffs", None) or ())
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -50,11 +50,11 @@ class Output(nn.Module):
 
     @property
     def vectors(self) -> nn.ModuleList:
-        """The tables that give the logits: its own, or the embedding's."""
+        """The tables that compute the logits: the head's own or the embedding's."""
         return self.tables or self._embedding[0].tables
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities [.., V] in fp32; without cutoffs, up to a constant."""
+        """Log-probabilities [.., V] in fp32; without cutoffs, unnormalized."""
         if self.transform is not None:
             hidden = self.norm(self.activation(self.transform(hidden)))
         head = self._logits(0, hidden)
@@ -82,7 +82,7 @@ class Output(nn.Module):
 
 
 class Sentence(nn.Module):
-    """The first token onto the two answers of a question about sentences."""
+    """Binary classification of a sample from its first token, for sentence tasks."""
 
     def __init__(self, config: XLPretrainConfig):
         super().__init__()
@@ -95,7 +95,7 @@ class Sentence(nn.Module):
 
 @dataclass
 class XLPretrainOutput(ModelOutput):
-    """last_hidden_state and hidden_states [B, Q, D]; attentions [B, N, Q, K], the remembered keys in front."""
+    """last_hidden_state and hidden_states [B, Q, D]; attentions [B, N, Q, K], with memory keys first."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -107,7 +107,7 @@ class XLPretrainOutput(ModelOutput):
 
 
 class XLPretrainModel(PreTrainedModel):
-    """Hidden states. `mems` of one call is for the next: the same samples go on; pad on the left."""
+    """Hidden states. Pass `mems` of one call to the next to continue the same samples; pad on the left."""
 
     config_class = XLPretrainConfig
     supports_gradient_checkpointing = True
@@ -136,7 +136,7 @@ class XLPretrainModel(PreTrainedModel):
         return self._output(self._read(given, output_hidden_states, output_attentions))
 
     def _read(self, given: tuple, output_hidden_states: bool | None, output_attentions: bool | None) -> BackboneOutput:
-        """The backbone's output; what is not said is as the config has it."""
+        """Run the backbone; options that are None default to the config."""
         hidden_states, attentions = output_hidden_states, output_attentions
         return self.backbone(
             *given,
@@ -155,7 +155,7 @@ class XLPretrainModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh weights for what no checkpoint gives."""
+        """Initialize weights that are not in a checkpoint."""
         super()._init_weights(module)
         if isinstance(module, Attention | Backbone | Output | Projection):
             for parameter in module.parameters(recurse=False):
@@ -167,41 +167,41 @@ class XLPretrainModel(PreTrainedModel):
         return getattr(self.backbone.embedding, "tokens", self.backbone.embedding)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of token vectors; with `div_val`, what holds the tables of all clusters."""
+        """The table of token vectors; with `div_val`, the module with the tables of all clusters."""
         return self._embedding.tables[0] if len(self._embedding.tables) == 1 else self._embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Raises ValueError for a table that does not fit, or where there are several."""
+        """Replace the table. Raises ValueError if its width differs, or if there are several tables."""
         self._replace(self._embedding.tables, value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The table that gives the logits, which is that of the input if they are tied; with `div_val`, the head."""
+        """The table that computes the logits (the input table if tied); with `div_val`, the output layer."""
         if self.head is None:
             return None
         return self.head.output.vectors[0] if len(self._embedding.tables) == 1 else self.head.output
 
     def set_output_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Raises ValueError for a table that does not fit, or where there are several, or if it is the input's."""
+        """Replace the table. Raises ValueError if its width differs, there are several tables, or they are tied."""
         if self.head is None or not self.head.output.tables:
-            raise ValueError("the model has no output embedding of its own: use set_input_embeddings")
+            raise ValueError("the output embedding is tied to the input: use set_input_embeddings")
         self._replace(self.head.output.tables, new_embeddings)
 
     def _replace(self, tables: nn.ModuleList, new: nn.Embedding) -> None:
         if len(tables) > 1:
-            raise ValueError(f"cannot set the embedding: div_val={self.config.div_val} gives it {len(tables)} tables")
+            raise ValueError(f"cannot set the embedding: it has {len(tables)} tables (div_val={self.config.div_val})")
         if new.embedding_dim != tables[0].embedding_dim:
-            raise ValueError(f"vectors must have {tables[0].embedding_dim} elements, got {new.embedding_dim}")
+            raise ValueError(f"embedding_dim must be {tables[0].embedding_dim}, got {new.embedding_dim}")
         tables[0] = new
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        """Give the vocabulary another size: in an adaptive softmax, its last cluster. Returns the input embedding.
+        """Resize the vocabulary (the last cluster of an adaptive softmax). Returns the input embedding.
 
-        mean_resizing: new tokens are as likely as an average one, with vectors drawn around the mean of the old ones;
-            else they have fresh vectors and a bias of 0.
+        mean_resizing: sample new vectors around the mean of the old ones, with an average bias; else initialize them
+            as in a new model, with a bias of 0.
 
-        Raises ValueError for a size that leaves the last cluster no token.
+        Raises ValueError for a size that leaves no token in the last cluster.
         """
         cutoffs, old = tuple(getattr(self.config, "adaptive_cutoffs", None) or ()), self.config.vocab_size
         new = old if new_num_tokens is None else new_num_tokens
@@ -209,7 +209,7 @@ class XLPretrainModel(PreTrainedModel):
         smallest = max(cutoffs, default=0) + 1
         if new < smallest:
             raise ValueError(
-                f"a vocabulary must have {smallest} tokens at least (adaptive_cutoffs={cutoffs}), got {new}"
+                f"the vocabulary must have at least {smallest} tokens (adaptive_cutoffs={cutoffs}), got {new}"
             )
         tables = [self._embedding.tables[-1], *([] if self.head is None else self.head.output.tables[-1:])]
         for table in tables:
@@ -223,7 +223,7 @@ class XLPretrainModel(PreTrainedModel):
 
 
 class XLPretrainForPreTraining(XLPretrainModel):
-    """Masked or permutation LM (`perm_mask` [B, T, T], `target_mapping` [B, P, T], as transformers' XLNet)."""
+    """Masked or permutation LM (`perm_mask` [B, T, T] and `target_mapping` [B, P, T] as in transformers' XLNet)."""
 
     def _add_head(self, config: XLPretrainConfig) -> None:
         self.head = nn.Module()
@@ -244,7 +244,7 @@ class XLPretrainForPreTraining(XLPretrainModel):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
-        """labels: [B, T], or [B, P] with `target_mapping`; -100 where nothing is asked."""
+        """labels: [B, T], or [B, P] with `target_mapping`; -100 is ignored."""
         predict = None if target_mapping is None else target_mapping.argmax(-1)
         given = input_ids, attention_mask, token_type_ids, mems, perm_mask, predict
         read = self._read(given, output_hidden_states, output_attentions)
@@ -255,7 +255,7 @@ class XLPretrainForPreTraining(XLPretrainModel):
 
 
 class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
-    """Each token predicts the next; `generate` reads a token at a time against the memory."""
+    """Causal LM. `generate` processes one token at a time, with the memory as cache."""
 
     _is_stateful = True
 
@@ -271,9 +271,9 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
-        """labels: [B, T], the tokens themselves; padding predicts nothing and is not predicted.
+        """labels: [B, T], not shifted; padding is ignored.
 
-        logits_to_keep: of the last tokens alone; 0 for all.
+        logits_to_keep: number of last tokens to compute logits for; 0 for all.
         """
         read = self._read((input_ids, attention_mask, None, mems), output_hidden_states, output_attentions)
         logits, loss = self.head.output(read.hidden[:, -logits_to_keep:]), None
@@ -306,14 +306,14 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
         }
 
     def _prepare_cache_for_generation(self, *_: Any, **__: Any) -> bool:
-        return False  # the memory is the cache
+        return False  # `mems` is the cache
 
     def _reorder_cache(self, past_key_values: Memory, beam_idx: Tensor) -> Memory:
         return past_key_values[0].index_select(1, beam_idx), past_key_values[1].index_select(0, beam_idx)
 
 
 def mean_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Mean cross entropy [] of the labels that are not -100; or their sum over the number of those in a whole step."""
+    """Mean cross entropy [] of labels other than -100; with `num_items`, their sum divided by it."""
     logits, labels = logits.flatten(0, 1), labels.flatten()
     if num_items is None:
         return F.cross_entropy(logits, labels)

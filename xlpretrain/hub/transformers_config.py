@@ -1,4 +1,4 @@
-"""The `model` section of a run as the `config.json` of transformers' XLNet, ALBERT and BERT, and back."""
+"""Converts the `model` section of a run to the `config.json` of transformers' XLNet, ALBERT and BERT, and back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ALBERT_KEYS = {
     "num_hidden_groups": "num_layer_groups",
     "inner_group_num": "layers_per_group",
 }
-_MUST_BE: dict[str, _Json] = {  # what our models do not do, and what theirs do by default
+_MUST_BE: dict[str, _Json] = {  # their defaults; our models support no other values
     "xlnet": {"attn_type": "bi", "same_length": False, "tie_word_embeddings": True},
     "bert": {
         "position_embedding_type": "absolute",
@@ -62,7 +62,7 @@ _MUST_BE: dict[str, _Json] = {  # what our models do not do, and what theirs do 
     },
     "albert": {"position_embedding_type": "absolute", "tie_word_embeddings": True},
 }
-_DEFAULTS: dict[str, _Json] = {  # of keys that a config.json may leave out
+_DEFAULTS: dict[str, _Json] = {  # for keys missing in a config.json
     "xlnet": {"dropout": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "ff_activation": "gelu"},
     "bert": {
         "hidden_dropout_prob": 0.1,
@@ -88,26 +88,26 @@ _DEFAULTS: dict[str, _Json] = {  # of keys that a config.json may leave out
 
 
 def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHead = "masked_lm") -> list[str]:
-    """The reasons why no class of transformers is this model with this head; empty: one is."""
+    """Features of the model and head that no class of transformers implements; empty if one does."""
     if not isinstance(config, XLNetConfig | EncoderConfig):
         return [f"transformers has no {config.type}"]
     reasons = {
-        f"predictions of another kind ({head})": head != "masked_lm",
-        "norms before the layers": config.pre_norm,
-        "heads of another width": config.resolved_d_head * config.num_heads != config.d_model,
+        f"a different head ({head})": head != "masked_lm",
+        "pre-norm layers": config.pre_norm,
+        "a different head width": config.resolved_d_head * config.num_heads != config.d_model,
     }
     if isinstance(config, XLNetConfig):
         reasons |= {
             "shared layers": config.num_distinct_layers < config.num_layers or config.layers_per_group > 1,
-            "token vectors of another width": config.resolved_d_embed != config.d_model,
-            "a first memory of zeros": config.initial_memory == "zeros" and config.mem_len > 0,
+            "a different embedding width": config.resolved_d_embed != config.d_model,
+            "an initial memory of zeros": config.initial_memory == "zeros" and config.mem_len > 0,
             "a sentence task": sentence,
         }
     return [reason for reason, holds in reasons.items() if holds]
 
 
 def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool) -> _Json:
-    """`config.json` for the class of transformers that covers the model (`unsupported_features`)."""
+    """The `config.json` for the class of transformers that implements the model (see `unsupported_features`)."""
     written: _Json = {
         "vocab_size": vocabulary.size,
         "pad_token_id": vocabulary.pad,
@@ -153,14 +153,14 @@ def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool)
 
 
 def read_config(theirs: Mapping[str, Any], source: str) -> StackConfig:
-    """The model of a `config.json` of XLNet, ALBERT or BERT. Raises `ConfigError` naming what does not fit."""
+    """Read the model from a `config.json` of XLNet, ALBERT or BERT. Raises `ConfigError` for unsupported values."""
     kind = theirs.get("model_type")
     if kind not in _MUST_BE:
         raise ConfigError(f"{source}: model_type must be one of {', '.join(_MUST_BE)}, got {kind!r}")
     found = list(_misfits(theirs, str(kind)))
     given = {**_DEFAULTS[str(kind)], **theirs}
     keys = {"xlnet": XLNET_KEYS, "albert": ALBERT_KEYS, "bert": ENCODER_KEYS}[str(kind)]
-    found += [(key, "required, and not there") for key in keys if key not in given]
+    found += [(key, "required, but missing") for key in keys if key not in given]
     activation = given["ff_activation" if kind == "xlnet" else "hidden_act"]
     if activation not in _OURS:
         found.append(("activation", f"must be one of {', '.join(_OURS)}, got {activation!r}"))
@@ -177,7 +177,7 @@ def read_config(theirs: Mapping[str, Any], source: str) -> StackConfig:
 
 
 def find_untold(theirs: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    """Our keys for which a `config.json` leaves out theirs, so that they have the defaults of transformers' class."""
+    """Our keys that a `config.json` does not set, and for which the defaults of transformers' class are used."""
     keys = {
         "xlnet": XLNET_KEYS | {"ff_activation": "activation", "mem_len": "mem_len", "clamp_len": "clamp_len"},
         "albert": ALBERT_KEYS | {"hidden_act": "activation"},
@@ -188,7 +188,7 @@ def find_untold(theirs: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 
 def validate_model(ours: Mapping[str, Any], source: str) -> StackConfig:
-    """A `model` section. Raises `ConfigError`."""
+    """Validate a `model` section. Raises `ConfigError`."""
     model = schema.validate(_Model, {"model": ours}, source).model
     assert isinstance(model, StackConfig)
     return model
@@ -201,10 +201,10 @@ class _Model(Section):
 def _misfits(theirs: Mapping[str, Any], kind: str) -> Iterator[Problem]:
     for key, value in _MUST_BE[kind].items():
         if theirs.get(key, value) != value:
-            yield key, f"must be {value!r}, got {theirs[key]!r}: this project's {kind} has nothing else"
+            yield key, f"must be {value!r}, got {theirs[key]!r}, which xlpretrain's {kind} does not support"
     heads = theirs.get("n_head", theirs.get("num_attention_heads"))
     width = theirs.get("d_model", theirs.get("hidden_size"))
     if heads and width and theirs.get("d_head", width // heads) * heads != width:
         yield "d_head", f"must be d_model / n_head, got {theirs['d_head']}"
     if kind == "albert" and theirs.get("embedding_size", 128) == width:
-        yield "embedding_size", f"is hidden_size ({width}), where this project has no projection between the two"
+        yield "embedding_size", f"must differ from hidden_size ({width}): equal sizes have no projection in xlpretrain"

@@ -1,6 +1,6 @@
-"""Weights of this project's models under the names and in the shapes of transformers, and the other way round.
+"""Converts weights to the names and shapes of transformers, and back.
 
-Every one of our tensors is made of one or more of theirs. Gradients translate by the same rules.
+Each of our tensors corresponds to one or more of theirs. Gradients convert by the same rules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xlpretrain.models.xlnet import XLNetConfig
 
 @dataclass(frozen=True)
 class WeightRule:
-    """One of our tensors, theirs that it is made of, and the two ways between them."""
+    """One of our tensors, the corresponding tensors of transformers, and the conversions in both directions."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -28,12 +28,12 @@ class WeightRule:
 
 
 def read(rules: Iterator[WeightRule], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors as ours."""
+    """Convert their tensors to ours."""
     return {rule.ours: rule.read([theirs[name] for name in rule.theirs]).clone() for rule in rules}
 
 
 def write(rules: Iterator[WeightRule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as theirs; those of shared layers once for each layer that has a name there."""
+    """Convert our tensors to theirs; shared tensors are repeated for each layer that has its own name there."""
     found: dict[str, Tensor] = {}
     for rule in rules:
         found.update(zip(rule.theirs, (t.clone() for t in rule.write(ours[rule.ours])), strict=True))
@@ -41,10 +41,9 @@ def write(rules: Iterator[WeightRule], ours: Mapping[str, Tensor]) -> dict[str, 
 
 
 def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[WeightRule]:
-    """The weight rules of a `PretrainingModel` that a class of transformers covers: with a masked LM or permutation LM
-    head.
+    """The rules for a `PretrainingModel` that a class of transformers implements (masked or permutation LM).
 
-    sentence: whether the head of masked LM has a sentence task.
+    sentence: True if the head has a sentence task.
     """
     match config:
         case XLNetConfig():
@@ -61,8 +60,7 @@ def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[Weig
 
 
 def is_albert(config: EncoderConfig) -> bool:
-    """True if an encoder has a feature that transformers has for ALBERT only: shared layers, or narrower token
-    vectors."""
+    """True if an encoder needs transformers' ALBERT: with shared layers or a different embedding width."""
     shared = config.num_distinct_layers < len(config.layer_to_weights) or config.layers_per_group > 1
     return isinstance(config, AlbertConfig) or shared or config.resolved_d_embed != config.d_model
 
@@ -75,7 +73,7 @@ def _xlnet(config: XLNetConfig) -> Iterator[WeightRule]:
     for i, theirs in enumerate(layers):
         ours = f"backbone.layers.{i}."
         for part, name in (("query", "q"), ("key", "k"), ("value", "v"), ("distance", "r")):
-            yield WeightRule(  # D x N x H there, (N H) x D here
+            yield WeightRule(  # theirs: D x N x H, ours: (N H) x D
                 f"{ours}attention.{part}.weight",
                 (f"{theirs}rel_attn.{name}",),
                 lambda theirs: theirs[0].flatten(1).T,
@@ -116,7 +114,7 @@ def _albert(config: EncoderConfig) -> Iterator[WeightRule]:
         yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
         yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
     yield from _embeddings("albert.embeddings.")
-    if config.resolved_d_embed != config.d_model:  # theirs is always there
+    if config.resolved_d_embed != config.d_model:  # theirs always exists
         yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
     yield from _pairs("head.output.transform", "predictions.dense")
     yield from _pairs("head.output.norm", "predictions.LayerNorm")
@@ -151,16 +149,16 @@ def _read_own(theirs: Sequence[Tensor]) -> Tensor:
 
 
 def _read_shared(theirs: Sequence[Tensor]) -> Tensor:
-    """The weights that all layers share. Raises `CheckpointError` if the layers differ."""
+    """The weights shared by all layers. Raises `CheckpointError` if the layers differ."""
     if any(not torch.equal(other, theirs[0]) for other in theirs[1:]):
         raise CheckpointError(
-            "the layers' attention biases differ, but config.json says that they are shared (xlpretrain.model.untie_r:"
-            " false); remove `xlpretrain` from config.json to import them as they are"
+            "the attention biases differ between layers, but config.json declares them shared"
+            " (xlpretrain.model.untie_r: false); remove `xlpretrain` from config.json to import them as they are"
         )
     return theirs[0][None]
 
 
 def _pairs(ours: str, theirs: str) -> Iterator[WeightRule]:
-    """A weight and a bias."""
+    """Rules for a weight and a bias."""
     for kind in ("weight", "bias"):
         yield WeightRule(f"{ours}.{kind}", (f"{theirs}.{kind}",))

@@ -1,4 +1,4 @@
-"""The training objectives. A new one is a file and a line here."""
+"""The training objectives. Packages can register more (docs/extend/objective.md)."""
 
 from typing import Annotated
 
@@ -21,4 +21,4 @@ OBJECTIVES: Registry[Objective] = Registry(
 )
 
 AnyObjective = Annotated[Objective, TaggedUnion(OBJECTIVES)]
-"""The config of any objective, told by its key `type`."""
+"""The config of any objective, selected by the key `type`."""

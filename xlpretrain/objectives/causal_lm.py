@@ -1,4 +1,4 @@
-"""Causal language modelling: each token predicts the next one."""
+"""Causal language modeling: each token predicts the next one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, stream_que
 
 
 class CausalLM(Objective):
-    """-log p(token | the tokens before it), for every token of a sample but its first."""
+    """-log p(token | the tokens before it), for every token of a sample except the first."""
 
     type: Literal["causal_lm"] = "causal_lm"
     """Kind of objective."""
     seq_len: PositiveInt = 512
-    """Tokens that a sample adds to its stream."""
+    """New tokens per sample."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"causal"})
     terms: ClassVar[tuple[str, ...]] = ("lm",)
@@ -42,50 +42,50 @@ class CausalLM(Objective):
         return DOCUMENT
 
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
-        """Each token from those before it, the first from the symbol that stands before a document."""
+        """Queries for each token given those before it, starting after an end-of-document token."""
         return stream_queries([*self.token_layout.prefix(vocabulary), *text], seq_len=self.seq_len)
 
     @property
     def span_len(self) -> int:
-        """The inputs and the last one's target."""
+        """The inputs and the last target."""
         return self.seq_len + 1
 
     @property
     def new_tokens(self) -> int:
-        """A sample's last target is the next sample's first input."""
+        """The inputs: the last target is the first input of the next sample."""
         return self.seq_len
 
     @property
     def needs_boundaries(self) -> bool:
-        """Samples go on over them."""
+        """False: samples cross boundaries."""
         return False
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> CausalLMCollator:
-        """The CPU half, which draws nothing."""
+        """The collator, which makes no random choices."""
         return CausalLMCollator(seq_len=self.seq_len, pad=tokenizer.vocabulary.pad)
 
     def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> NextTokenEvalSamples:
-        """Each token a target exactly once."""
+        """Samples in which each token is a target exactly once."""
         return NextTokenEvalSamples(manifest, new_tokens=self.new_tokens, **streams)
 
     def head(self, backbone: Backbone) -> CausalLMHead:
-        """The device half."""
+        """The head."""
         return CausalLMHead(backbone.output_layer())
 
 
 @dataclass(frozen=True)
 class CausalLMCollator:
-    """Samples of up to seq_len + 1 tokens into inputs and the same tokens shifted by one.
+    """Collates samples of up to seq_len + 1 tokens into inputs and shifted targets.
 
-    A sample of n tokens has n - 1 targets; shorter samples, empty ones too, are padded on the right to the same shape.
-    The padding enters the memory, so no sample may remember a shorter one.
+    A sample of n tokens has n - 1 targets. Shorter and empty samples are padded on the right. The padding enters the
+    memory, so no later sample may use the memory of a shorter one.
     """
 
     seq_len: int
     pad: int
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of as many samples, which may be none."""
+        """Make a batch from any number of samples, including none."""
         tokens = np.empty((len(samples), self.seq_len), dtype=np.int64)
         answers, lengths = np.empty_like(tokens), []
         for index, sample in enumerate(samples):
@@ -109,22 +109,22 @@ class CausalLMCollator:
 
 @lru_cache(4)
 def _all_places(count: int) -> Tensor:
-    """The same for every batch of whole samples."""
+    """Cached, since it is the same for every batch of full samples."""
     return torch.arange(count)
 
 
 class CausalLMHead(Head):
-    """The vocabulary projection and the summed loss of the targets that are there."""
+    """The vocabulary projection and the summed loss of the targets."""
 
     def __init__(self, output: OutputLayer):
         super().__init__()
         self.output = output
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The sum over the targets that are there, and each one's loss."""
+        """The summed loss, and the loss of each target."""
         total, scores = token_prediction_loss(self.output, hidden.tokens, batch, "lm")
         return Loss({"lm": total}, {"lm": scores})
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the output layer."""
+        """FLOPs of the output layer per token, forward and backward."""
         return self.output.flops_per_token()

@@ -1,7 +1,8 @@
-"""Classification of texts, and of pairs of texts: what a pretrained backbone is fine-tuned on.
+"""Classification of texts or pairs of texts, for fine-tuning a pretrained backbone.
 
-Samples are laid out as in pretraining, and one vector stands for it: that of CLS, if the layout has one first (ALBERT
-and BERT, arXiv:1810.04805, section 3.2) or last (XLNet, arXiv:1906.08237, section 2.5), else the mean of all.
+Samples have the same layout as in pretraining. A sample is represented by the hidden state of CLS, if the layout has
+one at the start (ALBERT and BERT, arXiv:1810.04805, section 3.2) or at the end (XLNet, arXiv:1906.08237, section 2.5),
+and otherwise by the mean over its tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import EvaluationStreams, Objective, TrainingStreams
 from xlpretrain.schema import Problem
 
-_MULTIPLE = 8  # samples of a micro-batch are padded to a multiple of it
+_MULTIPLE = 8  # micro-batches are padded to a multiple of this
 
 
 class Classification(Objective):
@@ -37,70 +38,70 @@ class Classification(Objective):
     type: Literal["classify"] = "classify"
     """Kind of objective."""
     seq_len: int = Field(128, ge=8)
-    """The most tokens in a sample, symbols included; a longer one loses its end, of a pair the longer text first."""
+    """Maximum length, including special tokens; longer texts are truncated, in a pair the longer one first."""
     labels: tuple[str, ...] = Field(min_length=2)
-    """The labels there are."""
+    """The labels."""
     layout: str
-    """cls_first: [CLS] A [SEP] B [SEP], as ALBERT and BERT are pretrained; cls_last: A SEP B SEP CLS, as XLNet;
-    document: EOD A EOD B EOD, for causal models; or spelled out for one text and for a pair, with segments, as
-    cls A sep | cls A sep B:1 sep:1."""
+    """Special tokens around texts. cls_first: [CLS] A [SEP] B [SEP], as in ALBERT and BERT; cls_last: A SEP B SEP CLS,
+    as in XLNet; document: EOD A EOD B EOD, for causal models; or written out for a text and a pair, with segments, as
+    in cls A sep | cls A sep B:1 sep:1."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout of what stands for the sample."""
+    """Dropout on the pooled vector of a sample."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
     terms: ClassVar[tuple[str, ...]] = ("label",)
     predicts_tokens: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
-        """Yield contradictions between keys."""
+        """Conflicts between keys."""
         if len(set(self.labels)) < len(self.labels):
-            yield "labels", f"must differ, got {', '.join(self.labels)}"
+            yield "labels", f"must be distinct, got {', '.join(self.labels)}"
         try:
             TokenLayout.parse(self.layout)
         except ValueError as error:
-            yield "layout", f"must be one of {', '.join(LAYOUTS)}, or spelled out as SINGLE | PAIR: {error}"
+            yield "layout", f"must be one of {', '.join(LAYOUTS)}, or written out as SINGLE | PAIR: {error}"
 
     @property
     def token_layout(self) -> TokenLayout:
-        """The backbone's, which the config has."""
+        """The layout in the config."""
         return TokenLayout.parse(self.layout)
 
     @property
     def class_labels(self) -> tuple[str, ...]:
-        """The labels."""
+        """The labels of the classifier."""
         return self.labels
 
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
-        """The labels."""
+        """Names of the classes: the labels."""
         return {"label": self.labels}
 
     @property
     def span_len(self) -> int:
-        """A whole sample."""
+        """The length of a sample."""
         return self.seq_len
 
     @property
     def new_tokens(self) -> int:
-        """New tokens of a sample: its whole length."""
+        """The length of a sample."""
         return self.seq_len
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """Samples do not go on where others end."""
+        """Conflicts with the rest of the config: samples are not consecutive."""
         yield from self.memory_problems(mem_len)
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
-        """None beyond what opening the files finds."""
+        """No conflicts: opening the files checks them."""
         yield from ()
 
     def data_notes(self, data: TokenDataset) -> Iterator[str]:
-        """Tell how many examples do not fit a sample."""
+        """A note on truncated examples."""
         assert isinstance(data, LabelledDataset), "RunConfig.problems() asks for it"
         if num_cut := self.num_cut(data.parts):
             yield f"{data.path}: {self.describe_cut(num_cut, len(data.parts))}"
 
     def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
-        """Count the examples (the tokens of their one or two texts) that lose their end."""
+        """Number of examples that are truncated. examples: token ids of one or two texts each."""
         layout = self.token_layout
         return sum(
             sum(map(len, parts)) > self.seq_len - layout.num_symbols(2 if len(parts) == 2 and parts[1] else 1)
@@ -108,12 +109,12 @@ class Classification(Objective):
         )
 
     def num_segments(self, data: TokenDataset) -> int:
-        """The segments of as many texts as an example has."""
+        """Number of segments, depending on the number of texts per example."""
         assert isinstance(data, LabelledDataset), "RunConfig.problems() asks for it"
         return self.token_layout.num_segments(len(data.parts[0]))
 
     def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> LabelledSamples:
-        """Every example once an epoch."""
+        """Every example once per epoch."""
         assert isinstance(manifest, LabelledDataset), "RunConfig.problems() asks for it"
         return LabelledSamples(manifest, self.labels, num_streams=streams["num_streams"], seed=streams["seed"])
 
@@ -123,19 +124,19 @@ class Classification(Objective):
         return LabelledEvalSamples(manifest, self.labels, num_streams=streams["num_streams"])
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassificationCollator:
-        """The CPU half, which draws nothing."""
+        """The collator, which makes no random choices."""
         return ClassificationCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
 
     def head(self, backbone: Backbone) -> ClassificationHead:
-        """The device half."""
+        """The head."""
         return ClassificationHead(backbone.d_model, self, init_std=backbone.init_std)
 
 
 @dataclass(frozen=True)
 class ClassificationCollator:
-    """Samples into tokens, padded on the right to the longest of them.
+    """Collates samples into tokens, padded on the right to the longest one.
 
-    A sample without a label (past the end of an evaluation) is laid out, and asks nothing.
+    A sample without a label (past the end of an evaluation) has no target.
     """
 
     seq_len: int
@@ -143,7 +144,7 @@ class ClassificationCollator:
     vocabulary: Vocabulary
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of as many samples, which may be none."""
+        """Make a batch from any number of samples, including none."""
         laid_out = [self._lay_out(sample) for sample in samples]
         longest = max((len(found.tokens) for found in laid_out), default=1)
         shape = (len(samples), min(-(-longest // _MULTIPLE) * _MULTIPLE, self.seq_len))
@@ -164,7 +165,7 @@ class ClassificationCollator:
         return Batch(inputs, targets, {"label": len(asked)})
 
     def _lay_out(self, sample: Sample) -> LaidOut:
-        """One sample; of texts that are too long the longer one loses its end first."""
+        """Lay out one sample. If it is too long, the longer text is truncated first."""
         assert sample.pair_target is not None, "samples of `LabelledSamples`"
         first, second = (
             sample.tokens[: sample.pair_target.split].tolist(),
@@ -178,19 +179,19 @@ class ClassificationCollator:
 
 
 class ClassificationHead(Head):
-    """One vector a sample, through a pooler, onto the labels."""
+    """Maps one vector per sample to the labels, through a pooler."""
 
     def __init__(self, d_model: int, objective: Classification, *, init_std: float):
         super().__init__()
         self.cls_position, self.seq_len = objective.token_layout.cls_position, objective.seq_len
-        # Named as in masked language models with a sentence task, so that their pooler goes on where it was.
+        # Named as in masked LM with a sentence task, to reuse its pretrained pooler.
         self.sentence = nn.ModuleDict({"pooler": Pooler(d_model, init_std=init_std)})
         self.dropout = nn.Dropout(objective.dropout)
         self.classifier = nn.Linear(d_model, len(objective.labels))
         draw(self.classifier, init_std)
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The summed loss of the samples that have a label, and each one's."""
+        """The summed loss of samples with a label, and the loss of each."""
         at, labels = batch.targets["label_positions"], batch.targets["label"]
         logits = self.class_logits(hidden, batch)[at]
         nll = F.cross_entropy(logits, labels, reduction="none")
@@ -198,18 +199,18 @@ class ClassificationHead(Head):
         return Loss({"label": nll.sum()}, {"label": TokenScores(samples=at, nll=nll.detach(), correct=correct)})
 
     def class_logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """The logits of each sample, fp32."""
+        """The logits of each sample, in fp32."""
         pooled = self.sentence["pooler"](self._summarize(hidden.tokens, batch)[:, None])
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits.float()
 
     def flops_per_token(self) -> float:
-        """Forward and backward of pooler and classifier, which see one vector a sample."""
+        """FLOPs per token of pooler and classifier, forward and backward; they process one vector per sample."""
         return 6.0 * sum(p.numel() for p in self.parameters()) / self.seq_len
 
     def _summarize(self, hidden: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B D"]:
         valid = batch.inputs.attention_mask
-        assert valid is not None, "the collator says it"
+        assert valid is not None, "set by the collator"
         if self.cls_position == "first":
             return hidden[:, 0]
         if self.cls_position is None:

@@ -1,4 +1,4 @@
-"""The questions whose answers add up to the likelihood of a text."""
+"""The model queries whose results sum to the likelihood of a text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import Batch
 
 QueryKind = Literal["stream", "masked", "second_stream"]
-"""The way in which answers are hidden from the model. stream: by the causal backbone; a text's queries follow one
-another, each with the memory of those before it. masked: by the mask token, read in their place. second_stream: they
-come last in the permutation, and the second stream predicts them. Queries of the last two kinds have no memory."""
+"""The way the answers are hidden from the model. stream: by causal attention; the queries of a text follow one another,
+each with the memory of the previous ones. masked: by a mask token in their place. second_stream: they come last in the
+permutation and are predicted by the second stream. Queries of the last two kinds have no memory."""
 
 
 @dataclass(frozen=True)
 class LikelihoodQuery:
-    """One sample, and the tokens of the text that the objective's first term predicts in it.
+    """A sample, and the tokens of the text that the objective's first loss term predicts in it.
 
-    tokens: ids that the sample consists of. positions: the indices of the tokens whose hidden states predict.
-    answers: the id that each of them predicts. segments: of the tokens (default: all 0).
+    tokens: ids of the sample. positions: indices of the tokens with predictions. answers: the target id of each
+    prediction. segments: segments of the tokens (default: all 0).
     """
 
     kind: QueryKind
@@ -36,9 +36,10 @@ class LikelihoodQuery:
 
 
 def stream_queries(context: Sequence[int], *, seq_len: int, ahead: int = 1) -> Iterator[LikelihoodQuery]:
-    """Read a text from left to right, `seq_len` tokens per query, and ask at each token for the one `ahead` of it.
+    """Queries that read a text from left to right, `seq_len` tokens each, and predict at each token the one `ahead` of
+    it.
 
-    context: `ahead` tokens to start from, then the text.
+    context: `ahead` initial tokens, followed by the text.
     """
     for start in range(0, len(context) - ahead, seq_len):
         answers = context[start + ahead : start + ahead + seq_len]
@@ -53,9 +54,9 @@ def pseudo_likelihood_queries(
     seq_len: int,
     kind: Literal["masked", "second_stream"],
 ) -> Iterator[LikelihoodQuery]:
-    """Ask for each token given all the others (Salazar et al. 2020, arXiv:1910.14659, equation 1).
+    """Queries for each token given all the others (Salazar et al. 2020, arXiv:1910.14659, equation 1).
 
-    A text longer than a sample of `seq_len` is cut into several, each laid out as a single text.
+    A text longer than `seq_len` is split into several samples, each laid out as a single text.
     """
     room = seq_len - layout.num_symbols(1)
     for start in range(0, len(text), room):
@@ -72,9 +73,9 @@ def collate_queries(
     seq_len: int,
     mem_valid_len: Sequence[int],
 ) -> Batch:
-    """A micro-batch of queries of one kind, padded on the right; no other term than the first asks for anything.
+    """Collate queries of one kind into a micro-batch, padded on the right. Only the first loss term has targets.
 
-    Samples of a stream are padded to `seq_len`, as in training, the others to the longest of them.
+    Stream queries are padded to `seq_len`, as in training, the others to the longest one.
     """
     kind = queries[0].kind
     shape = (len(queries), seq_len if kind == "stream" else max(len(query.tokens) for query in queries))
@@ -92,7 +93,7 @@ def collate_queries(
     inputs = BackboneInput(
         tokens=torch.from_numpy(tokens),
         mem_valid_len=torch.tensor(mem_valid_len, dtype=torch.int64),
-        attention_mask=None if stream else torch.from_numpy(present),  # nothing sees the padding after its end
+        attention_mask=None if stream else torch.from_numpy(present),  # causal attention hides the padding
         segments=None if stream else torch.from_numpy(segments),
         perm_rank=torch.from_numpy(asked.astype(np.int64)) if last else None,
         target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,

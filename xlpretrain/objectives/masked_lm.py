@@ -1,8 +1,8 @@
-"""Masked language modelling with a question about the order of sentences.
+"""Masked language modeling with a sentence task.
 
 BERT (Devlin et al. 2018, arXiv:1810.04805) with next sentence prediction, ALBERT (Lan et al. 2019, arXiv:1909.11942)
-with sentence order prediction and n-grams. A sample is [CLS] A [SEP] B [SEP]. What is masked is drawn anew in each
-epoch; the originals kept 10 to 40 fixed copies of the corpus on disk.
+with sentence order prediction and n-grams. A sample is [CLS] A [SEP] B [SEP]. Masks are sampled again in each epoch;
+the originals stored 10 to 40 fixed copies of the corpus.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ _KEYS_BEFORE_NSP_PAIRS = frozenset(
 
 
 class MaskedLM(Objective):
-    """-log p(token | the sample with some tokens masked), and whether the two parts of the sample are in order."""
+    """-log p(token | the sample with some tokens masked), plus a sentence task on the two parts of the sample."""
 
     type: Literal["masked_lm"] = "masked_lm"
     """Kind of objective."""
     seq_len: int = Field(512, ge=8)
-    """Tokens in a sample, CLS, SEP and SEP among them."""
+    """Tokens per sample, including CLS, SEP and SEP."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
-    """The share of a sample's tokens to predict, one at least."""
+    """Share of a sample's tokens to predict; at least one token."""
     max_predictions: PositiveInt | None = None
-    """The most tokens to predict in a sample (default: as mask_rate says). The published BERT and ALBERT recipes have
-    20, which at seq_len 512 is 4 %."""
+    """Maximum number of tokens to predict per sample (default: from mask_rate). The published BERT and ALBERT recipes
+    have 20, which is 4 % at seq_len 512."""
     max_ngram: PositiveInt = 3
-    """The longest run of words to mask together; a run of n has probability 1/n, scaled. 1: single words."""
+    """Maximum n of masked n-grams of words; n has a probability proportional to 1/n. 1: single words."""
     whole_words: bool = True
-    """Mask all tokens of a word, or (false) tokens each for itself."""
+    """Mask whole words; false: individual tokens."""
     sentence_task: Literal["sop", "nsp", "none"] = "sop"
-    """sop: are the two parts swapped (ALBERT); nsp: is the second from elsewhere (BERT); none: a sample is one part."""
+    """sop: are the two parts swapped (ALBERT); nsp: does the second follow the first (BERT); none: a single part."""
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
-    """Treatment of a run of one sentence by sop. original: as ALBERT's code, the second part comes from another
-    document and counts as swapped; skip: one part, and no question; split: the sentence itself is cut in two."""
+    """Treatment of a single sentence by sop. original: as in ALBERT's code, the second part comes from another document
+    and counts as swapped; skip: one part without a target; split: cut the sentence in two."""
     nsp_pairs: Literal["matched", "exchanged"] | None = None
-    """Second parts from elsewhere in nsp. matched: the lengths of the two parts say nothing about the answer.
-    exchanged: the pairs of runs that started before this key existed, whose lengths do. null: as the run started, or
-    matched in a new run."""
+    """Second parts from other documents in nsp. matched: the lengths of the parts do not reveal the label.
+    exchanged: as in runs that started before this key existed, where they do. null: as the run started, or matched for
+    a new run."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """Probability of a shorter target length, of 2 to seq_len - 3 tokens."""
     sentence_weight: NonNegativeFloat = 1.0
-    """The weight of the sentence task in the loss."""
+    """Weight of the sentence task in the loss."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
     hub_head: ClassVar[HubHead | None] = "masked_lm"
@@ -84,25 +84,25 @@ class MaskedLM(Objective):
 
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
-        """The answers of the sentence tasks."""
+        """Names of the classes of the sentence tasks."""
         return {
-            "sop": ("the parts are in order", "the parts are swapped"),
-            "nsp": ("the second part follows", "the second part is from elsewhere"),
+            "sop": ("parts in order", "parts swapped"),
+            "nsp": ("second part follows the first", "second part from elsewhere"),
         }
 
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
-        """Each token with a mask in its place."""
+        """Queries for each token, replaced by a mask."""
         return pseudo_likelihood_queries(text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="masked")
 
     @model_validator(mode="before")
     @classmethod
     def _keep_old_pairs(cls, data: Any) -> Any:
-        """Configs that a run of an earlier version wrote have every key but nsp_pairs; their data stay as they were."""
+        """Keep the data of runs of earlier versions, whose configs have every key except nsp_pairs."""
         is_old = isinstance(data, Mapping) and data.keys() >= _KEYS_BEFORE_NSP_PAIRS and "nsp_pairs" not in data
         return {**data, "nsp_pairs": "exchanged"} if is_old and data["sentence_task"] == "nsp" else data
 
     def resolved(self, begun: Objective | None) -> MaskedLM:
-        """The same with nsp_pairs decided for nsp: as given, else as the run began, else matched."""
+        """A copy with nsp_pairs resolved for nsp: as given, else as the run started, else matched."""
         if self.sentence_task != "nsp":
             return self
         before = begun.nsp_pairs if isinstance(begun, MaskedLM) else None
@@ -110,7 +110,7 @@ class MaskedLM(Objective):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The loss terms: of the tokens, and of the sentence task."""
+        """The loss terms: masked tokens, and the sentence task if any."""
         return ("mlm",) if self.sentence_task == "none" else ("mlm", self.sentence_task)
 
     @property
@@ -120,23 +120,23 @@ class MaskedLM(Objective):
 
     @property
     def span_len(self) -> int:
-        """A whole sample."""
+        """The length of a sample."""
         return self.seq_len
 
     @property
     def new_tokens(self) -> int:
-        """New tokens of a sample: its whole length; shorter samples are padded."""
+        """The length of a sample; shorter ones are padded."""
         return self.seq_len
 
     @property
     def predicted_share(self) -> tuple[float, float]:
-        """A fifth less and more than is asked for: 12 to 18 %."""
+        """The target share within 20 %; by default 12 to 18 %."""
         least = min(self.mask_rate, (self.max_predictions or self.seq_len) / self.seq_len)
         return 0.8 * least, 1.2 * self.mask_rate
 
     @property
     def pairing_rules(self) -> PairingRules:
-        """The rules by which documents are cut into pairs."""
+        """The rules for cutting documents into pairs."""
         return PairingRules(
             max_tokens=self.seq_len - self.token_layout.num_symbols(self.max_texts),
             task=self.sentence_task,
@@ -146,32 +146,32 @@ class MaskedLM(Objective):
         )
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """Samples do not go on where others end."""
+        """Conflicts with the rest of the config: samples are not consecutive."""
         yield from self.memory_problems(mem_len)
 
     def data_problems(self, manifest: TokenDataset) -> Iterator[Problem]:
-        """Documents must have sentences to ask about."""
+        """Conflicts with the data: a sentence task requires documents of several sentences."""
         yield from super().data_problems(manifest)
         if self.sentence_task != "none" and manifest.num_sentences <= manifest.num_documents:
             yield (
                 "objective.sentence_task",
-                f"{self.sentence_task} needs documents of two sentences or more, and the {manifest.num_documents:,}"
-                f" documents of {manifest.folder} have {manifest.num_sentences:,} sentences in all; use"
-                " objective.sentence_task=none, or build the data with another sentences.splitter or with longer"
-                " documents",
+                f"{self.sentence_task} requires documents of two or more sentences, but the"
+                f" {manifest.num_documents:,} documents of {manifest.folder} have {manifest.num_sentences:,} sentences"
+                " in total; set objective.sentence_task=none, or build the data with another sentences.splitter or"
+                " longer documents",
             )
 
     @property
     def max_texts(self) -> int:
-        """The most texts in a sample: one without a sentence task, else two."""
+        """Maximum number of texts per sample: one without a sentence task, else two."""
         return 1 if self.sentence_task == "none" else 2
 
     def num_segments(self, data: TokenDataset) -> int:
-        """The segments of the longest samples."""
+        """Number of segments of a sample with all its texts."""
         return self.token_layout.num_segments(self.max_texts)
 
     def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> PairSamples:
-        """Shuffled pairs, of blocks as they are."""
+        """Shuffled pairs, from whole blocks."""
         return PairSamples(
             manifest,
             self.pairing_rules,
@@ -181,12 +181,12 @@ class MaskedLM(Objective):
         )
 
     def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> PairEvalSamples:
-        """Each run of sentences once."""
+        """One sample per run of sentences."""
         num_tokens, num_streams = streams["num_tokens"], streams["num_streams"]
         return PairEvalSamples(manifest, self.pairing_rules, num_tokens=num_tokens, num_streams=num_streams)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> MaskedLMCollator:
-        """The CPU half."""
+        """The collator."""
         starts = tokenizer.word_starts()
         masking = TokenMasker(
             starts if self.whole_words else np.ones_like(starts),
@@ -200,7 +200,7 @@ class MaskedLM(Objective):
         return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, self.token_layout, masking, task, seed)
 
     def head(self, backbone: Backbone) -> MaskedLMHead:
-        """The device half."""
+        """The head."""
         predictions = min(self.max_predictions or self.seq_len, max(1, round(self.seq_len * self.mask_rate)))
         return MaskedLMHead(
             backbone.output_layer(),
@@ -215,10 +215,9 @@ class MaskedLM(Objective):
 
 @dataclass(frozen=True, eq=False)
 class MaskedLMCollator:
-    """Samples into masked tokens, padded to seq_len, and what was there.
+    """Collates samples into masked tokens, padded to seq_len, and targets.
 
-    A sample without tokens is a CLS alone, so that there is something to attend to, and predicts nothing. The segment
-    of padding is 0.
+    An empty sample is a single CLS, so that there is something to attend to, and has no targets. Padding has segment 0.
     """
 
     seq_len: int
@@ -229,7 +228,7 @@ class MaskedLMCollator:
     seed: int
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of as many samples, which may be none."""
+        """Make a batch from any number of samples, including none."""
         tokens = np.full((len(samples), self.seq_len), self.vocabulary.pad, dtype=np.int64)
         segments, valid = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
         answers, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -264,7 +263,7 @@ class MaskedLMCollator:
 
 
 class SentenceHead(nn.Module):
-    """A sample's first token onto two answers."""
+    """Binary classification of a sample from its first token."""
 
     def __init__(self, d_model: int, *, init_std: float):
         super().__init__()
@@ -278,12 +277,12 @@ class SentenceHead(nn.Module):
         return logits
 
     def flops_per_sample(self) -> float:
-        """Forward and backward."""
+        """FLOPs per sample, forward and backward."""
         return 6.0 * (self.pooler.linear.weight.numel() + self.classifier.weight.numel())
 
 
 class MaskedLMHead(Head):
-    """The vocabulary projection of the masked tokens alone, and the sentence task of each sample that asks it."""
+    """The vocabulary projection of masked tokens only, and the sentence task of samples with a label."""
 
     def __init__(
         self,
@@ -300,7 +299,7 @@ class MaskedLMHead(Head):
         self.task, self.predictions_per_token, self.seq_len = task, predictions_per_token, seq_len
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The sums over tokens and samples, and each one's loss."""
+        """The summed losses, and the loss of each prediction."""
         total, scores = token_prediction_loss(self.output, hidden.tokens, batch, "mlm")
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
@@ -312,6 +311,6 @@ class MaskedLMHead(Head):
         return Loss({"mlm": total, self.task: nll.sum()}, {"mlm": scores, self.task: asked})
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the output layer, for the share of tokens that it sees, and of the sentence task."""
+        """FLOPs per token of the output layer, for the share of tokens it processes, and of the sentence task."""
         sample = self.sentence.flops_per_sample() if self.sentence is not None else 0.0
         return self.output.flops_per_token() * self.predictions_per_token + sample / self.seq_len

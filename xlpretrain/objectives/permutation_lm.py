@@ -1,14 +1,13 @@
-"""Permutation language modelling (XLNet, Yang et al. 2019, arXiv:1906.08237).
+"""Permutation language modeling (XLNet, Yang et al. 2019, arXiv:1906.08237).
 
-A sample is `reuse_len` tokens that go on where the memory ends, then a pair: A, SEP, B, SEP, CLS. Each half has spans
-of
-tokens to predict, and an order in which they are predicted: a token is predicted from the context (all that is not to
-be predicted), from what comes before it in the order, and, in the second half, from the whole first half. The content
-stream reads the real tokens: what may not be seen is hidden by the attention mask, never by a mask symbol.
+A sample is `reuse_len` tokens that continue where the memory ends, followed by a pair: A, SEP, B, SEP, CLS. Each half
+has spans of tokens to predict, and a factorization order. A token is predicted from the context (all tokens that are
+not predicted), from the tokens before it in the order and, in the second half, from the whole first half. The content
+stream reads the real tokens, which are hidden by the attention mask, never by a mask token.
 
-Deviations from the authors' code: spans and orders are drawn anew in each epoch (theirs lie on the disk); a second
-part from elsewhere begins with a sentence of the same block and ends with the sentence that fills the sample; a second
-part that continues the first begins with its next token (theirs may cut off the end of the first part before it).
+Differences from the authors' code: spans and orders are sampled again in each epoch (theirs are stored on disk); a
+second part from elsewhere begins at a sentence of the same block and ends with the sentence that fills the sample; a
+second part that continues the first begins with the next token (theirs may first cut off the end of the first part).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from xlpretrain.schema import Problem
 
 _LAYOUT = CLS_LAST
 NUM_SYMBOLS = _LAYOUT.num_symbols(2)
-"""SEP, SEP, CLS."""
+"""Number of special tokens of a pair: SEP, SEP, CLS."""
 
 
 class PermutationLM(Objective):
@@ -43,24 +42,24 @@ class PermutationLM(Objective):
     type: Literal["permutation_lm"] = "permutation_lm"
     """Kind of objective."""
     seq_len: PositiveInt = 512
-    """Tokens in a sample, SEP, SEP and CLS among them."""
+    """Tokens per sample, including SEP, SEP and CLS."""
     reuse_len: NonNegativeInt = 256
-    """Tokens at the head of a sample that go on with the stream and enter the memory; samples advance by as many. 0:
-    samples are pairs only, one after the other, for models without memory."""
+    """Tokens at the start of a sample that continue the stream and enter the memory; samples advance by this many. 0:
+    samples are consecutive pairs only, for models without a memory."""
     perm_size: PositiveInt = 256
-    """Tokens that are permuted together; it divides both parts of a sample."""
+    """Number of tokens that are permuted together; must divide both parts of a sample."""
     num_predict: PositiveInt = 85
-    """The most tokens to predict in a sample; those that fall on SEP or CLS are left out."""
+    """Maximum number of tokens to predict per sample; those on SEP or CLS are left out."""
     max_ngram: PositiveInt = 5
-    """The longest span to predict; a span of n has probability 1/n, scaled."""
+    """Maximum length n of predicted spans; n has a probability proportional to 1/n."""
     span_alpha: PositiveInt = 6
-    """A span of n has a context of n * span_alpha / span_beta tokens around it."""
+    """A span of n tokens is surrounded by n * span_alpha / span_beta tokens of context."""
     span_beta: PositiveInt = 1
     """See span_alpha."""
     span_unit: Literal["token", "word"] = "token"
-    """Unit of n: tokens from the beginning of a word on (the authors' code) or whole words (their paper)."""
+    """Unit of n: tokens from the start of a word (as in the authors' code), or whole words (as in their paper)."""
     bi_data: bool = True
-    """Streams 2k and 2k + 1 read the same blocks, one forwards, one backwards; needs an even global_batch_size."""
+    """Let streams 2k and 2k + 1 read the same blocks in opposite directions; requires an even global_batch_size."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"two_stream"})
     terms: ClassVar[tuple[str, ...]] = ("plm",)
@@ -72,18 +71,18 @@ class PermutationLM(Objective):
         return _LAYOUT
 
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
-        """Each token last in the permutation, so that it sees all the others and none sees it."""
+        """Queries with each token last in the permutation, so that it sees all the others."""
         return pseudo_likelihood_queries(
             text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="second_stream"
         )
 
     def problems(self) -> Iterator[Problem]:
-        """Yield contradictions between keys."""
+        """Conflicts between keys."""
         pair = self.seq_len - self.reuse_len
         if pair < NUM_SYMBOLS + 2:
             yield (
                 "reuse_len",
-                f"leaves {pair} of {self.seq_len} tokens for A SEP B SEP CLS, which need {NUM_SYMBOLS + 2};"
+                f"leaves {pair} of {self.seq_len} tokens for A SEP B SEP CLS, which needs {NUM_SYMBOLS + 2};"
                 " lower it or raise seq_len",
             )
         elif self.reuse_len % self.perm_size or pair % self.perm_size:
@@ -93,61 +92,61 @@ class PermutationLM(Objective):
             yield "num_predict", f"must be at most seq_len - {NUM_SYMBOLS}, got {self.num_predict}"
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
-        """Yield what contradicts the rest of the config."""
+        """Conflicts with the rest of the config."""
         if self.bi_data and global_batch_size % 2:
             yield (
                 "global_batch_size",
-                f"must be even with objective.bi_data (streams come in pairs, one forwards, one backwards), got"
+                f"must be even with objective.bi_data (streams come in pairs, forwards and backwards), got"
                 f" {global_batch_size}; or set objective.bi_data=false",
             )
         if mem_len and not self.reuse_len:
             yield (
                 "objective.reuse_len",
-                f"is 0, so nothing would enter the memory of {mem_len}; set it, or model.mem_len=0",
+                f"is 0, so nothing enters the memory of {mem_len}; raise it, or set model.mem_len=0",
             )
 
     @property
     def pair_len(self) -> int:
-        """Tokens of A and B together."""
+        """Total tokens of A and B."""
         return self.seq_len - self.reuse_len - NUM_SYMBOLS
 
     @property
     def span_len(self) -> int:
-        """The reused part, A and B (where B goes on after A)."""
+        """Tokens of the reused part, A, and B if it continues A."""
         return self.reuse_len + self.pair_len
 
     @property
     def new_tokens(self) -> int:
-        """The reused part; A and B are read again by the next sample."""
+        """Tokens of the reused part; A and B are read again by the next sample."""
         return self.reuse_len or self.pair_len
 
     @property
     def num_predictions(self) -> int:
-        """Length of the query stream."""
+        """The length of the query stream."""
         return self.num_predict
 
     @property
     def predicted_share(self) -> tuple[float, float]:
-        """A fifth less and more than is asked for, of which some may fall on SEP and CLS."""
+        """The target share within 20 %, less those that may fall on SEP and CLS."""
         share = self.num_predict / self.seq_len
         return 0.8 * (share - NUM_SYMBOLS / self.seq_len), 1.2 * share
 
     @property
     def bidirectional_streams(self) -> bool:
-        """With `bi_data`. Evaluation reads forwards."""
+        """True with `bi_data`. Evaluation always reads forwards."""
         return self.bi_data
 
     @property
     def random_segment(self) -> int:
-        """For the second part of half of the pairs."""
+        """Length of the random segment, which is the second part of half of the pairs."""
         return self.pair_len
 
     def num_segments(self, data: TokenDataset) -> int:
-        """A, B and CLS."""
+        """Number of segments: A, B and CLS."""
         return self.token_layout.num_segments(2)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> PermutationLMCollator:
-        """The CPU half."""
+        """The collator."""
         return PermutationLMCollator(
             self,
             tokenizer.vocabulary,
@@ -162,16 +161,16 @@ class PermutationLM(Objective):
         )
 
     def head(self, backbone: Backbone) -> PermutationLMHead:
-        """The device half."""
+        """The head."""
         return PermutationLMHead(backbone.output_layer(), share=self.num_predict / self.seq_len)
 
 
 @dataclass(frozen=True, eq=False)
 class PermutationLMCollator:
-    """Samples into token ids, segments, a factorization order and the positions to predict.
+    """Collates samples into token ids, segments, a factorization order and the positions to predict.
 
-    Shapes: T is seq_len, P num_predict. Samples that are shorter than the window, empty ones too, are padded within
-    both parts and have fewer predictions.
+    Shapes: T is seq_len, P num_predict. Shorter and empty samples are padded within both parts and have fewer
+    predictions.
     """
 
     objective: PermutationLM
@@ -180,7 +179,7 @@ class PermutationLMCollator:
     seed: int
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of as many samples, which may be none."""
+        """Make a batch from any number of samples, including none."""
         batch_size, seq_len, num_predict = len(samples), self.objective.seq_len, self.objective.num_predict
         tokens = np.full((batch_size, seq_len), self.vocabulary.pad, dtype=np.int64)
         segments, order = np.zeros_like(tokens), np.zeros_like(tokens)
@@ -206,14 +205,14 @@ class PermutationLMCollator:
             reversed=torch.tensor([sample.reversed for sample in samples], dtype=torch.bool),
             reuse_len=self.objective.reuse_len,
         )
-        # Predictions stand in the order of positions in both, so the masked tokens are the targets as they come.
+        # Both are in the order of positions, so the targets are the chosen tokens in order.
         targets = {"plm": torch.from_numpy(tokens[chosen]), "plm_positions": torch.from_numpy(np.flatnonzero(there))}
         return Batch(inputs, targets, {"plm": int(chosen.sum())})
 
     def _lay_out(
         self, sample: Sample, rng: np.random.Generator, tokens: np.ndarray, segments: np.ndarray, valid: np.ndarray
     ) -> None:
-        """Write one sample's tokens and segments, and which of them are there; the reused part has segment 0."""
+        """Write the tokens, segments and attention mask of one sample; the reused part has segment 0."""
         reuse_len = self.objective.reuse_len
         reused, rest = sample.tokens[:reuse_len], sample.tokens[reuse_len : self.objective.span_len]
         tokens[: len(reused)] = reused
@@ -225,9 +224,9 @@ class PermutationLMCollator:
         valid[reuse_len : reuse_len + length] = True
 
     def _split(self, sample: Sample, rest: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A and B: cut at a random sentence's end, B going on or (in half of the samples) coming from elsewhere.
+        """Make A and B: cut at a random sentence end; B continues A or, in half of the samples, comes from elsewhere.
 
-        The longer one loses tokens on its right until both fit.
+        The longer one is truncated on the right until both fit.
         """
         total, start = len(rest), self.objective.reuse_len
         cuts = _places_to_cut(sample) - start
@@ -247,7 +246,7 @@ class PermutationLMCollator:
         return rest[:len_first], second[:len_second]
 
     def _choose(self, tokens: np.ndarray, valid: np.ndarray, rng: np.random.Generator, *, reverse: bool) -> np.ndarray:
-        """The positions to predict: half in each part, and in proportion to what is there of it."""
+        """Choose the positions to predict: half of them in each part, scaled by the part's actual length."""
         objective = self.objective
         chosen = np.zeros(len(tokens), bool)
         second = objective.num_predict // 2 if objective.reuse_len else objective.num_predict
@@ -263,9 +262,10 @@ class PermutationLMCollator:
         return chosen
 
     def _factorize(self, ordered: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Ranks: of each part the context first, all alike, then what is `ordered` (predictions, symbols) one by one.
+        """Ranks in the factorization order: in each part, the context shares the lowest rank, followed by the `ordered`
+        tokens (predictions and special tokens) one by one.
 
-        The second part's come after the first's. Within a part, the same permutation orders each `perm_size` tokens.
+        The second part comes after the first. Within a part, every `perm_size` tokens have the same permutation.
         """
         objective = self.objective
         ranks, base = np.zeros(len(ordered), dtype=np.int64), 0
@@ -287,18 +287,18 @@ class PermutationLMHead(Head):
         self.share = share
 
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
-        """The sum over the tokens to predict, and each one's loss."""
-        assert hidden.predictions is not None, "a backbone with two streams, and positions to predict"
+        """The summed loss, and the loss of each prediction."""
+        assert hidden.predictions is not None, "requires a two-stream backbone and positions to predict"
         total, scores = token_prediction_loss(self.output, hidden.predictions, batch, "plm")
         return Loss({"plm": total}, {"plm": scores})
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the output layer."""
+        """FLOPs per token of the output layer, forward and backward."""
         return self.output.flops_per_token() * self.share
 
 
 def _places_to_cut(sample: Sample) -> np.ndarray:
-    """After each sentence, and each document: not before the symbol at a document's end."""
+    """Positions after each sentence and document, but not before the token at a document's end."""
     sentences, documents = sample.sentence_ends + 1, sample.document_ends + 1
     if len(documents):
         closed = np.append(sample.document_ends, -1)
@@ -309,7 +309,7 @@ def _places_to_cut(sample: Sample) -> np.ndarray:
 
 
 def _trim(first: int, second: int, total: int) -> tuple[int, int]:
-    """Lengths that sum to `total` at most, taken from the longer one, the second where they are alike."""
+    """Reduce two lengths to a sum of at most `total`, taking from the longer one, or the second on a tie."""
     excess = max(first + second - total, 0)
     from_longer = min(excess, abs(first - second))
     if first > second:

@@ -1,4 +1,4 @@
-"""The tokens that a permutation language model predicts: spans among context (XLNet, arXiv:1906.08237, section 3.1)."""
+"""Samples the spans that a permutation language model predicts (XLNet, arXiv:1906.08237, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import numpy as np
 
 
 class SpanSampler:
-    """Spans of n = 1 .. max_ngram tokens or words with probability 1/n (scaled), amid alpha / beta times their tokens.
+    """Samples spans of n = 1 .. max_ngram tokens or words, with a probability proportional to 1/n.
 
-    With `whole_words` false, a span is n tokens from a word's beginning on, as in the authors' code (which means to
-    count words, but looks at the span's first token each time).
+    A span is surrounded by alpha / beta times as many tokens of context. Without `whole_words`, a span is n tokens from
+    the start of a word, as in the authors' code (which intends to count words, but checks the span's first token each
+    time).
     """
 
     def __init__(self, word_starts: np.ndarray, *, max_ngram: int, alpha: int, beta: int, whole_words: bool):
-        """`word_starts`: whether each token of the vocabulary begins a word."""
+        """word_starts: mask of the tokens of the vocabulary that begin a word."""
         self._word_starts = word_starts
         self._alpha, self._beta, self._whole_words = alpha, beta, whole_words
         lengths = 1 / np.arange(1, max_ngram + 1)
         self._cumulative = np.cumsum(lengths / lengths.sum())
 
     def sample(self, tokens: np.ndarray, goal: int, rng: np.random.Generator) -> np.ndarray:
-        """A mask over `tokens` of exactly `goal` of them (or all, if they are fewer), read from left to right.
+        """A mask that selects exactly `goal` of `tokens` (or all, if there are fewer), sampled from left to right.
 
-        Where the spans do not come to `goal`, single tokens at random positions fill it up.
+        If the spans contain fewer tokens, random single tokens are added.
         """
         mask, num_tokens = np.zeros(len(tokens), bool), len(tokens)
         starts = np.flatnonzero(self._word_starts[tokens]).tolist()
         num_words = len(starts)
-        # One more start, so that the last word has an end.
+        # The end of the last word.
         edges = [*starts, num_tokens]
         draws = rng.random((goal + 1, 2))
         lengths = 1 + self._cumulative.searchsorted(draws[:, 0])

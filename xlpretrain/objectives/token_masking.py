@@ -1,6 +1,7 @@
-"""The tokens that a masked language model predicts, and their replacements in the input.
+"""Chooses the tokens that a masked language model predicts, and their replacements in the input.
 
-n-grams of whole words (ALBERT, arXiv:1909.11942, section 4.1, after SpanBERT), masked as in BERT (arXiv:1810.04805).
+These are n-grams of whole words (ALBERT, arXiv:1909.11942, section 4.1, after SpanBERT), masked as in BERT
+(arXiv:1810.04805).
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import numpy as np
 
 _NONE = np.empty(0, np.int64)
 MASKED, RANDOM = 0.8, 0.1
-"""Shares of the predicted tokens that become the mask symbol, and any token of the vocabulary; the others stay."""
+"""Shares of the predicted tokens that become the mask token or a random token; the others are unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMasker:
-    """The rules.
+    """The masking rules.
 
-    word_starts: by id, whether a token begins a word; with one that is always true, words are tokens.
-    mask, unknown: the ids of these symbols.
+    word_starts: mask of the token ids that begin a word; all true to treat tokens as words. mask, unknown: ids of these
+    special tokens. rate: share of tokens to predict.
     """
 
     word_starts: np.ndarray = field(repr=False)
@@ -31,15 +32,15 @@ class TokenMasker:
     max_ngram: int
 
     def choose(self, tokens: np.ndarray, parts: list[tuple[int, int]], generator: np.random.Generator) -> np.ndarray:
-        """The positions to predict, ascending: a share `rate` of all tokens, one at least, all within `parts`.
+        """Choose the positions to predict, ascending: a share `rate` of all tokens, at least one, all within `parts`.
 
-        Unknown tokens are never among them: there is nothing to learn about what they stand for.
+        Unknown tokens are never predicted, since the model cannot learn what they stand for.
 
-        As ALBERT's code: words are visited in random order; at each, an n-gram with n in 1..max_ngram, p(n) ~ 1/n, is
-        shortened until it fits what is still to be predicted, and taken unless it overlaps another. Deviations: an
-        n-gram or word never reaches over the symbol between the parts; the authors' draw of n is not seeded; and where
-        whole words do not come to the number wanted (those of a script without spaces may be longer than all of it),
-        the rest is chosen likewise with each token that is left as a word.
+        As in ALBERT's code, words are visited in random order. At each one, an n-gram with n in 1..max_ngram,
+        p(n) ~ 1/n, is shortened until it fits the remaining number of predictions, and is taken unless it overlaps
+        another one. Differences: an n-gram or word never crosses the special token between parts; the authors' choice
+        of n is not seeded; and if whole words do not fill the number of predictions (a word of a script without spaces
+        may be longer than that), the rest is chosen in the same way with each remaining token as a word.
         """
         wanted = min(self.max_predictions or len(tokens), max(1, round(len(tokens) * self.rate)))
         is_start = self.word_starts[tokens]
@@ -54,15 +55,15 @@ class TokenMasker:
         return np.sort(np.asarray(positions, np.int64))
 
     def replace(self, tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The replacements of the tokens to predict. Random ones may be special symbols too, as in BERT."""
+        """The replacements of the tokens to predict. Random ones may be special tokens, as in BERT."""
         draws = generator.random(len(tokens))
         anything = generator.integers(0, len(self.word_starts), len(tokens))
         return np.where(draws < MASKED, self.mask, np.where(draws < MASKED + RANDOM, anything, tokens))
 
     def _words(self, is_start: np.ndarray, parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The bounds of each word, and the number of words, up to max_ngram, from it to the end of its part.
+        """The bounds of each word, and the number of words from it to the end of its part, at most max_ngram.
 
-        is_start: of each token, whether it begins a word; a part's first one does in any case.
+        is_start: mask of the tokens that begin a word; the first token of a part always does.
         """
         begins, ends, ngrams = [_NONE], [_NONE], [_NONE]
         for start, stop in parts:
@@ -82,10 +83,10 @@ def _take(
     max_ngram: int,
     generator: np.random.Generator,
 ) -> list[int]:
-    """Positions of n-grams of words, in random order, `wanted` at most."""
+    """At most `wanted` positions, from n-grams of words in random order."""
     order = generator.permutation(len(begins))
     weights = np.cumsum(1 / np.arange(1, max_ngram + 1))
-    # Near the end of its part a word has fewer n-grams to choose from.
+    # Fewer n-grams are possible near the end of a part.
     draws = generator.random(len(begins)) * weights[ngrams[order] - 1]
     lengths = weights.searchsorted(draws, side="right") + 1
     begin, end = begins.tolist(), ends.tolist()
@@ -104,7 +105,7 @@ def _take(
 
 
 def _without(parts: list[tuple[int, int]], positions: list[int]) -> list[tuple[int, int]]:
-    """The rest of parts (start, stop) without these positions."""
+    """Remove positions from parts (start, stop)."""
     taken = sorted(positions)
     return [
         (max(start, before + 1), min(stop, after))

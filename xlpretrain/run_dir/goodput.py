@@ -1,4 +1,4 @@
-"""The accounts of a run's wall time, over all its attempts. Torch-free."""
+"""Goodput: accounting of a run's wall time over all its attempts. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PREFIX = "goodput/"
 
 @dataclass
 class Goodput:
-    """Seconds since the run began, by rank 0's clock; every second is in one of these.
+    """Seconds since the run started, on rank 0's clock; every second is in exactly one of these.
 
-    step_s, data_wait_s, save_s, eval_s: in steps that count, waiting for data, held up by saves, in evaluations.
-    lost_s: all of these for steps that a crash undid, and evaluations that a stop cut; steps_redone counts those steps,
-        as far as they were logged.
-    restart_s: until the first step of a start, from the last sign of the one before; restarts counts them.
+    step_s, data_wait_s, save_s, eval_s: in steps, waiting for data, blocked by saves, in evaluations.
+    lost_s: time of steps undone by a crash, and of interrupted evaluations; steps_redone counts those steps, as far as
+        they were logged.
+    restart_s: from the last heartbeat of an attempt to the first step of the next; restarts counts them.
     """
 
     step_s: float = 0.0
@@ -40,10 +40,10 @@ class Goodput:
 
     @classmethod
     def resumed(cls, last: Mapping[str, Any], kept: Mapping[str, Any], *, steps_lost: int, away_s: float) -> Goodput:
-        """The accounts of a start that makes its first step now.
+        """Accounting of an attempt that takes its first step now.
 
-        last: what the start before knew at the end; kept: what it knew at the step that this one goes on from; both as
-        `metrics` gives them. steps_lost: from the one to the other. away_s: since its last sign.
+        last: final metrics of the previous attempt; kept: its metrics at the step that this one resumes from; both as
+        returned by `metrics`. steps_lost: steps between the two. away_s: seconds since its last heartbeat.
         """
         new = cls()
         for name in _WORK:
@@ -57,7 +57,7 @@ class Goodput:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Goodput:
-        """The accounts that `metrics` gave; 0 for those that are missing."""
+        """Restore from `metrics`; missing entries are 0."""
         return cls(**{f.name: metrics.get(_PREFIX + f.name) or 0 for f in fields(cls) if not f.name.startswith("_")})
 
     @property
@@ -67,17 +67,17 @@ class Goodput:
 
     @property
     def total_s(self) -> float:
-        """All of it."""
+        """Total seconds."""
         return self.productive_s + self.lost_s + self.restart_s
 
     def metrics(self) -> dict[str, float | int]:
-        """The figures under their names in `metrics.jsonl`; `goodput/share` is that of `step_s`."""
+        """Metrics by their names in `metrics.jsonl`; `goodput/share` is the fraction of `step_s`."""
         named = {_PREFIX + f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
         return {_PREFIX + "share": self.step_s / max(self.total_s, 1e-9), **named}
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """One line on what `Goodput.metrics` gave."""
+    """Format the result of `Goodput.metrics` in one line."""
     known = Goodput.from_metrics(metrics)
     total = max(known.total_s, 1e-9)
 
@@ -86,9 +86,9 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
     return (
         f"goodput {share(known.step_s)} of {total:,.0f} s in steps; {share(known.data_wait_s)} waiting for data,"
-        f" {share(known.save_s)} held by saves, {share(known.eval_s)} in evaluations, {share(known.restart_s)} starting"
-        f" ({_count(known.restarts, 'restart')}), {share(known.lost_s)} lost ({_count(known.steps_redone, 'step')} done"
-        " again)"
+        f" {share(known.save_s)} blocked by saves, {share(known.eval_s)} in evaluations, {share(known.restart_s)}"
+        f" starting ({_count(known.restarts, 'restart')}), {share(known.lost_s)} lost"
+        f" ({_count(known.steps_redone, 'step')} redone)"
     )
 
 

@@ -1,4 +1,4 @@
-"""A run's job.log, and the last words of a rank. Torch-free."""
+"""A run's job.log, and the final error line of a log. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LAST_WORDS_BYTES = 10_000
 _LAST_WORDS_LENGTH = 300
 
 
-# The end of a traceback (torch's has a prefix), one of faulthandler's, a message of ours.
+# Last line of a traceback (torch's has a prefix), first line of faulthandler's, or an error message of ours.
 _REASON = re.compile(r"(\[rank\d+\]: *)?(([\w.]*\.)?\w*(Error|Exception|Interrupt)\b|Fatal Python error:|error: )")
 
 
 def note(run: RunDir, message: str) -> None:
-    """Add a line to a run's job.log, as far as that can be written."""
+    """Append a line to a run's job.log, ignoring write errors."""
     with suppress(OSError):
         run.logs.mkdir(parents=True, exist_ok=True)
         with run.job_log.open("a", encoding="utf-8") as file:
@@ -30,10 +30,10 @@ def note(run: RunDir, message: str) -> None:
 
 
 def last_words(log: Path, *, since: int = 0) -> str:
-    """The line in which a start says in its log why it ended, else its last one; empty if there is none.
+    """The line of a log that explains why an attempt ended, else the attempt's last line; empty if there is none.
 
-    since: the size of the log when the start began, if that is known. What comes before the last heading
-    is of other starts.
+    since: size of the log in bytes when the attempt started, if known. Lines before the last heading are ignored: they
+    belong to earlier attempts.
     """
     try:
         with log.open("rb") as file:

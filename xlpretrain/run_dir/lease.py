@@ -1,11 +1,11 @@
 """The lease of a run folder: only the latest attempt of a run may write to it. Torch-free.
 
-lease/00000003    made by the third start, which owns the folder until there is a 00000004; says who that is
+lease/00000003    written by the third attempt, which owns the folder until 00000004 exists; names the owner
 
-No locks, which network file systems do not keep: a start takes the lease by creating the next number, which only one
-can, and then takes away every temporary file and folder of those before it. Whoever writes creates something
-temporary, looks at the lease, and renames: an older owner either sees the new number, or finds nothing to rename. The
-time of change of an owner's file is its heartbeat.
+Network file systems do not reliably support locks. Instead, an attempt acquires the lease by creating the next number,
+which only one attempt can do, and then removes all temporary files and folders of earlier attempts. Every write goes to
+a temporary name, checks the lease, and renames: an older owner either sees the new number or finds nothing to rename.
+The modification time of the owner's file is its heartbeat.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from xlpretrain.errors import FENCED, LaunchError, LeaseLostError
 from xlpretrain.file_system.atomic_files import is_temporary
 
 LAUNCH_ID_ENV = "XLPRETRAIN_LAUNCH_ID"
-"""Environment variable by which a launcher gives its ranks the id that a lease is acquired with."""
+"""Environment variable with the launch id under which a launcher's ranks acquire the lease."""
 HEARTBEAT_S = 2.0
 STALE_S = 60.0
 """Age of a heartbeat, in seconds, from which another attempt may take over the run."""
-_LEAVING_S = 0.5  # for the main thread to remove what it was just about to rename
+_LEAVING_S = 0.5  # for the main thread to remove a file that it was about to rename
 _RELEASED = (0.0, 0.0)
 
 
 class Process(NamedTuple):
-    """A process, so told that no other is mistaken for it.
+    """Unique identity of a process.
 
-    machine: this boot of this host, seen from this container; empty where that cannot be told (not on Linux).
-    started: ticks since boot.
+    machine: boot id of the host and PID namespace; empty if unknown (not on Linux).
+    started: start time in ticks since boot.
     """
 
     machine: str
@@ -45,28 +45,28 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """The process of this machine that has this number now."""
+        """The process with this id on this machine."""
         return cls(_machine(), pid, _started(pid))
 
     @classmethod
     def this(cls) -> Process:
-        """This one."""
+        """The current process."""
         return cls.of(os.getpid())
 
     @property
     def is_same_machine(self) -> bool:
-        """True if its process id is valid on this machine."""
+        """True if the process id is valid on this machine."""
         return bool(self.machine) and self.machine == _machine()
 
     @property
     def is_dead(self) -> bool:
-        """True if it is known to have ended: it ran on this machine, and does no longer."""
+        """True if the process ran on this machine and has ended; False if unknown."""
         return self.is_same_machine and _started(self.pid) != self.started
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The holder of a lease. launch_id: equal for all attempts by one launcher; empty without one."""
+    """Owner of a lease. launch_id: shared by all attempts of one launcher; empty without one."""
 
     host: str
     process: Process
@@ -75,35 +75,35 @@ class Owner:
 
 
 class Lease:
-    """A start's claim to a run folder. On every rank of it; rank 0 alone keeps it alive."""
+    """An attempt's ownership of a run folder. Every rank has it; only rank 0 sends heartbeats."""
 
     def __init__(self, folder: Path, number: int, owner: str):
-        """owner: what the lease's file says."""
+        """owner: content of the lease file."""
         self.number = number
         self._folder, self._owner = folder, owner
         self._path = _path(folder, number)
         self._keeping: tuple[threading.Thread, threading.Event] | None = None
 
     def check(self) -> None:
-        """Raise `LeaseLostError` if another start has taken the run over. OSError: it cannot be told at present.
+        """Raise `LeaseLostError` if another attempt has taken over the run. OSError: unknown at present.
 
-        The heartbeat comes first: a change is answered by the server, whatever this machine had in its cache. The
-        content is read because somebody may have removed the whole run and begun another by its name.
+        Sends the heartbeat first: a write gets a fresh answer from the file server, bypassing the client's cache. The
+        content is compared because the run may have been deleted and started again under the same name.
         """
         with suppress(FileNotFoundError):
             os.utime(self._path)
             if max(_numbers(self._folder), default=0) == self.number and self._path.read_text() == self._owner:
                 return
-        raise LeaseLostError(f"{self._folder.parent}: another start of the run has taken over; this one ends")
+        raise LeaseLostError(f"{self._folder.parent}: another attempt has taken over the run; this one exits")
 
     def start_heartbeat(self) -> None:
-        """Start the heartbeat. Once the lease is lost, the process ends within seconds, wherever it hangs."""
+        """Start the heartbeat. If the lease is lost, the process exits within seconds, even if it hangs."""
         closed = threading.Event()
         self._keeping = threading.Thread(target=self._beat, args=(closed,), name="lease", daemon=True), closed
         self._keeping[0].start()
 
     def close(self) -> None:
-        """End the heartbeat, if it is kept here, and let anyone take the run over at once."""
+        """Stop the heartbeat and release the lease, if this process sends heartbeats."""
         if self._keeping is None:
             return
         thread, closed = self._keeping
@@ -121,20 +121,20 @@ class Lease:
                 time.sleep(_LEAVING_S)
                 leave(error)
             except OSError:
-                pass  # the file system has a bad time; what is certain is enough to end a run, nothing less
+                pass  # a file system error is no proof that the lease is lost
 
 
 def leave(error: LeaseLostError) -> NoReturn:
-    """End this process here and now: nothing that it might still do is its business."""
+    """Exit this process at once, without cleanup: it must not write to the run any more."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(FENCED)
 
 
 def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
-    """The number of the last lease in the folder (0: none), if its owner may be replaced. Raises `LaunchError`.
+    """Number of the last lease (0: none) if the run can be acquired, else raises `LaunchError`.
 
-    It may, if the same launcher starts again, if it has released it, if it is known to be dead, if its heartbeat is
-    older than `STALE_S`, or if the user says so.
+    A lease can be replaced if it belongs to the same launcher, was released, its owner is known to be dead, its
+    heartbeat is older than `STALE_S`, or the user forces a takeover.
     """
     number = max(_numbers(folder), default=0)
     if number == 0:
@@ -144,16 +144,16 @@ def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
         return number
     who = f"on {owner.host} (process {owner.process.pid}, heartbeat {age:.0f} s ago)" if owner else f"({age:.0f} s ago)"
     raise LaunchError(
-        f"{folder.parent}: is in use {who}; `xlpretrain stop {folder.parent}` ends it. If that process is gone, wait"
-        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, --force-takeover takes the run over"
+        f"{folder.parent}: is in use {who}; `xlpretrain stop {folder.parent}` stops it. If that process is gone, wait"
+        f" until its heartbeat is {STALE_S:.0f} s old; if it hangs, use --force-takeover"
     )
 
 
 def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
-    """Become the owner of the run whose lease folder this is. For rank 0, before it reads or writes anything there.
+    """Acquire the lease of a run. Rank 0 calls it before it reads or writes anything in the run folder.
 
-    What older owners left half-written beside `folder` is removed; `checkpoints/` is the caller's. Raises
-    `LaunchError`: somebody else has it, or was quicker.
+    Removes temporary files of earlier owners next to `folder`; `checkpoints/` is left to the caller. Raises
+    `LaunchError` if another process owns the run or acquires it first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = check_available(folder, launch_id=launch_id, take_over=take_over) + 1
@@ -166,7 +166,7 @@ def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
             os.fsync(file.fileno())
         lease.check()
     except (FileExistsError, LeaseLostError):
-        raise LaunchError(f"{folder.parent}: another start of the run was quicker; it has the run now") from None
+        raise LaunchError(f"{folder.parent}: another process acquired the run first") from None
     older = [_path(folder, n) for n in _numbers(folder) if n < number]
     for left in [*older, *filter(is_temporary, folder.parent.glob(".*.tmp"))]:
         left.unlink(missing_ok=True)
@@ -181,9 +181,9 @@ def is_lost(folder: Path, *, launch_id: str, since: int) -> bool:
 
 
 def last_heartbeat(folder: Path) -> tuple[Owner | None, float] | None:
-    """The last holder of the lease, and the time of its last heartbeat in seconds since 1970.
+    """Last owner of the lease, and the time of its last heartbeat in seconds since 1970.
 
-    The time is 0 if it has released the run. None: nobody ever had it. Changes nothing, so anyone may look.
+    The time is 0 if it has released the lease. None if there never was an owner. Read-only.
     """
     try:
         last = _path(folder, max(_numbers(folder)))
@@ -202,7 +202,7 @@ def _machine() -> str:
 
 def _started(pid: int) -> str | None:
     try:
-        # The name may hold spaces and brackets; after the last one: state, parent, ...
+        # The process name may contain spaces and brackets; state, parent, ... follow the last bracket.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
@@ -218,7 +218,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> Owner | None:
-    """The holder of a lease; None if it is just being written, or its process died while writing."""
+    """Owner of a lease; None if the file is incomplete."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Owner(**{**content, "process": Process(*content["process"])})
@@ -227,9 +227,9 @@ def _read(path: Path) -> Owner | None:
 
 
 def _age(folder: Path, number: int) -> float:
-    """Seconds since the last heartbeat, by the clock of the file system, which all hosts share."""
+    """Seconds since the last heartbeat, on the file server's clock, which all hosts share."""
     os.utime(folder)
     try:
         return folder.stat().st_mtime - _path(folder, number).stat().st_mtime
-    except FileNotFoundError:  # replaced this instant, so somebody is alive
+    except FileNotFoundError:  # replaced this instant, so its owner is alive
         return 0.0

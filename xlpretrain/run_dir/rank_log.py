@@ -1,8 +1,8 @@
 """Logs of ranks in the run folder: logs/rank-00000.log and so on. Torch-free.
 
-A rank on a terminal, or whose output goes elsewhere, hands it to a small process (this file, run as a program), which
-passes it on and adds it to the log. It is a process because a rank may be killed in the midst of a sentence, and
-because a terminal that goes away must not take the rank with it.
+A rank pipes its output to a small process (this file, run as a program), which passes it on and appends it to the log.
+It is a separate process because a rank may be killed in the middle of a line, and because closing a terminal must not
+kill the rank.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from contextlib import suppress
 from pathlib import Path
 
 RUN = "XLPRETRAIN_RUN"
-"""The environment variable in which a launcher names the run's folder, for what is said before the rank knows it."""
+"""Environment variable with the run folder, for output before the rank has read its config."""
 HEADING = "---"
 """Prefix of the first line of each attempt."""
 _OUT, _ERR = 1, 2
-_CHUNK_BYTES = select.PIPE_BUF  # which a pipe that is ready takes at once
+_CHUNK_BYTES = select.PIPE_BUF  # a ready pipe accepts this much without blocking
 _PATIENCE_S = 1.0
 _copier: subprocess.Popen[bytes] | None = None
 
 
 def heading(where: str) -> str:
-    """The first line of a start in a log, without its end."""
+    """First line of an attempt in a log, without the line break."""
     return f"{HEADING} {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {where}"
 
 
 def move_to(path: Path, *, where: str) -> None:
-    """Let standard output and error go to the end of a file, for what this process starts, too. Raises OSError."""
+    """Redirect standard output and error of this process and its children, appending to a file. Raises OSError."""
     with path.open("ab") as file:
         os.dup2(file.fileno(), _OUT)
         os.dup2(file.fileno(), _ERR)
@@ -41,10 +41,10 @@ def move_to(path: Path, *, where: str) -> None:
 
 
 def copy_to(path: Path) -> None:
-    """Let standard error, and standard output unless it is a terminal, go to the end of a file as well.
+    """Also append standard error, and standard output unless it is a terminal, to a file.
 
-    A terminal is left alone, for the live line; who writes that writes to the file, too. Once in a process. Where the
-    file or the copying process cannot be had, output stays as it is.
+    A terminal is left alone for the live line, whose writer also writes to the file. Works once per process. If the
+    file or the copying process cannot be opened, output stays unchanged.
     """
     global _copier
     if _copier is not None:
@@ -59,7 +59,7 @@ def copy_to(path: Path) -> None:
             [sys.executable, "-I", "-S", __file__, str(path), *ends],
             stdin=subprocess.DEVNULL,
             pass_fds=[read for read, _ in pipes.values()],
-            start_new_session=True,  # a signal to the rank's group shall not silence what the rank says of it
+            start_new_session=True,  # a signal to the rank's process group must not cut its last output
         )
         for target, (read, write) in pipes.items():
             os.dup2(write, target)
@@ -68,9 +68,9 @@ def copy_to(path: Path) -> None:
 
 
 def _copy(log: int, sources: dict[int, int]) -> None:
-    """Copy each source to its target and to the log, until all sources end. What cannot be written to is given up.
+    """Copy each source to its target and the log until all sources end. Drops targets that fail.
 
-    A target that takes nothing for `_PATIENCE_S` misses what is said until it does, and the log has it.
+    A target that blocks for `_PATIENCE_S` misses output until it is ready again; the log has it.
     """
     dead: set[int] = set()
     stuck: set[int] = set()
@@ -82,7 +82,7 @@ def _copy(log: int, sources: dict[int, int]) -> None:
                 data = os.read(key.fd, _CHUNK_BYTES)
                 if not data:
                     selector.unregister(key.fd)
-                _write_all(log, data)  # a full disk may have room again
+                _write_all(log, data)  # retried on errors: a full disk may have space again
                 target = sources[key.fd]
                 if target in dead or not _is_ready(target, 0.0 if target in stuck else _PATIENCE_S):
                     stuck.add(target)

@@ -1,4 +1,4 @@
-"""Reasons to save and exit early: a signal, a STOP file, the end of the time budget, or a full disk."""
+"""Requests to save and exit early: a signal, a STOP file, the time budget, or a full disk."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ StopReason = Literal["signal", "time", "user", "disk"]
 STOP_REASONS: tuple[StopReason, ...] = ("user", "signal", "time", "disk")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SOFT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that only announce the end of the time, so that work may be finished first."""
+"""Signals that only announce the time limit, so that a step may finish first."""
 _LOOK_EVERY_S = 0.5
 
 
 def block_signals() -> None:
-    """Let warnings wait until the run listens: while it still imports and builds, they would end the process.
+    """Block `SOFT_SIGNALS` until the handlers are installed; before that, they would kill the process.
 
-    To be called before anything starts a thread, which would hear what this one does not.
+    Call it before any thread starts, since a thread with unblocked signals would receive them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SOFT_SIGNALS)
 
 
 class StopRequest:
-    """This rank's view: has something asked the run to stop? Ranks agree on it at a step boundary, elsewhere."""
+    """This rank's stop requests. The training loop makes ranks agree on them at a step boundary."""
 
     def __init__(self, *, stop_file: Path, time_budget_s: float | None):
         self._stop_file = stop_file
@@ -37,7 +37,7 @@ class StopRequest:
         self._file_seen = False
 
     def reason(self) -> StopReason | None:
-        """The reason, if any. Cheap: the file is looked for at most twice a second."""
+        """Reason to stop, if any. Cheap: checks for the file at most twice a second."""
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_EVERY_S:
             self._looked_at, self._file_seen = now, self._stop_file.exists()
@@ -49,7 +49,7 @@ class StopRequest:
 
     @contextmanager
     def install_handlers(self) -> Iterator[None]:
-        """Turn `STOP_SIGNALS` into a request for as long as the context lasts; held-back ones, too."""
+        """Turn `STOP_SIGNALS` into a stop request within the context, including signals blocked before."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signalled = True

@@ -1,7 +1,7 @@
-"""Ends a rank that would otherwise wait for ever: for one that hangs, for one that died, for a launcher that is gone.
+"""Kill a rank that would otherwise wait forever: for a hung rank, a dead rank, or a dead launcher.
 
-A thread looks once a second. It counts its own looks and not the clock, so that a run which somebody suspends and
-continues (a scheduler may) is none that hangs.
+A thread checks once a second. It counts its own checks rather than clock time, so that a run that is suspended and
+continued, as schedulers do, does not count as hung.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from xlpretrain.run_dir.lease import Lease, Process, leave
 from xlpretrain.schema import Section
 
 LAUNCHER = "XLPRETRAIN_LAUNCHER"
-"""The environment variable in which a launcher says who it is: a `Process`, as JSON."""
+"""Environment variable with the launcher's `Process` as JSON."""
 _LOOK_EVERY_S = 1.0
-_FOR_OTHERS_S = 3.0  # between a rank's stacks and its end, which ends the others: they shall leave theirs too
+_FOR_OTHERS_S = 3.0  # between writing stacks and exiting, so that the other ranks can write theirs
 
 
 class WatchdogConfig(Section):
-    """Limits after which a run that makes no progress is ended, so that it can be restarted."""
+    """Time limits after which a run without progress is killed, so that it can restart."""
 
     timeout_s: float = Field(1800, gt=0)
-    """Seconds that a step, or a batch of an evaluation, may take; then stacks go to logs/, and the run ends."""
+    """Maximum seconds per step or evaluation batch; then ranks write their stacks to logs/ and exit."""
     startup_s: float = Field(1800, ge=0)
-    """Seconds more until the first step of a start is done: it reads a checkpoint, and may compile."""
+    """Extra seconds for the first step of an attempt, which reads a checkpoint and may compile."""
 
     @property
     def collective_timeout_s(self) -> float:
-        """For the process group: late enough that the watchdog, which says where a rank hangs, comes first."""
+        """Timeout of the process group: longer than the watchdog's, which also shows where a rank hangs."""
         return 2 * (self.timeout_s + self.startup_s)
 
 
 class Watchdog:
-    """One rank's. Watches the launcher at once, and progress and the other ranks of this machine from `guard` on.
+    """Watchdog of a rank. Watches the launcher at once; from `guard` on also progress and local ranks.
 
-    A context manager: it ends, with all that it watches for, when the rank leaves of itself.
+    A context manager: leaving the context ends the watch.
     """
 
     def __init__(self) -> None:
@@ -61,15 +61,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def guard(self, config: WatchdogConfig, *, peers: Sequence[Process], lease: Lease, stacks: Path) -> None:
-        """Watch progress from now on, and `peers`, the ranks of this run.
+        """Start watching progress and `peers`, the ranks of this run.
 
-        stacks: the file for this rank's stacks, should it hang while it has the lease.
+        stacks: file for this rank's stacks if it hangs while it owns the lease.
         """
         self._peers, self._lease, self._stacks = list(peers), lease, stacks
         self._timeout_s, self._left_s = config.timeout_s, config.timeout_s + config.startup_s
 
     def progress(self) -> None:
-        """Something is done: the time for the next begins."""
+        """Report progress: restarts the timeout."""
         self._left_s = self._timeout_s
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class Watchdog:
         self.close()
 
     def close(self) -> None:
-        """Watch no longer: from here on, ranks may end at different times."""
+        """Stop watching: from here on, ranks may exit at different times."""
         self._closed.set()
         self._thread.join()
 
@@ -90,13 +90,13 @@ class Watchdog:
                 _end(1, "its launcher is gone")
             for peer in self._peers:
                 if peer.is_dead:
-                    _end(1, f"the rank that was process {peer.pid} is gone")
+                    _end(1, f"another rank (process {peer.pid}) is gone")
             self._left_s -= _LOOK_EVERY_S
             if self._left_s < 0:
                 self._hangs()
 
     def _hangs(self) -> NoReturn:
-        assert self._lease is not None and self._stacks is not None, "only what is guarded can hang"
+        assert self._lease is not None and self._stacks is not None, "guard was called"
         try:
             self._lease.check()
         except LeaseLostError as error:
@@ -110,17 +110,17 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         time.sleep(_FOR_OTHERS_S)
-        for peer in self._peers:  # one may be unable to end itself
+        for peer in self._peers:  # a hung rank may be unable to exit
             if peer.is_same_machine and peer.pid != os.getpid() and not peer.is_dead:
                 with suppress(ProcessLookupError):
                     os.kill(peer.pid, signal.SIGKILL)
-        _end(HUNG, f"no progress for {self._timeout_s:g} s; where it hangs is in {self._stacks}")
+        _end(HUNG, f"no progress for {self._timeout_s:g} s; see its stacks in {self._stacks}")
 
 
 def _launcher() -> Process | None:
-    """The launcher of this rank: the process that declares itself, since it may be dead already; else the parent.
+    """Launcher of this rank: the process in `LAUNCHER` (it may be dead already), else the parent.
 
-    None for a process that is no rank: a shell's child may outlive it.
+    None outside of a launcher: a shell may exit before its child.
     """
     if "RANK" not in os.environ:
         return None
@@ -129,5 +129,5 @@ def _launcher() -> Process | None:
 
 
 def _end(code: int, reason: str) -> NoReturn:
-    print(f"error: rank {os.environ.get('RANK', '0')} ends: {reason}", file=sys.stderr, flush=True)
+    print(f"error: rank {os.environ.get('RANK', '0')} exits: {reason}", file=sys.stderr, flush=True)
     os._exit(code)

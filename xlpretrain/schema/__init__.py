@@ -1,12 +1,12 @@
-"""Configuration files: YAML and `key.sub=value` overrides into typed sections, every mistake in one report.
+"""Config files: parse YAML and `key.sub=value` overrides into typed sections, reporting all mistakes at once.
 
-A section is a frozen pydantic model that lives beside the code it configures; `xlpretrain.config.run_config` and
+A section is a frozen pydantic model next to the code that it configures; `xlpretrain.config.run_config` and
 `data_pipelines.config` compose them. A renamed field is annotated with its `FormerKey`. Torch-free.
 """
 
 from xlpretrain.schema.former_keys import current_keys
 from xlpretrain.schema.overrides import apply_overrides
-from xlpretrain.schema.registry import Registry
+from xlpretrain.schema.registry import Registry, list_plugins, missing_plugins, plugins_of
 from xlpretrain.schema.sections import FormerKey, ItemKey, Matching, OneOrMany, Problem, Section, TaggedUnion
 from xlpretrain.schema.validation import dump, explain, format_value, load, read_section, validate
 from xlpretrain.schema.yaml_text import format_problems, parse_yaml, read_yaml
@@ -26,8 +26,11 @@ __all__ = [
     "explain",
     "format_problems",
     "format_value",
+    "list_plugins",
     "load",
+    "missing_plugins",
     "parse_yaml",
+    "plugins_of",
     "read_section",
     "read_yaml",
     "validate",

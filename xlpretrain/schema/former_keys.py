@@ -1,4 +1,4 @@
-"""Keys that were renamed: the former ones are read as those of today, with a warning."""
+"""Renamed config keys: former keys are still read, with a warning."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xlpretrain.schema.sections import FormerKey, Section, kind_of, named_item, 
 
 
 def current_keys(section: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data` of a `section` with former keys replaced by those of today; silent, for what we wrote ourselves.
+    """Replace former keys in the `data` of a `section`, without warnings; for files written by this program.
 
-    A former key stays if its new one is given too: `validate` refuses it.
+    A former key stays if the new one is present, too; `validate` refuses that.
     """
     renamed: dict[str, Any] = rename_keys(section, data, "", [])
     return renamed
@@ -55,16 +55,16 @@ _warned: set[str] = set()
 
 
 def warn_of_former_keys(renamed: Sequence[tuple[str, str]], source: str) -> None:
-    """Print a line for each former key, once in this process, and on one rank only."""
+    """Print a warning for each former key, once per process, on rank 0."""
     for then, now in renamed:
         then, now = (re.sub(r"\.\d+(?=\.|$)", "[]", path) for path in (then, now))
         if then != now and then not in _warned and os.environ.get("RANK", "0") == "0":
-            print(f"warning: {source}: {then} is now called {now}; the next version reads only that", file=sys.stderr)
+            print(f"warning: {source}: {then} is now called {now}; the next version removes {then}", file=sys.stderr)
         _warned.add(then)
 
 
 def current_key(section: type[Section], key: str, value: Any) -> str:
-    """The key of today of a field that is given as `key` with this value."""
+    """Current name of a field that is given as `key` with this value."""
     for name, field in section.model_fields.items():
         for former in field.metadata:
             if isinstance(former, FormerKey) and former.key == key and value in (former.values or (value,)):

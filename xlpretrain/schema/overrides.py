@@ -1,4 +1,4 @@
-"""`key.sub=value` overrides of a configuration."""
+"""`key.sub=value` overrides of a config."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from xlpretrain.schema.yaml_text import format_problems, parse_yaml
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: type[Section]) -> dict[str, Any]:
-    """The `data` of a `section` with each `key.sub=value` put in its place; values are read as YAML.
+    """Apply `key.sub=value` overrides to the `data` of a `section`; values are parsed as YAML.
 
-    Former keys become those of today, with a warning if an override has one. Raises `ConfigError`.
+    Former keys are replaced, with a warning if an override has one. Raises `ConfigError`.
     """
     result: dict[str, Any] = json.loads(json.dumps(current_keys(section, data)))
     spelled: dict[str, str] = {}
@@ -37,11 +37,11 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: 
         try:
             current, path = _put(result, section, path.split("."), parse_yaml(text, override))
         except (ValueError, IndexError):
-            wrong.append((path, "there is no such item in this list; items are numbered from 0"))
+            wrong.append((path, "no such list item; items are numbered from 0"))
             continue
         for now, then in zip(_and_parents(current), _and_parents(path), strict=True):
             if spelled.setdefault(now, then) != then:
-                wrong.append((then, f"is given together with {spelled[now]}: one is the former key of the other"))
+                wrong.append((then, f"conflicts with {spelled[now]}: one is the former key of the other"))
                 break
         warn_of_former_keys([(path, current)], "command line")
     if wrong:
@@ -52,7 +52,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: 
 def _put(place: Any, kind: Any, keys: Sequence[str], value: Any) -> tuple[str, str]:
     """Set a key of data of this `kind`. Raises ValueError or IndexError.
 
-    Returns its dotted path in keys of today, and as it was given; a short form is written out in both.
+    Returns its dotted path in current keys, and as it was given; a short form (`ItemKey`) is written out in both.
     """
     current, given, left = [], [], list(keys)
     while left:

@@ -1,11 +1,11 @@
-"""Registries: the section types that a configuration can name, ours and those of installed packages.
+"""Registries: the section types that a config can name, built in or from installed packages.
 
 A package adds a type by an entry point of the group `xlpretrain.plugins`, named after the registry's kind and the type:
 
     [project.entry-points."xlpretrain.plugins"]
     "optimizer.muon" = "my_package.muon:MuonConfig"
 
-It is imported when a configuration names that type, and not before. Built-in types win over plug-ins of their name.
+It is only imported when a config names that type. Built-in types take precedence over plug-ins of the same name.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Plugin:
 
 
 _origins: dict[type, Plugin] = {}
-"""The plug-in that each imported type came from."""
+"""Plug-in of each imported type."""
 
 
 class Registry(Mapping[str, type[S]], Generic[S]):
-    """The section types of one kind by name, the built-in ones first. The first of all is the default.
+    """Section types of one kind by name, built-in ones first. The first one is the default.
 
-    Looking a name up imports the package that provides it, and raises `PluginError` if that fails.
+    Looking up a name imports the package that provides it, and raises `PluginError` if that fails.
     """
 
     def __init__(self, kind: str, base: type[Any], builtin: Mapping[str, type[S]]):
-        """kind: the prefix of its plug-ins' names. base: the class that all of them derive from."""
+        """kind: prefix of the plug-ins' names. base: base class of all types."""
         self.kind, self.builtin = kind, dict(builtin)
         self.base: Any = base
         self._loaded: dict[str, type[S]] = {}
@@ -111,13 +111,26 @@ class Registry(Mapping[str, type[S]], Generic[S]):
 
 
 def list_plugins() -> list[Plugin]:
-    """Every plug-in of the installed packages, by name; none is imported."""
+    """List the plug-ins of all installed packages, by name, without importing them."""
     return [_describe(point) for name in sorted(_found()) for point in _found()[name]]
 
 
-def plugin_of(section: type) -> Plugin | None:
-    """The plug-in that a section type came from; None if it is built in."""
-    return next((_origins[base] for base in section.__mro__ if base in _origins), None)
+def plugins_of(value: Section) -> dict[str, str]:
+    """The plug-ins that a configuration uses: names such as `optimizer.muon`, and their packages with versions."""
+    found: dict[str, str] = {}
+    if (plugin := _origins.get(type(value))) is not None:
+        found[plugin.name] = str(plugin)
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        for part in item if isinstance(item, tuple) else (item,):
+            if hasattr(type(part), "model_fields"):
+                found |= plugins_of(part)
+    return found
+
+
+def missing_plugins(used: Mapping[str, str]) -> list[str]:
+    """Those of the plug-ins that `plugins_of` gave, perhaps elsewhere, which are not installed here, described."""
+    return [f"{name} of {package}" for name, package in used.items() if name not in _found()]
 
 
 def _describe(point: EntryPoint) -> Plugin:
@@ -127,7 +140,7 @@ def _describe(point: EntryPoint) -> Plugin:
 
 @cache
 def _found() -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Entry points by name, each once, although a package can be found on the path twice."""
+    """Entry points by name, without duplicates of packages that are on the path twice."""
     found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else ""

@@ -1,4 +1,4 @@
-"""The base class of configuration sections, and annotations of their fields."""
+"""Base class of config sections, and annotations of their fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Problem = tuple[str, str]
 
 
 class Section(BaseModel):
-    """A part of a configuration. Unknown keys, wrong types, infinities and NaN are refused; values never change."""
+    """Base class of config sections. Immutable; refuses unknown keys, wrong types, infinities and NaN."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,11 +36,11 @@ class Section(BaseModel):
 
 
 ONE, SEVERAL, PLUGIN = "(one)", "(several)", "(plug-in)"
-"""Tags that pydantic puts into the path of an error in a `OneOrMany` or a `TaggedUnion`."""
+"""Tags in the error paths of pydantic for a `OneOrMany` or a `TaggedUnion`."""
 
 
 class TaggedUnion:
-    """Annotates a field as one of several sections, told apart by their key `type` (default: the first).
+    """Annotates a field as one of several sections, selected by their key `type` (default: the first).
 
     `Annotated[Base, TaggedUnion({"a": A, "b": B})]`, or a `Registry`, to which installed packages can add types.
     """
@@ -49,7 +49,7 @@ class TaggedUnion:
         self.variants = variants
 
     def tag(self, value: Any) -> Any:
-        """The name of the variant that a value is of, or is to become."""
+        """Name of a value's variant."""
         if isinstance(value, Mapping):
             return value.get("type", next(iter(self.variants)))
         return getattr(value, "type", None)
@@ -73,7 +73,7 @@ class TaggedUnion:
 
 
 def _validate_plugin(variants: Registry[Any], value: Any) -> Section:
-    """A plug-in's section: its type is known only now."""
+    """Validate a plug-in's section, whose type is only known now."""
     if isinstance(value, Section):
         return value
     try:
@@ -81,13 +81,13 @@ def _validate_plugin(variants: Registry[Any], value: Any) -> Section:
         section = variants[name]
     except PluginError as error:
         raise PydanticCustomError("plugin", "{problem}", {"problem": str(error)}) from error
-    # A union of one, so that its errors have the tag in their path, as those of built-in variants do.
+    # A union of one type, so that error paths contain the tag as for built-in variants.
     one: TypeAdapter[Section] = TypeAdapter(Annotated[Section, TaggedUnion({name: section})])
     return one.validate_json(json.dumps(value))
 
 
 class OneOrMany:
-    """Annotates a tuple of sections: a plain value stands for one section, of which it is the value of `key`."""
+    """Annotates a tuple of sections that may be abbreviated: a plain value is one section with that value as `key`."""
 
     def __init__(self, section: type[Section], key: str):
         self.section, self.key = section, key
@@ -104,7 +104,7 @@ class OneOrMany:
 
 
 class Matching:
-    """Annotates a string field with a pattern that the whole of it must match, and what that means for people."""
+    """Annotates a string field with a pattern that it must match fully, and a description for error messages."""
 
     def __init__(self, pattern: str, meaning: str):
         self.pattern, self.meaning = re.compile(pattern), meaning
@@ -120,9 +120,9 @@ class Matching:
 
 @dataclass(frozen=True)
 class FormerKey:
-    """Annotates a field with the key it had before, which is still read as this field, with a warning.
+    """Annotates a field with its former key, which is still accepted, with a warning.
 
-    values: needed if another field has that key by now: the only values with which the former meaning is intended.
+    values: needed if another field now has that key: the only values that select the former meaning.
     """
 
     key: str
@@ -152,7 +152,7 @@ def default_items(section: type[Section], name: str) -> list[Any]:
 
 
 def kind_of(section: type[Section], name: str) -> Any:
-    """The type of a field with its annotations; None if there is no such field."""
+    """Type of a field with its annotations; None if there is no such field."""
     field = section.model_fields.get(name)
     if field is None:
         return None
@@ -160,7 +160,7 @@ def kind_of(section: type[Section], name: str) -> Any:
 
 
 def section_of(kind: Any, value: Mapping[str, Any]) -> type[Section] | None:
-    """The section that a mapping stands for in a field of this type, or as an item of it; None if that is unknown."""
+    """Section type of a mapping in a field of this type, or in an item of it; None if unknown."""
     if is_section(kind):
         section: type[Section] = kind
         return section
@@ -174,7 +174,7 @@ def section_of(kind: Any, value: Mapping[str, Any]) -> type[Section] | None:
 
 
 def union_of(kind: Any) -> TaggedUnion | None:
-    """The tagged union that a field of this type holds a value of, None aside."""
+    """Tagged union among the alternatives of a field's type; None if there is none."""
     marks = (mark for choice in alternatives(kind) for mark in getattr(choice, "__metadata__", ()))
     return next((mark for mark in marks if isinstance(mark, TaggedUnion)), None)
 
@@ -186,7 +186,7 @@ def union_of_items(kind: Any) -> TaggedUnion | None:
 
 
 def alternatives(kind: Any) -> Iterator[Any]:
-    """The types that a field accepts: those of a `|`, or the one."""
+    """Types that a field accepts: the members of a union, or its single type."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
         for choice in get_args(kind):
             yield from alternatives(choice)

@@ -1,4 +1,4 @@
-"""Data as a typed section, every mistake in one report; and back as YAML."""
+"""Validate data as a typed section, reporting all mistakes at once; dump sections as YAML."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ S = TypeVar("S", bound=Section)
 
 
 def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
-    """`data` as a `section`, with a warning for former keys.
+    """Validate `data` as a `section`, with a warning for former keys.
 
-    Raises `ConfigError` with every mistake in one report, headed by `source`.
+    Raises a `ConfigError` that lists every mistake, with `source` in its first line.
     """
     renamed: list[tuple[str, str]] = []
     data = rename_keys(section, data, "", renamed)
     warn_of_former_keys(renamed, source)
     try:
-        # By way of JSON: strict types, with lists for tuples and strings for paths.
+        # Through JSON: strict types, but lists for tuples and strings for paths.
         value = section.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raised: list[dict[str, Any]] = [dict(e) for e in error.errors(include_url=False)]
@@ -57,7 +57,7 @@ def validate(section: type[S], data: Mapping[str, Any], source: str) -> S:
 
 
 def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """The keys that a YAML file gives a `section`, in keys of today; quiet: without a warning for former ones."""
+    """Read the keys of a `section` from a YAML file, replacing former keys. quiet: without a warning for them."""
     renamed: list[tuple[str, str]] = []
     data: dict[str, Any] = rename_keys(section, read_yaml(path), "", renamed)
     if not quiet:
@@ -66,17 +66,17 @@ def read_section(section: type[Section], path: Path, *, quiet: bool = False) -> 
 
 
 def load(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
-    """A `section` from a YAML file and overrides. Raises `ConfigError`."""
+    """Load a `section` from a YAML file and overrides. Raises `ConfigError`."""
     return validate(section, apply_overrides(read_section(section, path), overrides, section), str(path))
 
 
 def dump(value: Section) -> str:
-    """The whole section, defaults included, as YAML that `load` reads back."""
+    """Format a complete section, with defaults, as YAML that `load` can read."""
     return yaml.safe_dump(value.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
 def format_value(value: Any) -> str:
-    """A value of a section on one line, as YAML has it."""
+    """Format a value as YAML in one line."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
         .removesuffix("...\n")
@@ -85,7 +85,7 @@ def format_value(value: Any) -> str:
 
 
 def explain(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
-    """Every key of a section: dotted path, value, whether it is the default, and what it means."""
+    """Yield (dotted path, value, True if it is the default, description) for every key of a section."""
     dumped = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
         item = getattr(value, name)
@@ -109,7 +109,7 @@ def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:
 def _problems_of_sound_parts(
     section: type[Section], data: Mapping[str, Any], *, unsound: set[int | str]
 ) -> Iterator[Problem]:
-    """Yield contradictions between keys of those parts that are valid by themselves: the whole was never made."""
+    """Yield contradictions within valid subsections, when the section itself is invalid."""
     for name in section.model_fields:
         if name in data and name not in unsound:
             part = TypeAdapter(kind_of(section, name)).validate_json(json.dumps(data[name]), strict=True)
@@ -118,7 +118,7 @@ def _problems_of_sound_parts(
 
 
 def _is_echo(error: dict[str, Any]) -> bool:
-    """True if an error only reports that a list lost its invalid items, each of which has an error of its own."""
+    """True if an error only reports a list as too short since its invalid items, reported separately, were dropped."""
     return bool(error["type"] == "too_short" and len(error["input"]) > error["ctx"]["actual_length"])
 
 
@@ -128,16 +128,16 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
     got, context = error["input"], error.get("ctx", {})
     key = path.rsplit(".", 1)[-1]
     if here is not None and (now := current_key(here, key, got)) != key:
-        return path, f"is the former key of {now}, which is given too; remove {key}"
+        return path, f"conflicts with {now}, whose former key it is; remove {key}"
     match error["type"]:
         case "extra_forbidden":
             if here is not None and (name := named_item(here, key)) is not None:
                 return path, f"is short for the settings of {name}.{key}; give either, and as `key: value`"
             close = _closest(key, known)
-            hint = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
+            hint = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
             return path, f"unknown key; {hint}"
         case "missing":
-            return path, "required, and not given"
+            return path, "required key is missing"
         case "union_tag_invalid":
             union = union_of(kind)
             known = list(union.variants) if union else context["expected_tags"].replace("'", "").split(", ")
@@ -147,14 +147,14 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         case "plugin":
             return f"{path}.type", str(context["problem"])
         case "string_type" if got is None:
-            return path, "must be text, and is empty"
+            return path, "must be text, got nothing"
         case "string_type" if isinstance(got, bool | int | float):
             return (
                 path,
-                f"must be text, got {show_value(got)}, which is what YAML reads without quotes; put quotes around",
+                f"must be text, got {show_value(got)}; put it in quotes",
             )
         case "json_invalid":
-            return path or "(whole file)", f"cannot be read as plain data: {context.get('error', error['msg'])}"
+            return path or "(whole file)", f"invalid data: {context.get('error', error['msg'])}"
         case _:
             message = re.sub(
                 r"^(Input should be|Value error,|String should|List should|Tuple should) ?", "", error["msg"]
@@ -164,9 +164,9 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
 
 
 def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[str, type[Section] | None, Any]:
-    """The dotted path of an error, without the tags that pydantic puts into it.
+    """Dotted path of an error, without pydantic's tags.
 
-    Also returns the section that the path's last key belongs to, if it is known, and the type of its field.
+    Also returns the section of the path's last key, if known, and the type of its field.
     """
     path: list[str] = []
     owner: type[Section] | None = None
@@ -189,7 +189,7 @@ def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[str, ty
 
 
 def _closest(key: str, known: Sequence[str]) -> str | None:
-    """The known key that was likely meant: of those that resemble it, the one that begins most alike."""
+    """The known key that was probably meant: among similar ones, the one with the longest common prefix."""
 
     def shared_start(other: str) -> int:
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(key, other, strict=False)))

@@ -1,4 +1,4 @@
-"""YAML as configuration files have it, and the report of what is wrong with one."""
+"""Parse the YAML of config files, and format error reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xlpretrain.schema.sections import Problem
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1e-4 as a number, without dates, and with repeated keys refused."""
+    """YAML loader that reads 1e-4 as a number and dates as text, and refuses duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -39,7 +39,7 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
     seen: set[str] = set()
     for key, _ in node.value:
         if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
         seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
 
@@ -48,7 +48,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML document. Raises `ConfigError` with line and column."""
+    """Parse a YAML document. Raises `ConfigError` with line and column."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -58,13 +58,13 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `ConfigError` if it cannot be read or holds something else."""
+    """Read the mapping in a YAML file. Raises `ConfigError` if it is unreadable or not a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); a config is a YAML file") from None
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); expected a YAML file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     data = parse_yaml(text, str(path))
@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def format_problems(source: str, found: Sequence[Problem]) -> str:
-    """`source: N problems`, then a line each."""
+    """Format as `source: N problems`, followed by one line per problem."""
     width = max(len(path) for path, _ in found)
     head = f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}"
     return "\n".join([head, *(f"  {path:<{width}}  {what}" for path, what in found)])

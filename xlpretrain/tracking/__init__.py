@@ -1,4 +1,4 @@
-"""Metrics and those who show them: the metrics file, trackers, plots, the console. A new tracker is a file and a line."""
+"""The metrics file, trackers, plots and the console. A new tracker is a file and a line here."""
 
 from typing import Annotated
 

@@ -51,12 +51,15 @@ class Tracker(ABC):
 
     def flush(self) -> None:
         """Hand on what was logged. Called whenever no further step is waiting."""
+        return
 
     def go_back(self, step: int) -> None:
         """Forget the steps after `step`: the run continues from there, after a loss spike."""
+        return
 
     def close(self, state: str) -> None:
         """Finish this attempt, which is `finished`, `stopped` or `failed`. Nothing is called afterwards."""
+        return
 
 
 class TrackerConfig(Section, ABC):
@@ -98,7 +101,7 @@ class TrackerConfig(Section, ABC):
         return f'pip install "xlpretrain[{self.extra}]"' if self.extra else f"pip install {self.package}"
 
     def check(self) -> None:
-        """Raise `ConfigError` if the tracker cannot work on this machine. Called before a run starts; imports nothing."""
+        """Raise `ConfigError` if the tracker cannot work on this machine. Called before a run starts."""
         if not self.is_installed:
             raise ConfigError(
                 f"trackers: {self.type} needs the Python package {self.package}, which is not installed;"

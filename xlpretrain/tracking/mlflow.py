@@ -52,7 +52,10 @@ class MlflowConfig(TrackerConfig):
 
 
 class MlflowTracker(Tracker):
-    """A run in MLflow, found again by a tag. Each point has the time when it was recorded: telling it again adds none."""
+    """A run in MLflow, found again by a tag.
+
+    Each point has the time at which it was recorded, so that sending it again adds none.
+    """
 
     def __init__(self, config: MlflowConfig, run: TrackedRun):
         from mlflow import MlflowClient
@@ -99,9 +102,7 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         experiment = self._client.get_experiment_by_name(config.experiment)
-        place = (
-            experiment.experiment_id if experiment is not None else self._client.create_experiment(config.experiment)
-        )
+        place = experiment.experiment_id if experiment else self._client.create_experiment(config.experiment)
         made = self._client.create_run(place, run_name=run.name, tags={**config.tags, _RUN_TAG: run.id}).info.run_id
         params = [Param(key, value[:_PARAM_LENGTH]) for key, value in _flatten(run.config)]
         for start in range(0, len(params), _PARAMS_PER_CALL):

@@ -55,10 +55,8 @@ class WandbConfig(TrackerConfig):
                     logger.warning("W&B: wandb.mode is online, but W&B is %s: switched so, or not logged in", mode)
                 return WandbTracker(self, run, mode) if mode != "disabled" else None
             except BaseException as error:  # W&B's service dying raises OSError, its client SystemExit
-                logger.warning(
-                    "W&B: online logging is not possible, so this attempt is logged offline: %s",
-                    describe_failure(error),
-                )
+                reason = describe_failure(error)
+                logger.warning("W&B: online logging is not possible, so this attempt is logged offline: %s", reason)
                 _teardown()
         return None if possible_mode("offline") == "disabled" else WandbTracker(self, run, "offline")
 

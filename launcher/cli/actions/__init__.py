@@ -1,8 +1,7 @@
-"""Bodies of the commands, apart from their arguments: a module is imported when a command first uses it.
+"""Bodies of the commands, imported when a command first uses them.
 
-The help of every command, and the message for a misspelt flag, need none of them, and so no torch, which takes seconds
-to import. The mechanism is a module-level `__getattr__` (PEP 562); modules of this room import what they need at
-their top. Torch-free.
+`--help` and usage errors need none of these modules, and so do not import torch, which takes seconds. The mechanism is
+a module-level `__getattr__` (PEP 562); the modules themselves import what they need at the top. Torch-free.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _LAUNCHER = Path(__file__).parents[2]
 
 
 def builtin_configs() -> dict[str, Path]:
-    """The configs that come with xlpretrain, by name: in launcher/ in a wheel, else beside the packages."""
+    """Paths of the built-in configs by name. A wheel has them in launcher/; a checkout, beside the packages."""
     folder = _LAUNCHER / "configs"
     return {
         path.stem: path for path in sorted((folder if folder.is_dir() else _LAUNCHER.parent / "configs").glob("*.yaml"))
@@ -26,26 +26,32 @@ def builtin_configs() -> dict[str, Path]:
 
 
 def list_builtin() -> None:
-    """Print their names and first comment lines."""
+    """Print the names of the built-in configs, each with its first comment line."""
     for name, path in builtin_configs().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:<36} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
+def list_plugins() -> None:
+    """Print the types that installed packages add, without importing them."""
+    for plugin in schema.list_plugins():
+        print(f"{plugin.name:<36} {plugin}")
+
+
 def copy_builtin(name: str) -> None:
-    """Copy one into the current folder. Raises `ConfigError` for an unknown name or a file that is there."""
+    """Copy a built-in config to the current folder. Raises `ConfigError` if it is unknown or the file exists."""
     name = name.removesuffix(".yaml")
     if name not in builtin_configs():
-        raise ConfigError(f"no shipped config is named {name!r}; there are {', '.join(builtin_configs())}")
+        raise ConfigError(f"unknown built-in config {name!r}; expected one of {', '.join(builtin_configs())}")
     target = Path(f"{name}.yaml")
     if target.exists():
-        raise ConfigError(f"{target}: exists already; move it away first")
+        raise ConfigError(f"{target}: already exists; move or delete it first")
     shutil.copyfile(builtin_configs()[name], target)
     print(f"wrote {target}")
 
 
 def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
-    """Print a run's or a dataset's config, whole: as YAML, or key by key with what each means."""
+    """Print the complete config of a run or dataset, as YAML or, with explain, key by key with descriptions."""
     config = _load(path, overrides)
     if not explain:
         print(schema.dump(config), end="")
@@ -55,9 +61,9 @@ def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
 
 
 def explain_lines(config: Section, *, width: int | None) -> Iterator[str]:
-    """Describe every key of a config: its value as YAML has it, `(set)` unless that is the default, and its meaning.
+    """Describe every key of a config: its value as YAML, `(set)` if it differs from the default, and its meaning.
 
-    width: of a terminal, for which the meaning is wrapped below the key; None: a line per key, as pipes want it.
+    width: columns of the terminal; the meaning is wrapped below the key. None: one line per key, for pipes.
     """
     rows = [
         (f"{key}: {schema.format_value(value)}{'' if is_default else '  (set)'}", meaning)
@@ -78,6 +84,6 @@ def _load(path: Path, overrides: Sequence[str]) -> Section:
     data = schema.read_yaml(path)
     if "sources" in data or "out" in data:
         return schema.load(DataConfig, path, overrides)
-    from xlpretrain.config import run_config  # with torch, which a dataset's config and --list do without
+    from xlpretrain.config import run_config  # imports torch, which dataset configs and --list do not need
 
     return run_config.load(path, overrides)

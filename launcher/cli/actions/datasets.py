@@ -15,7 +15,7 @@ from xlpretrain import schema
 
 
 def build(config: Path, overrides: Sequence[str], *, force: bool, cluster: Path | None, num_jobs: int) -> None:
-    """Build a dataset here, or, given a site profile, by jobs of Slurm. Raises `XLPretrainError`."""
+    """Build a dataset on this machine or, given a site profile, as Slurm jobs. Raises `XLPretrainError`."""
     settings = schema.load(DataConfig, config, overrides)
     if cluster is None:
         build_jobs.refuse_if_active(settings.out)

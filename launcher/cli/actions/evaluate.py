@@ -15,12 +15,12 @@ from xlpretrain.run_dir.layout import RunDir
 def evaluate(
     run: Path, moved: Sequence[str], options: Mapping[str, str | int | None], *, num_processes: int | None
 ) -> int:
-    """Score held-out text on ranks of this machine. Returns the exit code. Raises `XLPretrainError`.
+    """Score held-out text on this machine. Returns the exit code. Raises `XLPretrainError`.
 
     Args:
         run: run folder.
-        moved: current places of its data, as overrides.
-        options: options of `xlpretrain.evaluation`, without dashes, and their values; None: not given.
+        moved: overrides with the current paths of its data.
+        options: flags of `xlpretrain.evaluation` without dashes, and their values; None: not given.
         num_processes: number of ranks; None: the default.
     """
     num_streams = int(options.get("num-streams") or run_config.load(RunDir(run).check_exists().config).eval.num_streams)

@@ -1,4 +1,4 @@
-"""Classifiers: one run for each seed, and what they say of new texts."""
+"""Fine-tune classifiers, one run per seed, and classify new texts: `xlpretrain finetune` and `predict`."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def finetune(
     runs_dir: Path,
     options: StartOptions,
 ) -> int:
-    """Train a run in runs_dir/name, or, of several seeds, in runs_dir/name/seed-N. Returns the exit code.
+    """Train a run in runs_dir/name or, with several seeds, in runs_dir/name/seed-N. Returns the exit code.
 
-    Runs that were started before are resumed, so the same call continues. Raises `XLPretrainError`.
+    Runs that exist are resumed, so repeating the call continues it. Raises `XLPretrainError`.
     """
     source, name = RunDir(path).check_exists(), name or f"{path.resolve().name}-finetuned"
     config = finetune_config(
@@ -52,7 +52,7 @@ def finetune(
     )
     configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
     if RunDir(runs_dir / name).exists() and num_seeds > 1:
-        raise LaunchError(f"{runs_dir / name}: is a run of one seed; choose another name for several seeds (--name)")
+        raise LaunchError(f"{runs_dir / name}: is a single-seed run; choose another name for several seeds (--name)")
     for one in configs:
         code = start_training(one, options)
         if code:
@@ -63,14 +63,14 @@ def finetune(
 
 
 def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None, precision: str | None) -> None:
-    """Print, or write, a prediction for each text of a file; print metrics if it has labels."""
+    """Print or write a prediction for each text in a file; print metrics if the file has labels."""
     run = xlpretrain.load(path, step=step, precision=precision)
     refuse_same_file(data, to)
     columns, labels = run.is_classifier
     label = cast(LabelledDataConfig, run.config.data).label
     table = read_table(data, optional=[label])
     if len(columns) == 1 and len(table.columns) == 1:
-        columns = table.columns  # whatever it is called
+        columns = table.columns  # a single column is the text, whatever its name
     texts = table.columns_of(columns)
     truth = table.column(label) if label in table.columns else None
     found = run.predict_classes(texts)
@@ -85,11 +85,11 @@ def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None,
         cut = run.config.objective.describe_cut(found.num_cut, len(texts))
         print(f"{table.name}: {cut}", file=sys.stderr)
     if truth is not None:
-        _say_how_good(table.name, truth, probabilities, labels)
+        _print_metrics(table.name, truth, probabilities, labels)
 
 
-def _say_how_good(name: str, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> None:
-    """Print figures of the examples whose label the classifier knows, and how many have another one, or none."""
+def _print_metrics(name: str, truth: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> None:
+    """Print metrics over the examples with a known label, and the number of examples with an unknown one or none."""
     numbers = label_numbers(truth, labels)
     known = [i for i, number in enumerate(numbers) if number != UNLABELLED]
     others = Counter(value.strip() for value, number in zip(truth, numbers, strict=True) if number == UNLABELLED)
@@ -97,8 +97,8 @@ def _say_how_good(name: str, truth: Sequence[str], probabilities: np.ndarray, la
         most = ", ".join(f"{value!r} ({count:,})" for value, count in others.most_common(_MOST_NAMED))
         more = f" and {len(others) - _MOST_NAMED:,} others" if len(others) > _MOST_NAMED else ""
         print(
-            f"{name}: {others.total():,} of {len(truth):,} examples have no label that the classifier knows, but"
-            f" {most}{more}; no figure counts them",
+            f"{name}: {others.total():,} of {len(truth):,} examples have labels unknown to the classifier:"
+            f" {most}{more}; they are excluded from the metrics",
             file=sys.stderr,
         )
     if known:
@@ -111,7 +111,7 @@ def _of_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 def _sum_up(folder: Path, runs: Sequence[RunDir]) -> None:
-    """Mean and spread (standard deviation over seeds) of each figure, printed and in metrics.json."""
+    """Print the mean and standard deviation over seeds of each metric, and write them to metrics.json."""
     found = [json.loads(run.figures.read_text(encoding="utf-8")) for run in runs]
     summary = {}
     for figure in _FIGURES:

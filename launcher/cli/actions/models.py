@@ -1,4 +1,4 @@
-"""Export, import and generate."""
+"""Export and import models, and generate text: `xlpretrain export`, `import` and `generate`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from xlpretrain.run_dir.layout import RunDir
 
 
 def export(run: Path, to: Path, *, step: int | None, force: bool) -> None:
-    """Write a run's model for transformers, and print how to load it. Raises `XLPretrainError`."""
+    """Export a run's model for transformers and print how to load it. Raises `XLPretrainError`."""
     loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force)
-    print(f"{to}: in transformers, {loader.replace('DIR', repr(str(to)))}")
+    print(f"{to}: load it in transformers with {loader.replace('DIR', repr(str(to)))}")
 
 
 def import_model(
     source: Path, overrides: Sequence[str], *, name: str, runs_dir: Path, data: Path | None, tokenizer: Path | None
 ) -> None:
-    """Make a run folder of another program's model, and print how to use it. Raises `XLPretrainError`."""
+    """Import a third-party model as a run folder and print how to use it. Raises `XLPretrainError`."""
     folder, notes = imports.import_model(
         source, name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer, overrides=list(overrides)
     )
     for note in notes:
         print(note)
-    print(f"{folder.path}: to begin a run with it, init_from={folder.path}")
+    print(f"{folder.path}: to start a run from it, set init_from={folder.path}")
 
 
 def generate(run: Path, prompt: str | None, *, step: int | None, precision: str | None, **sampling: Any) -> None:
@@ -38,9 +38,9 @@ def generate(run: Path, prompt: str | None, *, step: int | None, precision: str 
     Args:
         run: run folder.
         prompt: text to continue; None: standard input.
-        step: of the checkpoint; None: the newest.
-        precision: of the weights; None: as trained.
-        sampling: as `LoadedRun.generate` takes it.
+        step: checkpoint to use; None: the newest.
+        precision: type of the weights; None: as trained.
+        sampling: passed to `LoadedRun.generate`.
     """
     if prompt is None:
         prompt = _read_prompt()

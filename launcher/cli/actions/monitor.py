@@ -1,4 +1,4 @@
-"""Look at runs: `xlpretrain status`, `logs` and `checkpoints`. Torch-free."""
+"""Inspect runs: `xlpretrain status`, `logs` and `checkpoints`. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xlpretrain.run_dir.layout import RunDir
 
 
 def find(path: Path) -> RunDir:
-    """The run in a folder, started or only submitted. Raises `LaunchError` if there is none."""
+    """The run in a folder, started or submitted. Raises `LaunchError` if there is none."""
     return find_runs.require(path)
 
 
@@ -25,7 +25,7 @@ def status(run: Path | None, runs_dir: Path) -> None:
 
 
 def logs(run: Path, *, rank: int | None, num_lines: int, follow: bool) -> None:
-    """Print the logs of a run, or of one of its ranks. Raises `LaunchError`."""
+    """Print the logs of a run or of one rank. Raises `LaunchError`."""
     run_logs.show(find(run), rank=rank, num_lines=num_lines, follow=follow)
 
 

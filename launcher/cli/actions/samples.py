@@ -1,4 +1,4 @@
-"""Show documents of a dataset, or samples as the model is fed them: `xlpretrain data show`."""
+"""Show documents of a dataset, or the samples that a model is trained on: `xlpretrain data show`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xlpretrain.evaluation.sample_viewer import show_document, show_sample
 
 
 def show(place: Path, *, document: int, step: int | None, stream: int, overrides: Sequence[str]) -> None:
-    """Print a document of a dataset, or, given a step, the sample of a stream. Raises `XLPretrainError`."""
+    """Print a document of a dataset or, given a step, a stream's sample at that step. Raises `XLPretrainError`."""
     if step is None:
         show_document(place, document)
     else:

@@ -1,4 +1,4 @@
-"""Texts and minimal pairs by their likelihood."""
+"""Score texts and minimal pairs by log-likelihood: `xlpretrain score`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xlpretrain.evaluation.likelihood import Likelihood, longest_in_one_sample
 from xlpretrain.file_system.atomic_files import atomic_writer
 
 PAIRS = (("sentence_good", "sentence_bad"), ("good", "bad"))
-"""Names of the columns of minimal pairs, BLiMP's first."""
+"""Recognized column names of minimal pairs; the first are BLiMP's."""
 
 
 def score(
@@ -32,13 +32,13 @@ def score(
     batch_size: int,
     to: Path | None,
 ) -> None:
-    """Print, or write, a JSON object for each text or pair; then the sums, on standard error if they would mix."""
+    """Print or write a JSON object for each text or pair, then the totals (on stderr if stdout has the objects)."""
     run = xlpretrain.load(path, step=step, precision=precision)
     refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))
     if len(columns) != 1 + pairs:
-        raise DataError(f"--text: expected {1 + pairs} of them, got {len(columns)}: {', '.join(columns)}")
+        raise DataError(f"--text: expected {1 + pairs} columns, got {len(columns)}: {', '.join(columns)}")
     rows = table.columns_of(columns)
     found = run.log_likelihoods([text for row in rows for text in row], mem_len=mem_len, batch_size=batch_size)
     with ExitStack() as stack:
@@ -49,8 +49,8 @@ def score(
     limit = longest_in_one_sample(run.config.objective, run.tokenizer.vocabulary)
     if num_longer := sum(limit is not None and one.num_tokens > limit for one in found):
         print(
-            f"{table.name}: {num_longer:,} of {len(found):,} texts are longer than a sample of the model ({limit}"
-            " tokens beside symbols) and are scored in pieces that do not see each other",
+            f"{table.name}: {num_longer:,} of {len(found):,} texts do not fit into one sample of the model ({limit}"
+            " tokens without special symbols); their pieces are scored independently",
             file=sys.stderr,
         )
     print(_pairs_in_all(found) if pairs else _texts_in_all(found), file=sys.stderr if to is None else sys.stdout)
@@ -80,15 +80,15 @@ def _texts_in_all(found: Sequence[Likelihood]) -> str:
 def _pairs_in_all(found: Sequence[Likelihood]) -> str:
     right = sum(good.nats > bad.nats for good, bad in zip(found[::2], found[1::2], strict=True))
     num_pairs = len(found) // 2
-    return f"accuracy {right / num_pairs:.4f}: the good text is likelier in {right:,} of {num_pairs:,} pairs"
+    return f"accuracy {right / num_pairs:.4f}: the good text is more likely in {right:,} of {num_pairs:,} pairs"
 
 
 def _read_pairs(data: Path | None) -> Table:
-    """A file of two columns, with a header or without."""
+    """Read a file of two columns, with or without a header."""
     table = read_table(data)
     known = any(set(names) <= set(table.columns) for names in PAIRS)
     if is_separated(data) and len(table.columns) == 2 and not known:
-        return read_table(data, columns=PAIRS[0])  # what looks like a header is a pair
+        return read_table(data, columns=PAIRS[0])  # no header: the first line is a pair
     return table
 
 
@@ -96,7 +96,6 @@ def _pair_columns(table: Table) -> tuple[str, ...]:
     known = next((names for names in PAIRS if set(names) <= set(table.columns)), None)
     if known is None and len(table.columns) != 2:
         raise DataError(
-            f"{table.name}: which columns are the pair? It has {', '.join(table.columns)}; say them with --text GOOD"
-            " --text BAD"
+            f"{table.name}: unknown pair columns, got {', '.join(table.columns)}; name them with --text GOOD --text BAD"
         )
     return known or table.columns

@@ -36,7 +36,7 @@ def submit(
     allow_recipe_change: bool,
     dry_run: bool,
 ) -> None:
-    """Submit a run, or a sweep of runs. Raises `XLPretrainError`; nothing is left of a run that was new."""
+    """Submit a run or a sweep of runs. Raises `XLPretrainError`; then new run folders are removed again."""
     profile = load_cluster(cluster, nodes=nodes)
     variants = sweep.variants(sweeps)
     name = run_config.load(config, overrides).name
@@ -57,9 +57,9 @@ def submit(
 
 
 def resume(path: Path, overrides: Sequence[str], options: StartOptions, *, here: bool, nodes: str | None) -> int:
-    """Resume a run on Slurm if it was submitted, else on this machine. Returns the exit code.
+    """Resume a run: on Slurm if it was submitted, else on this machine. Returns the exit code.
 
-    here: on this machine in any case, as a number of processes implies. Raises `XLPretrainError`.
+    here: resume on this machine in any case; a given number of processes implies it. Raises `XLPretrainError`.
     """
     run, overrides = find_runs.require(path), find_runs.at_its_place(path, overrides)
     if not here and options.num_processes is None and lifecycle.was_submitted(run):
@@ -67,14 +67,14 @@ def resume(path: Path, overrides: Sequence[str], options: StartOptions, *, here:
         return 0
     if nodes is not None:
         raise ConfigError(
-            f"--nodes: {path} does not resume as a Slurm job; `xlpretrain submit` with its config submits one"
+            f"--nodes: {path} resumes on this machine; to submit it to Slurm, run `xlpretrain submit` with its config"
         )
     lifecycle.refuse_if_queued(run)
     return start_training(run_config.load(lifecycle.newest_config(run), overrides), options, stopped_before=True)
 
 
 def resume_on_slurm(run: RunDir, overrides: Sequence[str], options: StartOptions, *, nodes: str | None) -> None:
-    """Submit a run again that was submitted before, as it was or changed. Raises `XLPretrainError`."""
+    """Resubmit a run, with its config or with changes. Raises `XLPretrainError`."""
     lifecycle.refuse_if_queued(run)
     run.refuse_if_read_only()
     _refuse_if_elsewhere(run, take_over=options.take_over)
@@ -97,13 +97,13 @@ def resume_on_slurm(run: RunDir, overrides: Sequence[str], options: StartOptions
 def _refuse_without_sbatch(run: RunDir) -> None:
     if shutil.which("sbatch") is None:
         raise LaunchError(
-            f"{run.path}: was submitted to Slurm, and there is no sbatch on this machine; `xlpretrain resume"
-            f" {lifecycle.quoted(run)} --here` resumes it here, the same command on a login node submits it again"
+            f"{run.path}: was submitted to Slurm, but this machine has no sbatch; `xlpretrain resume"
+            f" {lifecycle.quoted(run)} --here` resumes it here, the same command on a login node resubmits it"
         )
 
 
 def _refuse_if_elsewhere(run: RunDir, *, take_over: bool) -> None:
-    """Raise `LaunchError` if a process holds the run that does not belong to its last job, which has ended."""
+    """Raise `LaunchError` if a process outside of the run's last job, which has ended, owns the run."""
     starts = [event for event in SlurmFolder.of(run).read_events() if isinstance(event, AttemptStart)]
     sign = lease.last_heartbeat(run.lease)
     if sign is None or (sign[0] is not None and starts and sign[0].host in starts[-1].nodes):

@@ -1,4 +1,4 @@
-"""The table of `xlpretrain checkpoints`: what a run has saved, and which of it is damaged. Torch-free."""
+"""The table printed by `xlpretrain checkpoints`: a run's checkpoints, and which are damaged. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xlpretrain.tracking.console import format_duration
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """A line of the table."""
+    """One row of the table, formatted."""
 
     name: str
     age: str
@@ -33,13 +33,13 @@ class CheckpointRow:
 
 
 def show(checkpoints: Path, *, verify: bool) -> bool:
-    """Print a line for each checkpoint, newest first. Returns False if one that a run may resume from is damaged.
+    """Print one line per checkpoint, newest first. Returns False if a checkpoint that could be resumed is damaged.
 
-    verify: read every byte (of abandoned ones too), instead of only comparing the lengths of files with the manifest.
+    verify: check every byte (abandoned checkpoints too), instead of only comparing file sizes with the manifest.
     """
     if not list_checkpoints(checkpoints):
         print(f"{checkpoints}: no checkpoints")
-    check, sound = (verify_whole, "whole") if verify else (open_manifest, "")
+    check, sound = (verify_whole, "intact") if verify else (open_manifest, "")
     all_whole = True
     rows = [CheckpointRow("checkpoint", "age", "size", "made with", "state")]
     for kind, folders in (

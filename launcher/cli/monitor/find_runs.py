@@ -1,4 +1,4 @@
-"""Run folders as they are found from outside, also half-made ones. Torch-free."""
+"""Find run folders, including incomplete ones, and read their newest metrics. Torch-free."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TAIL_BYTES = 1 << 17
 
 
 def list_runs(folder: Path) -> list[RunDir]:
-    """The runs in a folder and the folders in it, by name. Raises `LaunchError` if there is no such folder."""
+    """The runs in a folder and its subfolders, sorted by name. Raises `LaunchError` if the folder does not exist."""
     if not folder.is_dir():
-        raise LaunchError(f"{folder}: no such folder; name the one that holds your runs: --runs-dir DIR")
+        raise LaunchError(f"{folder}: no such folder; set the folder that holds your runs with --runs-dir DIR")
     return list(_find(folder, _MAX_DEPTH))
 
 
 def require(path: Path) -> RunDir:
-    """The run in a folder, begun or only submitted. Raises `LaunchError` if there is none."""
+    """The run in a folder, started or submitted. Raises `LaunchError` if there is none."""
     run = RunDir(path)
     if is_run(run):
         return run
@@ -36,31 +36,30 @@ def require(path: Path) -> RunDir:
 
 
 def at_its_place(path: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides with which a run goes on in the folder where it lies now, should it have been moved or copied.
+    """Add overrides that make a run resume in its current folder, even if it was moved or copied.
 
-    Raises `ConfigError` if they name another place.
+    Raises `ConfigError` if the overrides set `name` or `runs_dir`.
     """
     place = path.absolute()
     wrong = [override for override in overrides if override.partition("=")[0].strip() in ("name", "runs_dir")]
     if wrong:
-        raise ConfigError(f"{', '.join(wrong)}: a run goes on in its own folder, which is {place}; move that instead")
+        raise ConfigError(f"{', '.join(wrong)}: a run resumes in its own folder, {place}; move the folder instead")
     if not re.fullmatch(NAME, place.name):
         raise ConfigError(
-            f"{place}: a run is named after its folder, and names must {NAME_RULE}, got {place.name!r}; rename the"
-            " folder"
+            f"{place}: a run is named after its folder; names must {NAME_RULE}, got {place.name!r}; rename the folder"
         )
     quoted = (json.dumps(str(part), ensure_ascii=False) for part in (place.parent, place.name))  # as YAML reads them
     return [f"{key}={part}" for key, part in zip(("runs_dir", "name"), quoted, strict=True)] + list(overrides)
 
 
 def is_run(run: RunDir) -> bool:
-    """True if a run was started or submitted here."""
+    """True if the folder holds a run, started or submitted."""
     slurm = SlurmFolder.of(run)
     return run.exists() or run.status.is_file() or slurm.job.is_file() or slurm.config.is_file()
 
 
 def last_metrics(run: RunDir) -> list[dict[str, Any]]:
-    """The last whole lines of the metrics, however long they are; none if there are none yet."""
+    """The last complete lines of the metrics file; an empty list if there are none yet."""
     try:
         with run.metrics.open("rb") as file:
             size = file.seek(0, 2)
@@ -72,7 +71,7 @@ def last_metrics(run: RunDir) -> list[dict[str, Any]]:
     for line in lines if size <= _TAIL_BYTES else lines[1:]:
         try:
             row = json.loads(line)
-        except ValueError:  # the last one, while it is written
+        except ValueError:  # the last line may be incomplete
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)

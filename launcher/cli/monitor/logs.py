@@ -1,4 +1,4 @@
-"""Logs of a run's launcher or job, and of its ranks; the command `xlpretrain logs`. Torch-free."""
+"""Print and follow a run's job and rank logs: `xlpretrain logs`. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 def files(run: RunDir, rank: int | None) -> list[Path]:
-    """The logs that are asked for: of the job and rank 0, or of one rank."""
+    """The log files to show: of the job and rank 0, or of one rank."""
     if rank is not None:
         return [run.rank_log(rank)]
     return [run.job_log, run.rank_log(0)]
 
 
 def show(run: RunDir, *, rank: int | None, num_lines: int, follow: bool) -> None:
-    """Print the last lines of the logs; with `follow` also all that comes, until Ctrl-C.
+    """Print the last lines of the logs; with `follow`, also new output until Ctrl-C.
 
-    num_lines: of each log; 0: all. Raises `LaunchError` if there is none yet, and it is not to be waited for.
+    num_lines: number of lines per log; 0: all. Raises `LaunchError` without `follow` if there is no log yet.
     """
     logs = [_Log(path) for path in files(run, rank)]
     if not follow and not any(log.path.exists() for log in logs):
@@ -45,14 +45,14 @@ def show(run: RunDir, *, rank: int | None, num_lines: int, follow: bool) -> None
 
 
 class _Log:
-    """A file that may not be there yet, that grows, and that may be replaced by another."""
+    """A growing log file, which may not exist yet and may be replaced."""
 
     def __init__(self, path: Path):
         self.path = path
         self._offset, self._inode = 0, -1
 
     def last_lines(self, num_lines: int) -> bytes:
-        """The end of it as it is now; 0: all of it."""
+        """The last lines of the current file; 0: all of them."""
         with suppress(OSError), self.path.open("rb") as file:
             size = file.seek(0, 2)
             start = 0 if num_lines == 0 else max(0, size - _TAIL_BYTES)
@@ -63,7 +63,7 @@ class _Log:
         return b""
 
     def read_on(self) -> bytes:
-        """The text that was appended since, up to a limit."""
+        """Text appended since the last read, up to a limit."""
         with suppress(OSError), self.path.open("rb") as file:
             now = self.path.stat()
             if now.st_ino != self._inode or now.st_size < self._offset:
@@ -76,7 +76,7 @@ class _Log:
 
 
 class _Printer:
-    """Says whose lines follow, where there are several logs."""
+    """Prints lines, with a header whenever the log changes."""
 
     def __init__(self, *, with_names: bool):
         self._with_names = with_names
@@ -89,7 +89,7 @@ class _Printer:
             sys.stdout.write(f"{'' if self._last is None else chr(10)}==> {path} <==\n")
         self._last = path
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)  # as it is: ranks may write anything
+        sys.stdout.buffer.write(data)  # undecoded: ranks may write any bytes
         sys.stdout.buffer.flush()
 
 
@@ -97,5 +97,5 @@ def _nothing(run: RunDir, logs: Sequence[_Log]) -> str:
     wanted = " or ".join(log.path.name for log in logs)
     there = sorted(path.name for path in run.logs.glob("*.log")) if run.logs.is_dir() else []
     if there:
-        return f"{run.logs}: no {wanted}; there are {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
-    return f"{run.logs}: no {wanted} yet; they are written once the run starts (-f waits for them)"
+        return f"{run.logs}: no {wanted}; found {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
+    return f"{run.logs}: no {wanted} yet; logs appear when the run starts (-f waits for them)"

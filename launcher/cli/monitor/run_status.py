@@ -1,4 +1,4 @@
-"""The status of runs, from Slurm and from their folders, also incomplete ones. Torch-free, and writes nothing."""
+"""Collect the status of runs from Slurm and their folders, including incomplete ones. Torch-free; read-only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from xlpretrain.run_dir.outcome import STOPPED_BY_USER
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run, seen from outside.
+    """The status of a run as other processes can see it.
 
-    state: what it does, in Slurm's words where Slurm has it. is_live: whether it runs now. job: the last one, if it was
-    ever submitted. max_steps: 0 if not known. left_s: of work, until it is finished. heartbeat_s: since the last one;
-    None if there never was one, or the run ended in order. host: of rank 0. message: why it failed.
+    state: Slurm's state while the run is in Slurm, else its own. is_live: True while it is running. job: its last job,
+    if it was ever submitted. max_steps: 0 if unknown. left_s: estimated seconds of work until it is finished.
+    heartbeat_s: seconds since the last heartbeat; None if there was none or the run exited cleanly. host: rank 0's.
+    message: reason of a failure.
     """
 
     run: RunDir
@@ -49,12 +50,12 @@ class RunStatus:
 
     @property
     def share(self) -> float | None:
-        """The share that is done; None if the end is not known."""
+        """Fraction of the steps that are done; None if the total is unknown."""
         return self.step / self.max_steps if self.max_steps else None
 
 
 def collect(folders: Sequence[RunDir]) -> list[RunStatus]:
-    """Each of these runs; Slurm is asked once for all."""
+    """The status of each run; queries Slurm once for all of them."""
     jobs = [_read_job(run) for run in folders]
     states = slurm.states_of([job.job_id for job in jobs if job is not None])
     return [_collect_one(run, job, states) for run, job in zip(folders, jobs, strict=True)]
@@ -96,7 +97,7 @@ def _collect_one(run: RunDir, job: Job | None, states: Mapping[str, JobState] | 
 
 
 def _own_state(status: Status | None, sign: tuple[lease.Owner | None, float] | None, heartbeat_s: float | None) -> str:
-    """The state according to the run's own files."""
+    """The state according to the run folder."""
     if status is None:
         return "not started"
     if status.state == "running":
@@ -106,7 +107,7 @@ def _own_state(status: Status | None, sign: tuple[lease.Owner | None, float] | N
     if status.state == "stopped":
         return {
             "user": STOPPED_BY_USER,
-            "time": "stopped in time",
+            "time": "stopped by the time limit",
             "signal": "stopped by a signal",
             "disk": "stopped, disk full",
         }.get(status.reason, "stopped")
@@ -117,14 +118,14 @@ def _state(own: str, job: Job | None, job_state: JobState | None, *, answered: b
     if job is None:
         return f"local: {own}"
     if not answered:
-        return f"{own} (Slurm does not answer here)"
+        return f"{own} (no answer from Slurm)"
     if job_state is not None and job_state.is_waiting:
         return str(job_state)
     if job_state is not None and job_state.is_running:
         return job_state.state if own == "running" else f"{job_state.state} (starting or ending)"
     if own == "running" or (own == "finished" and job_state is not None and job_state.state != "COMPLETED"):
-        return f"local: {own}"  # resumed on a machine after its job was over
-    # A job that was stopped ends with an exit code that Slurm takes for a failure.
+        return f"local: {own}"  # resumed locally after its job had ended
+    # The exit code of a stopped run counts as a failure in Slurm.
     if job_state is None or (own == STOPPED_BY_USER and job_state.state == "FAILED"):
         return f"ended: {own}"
     return job_state.state if own == "finished" else f"{job_state.state}: {own}"
@@ -132,8 +133,8 @@ def _state(own: str, job: Job | None, job_state: JobState | None, *, answered: b
 
 def _host(status: Status | None, starts: Sequence[AttemptStart], job_state: JobState | None) -> str:
     """The host of the current attempt; before it is known, the first node of the job."""
-    begun = starts[-1].at if starts else 0.0
-    if status is not None and status.host and status.updated_at >= begun:
+    started_at = starts[-1].at if starts else 0.0
+    if status is not None and status.host and status.updated_at >= started_at:
         return status.host
     if starts and starts[-1].nodes and job_state is not None and job_state.is_running:
         return starts[-1].nodes[0]
@@ -150,7 +151,7 @@ def _message(run: RunDir, status: Status | None, events: Sequence[AttemptStart |
 
 
 def _seconds_per_step(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Evaluations and saves included, restarts not."""
+    """Productive seconds per step: with evaluations and saves, without restarts."""
     known: list[tuple[int, float]] = [(row["step"], Goodput.from_metrics(row).productive_s) for row in rows]
     known = [(0, 0.0)] * (len(known) == 1) + known
     if not known or known[-1][0] <= known[0][0]:
@@ -163,7 +164,7 @@ def _last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _planned_steps(run: RunDir) -> int:
-    """By the config of a run that has not begun; 0 if it is not counted in steps."""
+    """`max_steps` from the config, for a run that has not started yet; 0 if unknown."""
     for config in (run.config, SlurmFolder.of(run).config):
         with suppress(ConfigError, OSError):
             return int(schema.read_yaml(config).get("max_steps") or 0)

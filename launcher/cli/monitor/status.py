@@ -1,4 +1,4 @@
-"""The command `xlpretrain status`: a table of runs, or all that is known of one."""
+"""The command `xlpretrain status`: a table of runs, or the details of one run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _BAD = ("FAILED", "crashed", "failed", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
 def show_all(runs_dir: Path) -> None:
-    """Print a line for each run below a folder. Raises `LaunchError` if there is no such folder."""
+    """Print one line for each run below a folder. Raises `LaunchError` if the folder does not exist."""
     found = find_runs.list_runs(runs_dir)
     if not found:
         print(
-            f"{runs_dir}: no runs; `xlpretrain train` and `xlpretrain submit` begin them, --runs-dir names another"
-            " place"
+            f"{runs_dir}: no runs; start one with `xlpretrain train` or `xlpretrain submit`, or look elsewhere with"
+            " --runs-dir"
         )
         return
     names = ("run", "state", "step", "done", "loss", "tokens/s", "left", "heartbeat", "restarts", "host")
@@ -51,7 +51,7 @@ def show_all(runs_dir: Path) -> None:
 
 
 def show_one(path: Path) -> None:
-    """Print all that is known of a run. Raises `LaunchError` if there is none."""
+    """Print the details of a run. Raises `LaunchError` if there is none."""
     [view] = run_status.collect([find_runs.require(path)])
     console = _console()
     console.print(_facts(view))
@@ -72,12 +72,12 @@ def _facts(view: RunStatus) -> Table:
     add("state", _styled(view.state))
     if view.job is not None:
         nodes = view.job_state.nodes if view.job_state is not None else ""
-        where = f", on {nodes}" if nodes else f", {view.job.nodes} nodes asked for"
+        where = f", on {nodes}" if nodes else f", {view.job.nodes} nodes requested"
         add("job", f"{view.job.job_id} on {view.job.cluster}, submitted {_when(view.job.submitted_at)}{where}")
     share = "" if view.share is None else f" ({view.share:.1%})"
     left = "" if view.left_s is None else f", {format_duration(view.left_s)} of work left"
     add("step", f"{_steps(view)}{share}{left}")
-    valid = "" if view.valid_loss is None else f" (held out: {view.valid_loss:.5g})"
+    valid = "" if view.valid_loss is None else f" (held-out: {view.valid_loss:.5g})"
     add("loss", "" if view.loss is None else f"{view.loss:.5g}{valid}")
     add("speed", "" if view.tokens_per_second is None else f"{view.tokens_per_second:,.0f} tokens/s")
     add("heartbeat", "" if view.heartbeat_s is None else f"{format_duration(view.heartbeat_s)} ago")
@@ -88,7 +88,7 @@ def _facts(view: RunStatus) -> Table:
     add("message", Text(view.message, style="red"))
     add("excluded", ", ".join(SlurmFolder.of(view.run).read_excluded()))
     if view.run.stop_file.exists():
-        add("STOP", f"it stays stopped until `xlpretrain resume {shlex.quote(str(view.run.path))}`")
+        add("STOP", f"stays stopped until `xlpretrain resume {shlex.quote(str(view.run.path))}`")
     logs = sorted(log.name for log in view.run.logs.glob("*") if log.is_file()) if view.run.logs.is_dir() else []
     shown = logs if len(logs) <= 6 else [*logs[:5], f"{len(logs) - 5} more"]
     add("logs", f"{_plain(str(view.run.logs))}: {', '.join(shown)}" if logs else "")
@@ -96,7 +96,7 @@ def _facts(view: RunStatus) -> Table:
 
 
 def _history(view: RunStatus) -> Table:
-    """A line for each start on Slurm, with how it ended."""
+    """Table of the attempts on Slurm and their outcomes."""
     table = Table("started", "job", "nodes", "ranks", "from", "ended", "to", "outcome", box=None, header_style="bold")
     start: AttemptStart | None = None
     for event in [*view.events, None]:
@@ -104,7 +104,7 @@ def _history(view: RunStatus) -> Table:
             _add_start(table, start, event)
             start = None
             continue
-        if start is not None:  # another start, or the end of the list, and nobody wrote how this one ended
+        if start is not None:  # the end of this attempt was not recorded
             _add_start(table, start, None)
         start = event
     return table
@@ -136,7 +136,7 @@ def _steps(view: RunStatus) -> str:
 
 
 def _plain(name: str) -> str:
-    """Without signs that would move the cursor or end the line."""
+    """Escape characters that would move the cursor or end the line."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
 
 

@@ -1,6 +1,6 @@
-"""The Slurm allocation of this process: its nodes, steps on them, and an address where ranks meet. Torch-free.
+"""The Slurm allocation of this process: nodes, job steps, and the rendezvous address. Torch-free.
 
-The names that Slurm has for nodes need not be known to anyone else, so that ranks get several addresses to try.
+Slurm's node names need not resolve on the nodes, so ranks get several addresses to try.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from launcher.slurm.profile import ClusterConfig
 from xlpretrain.errors import LaunchError
 
 MASTERS = "XLPRETRAIN_MASTERS"
-"""The environment variable that lists the addresses of the first node, the best first."""
-# Below what systems give to outgoing connections (from 32768 on Linux), above what services use.
+"""Environment variable with the addresses of the first node, best first."""
+# Below the ephemeral ports (from 32768 on Linux), above most services.
 _FIRST_PORT, _NUM_PORTS = 12000, 20000
 
 
 def addresses(head: str) -> list[str]:
-    """The names under which the first node may be reached: its host name, Slurm's name, its own answer.
+    """Candidate addresses of the first node: Slurm's names, and if none resolves, the node's own IP addresses.
 
-    Raises `LaunchError` if none of them means anything here.
+    Raises `LaunchError` if none of them can be resolved here.
     """
     found = [head]
     try:
         said = slurm.ask("scontrol", "--oneliner", "show", "node", head)
         found += re.findall(r"\b(?:NodeAddr|NodeHostName)=(\S+)", said)
     except LaunchError as error:
-        print(f"not asked for the address of {head}: {error}", flush=True)
+        print(f"cannot query the address of {head}: {error}", flush=True)
     if not any(map(_resolves, found)):
         # IPv6 addresses last: torch takes them, but not every site routes them.
         own = slurm.ask("srun", "--nodes=1", "--ntasks=1", f"--nodelist={head}", "hostname", "-I").split()
@@ -41,22 +41,22 @@ def addresses(head: str) -> list[str]:
     if not any(map(_resolves, found)):
         raise LaunchError(
             f"{head}: none of its addresses ({', '.join(found)}) can be resolved on {os.uname().nodename};"
-            " ranks cannot meet there. Ask the site for names of nodes that resolve on nodes"
+            " ranks cannot connect to it. Ask your site for node names that resolve on the nodes"
         )
     return list(dict.fromkeys(found))
 
 
 def choose_address(candidates: Sequence[str] = ()) -> str:
-    """The first of the candidates (default: of the environment) that this node can resolve. `LaunchError`: none."""
+    """The first candidate (default: from the environment) that resolves on this node. `LaunchError` if none does."""
     candidates = candidates or os.environ[MASTERS].split()
     for address in candidates:
         if _resolves(address):
             return address
-    raise LaunchError(f"{os.uname().nodename}: can resolve none of {', '.join(candidates)}, where ranks meet")
+    raise LaunchError(f"{os.uname().nodename}: cannot resolve any rendezvous address ({', '.join(candidates)})")
 
 
 def free_port(job_id: int, restart: int) -> int:
-    """A port for this start of a job: another one for other jobs, and free on this machine."""
+    """A free port on this machine that differs between jobs and between restarts of a job."""
     for attempt in range(100):
         port = _FIRST_PORT + (job_id + 7919 * restart + 101 * attempt) % _NUM_PORTS
         with socket.socket() as probe:
@@ -66,12 +66,11 @@ def free_port(job_id: int, restart: int) -> int:
             except OSError:
                 continue
             return port
-    raise LaunchError(f"{os.uname().nodename}: a hundred ports were tried, none of them is free")
+    raise LaunchError(f"{os.uname().nodename}: no free port among the 100 that were tried")
 
 
 def can_reach(address: str, port: int, *, timeout_s: float) -> bool:
-    """True if something listens there, now or within the time. torch's store tries for nearly twice its timeout
-    instead."""
+    """True if the port accepts a connection within timeout_s. (torch's store retries for nearly twice its timeout.)"""
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -90,16 +89,15 @@ def _resolves(address: str) -> bool:
 
 
 TORCHRUN = ('trap "" USR1 USR2; exec "$@"', "torchrun")
-"""A shell's way to keep torchrun alive through signals, at which it would end at once; its ranks hear them."""
+"""Shell command that keeps torchrun alive on USR1 and USR2, which would kill it; its ranks still receive them."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A job as it sees itself.
+    """The job that this process runs in.
 
-    job_id: such as "123_4" in an array, as Slurm's commands are to be told: the bare number of an array's last element
-    is that of the whole array, too. number: that number, unlike for each element. restart: how often Slurm had put it
-    back into the queue.
+    job_id: for Slurm's commands, such as "123_4" in an array: the bare number of an array's last task also means the
+    whole array. number: the bare number, unique to each task. restart: number of earlier requeues.
     """
 
     job_id: str
@@ -118,7 +116,7 @@ class Allocation:
         try:
             number, nodes = env["SLURM_JOB_ID"], env["SLURM_JOB_NODELIST"]
         except KeyError as error:
-            raise LaunchError(f"{error.args[0]} is not set: this is not a job of Slurm; use sbatch") from None
+            raise LaunchError(f"{error.args[0]} is not set: not inside a Slurm job; use sbatch") from None
         array = env.get("SLURM_ARRAY_JOB_ID")
         return cls(
             job_id=f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else number,
@@ -130,14 +128,14 @@ class Allocation:
 
     @property
     def launch_id(self) -> str:
-        """The same for all starts by this job: each may take the run from the one before at once."""
+        """Launch id shared by all attempts of this job, so that each can take over the lease of the one before."""
         return f"slurm-{self.cluster}-{self.job_id}"
 
 
 def srun_command(
     profile: ClusterConfig, nodes: Sequence[str], *, tasks_per_node: int, cpus_per_task: int | None
 ) -> list[str]:
-    """The command that runs Python on these nodes, but for what it runs."""
+    """The srun command and its options for these nodes, without the program to run."""
     return [
         "srun",
         f"--nodes={len(nodes)}",
@@ -146,30 +144,30 @@ def srun_command(
         f"--nodelist={','.join(nodes)}",
         "--export=ALL",
         "--kill-on-bad-exit=1",
-        # Should a task be lost without a word, srun would wait for it until the time limit.
+        # Without it, srun waits for a lost task until the time limit.
         "--wait=60",
-        # Since 22.05, srun does not take this one from sbatch.
+        # Since 22.05, srun does not inherit it from sbatch.
         *([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []),
-        # No --gpu-bind: each task sees all GPUs of the job on its node, as NCCL wants it. With "none" it would not be
-        # told which of the node's GPUs these are (CUDA_VISIBLE_DEVICES), and take those of other jobs.
+        # No --gpu-bind: each task sees all GPUs of the job on its node, as NCCL needs. With "none",
+        # CUDA_VISIBLE_DEVICES is not set, and tasks would use GPUs of other jobs.
         *profile.container,
         *profile.srun,
     ]
 
 
 def python(profile: ClusterConfig) -> str:
-    """The interpreter of ranks."""
+    """The Python interpreter of the ranks."""
     return profile.container_python if profile.container else profile.python
 
 
 def rank_command(
     profile: ClusterConfig, nodes: Sequence[str], arguments: Sequence[str], *, meet_at: str, grace_s: int
 ) -> list[str]:
-    """The command that starts all ranks. meet_at: address and port; grace_s: what torchrun gives them after SIGTERM."""
+    """The command that starts all ranks. meet_at: address:port; grace_s: seconds torchrun waits after SIGTERM."""
     run, tasks, cpus = python(profile), profile.num_tasks, profile.cpus_per_task
     if profile.launch == "direct":
         return [*srun_command(profile, nodes, tasks_per_node=tasks, cpus_per_task=cpus), run, "-u", *arguments]
-    # A variable, since its option came with torch 2.13: what does not know it gives the ranks 30 s.
+    # A variable, since the option only exists from torch 2.13 on; earlier versions wait for 30 s.
     agent = ["env", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace_s}"]
     agent += [run, "-m", "torch.distributed.run", f"--nnodes={len(nodes)}", f"--nproc-per-node={tasks}"]
     agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meet_at}", f"--rdzv-id={meet_at}", "--max-restarts=0"]
@@ -179,8 +177,8 @@ def rank_command(
 
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], **pipes: int) -> subprocess.Popen[str]:
-    """Start a step. Raises `LaunchError` where there is no srun."""
+    """Start a job step. Raises `LaunchError` if there is no srun."""
     try:
         return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
     except FileNotFoundError:
-        raise LaunchError(f"srun: there is no such command on {os.uname().nodename}") from None
+        raise LaunchError(f"srun: command not found on {os.uname().nodename}") from None

@@ -1,7 +1,7 @@
-"""One attempt of a run as a Slurm job, from the health check of its nodes to the decision about the next attempt.
+"""One attempt of a run as a Slurm job, from the health check of its nodes to the decision on a restart.
 
-`run` is called by jobs of `xlpretrain submit` and by plain_sbatch.py. Its process supervises the ranks from the first
-node, and outlives them. Torch-free.
+Jobs of `xlpretrain submit` and plain_sbatch.py call `run`. Its process, on the first node, supervises the ranks and
+outlives them. Torch-free.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.outcome import Saved, Verdict
 from xlpretrain.tracking.console import outlive_console
 
-_MARGIN_S = 15.0  # before the time limit: for the request to go on, should the ranks not be ready
+_MARGIN_S = 15.0  # before the time limit: left for the requeue if the ranks have not exited
 
 
 def run(path: str, *, resubmit: Resubmit) -> NoReturn:
-    """Make one start of the run in a folder, and exit with its code: 0, 1, 2, 75 or 76.
+    """Make one attempt of the run in a folder and exit with its code: 0, 1, 2, 75 or 76.
 
-    resubmit: submits the run again where the job cannot be put back into the queue.
+    resubmit: called to submit the run again if the job cannot be requeued.
     """
     outlive_console()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
-        # They are for the ranks. Not SIG_IGN, which srun and the ranks would inherit.
+        # Only the ranks react to them. Not SIG_IGN, which srun and the ranks would inherit.
         signal.signal(number, lambda *_: None)
     try:
         code = _start(RunDir(Path(path)), Allocation.current(), resubmit)
@@ -55,7 +55,7 @@ def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
     profile = schema.load(ClusterConfig, records.cluster)
     _say(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
     if run.stop_file.exists():
-        _say(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` goes on")
+        _say(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` resumes it")
         return STOPPED_EARLY
     known = records.read_job()
     if known is None or known.job_id != job.job_id:
@@ -76,7 +76,7 @@ def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
 def _decide(
     run: RunDir, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved, resubmit: Resubmit
 ) -> AttemptEnd:
-    """Write down how the start ended, and put the job back into the queue if there shall be another."""
+    """Record the end of the attempt, and requeue the job if it should restart."""
     records = SlurmFolder.of(run)
     progress = outcome.made_progress(run, before=before)
     end = AttemptEnd(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
@@ -97,10 +97,10 @@ def _decide(
         end = replace(end, exit_code=1, message=limit)
         _write_failure(run, job, limit)
     elif not requeue.can_requeue(job):
-        end = replace(end, outcome="stopped", message=f"{found.message}; Slurm has taken the job away")
+        end = replace(end, outcome="stopped", message=f"{found.message}; Slurm ended the job")
     else:
         end = replace(end, outcome="requeued")
-    records.append(end)  # before: once it is back in the queue, this process has seconds to live
+    records.append(end)  # first, since Slurm kills this process seconds after a requeue
     if end.outcome == "requeued":
         trouble = requeue.requeue(run, job, profile, end, resubmit)
         if trouble is not None and not records.is_superseded(job.job_id, job.restart):
@@ -110,7 +110,7 @@ def _decide(
 
 
 def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
-    """Look at the nodes, run the ranks on those that are sound, and say how it ended."""
+    """Check the nodes, run the ranks on the healthy ones, and return the outcome."""
     masters = allocation.addresses(job.nodes[0])
     where = {allocation.MASTERS: " ".join(masters)}
     nodes = list(job.nodes)
@@ -118,15 +118,16 @@ def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
         seen = _check_nodes(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
         for node, why in seen.failed_nodes.items():
             _say(
-                f"{node} is not sound: {why}; no further start of this run goes there ({SlurmFolder.of(run).excluded})"
+                f"{node} failed the health check: {why}; excluded from further attempts of this run"
+                f" ({SlurmFolder.of(run).excluded})"
             )
         if seen.failed_nodes:
             SlurmFolder.of(run).exclude(seen.failed_nodes)
         if seen.error:
-            return Verdict("crashed", 1, f"did not begin: {seen.error}")
+            return Verdict("crashed", 1, f"not started: {seen.error}")
         nodes = [node for node in nodes if node not in seen.failed_nodes]
     if len(nodes) < profile.min_nodes:
-        return Verdict("crashed", 1, f"did not begin: {len(nodes)} sound nodes, {profile.min_nodes} needed")
+        return Verdict("crashed", 1, f"not started: {len(nodes)} healthy nodes, {profile.min_nodes} required")
     nodes = nodes[: profile.max_nodes]
     if nodes[0] != job.nodes[0]:
         where = {allocation.MASTERS: " ".join(allocation.addresses(nodes[0]))}
@@ -134,11 +135,11 @@ def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
 
 
 def _check_nodes(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, where: dict[str, str]) -> node_check.Health:
-    """Run the health check on every node at once."""
+    """Run the health check on all nodes at once."""
     limit = profile.health_check.timeout_s
     arguments = [str(run.path), str(profile.num_gpus), str(max(1, limit // 2))]
     srun = allocation.srun_command(profile, nodes, tasks_per_node=1, cpus_per_task=profile.cpus_per_task)
-    # One that fails shall not end the others, which have something to say.
+    # A node that fails must not kill the others, which still have to report.
     command = [
         *srun,
         "--kill-on-bad-exit=0",
@@ -174,15 +175,15 @@ def _run_ranks(
     command = allocation.rank_command(profile, nodes, arguments, meet_at=meet_at, grace_s=grace_s)
     since = _wait_for_lease(run, job)
     before, log = run.read_status(), run.rank_log(0)
-    spoken = log.stat().st_size if log.exists() else 0
+    log_size = log.stat().st_size if log.exists() else 0
     exit_code = SlurmFolder.of(run).exit_code
     exit_code.unlink(missing_ok=True)
-    _say(f"{world_size} ranks on {', '.join(nodes)}, meeting at {meet_at}")
+    _say(f"{world_size} ranks on {', '.join(nodes)}, rendezvous at {meet_at}")
     process = allocation.spawn(command, environment)
     if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
-        return Verdict("crashed", 1, "had not saved when its time was up")
+        return Verdict("crashed", 1, "did not save before the time limit")
     status = run.read_status()
-    words = job_log.last_words(log, since=spoken) or "rank 0 said nothing"
+    words = job_log.last_words(log, since=log_size) or "no output from rank 0"
     return outcome.classify_exit(
         status if status != before else None,
         exit_code=int(exit_code.read_text()) if exit_code.exists() else None,
@@ -193,13 +194,13 @@ def _run_ranks(
 
 
 def _grace_s(config: Path) -> int:
-    """Seconds that ranks have to end, by the resolved configuration; the rest of it is for the ranks to read."""
+    """`stop.grace_s` of the resolved config; only this section is validated here."""
     stop = schema.read_yaml(config).get("stop") or {}
     return schema.validate(StopConfig, stop, f"{config}: stop").grace_s
 
 
 def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:
-    """Until the ranks have ended; False if the job's time is up before that."""
+    """Wait for the ranks to exit. Returns False if the job's time is up first."""
     while True:
         known = slurm.state_of(job.job_id)
         ends_at = known.ends_at if known else None
@@ -208,14 +209,14 @@ def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -
             process.wait(left)
             return True
         except subprocess.TimeoutExpired:
-            # Somebody may have given it more time meanwhile.
+            # The time limit may have been extended meanwhile.
             known = slurm.state_of(job.job_id)
             if known is None or known.ends_at is None or known.ends_at - margin_s <= time.time():
                 return False
 
 
 def _wait_for_lease(run: RunDir, job: Allocation) -> int:
-    """The number of the last lease. One that died elsewhere holds it for a minute. Raises `LaunchError`."""
+    """Number of the last lease. Waits out one left by a dead process on another host. Raises `LaunchError`."""
     deadline = time.monotonic() + lease.STALE_S + 2 * lease.HEARTBEAT_S
     while True:
         try:
@@ -227,7 +228,7 @@ def _wait_for_lease(run: RunDir, job: Allocation) -> int:
 
 
 def _write_failure(run: RunDir, job: Allocation, message: str) -> None:
-    """Let `status` show why there is no further start."""
+    """Write the reason why there is no further attempt to the run's status."""
     if not lease.is_lost(run.lease, launch_id=job.launch_id, since=0):
         status = run.read_status() or Status("failed")
         run.write_status(replace(status, state="failed", reason="crash", message=message))

@@ -1,8 +1,8 @@
-"""Looks at nodes before ranks start there.
+"""Health check of nodes before ranks start there.
 
     srun --ntasks-per-node=1 ... python -m launcher.slurm.job.node_check RUN GPUS SECONDS
 
-Each node says in lines of JSON how far it has come: "looked" at itself, "joined" the others, "summed" with them.
+Each node reports its progress in JSON lines: "looked" (checked itself), "joined" the others, "summed" with them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from launcher.slurm.job import allocation
 
 @dataclass(frozen=True)
 class Health:
-    """The result of a node check. failed_nodes: reasons by node. error: a failure without a node to blame."""
+    """Result of a health check. failed_nodes: reasons by node. error: a failure without a single node at fault."""
 
     failed_nodes: dict[str, str]
     error: str = ""
 
 
 def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
-    """Look at this node. Nothing raised means anything: silence does."""
+    """Check this node. Exceptions are ignored; a node that does not report has failed."""
     problems = _look(run, num_gpus)
     _say("looked", problems)
     import torch
@@ -38,7 +38,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
     rank, world_size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     address, port = allocation.choose_address(), int(os.environ["MASTER_PORT"])
     if rank > 0 and not allocation.can_reach(address, port, timeout_s=timeout_s):
-        sys.exit(f"{address}:{port} cannot be reached from {os.uname().nodename} within {timeout_s:g} s")
+        sys.exit(f"{os.uname().nodename} could not connect to {address}:{port} within {timeout_s:g} s")
     store = TCPStore(
         address,
         port,
@@ -62,12 +62,12 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
         if float(total.mean()) == world_size:
             _say("summed")
         store.set(f"left-{rank}", "")
-    if rank == 0:  # the store lives here
+    if rank == 0:  # the store runs in this process
         store.wait([f"left-{other}" for other in range(world_size)])
 
 
 def check_reports(said: str, nodes: Sequence[str]) -> Health:
-    """Judge `nodes` by the reports that they sent; the first of them hosted the meeting."""
+    """Evaluate the nodes' reports. The first node hosted the store."""
     stages: dict[str, set[str]] = {node: set() for node in nodes}
     problems: dict[str, str] = {}
     for line in said.splitlines():
@@ -75,15 +75,15 @@ def check_reports(said: str, nodes: Sequence[str]) -> Health:
             told = json.loads(line)
             stages[told["node"]].add(told["stage"])
         except (ValueError, KeyError, TypeError):
-            continue  # whatever else libraries print
+            continue  # other output, of libraries
         if told["problems"]:
             problems[told["node"]] = "; ".join(told["problems"])
     if not any(stages.values()):
         return Health({}, "no node answered the health check")
     silent = {node: "did not answer" for node in nodes if not stages[node]}
     broken = problems | silent
-    if len(broken) == len(nodes) > 1:  # it is not the nodes: were they all left out, no start could ever be
-        return Health({}, f"none of {len(nodes)} nodes is sound; {nodes[0]} {broken[nodes[0]]}")
+    if len(broken) == len(nodes) > 1:  # not the nodes' fault; excluding all of them would block every further attempt
+        return Health({}, f"all {len(nodes)} nodes failed the health check; {nodes[0]}: {broken[nodes[0]]}")
     if broken:
         return Health(broken)
     head, *others = nodes
@@ -93,8 +93,8 @@ def check_reports(said: str, nodes: Sequence[str]) -> Health:
     if apart:
         return Health(dict.fromkeys(apart, f"could not reach {head}"))
     if any("summed" not in stages[node] for node in nodes):
-        what = f"{', '.join(nodes)} reached each other, but" if others else head
-        return Health({}, f"{what} did not come to a sum in time; what was said is in the job's log")
+        what = f"{', '.join(nodes)} reached each other but" if others else head
+        return Health({}, f"{what} did not finish an all-reduce in time; see the job's log")
     return Health({})
 
 
@@ -104,15 +104,15 @@ def _look(run: Path, num_gpus: int) -> list[str]:
         import torch
 
         if torch.cuda.device_count() < num_gpus:
-            problems.append(f"shows {torch.cuda.device_count()} GPUs, expected {num_gpus}")
+            problems.append(f"found {torch.cuda.device_count()} GPUs, expected {num_gpus}")
     probe = run / "slurm" / f".health-{os.uname().nodename}-{secrets.token_hex(4)}.tmp"
     try:
         probe.write_text("written\n", encoding="utf-8")
         if probe.read_text(encoding="utf-8") != "written\n":
-            problems.append(f"{run}: what is written there does not read back")
+            problems.append(f"{run}: a file written there reads back differently")
         probe.unlink()
     except OSError as error:
-        problems.append(f"{run}: cannot be written: {error.strerror}")
+        problems.append(f"{run}: not writable: {error.strerror}")
     return problems
 
 

@@ -1,7 +1,7 @@
 """One rank of a run on Slurm: srun ... python -m launcher.slurm.job.rank RUN
 
-The environment tells it who it is: Slurm's own variables, or torchrun's where that started it; MASTERS and the port
-come from launcher.slurm.job.attempt. What it says goes to its log, and is added to what starts before it have said.
+Its rank comes from Slurm's environment variables, or from torchrun's if torchrun started it; MASTERS and the port come
+from launcher.slurm.job.attempt. Its output is appended to its log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xlpretrain.tracking.console import outlive_console
 
 
 def main(run: RunDir) -> int:
-    """Train one rank's part. Returns its exit code, which is 0 after an early stop: Slurm takes 75 for a failure."""
+    """Run one rank. Returns its exit code, which is 0 after an early stop: Slurm would take 75 for a failure."""
     outlive_console()
     os.environ["MASTER_ADDR"] = allocation.choose_address()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -32,9 +32,9 @@ def main(run: RunDir) -> int:
     rank = int(os.environ["RANK"])
     job, restart = os.environ.get("SLURM_JOB_ID", "?"), os.environ.get("SLURM_RESTART_COUNT", "0")
     rank_log.move_to(run.rank_log(rank), where=f"job {job}, restart {restart}, {os.uname().nodename}")
-    faulthandler.enable()  # so that a crash in C++ tells where
+    faulthandler.enable()  # prints a traceback on a crash in C++
     records = SlurmFolder.of(run)
-    # What may change in a run that was begun was looked at when it was submitted.
+    # Changes to a started run were checked at submission.
     code = train([str(records.config), "--allow-recipe-change"])
     if rank == 0:
         atomic_write(records.exit_code, f"{code}\n")

@@ -1,7 +1,7 @@
-"""`xlpretrain data build --cluster`: the same build as jobs of Slurm, an array for each stage. Torch-free.
+"""`xlpretrain data build --cluster`: a build as Slurm jobs, one array per stage. Torch-free.
 
-Every array waits for the one before (`--dependency=afterok`), and a last job puts the dataset in its place. Nobody
-needs to stay: the command only watches, and when it is called again, it watches on, or hands in what is not done.
+Every array waits for the one before (`--dependency=afterok`), and a last job publishes the dataset. The command only
+watches; it can be interrupted, and a later call watches on or resubmits unfinished tasks.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from xlpretrain.tracking.printing import AnswerConsole
 _POLL_S = 1.0
 _ASK_EVERY_S = 10.0
 _LAST_LINES = 10
-_GOES_ON = "what is done is kept, the same command goes on"
+_GOES_ON = "finished tasks are kept; rerun the command to resume"
 
 
 @dataclass(frozen=True)
 class Array:
-    """Jobs that do a stage, or (`FINISH`) the end of a build."""
+    """Job array of a stage, or (`FINISH`) of the end of a build."""
 
     stage: str
     job_id: str
@@ -46,14 +46,14 @@ class Array:
 
     @property
     def task_ids(self) -> list[str]:
-        """The ids of its jobs."""
+        """Job ids of its tasks."""
         return [f"{self.job_id}_{i}" for i in range(self.num_jobs)]
 
 
 def build(
     config: DataConfig, profile: ClusterConfig, *, num_jobs: int, force: bool, console: Console | None = None
 ) -> None:
-    """Build on a cluster, and wait until it is done. Raises `DataError` or `LaunchError`."""
+    """Build on a cluster and wait until the build is finished. Raises `DataError` or `LaunchError`."""
     console = console or AnswerConsole()
     work = WorkDir.of(config.out)
     arrays = active_arrays(config.out)
@@ -70,13 +70,13 @@ def build(
         try:
             _watch(work, config, arrays, stages)
         except KeyboardInterrupt:
-            console.print("\nthe jobs go on; the same command watches them again")
+            console.print("\nthe jobs keep running; rerun the command to watch them")
             raise
     print_summary(config.out, stages)
 
 
 def active_arrays(out: Path) -> list[Array]:
-    """The jobs of a build that wait or run."""
+    """The queued and running jobs of a build."""
     try:
         found = [Array(**entry) for entry in json.loads((_folder(WorkDir.of(out)) / "jobs.json").read_text())]
     except (OSError, ValueError, TypeError):
@@ -86,16 +86,16 @@ def active_arrays(out: Path) -> list[Array]:
 
 
 def refuse_if_active(out: Path) -> None:
-    """Raise `DataError` if a dataset is being built by jobs."""
+    """Raise `DataError` if Slurm jobs are building this dataset."""
     if arrays := active_arrays(out):
         raise DataError(
-            f"{out}: jobs {', '.join(array.job_id for array in arrays)} build this dataset; --cluster watches them,"
-            " scancel ends them"
+            f"{out}: jobs {', '.join(array.job_id for array in arrays)} are building this dataset; watch them with"
+            " --cluster, or cancel them with scancel"
         )
 
 
 def script(work: WorkDir, arguments: Sequence[str], profile: ClusterConfig, *, log: str) -> str:
-    """The batch script of a job. log: the first part of the name of its log."""
+    """The batch script of a job. log: prefix of the name of its log."""
     command = [profile.python, "-u", "-m", "data_pipelines.build", str(work.folder), *arguments]
     lines = [
         "#!/bin/bash",
@@ -110,7 +110,7 @@ def _submit(work: WorkDir, config: DataConfig, profile: ClusterConfig, *, num_jo
     _folder(work).mkdir(exist_ok=True)
     one_node = profile.model_copy(update={"nodes": "1", "spare_nodes": 0, "tasks_per_node": 1})
     options: Options = {**sbatch_options(one_node), "output": "/dev/null"}
-    del options["signal"]  # a task that is killed is as good as one that has not begun
+    del options["signal"]  # a killed task simply runs again
     arrays: list[Array] = []
     chain = [(stage.name, [stage.name, str(num_jobs)], num_jobs) for stage in stages_of(config)]
     chain = [(name, arguments, 1 if name == "tokenizer" else count) for name, arguments, count in chain]
@@ -137,10 +137,10 @@ def _submit(work: WorkDir, config: DataConfig, profile: ClusterConfig, *, num_jo
 
 
 def _watch(work: WorkDir, config: DataConfig, arrays: Sequence[Array], stages: ProgressReporter) -> None:
-    """Tell how far the jobs are, until the last is over. Raises `LaunchError` if one fails."""
+    """Show the progress of the jobs until the last one ends. Raises `LaunchError` if one fails."""
     by_name = {array.stage: array for array in arrays}
     for stage in stages_of(config):
-        with suppress(FileNotFoundError):  # the last job removes all that is looked at
+        with suppress(FileNotFoundError):  # the last job removes the work folder
             _watch_stage(work, stage, by_name[stage.name], arrays, stages)
     for is_over in _looks([by_name[FINISH]]):
         if not work.plan_file.exists() and not work.folder.exists():
@@ -173,7 +173,7 @@ def _looks(arrays: Sequence[Array]) -> Iterator[bool]:
         time.sleep(_POLL_S)
         if time.monotonic() - asked > _ASK_EVERY_S:
             states = slurm.states_of(jobs)
-            # A job that Slurm has forgotten is over; what it does not answer says nothing.
+            # Jobs that Slurm no longer lists are over; no answer at all means nothing.
             is_over = states is not None and all(job not in states or states[job].is_over for job in jobs)
             asked = time.monotonic()
 
@@ -189,7 +189,7 @@ def _fail(work: WorkDir, array: Array, arrays: Sequence[Array]) -> None:
     states = slurm.states_of(array.task_ids) or {}
     ended = ", ".join(sorted({str(state) for state in states.values()})) or "unknown"
     raise LaunchError(
-        f"job {array.job_id} ended ({ended}) before its work was done; logs in {_folder(work)}; {_GOES_ON}"
+        f"job {array.job_id} ended ({ended}) with unfinished tasks; logs in {_folder(work)}; {_GOES_ON}"
         + (f"\n{said}" if said else "")
     )
 

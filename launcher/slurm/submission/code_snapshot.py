@@ -1,4 +1,4 @@
-"""The code of a run: copied into its folder at submission, which later changes cannot reach. Torch-free."""
+"""Copy the code into the run folder at submission, so that later changes do not affect the run. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh",
 
 
 def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
-    """Copy the packages into the folder `target`, in place of an earlier copy. Returns what was left out, and why.
+    """Copy the packages into the folder `target`, replacing an earlier copy. Returns what was left out, and why.
 
-    Readers see the old code or the new, whole. Only what code is made of is copied: no secrets, data, large files or
-    links. An earlier copy in which something was changed or added is kept beside it, as `NAME.changed`.
+    Readers see the complete old or new code. Only code is copied: no secrets, data, large files or links. An earlier
+    copy that was edited is kept next to it as `NAME.changed`.
 
     Args:
-        record: where the checksums of the copy are kept, which tell such changes. Without it only files that are no
-            code are taken for changes.
+        record: file for the checksums of the copy, which detect edits. Without it, only files that are not code count
+            as edits.
 
     Raises:
-        LaunchError: it cannot be written.
+        LaunchError: the copy cannot be written.
     """
     left_out: list[str] = []
     secrets_here = [value.encode() for value in secret_values(os.environ)]
@@ -58,12 +58,12 @@ def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -
         if record is not None:
             atomic_write(record, json.dumps(checksums, indent=1) + "\n")
     except OSError as error:
-        raise LaunchError(f"{target}: the code cannot be copied there: {error.strerror} ({error.filename})") from None
+        raise LaunchError(f"{target}: cannot copy the code: {error.strerror} ({error.filename})") from None
     return left_out
 
 
 def _claims(target: Path, *, checksums: Mapping[str, str] | None) -> list[Path]:
-    """The files of an earlier copy that are as they were copied, and what Python made of them."""
+    """The unchanged files of an earlier copy, and Python's caches."""
     found = unclaimed(target, ()) if target.is_dir() else []
     return [path for path in found if _is_cache(path) or _is_copy(target / path, str(path), checksums)]
 
@@ -86,7 +86,9 @@ def _keep_changed(target: Path, claimed: Sequence[Path]) -> None:
     names = (f"{target.name}.changed{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
     kept = next(path for path in map(target.with_name, names) if not os.path.lexists(path))
     target.rename(kept)
-    print(f"{kept}: the run's code, which somebody changed; the run gets a copy of what is installed", file=sys.stderr)
+    print(
+        f"{kept}: edited copy of the run's code, kept here; the run gets a copy of the installed code", file=sys.stderr
+    )
 
 
 def _read(record: Path | None) -> dict[str, str] | None:
@@ -101,7 +103,7 @@ def _sha256(path: Path) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """The files that may be part of the code; caches are skipped silently."""
+    """Candidate files, without caches."""
     for part in _PARTS:
         if (root / part).is_file():
             yield root / part
@@ -111,10 +113,9 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
-    """The reason why a file is not part of the code, if there is one. secrets_here: of this environment, to be in no
-    file."""
+    """Reason to leave a file out, or None. secrets_here: secret values of this environment."""
     if is_secret_file(path.name):
-        return "its name is that of a secret"
+        return "named like a secret"
     if path.is_symlink() or not path.is_file():
         return "not a plain file"
     if path.suffix not in _CODE:
@@ -122,4 +123,4 @@ def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
     if path.stat().st_size > _MAX_BYTES:
         return f"larger than {_MAX_BYTES:,} bytes"
     content = path.read_bytes()
-    return "holds a secret of your environment" if any(secret in content for secret in secrets_here) else None
+    return "contains a secret of your environment" if any(secret in content for secret in secrets_here) else None

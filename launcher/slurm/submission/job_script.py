@@ -1,7 +1,7 @@
-"""The parts of a job script that runs and builds have in common: options of sbatch, and shell before the program.
+"""Parts of job scripts shared by runs and builds: sbatch options and shell setup lines.
 
-Runs go through submitit (executor.py), builds straight to sbatch (build_jobs.py). slurm/pretrain.sbatch is the same by
-hand; a test compares its options. Torch-free.
+Runs are submitted through submitit (executor.py), builds directly with sbatch (build_jobs.py). slurm/pretrain.sbatch is
+the hand-written equivalent; a test compares its options. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from launcher.slurm.profile import ONE_LINERS, ClusterConfig
 
 Options = dict[str, str | bool]
-"""Options of sbatch by their long names; True for one without a value."""
+"""Options of sbatch by long name; True for an option without a value."""
 
 
 def sbatch_options(profile: ClusterConfig, *, exclude: Sequence[str] = ()) -> Options:
-    """The options of sbatch that a site profile asks for. exclude: nodes, beside those of the profile."""
+    """The sbatch options of a site profile. exclude: nodes to exclude in addition to the profile's."""
     chosen = {key.replace("_", "-"): getattr(profile, key) for key in ONE_LINERS}
     passed = {key: value or True for key, value in profile.sbatch.items()}
     asked = {
@@ -33,17 +33,17 @@ def sbatch_options(profile: ClusterConfig, *, exclude: Sequence[str] = ()) -> Op
 
 
 def as_arguments(options: Mapping[str, str | bool]) -> list[str]:
-    """Options as arguments of sbatch."""
+    """Format options as arguments of sbatch."""
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
 
 
 def log_to(log: str) -> str:
-    """The line of shell that appends all further output to a file. log: its path as a word of shell."""
+    """A shell line that appends all further output to a file. log: its path, quoted for the shell."""
     return f"exec >>{log} 2>&1"
 
 
 def site_lines(profile: ClusterConfig) -> list[str]:
-    """The lines of shell that enter the folder of the submission and set up the site's modules and variables."""
+    """Shell lines that enter the submission folder and set up the site's modules and variables."""
     return [
         f"cd -- {shlex.quote(str(Path.cwd()))}",
         *profile.setup,
@@ -55,5 +55,5 @@ def _size(profile: ClusterConfig) -> dict[str, str]:
     fewest, most = profile.min_nodes, profile.max_nodes + profile.spare_nodes
     if fewest == most:
         return {"nodes": str(most), "ntasks-per-node": str(profile.num_tasks)}
-    # With a number of tasks, Slurm takes as few nodes as hold the tasks of the fewest; so it is asked for processors.
+    # Given a number of tasks, Slurm would allocate the minimum of nodes; so request CPUs per node instead.
     return {"nodes": f"{fewest}-{most}", "mincpus": str(profile.num_tasks * (profile.cpus_per_task or 1))}

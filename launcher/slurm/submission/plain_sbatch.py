@@ -1,9 +1,9 @@
-"""A run in a job that was not submitted by `xlpretrain submit`: what slurm/pretrain.sbatch runs.
+"""Entry point of slurm/pretrain.sbatch: a run in a job that `xlpretrain submit` did not submit.
 
     python -m launcher.slurm.submission.plain_sbatch CONFIG key=value ...
 
-The first start of a job writes down what the run is, as `submit` would, and leaves `slurm-<job>.run` where it was
-submitted, which points to the run folder: the job may be put back into the queue, and CONFIG may change meanwhile.
+The first attempt of a job writes the same files as `submit`, and a link `slurm-<job>.run` to the run folder in the
+submission folder: requeued attempts follow it, since CONFIG may have changed meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError, XL
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir.layout import RunDir
 
-# What of a job's environment is a key of a site profile.
+# Keys of a site profile that a job's environment provides.
 _KEYS = {
     "SLURM_JOB_PARTITION": "partition",
     "SLURM_JOB_ACCOUNT": "account",
@@ -39,13 +39,13 @@ _NUMBERS = ("tasks_per_node", "cpus_per_task", "gpus_per_node")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Begin the run, or go on with it. Returns the job's exit code, if it does not leave with it."""
+    """Start or resume the run. Returns the exit code of a job that ends before its attempt; else exits with it."""
     try:
         allocation = Allocation.current()
         where = Path(os.environ.get("SLURM_SUBMIT_DIR", ".")) / f"slurm-{allocation.job_id}.run"
         if allocation.restart == 0 or not where.is_symlink():
             if where.exists() and not where.is_symlink():
-                raise LaunchError(f"{where}: a link to the run folder belongs there; move it away")
+                raise LaunchError(f"{where}: expected a link to the run folder, got something else; move it away")
             config, profile = _check(arguments, allocation)
             if print_if_finished(config):
                 return FINISHED
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def profile_from_job(allocation: Allocation, environment: Mapping[str, str]) -> ClusterConfig:
-    """The site profile that a job would have been submitted with. Raises `ConfigError`."""
+    """The site profile that matches a job's environment. Raises `ConfigError`."""
     given = {key: environment[name] for name, key in _KEYS.items() if environment.get(name, "(null)") != "(null)"}
     data = {key: int(value) if key in _NUMBERS else value for key, value in given.items()}
-    # Slurm has given as many as it was asked for: a node that is not sound is a reason to go on with fewer.
+    # The job got all requested nodes; if some fail the health check, it continues with fewer.
     nodes = "1" if len(allocation.nodes) == 1 else f"1-{len(allocation.nodes)}"
     return schema.validate(ClusterConfig, {"nodes": nodes, **data}, "the job's environment")
 
@@ -73,19 +73,19 @@ def profile_from_job(allocation: Allocation, environment: Mapping[str, str]) -> 
 def _check(arguments: Sequence[str], allocation: Allocation) -> tuple[RunConfig, ClusterConfig]:
     """The resolved config of the job. Raises `XLPretrainError` if it cannot run."""
     if not arguments:
-        raise ConfigError("name a CONFIG: sbatch slurm/pretrain.sbatch CONFIG key=value ...")
+        raise ConfigError("missing argument CONFIG; usage: sbatch slurm/pretrain.sbatch CONFIG key=value ...")
     profile = profile_from_job(allocation, os.environ)
     config = run_config.load(Path(arguments[0]), arguments[1:])
     config = submit.check(config, profile, allow_recipe_change=False)
     if (before := submit.active_job(config.folder)) and before != allocation.job_id:
-        raise LaunchError(f"{config.folder.path}: is job {before} already")
+        raise LaunchError(f"{config.folder.path}: already submitted as job {before}")
     return config, profile
 
 
 def _write(config: RunConfig, profile: ClusterConfig) -> RunDir:
-    """Write down what the run is."""
+    """Write the files that the run needs."""
     for line in submit.write_files(config, profile):
-        print(f"left out of the copy of the code: {line}")
+        print(f"not copied with the code: {line}")
     return config.folder
 
 

@@ -1,4 +1,4 @@
-"""Submission of runs: check everything before the queue, copy what the run needs, and hand it to Slurm."""
+"""Submit runs to Slurm: check everything first, copy what the run needs, and submit the job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ITS_TURN = {"Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLi
 
 
 def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: bool) -> RunConfig:
-    """The resolved config of the ranks, with absolute paths. Raises `XLPretrainError` if it would fail there."""
+    """The resolved config of the ranks, with absolute paths. Raises `XLPretrainError` if the run would fail."""
     config = config.model_copy(update={"runs_dir": config.runs_dir.absolute()})
     for num_nodes in {profile.min_nodes, profile.max_nodes}:
         resolved, _, _ = resolve_run(
@@ -37,25 +37,25 @@ def check(config: RunConfig, profile: ClusterConfig, *, allow_recipe_change: boo
 
 
 def refuse_if_active(folder: RunDir) -> None:
-    """Raise `LaunchError` if a run waits in the queue or runs, as a job or on a machine."""
+    """Raise `LaunchError` if a run is queued or running, as a job or on a machine."""
     if job_id := active_job(folder):
         raise LaunchError(
-            f"{folder.path}: is job {job_id} already; `xlpretrain status {folder.path}` shows it,"
-            f" `xlpretrain cancel {folder.path}` ends it"
+            f"{folder.path}: already submitted as job {job_id}; `xlpretrain status {folder.path}` shows it,"
+            f" `xlpretrain cancel {folder.path}` cancels it"
         )
     if SlurmFolder.of(folder).read_job() is None:
         lease.check_available(folder.lease, launch_id="", take_over=False)
 
 
 def active_job(folder: RunDir) -> str | None:
-    """The id of a run's job, if that waits in the queue or runs."""
+    """Id of a run's job if it is queued or running, else None."""
     job = SlurmFolder.of(folder).read_job()
     state = slurm.state_here(job.job_id, job.cluster) if job else None
     return job.job_id if job and state and not state.is_over else None
 
 
 def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: str) -> list[Job]:
-    """Write what their jobs need, and submit them, which were checked. Raises `LaunchError`; see `submit`."""
+    """Write the files of checked runs and submit them. Raises `LaunchError`, after removing new run folders."""
     folders = [config.folder for config in settings]
     new: list[Path] = []
     cluster = ""
@@ -64,7 +64,7 @@ def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: 
         for folder in folders:
             with suppress(FileExistsError):
                 folder.path.mkdir(parents=True)
-                new.append(folder.path)  # made here, and so removed if it comes to nothing
+                new.append(folder.path)  # removed again if the submission fails
         for config in settings:
             left_out = write_files(config, profile)
         with suppress(LaunchError):
@@ -80,20 +80,20 @@ def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: 
         jobs.append(Job(job_id=job_id, cluster=cluster, submitted_at=time.time(), nodes=profile.nodes, log=log))
         SlurmFolder.of(folder).write_job(jobs[-1])
     if left_out:
-        print(f"left out of the copy of the code: {', '.join(left_out)}", file=sys.stderr)
+        print(f"not copied with the code: {', '.join(left_out)}", file=sys.stderr)
     for folder, job in zip(folders, jobs, strict=True):
         _tell(folder, job)
     if hindrance := _hindrance(ids[0]):
         print(
-            f"warning: Slurm gives {hindrance} as the reason why job {ids[0]} waits: it will not start as long as that"
-            " holds; if it is a limit, cancel it, and ask for less",
+            f"warning: job {ids[0]} is pending with reason {hindrance} and will not start until that changes; if it is"
+            " a limit, cancel the job and request less",
             file=sys.stderr,
         )
     return jobs
 
 
 def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
-    """Put into a run folder what its job needs. Returns what the copy of the code leaves out. Raises `LaunchError`."""
+    """Write the files that a job needs to the run folder. Returns files left out of the code. Raises `LaunchError`."""
     folder = config.folder
     records = SlurmFolder.of(folder)
     try:
@@ -102,12 +102,12 @@ def write_files(config: RunConfig, profile: ClusterConfig) -> list[str]:
         records.write_config(schema.dump(config))
         atomic_write(records.cluster, schema.dump(profile))
     except OSError as error:
-        raise LaunchError(f"{error.filename}: the run folder cannot be made: {error.strerror}") from None
+        raise LaunchError(f"{error.filename}: the run folder cannot be created: {error.strerror}") from None
     return code_snapshot.copy_code(folder.path / "code", record=records.code)
 
 
 def _hindrance(job_id: str) -> str:
-    """The reason why a new job waits, if not for its turn. Slurm reports it after a moment."""
+    """Reason why a new job is pending, unless it only waits for its turn. Slurm reports it after a moment."""
     for _ in range(10):
         state = slurm.state_of(job_id)
         if state is None or not state.is_waiting or state.reason in _ITS_TURN:

@@ -1,4 +1,4 @@
-"""Sweeps: every combination of some values, each a run of its own. Torch-free."""
+"""Sweeps: one run for every combination of values. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of a sweep. suffix: of its name. overrides: what makes it differ."""
+    """One run of a sweep. suffix: appended to its name. overrides: its config changes."""
 
     suffix: str
     overrides: tuple[str, ...]
 
 
 def variants(sweeps: Sequence[str]) -> list[Variant]:
-    """All combinations of `key=value,value,...`; one that changes nothing if there are none. Raises `ConfigError`."""
+    """All combinations of `key=value,value,...`; a single empty one without sweeps. Raises `ConfigError`."""
     axes = [_axis(sweep) for sweep in sweeps]
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
-        raise ConfigError(f"--sweep: a key is given twice: {', '.join(keys)}; put its values into one list")
+        raise ConfigError(f"--sweep: duplicate key in {', '.join(keys)}; put its values into one list")
     made: list[Variant] = []
     for values in itertools.product(*(values for _, values in axes)):
         pairs = list(zip(keys, values, strict=True))
         name = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in pairs)
-        # What a folder's name may hold (see RunConfig.name), and no longer than file systems take.
+        # Valid in a run name (see RunConfig.name), and short enough for file systems.
         suffix = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:120]
         taken = {variant.suffix for variant in made}
         unique = next(
@@ -47,14 +47,14 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     if not equals or not key or not all(value.strip() for value in values):
         raise ConfigError(f"--sweep {sweep!r}: expected key=value,value,..., such as optimizer.lr=1e-4,3e-4")
     if key in ("name", "runs_dir"):
-        raise ConfigError(f"--sweep {key}: runs of a sweep are named after their values; sweep over another key")
+        raise ConfigError(f"--sweep {key}: runs of a sweep are named after their values; choose another key")
     if len(set(values)) < len(values):
-        raise ConfigError(f"--sweep {sweep!r}: a value is given twice")
+        raise ConfigError(f"--sweep {sweep!r}: duplicate value")
     return key, values
 
 
 def _split(text: str) -> list[str]:
-    """At commas that are neither in brackets nor in quotes."""
+    """Split at commas outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:

@@ -55,7 +55,7 @@ def test_force_names_what_is_in_the_way_before_it_builds(name: str, build_small:
         shutil.rmtree(out / "extra")
         build_small(DOCUMENTS[:50], out="other").rename(out / "extra")
     before = tree(out)
-    with pytest.raises(DataError, match=f"{Path(name).parts[0]}.* there is no part of it: move it away"):
+    with pytest.raises(DataError, match=f"{Path(name).parts[0]}.* is not one; move it away"):
         build_small(DOCUMENTS, seed=2, force=True, sources=[{"type": "text", "path": "none.txt"}])
     assert tree(out) == before
     if name != "mine/train/index.json":  # which is no index
@@ -86,7 +86,7 @@ def test_what_came_into_the_dataset_while_it_was_built_anew_stays(build_small: B
 
     with monkeypatch.context() as patched:
         patched.setattr(data_pipelines.build.pipeline, "write_report", meanwhile)
-        with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* what is done is kept"):
+        with pytest.raises(DataError, match=r"data: .*holds train/notes\.txt.* finished tasks are kept"):
             build_small(DOCUMENTS, seed=2, force=True)
     assert (out / "train" / "notes.txt").read_text() == "mine"
     assert TokenDataset.open(out / "train").built_from["settings"]["seed"] == 1
@@ -117,7 +117,7 @@ def test_a_work_folder_that_is_somebody_elses_is_left_alone(
     (work / name).parent.mkdir(parents=True)
     (work / name).write_text("mine")
     settings = {"sources": [{"type": "text", "path": "none.txt"}]} if fails else {}
-    with pytest.raises(DataError, match=rf"\.data\.work: .* none of them wrote {name}: move it away"):
+    with pytest.raises(DataError, match=rf"\.data\.work: .* no build wrote {name}; move it away"):
         build_small(DOCUMENTS, **settings)
     assert tree(work) == {name: b"mine"}
 
@@ -151,7 +151,7 @@ def test_out_that_is_a_mount_point_is_refused_at_the_start(build_small: BuildSma
 def test_a_link_in_the_place_of_the_work_folder_is_refused_at_the_start(build_small: BuildSmall, tmp_path: Path):
     (tmp_path / "scratch").mkdir()
     (tmp_path / ".data.work").symlink_to(tmp_path / "scratch")
-    with pytest.raises(DataError, match="is a link, and a build renames what it makes there"):
+    with pytest.raises(DataError, match="is a symbolic link, and a build needs a real folder"):
         build_small(DOCUMENTS)
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -160,6 +160,6 @@ def test_out_may_not_be_where_the_sources_lie(build_small: BuildSmall, tmp_path:
     out = build_small(DOCUMENTS)
     before = tree(out)
     sources = [{"type": "webdataset", "path": str(out / "train" / "*.tar")}]
-    with pytest.raises(DataError, match=f"{out}: files in {out / 'train'} are read"):
+    with pytest.raises(DataError, match=f"{out}: the sources include {out / 'train'}, which is inside it"):
         build_small(DOCUMENTS, sources=sources, force=True)
     assert tree(out) == before

@@ -39,7 +39,7 @@ def test_a_source_that_changes_before_the_end_is_an_error(when: str, change: str
 
     monkeypatch.setattr(data_pipelines.build.pipeline, "run_task", meanwhile)
     settings = {"tokenizer": {"vocab_size": 50}, "task_bytes": 1 << 16}
-    with pytest.raises(DataError, match=r"corpus\.jsonl: (changed after the build began|cannot be read: No such file)"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl: (changed since the build began|cannot be read: No such file)"):
         build_dataset(tmp_path / "data", sources=[{"type": "jsonl", "path": str(corpus)}], **settings)
     assert {path.name for path in tmp_path.iterdir()} <= {"corpus.jsonl", "new.jsonl"}
 
@@ -59,7 +59,7 @@ def test_what_else_a_build_reads_may_not_change_either(what: str, build_small: B
 
     monkeypatch.setattr(data_pipelines.build.pipeline, "run_task", meanwhile)
     clean = {"decontaminate": {"against": [{"type": "jsonl", "path": str(held_out)}]}}
-    message = "own.model: changed" if what == "tokenizer" else "decontaminate.against: these files have changed"
+    message = "own.model: changed" if what == "tokenizer" else "decontaminate.against: these files changed"
     with pytest.raises(DataError, match=message):
         build_small(DOCUMENTS, tokenizer={"path": str(tokenizer)}, clean=clean)
 

@@ -104,7 +104,7 @@ def test_a_finished_build_is_kept_and_other_settings_need_force(build_small: Bui
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     build_small(DOCUMENTS, workers=2)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
-    with pytest.raises(DataError, match="built with other settings; choose another `out`, or --force"):
+    with pytest.raises(DataError, match="built with other settings; choose another `out`, or replace it with --force"):
         build_small(DOCUMENTS, seed=2)
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
     build_small(DOCUMENTS, seed=2, force=True)
@@ -116,7 +116,7 @@ def test_a_folder_that_holds_something_else_is_never_replaced(build_small: Build
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.tex").write_text("dear")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds no dataset"):
+        with pytest.raises(DataError, match="is not a dataset built here"):
             build_small(DOCUMENTS, force=force)
     assert (tmp_path / "data" / "thesis.tex").read_text() == "dear"
 
@@ -135,7 +135,7 @@ def test_the_index_tells_what_it_was_built_from(build_small: BuildSmall, monkeyp
         ([], {}, "the corpus is empty"),
         ([" ", "\n"], {}, "the corpus is empty"),
         (["One document."], {"splits": {"valid": 0.01}}, "none of the 1 documents falls into valid"),
-        (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which gives at most"),
+        (DOCUMENTS, {"tokenizer": {"vocab_size": 100_000}}, "which supports at most"),
         (DOCUMENTS, {"tokenizer": {"path": "none.model"}}, "none.model: no such tokenizer"),
         (DOCUMENTS, {"sources": [{"type": "text", "path": "none.txt"}]}, "none.txt: no such file"),
     ],
@@ -155,7 +155,7 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_goes_on(tmp_path: Path):
     commands.kill_all(process)
     assert not (tmp_path / "data").exists()
     out, _ = commands.finish(start_build(tmp_path), expect=0)
-    assert "going on with the build" in out
+    assert "resuming the build" in out
     assert "Reading: 0.0 MB" in out
     assert not any(tmp_path.glob(".data.*"))
     commands.finish(start_build(tmp_path, out=str(tmp_path / "other")), expect=0)
@@ -249,7 +249,7 @@ def test_a_build_that_ctrl_c_stops_says_how_to_resume(tmp_path: Path):
     assert f"stopped by Ctrl-C; what is done is kept in {tmp_path}/.data.work: run the same command again" in err
     assert "Traceback" not in out + err
     out, _ = commands.finish(start_build(tmp_path, task_bytes=1 << 16), expect=0)
-    assert f"with the build in {tmp_path}/.data.work" in " ".join(out.split())
+    assert f"resuming the build in {tmp_path}/.data.work" in " ".join(out.split())
 
 
 def test_a_killed_build_of_something_else_is_not_gone_on_with(build_small: BuildSmall, tmp_path: Path):
@@ -276,7 +276,7 @@ def test_a_corpus_can_be_piped_in(tmp_path: Path, tiny_tokenizer: Path):
 def test_two_builds_of_one_dataset_do_not_meet(build_small: BuildSmall, tmp_path: Path):
     with (
         WorkDir.of(tmp_path / "data").lock(),
-        pytest.raises(DataError, match="another process builds this dataset right now"),
+        pytest.raises(DataError, match="another process is building this dataset"),
     ):
         build_small(DOCUMENTS)
     build_small(DOCUMENTS)

@@ -39,8 +39,8 @@ def test_an_unfinished_build_of_another_version_is_never_gone_on_with(
     next_stage = stages_of(config)[1].name
     with pytest.raises(SystemExit, match="2"):  # a job that was in the queue meanwhile
         job.main([str(work.folder), next_stage, "1"])
-    assert "begun with other versions of xlpretrain or its libraries" in capsys.readouterr().err
+    assert "started with other versions of xlpretrain or its libraries" in capsys.readouterr().err
     assert not (work.folder / next_stage).exists()
     build(config, console=Console(file=output))
-    assert "going on with the build" not in output.getvalue()
+    assert "resuming the build" not in output.getvalue()
     assert tree(config.out) == tree(build_dataset(tmp_path / "fresh", **settings))

@@ -202,8 +202,8 @@ def test_c4_keeps_lines_that_are_sentences():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_characters": 10, "max_characters": 9}, "must not be below min_characters"),
-        ({"minhash_dedup": True, "exact_duplicates": False}, "needs exact_duplicates"),
+        ({"min_characters": 10, "max_characters": 9}, "must be at least min_characters"),
+        ({"minhash_dedup": True, "exact_duplicates": False}, "requires exact_duplicates"),
         ({"rules": ["c5"]}, "rules"),
         ({"decontaminate": {"against": [{"type": "text", "path": "-"}]}}, "cannot be read from standard input"),
     ],

@@ -30,23 +30,25 @@ def test_templates_that_format_text_are_taken(template: str, text: str):
     ],
 )
 def test_formats_of_anything_but_text_are_refused(template: str):
-    with pytest.raises(ConfigError, match=r"template .*no format of text, and every field is text; write \{text\}"):
+    with pytest.raises(
+        ConfigError, match=r"template .*not a string format, but all fields are strings; write \{text\}"
+    ):
         validate(JsonlSource, {"path": "x", "template": template}, "test")
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{text", "not a template: expected '}' before end of string; write {{ for a brace"),
-        ("text}", "not a template: Single '}' encountered in format string; write {{ for a brace"),
-        ("{text!}", "not a template: "),
-        ("text", "expected fields by their names"),
-        ("", "expected fields by their names"),
-        ("{}", "expected fields by their names"),
-        ("{0}", "expected fields by their names"),
-        ("{text.upper}", "expected fields by their names"),
-        ("{text[0]}", "expected fields by their names"),
-        ("{te xt}", "expected fields by their names"),
+        ("{text", "invalid template: expected '}' before end of string; write a literal brace as {{"),
+        ("text}", "invalid template: Single '}' encountered in format string; write a literal brace as {{"),
+        ("{text!}", "invalid template: "),
+        ("text", "expected named fields"),
+        ("", "expected named fields"),
+        ("{}", "expected named fields"),
+        ("{0}", "expected named fields"),
+        ("{text.upper}", "expected named fields"),
+        ("{text[0]}", "expected named fields"),
+        ("{te xt}", "expected named fields"),
     ],
 )
 def test_what_is_no_template_is_refused(template: str, message: str):

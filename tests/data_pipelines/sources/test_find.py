@@ -42,7 +42,9 @@ def test_links_that_lead_nowhere_or_back_are_refused_if_they_are_named(
         if path == "corpus/*.txt":
             assert read(source) == ["read"]
         return
-    what = "a link to a folder that it lies in" if link == "corpus/again" else "a link to nowhere, which is not there"
+    what = (
+        "a link to a folder that contains it" if link == "corpus/again" else "a link to nowhere, which does not exist"
+    )
     with pytest.raises(DataError, match=f"{link}: {what}; remove it, or name"):
         source_files(source)
 

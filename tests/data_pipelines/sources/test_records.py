@@ -105,5 +105,5 @@ def test_null_rows_of_a_table_can_be_skipped(tmp_path: Path):
 
 def test_what_damages_a_file_ends_the_build_nevertheless(tmp_path: Path):
     (tmp_path / "1.jsonl.gz").write_bytes(b"neither")
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="damaged or truncated"):
         read_skipping(JsonlSource(path=str(tmp_path / "1.jsonl.gz")))

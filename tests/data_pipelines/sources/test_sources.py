@@ -133,7 +133,7 @@ def test_parquet_and_saved_hugging_face_datasets_are_read(tmp_path: Path):
     assert read(saved) == texts
     template = HuggingFaceSource(path=str(tmp_path / "saved"), part="train", template="{title}: {text}")
     assert read(template)[:2] == ["A: one", "B: zwei\n\nö"]
-    with pytest.raises(DataError, match="name its `part`, one of: train, test"):
+    with pytest.raises(DataError, match="set `part` to one of: train, test"):
         source_files(HuggingFaceSource(path=str(tmp_path / "saved")))
     with pytest.raises(DataError, match="no field 'body'; the fields there are: n, text, title"):
         read(ParquetSource(path=path, field="body"))
@@ -232,13 +232,13 @@ def test_what_datatrove_writes_is_read_as_it_is(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"template": "no field"}, "expected fields by their names"),
-        ({"template": "{a} {"}, "not a template"),
-        ({"template": "{a.b}"}, "expected fields by their names"),
-        ({"template": "{a}", "field": "a"}, "give field or template, not both"),
+        ({"template": "no field"}, "expected named fields"),
+        ({"template": "{a} {"}, "invalid template"),
+        ({"template": "{a.b}"}, "expected named fields"),
+        ({"template": "{a}", "field": "a"}, "set field or template, not both"),
         ({"subset": "train"}, "choose another name"),
         ({"subset": "a/b"}, "subset"),
-        ({"path": []}, "must name files"),
+        ({"path": []}, "must not be empty"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused(settings: dict, message: str):
@@ -255,7 +255,7 @@ def test_another_field_can_hold_the_text(tmp_path: Path):
 def test_an_empty_file_is_no_compressed_one(suffix: str, tmp_path: Path):
     (tmp_path / "1.jsonl").write_bytes(lines("one"))
     (tmp_path / f"2.jsonl.{suffix}").touch()
-    with pytest.raises(DataError, match=rf"2\.jsonl\.{suffix}: damaged or cut short"):
+    with pytest.raises(DataError, match=rf"2\.jsonl\.{suffix}: damaged or truncated"):
         read(JsonlSource(path=str(tmp_path)))
     pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "xz": lzma.compress}
     (tmp_path / f"2.jsonl.{suffix}").write_bytes(pack[suffix](b""))
@@ -315,10 +315,10 @@ def test_a_file_that_is_cut_short_is_refused(suffix: str, tmp_path: Path):
     path = tmp_path / f"1.jsonl.{suffix}"
     for kept in (len(packed) // 2, len(packed) - 3):
         path.write_bytes(packed[:kept])
-        with pytest.raises(DataError, match="damaged or cut short"):
+        with pytest.raises(DataError, match="damaged or truncated"):
             read(JsonlSource(path=str(path)))
     path.write_bytes(b"neither")
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="damaged or truncated"):
         read(JsonlSource(path=str(path)))
 
 

@@ -42,7 +42,7 @@ def test_documents_without_text_and_without_tokens_are_left_out_and_counted(buil
 def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path):
     train, valid = (write_jsonl(tmp_path / f"{n}.jsonl", texts) for n, texts in enumerate((DOCUMENTS, ["\u200b"])))
     sources = [{"type": "jsonl", "path": str(train)}, {"type": "jsonl", "path": str(valid), "split": "valid"}]
-    with pytest.raises(DataError, match=r"no document is left in valid: .* or the tokenizer leaves nothing of them"):
+    with pytest.raises(DataError, match=r"no document is left in valid: .* or the tokenizer encodes them to no tokens"):
         build_dataset(tmp_path / "out", sources=sources, tokenizer={"vocab_size": 200}, splits={"valid": 0})
     assert not (tmp_path / "out").exists()
 

@@ -29,9 +29,7 @@ SENTENCES = make_documents(60)
     ],
 )
 def test_a_language_that_sentencex_takes_for_english_is_refused(language: str, meant: str | None):
-    with pytest.raises(
-        ConfigError, match=r"language .*is no language that is known.*am, ar, bg, .* rules of their own"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"language .*unknown language .*am, ar, bg, .* have their own rules") as e:
         validate(SentenceConfig, {"language": language}, "test")
     assert ("did you mean" in str(e.value)) == (meant is not None)
     assert meant is None or f"(did you mean {meant!r}?)" in str(e.value)
@@ -92,5 +90,5 @@ def test_numbers_that_sentencepiece_refuses_are_refused_before(settings: dict, m
 
 @pytest.mark.parametrize("vocab_size", [16, 1_000_000, 1 << 24])
 def test_sizes_of_vocabularies_that_the_text_does_not_allow_are_explained(vocab_size: int):
-    with pytest.raises(DataError, match="are too few" if vocab_size == 16 else "are too many for this corpus"):
+    with pytest.raises(DataError, match="is too small" if vocab_size == 16 else "is too large for this corpus"):
         train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=vocab_size))

@@ -115,9 +115,9 @@ def test_every_command_has_help():
         (["config", "--copy", "nothing"], "no shipped config is named 'nothing'"),
         (["config", "configs/quickstart.yaml", "max_stepz=3"], "did you mean max_steps?"),
         (["data", "build", "configs/quickstart.yaml"], "sources"),
-        (["data", "verify", "/nowhere"], "no dataset here"),
-        (["data", "stats", "/nowhere"], "no dataset here"),
-        (["train", "configs/quickstart.yaml", "data.train=/nowhere"], "/nowhere: no dataset here"),
+        (["data", "verify", "/nowhere"], "not a dataset"),
+        (["data", "stats", "/nowhere"], "not a dataset"),
+        (["train", "configs/quickstart.yaml", "data.train=/nowhere"], "/nowhere: not a dataset"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -147,7 +147,7 @@ def test_shipped_configs_are_copied_but_never_over_a_file(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     configs.copy_builtin("quickstart")
     assert Path("quickstart.yaml").read_text() == configs.builtin_configs()["quickstart"].read_text()
-    with pytest.raises(Exception, match="exists already"):
+    with pytest.raises(Exception, match="already exists"):
         configs.copy_builtin("quickstart.yaml")
 
 

@@ -146,7 +146,7 @@ def test_impossible_arithmetic_is_refused_before_work_starts(tiny_dataset: Path)
     large = make_config(global_batch_size=train.manifests[0].num_tokens)
     assert "too small for one step" in refusal(data_rules.validate_data, large, train, 1)
     long = make_config(objective={"type": "causal_lm", "seq_len": train.manifests[0].block_tokens})
-    assert "does not fit a block" in refusal(data_rules.validate_data, long, train, 1)
+    assert "does not fit into a block" in refusal(data_rules.validate_data, long, train, 1)
 
 
 @pytest.mark.parametrize(("task", "refused"), [("sop", True), ("nsp", True), ("none", False)])

@@ -225,7 +225,7 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
             call("generate", run, "--prompt", "The", "--tokens", 20),
             call("score", run, "--input", texts),
             call("data", "show", run, "--sample", 3, *moved),
-            call("report", run, *moved).partition("What to try next")[0],
+            call("report", run, *moved).partition("Next steps")[0],
             str(sorted(kept.items())),
         ]
 
@@ -241,15 +241,15 @@ def test_what_needs_the_tokenizer_alone_asks_for_no_data_and_writes_nothing(here
 
     shutil.rmtree(dataset / "train")  # the held-out split is all there is
     without = call("report", run, f"data.valid={dataset / 'valid'}")
-    assert "not at hand" in without and "unigram" not in without and "memory 24, as trained" in without
+    assert "not available" in without and "unigram" not in without and "memory 24, as trained" in without
     shutil.rmtree(dataset)
     without = call("report", run)
-    assert "held-out figures of the run's own evaluation after step 8" in without
+    assert "held-out metrics of the run's evaluation after step 8" in without
     assert f"{commands.read_metrics(run)[-1]['valid/loss']:.4f}" in without
     with pytest.raises(DataError, match=r"data\.train=PLACE data\.valid=PLACE"):
         xlpretrain.load(run, device="cpu").evaluate(config=found.config.eval)
     assert "only where the data lies may be given" in call("report", run, "model.d_model=8", expect=2)
-    assert "was not at hand" in (call("export", run, "--to", here / "x"), (here / "x/README.md").read_text())[1]
+    assert "was not available" in (call("export", run, "--to", here / "x"), (here / "x/README.md").read_text())[1]
     assert state_of(run) == files
 
 

@@ -244,7 +244,7 @@ def test_windows_left_out_after_a_spike_are_left_out_of_a_mixture(folders: tuple
 
 def test_another_tokenizer_is_refused(folders: tuple[Path, ...], build_small: BuildSmall):
     other = build_small(make_documents(300, seed=3), out="other", tokenizer={"vocab_size": 120})
-    with pytest.raises(DataError, match="encoded by another tokenizer"):
+    with pytest.raises(DataError, match="encoded with another tokenizer"):
         mixture_of(folders[0], other / "train")
 
 

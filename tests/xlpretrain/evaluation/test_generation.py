@@ -146,7 +146,7 @@ def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_te
         ({"top_k": 2.5}, "top_k must be"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"top_p": float("nan")}, "top_p must be"),
-        ({"seed": -1}, "seed must be an integer of 0 or more"),
+        ({"seed": -1}, "seed must be an integer from 0"),
         ({"num_tokens": -1}, "num_tokens must be an integer of 0 or more, got -1"),
         ({"mem_len": -1}, "mem_len must be an integer of 0 or more, got -1"),
         ({"prompt": ["a"]}, "the prompt: expected text, got a list"),

@@ -105,7 +105,7 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert written == pytest.approx([one.nats for one in rounded.log_likelihoods(lines.read_text().split("\n"))])
     assert f"4 texts, {sum(one.num_tokens for one in trained.log_likelihoods(texts)):,} tokens: log-likelihood " in out
     before = lines.read_bytes()
-    assert "is the file that is read" in refused("score", trained.folder.path, "--input", lines, "--to", lines)
+    assert "is the input file" in refused("score", trained.folder.path, "--input", lines, "--to", lines)
     assert lines.read_bytes() == before
     (tmp_path / "empty.csv").write_text("text\n")
     assert "is empty" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")

@@ -115,14 +115,14 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     cases = [
         ([("a", "aye"), ("b", "aye")], "all of its rows have the label 'aye'"),
         ([], "is empty"),
-        ([("a", "aye"), ("b", " ")], r"line 3: has no label \(label\); give it one, or remove the row"),
+        ([("a", "aye"), ("b", " ")], r"line 3: no label \(label\); add one, or remove the row"),
         ([("a", "aye"), ("b", "NaN")], r"line 3: has no label \(label\), but NaN"),
     ]
     for samples, message in cases:
         with pytest.raises(DataError, match=message):
             _recipe(source, files | {"train": _write(tmp_path / "bad.csv", samples, header)})
     strange = _write(tmp_path / "strange.csv", [("a", "aye"), ("b", "veto"), ("c", "veto")], header)
-    with pytest.raises(DataError, match=r"has labels that .*train.csv does not have: 'veto' \(2 rows\)"):
+    with pytest.raises(DataError, match=r"labels that are not in .*train.csv: 'veto' \(2 rows\)"):
         _recipe(source, files | {"valid": strange})
     with pytest.raises(DataError, match="has no column 'mark'"):
         _recipe(source, files, text=("text",), label="mark")
@@ -160,7 +160,7 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, tiny_dataset: Path):
     assert 0 < longer < len(train.parts) and objective.num_cut(train.parts) == longer
     assert list(objective.data_notes(train)) == [
         f"{train.path}: {longer} of {len(train.parts)} examples are longer than a sample of 16 tokens"
-        " (objective.seq_len) and lose their end"
+        " (objective.seq_len) and are truncated"
     ]
     fits = max(sum(map(len, parts)) for parts in train.parts) + 3
     assert list(objective.model_copy(update={"seq_len": fits}).data_notes(train)) == []
@@ -225,9 +225,9 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
         xlpretrain.load(folder, device="cpu").generate("a")
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
-    with pytest.raises(LaunchError, match="is a classifier, which is not exported"):
+    with pytest.raises(LaunchError, match="classifiers cannot be exported"):
         export(RunDir(folder), tmp_path / "out")
-    assert f"its figures are in {folder / 'metrics.json'}" in refused("report", folder)
+    assert f"its metrics are in {folder / 'metrics.json'}" in refused("report", folder)
 
 
 def _predict(loaded: LoadedRun, data: Path) -> None:

@@ -212,13 +212,13 @@ def test_the_card_and_the_folder_are_whole_and_replace_only_a_model(tmp_path, ti
     card = (out / "README.md").read_text()
     assert 'AutoModelForPreTraining.from_pretrained("out")' in card
     assert "num_heads: 2" in card
-    with pytest.raises(LaunchError, match="is there already; choose another folder, or use --force"):
+    with pytest.raises(LaunchError, match="already exists; choose another folder, or overwrite it with --force"):
         export(run.folder, out)
     stale = {path: path.stat().st_ino for path in out.iterdir()}
     export(run.folder, out, step=0, force=True)
     assert not any(path.stat().st_ino == number for path, number in stale.items())
     (tmp_path / "mine").mkdir()
-    with pytest.raises(LaunchError, match="no model is there, remove it yourself"):
+    with pytest.raises(LaunchError, match="already exists and is not an exported model"):
         export(run.folder, tmp_path / "mine", force=True)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         export(run.folder, tmp_path / "none", step=7)
@@ -269,14 +269,14 @@ def test_an_export_replaces_no_file_that_no_export_wrote(old: bool, tmp_path, ti
         }.items():
             before = (out / name).read_text()
             (out / name).write_text(text)
-            with pytest.raises(LaunchError, match=f"{name} there is something else or was changed"):
+            with pytest.raises(LaunchError, match=f"{name} is not one; move it away"):
                 export(run.folder, out, force=True)
             assert (out / name).read_text() == text
             (out / name).write_text(before)
     (out / ".git").mkdir()
     (out / ".git" / "HEAD").write_text("ref")
     with pytest.raises(
-        LaunchError, match=r"--force removes nothing but a model as it was exported, and \.git/HEAD there"
+        LaunchError, match=r"--force removes only unchanged files of an export, and \.git/HEAD is not one"
     ):
         export(run.folder, out, force=True)
     shutil.rmtree(out / ".git")
@@ -289,7 +289,7 @@ def test_a_model_of_others_is_never_replaced(tmp_path, tiny_dataset):
     theirs = tmp_path / "bert-base-uncased"
     theirs.mkdir()
     (theirs / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(LaunchError, match="no model is there, remove it yourself"):
+    with pytest.raises(LaunchError, match="already exists and is not an exported model"):
         export(run.folder, theirs, force=True)
     assert (theirs / "config.json").read_text() == '{"model_type": "bert"}'
 

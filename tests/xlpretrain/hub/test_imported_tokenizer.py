@@ -218,16 +218,14 @@ def test_what_is_not_known_is_refused_and_a_file_that_is_named_is_taken_as_it_is
             import_model(model, name="no", runs_dir=tmp_path / "runs")
         assert not (tmp_path / "runs").exists()
 
-    with pytest.raises(DataError, match=r"a model of others, .* make a run of it \(`xlpretrain import"):
+    with pytest.raises(DataError, match=r"a third-party model, .* import it \(`xlpretrain import"):
         load_tokenizer(model)
     configure(model, tokenizer_class="CamembertTokenizer")
-    refused(
-        r"it is not known what CamembertTokenizer of transformers 4 \(do_lower_case=True, .* makes of spiece\.model"
-    )
+    refused(r"spiece\.model with CamembertTokenizer of transformers 4 \(do_lower_case=True, .* is not supported")
     configure(model, tokenizer_class="AlbertTokenizer", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
-    refused("AlbertTokenizer with code of its own")
+    refused("AlbertTokenizer with custom code")
     configure(model, auto_map=None, added_tokens_decoder={"7": {"content": "[MASK]"}})
-    refused("its added_tokens_decoder has other ids than the vocabulary")
+    refused("the ids in added_tokens_decoder do not match the vocabulary")
     (model / "tokenizer_config.json").write_text("[]")
     refused(r"tokenizer_config\.json: expected an object, got list")
     given = model / "spiece.model"
@@ -251,5 +249,5 @@ def test_a_model_that_is_not_unigram_is_refused(of_4, tmp_path):
     folder = tmp_path / "bpe"
     shutil.copytree(of_4 / "albert, slow", folder)
     (folder / "spiece.model").write_bytes(train_as_published("albert", model_type="bpe").SerializeToString())
-    with pytest.raises(DataError, match=r"is not a unigram model; AlbertTokenizer of transformers 4 .* reads no other"):
+    with pytest.raises(DataError, match=r"not a unigram model, which AlbertTokenizer of transformers 4 .* requires"):
         read(folder)

@@ -254,13 +254,13 @@ def test_embeddings_are_the_tables_that_are_used(name: str, model: Any):
     model.set_input_embeddings(fresh)
     assert model.get_input_embeddings() is fresh
     assert not torch.allclose(result(model), before)
-    with pytest.raises(ValueError, match="vectors must have"):
+    with pytest.raises(ValueError, match="embedding_dim must be"):
         model.set_input_embeddings(torch.nn.Embedding(model.config.vocab_size, 5))
     if name == "causal, untied":
         model.set_output_embeddings(embedding)
         assert model.get_output_embeddings() is embedding
     else:
-        with pytest.raises(ValueError, match="no output embedding of its own"):
+        with pytest.raises(ValueError, match="the output embedding is tied to the input"):
             model.set_output_embeddings(embedding)
 
 
@@ -300,7 +300,7 @@ def test_the_vocabulary_grows_and_shrinks(name: str, model: Any, tmp_path: Path)
         model.resize_token_embeddings(size)
     torch.testing.assert_close(result(model), before)
     smallest = max(getattr(model.config, "adaptive_cutoffs", None) or [0]) + 1
-    with pytest.raises(ValueError, match=f"must have {smallest} tokens at least"):
+    with pytest.raises(ValueError, match=f"must have at least {smallest} tokens"):
         model.resize_token_embeddings(smallest - 1)
     assert model.config.vocab_size == size
     model.resize_token_embeddings(smallest)

@@ -1,4 +1,4 @@
-"""Runs of sentences into pairs of parts, for the tasks that ask how the second part goes with the first. Torch-free."""
+"""Makes pairs of parts from runs of sentences, for sentence order and next sentence prediction. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xlpretrain.data.sentence_pairs.segments import SegmentSpans, SentenceSpans
 
 @dataclass(frozen=True)
 class PairingRules:
-    """The rules by which samples are made of sentences.
+    """The rules for making samples from sentences.
 
-    max_tokens: the most tokens of both parts together. task: the question asked about them. single_sentence: what
-    sentence order makes of a run of one sentence. nsp_pairs: how next-sentence prediction finds second parts from
-    other documents. short_seq_prob: how often a shorter run is wanted.
+    max_tokens: maximum length of both parts together. task: the sentence task. single_sentence: treatment of runs of
+    one sentence in sentence order. nsp_pairs: how next sentence prediction finds second parts in other documents.
+    short_seq_prob: probability of a shorter target length.
     """
 
     max_tokens: int
@@ -30,8 +30,8 @@ class PairingRules:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """The samples of a block: parts (S, 2, 2) are where each part starts and stops, in the order in which it is read
-    (a second part may be empty); labels (S,) are as in `stream.Pair`."""
+    """The samples of a block. segments: start and stop of both parts in reading order, (S, 2, 2); the second part may
+    be empty. labels: as in `PairTarget`, (S,)."""
 
     segments: np.ndarray
     labels: np.ndarray
@@ -47,26 +47,26 @@ def make_pairs(
     key: int,
     generator: np.random.Generator,
 ) -> SentencePairs:
-    """A sample of each run in `chosen` (ascending, none more than twice).
+    """Make a sample from each run in `chosen` (ascending, each at most twice).
 
-    A run of n sentences is cut after its first k, k uniform in 1..n-1. Then, by task:
+    A run of n sentences is cut after its first k, with k uniform in 1..n-1. Then, by task:
 
-    sop (ALBERT): exactly half of the samples are swapped, one of each two, told by their number in the corpus (that of
-    the first is `first_number`). A run of one sentence is cut anywhere (`split`); has one part and no label (`skip`);
-    or, as ALBERT's code does (`original`), gets its second part from another document, and label 1.
+    sop (ALBERT): exactly half of the samples are swapped, one of each two consecutive ones, by their number in the
+    corpus (`first_number` is that of the first). A run of one sentence is cut anywhere (`split`); has one part and no
+    label (`skip`); or, as in ALBERT's code (`original`), gets a second part from another document, and label 1.
 
-    nsp (BERT): half of the samples have their second part from another document. BERT draws that part and puts the true
-    one back into the text; here these samples exchange their second parts, so that every sentence is still read. Where
-    a block holds one document, the second part is another part of the same one.
-    `matched`: among samples whose second parts were cut to one length before it is decided which are exchanged
-    (`matched_pairs`): the lengths are independent of the label. A run of one sentence is cut within the sentence.
-    `exchanged`, for runs that began with it: half of the samples, found as for sop, are cut once more for the exchange,
-    and a run of one sentence always gets its second part from another document. At 128 tokens a classifier of the two
-    lengths is then right in 63.6 % of the samples, where the commoner label has 56.0 %.
+    nsp (BERT): half of the samples get their second part from another document. BERT samples that part and puts the
+    true one back into the text; here these samples exchange their second parts, so that every sentence is still read.
+    If a block contains one document only, the second part is another part of it.
+    `matched`: samples exchange second parts of the same length, cut before the labels are chosen (`matched_pairs`), so
+    that the lengths are independent of the label. A run of one sentence is cut inside the sentence.
+    `exchanged`, for runs started with it: half of the samples, chosen as for sop, are cut again for the exchange, and a
+    run of one sentence always gets its second part from another document. At 128 tokens a classifier of the two lengths
+    then has an accuracy of 63.6 %, where the majority label has 56.0 %.
 
     none: one part.
 
-    Parts from elsewhere may make a sample too long; it is then cut as in the originals, see `_truncate`.
+    Samples that become too long by an exchange are truncated as in the originals, see `_truncate`.
     """
     if rules.task == "nsp" and rules.nsp_pairs == "matched":
         parts, groups = cut_in_groups(sentences, runs, chosen, generator)
@@ -103,7 +103,7 @@ def _cut_in_two(
     rules: PairingRules,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """The bounds of both parts of each run, (S, 2, 2), in the order of the text."""
+    """The bounds of both parts of each run, (S, 2, 2), in text order."""
     first, last = runs.first[chosen], runs.last[chosen]
     starts, stops = sentences.starts[first], sentences.stops[last - 1]
     draw = generator.random(len(chosen))
@@ -118,7 +118,7 @@ def _cut_in_two(
 
 
 def _exchange_in_groups(parts: np.ndarray, groups: list[list[int]], exchanged: np.ndarray) -> SentencePairs:
-    """The samples of parts (S, 2, 2) that pass their second parts round in the groups with a 1 in `exchanged`."""
+    """Rotate the second parts of parts (S, 2, 2) within the groups that have a 1 in `exchanged`."""
     labels = np.where(parts[:, 1, 0] < parts[:, 1, 1], 0, -1)
     whole = parts.copy()
     for group in (group for group, is_exchanged in zip(groups, exchanged, strict=True) if is_exchanged):
@@ -128,23 +128,21 @@ def _exchange_in_groups(parts: np.ndarray, groups: list[list[int]], exchanged: n
 
 
 def _choose_half(count: int, first_number: int, key: int) -> np.ndarray:
-    """One of each two numbers 2i, 2i + 1, by a toss for each i."""
+    """Choose one of each two consecutive numbers 2i and 2i + 1 at random (1: chosen)."""
     numbers = first_number + np.arange(count)
     return (hash_array(numbers // 2, key) & np.uint64(1)).astype(np.int64) ^ (numbers & 1)
 
 
 def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The sample whose second part each sample gets: a permutation that pairs samples of different documents and
-    similar lengths.
+    """A permutation that gives each sample the second part of another, of similar length and from another document.
 
-    A sample of another document is looked for among the nearest in length; else one of another run is taken, if there
-    is any.
+    Samples of other documents are searched among the nearest in length; if there is none, one of another run is used.
     """
     count = len(parts)
     shuffled = generator.permutation(count)
     order = shuffled[np.argsort((parts[:, 1, 1] - parts[:, 0, 0])[shuffled], kind="stable")]
     source = order.copy()
-    # Neighbours in length change places; an odd one out joins the last two.
+    # Swap neighbours in length; an odd one out joins the last two.
     for i in range(0, count - 1, 2):
         source[[i, i + 1]] = source[[i + 1, i]]
     if count % 2 and count > 1:
@@ -159,8 +157,8 @@ def _exchange(parts: np.ndarray, documents: np.ndarray, runs: np.ndarray, genera
 def _even_out(
     parts: np.ndarray, source: np.ndarray, runs: SegmentSpans, chosen: np.ndarray, sentences: SentenceSpans
 ) -> np.ndarray:
-    """Cut all runs that are in exchange with each other where their second parts come nearest to one length: that of
-    the first of them, which was drawn."""
+    """Cut the runs of each exchange cycle again, so that their second parts are close in length to that of the first
+    of them."""
     leader = np.full(len(source), -1)
     for start in range(len(source)):
         here = start
@@ -177,11 +175,11 @@ def _even_out(
 def _take_back(
     source: np.ndarray, parts: np.ndarray, runs: np.ndarray, *, longest: int, sentences: SentenceSpans
 ) -> None:
-    """Let samples leave the exchange `source`, and keep their own second parts, where it does not go well.
+    """Remove samples from the exchange `source`, in place, so that they keep their own second parts.
 
-    That is where the other part would be of the same run (there was no other), and where the sample could not be cut to
-    length without the whole of a sentence, which would then be read nowhere. Who was to get its part gets the one that
-    it was to get, until all goes well.
+    Removed are samples that would get a part of their own run, and samples that could not be truncated without losing
+    a whole sentence, which would then never be read. The sample that was to get the removed one's part gets the part
+    that the removed one would have got. Repeats until no sample has to be removed.
     """
     changed = parts.copy()
     takers = np.argsort(source)
@@ -201,10 +199,10 @@ def _take_back(
 def _find_lenders(
     takers: np.ndarray, documents: np.ndarray, runs: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples without a second part, and for each one that lends it a part; those that find none are left out.
+    """Samples without a second part, and for each of them a sample to borrow one from; leaves out those without any.
 
-    Each lends once and only if its run is read once, so that no sentence is read more than twice; it is of another
-    document where there is one.
+    A sample lends once, and only if its run is read once, so that no sentence is read more than twice. Lenders are from
+    other documents if possible.
     """
     _, inverse, counts = np.unique(runs, return_inverse=True, return_counts=True)
     lenders = generator.permutation(np.flatnonzero(counts[inverse] == 1))
@@ -215,10 +213,10 @@ def _find_lenders(
 
 
 def _losses(parts: np.ndarray, longest: int, sentences: SentenceSpans) -> tuple[np.ndarray, np.ndarray]:
-    """The number of tokens that each part must lose, (S, 2), and the most that it can lose at its front and its back
-    without losing a whole sentence, (S, 2, 2).
+    """The number of tokens to cut off each part, (S, 2), and the maximum at its front and back without losing a whole
+    sentence, (S, 2, 2).
 
-    One token after another is lost from the part that is longer at the time, from the second where they are even.
+    Tokens are removed one by one from the part that is currently longer, or from the second one on a tie.
     """
     lengths = np.diff(parts, axis=2)[:, :, 0]
     excess = np.maximum(lengths.sum(axis=1) - longest, 0)
@@ -233,8 +231,8 @@ def _losses(parts: np.ndarray, longest: int, sentences: SentenceSpans) -> tuple[
 
 
 def _truncate(parts: np.ndarray, longest: int, sentences: SentenceSpans, generator: np.random.Generator) -> np.ndarray:
-    """Cut samples of more than `longest` tokens as the originals do, each token from the front or the back of its part
-    with equal chance; but, where the other end can lose it instead, never the whole of a sentence."""
+    """Truncate samples to `longest` tokens as in the originals, removing each token from the front or back of its part
+    with equal probability; but never a whole sentence if the other end can be cut instead."""
     over = np.flatnonzero(np.diff(parts, axis=2).sum(axis=(1, 2)) > longest)
     if not len(over):
         return parts

@@ -1,8 +1,8 @@
-"""Samples for objectives that pair sentences: documents cut into runs of sentences, anew in each epoch. Torch-free.
+"""Samples for objectives that pair sentences. Documents are cut into runs of sentences again in each epoch. Torch-free.
 
-What a sample costs does not depend on the size of the corpus: `Shuffled` says which block and slot it is, and the
-samples of a block, made when the first of them is read, are kept while the block is in use. No sample crosses a
-document, and a block's edge counts as a document's.
+The cost of a sample does not depend on the size of the corpus: `Shuffled` gives its block and slot, and the samples of
+a block are made when the first one is read and cached while the block is in use. No sample crosses the boundary of a
+document or block.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from xlpretrain.data.sentence_pairs.segments import (
 )
 from xlpretrain.data.storage.dataset import EMPTY_ENDS, TokenDataset
 
-_CUTS, _HALVES = 2, 3  # set their draws apart from others of the same seed and epoch
+_CUTS, _HALVES = 2, 3  # domain separators for random choices with the same seed and epoch
 
 
 class PairSamples(CorpusSamples):
-    """The samples of a run, over all blocks, the tail too.
+    """The training samples of a run, from all blocks including the short last one.
 
-    A block has a fixed number of slots, about as many as it has runs (`count_samples`). A sample's `sample_index` is
-    the number of its slot in the corpus; with the epoch it is the key of all that is drawn about the sample.
+    A block has a fixed number of slots, about as many as it has runs (`count_samples`). `sample_index` is the number of
+    the sample's slot in the corpus; together with the epoch, it is the key of all random choices about the sample.
     """
 
     bidirectional_streams = False
@@ -44,20 +44,20 @@ class PairSamples(CorpusSamples):
         self.slots = count_samples(manifest, longest=rules.max_tokens, short_seq_prob=rules.short_seq_prob)
         self.order = Shuffled(self.slots, num_streams=num_streams, seed=seed, window_blocks=shuffle_blocks)
         self._first_slots = np.cumsum(self.slots) - self.slots
-        # Two windows: the streams of a step may stand on either side of where one ends.
+        # The streams of a step may be in two windows.
         self._cached_pairs = lru_cache(2 * shuffle_blocks)(self._make_pairs)
 
     @property
     def num_samples(self) -> int:
-        """Slots in the corpus."""
+        """Number of slots in the corpus."""
         return int(self.slots.sum())
 
     def prefetch_at(self, position: BlockPosition) -> None:
-        """The block."""
+        """Start to fetch the block."""
         self.manifest.prefetch(position.block)
 
     def read(self, position: BlockPosition, *, stream: int, samples_read: int) -> Sample:
-        """The sample of a slot; without tokens where a block has less than half as many runs as slots."""
+        """The sample of a slot; may be empty if the block has less than half as many runs as slots."""
         pairs = self.pairs(epoch=position.epoch, block=position.block)
         sample_index = int(self._first_slots[position.block]) + position.sample
         return _sample(
@@ -95,9 +95,9 @@ class PairSamples(CorpusSamples):
 
 
 class PairEvalSamples(EvalSamples):
-    """Each run of the first `num_tokens` tokens once (the tail's too), the same at every evaluation.
+    """One sample per run of the first `num_tokens` tokens, including the short last block; always the same ones.
 
-    Runs are numbered in the order of the text, and cut into `num_streams` slices of even length.
+    Runs are numbered in text order and divided into `num_streams` slices of even length.
     """
 
     def __init__(self, manifest: TokenDataset, rules: PairingRules, *, num_tokens: int, num_streams: int):
@@ -122,13 +122,13 @@ class PairEvalSamples(EvalSamples):
 
     @cached_property
     def _first_runs(self) -> np.ndarray:
-        """The number of each block's first run, and at last the number of runs."""
+        """The number of each block's first run, followed by the number of runs."""
         blocks = range(-(-self.num_tokens // self.manifest.block_tokens))
         counts = [len(_cut(self.manifest, block, self.rules, seed=0, epoch=0)[1]) for block in blocks]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def pairs(self, block: int) -> SentencePairs:
-        """A sample of each run of a block."""
+        """The samples of a block, one per run."""
         return self._cached_pairs(block)
 
     def _make_pairs(self, block: int) -> SentencePairs:
@@ -143,7 +143,7 @@ class PairEvalSamples(EvalSamples):
 def _cut(
     manifest: TokenDataset, block: int, rules: PairingRules, *, seed: int, epoch: int
 ) -> tuple[SentenceSpans, SegmentSpans, np.random.Generator]:
-    """The runs of a block in an epoch, and the generator of what else is drawn about it."""
+    """The sentences and runs of a block in an epoch, and the generator for all further random choices."""
     generator = np.random.Generator(np.random.Philox(key=hash_ints(seed, epoch, block, _CUTS)))
     sentences = SentenceSpans.of(manifest.block(block), longest=rules.max_tokens)
     runs = cut_segments(sentences, longest=rules.max_tokens, short_seq_prob=rules.short_seq_prob, generator=generator)

@@ -1,4 +1,4 @@
-"""The sentences of a block, and the greedy cutter that makes runs of them. Torch-free."""
+"""The sentences of a block, and the greedy algorithm that cuts them into runs. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MEASURED_BLOCKS = 16
 
 @dataclass(frozen=True)
 class SentenceSpans:
-    """The sentences of a block: where each starts and stops (token positions), and the number of its document.
+    """The sentences of a block: start and stop (token positions), and the index of the document.
 
-    Within a document each starts where the one before it stops. End-of-document symbols are in none. What the edges of
-    the block leave of a sentence is a sentence.
+    Within a document each sentence starts where the previous one stops. End-of-document tokens belong to no sentence. A
+    sentence cut off by the edge of the block counts as a sentence.
     """
 
     starts: np.ndarray
@@ -29,10 +29,10 @@ class SentenceSpans:
 
     @classmethod
     def of(cls, block: TokenBlock, *, longest: int) -> SentenceSpans:
-        """The sentences of a block; one of more than `longest` tokens is cut into even pieces, which count as
+        """The sentences of a block. Those longer than `longest` tokens are cut into even parts, which count as
         sentences.
 
-        The originals cut off what is too long, and never read it.
+        The originals drop the excess of long sentences.
         """
         num_tokens = len(block.tokens)
         ends = block.document_ends.astype(np.int64)
@@ -54,7 +54,7 @@ class SentenceSpans:
 
 @dataclass(frozen=True)
 class SegmentSpans:
-    """Consecutive sentences of one document each: sentences[first:last]. Each sentence is in one run."""
+    """Runs of consecutive sentences of one document, sentences[first:last]. Each sentence is in one run."""
 
     first: np.ndarray
     last: np.ndarray
@@ -68,11 +68,11 @@ def cut_segments(
 ) -> SegmentSpans:
     """Cut documents into runs of up to `longest` tokens.
 
-    The greedy cutter of BERT (arXiv:1810.04805) and ALBERT (arXiv:1909.11942): sentences are added until the run has
-    the length wanted, which is `longest` or, with `short_seq_prob`, uniform in 2..longest; the last run of a document
-    is what remains. Two deviations. The originals add the sentence that goes beyond `longest` and cut off the excess,
-    which nobody reads; here it begins the next run, so that every sentence is read whole. And they draw the length
-    wanted once a document, here once a run.
+    The greedy algorithm of BERT (arXiv:1810.04805) and ALBERT (arXiv:1909.11942): sentences are added until the run
+    reaches its target length, which is `longest` or, with probability `short_seq_prob`, uniform in 2..longest; the last
+    run of a document is the rest. There are two differences. The originals add the sentence that exceeds `longest` and
+    drop the excess; here that sentence begins the next run, so that every sentence is read whole. And the originals
+    sample the target length once per document, not per run.
     """
     num_sentences = len(sentences.starts)
     short = generator.random(num_sentences) < short_seq_prob
@@ -91,15 +91,14 @@ def cut_segments(
 
 
 def count_samples(manifest: TokenDataset, *, longest: int, short_seq_prob: float) -> np.ndarray:
-    """Number of samples that each block gives in an epoch, the tail's last: about as many as its runs.
+    """Number of samples of each block per epoch, including the short last block: about the number of its runs.
 
-    From the columns of the index: documents whose lengths were exponential, of mean m, would give 1 / (1 - exp(-a/m))
-    runs of mean length a each. The cutter is then run over a few blocks, never more than 16, to scale that by the
-    number of runs it really makes: by the formula alone, documents of nearly `longest` tokens would be given 1.4 slots
-    a run.
+    Estimated from the index: a document with an exponentially distributed length of mean m gives 1 / (1 - exp(-a/m))
+    runs of mean length a. The estimate is scaled by the number of runs in a sample of at most 16 blocks; the formula
+    alone would give documents of nearly `longest` tokens 1.4 slots per run.
     """
     num_blocks = len(manifest.documents)
-    fragments = manifest.documents + 1.0  # what the edges of a block leave of documents are documents
+    fragments = manifest.documents + 1.0  # a document cut off by the edge of a block counts
     texts = np.full(num_blocks, manifest.block_tokens) - manifest.documents
     texts[manifest.num_blocks :] += manifest.tail_tokens - manifest.block_tokens
     sentence = texts.sum() / max(manifest.num_sentences, 1)
@@ -118,7 +117,7 @@ def count_samples(manifest: TokenDataset, *, longest: int, short_seq_prob: float
 
 
 def _is_whole(manifest: TokenDataset, number: int) -> bool:
-    """Whoever reads a damaged block will say so, or leave it out; here it is only not measured."""
+    """True if a block can be read. Damaged blocks are only left out of the estimate; reading them reports the error."""
     try:
         manifest.block(number)
     except DamagedDataError:
@@ -129,12 +128,12 @@ def _is_whole(manifest: TokenDataset, number: int) -> bool:
 def assign_segments(
     spans: np.ndarray, *, num_tokens: int, num_slots: int, visit: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """The run that each slot of a block reads, ascending; spans: (R, 2), the bounds of each run.
+    """Assign runs to the slots of a block; returns run indices, ascending. spans: the bounds of each run, (R, 2).
 
-    With more slots than runs some runs are read twice, none more: slots beyond twice the runs stay empty, and the
-    result is shorter than `num_slots`. With fewer, the runs left out lie within the third of the block whose `visit`
-    (mod 3) it is: a sentence that is not read in one epoch is read in the next two, as long as a third of the block
-    is enough to leave out.
+    With more slots than runs, some runs are read twice, but none more often: slots beyond twice the runs stay empty,
+    and the result is shorter than `num_slots`. With fewer slots, runs are left out from the third of the block given by
+    `visit` mod 3, so that a sentence left out in one epoch is read in the next two, as long as it suffices to leave out
+    a third of the block.
     """
     num_runs = len(spans)
     extra = num_slots - num_runs

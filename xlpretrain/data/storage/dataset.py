@@ -1,4 +1,4 @@
-"""The reading side of a dataset: its index, and its blocks through memory maps. Torch-free."""
+"""Reads a dataset: its index, and its blocks through memory maps. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from xlpretrain.file_system.urls import is_url
 
 SCHEMA_VERSION = 1
 EMPTY_ENDS = np.empty(0, np.int64)
-CACHED_BLOCKS, MAPPED_SHARDS = 512, 128  # together they bound the open files: a map holds one
+CACHED_BLOCKS, MAPPED_SHARDS = 512, 128  # both bound the number of open files
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as the index describes it."""
+    """The index entry of a shard."""
 
     path: Path
     num_bytes: int
@@ -37,18 +37,18 @@ class ShardEntry:
 
 
 class TokenDataset:
-    """A dataset: `num_blocks` blocks of `block_tokens` tokens, and a last short one if `tail_tokens` is not zero.
+    """A dataset: `num_blocks` blocks of `block_tokens` tokens, and a short last block (tail) of `tail_tokens`, if any.
 
-    Numbers are those of the whole dataset, the tail included: num_tokens (end-of-document symbols too), num_documents,
-    num_sentences, num_unknown (tokens), num_bytes (UTF-8, of the source text as it was read). Columns have one entry a
-    block, the tail's last: shard_numbers, offsets (of the block in its shard), checksums (CRC-32 of its three arrays),
-    documents, sentences, source_bytes (of the sentences whose last token lies in the block).
+    Counts include the tail: num_tokens (with end-of-document tokens), num_documents, num_sentences, num_unknown
+    (tokens), num_bytes (UTF-8 bytes of the source text). Columns have one entry per block, with the tail last:
+    shard_numbers, offsets (of the block in its shard), checksums (CRC-32 of its three arrays), documents, sentences,
+    source_bytes (of the sentences with their last token in the block).
     """
 
     remote: RemoteBlocks | None = None
 
     def __init__(self, folder: Path, index: Mapping[str, Any]):
-        """From a parsed index; use `TokenDataset.open`. Raises KeyError, TypeError or ValueError if it is invalid."""
+        """Use `TokenDataset.open` instead. Raises KeyError, TypeError or ValueError if the parsed index is invalid."""
         self.folder = folder
         self.block_tokens, self.tail_tokens = int(index["block_tokens"]), int(index["tail_tokens"])
         self.dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[index["dtype"]])
@@ -70,7 +70,7 @@ class TokenDataset:
         self.num_blocks = len(self.offsets) - (self.tail_tokens > 0)
         self.num_tokens = self.num_blocks * self.block_tokens + self.tail_tokens
         if not 0 <= self.tail_tokens < self.block_tokens or self.num_tokens != index["num_tokens"]:
-            raise ValueError("its numbers of blocks and tokens do not agree")
+            raise ValueError("its numbers of blocks and tokens are inconsistent")
         self.num_documents = int(self.documents.sum())
         self.num_sentences = int(self.sentences.sum())
         self.num_bytes = int(self.source_bytes.sum())
@@ -83,11 +83,12 @@ class TokenDataset:
     def open(
         cls, folder: Path | str, *, tokenizer_sha256: str | None = None, cache: BlockCache | None = None
     ) -> TokenDataset:
-        """The dataset in a folder: reads the index, and of the shards no more than their sizes.
+        """Open the dataset in a folder or at a URL.
 
-        Or the one behind a URL: its index and tokenizer are fetched into the cache, its blocks when they are needed.
+        Reads the index and checks the sizes of the shards. For a URL, the index and tokenizer are downloaded to the
+        cache, and blocks when they are needed.
 
-        Raises `DataError` if there is none, it is damaged or incomplete, or was encoded by another tokenizer.
+        Raises `DataError` if there is no dataset, it is damaged or incomplete, or was encoded with another tokenizer.
         """
         if is_url(folder):
             manifest = cls._open_remote(str(folder), cache or BlockCache())
@@ -97,9 +98,9 @@ class TokenDataset:
                 check_shard_size(shard)
         if tokenizer_sha256 not in (None, manifest.tokenizer_sha256):
             raise DataError(
-                f"{without_credentials(str(folder))}: encoded by another tokenizer (sha256 "
-                f"{manifest.tokenizer_sha256[:12]}, expected {str(tokenizer_sha256)[:12]}); use datasets that were "
-                "built together"
+                f"{without_credentials(str(folder))}: encoded with another tokenizer (sha256 "
+                f"{manifest.tokenizer_sha256[:12]}, expected {str(tokenizer_sha256)[:12]}); use datasets from the "
+                "same build"
             )
         return manifest
 
@@ -115,7 +116,7 @@ class TokenDataset:
 
     @classmethod
     def parse(cls, folder: Path) -> TokenDataset:
-        """The dataset as its index describes it, whether or not the shards are there. Raises `DataError`."""
+        """Open the dataset from its index alone, without checking its shards. Raises `DataError`."""
         try:
             return cls(folder, read_index(folder))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -124,22 +125,22 @@ class TokenDataset:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of every token in their order: two datasets that have it in common train the same."""
+        """A digest of all tokens in order. Training on two datasets with the same fingerprint is identical."""
         parts = [self.tokenizer_sha256, *(shard.sha256 for shard in self.shards)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
     def tokenizer_path(self) -> Path:
-        """The path at which a build stores the tokenizer: beside its splits."""
+        """The path of the tokenizer, beside the splits."""
         return find_tokenizer_file(self.folder.parent / "tokenizer")
 
     def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer that lies beside the splits. Raises `DataError` if it is not the one they were encoded by."""
+        """Open the tokenizer beside the splits. Raises `DataError` if it is not the one that encoded them."""
         tokenizer = load_tokenizer(self.tokenizer_path)
         if tokenizer.sha256 != self.tokenizer_sha256:
             raise DataError(
                 f"{self.tokenizer_path}: not the tokenizer of {self.folder} (sha256 {tokenizer.sha256[:12]}, expected"
-                f" {self.tokenizer_sha256[:12]}); copy the one that was built with it"
+                f" {self.tokenizer_sha256[:12]}); copy the tokenizer from the same build"
             )
         return tokenizer
 
@@ -149,16 +150,16 @@ class TokenDataset:
     def block(self, number: int) -> TokenBlock:
         """Block `number`; `block(num_blocks)` is the tail, if there is one.
 
-        Its checksum is compared the first time. Raises `DataError` if the block is damaged.
+        The checksum is verified on the first read. Raises `DataError` if the block is damaged.
         """
         return self._cached_block(number)
 
     def block_bytes(self, number: int) -> int:
-        """Bytes of source text whose sentences end in the block."""
+        """Bytes of source text of the sentences that end in the block."""
         return int(self.source_bytes[number])
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """The tokens at positions [start, stop) of the dataset: a view if they lie in one block, else a copy."""
+        """The tokens at positions [start, stop) of the dataset: a view if they are in one block, else a copy."""
         number, low = divmod(start, self.block_tokens)
         if 0 <= start < stop <= self.num_tokens and low + stop - start <= self.block_tokens:
             return self._cached_block(number).tokens[low : low + stop - start]
@@ -166,15 +167,15 @@ class TokenDataset:
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
 
     def document_ends(self, start: int, stop: int) -> np.ndarray:
-        """The positions in [start, stop) of documents' last tokens (int64, counted from the dataset's first token)."""
+        """Positions in [start, stop) of the last tokens of documents (int64, relative to the dataset's first token)."""
         return self._ends("document_ends", start, stop)
 
     def sentence_ends(self, start: int, stop: int) -> np.ndarray:
-        """The positions in [start, stop) of sentences' last tokens (int64, counted from the dataset's first token)."""
+        """Positions in [start, stop) of the last tokens of sentences (int64, relative to the dataset's first token)."""
         return self._ends("sentence_ends", start, stop)
 
     def first_sentence_end(self, start: int, stop: int) -> int | None:
-        """The first of `sentence_ends`, if there is any."""
+        """The first of `sentence_ends`, or None."""
         for number, low, high in self._spans(start, stop):
             ends = self.block(number).sentence_ends
             at = ends.searchsorted(ends.dtype.type(low))
@@ -183,7 +184,7 @@ class TokenDataset:
         return None
 
     def last_sentence_end(self, start: int, stop: int) -> int | None:
-        """The last of `sentence_ends`, if there is any."""
+        """The last of `sentence_ends`, or None."""
         for number, low, high in reversed(list(self._spans(start, stop))):
             ends = self.block(number).sentence_ends
             at = ends.searchsorted(ends.dtype.type(high))
@@ -195,21 +196,21 @@ class TokenDataset:
         parts = []
         for number, low, high in self._spans(start, stop):
             ends = getattr(self._cached_block(number), kind)
-            # Bounds of the array's own type: others would make searchsorted convert the whole array.
+            # Bounds of another dtype would make searchsorted convert the whole array.
             first, last = ends.searchsorted(np.array((low, high), ends.dtype))
             parts.append(ends[first:last] + np.int64(number * self.block_tokens))
         return parts[0] if len(parts) == 1 else np.concatenate([EMPTY_ENDS, *parts])
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The blocks that hold [start, stop), each with the part of it that does."""
+        """The blocks that contain [start, stop), each with the range within the block."""
         if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"[{start}, {stop}) is not within the {self.num_tokens} tokens of {self.folder}")
+            raise IndexError(f"[{start}, {stop}) is outside the {self.num_tokens} tokens of {self.folder}")
         for number in range(start // self.block_tokens, -(-stop // self.block_tokens) if start < stop else 0):
             first = number * self.block_tokens
             yield number, max(start - first, 0), min(stop - first, self.block_tokens)
 
     def prefetch(self, number: int) -> None:
-        """Let a block that lies behind a URL be there by the time it is needed."""
+        """Start to fetch a block if the dataset is remote; does not block."""
         if self.remote is not None:
             self.remote.prefetch(number)
 
@@ -224,7 +225,7 @@ class TokenDataset:
         except DamagedBlockError as error:
             raise DamagedDataError(
                 f"{self.shards[shard].path}: block {number} is damaged: {error}; copy or build the dataset again "
-                f"(`xlpretrain data verify {self.folder}` lists all that is wrong), or train without such blocks "
+                f"(`xlpretrain data verify {self.folder}` lists all damage), or skip damaged blocks "
                 "(data.on_damage=skip)"
             ) from None
         self._verified[number] = True
@@ -242,7 +243,7 @@ class TokenDataset:
         )
 
     def _place_in_shard(self, number: int) -> tuple[str, int, int, BlockLocation]:
-        """The shard's name, where in it the block begins and ends, and what is there, were it all there is."""
+        """The name of a block's shard, the block's byte range in it, and its location within that range."""
         place, shard = self._place(number), self.shards[self.shard_numbers[number]]
         follows = number + 1 < len(self.offsets) and self.shard_numbers[number + 1] == self.shard_numbers[number]
         end = int(self.offsets[number + 1]) if follows else shard.num_bytes
@@ -258,14 +259,14 @@ class TokenDataset:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a dataset, of a version we know. Raises `DataError`."""
+    """Read the index of a dataset. Raises `DataError`, also for an unknown schema version."""
     path = folder / "index.json"
     try:
         index = parse_index(path.read_bytes())
     except FileNotFoundError:
         parts = sorted(f.parent.name for f in folder.glob("*/index.json"))
-        hint = f"name one of its parts: {', '.join(parts)}" if parts else "build it with `xlpretrain data build`"
-        raise DataError(f"{folder}: no dataset here (no index.json); {hint}") from None
+        hint = f"use one of its splits: {', '.join(parts)}" if parts else "build one with `xlpretrain data build`"
+        raise DataError(f"{folder}: not a dataset (no index.json); {hint}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -277,13 +278,13 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def add_checksum(index: Mapping[str, Any]) -> str:
-    """The text of an `index.json`: the index, followed by the SHA-256 of everything before it."""
+    """The text of an `index.json`: the index, and a SHA-256 checksum of the text before it."""
     text = json.dumps({key: value for key, value in index.items() if key != "checksum"}, sort_keys=True)
     return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
 def parse_index(data: bytes) -> Any:
-    """The index in such bytes; older ones have no checksum. Raises ValueError if they are not what was written."""
+    """Parse an index and verify its checksum, if it has one. Raises ValueError."""
     index = json.loads(data)
     if isinstance(index, dict) and "checksum" in index:
         text, _, _ = data.rpartition(b', "checksum": ')
@@ -293,21 +294,21 @@ def parse_index(data: bytes) -> Any:
 
 
 def check_shard_size(shard: ShardEntry) -> None:
-    """Raises `DataError` if the shard is not there or has another size than the index says."""
+    """Raise `DataError` if the shard is missing or its size differs from the index."""
     try:
         size = shard.path.stat().st_size
     except OSError:
-        raise DataError(f"{shard.path}: this shard is missing; copy the dataset again, or build it again") from None
+        raise DataError(f"{shard.path}: this shard is missing; copy or build the dataset again") from None
     if size != shard.num_bytes:
         raise DataError(
-            f"{shard.path}: {size} bytes, expected {shard.num_bytes}; it was cut short or changed: copy the dataset "
-            "again, or build it again"
+            f"{shard.path}: {size} bytes, expected {shard.num_bytes}; it is truncated or was changed: copy or build "
+            "the dataset again"
         )
 
 
 def _plain_name(name: str) -> str:
     if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise ValueError(f"a shard must lie beside the index, got {name!r}")
+        raise ValueError(f"expected a shard beside the index, got {name!r}")
     return name
 
 

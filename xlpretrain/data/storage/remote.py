@@ -1,7 +1,7 @@
-"""Blocks of datasets behind a URL: fetched by range through a cache on the disk, ahead of time, verified. Torch-free.
+"""Blocks of remote datasets: fetched ahead by byte range, verified, and cached on disk. Torch-free.
 
-The cache is a folder of one file a block, which any number of processes may share: files appear by a rename, whole and
-verified, and one that is removed stays readable to whoever has it mapped.
+The cache is a folder with one file per block that any number of processes can share: verified files are added by a
+rename, and a removed file stays readable in processes that have mapped it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from xlpretrain.file_system.urls import open_file_system
 
 _AT_ONCE = 8
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0
-_CLAIM_S = 10.0  # after so long another process's claim on a block is not believed any more
+_CLAIM_S = 10.0  # a claim of another process expires after this
 
 
 class _DamagedAtSourceError(DamagedBlockError):
-    """Trying again is of no use."""
+    """The block is damaged at its source, so retrying does not help."""
 
 
 def default_folder() -> Path:
-    """The default folder of caches."""
+    """The default cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "xlpretrain"
 
 
 @dataclass(frozen=True)
 class BlockCache:
-    """The cache of a remote dataset: its folder, its size limit, and how long a failing fetch is retried."""
+    """The cache of a remote dataset: folder, size limit, and how long to retry a failing request."""
 
     folder: Path = field(default_factory=default_folder)
     max_bytes: int = 32 << 30
@@ -46,14 +46,14 @@ class BlockCache:
 
 
 def fetch(url: str, cache: BlockCache, *, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of a URL, or [start, end) of them, tried again for as long as the cache says. Raises `DataError`."""
+    """Fetch a URL, or its bytes [start, end), with retries for `cache.retry_s` seconds. Raises `DataError`."""
     return _try_again(lambda: _fetch_once(url, start, end), cache, what=url)
 
 
 def download(url: str, cache: BlockCache, names: Mapping[str, bool]) -> Path:
-    """The folder of a split with the files `names` (whether each must be there), paths relative to it, fetched anew.
+    """Download files of a split; returns the local folder of the split.
 
-    Raises `DataError`.
+    names: paths relative to the split, and whether each file is required. Raises `DataError`.
     """
     parent, _, split = url.rstrip("/").rpartition("/")
     folder = cache.folder / hashlib.sha256(parent.encode()).hexdigest()[:16] / split
@@ -72,8 +72,8 @@ def download(url: str, cache: BlockCache, names: Mapping[str, bool]) -> Path:
 
 
 class RemoteBlocks:
-    """The blocks of one dataset. `place` says of a block its shard's name, its first and last byte there, and what the
-    index says of it."""
+    """The blocks of one remote dataset. place: gives the name of a block's shard, its byte range there, and its index
+    entry."""
 
     def __init__(
         self, url: str, folder: Path, cache: BlockCache, place: Callable[[int], tuple[str, int, int, BlockLocation]]
@@ -89,19 +89,19 @@ class RemoteBlocks:
         self._lock = Lock()
 
     def _of_this_process(self) -> None:
-        """Start anew after a fork, in a worker of a DataLoader for example: threads stay behind, and locks as held."""
+        """Create new threads and locks after a fork, for example in a DataLoader worker."""
         if self._pid != os.getpid():
             self._start_threads()
 
     def prefetch(self, number: int) -> None:
-        """Begin to fetch a block, unless it is there or on its way."""
+        """Start to fetch a block, unless it is cached or already being fetched."""
         self._of_this_process()
         with self._lock:
             if number not in self._coming and not self._path(number).exists():
                 self._coming[number] = self._pool.submit(self._bring, number)
 
     def block(self, number: int) -> TokenBlock:
-        """A block, verified. Raises `DataError` if it cannot be had, `DamagedBlockError` if it is damaged there too."""
+        """A verified block. Raises `DataError` if it cannot be fetched, `DamagedBlockError` if it is damaged."""
         self._of_this_process()
         *_, place = self._place(number)
         for _ in range(10):
@@ -111,26 +111,27 @@ class RemoteBlocks:
                 coming.result()
             elif not self._path(number).exists():
                 self._bring(number)
-            with suppress(FileNotFoundError):  # another process needed the room
+            with suppress(FileNotFoundError):  # evicted by another process
                 with self._path(number).open("rb") as file:
                     data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 try:
                     block = read_block(data, place, check=True)
-                except DamagedBlockError:  # on our own disk
+                except DamagedBlockError:  # damaged in the cache
                     self._path(number).unlink(missing_ok=True)
                     continue
                 with suppress(OSError):
                     os.utime(self._path(number))
                 return block
         raise DataError(
-            f"{self._folder}: what is fetched is removed at once; raise data.cache_bytes or name another data.cache_dir"
+            f"{self._folder}: the cache is too small for one block; raise data.cache_bytes or set another "
+            "data.cache_dir"
         )
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}"
 
     def _bring(self, number: int) -> None:
-        """See a block in the cache: fetch it, unless another process is at it."""
+        """Fetch a block into the cache, or wait for another process that is fetching it."""
         claim = self._folder / f"{number:08d}.claim"
         while not self._path(number).exists():
             try:
@@ -158,15 +159,15 @@ class RemoteBlocks:
                 read_block(memoryview(data), place, check=True)
             except DamagedBlockError:
                 wrong += 1
-                if wrong == 3:  # whole and wrong, each time: so it is at its source
-                    raise _DamagedAtSourceError("its checksum does not match, however often it is fetched") from None
+                if wrong == 3:  # complete but wrong each time: damaged at the source
+                    raise _DamagedAtSourceError("its checksum does not match, after 3 downloads") from None
                 raise
             return data
 
         return _try_again(once, self._cache, what=f"{url}: block {number}")
 
     def _make_room(self) -> None:
-        """Remove what was used longest ago, until the rest is small enough."""
+        """Evict the least recently used blocks until the cache is within its limit."""
         found = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
@@ -181,13 +182,13 @@ class RemoteBlocks:
 
 
 def _fetch_once(url: str, start: int | None, end: int | None) -> bytes:
-    """Raises whatever the protocol raises; OSError if it gives fewer bytes than were asked for."""
+    """Fetch once. Raises any error of the protocol, and OSError if it returns fewer bytes than requested."""
     fs, path = open_file_system(url)
     data: bytes = fs.cat_file(path, start=start, end=end)
     if start is not None and end is not None and len(data) > end - start:
-        data = data[start:end]  # a server that knows no ranges gives all
+        data = data[start:end]  # the server ignored the range
     if start is not None and end is not None and len(data) != end - start:
-        raise OSError(f"{len(data)} bytes came of {end - start}")
+        raise OSError(f"received {len(data)} of {end - start} bytes")
     return data
 
 
@@ -198,10 +199,10 @@ def _try_again(attempt: Callable[[], bytes], cache: BlockCache, *, what: str) ->
             return attempt()
         except (DataError, _DamagedAtSourceError):
             raise
-        except Exception as error:  # each protocol raises its own
+        except Exception as error:  # protocols have their own errors
             missing = isinstance(error, FileNotFoundError)
             if missing or time.monotonic() + wait_s > deadline:
-                advice = "is it the right place?" if missing else "is the network up? Resume when it is"
+                advice = "check the URL" if missing else "check the network, then resume"
                 reason = without_credentials(f"{what}: cannot be fetched: {error!r}")
                 raise DataError(f"{reason}; {advice}") from None
         time.sleep(wait_s)
@@ -214,6 +215,6 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; data.cache_dir names another place") from None
+        raise DataError(f"{path}: cannot be written: {error.strerror}; set another data.cache_dir") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""One block out of a shard: three `.npy` arrays in a tar, seen through a memory map. Torch-free.
+"""Reads a block from a shard: three `.npy` arrays in a tar, through a memory map. Torch-free.
 
-What the bytes say is checked before it is used: names, types and lengths must be the expected ones, and an array that
-carries a pickle is refused by its type, unread.
+Headers are validated before use: names, types and lengths must be the expected ones, so an array with a pickle is
+rejected by its type without reading it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.lib import format as npy
 TAR_BLOCK = 512
 LARGEST_HEADER = 1024
 MEMBERS = ("doc", "sent", "tok")
-"""In the order in which they lie in the shard."""
+"""The arrays of a block, in their order in the shard."""
 
 ENDS_DTYPE = np.dtype("<u4")
 
 
 class DamagedBlockError(Exception):
-    """Raised for a damaged block; becomes a `DataError` where file and dataset are known."""
+    """Raised for a damaged block; callers that know the file and dataset turn it into a `DataError`."""
 
 
 @dataclass(frozen=True)
 class TokenBlock:
     """Consecutive tokens of a corpus, read-only.
 
-    document_ends, sentence_ends: positions in the block whose token is the last of a document (its end-of-document
-    symbol) or of a sentence; increasing. End-of-document symbols belong to no sentence.
+    document_ends, sentence_ends: increasing positions in the block of the last tokens of documents (end-of-document
+    tokens) and of sentences. End-of-document tokens belong to no sentence.
     """
 
     tokens: np.ndarray
@@ -53,12 +53,12 @@ class BlockLocation:
 
 
 def member_name(number: int, member: str) -> str:
-    """The name in the tar of a block's array."""
+    """The name of a block's array in the tar."""
     return f"{number:08d}.{member}.npy"
 
 
 def read_block(shard: memoryview, place: BlockLocation, *, check: bool) -> TokenBlock:
-    """The block at `place`; `check`: compare its checksum too. Raises `DamagedBlockError`."""
+    """Read the block at `place`. check: verify its checksum too. Raises `DamagedBlockError`."""
     lengths = {"doc": place.documents, "sent": place.sentences, "tok": place.tokens}
     arrays, crc32, offset = [], 0, place.offset
     for member in MEMBERS:
@@ -83,7 +83,7 @@ def _read_member(shard: memoryview, offset: int, name: str) -> memoryview:
     start = offset + TAR_BLOCK
     data = shard[start : start + header.size]
     if len(data) != header.size:
-        raise DamagedBlockError(f"{name} is cut short")
+        raise DamagedBlockError(f"{name} is truncated")
     return data
 
 

@@ -1,8 +1,8 @@
-"""A dataset as a webdataset pipeline, for the DataLoader of any PyTorch program. Imports webdataset when it is called.
+"""A dataset as a webdataset pipeline, for any PyTorch DataLoader. Imports webdataset when called.
 
 The pipeline, its splitting over ranks and workers and its shuffle buffer are webdataset's. Its source is the dataset's
-index and not a list of tars (docs/decisions/0028-streams-split-by-block.md): blocks can then be divided evenly among
-any number of workers, and each is verified.
+index instead of a list of tars (docs/decisions/0028-streams-split-by-block.md), so that blocks can be divided evenly
+among any number of workers, and each is verified.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import webdataset
 
 MIXED_BLOCKS = 16
-"""Blocks whose samples are mixed by the shuffle buffer."""
+"""Size of the shuffle buffer, in blocks."""
 
-_BLOCKS_AHEAD = 8  # fetched before they are needed, by each worker
+_BLOCKS_AHEAD = 8  # per worker
 
 Sample = dict[str, Any]
 
@@ -40,36 +40,37 @@ def stream(
     cache_dir: str | Path | None = None,
     retry_s: float = 300.0,
 ) -> webdataset.FluidWrapper:
-    """Stream one pass over a dataset into any PyTorch DataLoader, as a webdataset pipeline (an `IterableDataset`).
+    """Stream one pass over a dataset to any PyTorch DataLoader, as a webdataset pipeline (an `IterableDataset`).
 
     Samples are dictionaries of
 
     - `__key__`: the block and the position of the sample's first token in it, such as "00000012.512"
     - `tokens`: int64 [seq_len]
-    - `document_ends`: bool [seq_len], true at the last token of a document (its end-of-document symbol)
+    - `document_ends`: bool [seq_len], true at the last token of a document (its end-of-document token)
     - `sentence_ends`: bool [seq_len], true at the last token of a sentence
 
-    as numpy arrays, of which a DataLoader makes tensors. The pipeline has webdataset's methods (`map`, `batched`, ...).
+    as numpy arrays, which a DataLoader turns into tensors. The pipeline has webdataset's methods (`map`, `batched`,
+    ...).
 
-    Each block is read exactly once, by one worker of one rank, also if there are more workers than shards. The shares
-    of two workers or ranks differ by at most one block. Ranks are those of `RANK` and `WORLD_SIZE`, else those of
+    Each block is read exactly once, by one worker of one rank, even with more workers than shards. The shares of any
+    two workers or ranks differ by at most one block. Ranks are taken from `RANK` and `WORLD_SIZE`, or else from
     `torch.distributed`.
 
     Args:
         path: folder or URL of one split of a dataset, such as data/mine/train or https://host/mine/train.
-        seq_len: tokens of a sample. Samples do not cross blocks: what is left at the end of a block, fewer than
-            `seq_len` tokens, is not read (nothing, where `seq_len` divides `block_tokens`). Default: whole blocks,
-            the last of which is shorter.
-        shuffle: permute the blocks, and mix the samples of about `MIXED_BLOCKS` consecutive ones.
-        seed, epoch: the order depends on nothing else for a given number of ranks and workers. Every iteration reads
-            the same order: make a new stream with the next `epoch` for another.
-        cache_dir: where blocks behind a URL are kept (default: ~/.cache/xlpretrain).
-        retry_s: seconds for which a failing request is repeated.
+        seq_len: tokens per sample. Samples do not cross blocks: the rest of a block, fewer than `seq_len` tokens, is
+            not read (there is none if `seq_len` divides `block_tokens`). Default: whole blocks, the last of which is
+            shorter.
+        shuffle: permute the blocks, and shuffle the samples of about `MIXED_BLOCKS` consecutive ones.
+        seed, epoch: determine the order, for a given number of ranks and workers. Every iteration has the same order;
+            make a new stream with the next `epoch` for another one.
+        cache_dir: cache folder for remote blocks (default: ~/.cache/xlpretrain).
+        retry_s: seconds for which a failing request is retried.
 
     Raises:
-        DataError: no such dataset, a shard that is missing or has the wrong size, or invalid arguments. While reading,
-            blocks that cannot be fetched.
-        DamagedDataError: while reading, a block whose checksum is not that of the index.
+        DataError: no such dataset, a shard that is missing or has the wrong size, or invalid arguments. While reading:
+            a block that cannot be fetched.
+        DamagedDataError: while reading, a block with a wrong checksum.
     """
     import webdataset
 
@@ -100,7 +101,7 @@ def _block_order(num_blocks: int, seed: tuple[int, int] | None) -> Iterator[int]
 
 
 def _cut(dataset: TokenDataset, length: int, keep_short: bool, blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """The first and last positions of samples, as [start, stop) counted from the dataset's first token."""
+    """The ranges [start, stop) of samples, relative to the dataset's first token."""
     for block in _fetch_ahead(dataset, blocks):
         first = block * dataset.block_tokens
         end = min(first + dataset.block_tokens, dataset.num_tokens)

@@ -1,7 +1,7 @@
-"""CSV and TSV as programs write them: which character separates the fields, and whether quotes are quoting. Torch-free.
+"""CSV and TSV files, with detection of the separator and of quoting. Torch-free.
 
-GLUE ships TSV in which a quote is a character like any other; pandas and spreadsheets write TSV in which fields with
-tabs, line ends or quotes are quoted. Reading either as the other merges rows, so the whole file decides which it is.
+In GLUE's TSV files a quote is an ordinary character; pandas and spreadsheets write TSV files in which fields with tabs,
+line ends or quotes are quoted. Reading either as the other merges rows, so the whole file is used to tell them apart.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ _SEPARATORS = (",", ";", "\t")
 _QUOTED_FIELD = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*+(?:""[^"]*+)*+"(?=[\t\r\n]|\Z)')
 
 Rows = list[tuple[int, tuple[str, ...]]]
-"""Fields with the number of the line where they begin, from 1."""
+"""Pairs of a row's first line number, from 1, and its fields."""
 
 
 def read_separated(content: str, usual: str, name: str) -> Rows:
-    """The rows of a CSV or TSV file, header included; empty lines are left out.
+    """The rows of a CSV or TSV file, including the header, without empty lines.
 
-    The separator is `usual`, unless the first line has none and has another one (a semicolon in a .csv, as spreadsheets
-    write it in many countries). Where fields are separated by a comma or semicolon, quoting is that of RFC 4180. Where
-    they are separated by a tab, quotes are characters unless the whole file is quoted; see `_is_quoted`.
+    The separator is `usual`, unless the first line contains only another one (spreadsheets write semicolons to .csv
+    files in many countries). With commas or semicolons, quoting follows RFC 4180. With tabs, quotes are ordinary
+    characters unless the whole file is quoted; see `_is_quoted`.
 
     Args:
         content: the text of the file.
-        usual: the separator that the file's name promises.
-        name: of the file, for messages.
+        usual: the separator implied by the file's extension.
+        name: the file, for messages.
 
     Raises:
-        DataError: the quoting is broken.
+        DataError: invalid quoting.
     """
     separator = _find_separator(content, usual)
     try:
@@ -61,7 +61,7 @@ def _find_separator(content: str, usual: str) -> str:
 
 
 def _parse_quoted(content: str, separator: str) -> Rows:
-    """Raises csv.Error, headed by the line."""
+    """Parse with quoting. Raises csv.Error with the line number."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     rows: Rows = []
@@ -77,17 +77,16 @@ def _parse_quoted(content: str, separator: str) -> Rows:
 
 
 def _is_quoted(content: str, quoted: Rows, plain: Rows) -> bool:
-    """Tell whether quotes in a TSV file are quoting, where its rows are given as read either way.
+    """True if quotes in a TSV file are quoting. quoted, plain: its rows as parsed with and without quoting.
 
-    They are if reading them so gives every row as many fields as the first one has, if every quote stands where a
-    program that quotes would put it, and if one of these shows that a program has quoted: lines and tabs alone do not
-    give rows of one length; the first line is quoted; or a field has a doubled quote within quotes. Otherwise (a
-    sentence that is one quotation from beginning to end, say) they are part of the text.
+    Requires that parsing with quoting gives all rows the same number of fields, that every quote is where a writer
+    would put it, and that one of these shows quoting: rows differ in length without it; the first line is quoted; or a
+    quoted field contains a doubled quote. Otherwise quotes are text, such as a sentence that is one quotation.
     """
     if len({len(row) for _, row in quoted}) != 1 or '"' in _QUOTED_FIELD.sub("", content):
         return False
     if len({len(row) for _, row in plain}) > 1:
         return True
-    if len(quoted) != len(plain):  # a field with line ends in it, and yet each line has all the fields
+    if len(quoted) != len(plain):  # a field would span lines although each line has all fields
         return False
     return content.lstrip().startswith('"') or any('"' in field for _, row in quoted for field in row)

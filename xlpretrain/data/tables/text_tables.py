@@ -14,10 +14,10 @@ from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
 
 TEXT = "text"
-"""The column of a file with one text per line."""
+"""Column name for files with one text per line."""
 
 Numbered = list[tuple[int, tuple[str, ...]]]
-"""Rows, each with the number of the line (of a JSON array: of the element) where it begins."""
+"""Pairs of a row's first line number (or element number in a JSON array) and its values."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _REFUSED = {
@@ -41,7 +41,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with named columns. name: the file, for messages. line_numbers: where in the file each row begins."""
+    """Rows with named columns. name: the file, for messages. line_numbers: first line of each row in the file."""
 
     name: str
     columns: tuple[str, ...]
@@ -54,7 +54,7 @@ class Table:
     def column(self, column: str) -> list[str]:
         """The values of one column. Raises `DataError` if there is no such column."""
         if column not in self.columns:
-            raise DataError(f"{self.name}: has no column {column!r}; it has {', '.join(self.columns)}")
+            raise DataError(f"{self.name}: no column {column!r}; the columns are: {', '.join(self.columns)}")
         index = self.columns.index(column)
         return [row[index] for row in self.rows]
 
@@ -64,35 +64,33 @@ class Table:
 
 
 def refuse_same_file(data: Path | None, to: Path | None) -> None:
-    """Raise `DataError` if the file that is to be written is the one that is read."""
+    """Raise `DataError` if the output file is the input file."""
     if data is not None and to is not None and data.exists() and to.exists() and data.samefile(to):
-        raise DataError(f"{to}: is the file that is read (--input); name another one to write (--to)")
+        raise DataError(f"{to}: is the input file (--input); choose another output file (--to)")
 
 
 def is_separated(path: Path | None) -> bool:
-    """Tell whether a file's name says that it holds separated values."""
+    """True if a file has the extension of a CSV or TSV file."""
     return path is not None and path.suffix.lower() in _DELIMITERS
 
 
 def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Table:
-    """Read a file by the ending of its name: .csv, .tsv, .json, .jsonl; others, and standard input, have a text a line.
+    """Read a .csv, .tsv, .json or .jsonl file; other files, and standard input, have one text per line.
 
-    `read_separated` says how separators and quotes are told. Blanks around column names are dropped.
+    See `read_separated` for separators and quotes. Column names are stripped.
 
     Args:
-        path: the file; None: standard input.
-        columns: names for the columns of a .csv or .tsv without a header (default: its first line is the header).
-        optional: columns that may be null or NaN in JSON, which is then blank.
+        path: the file, or None for standard input.
+        columns: column names of a .csv or .tsv file without a header (default: the first line is the header).
+        optional: columns that may be missing, null or NaN in JSON; they become empty strings.
 
     Raises:
-        DataError: the file cannot be read, has no rows, one that is unlike the others, or is of another format.
+        DataError: the file cannot be read, has no rows, has rows of different lengths, or has an unsupported format.
     """
     name = "standard input" if path is None else str(path)
     kind = path.suffix.lower() if path is not None else ""
     if kind in _REFUSED:
-        raise DataError(
-            f"{name}: is {_REFUSED[kind]}; expected .csv, .tsv, .json, .jsonl or a text per line: convert it"
-        )
+        raise DataError(f"{name}: is {_REFUSED[kind]}; convert it to .csv, .tsv, .json, .jsonl or one text per line")
     content = _read_text(path, name)
     rows: Numbered
     if kind in _DELIMITERS:
@@ -123,7 +121,7 @@ def _read_text(path: Path | None, name: str) -> str:
 def _read_objects(
     content: str, name: str, *, may_be_array: bool, optional: Sequence[str]
 ) -> tuple[tuple[str, ...], Numbered]:
-    """The keys and the values of JSON objects, one per line or in one array. All must have the keys of the first."""
+    """The keys and values of JSON objects, one per line or in an array. All must have the keys of the first."""
     if may_be_array and content.lstrip()[:1] == "[":
         values = _parse(content, name)
         objects = [(number, value, f"{name}: element {number}") for number, value in enumerate(values, 1)]
@@ -150,7 +148,7 @@ def _read_objects(
 
 
 def _is_value(value: object) -> bool:
-    return isinstance(value, str | int | float) and value == value  # which NaN is not
+    return isinstance(value, str | int | float) and value == value  # excludes NaN
 
 
 def _parse(text: str, where: str) -> Any:
@@ -161,7 +159,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _is_one_object(content: str) -> bool:
-    """Tell whether the text is a JSON object over several lines, or one whose values are columns."""
+    """True if the text is a single JSON object with nested values, such as columns."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
@@ -172,7 +170,7 @@ def _is_one_object(content: str) -> bool:
 def _check(name: str, header: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]) -> None:
     rows = list(rows)
     if not rows:
-        raise DataError(f"{name}: is empty: there is no row in it")
+        raise DataError(f"{name}: has no rows")
     for line, values in rows:
         if len(values) != len(header):
             expected = f"{len(header)} ({', '.join(header)})"
@@ -180,8 +178,8 @@ def _check(name: str, header: Sequence[str], rows: Iterable[tuple[int, Sequence[
         for column, value in zip(header, values, strict=True):
             if (place := lone_surrogate(value)) is not None:
                 raise DataError(
-                    f"{name}: line {line}: not Unicode text: a lone surrogate at character {place} of {column!r}"
+                    f"{name}: line {line}: invalid Unicode: a lone surrogate at character {place} of {column!r}"
                 )
     repeated = sorted({column for column in header if header.count(column) > 1})
     if repeated:
-        raise DataError(f"{name}: more than one column is called {', '.join(repeated)}")
+        raise DataError(f"{name}: several columns are named {', '.join(repeated)}; rename all but one")

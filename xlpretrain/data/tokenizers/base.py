@@ -1,4 +1,4 @@
-"""Tokenizers and the special symbols of their vocabularies. Torch-free."""
+"""SentencePiece tokenizers and the special tokens of vocabularies. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPECIAL_TOKENS = {
     "mask": ("<mask>", "[MASK]"),
     "eod": ("<eod>", "[EOD]"),
 }
-"""The spellings of the special symbols, by role; the first one is used for new tokenizers."""
+"""The spellings of the special tokens, by role. New tokenizers use the first one."""
 
 
 _ALL_SPECIAL_PIECES = frozenset(spelling for spellings in SPECIAL_TOKENS.values() for spelling in spellings)
@@ -33,14 +33,14 @@ _UNSPACED = re.compile(
     "CJK|HIRAGANA|(HALFWIDTH )?KATAKANA|BOPOMOFO|YI |TANGUT|NUSHU|KHITAN|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI |"
     "AHOM|JAVANESE|BALINESE|BATAK|BUGINESE"
 )
-"""Begins the names of the letters of scripts that put no spaces between words."""
+"""Matches the Unicode names of letters in scripts without spaces between words."""
 _LATIN_1_SIGNS, _THREE_BYTES = 0xC2, 0xE0
-"""Lead bytes in UTF-8: of U+0080 to U+00BF; and, with those above, of what takes three bytes or more."""
+"""UTF-8 lead bytes: that of U+0080 to U+00BF, and the lowest one of sequences of three bytes or more."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The size of a vocabulary and the ids of its special symbols, found by role."""
+    """The size of a vocabulary and the ids of its special tokens, by role."""
 
     size: int
     pad: int
@@ -52,19 +52,19 @@ class Vocabulary:
 
 
 class Tokenizer:
-    """A SentencePiece model. A text that spells out a special symbol is text: it never becomes that symbol.
+    """A SentencePiece tokenizer. Special tokens spelled out in a text are encoded as plain text.
 
-    vocabulary: its size and special symbols.
-    sha256: of the model file; datasets and runs are tied to it.
+    vocabulary: its size and special tokens.
+    sha256: checksum of the model file, recorded by datasets and runs.
     """
 
     file_name = "spiece.model"
-    """The name of its file in a dataset or a run."""
+    """Name of the tokenizer's file in a dataset or run."""
     strips_sentences = False
-    """True if sentences of a dataset are encoded without surrounding white space, which would become tokens."""
+    """True if sentences are stripped before encoding, because surrounding white space would become tokens."""
 
     def __init__(self, model: bytes, *, name: str):
-        """Raises `DataError` naming `name` if `model` is no SentencePiece model or lacks a special symbol."""
+        """Raises `DataError` with `name` if `model` is not a SentencePiece model or lacks a special token."""
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -82,39 +82,41 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(_with_controls(model, symbols))
 
     def encode(self, sentence: str) -> list[int]:
-        """The ids of a text, without special symbols."""
+        """The ids of a text, without special tokens."""
         ids: list[int] = self._processor.encode(sentence, out_type=int)
         return ids
 
     def encode_batch(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` of every sentence, in this thread: SentencePiece's own for lists starts one at every call."""
+        """Encode every sentence, in this thread; SentencePiece's batch method starts a thread per call."""
         return [self.encode(sentence) for sentence in sentences]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special symbols but the unknown are left out."""
+        """The text of ids, without special tokens except the unknown one."""
         text: str = self._processor.decode([int(i) for i in ids])
         return text
 
     def word_starts(self) -> np.ndarray:
-        """Mask of the tokens that begin a word, by id: special symbols, pieces with a word boundary before them, and
-        everything that is not a letter of a script that puts spaces between words (digits, punctuation, symbols,
-        ideographs). A piece that begins with a combining mark, such as a vowel sign, continues the character before it.
-        Of a character that is spelt in bytes only the first one is known, so all characters of three bytes or more
-        begin a word: right for ideographs, kana, Thai and symbols, while letters of Korean and Hindi become words.
+        """Mask of the tokens that begin a word, by id.
 
-        XLNet lets digits go on with a word; ALBERT's rule is this one for lower-case English, and takes every accented
-        or capital letter for a word of its own, which is not what its paper means.
+        These are special tokens, pieces with a word boundary, and everything except letters of scripts with spaces
+        between words (digits, punctuation, symbols, ideographs). A piece that begins with a combining mark, such as a
+        vowel sign, continues the previous character. For characters encoded as bytes only the first byte is known, so
+        all characters of three bytes or more begin a word: correct for ideographs, kana, Thai and symbols, but letters
+        of Korean and Hindi become words.
+
+        In XLNet digits continue a word. ALBERT has the same rule for lower-case English, but its code begins a word at
+        every accented or capital letter, which its paper does not intend.
         """
         return np.array([_begins_word(self.id_to_token(i)) for i in range(self.vocabulary.size)])
 
     def id_to_token(self, token: int) -> str:
-        """The spelling of a token, special symbols included."""
+        """The piece of a token id, special or not."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
 
 
 def _with_controls(model: bytes, symbols: Iterable[int]) -> bytes:
-    """A SentencePiece model in which these pieces are control symbols, which it never finds in a text."""
+    """Mark pieces of a SentencePiece model as control symbols, which are never matched in a text."""
     from sentencepiece import sentencepiece_model_pb2
 
     parsed = sentencepiece_model_pb2.ModelProto()
@@ -137,7 +139,7 @@ def _begins_word(piece: str) -> bool:
 
 
 def lone_surrogate(text: str) -> int | None:
-    """Find the first character that is half of a surrogate pair and so no Unicode text; None if there is none."""
+    """The position of the first lone surrogate, which is invalid Unicode; None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -146,10 +148,10 @@ def lone_surrogate(text: str) -> int | None:
 
 
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
-    """The special symbols among the pieces of a vocabulary, or `known` by role. Raises `DataError` if one is missing.
+    """Find the special tokens of a vocabulary. known: ids by role, as a fallback. Raises `DataError` if one is missing.
 
-    Vocabularies of ALBERT and BERT have none for the end of a document: there it is that of the end of a part. A piece
-    may stand in a vocabulary twice (a symbol that was learned too), so the size follows from the highest id.
+    ALBERT's and BERT's vocabularies have no end-of-document token, so `sep` is used for it. A piece may occur twice in
+    a vocabulary (a special token that was also learned), so the size is computed from the highest id.
     """
     found, missing = dict(known), []
     for role, spellings in SPECIAL_TOKENS.items():
@@ -159,5 +161,5 @@ def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], nam
         elif role not in found and role != "eod":
             missing.append(f"{role} ({' or '.join(spellings)})")
     if missing:
-        raise DataError(f"{name}: the vocabulary has no symbol for {', '.join(missing)}; train it with them")
+        raise DataError(f"{name}: the vocabulary has no {', '.join(missing)}; train the tokenizer with these tokens")
     return Vocabulary(size=max(pieces.values()) + 1, **{"eod": found["sep"], **found})

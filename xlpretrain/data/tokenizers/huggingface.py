@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders: a `tokenizer.json`, run by the library `tokenizers`. Torch-free."""
+"""Tokenizers in a Hugging Face `tokenizer.json`, through the library `tokenizers`. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _NO_TEXT = "no text has this"
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Read from a `tokenizer.json` (WordPiece as BERT's, or Unigram as XLNet's and ALBERT's), of which only
-    normalization, words and pieces are used."""
+    """A `tokenizer.json` with WordPiece (BERT) or Unigram (XLNet, ALBERT). Uses its normalization, pre-tokenization
+    and pieces."""
 
     file_name = "tokenizer.json"
     strips_sentences = True
 
     def __init__(self, model: bytes, *, name: str):
-        """Raises `DataError` if `model` is no such tokenizer or lacks a special symbol."""
+        """Raises `DataError` if `model` is not such a tokenizer or lacks a special token."""
         try:
             import tokenizers
         except ImportError:
-            raise DataError(f"{name}: needs the package tokenizers: pip install 'xlpretrain[wordpiece]'") from None
+            raise DataError(f"{name}: requires the package tokenizers: pip install 'xlpretrain[wordpiece]'") from None
         try:
             content = json.loads(model)
             kind = content["model"]["type"]
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises no narrower one
+        except Exception as error:  # the library's own class
             raise DataError(f"{name}: not a tokenizer.json ({error})") from None
         if kind not in ("WordPiece", "Unigram"):
-            raise DataError(f"{name}: its model is {kind}; of tokenizer.json files only WordPiece and Unigram will do")
+            raise DataError(f"{name}: unsupported model {kind}; expected a tokenizer.json with WordPiece or Unigram")
         self._is_unigram = kind == "Unigram"
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
@@ -45,36 +45,36 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = asdict(self.vocabulary)
         symbols = {self.id_to_token(ids[role]) for role in SPECIAL_TOKENS}
         self._encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_spellings(content, symbols)))
-        self._encoder.encode_special_tokens = True  # those that a text spells out are text
+        self._encoder.encode_special_tokens = True  # spelled out in a text they are text
         self._encoder.no_truncation()
         self._encoder.no_padding()
 
     def encode(self, sentence: str) -> list[int]:
-        """The ids of a text, without special symbols: those of `AutoTokenizer` with `split_special_tokens`.
+        """The ids of a text, without special tokens, like `AutoTokenizer` with `split_special_tokens`.
 
-        (But that takes a symbol that a text spells out for the symbol where the model itself has it as a piece.)
+        (That still finds a special token spelled out in a text if the model itself has it as a piece.)
         """
         ids: list[int] = self._encoder.encode(sentence, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special symbols are left out."""
+        """The text of ids, without special tokens."""
         text: str = self._tokenizer.decode([int(i) for i in ids])
         return text
 
     def word_starts(self) -> np.ndarray:
-        """Mask of the tokens that begin a word, by id: all but continuations."""
+        """Mask of the tokens that begin a word, by id: all except continuations."""
         if self._is_unigram:
             return super().word_starts()
         return np.array([not self.id_to_token(i).startswith(_CONTINUES) for i in range(self.vocabulary.size)])
 
     def id_to_token(self, token: int) -> str:
-        """The spelling of a token, special symbols included."""
+        """The piece of a token id, special or not."""
         return self._tokenizer.id_to_token(int(token)) or ""
 
 
 def _without_spellings(content: dict[str, Any], symbols: set[str]) -> dict[str, Any]:
-    """The content of a tokenizer.json with the same ids, in which no text spells out a symbol (these, or its own)."""
+    """Rename special tokens (`symbols`, and those of the file) so that no text can contain them. Ids do not change."""
     added = content.get("added_tokens") or []
     symbols = symbols | {token["content"] for token in added if token.get("special")}
 

@@ -1,4 +1,4 @@
-"""Opening a tokenizer of any type, by its file. Torch-free."""
+"""Opens a tokenizer of any type, by its file. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from xlpretrain.errors import DataError
 
 _CLASSES: tuple[type[Tokenizer], ...] = (Tokenizer, HuggingFaceTokenizer, *TOKENIZER_TYPES.values())
 TOKENIZER_FILES = tuple(dict.fromkeys(kind.file_name for kind in _CLASSES))
-"""The names of the files that tokenizers are kept in, SentencePiece's first."""
+"""File names of tokenizers, SentencePiece's first."""
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Open the tokenizer in a file, or of a folder: a SentencePiece model, or a `.json`.
+    """Load a tokenizer from a file or folder: a SentencePiece model or a `.json`.
 
-    Raises `DataError`: it cannot be used, or the folder holds a third-party model, whose files do not tell by
-    themselves how that reads text.
+    Raises `DataError` if it cannot be used, or if the folder is a third-party model, whose tokenizer files alone do not
+    determine the encoding.
     """
     path = Path(path)
     if path.is_dir():
         _refuse_models_of_others(path)
-        spiece = path / Tokenizer.file_name  # a tokenizer.json beside it is another form of the same
+        spiece = path / Tokenizer.file_name  # a tokenizer.json beside it is the same tokenizer
         path = spiece if spiece.is_file() else find_tokenizer_file(path)
     try:
         model = path.read_bytes()
@@ -36,7 +36,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def find_tokenizer_file(folder: Path) -> Path:
-    """The file of the tokenizer of a dataset or a run in its folder `tokenizer`, whether or not it exists."""
+    """The tokenizer's file in a folder of a dataset or run. May not exist."""
     paths = [folder / name for name in TOKENIZER_FILES]
     return next((path for path in paths[1:] if path.is_file()), paths[0])
 
@@ -51,8 +51,8 @@ def _refuse_models_of_others(folder: Path) -> None:
         is_ours = False
     if not is_ours:
         raise DataError(
-            f"{folder}: a model of others, which may read text otherwise than its {spiece.name} alone does; make a run"
-            f" of it (`xlpretrain import {folder} --name NAME`) and name the tokenizer of that (runs/NAME/tokenizer)"
+            f"{folder}: a third-party model, which may not encode text like its {spiece.name} alone; import it"
+            f" (`xlpretrain import {folder} --name NAME`) and use the tokenizer of that run (runs/NAME/tokenizer)"
         )
 
 

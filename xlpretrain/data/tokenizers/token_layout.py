@@ -1,4 +1,4 @@
-"""The special tokens and segments around one text, and around a pair of texts. Torch-free."""
+"""The special tokens and segments around a text or a pair of texts. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXTS = ("A", "B")
 
 @dataclass(frozen=True)
 class LayoutPart:
-    """A text (`A` or `B`) or a special token, by its role in `Vocabulary`, and the segment it is in."""
+    """A text (`A` or `B`) or a special token (by its role in `Vocabulary`), and its segment."""
 
     what: str
     segment: int
@@ -30,7 +30,7 @@ class LayoutPart:
 
 @dataclass(frozen=True)
 class LaidOut:
-    """One sample: ids [T] and segments [T], int64, and each text's start and stop among them."""
+    """A sample: ids [T] and segments [T], int64, and the start and stop of each text in it."""
 
     tokens: np.ndarray
     segments: np.ndarray
@@ -65,7 +65,7 @@ class TokenLayout:
 
     @classmethod
     def parse(cls, text: str) -> TokenLayout:
-        """The layout called `text`, or spelled out in it: `single | pair`. Raises ValueError."""
+        """The layout named `text`, or written out as `single | pair`. Raises ValueError."""
         if text in LAYOUTS:
             return LAYOUTS[text]
         single, _, pair = text.partition("|")
@@ -76,39 +76,39 @@ class TokenLayout:
         return next((name for name, known in LAYOUTS.items() if known == self), f"{self.single} | {self.pair}")
 
     def parts(self, num_texts: int) -> tuple[LayoutPart, ...]:
-        """The parts of a sample of 1 or 2 texts; of 0 texts, the special tokens that stand before the first."""
+        """The parts of a sample with 1 or 2 texts; with 0 texts, the special tokens before the first text."""
         return self._parts[num_texts]
 
     def num_symbols(self, num_texts: int) -> int:
-        """Special tokens in a sample of so many texts."""
+        """Number of special tokens in a sample with `num_texts` texts."""
         return len(self.parts(num_texts)) - num_texts
 
     def num_segments(self, num_texts: int) -> int:
-        """Segments of a sample of so many texts, counted from 0."""
+        """Number of segments in a sample with `num_texts` texts."""
         return 1 + max(part.segment for part in self.parts(num_texts))
 
     @property
     def cls_position(self) -> Literal["first", "last"] | None:
-        """The place of the token that stands for the whole sample; None: there is none."""
+        """The position of the `cls` token; None if there is none."""
         single = self.parts(1)
         return "first" if single[0].what == "cls" else "last" if single[-1].what == "cls" else None
 
     @property
     def is_plain(self) -> bool:
-        """True if a text stands as it does in a document, with nothing around it but `eod`."""
+        """True if texts are laid out as in a document, with only `eod` around them."""
         return all(part.is_text or part.what == "eod" for part in self.parts(2))
 
     def prefix(self, vocabulary: Vocabulary) -> list[int]:
-        """The ids before a text."""
+        """The special token ids before a text."""
         return [getattr(vocabulary, part.what) for part in self.parts(0)]
 
     def end(self, vocabulary: Vocabulary) -> int | None:
-        """The id after a single text, with which its text ends; None if there is none."""
+        """The id of the special token after a single text; None if there is none."""
         after = self.parts(1)[len(self.parts(0)) + 1 :]
         return getattr(vocabulary, after[0].what) if after else None
 
     def lay_out(self, texts: Sequence[Ids], vocabulary: Vocabulary) -> LaidOut:
-        """The sample of 0, 1 or 2 texts."""
+        """Make a sample from 0, 1 or 2 texts."""
         num_tokens = sum(map(len, texts)) + self.num_symbols(len(texts))
         tokens, segments = np.zeros((2, num_tokens), np.int64)
         _, places = self.write(texts, vocabulary, tokens, segments)
@@ -117,7 +117,7 @@ class TokenLayout:
     def write(
         self, texts: Sequence[Ids], vocabulary: Vocabulary, tokens: np.ndarray, segments: np.ndarray
     ) -> tuple[int, list[tuple[int, int]]]:
-        """Write the sample of 0, 1 or 2 texts to the start of `tokens` and `segments` [T], whose segments are all 0.
+        """Write the sample of 0, 1 or 2 texts to the start of `tokens` and `segments` [T]; `segments` must be all 0.
 
         Returns the sample's length, and each text's start and stop.
         """
@@ -144,7 +144,7 @@ class TokenLayout:
 
 
 def _parse(layout: str) -> tuple[LayoutPart, ...]:
-    """The parts of one string. A word with a segment that is no number is taken whole, and is then unknown."""
+    """Parse one string. A word with a non-numeric segment is kept whole, and so is an unknown part."""
     words = ((word, *word.partition(":")) for word in layout.split())
     return tuple(
         LayoutPart(what, int(segment or 0)) if (segment or "0").isdigit() else LayoutPart(word, 0)
@@ -157,6 +157,6 @@ CLS_FIRST = TokenLayout("cls A sep", "cls A sep B:1 sep:1")
 CLS_LAST = TokenLayout("A sep cls:2", "A sep B:1 sep:1 cls:2")
 """XLNet (arXiv:1906.08237, section 2.5)."""
 DOCUMENT = TokenLayout("eod A eod", "eod A eod B eod")
-"""Causal models, which have read texts as documents."""
+"""Causal models, which see texts as documents."""
 LAYOUTS = {"cls_first": CLS_FIRST, "cls_last": CLS_LAST, "document": DOCUMENT}
-"""The layouts that a config names."""
+"""The layouts that a config can name."""

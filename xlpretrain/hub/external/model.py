@@ -1,4 +1,4 @@
-"""The reader of third-party folders and files: which model is stored there, and its weights under our names."""
+"""Reads third-party model folders and files, and converts their weights to our names."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _TOKEN_HEADS = {"albert": "predictions.", "bert": "cls.predictions.", "xlnet": "
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A model of others. kind: the model_type of its config.json, or transfo-xl.
+    """A third-party model. kind: the model_type of its config.json, or transfo-xl.
 
-    folder: None for a file. model, objective: sections of a run's config, not checked yet. weights: under their names.
-    untold: keys of the model section that the source does not tell. notes: what was concluded on the way.
+    folder: None for a file. model, objective: sections of a run's config, not validated yet. weights: under their
+    original names. untold: keys of the model section that the source does not record. notes: assumptions, for the user.
     """
 
     source: Path
@@ -49,11 +49,11 @@ class ExternalModel:
     notes: tuple[str, ...] = ()
 
     needed: ClassVar[frozenset[str]] = frozenset({"pre_norm"})
-    """Keys without which it is not known which model it is: they change what it computes, and no tensor's shape."""
+    """Keys that the user must set if the source does not record them: they change the result, but no shapes."""
 
     @property
     def sentence(self) -> bool:
-        """True if there are weights of a sentence task."""
+        """True if there are weights for a sentence task."""
         if self.kind == "xlpretrain":
             return any(name.startswith("head.sentence.") for name in self.weights)
         parts = _SENTENCE.get(self.kind, ())
@@ -61,13 +61,13 @@ class ExternalModel:
 
     @property
     def lacks_token_head(self) -> bool:
-        """True if there are no weights that predict tokens: the model was saved without a head, or with another."""
+        """True if there is no head that predicts tokens: the model was saved without one or with a different one."""
         head = _TOKEN_HEADS.get(self.kind)
         return head is not None and not any(name.startswith(head) for name in self.weights)
 
 
 def read_external_model(source: Path) -> ExternalModel:
-    """The model in a folder that transformers wrote, or in a file of the authors' Transformer-XL.
+    """Read a model from a transformers folder, or from a file of the authors' Transformer-XL.
 
     Raises `XLPretrainError`.
     """
@@ -96,16 +96,16 @@ def _read_config(source: Path) -> _Json:
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise CheckpointError(f"{source}: no model there; expected a folder with a config.json, or a file") from None
+        raise CheckpointError(f"{source}: not a model; expected a folder with config.json, or a file") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: cannot be used: {error!r}") from None
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(theirs, dict):
-        raise ConfigError(f"{path}: cannot be used: expected an object, got {type(theirs).__name__}")
+        raise ConfigError(f"{path}: expected a JSON object, got {type(theirs).__name__}")
     return theirs
 
 
 def _find_kind(theirs: _Json, weights: Mapping[str, Tensor], source: Path) -> tuple[str, tuple[str, ...]]:
-    """The model_type, said or concluded, and a note if it was concluded. Raises `ConfigError`."""
+    """The model_type, given or inferred, and a note if it was inferred. Raises `ConfigError`."""
     known, path = (*_STOCK, "transfo-xl", "xlpretrain"), source / "config.json"
     kind = theirs.get("model_type")
     if kind is not None:
@@ -119,16 +119,16 @@ def _find_kind(theirs: _Json, weights: Mapping[str, Tensor], source: Path) -> tu
         kind, origin = find_kind(weights), "the names of the weights"
     if kind is None:
         raise ConfigError(
-            f"{path}: has no model_type, and neither architectures nor the names of the weights tell it; add"
-            f' "model_type": one of {", ".join(known[:-1])}'
+            f"{path}: no model_type, and it cannot be inferred from architectures or the names of the weights; add"
+            f' "model_type", one of {", ".join(known[:-1])}'
         )
-    return kind, (f"assumed, since config.json has no model_type: {kind}, by {origin}",)
+    return kind, (f"assumed, because config.json has no model_type: {kind}, from {origin}",)
 
 
 def load_weights(foreign: ExternalModel, model: PretrainingModel, config: RunConfig) -> list[str]:
-    """Put the weights into a freshly built model, whose head stays as it is if there are none for it.
+    """Load the weights into a new model. A head without weights keeps its initialization.
 
-    Returns what was left out and what starts anew. Raises `CheckpointError`.
+    Returns notes on weights that were ignored or newly initialized. Raises `CheckpointError`.
     """
     ours, notes = dict(foreign.weights), list[str]()
     assert isinstance(config.model, StackConfig)
@@ -138,17 +138,17 @@ def load_weights(foreign: ExternalModel, model: PretrainingModel, config: RunCon
         num_tails = len(foreign.weights.get("crit.cluster_weight", ()))
         if not foreign.lacks_token_head and num_tails != len(config.model.adaptive_cutoffs):
             raise CheckpointError(
-                f"{foreign.source}: its softmax has {num_tails} clusters beside the first, and model.adaptive_cutoffs"
-                f" is {list(config.model.adaptive_cutoffs)}; give them, as model.adaptive_cutoffs=[20000,40000,200000]"
+                f"{foreign.source}: the softmax has {num_tails} tail clusters, but model.adaptive_cutoffs is"
+                f" {list(config.model.adaptive_cutoffs)}; set it, such as model.adaptive_cutoffs=[20000,40000,200000]"
             )
         try:
             ours = transfo_xl.translate(foreign.weights, config.model, foreign.source, downwards=foreign.folder is None)
         except KeyError as error:
-            raise CheckpointError(f"{foreign.source}: its weights lack {error}") from None
+            raise CheckpointError(f"{foreign.source}: missing weights: {error}") from None
     if foreign.lacks_token_head:
         fresh = {n: p.detach() for n, p in model.named_parameters() if n.startswith("head.output.") and n not in ours}
         ours |= fresh
-        notes.append(f"new, since {foreign.source} has no head that predicts tokens: {', '.join(sorted(fresh))}")
+        notes.append(f"newly initialized, because {foreign.source} has no LM head: {', '.join(sorted(fresh))}")
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     check_weights({name: tensor.shape for name, tensor in ours.items()}, expected, foreign.source)
     model.load_state_dict(ours)
@@ -162,9 +162,9 @@ def _model_section(theirs: _Json, source: Path, kind: str, *, sentence: bool) ->
     recorded = (theirs.get("xlpretrain") or {}).get("model")
     if kind == "xlpretrain":
         if not recorded:
-            raise ConfigError(f"{path}: no section xlpretrain.model, which tells what the model is")
+            raise ConfigError(f"{path}: no section xlpretrain.model, which describes the model; export the model again")
         return dict(recorded)
-    if recorded:  # what their keys cannot say, as long as those are as they were
+    if recorded:  # options that their keys lack, if those are unchanged
         written = write_config(validate_model(recorded, path), Vocabulary(*[0] * 7), sentence=sentence)
         irrelevant = ("architectures", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
         if all(theirs.get(key) == value for key, value in written.items() if key not in irrelevant):
@@ -173,7 +173,7 @@ def _model_section(theirs: _Json, source: Path, kind: str, *, sentence: bool) ->
 
 
 def _objective(model: _Json, *, sentence: bool) -> _Json:
-    """The objective that such a model was trained with, with samples of the longest size that it takes."""
+    """The objective that such a model was trained with, at the maximum sample length."""
     match model["type"]:
         case "transformer_xl":
             return {"type": "causal_lm"}
@@ -185,26 +185,26 @@ def _objective(model: _Json, *, sentence: bool) -> _Json:
 
 
 def _from_stock(foreign: ExternalModel, config: StackConfig, *, sentence: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors, and notes on what was left out: a pooler that no sentence task stands on."""
+    """Our tensors, and notes on those that were ignored."""
     theirs, notes, source = dict(foreign.weights), list[str](), foreign.source
     for copy, original in TIED.items():
         if copy in theirs and original in theirs and not torch.equal(theirs.pop(copy), theirs[original]):
-            raise CheckpointError(f"{source}: {copy} differs from {original}, which are one tensor here")
-    if foreign.lacks_token_head:  # of a classifier, say
+            raise CheckpointError(f"{source}: {copy} differs from {original}; xlpretrain requires them to be tied")
+    if foreign.lacks_token_head:  # such as a classifier
         places = (BODIES[foreign.kind], *_SENTENCE.get(foreign.kind, ()))
         other = sorted(name for name in theirs if not name.startswith(places))
-        notes += [f"left out, the head of another task: {', '.join(other)}"] if other else []
+        notes += [f"ignored, the head of another task: {', '.join(other)}"] if other else []
         theirs = {name: tensor for name, tensor in theirs.items() if name not in other}
     if not sentence:
         left = sorted(n for part in _SENTENCE.get(foreign.kind, ()) for n in theirs if n.startswith(part))
-        notes += [f"left out, since there is no sentence task: {', '.join(left)}"] if left else []
+        notes += [f"ignored, because there is no sentence task: {', '.join(left)}"] if left else []
         theirs = {name: tensor for name, tensor in theirs.items() if name not in left}
     if isinstance(config, EncoderConfig) and config.resolved_d_embed == config.d_model and foreign.kind == "albert":
         mapping = "albert.encoder.embedding_hidden_mapping_in."
         weight, bias = theirs.pop(f"{mapping}weight", None), theirs.pop(f"{mapping}bias", None)
         if weight is None or bias is None or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
             raise CheckpointError(
-                f"{source}: {mapping}weight is not the identity, and there is no such projection here"
+                f"{source}: {mapping}weight is not the identity, and xlpretrain has no such projection"
             )
     rules = list(weight_rules(config, sentence=sentence))
     if foreign.lacks_token_head:

@@ -1,7 +1,7 @@
-"""Transformer-XL as transformers 4 (`TransfoXLLMHeadModel`) and the authors' PyTorch code (kimiyoung) have it.
+"""Transformer-XL from transformers 4 (`TransfoXLLMHeadModel`) and from the authors' PyTorch code (kimiyoung).
 
-Both give tensors the same names, but for a prefix. They differ in the order of the adaptive softmax's clusters: the
-authors number them downwards, transformers upwards, and so does this project.
+Both have the same tensor names, except for a prefix. They differ in the order of the adaptive softmax's clusters, which
+is descending in the authors' code and ascending in transformers and here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEYS = {
     "init_std": "init_std",
     "proj_init_std": "proj_init_std",
 }
-_DEFAULTS: _Json = {  # of transformers 4.35, whose config.json leaves none out but where the class had no such key yet
+_DEFAULTS: _Json = {  # of transformers 4.35; only missing where an older version had no such key
     "pre_lnorm": False,
     "layer_norm_epsilon": 1e-5,
     "init_std": 0.02,
@@ -51,22 +51,22 @@ _DEFAULTS: _Json = {  # of transformers 4.35, whose config.json leaves none out 
     "cutoffs": [],
 }
 OTHER_KEYS = {"clamp_len": "clamp_len", "cutoffs": "adaptive_cutoffs", "tie_word_embeddings": "tie_embeddings"}
-"""Theirs and ours, where the values are not alike."""
+"""Their keys and ours, for keys with different values."""
 UNTOLD = ("pre_norm", "mem_len", "clamp_len", "same_length", "dropout", "attention_dropout")
-"""Our keys that the authors' weights do not tell."""
+"""Our keys that the authors' weights do not record."""
 _MUST_BE: _Json = {"attn_type": 0, "sample_softmax": -1, "ext_len": 0}
 _ATTENTION = {"query": 0, "key": 1, "value": 2}
 
 
 def read_config(theirs: Mapping[str, Any], source: str) -> _Json:
-    """The model section of a TransfoXL `config.json`, unchecked. Raises `ConfigError` naming what does not fit."""
+    """The model section of a TransfoXL `config.json`, not validated. Raises `ConfigError` for unsupported values."""
     found = [
-        (key, f"must be {value!r}, got {theirs[key]!r}: there is nothing else here")
+        (key, f"must be {value!r}, got {theirs[key]!r}, which is not supported")
         for key, value in _MUST_BE.items()
         if theirs.get(key, value) != value and not (key == "sample_softmax" and theirs[key] < 0)
     ]
     given = {**_DEFAULTS, **theirs}
-    found += [(key, "required, and not there") for key in KEYS if key not in given]
+    found += [(key, "required, but missing") for key in KEYS if key not in given]
     if found:
         raise ConfigError(schema.format_problems(source, found))
     clamp_len, cutoffs = given["clamp_len"], [c for c in given["cutoffs"] if c < given["vocab_size"]]
@@ -82,9 +82,9 @@ def read_config(theirs: Mapping[str, Any], source: str) -> _Json:
 
 
 def infer_config(theirs: Mapping[str, Tensor], source: str) -> _Json:
-    """The model section that the authors' weights tell of, unchecked; what they cannot tell has our defaults.
+    """Infer the model section from the authors' weights, not validated; unknown keys have our defaults.
 
-    Raises `CheckpointError` if they are not of such a model.
+    Raises `CheckpointError` if the weights are not of such a model.
     """
     try:
         heads, d_head = theirs["r_w_bias"].shape[-2:]
@@ -92,7 +92,7 @@ def infer_config(theirs: Mapping[str, Tensor], source: str) -> _Json:
         d_ff = theirs["layers.0.pos_ff.CoreNet.0.weight"].shape[0]
         first = theirs["word_emb.emb_layers.0.weight"]
     except KeyError as error:
-        raise CheckpointError(f"{source}: no Transformer-XL of the authors' PyTorch code: it has no {error}") from None
+        raise CheckpointError(f"{source}: not a Transformer-XL of the authors' PyTorch code: no {error}") from None
     layers = {int(match[1]) for name in theirs if (match := re.match(r"layers\.(\d+)\.", name))}
     tables = [theirs[name] for name in sorted(theirs, key=_natural) if "emb_layers" in name]
     num_tails = len(theirs.get("crit.cluster_weight", ()))
@@ -132,9 +132,9 @@ def _tied_projections(given: Any, num_tails: int) -> list[bool] | None:
 def translate(
     theirs: Mapping[str, Tensor], config: TransformerXLConfig, source: Path, *, downwards: bool = False
 ) -> dict[str, Tensor]:
-    """Weights of transformers' model, or with `downwards` (and without the prefix) of the authors', under our names.
+    """Convert the weights of transformers' model, or with `downwards` (and no prefix) of the authors', to our names.
 
-    Raises KeyError with the name of one that is missing, and `CheckpointError` that names those without a place here.
+    Raises KeyError with the name of a missing tensor, and `CheckpointError` for unexpected tensors.
     """
     prefix, left = "" if downwards else "transformer.", dict(theirs)
     ours: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ def translate(
             ours[f"{new}feed_forward.outer.{kind}"] = left.pop(f"{old}pos_ff.CoreNet.3.{kind}")
     for part, name in (("content_bias", "r_w_bias"), ("position_bias", "r_r_bias")):
         layers = [f"{prefix}layers.{i}.dec_attn.{name}" for i in range(config.num_layers)]
-        if not config.untie_r:  # one tensor, which some files have once for each layer too
+        if not config.untie_r:  # one tensor, which some files repeat for each layer
             first, *copies = [key for key in (f"{prefix}{name}", *layers) if key in left] or layers
             _take_copies(left, first, copies, source)
             layers = [first]
@@ -164,7 +164,7 @@ def translate(
 def _take_softmax(
     left: dict[str, Tensor], config: TransformerXLConfig, prefix: str, source: Path, *, downwards: bool
 ) -> dict[str, Tensor]:
-    """The embedding and the output layer, taken out of `left`."""
+    """Take the embedding and output layer out of `left`."""
     ours: dict[str, Tensor] = {}
     tables, projections = f"{prefix}word_emb.emb_layers.", f"{prefix}word_emb.emb_projs."
     biases = {}
@@ -199,7 +199,7 @@ def _take_softmax(
 
 
 def _take_copies(left: dict[str, Tensor], original: str, copies: Sequence[str], source: Path) -> None:
-    """Drop what is there twice. Raises `CheckpointError` if it is not the same."""
+    """Drop copies of a tensor. Raises `CheckpointError` if they differ."""
     for copy in copies:
         if not torch.equal(left.pop(copy), left[original]):
-            raise CheckpointError(f"{source}: {copy} differs from {original}, which are one tensor here")
+            raise CheckpointError(f"{source}: {copy} differs from {original}; xlpretrain requires them to be tied")

@@ -1,4 +1,4 @@
-"""Weights as they lie in a folder or a file of others: safetensors, or torch pickles that run no code."""
+"""Reads third-party weight files: safetensors, or torch pickles without executing code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights in a transformers folder, in one file or in several with an index. Raises `CheckpointError`."""
+    """Read the weights of a transformers folder, in one file or sharded. Raises `CheckpointError`."""
     for name in _NAMES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -28,19 +28,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             try:
                 files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{index}: cannot be used as an index of weights: {error!r}") from None
+                raise CheckpointError(f"{index}: not a valid index of weights: {error!r}") from None
             return {k: v for file in files for k, v in read_file(folder / Path(file).name).items()}
-    raise CheckpointError(f"{folder}: no weights there; expected {' or '.join(_NAMES)}")
+    raise CheckpointError(f"{folder}: no weights; expected {' or '.join(_NAMES)}")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, in fp32 and on the CPU. Raises `CheckpointError`."""
+    """Read the tensors of a file by name, in fp32 on the CPU. Raises `CheckpointError`."""
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: refused: it is a damaged file, or a pickle that holds more than tensors, which could run any code"
-            f" ({str(error).splitlines()[0]}); save the tensors alone: torch.save(model.state_dict(), FILE)"
+            f"{path}: refused: a damaged file, or a pickle with more than tensors, which could execute code"
+            f" ({str(error).splitlines()[0]}); save only the tensors: torch.save(model.state_dict(), FILE)"
         ) from None
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
@@ -52,18 +52,18 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def check_weights(
     found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], source: Path, *, known: Iterable[str] = ()
 ) -> None:
-    """Raise `CheckpointError` that names what is missing, what is left over (but for `known`), and other shapes."""
+    """Raise `CheckpointError` for missing tensors, unexpected ones (except `known`) and different shapes."""
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys() - set(known))
     shapes = [
-        f"{name} is {tuple(found[name])}, not {tuple(shape)}"
+        f"{name} is {tuple(found[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    parts = [("missing", missing), ("without a place here", extra), ("of another shape", shapes)]
+    parts = [("missing", missing), ("unexpected", extra), ("wrong shape", shapes)]
     told = "; ".join(f"{what}: {_some(names)}" for what, names in parts if names)
     if told:
-        raise CheckpointError(f"{source}: its weights are not those of the model that its config describes: {told}")
+        raise CheckpointError(f"{source}: the weights do not match the config: {told}")
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Names of tensors in files of others, as the class for pretraining gives them.
+"""Normalizes tensor names of third-party files to those of the class for pretraining.
 
-The same model is saved under several names: by `DistributedDataParallel` or `torch.compile` behind a prefix, without
-its head (`BertModel`) with no prefix, and with a tied tensor under either of its two names.
+The names of a saved model vary: `DistributedDataParallel` and `torch.compile` add a prefix, a model without a head
+(`BertModel`) has none, and a tied tensor has either of its two names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 BODIES = {"albert": "albert.", "bert": "bert.", "xlnet": "transformer.", "transfo-xl": "transformer."}
-"""Prefix of the names of all weights but the heads', by model_type."""
+"""Prefix of all weights except those of heads, by model_type."""
 _PARTS_OF_BODIES = {
     "albert": ("embeddings", "encoder", "pooler"),
     "bert": ("embeddings", "encoder", "pooler"),
@@ -25,14 +25,14 @@ TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-"""Names under which a tensor is saved a second time, or instead, and the names that it has otherwise."""
+"""Alternative names of tied tensors, and their usual names."""
 _WRAPPERS = ("module.", "_orig_mod.")
 _NOT_WEIGHTS = ("embeddings.position_ids", "embeddings.token_type_ids", "pos_emb.inv_freq")
 _TELLING = {"albert_layer_groups.": "albert", ".rel_attn.": "xlnet", ".dec_attn.": "transfo-xl"}
 
 
 def unwrap(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights alone, without prefixes of wrappers and with today's names of norms."""
+    """Remove buffers and prefixes of wrappers, and rename norms to their current names."""
     weights = dict(found)
     while wrapper := next((w for w in _WRAPPERS if weights and all(name.startswith(w) for name in weights)), None):
         weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
@@ -40,9 +40,9 @@ def unwrap(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_kind(weights: Mapping[str, Tensor]) -> str | None:
-    """The model_type that names of `unwrap` tell; None: they could be of several.
+    """The model_type implied by the names that `unwrap` returns; None if ambiguous.
 
-    A `BertModel` without its head is not known from a RoBERTa.
+    A `BertModel` without its head looks like a RoBERTa.
     """
     for part, kind in _TELLING.items():
         if any(part in name for name in weights):
@@ -51,7 +51,7 @@ def find_kind(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def complete(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The same under the names that the class for pretraining has for them."""
+    """Rename weights as in the class for pretraining."""
     body, parts = BODIES.get(kind, ""), _PARTS_OF_BODIES.get(kind, ())
     bare = not any(name.startswith(body) for name in weights)
     renamed = {body + name if bare and name.split(".")[0] in parts else name: t for name, t in weights.items()}
@@ -62,7 +62,7 @@ def complete(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def _modern(name: str) -> str:
-    """Old checkpoints have TensorFlow's names for norms."""
+    """Rename the norms of old checkpoints, which have TensorFlow's names."""
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if name.endswith(f"LayerNorm{old}"):
             return name.removesuffix(old) + new

@@ -1,7 +1,7 @@
-"""A SentencePiece model as a `tokenizer.json` that gives the same ids for any text. Torch-free.
+"""Converts a SentencePiece model to a `tokenizer.json` that gives the same ids for any text. Torch-free.
 
-The stock conversion of transformers does not: see `_normalizer` and `_vocabulary`. The file is JSON that the library
-`tokenizers` reads; writing it takes no library.
+The conversion in transformers does not: see `_normalizer` and `_vocabulary`. The file is JSON for the library
+`tokenizers`, which is not needed to write it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from xlpretrain.errors import DataError
 from xlpretrain.hub.tokenizers.normalization_rules import characters, charsmap_joint_pattern
 
 AS_BROUGHT = "tokenizer_as_brought.json"
-"""The original of a third-party tokenizer, exported beside a `tokenizer.json` that puts other symbols around texts."""
+"""The original of a third-party tokenizer, exported beside a `tokenizer.json` with a different layout."""
 
 _APART, _BETWEEN, _STRANGE = "\ufff0", "\ufff1", "\ufff2"
-"""Code points that no text has (unassigned), and that are no part of another's grapheme."""
-_FIRST_STAND_IN = 0xF0000  # for private use
-_MASK = chr(0x100000)  # likewise
+"""Unassigned code points, which no text contains and which do not join graphemes."""
+_FIRST_STAND_IN = 0xF0000  # a private use area
+_MASK = chr(0x100000)  # private use as well
 _Json = dict[str, Any]
 
 
 def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
-    """The content of `tokenizer.json`. Raises `DataError` if the model does what no such file can say."""
+    """The content of `tokenizer.json`. Raises `DataError` if the format does not support the model."""
     if tokenizer.file_name != Tokenizer.file_name:
-        raise DataError("a vocabulary of bytes or words is none that transformers has; no tokenizer.json for it")
+        raise DataError("transformers does not support byte or word vocabularies; no tokenizer.json for it")
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(tokenizer.model)
     _check(model)
@@ -44,7 +44,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
     mask = None if layout.is_plain else tokenizer.vocabulary.mask
     strange = [_APART, _BETWEEN, _MASK, *stand_ins.values()]
     if any(character in piece.piece for piece in pieces for character in [*strange, _STRANGE]):
-        raise DataError("the vocabulary has pieces with code points that are set aside here (U+FFF0, U+F0000 on)")
+        raise DataError("the vocabulary has pieces with code points reserved for the export (U+FFF0, U+F0000 on)")
     normalizers = [_replace(characters(strange), _STRANGE)]
     if mask is not None:
         normalizers.append({"type": "Replace", "pattern": {"String": pieces[mask].piece}, "content": _MASK})
@@ -52,7 +52,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
     normalizers += [_replace(characters([first]), stand_in) for first, stand_in in stand_ins.items()]
     if model.normalizer_spec.add_dummy_prefix:
         normalizers.append({"type": "Prepend", "prepend": WORD_BOUNDARY})
-    if mask is not None:  # the space before it is part of the word that it hides
+    if mask is not None:  # the space before a mask belongs to the masked word
         normalizers.append(_replace(f"{WORD_BOUNDARY}?{_MASK}", pieces[mask].piece))
     decoders: list[_Json] = [
         {"type": "Replace", "pattern": {"String": stand_in}, "content": first} for first, stand_in in stand_ins.items()
@@ -86,8 +86,8 @@ def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
 def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: int | None) -> _Json:
     """The content of `tokenizer_config.json`.
 
-    Special symbols that a text spells out are text, as they are here (`split_special_tokens`), but for the mask. A
-    `tokenizer.json` that was brought along has its own way to find that, with all other symbols.
+    Special tokens spelled out in a text are encoded as plain text, as in xlpretrain (`split_special_tokens`), except
+    the mask. A third-party `tokenizer.json` is left to find all special tokens, including the mask, in its own way.
     """
     vocabulary, plain = tokenizer.vocabulary, layout.is_plain
     brought = tokenizer.file_name != Tokenizer.file_name
@@ -106,7 +106,7 @@ def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: i
 
 
 def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout) -> _Json | None:
-    """A `tokenizer.json` that was brought along, with the symbols of a layout around texts; None: it has them."""
+    """A third-party `tokenizer.json` changed to another layout; None if it has this layout already."""
     import tokenizers
 
     brought = json.loads(tokenizer.model)
@@ -123,12 +123,12 @@ def _check(model: Any) -> None:
     trainer, rules = model.trainer_spec, model.normalizer_spec
     for wrong, what in (
         (trainer.model_type != trainer.UNIGRAM, "is not a unigram model"),
-        (trainer.treat_whitespace_as_suffix, "puts the space after the word"),
+        (trainer.treat_whitespace_as_suffix, "puts spaces after words"),
         (not rules.escape_whitespaces or not rules.remove_extra_whitespaces, "keeps extra spaces"),
-        (any(p.type == p.UNUSED for p in model.pieces), "has pieces that are switched off"),
+        (any(p.type == p.UNUSED for p in model.pieces), "has unused pieces"),
     ):
         if wrong:
-            raise DataError(f"the tokenizer {what}, which transformers cannot be made to do; no tokenizer.json for it")
+            raise DataError(f"the tokenizer {what}, which transformers does not support; no tokenizer.json for it")
 
 
 def _is_symbol(piece: Any) -> bool:
@@ -136,12 +136,12 @@ def _is_symbol(piece: Any) -> bool:
 
 
 def _normalizer(rules: Any) -> Iterator[_Json]:
-    """SentencePiece's normalization, step by step.
+    """SentencePiece's normalization as a sequence of steps.
 
-    `Precompiled` alone errs: of a grapheme of less than 6 bytes it keeps what its first character becomes and drops the
-    rest, and of a longer one it takes character by character, so that it never composes. Here it sees single characters
-    (`_BETWEEN` stands before each), and the canonical composition does what rules of several characters do; where no
-    rule takes them together, `_APART` keeps them from it. ASCII begins no grapheme with what comes before.
+    `Precompiled` alone is wrong: for a grapheme of less than 6 bytes it normalizes the first character and drops the
+    rest, and a longer one is processed character by character and so never composed. Here it gets single characters
+    (separated by `_BETWEEN`), and NFC replaces the rules for several characters; `_APART` prevents compositions for
+    which there is no rule. An ASCII character never joins the grapheme before it.
     """
     if rules.precompiled_charsmap:
         inside = charsmap_joint_pattern(rules.precompiled_charsmap)
@@ -162,9 +162,9 @@ def _normalizer(rules: Any) -> Iterator[_Json]:
 def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str], mask: int | None) -> Iterator[tuple[str, float]]:
     """Pieces and scores, in the order of ids.
 
-    Special symbols but the mask must never be found in a text: in all other pieces, and in the text, stand-ins replace
-    the characters that symbols begin with. The mask, and a user-defined piece, always are, the longest one: their
-    scores are beyond all others.
+    Special tokens other than the mask must never match in a text, so their first characters are replaced by stand-ins
+    in all other pieces and in the text. The mask and user-defined pieces must always match, longest first, so their
+    scores are higher than all others.
     """
     for token, piece in enumerate(pieces):
         found = 1000.0 * len(piece.piece) - 500.0
@@ -176,15 +176,15 @@ def _vocabulary(pieces: Sequence[Any], stand_ins: dict[str, str], mask: int | No
 
 
 def symbol(token: int, piece: str, *, special: bool = True) -> _Json:
-    """An added token of `tokenizer.json`: found in a text before all else, if it is special only where asked for."""
+    """An added token of `tokenizer.json`, which is matched in a text first (special ones only on request)."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token, "content": piece, **flags, "special": special}
 
 
 def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    """True if a `tokenizer.json` equals the one exported for a SentencePiece model with any template.
+    """True if a `tokenizer.json` equals the export of a SentencePiece model with any layout.
 
-    Exports of earlier versions did not find the mask in a text, whatever the template: they equal the plain one.
+    Exports of earlier versions never matched the mask in a text, and so equal those with a plain layout.
     """
     try:
         made = [json.loads(json.dumps(tokenizer_json(tokenizer, layout))) for layout in (DOCUMENT, CLS_FIRST)]
@@ -195,9 +195,9 @@ def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
 
 
 def post_processor(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
-    """The special tokens and segments that a layout puts around texts.
+    """The post-processor that adds the special tokens and segments of a layout.
 
-    An `eod` after the last text ends a document, which a text need not do: the tokenizer does not add it.
+    It does not add an `eod` after the last text, since a text need not be a whole document.
     """
     single, pair = (parts[:-1] if parts[-1].what == "eod" else parts for parts in map(layout.parts, (1, 2)))
     ids = {part.what: getattr(tokenizer.vocabulary, part.what) for part in pair if not part.is_text}

@@ -1,9 +1,9 @@
-"""The tokenizer of a folder of transformers: the ids that `AutoTokenizer` gives there. Torch-free.
+"""Reads the tokenizer of a transformers folder, with the same ids as `AutoTokenizer`. Torch-free.
 
-Lower-casing, accents, quotes and numbers before a comma are no part of `spiece.model`. They are in `tokenizer.json`, or
-in the class that reads the folder and the options in `tokenizer_config.json`; and versions 4 and 5 of transformers
-differ: 4 takes a `tokenizer.json` as it is, 5 takes the vocabulary of it and makes the rest anew. Whatever the folder
-has, the result is one `tokenizer.json`, which says it all. Symbols that a text spells out are text, as with
+`spiece.model` does not determine lower-casing, accents, quotes or numbers before a comma. These depend on
+`tokenizer.json`, or on the tokenizer class and the options in `tokenizer_config.json`; and versions 4 and 5 of
+transformers differ: 4 uses a `tokenizer.json` unchanged, 5 uses only its vocabulary and rebuilds the rest. Here the
+result is always a single, self-contained `tokenizer.json`. Special tokens spelled out in a text are plain text, as with
 `AutoTokenizer.from_pretrained(folder, split_special_tokens=True)`.
 """
 
@@ -27,7 +27,7 @@ from xlpretrain.hub.tokenizers.export import AS_BROUGHT, post_processor, same_id
 _Json = dict[str, Any]
 
 _CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer", "bert": "BertTokenizer"}
-"""The tokenizer class, by model_type, of a folder whose files name none."""
+"""Default tokenizer class by model_type."""
 _PLAIN = ("PreTrainedTokenizer", "TokenizersBackend")
 """Classes that use `tokenizer.json` unchanged."""
 _LAYOUTS = {"AlbertTokenizer": CLS_FIRST, "XLNetTokenizer": CLS_LAST}
@@ -46,7 +46,7 @@ _SYMBOLS: dict[str, _Json] = {  # the defaults of the classes
 
 @dataclass(frozen=True)
 class _Reader:
-    """The reader of a folder. kind: the tokenizer's class, without Fast. version: 4 or 5, of transformers."""
+    """The tokenizer class of a folder. kind: its name, without Fast. version: of transformers, 4 or 5."""
 
     folder: Path
     kind: str | None
@@ -55,18 +55,18 @@ class _Reader:
 
     @classmethod
     def of(cls, folder: Path, model_type: str) -> _Reader:
-        """Raises `DataError` if a file of the folder cannot be used."""
+        """Find the class that reads a folder. Raises `DataError` if a file cannot be used."""
         config, options = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
         named = options.get("tokenizer_class") or config.get("tokenizer_class")
         if options.get("auto_map"):
-            named = f"{named or 'AutoTokenizer'} with code of its own"
+            named = f"{named or 'AutoTokenizer'} with custom code"
         written = str(config.get("transformers_version") or "4").partition(".")[0]
         is_new = "backend" in options if options else written.isdecimal() and int(written) >= 5
         kind = str(named).removesuffix("Fast") if named else _CLASSES.get(model_type)
         return cls(folder, kind, 5 if is_new else 4, options)
 
     def option(self, name: str, default: bool) -> bool:
-        """An option in `tokenizer_config.json`."""
+        """The value of an option in `tokenizer_config.json`."""
         return bool(self.options.get(name, default))
 
     def __str__(self) -> str:
@@ -78,12 +78,12 @@ _OPTIONS = ("do_lower_case", "keep_accents", "strip_accents", "tokenize_chinese_
 
 
 def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | None:
-    """The tokenizer of a folder, and what is worth telling; None if there is no file of one.
+    """Read the tokenizer of a folder; returns it and notes for the user, or None if there is no tokenizer file.
 
-    model_type: of its config.json.
+    model_type: from the folder's config.json.
 
     Raises:
-        DataError: the files cannot be used, or it is not known what `AutoTokenizer` makes of them.
+        DataError: the files cannot be used, or how `AutoTokenizer` reads them is not known.
     """
     spiece, file = folder / Tokenizer.file_name, folder / HuggingFaceTokenizer.file_name
     words = folder / "vocab.txt"
@@ -96,7 +96,7 @@ def read_folder(folder: Path, model_type: str) -> tuple[Tokenizer, list[str]] | 
         if reader.kind is None or reader.kind in _PLAIN:
             return load_tokenizer(spiece), []
         if reader.kind == "BertTokenizer":
-            return load_tokenizer(spiece), [f"tokenizer: {spiece.name} as it is; {reader} does not read it at all"]
+            return load_tokenizer(spiece), [f"tokenizer: {spiece.name}, unchanged; {reader} does not read this file"]
         content = _from_spiece(reader, load_tokenizer(spiece))
         return _made(content, folder), [f"tokenizer: {spiece.name} as {reader} reads it"]
     content = _read(file)
@@ -128,14 +128,14 @@ def _read(path: Path) -> _Json:
 
 
 def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
-    """The tokenizer that the class makes of a SentencePiece model."""
+    """The tokenizer that the class builds from a SentencePiece model."""
     if reader.kind not in _SYMBOLS:
         raise _unknown(reader, Tokenizer.file_name)
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(spiece.model)
     trainer, charsmap, pieces = model.trainer_spec, model.normalizer_spec.precompiled_charsmap, model.pieces
     if trainer.model_type != trainer.UNIGRAM:
-        raise DataError(f"{reader.folder / Tokenizer.file_name}: is not a unigram model; {reader} reads no other")
+        raise DataError(f"{reader.folder / Tokenizer.file_name}: not a unigram model, which {reader} requires")
     content: _Json = {
         "version": "1.0",
         "truncation": None,
@@ -160,12 +160,12 @@ def _from_spiece(reader: _Reader, spiece: Tokenizer) -> _Json:
 
 
 def _penalty(reader: _Reader, piece: str) -> float:
-    """The score penalty of a number followed by a comma, so that they are two pieces; version 5 has none."""
+    """Score penalty in version 4 for a piece of a number and a comma, so that they become two pieces."""
     return 100.0 if reader.version == 4 and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else 0.0
 
 
 def _with_symbols(reader: _Reader, content: _Json) -> _Json:
-    """With the added tokens that the options name; in version 4, symbols are those that have a role there."""
+    """Add the tokens of the options. In version 4, special tokens are those with a role in the options."""
     if reader.version == 5:
         return content
     ids = {piece: i for i, (piece, _) in enumerate(content["model"]["vocab"])}
@@ -183,8 +183,8 @@ def _with_symbols(reader: _Reader, content: _Json) -> _Json:
         range(len(ids), len(ids) + len(extra))
     ):
         raise DataError(
-            f"{reader.folder / 'tokenizer_config.json'}: its added_tokens_decoder has other ids than the vocabulary;"
-            " save the tokenizer anew"
+            f"{reader.folder / 'tokenizer_config.json'}: the ids in added_tokens_decoder do not match the vocabulary;"
+            " save the tokenizer again"
         )
     return {
         **content,
@@ -196,7 +196,7 @@ def _with_symbols(reader: _Reader, content: _Json) -> _Json:
 
 
 def _from_json(reader: _Reader, content: _Json) -> _Json:
-    """The tokenizer that the class makes of a `tokenizer.json`."""
+    """The tokenizer that the class builds from a `tokenizer.json`."""
     if reader.kind is None or reader.kind in _PLAIN:
         return content
     if reader.kind == "BertTokenizer":
@@ -211,7 +211,7 @@ def _from_json(reader: _Reader, content: _Json) -> _Json:
 
 
 def _bert(reader: _Reader, content: _Json) -> _Json:
-    """The options rule over the file, where it is of BERT's kind."""
+    """Apply the options to a BERT tokenizer; they take precedence over the file."""
     options = {
         "lowercase": reader.option("do_lower_case", True),
         "strip_accents": reader.options.get("strip_accents"),
@@ -220,8 +220,8 @@ def _bert(reader: _Reader, content: _Json) -> _Json:
     normalizer = content.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer":
         raise DataError(
-            f"{reader.folder / HuggingFaceTokenizer.file_name}: its normalizer is {normalizer.get('type')}, and it is"
-            f" not known what {reader} makes of that; name the file (--tokenizer) if the model was trained with it"
+            f"{reader.folder / HuggingFaceTokenizer.file_name}: unsupported normalizer {normalizer.get('type')} for"
+            f" {reader}, expected BertNormalizer; pass the file (--tokenizer) if the model was trained with it"
         )
     if reader.version == 4:
         return {**content, "normalizer": {**normalizer, **options}}
@@ -230,7 +230,7 @@ def _bert(reader: _Reader, content: _Json) -> _Json:
 
 
 def _from_words(reader: _Reader, path: Path) -> _Json:
-    """The result of reading a WordPiece vocabulary, one piece a line, with the class."""
+    """The tokenizer that the class builds from a WordPiece vocabulary, with one piece per line."""
     if reader.kind != "BertTokenizer":
         raise _unknown(reader, path.name)
     try:
@@ -264,14 +264,14 @@ def _from_words(reader: _Reader, path: Path) -> _Json:
 
 def _unknown(reader: _Reader, name: str) -> DataError:
     return DataError(
-        f"{reader.folder}: it is not known what {reader} makes of {name}, so its ids may be others than the model was"
-        f" trained with; known are {', '.join(_CLASSES.values())}, and a tokenizer.json that is read as it is. Name the"
-        " file itself if it is what the model was trained with (--tokenizer)"
+        f"{reader.folder}: {name} with {reader} is not supported, since its ids may differ from the model's training;"
+        f" supported are {', '.join(_CLASSES.values())}, and a tokenizer.json without a class. Pass the file"
+        " (--tokenizer) if the model was trained with it unchanged"
     )
 
 
 def _normalizer(reader: _Reader, charsmap: str | None) -> _Json:
-    ignored = reader.version == 5 and reader.kind == "XLNetTokenizer"  # the option is there, and not looked at
+    ignored = reader.version == 5 and reader.kind == "XLNetTokenizer"  # the class ignores the option
     accents = reader.option("keep_accents", False) and not ignored
     steps: list[_Json] = [_replace("``", '"'), _replace("''", '"')]
     steps += [] if accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
@@ -292,6 +292,6 @@ def _pre_tokenizer(reader: _Reader) -> _Json:
 
 
 def _metaspace(reader: _Reader) -> _Json:
-    chosen = reader.version == 5 and reader.kind == "AlbertTokenizer"  # others do not look at the option
+    chosen = reader.version == 5 and reader.kind == "AlbertTokenizer"  # others ignore the option
     scheme = "always" if not chosen or reader.option("add_prefix_space", True) else "never"
     return {"type": "Metaspace", "replacement": WORD_BOUNDARY, "prepend_scheme": scheme, "split": True}

@@ -1,4 +1,4 @@
-"""The normalization rules in a SentencePiece model, and which characters they take together. Torch-free."""
+"""The normalization rules of a SentencePiece model, and the character sequences they apply to. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1)
 def charsmap_joint_pattern(charsmap: bytes) -> str:
-    """`joint_pattern` of all that are in `normalizer_spec.precompiled_charsmap`."""
+    """`joint_pattern` of the rules in `normalizer_spec.precompiled_charsmap`."""
     return joint_pattern(read_rules(charsmap))
 
 
 def read_rules(charsmap: bytes) -> dict[str, str]:
     """The replacement of each character sequence, read from `normalizer_spec.precompiled_charsmap`.
 
-    That is the length of a trie, the trie (Darts-clone's units of 32 bits, which also the children of a node follow
-    from), and the results, each ended by a zero byte. SentencePiece applies the longest rule at each place.
+    The format is the length of a trie, the trie (32-bit units of Darts-clone, which encode the children of nodes), and
+    the results, each terminated by a zero byte. SentencePiece applies the longest rule at each position.
     """
     if not charsmap:
         return {}
     (length,) = struct.unpack_from("<I", charsmap)
     units = struct.unpack_from(f"<{length // 4}I", charsmap, 4)
     results = charsmap[4 + length :]
-    children: dict[int, list[int]] = defaultdict(list)  # by where they begin; each is its byte away from there
+    children: dict[int, list[int]] = defaultdict(list)  # by offset; a child is at offset ^ byte
     for node, unit in enumerate(units):
         if 0 < unit & 0x800000FF < 256:
             children[node ^ unit & 0xFF].append(node)
@@ -35,7 +35,7 @@ def read_rules(charsmap: bytes) -> dict[str, str]:
         start, read = nodes.pop()
         for node in children[start]:
             below, key = _children_of(units, node), read + bytes([node ^ start])
-            if units[node] >> 8 & 1:  # a rule ends here: child 0 says where its result begins
+            if units[node] >> 8 & 1:  # end of a rule: child 0 has the start of its result
                 begin = units[below] & 0x7FFFFFFF
                 rules[key.decode()] = results[begin : results.index(b"\0", begin)].decode()
             nodes.append((below, key))
@@ -43,9 +43,9 @@ def read_rules(charsmap: bytes) -> dict[str, str]:
 
 
 def joint_pattern(rules: Iterable[str]) -> str:
-    """A regular expression (Oniguruma's) that matches, without width, between characters that a rule takes together.
+    """A zero-width regular expression (Oniguruma) that matches between characters of the same rule.
 
-    There are hundreds of thousands of such rules, but they are products of a few hundred sets of characters.
+    There are hundreds of thousands of rules, but they are products of a few hundred sets of characters.
     """
     firsts: dict[str, set[str]] = defaultdict(set)
     for rule in rules:
@@ -64,7 +64,7 @@ def joint_pattern(rules: Iterable[str]) -> str:
 
 
 def characters(among: Iterable[str]) -> str:
-    """A class of characters as a regular expression."""
+    """A regular expression for a class of characters."""
     ranges: list[list[int]] = []
     for code in sorted(map(ord, among)):
         if ranges and code == ranges[-1][1] + 1:

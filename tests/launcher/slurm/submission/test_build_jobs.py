@@ -72,7 +72,7 @@ def test_a_build_by_jobs_gives_the_bytes_of_one_here(slurm_cluster: SlurmCluster
 def test_a_job_that_fails_tells_why_and_what_is_done_is_gone_on_with(slurm_cluster: SlurmCluster, tmp_path: Path):
     config, _ = write_settings(tmp_path, tokenizer={"vocab_size": 100_000})
     _, err = start(slurm_cluster, config).communicate(timeout=400)
-    assert "which gives at most" in err
+    assert "which supports at most" in err
     assert (tmp_path / ".data.work" / "read" / "000000").is_dir()
     assert not (tmp_path / "data").exists()
 

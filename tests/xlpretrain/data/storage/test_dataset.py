@@ -150,7 +150,7 @@ def test_a_truncated_or_missing_shard_is_refused_on_opening(build_small: BuildSm
 def test_another_tokenizer_is_refused(tiny_dataset: Path):
     sha256 = TokenDataset.open(tiny_dataset / "train").tokenizer_sha256
     TokenDataset.open(tiny_dataset / "valid", tokenizer_sha256=sha256)
-    with pytest.raises(DataError, match="encoded by another tokenizer"):
+    with pytest.raises(DataError, match="encoded with another tokenizer"):
         TokenDataset.open(tiny_dataset / "valid", tokenizer_sha256="0" * 64)
 
 
@@ -158,7 +158,7 @@ def test_another_tokenizer_is_refused(tiny_dataset: Path):
 def test_shards_outside_the_folder_are_refused(name: str, build_small: BuildSmall):
     folder = build_small(make_documents(60, seed=8)) / "train"
     edit_index(folder, lambda index: index["shards"][0].update(name=name))
-    with pytest.raises(DataError, match="must lie beside the index"):
+    with pytest.raises(DataError, match="expected a shard beside the index"):
         TokenDataset.open(folder)
 
 
@@ -181,7 +181,7 @@ def test_a_damaged_index_is_refused(damage: Callable[[dict], None], build_small:
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path, tiny_dataset: Path):
-    with pytest.raises(DataError, match="no dataset here"):
+    with pytest.raises(DataError, match="not a dataset"):
         TokenDataset.open(tmp_path)
     with pytest.raises(DataError, match="name one of its parts: train, valid"):
         TokenDataset.open(tiny_dataset)

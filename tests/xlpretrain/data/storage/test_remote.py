@@ -92,7 +92,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew_and_at_its_source_named(da
 def test_a_server_that_is_gone_is_named_with_what_to_do(dataset: Path, tmp_path: Path):
     with serving(dataset) as server:
         manifest = TokenDataset.open(f"{server.url}/train", cache=cache_of(tmp_path, retry_s=0.5))
-        with pytest.raises(DataError, match=r"nowhere/index.json: cannot be fetched.*the right place"):
+        with pytest.raises(DataError, match=r"nowhere/index.json: cannot be fetched.*check the URL"):
             TokenDataset.open(f"{server.url}/nowhere", cache=cache_of(tmp_path, retry_s=0.5))
     with pytest.raises(DataError, match=r"block 0: cannot be fetched.*network"):
         manifest.block(0)

@@ -117,7 +117,7 @@ def test_a_dataset_behind_a_url_is_fetched_once_by_workers_and_their_parent(smal
 
 
 def test_what_is_wrong_is_named_at_once(small: Path, tmp_path: Path):
-    with pytest.raises(DataError, match="no dataset here"):
+    with pytest.raises(DataError, match="not a dataset"):
         xlpretrain.stream(tmp_path)
     with pytest.raises(DataError, match="name one of its parts: train"):
         xlpretrain.stream(small.parent)

@@ -52,7 +52,7 @@ def test_each_format_by_its_name(tmp_path: Path, name: str, content: str, rows: 
             '{"text": "x"}\n{"text": "\\ud800"}\n',
             "line 2: not Unicode text: a lone surrogate at character 0",
         ),
-        ("a.xlsx", "PK", r"is a spreadsheet; expected \.csv, \.tsv, \.json, \.jsonl or a text per line"),
+        ("a.xlsx", "PK", r"is a spreadsheet; convert it to \.csv, \.tsv, \.json, \.jsonl or one text per line"),
         ("a.csv.gz", "", "is compressed"),
     ],
 )

@@ -81,7 +81,7 @@ def test_the_tokenizer_of_a_hugging_face_folder_gives_the_same_ids(
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        ({"model_type": "bytes", "vocab_size": 300}, "means nothing for bytes"),
+        ({"model_type": "bytes", "vocab_size": 300}, "not used by model_type bytes"),
         ({"model_type": "word", "byte_fallback": True}, "takes text as it is: remove byte_fallback"),
         ({"model_type": "bpe"}, "model_type"),
     ],

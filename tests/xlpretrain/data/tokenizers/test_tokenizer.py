@@ -131,7 +131,7 @@ def test_training_is_deterministic():
 
 
 def test_a_vocabulary_that_is_too_large_names_the_largest():
-    with pytest.raises(DataError, match="too many for this corpus") as error:
+    with pytest.raises(DataError, match="too large for this corpus") as error:
         train_tokenizer(SENTENCES[:50], TokenizerConfig(vocab_size=30000))
     largest = int(str(error.value).split("at most ")[1].split(";")[0])
     train_tokenizer(SENTENCES[:50], TokenizerConfig(vocab_size=largest))

@@ -131,9 +131,11 @@ def test_a_folder_that_was_saved_again_is_imported(kind, name, saved, tmp_path):
     assert_same(run, theirs)
     assert_same_ids(run, folder)
     has_head = name in ("ForPreTraining", "ForMaskedLM", "LMHeadModel")
-    assert any(note.startswith("new, since ") and "head.output.bias" in note for note in notes) != has_head
+    assert (
+        any(note.startswith("newly initialized, because ") and "head.output.bias" in note for note in notes) != has_head
+    )
     others = {"ForSequenceClassification": "classifier.weight" if kind != "xlnet" else "logits_proj.weight"}
-    assert ("left out, the head of another task" in str(notes)) == (name in others)
+    assert ("ignored, the head of another task" in str(notes)) == (name in others)
     assert others.get(name, "") in str(notes)
     tasks = {"ForPreTraining", "ForNextSentencePrediction"}
     assert (getattr(run.model.head, "sentence", None) is not None) == (name in tasks)
@@ -210,11 +212,11 @@ def test_a_config_without_a_model_type_is_concluded_or_refused(kind, saved, tmp_
     configure(folder, "model_type")
     run, notes = bring(folder, tmp_path)
     assert_same(run, theirs)
-    assert f"assumed, since config.json has no model_type: {kind}, by architectures" in notes
+    assert f"assumed, because config.json has no model_type: {kind}, from architectures" in notes
     configure(folder, "architectures")
     run, notes = bring(folder, tmp_path)
     assert_same(run, theirs)
-    assert f"assumed, since config.json has no model_type: {kind}, by the names of the weights" in notes
+    assert f"assumed, because config.json has no model_type: {kind}, from the names of the weights" in notes
     configure(folder, architectures=["RobertaForMaskedLM"])
     with pytest.raises(ConfigError, match=r'has no model_type.*add "model_type": one of xlnet, albert, bert'):
         bring(folder, tmp_path)
@@ -230,7 +232,7 @@ def test_the_body_of_a_bert_is_not_taken_for_one_without_being_told(saved, tmp_p
     """A RoBERTa has the same names."""
     folder, theirs = saved("bert", "Model")
     configure(folder, "model_type", "architectures")
-    with pytest.raises(ConfigError, match="neither architectures nor the names of the weights tell it"):
+    with pytest.raises(ConfigError, match="cannot be inferred from architectures or the names of the weights"):
         bring(folder, tmp_path)
     configure(folder, model_type="bert")
     assert_same(bring(folder, tmp_path)[0], theirs)
@@ -244,7 +246,7 @@ def test_a_vocabulary_of_words_alone_is_read_as_there(options, saved, tokenizers
     if options:
         written = {**options, "tokenizer_class": "BertTokenizer", "backend": "tokenizers"}
         (folder / "tokenizer_config.json").write_text(json.dumps(written))
-    with pytest.raises(DataError, match=r"no spiece\.model, tokenizer\.json or vocab\.txt there"):
+    with pytest.raises(DataError, match=r"no spiece\.model, tokenizer\.json or vocab\.txt"):
         bring(folder, tmp_path)
     (folder / "vocab.txt").write_bytes((tokenizers["bert"] / "vocab.txt").read_bytes())
     run, notes = bring(folder, tmp_path)

@@ -1,10 +1,8 @@
-"""docs/add-an-objective.md, done as written."""
+"""docs/extend/objective.md, done as written."""
 
-import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,16 +10,21 @@ from pathlib import Path
 
 import commands
 import documentation
+import plugins
 import pytest
 import torch
 from corpus import make_documents
 from repository import ROOT
 
+from xlpretrain.config import run_config
+from xlpretrain.errors import ConfigError
+from xlpretrain.run_dir.layout import RunDir
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-PAGE = "docs/add-an-objective.md"
+PAGE = "docs/extend/objective.md"
 
 
 COMMANDS = """
@@ -43,15 +46,6 @@ DISTANCE = 3  # as in the page's config
 def _block(language: str) -> str:
     (found,) = [block.text for block in documentation.blocks(PAGE) if block.language == language]
     return found
-
-
-def _patched(registry: str, patch: str) -> str:
-    """The registry with the added lines of a patch: imports at its top, others below the line before them."""
-    for before, line in itertools.pairwise(patch.splitlines()):
-        if line.startswith("+"):
-            assert registry.count(f"{before[1:]}\n") == 1
-            registry = registry.replace(f"{before[1:]}\n", f"{before[1:]}\n{line[1:]}\n")
-    return registry
 
 
 def _texts() -> list[str]:
@@ -76,14 +70,22 @@ def _likelihoods_of_export(folder: Path) -> list[float]:
     return found
 
 
+def test_a_resume_without_the_package_names_it(tmp_path: Path):
+    folder = RunDir(tmp_path / "runs" / "lookahead")
+    config = _block("yaml")
+    folder.create(config=config, provenance={"plugins": {"objective.lookahead_lm": "lookahead 0.1"}})
+    (tmp_path / "mine.yaml").write_text(config + f"runs_dir: {folder.path.parent}\n", encoding="utf-8")
+    for path in (folder.config, tmp_path / "mine.yaml"):
+        with pytest.raises(ConfigError) as caught:
+            run_config.load(path)
+        first, problem, hint = str(caught.value).splitlines()
+        assert "1 problem" in first and 'masked_lm, classify, got "lookahead_lm"' in problem
+        assert "was begun with objective.lookahead_lm of lookahead 0.1, not installed here" in hint
+
+
 def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, tmp_path: Path):
-    shutil.copytree(ROOT / "xlpretrain", tmp_path / "xlpretrain", ignore=shutil.ignore_patterns("__pycache__"))
-    objectives = tmp_path / "xlpretrain" / "objectives"
-    (objectives / "lookahead_lm.py").write_text(_block("python"), encoding="utf-8")
-    registry = objectives / "__init__.py"
-    registry.write_text(_patched(registry.read_text(encoding="utf-8"), _block("diff")), encoding="utf-8")
-    (tmp_path / "lookahead.yaml").write_text(_block("yaml"), encoding="utf-8")
-    environment = commands.environment() | {"PYTHONPATH": str(tmp_path)}
+    plugins.install_page(PAGE, tmp_path)
+    environment = commands.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
 
     def run(*arguments: object) -> str:
         done = subprocess.run(
@@ -100,7 +102,8 @@ def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, t
     ]
     out = run("-m", "xlpretrain", "lookahead.yaml", *data, "wandb.mode=disabled")
     assert re.search(r"held-out loss [\d.]+, .*ahead accuracy [\d.]+", out)
-    environment["PYTHONPATH"] += os.pathsep + str(ROOT)
+    provenance = json.loads((tmp_path / "runs" / "lookahead" / "provenance.json").read_text())
+    assert provenance["plugins"] == {"objective.lookahead_lm": "lookahead 0.1"}
     (tmp_path / "texts.txt").write_text("\n".join(_texts()) + "\n", encoding="utf-8")
     used = _block("sh").splitlines()
     assert [line.split()[1] for line in used] == ["export", "score", "import", "score"]
