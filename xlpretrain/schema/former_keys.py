@@ -42,10 +42,10 @@ def _with_items(section: type[Section], value: Mapping[str, Any]) -> Mapping[str
     """The data of a section with each key that stands for an item of a list put there, unless the list has it."""
     for key in value:
         name = named_item(section, key)
-        items = value.get(name, []) if name is not None else None
-        if not isinstance(items, list) or not isinstance(value[key], Mapping):
+        if name is None or not isinstance(value[key], Mapping):
             continue
-        if all(not isinstance(item, Mapping) or item.get("type") != key for item in items):
+        items = value.get(name, [])
+        if isinstance(items, list) and all(not isinstance(item, Mapping) or item.get("type") != key for item in items):
             value = {**value, name: [{**value[key], "type": key}, *items]}
             del value[key]
     return value

@@ -68,17 +68,17 @@ def _put(place: Any, kind: Any, keys: Sequence[str], value: Any) -> tuple[str, s
                 place[key] = default_items(section, key)
         current.append(key)
         given.append(then)
+        at: Any = key
         if isinstance(place, list):
             at = _index(place, kind, key)
             if not left and not key.isdecimal() and isinstance(value, Mapping):
                 value = {**value, "type": key}
-            place, at_last = (place, at) if not left else (place[at], 0)
+        elif left and not isinstance(place.get(key), dict | list):
+            place[key] = {}
+        if left:
+            place = place[at]
         else:
-            at_last = key
-            if left and not isinstance(place.get(key), dict | list):
-                place[key] = {}
-            place = place[key] if left else place
-    place[at_last] = value
+            place[at] = value
     return ".".join(current), ".".join(given)
 
 

@@ -1,15 +1,16 @@
-"""The tracker that writes TensorBoard's event files."""
+"""The tracker that writes TensorBoard's event files. Torch-free."""
 
 from __future__ import annotations
 
+import io
+import os
+import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoardConfig(TrackerConfig):
@@ -23,7 +24,7 @@ class TensorBoardConfig(TrackerConfig):
     title = "TensorBoard"
     package = "tensorboard"
     extra = "tensorboard"
-    buffer_s = 60.0  # handed to the operating system, which a machine that fails may not have written
+    buffer_s = 60.0  # a machine that fails may not have written what the operating system had
 
     def build(self, run: TrackedRun) -> Tracker:
         """Begin another event file."""
@@ -32,33 +33,58 @@ class TensorBoardConfig(TrackerConfig):
 
 
 class TensorBoardTracker(Tracker):
-    """Event files: one per attempt and per way back. Each voids the steps that it tells anew."""
+    """Event files: one per attempt and per way back. Each voids the steps that it tells anew.
+
+    They are written here, in TensorBoard's format, and not by its own writer: that has a thread, which prints a
+    traceback when the disk is full.
+    """
 
     def __init__(self, folder: Path, *, next_step: int):
-        self._folder = folder
-        self._writer = self._open(next_step)
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._folder, self._num_files = folder, 0
+        self._waiting = io.BytesIO()
+        self._records = RecordWriter(self._waiting)
+        self._begin_file(next_step)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Log one step, at the time when it was recorded."""
-        step = int(metrics["step"])
-        for name, value in metrics.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step, walltime=metrics.get("time/logged_at_s"))
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if name != "step"]
+        at_s = metrics.get("time/logged_at_s", time.time())
+        self._add(step=int(metrics["step"]), summary=Summary(value=values), wall_time=at_s)
 
     def flush(self) -> None:
-        """Write what was logged."""
-        self._writer.flush()
+        """Write what was logged. Raises OSError."""
+        rest = self._waiting.getvalue()
+        with self._path.open("ab", buffering=0) as file:
+            while rest:
+                rest = rest[file.write(rest) :]
+        self._waiting.seek(0)
+        self._waiting.truncate()
 
     def go_back(self, step: int) -> None:
         """Begin a file that voids the steps after `step`."""
-        self._writer.close()
-        self._writer = self._open(step + 1)
+        self.flush()
+        self._begin_file(step + 1)
 
     def close(self, state: str) -> None:
         """Write what is left."""
-        self._writer.close()
+        self.flush()
 
-    def _open(self, next_step: int) -> SummaryWriter:
-        from torch.utils.tensorboard import SummaryWriter
+    def _begin_file(self, next_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        return SummaryWriter(str(self._folder), purge_step=next_step)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._num_files += 1
+        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{self._num_files:04d}"
+        self._path = self._folder / name  # TensorBoard reads files in the order of their names
+        self._add(file_version="brain.Event:2", wall_time=time.time())
+        self._add(step=next_step, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
+        self.flush()
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(**fields).SerializeToString())

@@ -20,6 +20,10 @@ from xlpretrain.tracking.guard import Trackers
 Fault = Callable[[str], None]
 
 
+def _do_nothing(called: str) -> None:
+    pass
+
+
 class Notebook(Tracker):
     """Notes what it is told. `fault` is called with the name of each call first."""
 
@@ -47,7 +51,7 @@ class NotebookConfig(TrackerConfig):
     type: Literal["notebook", "second"] = "notebook"
     buffer_s = 0.0
     _notes: list[object] = PrivateAttr(default_factory=list)
-    _fault: Fault = PrivateAttr(default=lambda name: None)
+    _fault: Fault = PrivateAttr(default_factory=lambda: _do_nothing)
 
     def build(self, run: TrackedRun) -> Tracker:
         self._fault("build")
