@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import platform
 import time
@@ -42,7 +43,7 @@ class TensorBoardTracker(Tracker):
     def __init__(self, folder: Path, *, next_step: int):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._folder, self._num_files = folder, 0
+        self._folder = folder
         self._waiting = io.BytesIO()
         self._records = RecordWriter(self._waiting)
         self._begin_file(next_step)
@@ -77,9 +78,9 @@ class TensorBoardTracker(Tracker):
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._num_files += 1
-        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{self._num_files:04d}"
-        self._path = self._folder / name  # TensorBoard reads files in the order of their names
+        name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
+        numbered = (self._folder / f"{name}.{number:04d}" for number in itertools.count())
+        self._path = next(path for path in numbered if not path.exists())  # TensorBoard reads them in order of names
         self._add(file_version="brain.Event:2", wall_time=time.time())
         self._add(step=next_step, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
         self.flush()
