@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         if arguments[1] == FINISH:
             publish(work, replace=REPLACE in arguments)
             return
-        if work.plan.versions != current_versions():
+        if work.plan.versions != current_versions(work.config):
             raise DataError(
                 f"{work.folder}: started with other versions of xlpretrain or its libraries; run `xlpretrain data "
                 "build` again, which starts over"

@@ -12,7 +12,7 @@ from data_pipelines.config import DataConfig
 from data_pipelines.sharding.claims import INDEX, claims
 from data_pipelines.sharding.stats import dataset_folders
 from data_pipelines.sources.find import STANDARD_INPUT
-from data_pipelines.sources.records import fingerprint, source_files
+from data_pipelines.sources.records import fingerprint
 from data_pipelines.stages.plan import current_settings, describe_settings
 from xlpretrain.data.storage.dataset import TokenDataset, read_index
 from xlpretrain.errors import DataError
@@ -63,7 +63,7 @@ def _have_sources_changed(config: DataConfig, found: Mapping[str, Any]) -> bool:
     if any(getattr(source, "path", None) == STANDARD_INPUT for source in config.sources):
         return False
     try:
-        files = [file for source in config.sources for file in source_files(source)]
+        files = [file for source in config.sources for file in source.find_files()]
     except DataError:  # a finished dataset does not need its sources
         return False
     return fingerprint(files) != found.get("fingerprint")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from data_pipelines.cleaning.ngrams import word_ngrams
 from data_pipelines.sources.config import Source
-from data_pipelines.sources.records import cut_into_units, read_pieces, source_files
+from data_pipelines.sources.records import cut_into_units, read_pieces
 from xlpretrain.schema import Problem, Section
 
 CHARACTERS_PER_WORD = 2
@@ -34,7 +34,7 @@ class DecontaminationConfig(Section):
 @lru_cache(1)
 def load_ngrams(config: DecontaminationConfig) -> frozenset[int]:
     """The hashes of a held-out set's n-grams, in memory. Raises `DataError`."""
-    files = [source_files(source) for source in config.against]
+    files = [source.find_files() for source in config.against]
     found: set[int] = set()
     for unit in cut_into_units(config.against, files):
         for document in read_pieces(config.against[unit.source], unit.pieces):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_pipelines.sources.config import HuggingFaceSource, RecordSource
+from data_pipelines.sources.base import BadRecord, RecordSource
 from data_pipelines.sources.files import open_file, remote_errors
 from data_pipelines.sources.find import File, local_file
 from xlpretrain.errors import DataError
@@ -19,12 +19,34 @@ Records = Iterator[tuple[int, dict[str, Any]]]
 _BATCH_ROWS = 1024
 
 
-def columns(source: RecordSource) -> list[str]:
-    """The fields that a document is made from."""
-    if source.template is None:
-        return [source.field]
-    names = (name for _, name, _, _ in string.Formatter().parse(source.template) if name)
-    return list(dict.fromkeys(names))
+class ParquetSource(RecordSource):
+    """Parquet files, with one document per row."""
+
+    type: Literal["parquet"] = "parquet"
+
+    def can_split(self, file: File) -> bool:
+        return True
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
+        return _texts_of(self, path, read_parquet(path, start, stop, self.fields()))
+
+
+class HuggingFaceSource(RecordSource):
+    """Folders saved by `save_to_disk` of `datasets`; the Hub is never accessed."""
+
+    type: Literal["huggingface"] = "huggingface"
+    part: str | None = None
+    """Split to read, if the folder has several."""
+
+    def find_files(self) -> list[File]:
+        return saved_files(self)
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
+        return _texts_of(self, path, read_arrow(path, self.fields()))
+
+
+def _texts_of(source: RecordSource, path: str, records: Records) -> Iterator[str | BadRecord]:
+    return (source.text_of(record, partial("{}, row {}".format, path, row)) for row, record in records)
 
 
 def read_parquet(path: str, start: int, stop: int, wanted: Sequence[str]) -> Records:

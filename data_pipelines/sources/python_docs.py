@@ -12,8 +12,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from data_pipelines.execution.workers import Workers
+from data_pipelines.sources.base import BadRecord, BaseSource
+from data_pipelines.sources.find import File, local_file
+from data_pipelines.sources.text import JsonlSource, read_jsonl
 from xlpretrain.errors import DataError
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "__pycache__", "lib2to3"}
@@ -21,6 +25,26 @@ ADDS_DOCUMENTATION = re.compile(r"add_?(doc|newdoc|docstr|docstring)(_all)?$|^(a
 """Functions that packages call to document C++ code (`torch/_torch_docs.py`) or generated code."""
 
 FILES_PER_TASK = 32
+
+
+class PythonDocsSource(BaseSource):
+    """The docstrings of installed Python packages: one document per module, each paragraph once."""
+
+    type: Literal["python_docs"] = "python_docs"
+    packages: tuple[str, ...] = ("torch", "numpy", "sympy")
+    """Packages to read; packages that are not installed are skipped."""
+    stdlib: bool = True
+    """Also read the standard library and Python's help topics."""
+
+    def find_files(self) -> list[File]:
+        return [local_file(path) for path in find_modules(self.packages, stdlib=self.stdlib)]
+
+    def can_split(self, file: File) -> bool:
+        return True
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[str | BadRecord]:
+        """The documents of the JSON lines that a build has made of the modules (`read_modules`)."""
+        return read_jsonl(JsonlSource(path=path), path, start, stop)
 
 
 def find_modules(packages: Sequence[str], *, stdlib: bool) -> list[Path]:

@@ -19,17 +19,17 @@ from data_pipelines.config import DataConfig
 from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
 from data_pipelines.sources import python_docs
-from data_pipelines.sources.config import PythonDocsSource, Source
+from data_pipelines.sources.base import BaseSource
 from data_pipelines.sources.files import CHUNK_BYTES
 from data_pipelines.sources.find import STANDARD_INPUT, File, local_file, refuse_changed
 from data_pipelines.sources.read_units import ReadUnit, unit_bytes
-from data_pipelines.sources.records import cut_into_units, fingerprint, source_files
+from data_pipelines.sources.records import cut_into_units, fingerprint
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.file_system.urls import is_url
-from xlpretrain.schema import current_keys
+from xlpretrain.schema import current_keys, plugins_of
 
 FORMAT = 3
 """Version of the work folder's format; an unfinished build of an older version starts over."""
@@ -106,7 +106,7 @@ class BuildPlan:
 def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers: Workers) -> BuildPlan:
     """Find the source files. Sources that can be read only once are copied to `spool`. Raises `DataError`, OSError."""
     tokenizer = config.tokenizer.path and load_tokenizer(config.tokenizer.path).sha256
-    held_out = [file for source in sources_of(config.clean) for file in source_files(source)]
+    held_out = [file for source in sources_of(config.clean) for file in source.find_files()]
     found: list[File] = []
     read: list[list[File]] = []
     for number, source in enumerate(config.sources):
@@ -114,14 +114,14 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
             read.append([_copy_standard_input(spool)])
             found.append(File(STANDARD_INPUT, read[-1][0].num_bytes))
         else:
-            files = source_files(source)
+            files = source.find_files()
             _refuse_in_out(files, config.out)
             found += files
             read.append([_copy_docs(source, files, spool, number, stages, workers)] if _is_docs(source) else files)
     inputs = [File("the tokenizer", 0, tokenizer)] if tokenizer else []
     inputs += [*held_out, *(file for files in read for file in files)]
     built_from = {"settings": describe_settings(config), "num_files": len(found), "fingerprint": fingerprint(found)}
-    versions = current_versions()
+    versions = current_versions(config)
     return BuildPlan(
         out=final_place(config.out),
         config=config,
@@ -135,9 +135,9 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
     )
 
 
-def current_versions() -> tuple[str, ...]:
-    """Versions of the code and libraries that a build's output depends on."""
-    return (str(FORMAT), *map(version, _LIBRARIES))
+def current_versions(config: DataConfig) -> tuple[str, ...]:
+    """Versions of the code, libraries and plug-ins that a build's output depends on."""
+    return (str(FORMAT), *map(version, _LIBRARIES), *plugins_of(config).values())
 
 
 def describe_settings(config: DataConfig) -> Any:
@@ -161,15 +161,15 @@ def _refuse_in_out(files: Iterable[File], out: Path) -> None:
             raise DataError(f"{out}: the sources include {folder}, which is inside it; choose another `out`")
 
 
-def _is_docs(source: Source) -> bool:
-    return isinstance(source, PythonDocsSource)
+def _is_docs(source: BaseSource) -> bool:
+    return isinstance(source, python_docs.PythonDocsSource)
 
 
 def _copy_docs(
-    source: Source, files: list[File], spool: Path, number: int, stages: ProgressReporter, workers: Workers
+    source: BaseSource, files: list[File], spool: Path, number: int, stages: ProgressReporter, workers: Workers
 ) -> File:
     """Copy the documentation of packages as JSON lines. Deduplication goes over all files in turn: one task."""
-    assert isinstance(source, PythonDocsSource)
+    assert isinstance(source, python_docs.PythonDocsSource)
     # Hashed with former keys, so that a build started by an earlier version finds its copy.
     former = {"subset": "corpus", "split": "into"}
     described = {former.get(key, key): value for key, value in json.loads(source.model_dump_json()).items()}

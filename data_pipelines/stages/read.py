@@ -9,7 +9,8 @@ from data_pipelines.cleaning.clean import clean, is_contaminated, sources_of
 from data_pipelines.cleaning.minhash import MinHashWriter, ParagraphWriter
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.external_sort import Document, SortedDocumentWriter
-from data_pipelines.sources.records import BadRecord, read_unchanged, source_files
+from data_pipelines.sources.base import BadRecord
+from data_pipelines.sources.records import read_unchanged
 from data_pipelines.stages.splits import PRECEDENCE, SPLITS, SplitKey, assign_split, groups, hash_text
 from data_pipelines.stages.work_dir import Stage, WorkDir, write_counts
 from data_pipelines.tokenizing.train import tokenizes_bytes
@@ -59,7 +60,7 @@ def run(work: WorkDir, task: int) -> None:
 
 def _refuse_changed_held_out(work: WorkDir) -> None:
     expected = list(work.plan.held_out)
-    if expected and expected != [file for source in sources_of(work.config.clean) for file in source_files(source)]:
+    if expected and expected != [file for source in sources_of(work.config.clean) for file in source.find_files()]:
         raise DataError("clean.decontaminate.against: these files changed since the build began; run it again")
 
 

@@ -22,4 +22,4 @@ def mount_small_disk(folder: Path, *, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a failed test may leave a process in it

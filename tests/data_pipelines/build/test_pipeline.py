@@ -30,7 +30,6 @@ from data_pipelines.build.pipeline import build
 from data_pipelines.config import DataConfig
 from data_pipelines.execution.progress import ProgressReporter
 from data_pipelines.execution.workers import Workers
-from data_pipelines.sources.records import source_files
 from data_pipelines.stages.plan import make_plan
 from data_pipelines.stages.work_dir import WorkDir
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -236,7 +235,7 @@ def test_a_build_that_an_earlier_version_began_resumes(build_small: BuildSmall, 
         assert work.begin(make_plan(config, work.spool, stages, workers))
         assert not work.begin(make_plan(config.model_copy(update={"seed": 2}), work.spool, stages, workers))
     described = '{"corpus":"web","into":"valid","weight":null,"type":"python_docs","packages":["yaml"],"stdlib":false}'
-    files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in source_files(config.sources[1])]
+    files = [f"{file.path}\0{file.num_bytes}\0{file.stamp}" for file in config.sources[1].find_files()]
     key = hashlib.blake2b("\n".join([described, *files]).encode(), digest_size=16).hexdigest()
     assert [path.name for path in work.spool.glob("*.jsonl")] == [f"1-{key}.jsonl"]  # as the earlier version named it
 

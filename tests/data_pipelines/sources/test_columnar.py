@@ -10,7 +10,7 @@ from pyarrow import ipc, parquet
 from read_source import read
 
 from data_pipelines.sources.config import HuggingFaceSource, ParquetSource
-from data_pipelines.sources.records import BadRecord, read_pieces, source_files
+from data_pipelines.sources.records import BadRecord, read_pieces
 from xlpretrain.errors import DataError
 
 Write = Callable[[Path, pa.Array], ParquetSource | HuggingFaceSource]
@@ -56,7 +56,7 @@ def test_text_that_is_not_utf8_is_named_by_file_and_row(write: Write, kind: pa.D
     with pytest.raises(DataError, match=r"1\.(parquet|arrow), row 1: the field 'text' is not UTF-8: byte 0xff at off"):
         read(source)
     bad: list[BadRecord] = []
-    texts = list(read_pieces(source, [(file.path, 0, -1) for file in source_files(source)], skip_bad=bad.append))
+    texts = list(read_pieces(source, [(file.path, 0, -1) for file in source.find_files()], skip_bad=bad.append))
     assert texts == ["one", "three"] and len(bad) == 1
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from data_pipelines.sources.config import JsonlSource
-from data_pipelines.sources.records import text_of
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import validate
 
@@ -19,7 +18,7 @@ from xlpretrain.schema import validate
 )
 def test_templates_that_format_text_are_taken(template: str, text: str):
     source = validate(JsonlSource, {"path": "x", "template": template}, "test")
-    assert text_of({"text": "a b", "ti-tle": "T"}, source, "") == text
+    assert source.text_of({"text": "a b", "ti-tle": "T"}, str) == text
 
 
 @pytest.mark.parametrize(

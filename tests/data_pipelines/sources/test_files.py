@@ -13,7 +13,7 @@ from read_source import read
 from data_pipelines.sources import files
 from data_pipelines.sources.config import JsonlSource, Source, TextSource
 from data_pipelines.sources.files import ChunkReader, read_lines
-from data_pipelines.sources.records import cut_into_units, read_pieces, source_files
+from data_pipelines.sources.records import cut_into_units, read_pieces
 from xlpretrain.errors import DataError
 
 
@@ -70,7 +70,7 @@ def test_a_document_larger_than_a_task_is_read_once(
     monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(files, "open_file", open_file)
     CountedFile.num_read = 0
-    units = cut_into_units([source], [source_files(source)], wanted=5000)
+    units = cut_into_units([source], [source.find_files()], wanted=5000)
     assert len(units) > 50
     assert [document for unit in units for document in read_pieces(source, unit.pieces)] == [text]
     assert CountedFile.num_read <= 2.5 * path.stat().st_size  # once by the first task, once by all others together

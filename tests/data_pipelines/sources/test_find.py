@@ -9,7 +9,6 @@ import pytest
 from read_source import read
 
 from data_pipelines.sources.config import TextSource
-from data_pipelines.sources.records import source_files
 from xlpretrain.errors import DataError
 
 
@@ -22,7 +21,7 @@ def test_links_to_folders_are_followed(path: str, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     source = TextSource(path=path.format(tmp_path))
     assert sorted(read(source)) == ["corpus/own/1.txt", "elsewhere/2.txt"]
-    assert all(file.path.startswith(path.format(tmp_path)[:6]) for file in source_files(source))
+    assert all(file.path.startswith(path.format(tmp_path)[:6]) for file in source.find_files())
 
 
 @pytest.mark.parametrize(
@@ -46,19 +45,18 @@ def test_links_that_lead_nowhere_or_back_are_refused_if_they_are_named(
         "a link to a folder that contains it" if link == "corpus/again" else "a link to nowhere, which does not exist"
     )
     with pytest.raises(DataError, match=f"{link}: {what}; remove it, or name"):
-        source_files(source)
+        source.find_files()
 
 
 AS_ANOTHER_USER = """
 import os, sys
 from data_pipelines.sources.config import TextSource
-from data_pipelines.sources.records import source_files
 from xlpretrain.errors import DataError
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 try:
-    print([file.path for file in source_files(TextSource(path=sys.argv[1]))])
+    print([file.path for file in TextSource(path=sys.argv[1]).find_files()])
 except DataError as error:
     print(f"refused: {error}")
 """
@@ -96,7 +94,7 @@ def test_a_glob_that_matches_a_folder_without_what_is_in_it_is_refused(tmp_path:
         (tmp_path / name).write_text(name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"corpus/\*: matches a folder, but not .* such as corpus/deep/2\.txt"):
-        source_files(TextSource(path="corpus/*"))
+        TextSource(path="corpus/*").find_files()
     assert len(read(TextSource(path="corpus/**/*"))) == 3
     assert read(TextSource(path="corpus/*.txt")) == ["corpus/1.txt"]
 
@@ -105,4 +103,4 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused(tmp_path: Path):
     (tmp_path / "1.txt").write_text("text")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="pipe: neither a file nor a folder"):
-        source_files(TextSource(path=str(tmp_path)))
+        TextSource(path=str(tmp_path)).find_files()

@@ -18,7 +18,7 @@ from data_pipelines.sources.config import (
     TextSource,
     WebdatasetSource,
 )
-from data_pipelines.sources.records import BadRecord, cut_into_units, read_pieces, source_files
+from data_pipelines.sources.records import BadRecord, cut_into_units, read_pieces
 from xlpretrain.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -35,7 +35,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 def read_skipping(source: Source) -> tuple[list[str], list[str]]:
     """The documents of a source, and what is wrong with its bad records."""
     bad: list[BadRecord] = []
-    units = cut_into_units([source], [source_files(source)])
+    units = cut_into_units([source], [source.find_files()])
     documents = [d for unit in units for d in read_pieces(source, unit.pieces, skip_bad=bad.append)]
     return documents, [f"{record.place()}: {record.problem}" for record in bad]
 

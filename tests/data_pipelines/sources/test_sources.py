@@ -29,7 +29,7 @@ from data_pipelines.sources.config import (
     TextSource,
     WebdatasetSource,
 )
-from data_pipelines.sources.records import cut_into_units, read_pieces, source_files
+from data_pipelines.sources.records import cut_into_units, read_pieces
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.schema import validate
 
@@ -96,12 +96,12 @@ def test_large_files_are_cut_and_small_ones_go_together(tmp_path: Path):
     for number in range(20):
         (tmp_path / f"small{number}.jsonl").write_bytes(lines(f"small {number}"))
     source = JsonlSource(path=str(tmp_path))
-    units = cut_into_units([source], [source_files(source)])
+    units = cut_into_units([source], [source.find_files()])
     assert 4 <= len(units) <= 7
     documents = [document for unit in units for document in read_pieces(source, unit.pieces)]
     assert len(documents) == len(set(documents)) == 40_020
     (tmp_path / "large.jsonl").write_bytes(lines(*("x" * 1000 for n in range(40_000))) + b"{}\n")
-    units = cut_into_units([source], [source_files(source)])
+    units = cut_into_units([source], [source.find_files()])
     with pytest.raises(DataError, match=r"large\.jsonl, line 40001: no field 'text'"):
         [document for unit in units for document in read_pieces(source, unit.pieces)]
 
@@ -134,7 +134,7 @@ def test_parquet_and_saved_hugging_face_datasets_are_read(tmp_path: Path):
     template = HuggingFaceSource(path=str(tmp_path / "saved"), part="train", template="{title}: {text}")
     assert read(template)[:2] == ["A: one", "B: zwei\n\nö"]
     with pytest.raises(DataError, match="set `part` to one of: train, test"):
-        source_files(HuggingFaceSource(path=str(tmp_path / "saved")))
+        HuggingFaceSource(path=str(tmp_path / "saved")).find_files()
     with pytest.raises(DataError, match="no field 'body'; the fields there are: n, text, title"):
         read(ParquetSource(path=path, field="body"))
     with pytest.raises(DataError, match="the field 'n' holds int64, expected text"):
@@ -280,7 +280,7 @@ def test_a_path_that_names_nothing_is_refused(path: str, tmp_path: Path, monkeyp
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=path.replace("*", r"\*")):
-        source_files(TextSource(path=path))
+        TextSource(path=path).find_files()
 
 
 @pytest.mark.parametrize(
@@ -350,11 +350,11 @@ def test_docstrings_are_read_without_importing_anything(package: str):
 
 def test_packages_of_which_none_is_installed_are_refused():
     with pytest.raises(DataError, match="none of these packages is installed: no_such_package_1"):
-        source_files(PythonDocsSource(packages=("no_such_package_1",), stdlib=False))
+        PythonDocsSource(packages=("no_such_package_1",), stdlib=False).find_files()
 
 
 def test_the_standard_library_is_a_corpus():
-    files = source_files(PythonDocsSource(packages=(), stdlib=True))
+    files = PythonDocsSource(packages=(), stdlib=True).find_files()
     chosen = [Path(file.path) for file in files if file.path.endswith(("/topics.py", "/json.py", "/textwrap.py"))]
     with Workers(2) as workers:
         documents = list(python_docs.read_modules(chosen, workers))

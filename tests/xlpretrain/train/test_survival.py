@@ -131,7 +131,7 @@ def test_two_crashes_without_a_new_checkpoint_are_enough(config: Path):
     assert "was killed by SIGKILL" in told and "2 starts in a row brought no new checkpoint" in told
     assert "2 starts in a row brought no new checkpoint" in commands.run("status", folder)[0]
     assert (folder / "logs" / "job.log").read_text().count("the run crashed after step") == 2
-    assert "step 3/60" in (folder / "logs" / "rank-00000.log").read_text().replace("step  3", "step 3")
+    assert "step  2/60" in (folder / "logs" / "rank-00000.log").read_text()  # that of step 3 may be cut off by the kill
 
 
 @pytest.mark.parametrize("engine", torture.ENGINES)

@@ -274,6 +274,9 @@ def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dat
         run, ballast = small / "run", small / "ballast"
         process = commands.start("train", config, "--nproc", 2)
         commands.wait_for_step(run, 15, process)
+        while not list_checkpoints(run / "checkpoints"):  # written behind the loop
+            assert process.poll() is None
+            time.sleep(0.05)
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
@@ -344,8 +347,8 @@ def test_a_last_save_that_fails_ends_the_run_with_one_message(tiny_dataset: Path
         schedule={"type": "cosine", "warmup_steps": 1},
     )
     (tmp_path / "runs/run").mkdir(parents=True)
-    (tmp_path / "runs/run/checkpoints").symlink_to("/proc/self")  # where nobody can make a folder, not even root
-    message = commands.refused("train", config, "--nproc", 2)
+    with mount_small_disk(tmp_path / "runs/run/checkpoints", size="16k"):
+        message = commands.refused("train", config, "--nproc", 2)
     assert "the checkpoint of step 3 could not be written" in message
     assert json.loads((tmp_path / "runs/run/status.json").read_text())["reason"] == "error"
 
