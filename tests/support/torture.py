@@ -6,7 +6,8 @@
 One rank, all ranks, the launcher, or all of them at once are killed by SIGKILL or SIGTERM: while a checkpoint is being
 written (half of the time), between steps, or while the run starts. After each kill it goes on: by `--max-restarts`
 where its launcher is alive, else by the same command again. In the end every step's loss, gradient norm and learning
-rate must be those of the undisturbed run in every bit, and no temporary file may be left.
+rate must be those of the undisturbed run in every bit, and no temporary file may be left. The run has every tracker
+that needs no network, and each of them must show every step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import commands
 import psutil
 import yaml
 from corpus import make_documents
+from guarded import all_trackers, check_all_trackers
 
 from xlpretrain.run_dir.goodput import describe
 
@@ -137,8 +139,9 @@ def torture(config: Path, *, kills: int, seed: int) -> Torture:
         print(f"kill {number}/{kills}  {elapsed:4.0f} s, {left:4.0f} s left  {_describe(tortured.run)}", flush=True)
     tortured.finish()
     steps = commands.read_metrics(tortured.run)[-1]["step"]
-    commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "--nproc", 2)
+    commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "trackers=[]", "--nproc", 2)
     _compare(commands.curve(tortured.run), commands.curve(config.parent / "runs" / "undisturbed"))
+    check_all_trackers(tortured.run, config.parent)
     left_over = [str(path) for path in _left_over(tortured.run)]
     assert not left_over, f"left over: {left_over}"
     return tortured
@@ -154,7 +157,7 @@ def write_config(folder: Path, dataset: Path, engine: str) -> Path:
         schedule={"type": "cosine", "warmup_steps": 5, "total_steps": 1_000_000},
         checkpoint={"every_steps": SAVE_EVERY, "keep": 2},
         eval={"every_steps": EVALUATE_EVERY, "max_tokens": 2000},
-        wandb={"mode": "disabled"},
+        trackers=all_trackers(folder),
     )
 
 
@@ -187,7 +190,8 @@ def _left_over(run: Path) -> list[Path]:
     """What should not be in the folder of a run that has ended."""
     leases = sorted((run / "lease").iterdir())
     wrong = ("damaged", "hang-")
-    unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name.startswith(wrong)]
+    ours = [path for path in run.rglob("*") if "wandb" not in path.relative_to(run).parts]
+    unexpected = [path for path in ours if "tmp" in path.name or path.name.startswith(wrong)]
     return unexpected + leases[:-1] + [path for path in leases if not path.name.isdecimal()]
 
 
