@@ -61,6 +61,7 @@ def service() -> Iterator[Service]:
         service.shutdown()
 
 
+@pytest.mark.full
 def test_a_service_that_fails_hurts_nothing_and_gets_the_rest_afterwards(
     tiny_dataset: Path, tmp_path: Path, service: Service
 ):

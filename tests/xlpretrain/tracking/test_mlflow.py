@@ -65,6 +65,7 @@ def check_one_run(uri: str, folder: Path) -> None:
     assert (run.info.run_name, run.data.tags["team"]) == ("mine", "a")
 
 
+@pytest.mark.full
 def test_attempts_are_one_run_and_a_point_told_twice_is_there_once(tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     check_one_run(uri, tmp_path)
