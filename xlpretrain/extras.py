@@ -70,9 +70,10 @@ def require(module: str, needed_by: str) -> None:
 def is_missing(module: str) -> bool:
     """True if a top-level module is not installed; does not import it."""
     try:
-        return importlib.util.find_spec(module) is None
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return True
+    return spec is None or spec.origin is None  # only a folder of that name, such as a run's wandb/
 
 
 def _message(module: str, needed_by: str) -> str:

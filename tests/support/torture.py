@@ -8,7 +8,8 @@ written (half of the time), between steps, or while the run starts. After each k
 if its launcher is alive, else by rerunning the command. In the end, every step's loss, gradient norm, learning rate and
 metrics of callbacks must be bit-identical to the undisturbed run, and no temporary file may be left.
 
-The run has the callback of docs/extend/callback.md twice, with state per run and per stream (--no-callbacks: none).
+The run has the callback of docs/extend/callback.md twice, with state per run and per stream (--no-callbacks: none), and
+every tracker that needs no network, each of which must show every step.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import plugins
 import psutil
 import yaml
 from corpus import make_documents
+from guarded import all_trackers, check_all_trackers
 from repository import ROOT
 
 from xlpretrain.run_dir.goodput import describe
@@ -144,8 +146,9 @@ def torture(config: Path, *, kills: int, seed: int) -> Torture:
         print(f"kill {number}/{kills}  {elapsed:4.0f} s, {left:4.0f} s left  {_describe(tortured.run)}", flush=True)
     tortured.finish()
     steps = commands.read_metrics(tortured.run)[-1]["step"]
-    commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "--nproc", 2)
+    commands.run("train", config, "name=undisturbed", f"max_steps={steps}", "trackers=[]", "--nproc", 2)
     _compare(_curve(tortured.run), _curve(config.parent / "runs" / "undisturbed"))
+    check_all_trackers(tortured.run, config.parent)
     left_over = [str(path) for path in _left_over(tortured.run)]
     assert not left_over, f"left over: {left_over}"
     return tortured
@@ -167,7 +170,7 @@ def write_config(folder: Path, dataset: Path, engine: str, *, callbacks: bool = 
         schedule={"type": "cosine", "warmup_steps": 5, "total_steps": 1_000_000},
         checkpoint={"every_steps": SAVE_EVERY, "keep": 2},
         eval={"every_steps": EVALUATE_EVERY, "max_tokens": 2000},
-        wandb={"mode": "disabled"},
+        trackers=all_trackers(folder),
         callbacks=CALLBACKS if callbacks else [],
     )
 
@@ -206,7 +209,8 @@ def _left_over(run: Path) -> list[Path]:
     """Files that must not be in the folder of an ended run."""
     leases = sorted((run / "lease").iterdir())
     wrong = ("damaged", "hang-")
-    unexpected = [path for path in run.rglob("*") if "tmp" in path.name or path.name.startswith(wrong)]
+    ours = [path for path in run.rglob("*") if "wandb" not in path.relative_to(run).parts]
+    unexpected = [path for path in ours if "tmp" in path.name or path.name.startswith(wrong)]
     return unexpected + leases[:-1] + [path for path in leases if not path.name.isdecimal()]
 
 

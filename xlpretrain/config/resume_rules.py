@@ -22,7 +22,7 @@ _MAY_CHANGE = (
     "checkpoint",
     "eval",
     "log",
-    "wandb",
+    "trackers",
     "stop",
     "spike",
     "watchdog",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
-from xlpretrain.config.sections import AnyCallback, EvalConfig, SpikeConfig, StopConfig
+from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -24,8 +24,8 @@ from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
 from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
-from xlpretrain.schema import Matching, Problem, Section
-from xlpretrain.tracking.trackers import LogConfig, WandbConfig
+from xlpretrain.schema import ItemKey, Matching, Problem, Section
+from xlpretrain.tracking import AnyTracker, WandbConfig
 
 
 class RunConfig(Section):
@@ -58,7 +58,9 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
-    wandb: WandbConfig = WandbConfig()
+    trackers: Annotated[tuple[AnyTracker, ...], ItemKey("wandb")] = (WandbConfig(),)
+    """Where metrics are shown beside metrics.jsonl: any of wandb, tensorboard, mlflow. `wandb: {...}` is short for its
+    item."""
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
@@ -76,6 +78,10 @@ class RunConfig(Section):
         if (self.data.type == "labelled") is self.objective.predicts_tokens:
             wanted = "corpus" if self.objective.predicts_tokens else "labelled"
             yield "data.type", f"must be {wanted} with objective {self.objective.type}, got {self.data.type}"
+        types = [tracker.type for tracker in self.trackers]
+        for number, name in enumerate(types):
+            if name in types[:number]:
+                yield f"trackers.{number}.type", f"{name} is there twice; give each tracker once"
         lacking = sorted(self.objective.requires - self.model.provides)
         if lacking:
             yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"

@@ -1,4 +1,4 @@
-"""Config sections whose code is in rooms above `config`: evaluation, probe, spikes, stopping, callbacks."""
+"""Config sections whose code is in rooms above `config`: metrics, evaluation, probe, spikes, stopping, callbacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from xlpretrain.schema import Problem, Registry, Section, TaggedUnion
+
+
+class LogConfig(Section):
+    """Metrics."""
+
+    every_steps: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
 
 
 class ProbeConfig(Section):

@@ -69,7 +69,7 @@ def classifier_config(
         "optimizer": {"type": "adamw", "lr": _rate(theirs.model), "betas": [0.9, 0.999], "weight_decay": 0.01},
         "schedule": {"type": "linear", "warmup_steps": total // 10},
         "engine": theirs.engine.model_dump(mode="json"),
-        "wandb": theirs.wandb.model_dump(mode="json"),
+        "trackers": theirs.model_dump(mode="json")["trackers"],
         "global_batch_size": BATCH,
         "micro_batch_size": BATCH,
         "max_steps": total,

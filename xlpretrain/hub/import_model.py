@@ -60,7 +60,6 @@ def import_model(
     model = config.build_model(foreign.vocab_size)
     notes += [*foreign.notes, *_assumptions(foreign, config, overrides), *load_weights(foreign, model, config)]
     provenance = {
-        "wandb_id": "",
         "data_sha256": TokenDataset.open(data).fingerprint if data is not None else "",
         "tokenizer_sha256": vocabulary.sha256 if vocabulary is not None else "",
         "vocab_size": foreign.vocab_size,

@@ -2,14 +2,14 @@
 
 config.yaml      resolved config; a resume must match it
 changes.jsonl    config changes: one line for each attempt that changed anything
-provenance.json  digests of its data and initial weights (origin.py), W&B run id, host, versions
+provenance.json  the run's id, digests of its data and initial weights (origin.py), host, versions
 metrics.jsonl    one line per logged step
 status.json      current state, or why and at which step the run ended
 checkpoints/     step-00000100/ ...
 tokenizer/       the tokenizer of its data
 lease/           the attempt that owns the folder (lease.py)
 logs/            output of launcher and ranks (rank_log.py); stacks of hung ranks (watchdog.py)
-loss.png  wandb/
+loss.png  wandb/  tensorboard/
 predictions.csv  metrics.json  confusion.png    a classifier's results on its held-out texts
 STOP             request to save and exit; `xlpretrain resume` removes it
 """
@@ -40,6 +40,7 @@ class Status:
     """Content of `status.json`. `reason`: why the run is no longer running; `step`: completed steps.
 
     goodput: accounting of the run's time until `updated_at`, by metric name.
+    told: the last step that each tracker, by type, has safely received; None if an earlier version wrote the file.
     """
 
     state: State
@@ -53,6 +54,7 @@ class Status:
     pid: int = 0
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
+    told: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

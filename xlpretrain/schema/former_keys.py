@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xlpretrain.schema.sections import FormerKey, Section, kind_of, section_of
+from xlpretrain.schema.sections import FormerKey, Section, kind_of, named_item, section_of
 
 
 def current_keys(section: type[Section], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def rename_keys(kind: Any, value: Any, prefix: str, renamed: list[tuple[str, str
     section = section_of(kind, value) if isinstance(value, Mapping) else None
     if section is None:
         return value
+    value = _with_items(section, value)
     names = {key: current_key(section, key, item) for key, item in value.items()}
     result = {}
     for key, name in names.items():
@@ -62,6 +63,21 @@ def warn_of_ignored_keys(dropped: Sequence[str], source: str) -> None:
 
 
 _ignored: set[str] = set()
+
+
+def _with_items(section: type[Section], value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The data of a section with each key that stands for an item of a list put there, unless the list has it."""
+    for key in value:
+        name = named_item(section, key)
+        if name is None or not isinstance(value[key], Mapping):
+            continue
+        items = value.get(name, [])
+        if isinstance(items, list) and all(not isinstance(item, Mapping) or item.get("type") != key for item in items):
+            value = {**value, name: [{**value[key], "type": key}, *items]}
+            del value[key]
+    return value
+
+
 _warned: set[str] = set()
 
 

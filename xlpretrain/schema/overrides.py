@@ -9,7 +9,14 @@ from typing import Any
 
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema.former_keys import current_key, current_keys, warn_of_former_keys
-from xlpretrain.schema.sections import Section, kind_of, section_of
+from xlpretrain.schema.sections import (
+    Section,
+    default_items,
+    kind_of,
+    named_item,
+    section_of,
+    union_of_items,
+)
 from xlpretrain.schema.yaml_text import format_problems, parse_yaml
 
 
@@ -28,7 +35,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: 
             wrong.append((override, "expected key=value, for instance optimizer.lr=1e-3"))
             continue
         try:
-            current = _put(result, section, path.split("."), parse_yaml(text, override))
+            current, path = _put(result, section, path.split("."), parse_yaml(text, override))
         except (ValueError, IndexError):
             wrong.append((path, "no such list item; items are numbered from 0"))
             continue
@@ -42,25 +49,49 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: 
     return result
 
 
-def _put(place: Any, kind: Any, keys: Sequence[str], value: Any) -> str:
-    """Set a key of data of this `kind`; returns its dotted path in current keys. Raises ValueError or IndexError."""
-    current = []
-    for number, key in enumerate(keys, 1):
-        is_last = number == len(keys)
+def _put(place: Any, kind: Any, keys: Sequence[str], value: Any) -> tuple[str, str]:
+    """Set a key of data of this `kind`. Raises ValueError or IndexError.
+
+    Returns its dotted path in current keys, and as it was given; a short form (`ItemKey`) is written out in both.
+    """
+    current, given, left = [], [], list(keys)
+    while left:
+        key = then = left.pop(0)
         section = section_of(kind, place) if isinstance(place, dict) else None
         if section is not None:
-            key = current_key(section, key, value if is_last else None)
+            if (name := named_item(section, key)) is not None:
+                left.insert(0, key)
+                key = then = name
+            key = current_key(section, key, None if left else value)
             kind = kind_of(section, key)
+            if left and key not in place and union_of_items(kind) is not None and not left[0].isdecimal():
+                place[key] = default_items(section, key)
         current.append(key)
-        if is_last:
-            place[int(key) if isinstance(place, list) else key] = value
-        elif isinstance(place, list):
-            place = place[int(key)]
+        given.append(then)
+        at: Any = key
+        if isinstance(place, list):
+            at = _index(place, kind, key)
+            if not left and not key.isdecimal() and isinstance(value, Mapping):
+                value = {**value, "type": key}
+        elif left and not isinstance(place.get(key), dict | list):
+            place[key] = {}
+        if left:
+            place = place[at]
         else:
-            if not isinstance(place.get(key), dict | list):
-                place[key] = {}
-            place = place[key]
-    return ".".join(current)
+            place[at] = value
+    return ".".join(current), ".".join(given)
+
+
+def _index(items: list[Any], kind: Any, key: str) -> int:
+    """The index of an item, given by its number, or by its type; one of a new type is added."""
+    if key.isdecimal() or union_of_items(kind) is None:
+        return int(key)
+    found = [number for number, item in enumerate(items) if isinstance(item, dict) and item.get("type") == key]
+    if len(found) > 1:
+        raise ValueError(key)
+    if not found:
+        items.append({"type": key})
+    return found[0] if found else len(items) - 1
 
 
 def _and_parents(path: str) -> list[str]:

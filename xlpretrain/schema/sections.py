@@ -135,6 +135,28 @@ class FormerKey:
     values: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class ItemKey:
+    """Annotates a tuple of tagged sections with a type that is also a key: `a: {...}` is short for the item of type a.
+
+    The item is added to those given, or to the default ones.
+    """
+
+    key: str
+
+
+def named_item(section: type[Section], key: str) -> str | None:
+    """The field of which `key` stands for an item, by an `ItemKey`."""
+    fields = section.model_fields.items()
+    return next((name for name, field in fields if ItemKey(key) in field.metadata), None)
+
+
+def default_items(section: type[Section], name: str) -> list[Any]:
+    """The default value of a tuple of sections, as data."""
+    default = section.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    return [item.model_dump(mode="json") for item in default or ()]
+
+
 def kind_of(section: type[Section], name: str) -> Any:
     """Type of a field with its annotations; None if there is no such field."""
     field = section.model_fields.get(name)
@@ -161,6 +183,12 @@ def union_of(kind: Any) -> TaggedUnion | None:
     """Tagged union among the alternatives of a field's type; None if there is none."""
     marks = (mark for choice in alternatives(kind) for mark in getattr(choice, "__metadata__", ()))
     return next((mark for mark in marks if isinstance(mark, TaggedUnion)), None)
+
+
+def union_of_items(kind: Any) -> TaggedUnion | None:
+    """The tagged union that the items of a list of this type are of."""
+    lists = (choice for choice in alternatives(kind) if get_origin(choice) in (tuple, list))
+    return next((union for choice in lists if (union := union_of(get_args(choice)[0])) is not None), None)
 
 
 def alternatives(kind: Any) -> Iterator[Any]:

@@ -31,6 +31,7 @@ from xlpretrain.schema.sections import (
     alternatives,
     is_section,
     kind_of,
+    named_item,
     union_of,
 )
 from xlpretrain.schema.yaml_text import format_problems, read_yaml, show_value
@@ -144,6 +145,8 @@ def _explain_error(section: type[Section], data: Any, error: dict[str, Any]) -> 
         return path, f"conflicts with {now}, whose former key it is; remove {key}"
     match error["type"]:
         case "extra_forbidden":
+            if here is not None and (name := named_item(here, key)) is not None:
+                return path, f"is short for the settings of {name}.{key}; give either, and as `key: value`"
             close = _closest(key, known)
             hint = f"did you mean {close}?" if close else f"expected one of {', '.join(known)}"
             return path, f"unknown key; {hint}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,11 +19,12 @@ from xlpretrain.run_dir.goodput import Goodput
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, leave
 from xlpretrain.run_dir.stop import StopReason
+from xlpretrain.tracking.base import TrackedRun
+from xlpretrain.tracking.guard import Trackers
+from xlpretrain.tracking.live_line import RunConsole
 from xlpretrain.tracking.metrics_file import Metrics, MetricsFile
 from xlpretrain.tracking.plots import plot_losses
-from xlpretrain.tracking.trackers import ConsoleTracker, Tracker, WandbTracker
-
-_WANDB_BUFFER_S = 60.0  # W&B writes its buffer every 15 s: what a kill can cost it lies within this
+from xlpretrain.tracking.wandb import WandbConfig
 
 
 class Recorder:
@@ -33,44 +34,37 @@ class Recorder:
         goodput: what became of the run's time.
     """
 
-    def __init__(self, config: RunConfig, folder: RunDir, *, rank: int, wandb_id: str, status: Status, lease: Lease):
+    def __init__(self, config: RunConfig, folder: RunDir, *, rank: int, run_id: str, status: Status, lease: Lease):
         self.status = status
         self.goodput = Goodput()
         self._started_at = time.time()
-        self._folder, self._name, self._lease = folder, config.name, lease
+        self._folder, self._config, self._lease, self._run_id = folder, config, lease, run_id
         self._file = MetricsFile(folder.metrics, fence=lease.check) if rank == 0 else None
-        self._console: ConsoleTracker | None = None
-        self._trackers: list[Tracker] = []
+        self._console: RunConsole | None = None
+        self._trackers: Trackers | None = None
         self._unwritable: dict[Path, float] = {}  # since when
         self._patience_s = config.stop.unwritable_s
         if rank == 0:
-            self._console = ConsoleTracker(max_steps=status.max_steps, log=folder.rank_log(0))
-            wandb = WandbTracker(
-                config.wandb,
-                folder=folder.path,
-                run_id=wandb_id,
-                name=config.name,
-                run_config=config.model_dump(mode="json"),
-            )
-            self._trackers = [self._console, wandb]
+            self._console = RunConsole(max_steps=status.max_steps, log=folder.rank_log(0))
 
     def resume_at(self, state: TrainState, previous: Status | None) -> None:
-        """Forget what was recorded after the state to go on from. After a crash, tell W&B again what it may have lost.
+        """Forget what was recorded after the state to resume from, and start the trackers. They are told what they
+        have missed, or may have lost in a crash.
 
-        previous: the status of the start before, if there was one. Raises OSError if the metrics cannot be cut back.
+        previous: the status of the attempt before, if there was one. Raises OSError if the metrics cannot be cut back.
         """
         if self._file is None:
             return
         rows = self._file.truncate_to_step(state.recorded_step)
         self.goodput = _accounts(rows, state, previous, started_at=self._started_at)
+        config = self._config.model_dump(mode="json")
+        self._trackers = Trackers(
+            self._config.trackers,
+            TrackedRun(self._run_id, self._config.name, self._folder.path, config),
+            rows=[_finite(row) for row in rows if row["step"] <= state.recorded_step],
+            told=_told_before(previous, rows),
+        )
         self.write_status("running", step=state.step)
-        orderly = previous is None or previous.state in ("finished", "stopped")
-        if orderly or not rows:
-            return
-        since = rows[-1].get("time/logged_at_s", 0.0) - _WANDB_BUFFER_S
-        for row in rows:
-            if row["step"] <= state.recorded_step and row.get("time/logged_at_s", 0.0) >= since:
-                self._trackers[-1].log({key: value for key, value in row.items() if value is not None})
 
     def go_back(self, state: TrainState) -> None:
         """Forget what this start recorded after an earlier state. Raises OSError if the metrics cannot be cut back."""
@@ -80,6 +74,8 @@ class Recorder:
                 replace(self.status, updated_at=time.time()),
             )
             self.goodput = _accounts(rows, state, status, started_at=self._started_at)
+            if self._trackers is not None:
+                self._trackers.go_back(state.recorded_step)
             self.write_status("running", step=state.step)
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
@@ -89,12 +85,16 @@ class Recorder:
         row: Metrics = {"step": step, **metrics, **self.goodput.metrics(), "time/logged_at_s": time.time()}
         self._try(self._file.path, partial(self._file.append, row))
         self.write_status("running", step=step)
-        for tracker in self._trackers:
-            tracker.log(row)
+        if self._console is not None:
+            self._console.log(row)
+        if self._trackers is not None:
+            self._trackers.log(row)
 
     def write_status(self, state: Any, *, step: int, **more: Any) -> None:
         """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
         more["goodput"] = self.goodput.metrics()
+        if self._trackers is not None:
+            more["told"] = self._trackers.told
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
         if self._file is not None:
             write = partial(self._folder.write_status, self.status, fence=self._lease.check)
@@ -154,7 +154,7 @@ class Recorder:
             return
         picture, fence = self._folder.plot, self._lease.check
         try:
-            self._try(picture, partial(plot_losses, self._file.path, picture, title=self._name, fence=fence))
+            self._try(picture, partial(plot_losses, self._file.path, picture, title=self._config.name, fence=fence))
         except MissingPackageError as error:
             self._note_failure(picture, str(error))
         except Exception as error:  # of matplotlib's: no picture is worth a run
@@ -168,10 +168,31 @@ class Recorder:
     ) -> None:
         if self._file is not None:
             self._try(self._file.path, self._file.sync)
-        for tracker in self._trackers:
-            tracker.close()
+        if self._console is not None:
+            self._console.close()
+        if self._trackers is not None:
+            ended = self.status.state
+            self._trackers.close("failed" if ended == "running" else ended)
+            self.write_status(ended, step=self.status.step)  # what they have been told
         if self._file is not None and (lost := self._file.close()):
             self.print(f"{self._file.path}: could not be written; its last {lost} lines are lost")
+
+
+def _finite(row: Mapping[str, Any]) -> Metrics:
+    """The numbers of a row of the metrics file, in which infinities and NaN are null."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _told_before(previous: Status | None, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """The last step that each tracker has safely been told of in the attempts before."""
+    if previous is None or not rows:
+        return {}
+    if previous.told is not None:
+        return previous.told
+    # An earlier version told W&B alone; what it had not written yet when it was killed is lost.
+    was_killed = previous.state not in ("finished", "stopped")
+    safe = rows[-1].get("time/logged_at_s", 0.0) - (WandbConfig.buffer_s if was_killed else 0.0)
+    return {"wandb": max((row["step"] for row in rows if row.get("time/logged_at_s", 0.0) <= safe), default=0)}
 
 
 def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | None, *, started_at: float) -> Goodput:

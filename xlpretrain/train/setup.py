@@ -57,6 +57,8 @@ def resolve_run(
     config = data_rules.resolve(config, data.train, begun=begun)
     data_rules.validate_data(config, data.train, world_size)
     Probe.from_config(config, data)
+    for tracker in config.trackers:
+        tracker.check()
     if begun is not None:
         return config, data, origin.check_resume(begun, config, data, allow_recipe_change=allow_recipe_change)
     folder.refuse_others()
@@ -107,10 +109,10 @@ def _build(
 ) -> Run:
     folder, world_size = config.folder, distributed.world_size()
     previous = distributed.run_on_rank_0(folder.read_status)
-    wandb_id = distributed.run_on_rank_0(partial(_begin, config, folder, data, changes, fence=mine.check))
+    run_id = distributed.run_on_rank_0(partial(_begin, config, folder, data, changes, fence=mine.check))
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
-    recorder = Recorder(config, folder, rank=distributed.rank(), wandb_id=wandb_id, status=status, lease=mine)
+    recorder = Recorder(config, folder, rank=distributed.rank(), run_id=run_id, status=status, lease=mine)
     _say_what_changes(recorder, config, changes)
     micro_batches = distributed.micro_batches(
         distributed.rank(),
@@ -127,7 +129,7 @@ def _build(
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
-    state, stream_states = TrainState(wandb_id=wandb_id), dict[str, Tensor]()
+    state, stream_states = TrainState(), dict[str, Tensor]()
     memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
@@ -247,17 +249,17 @@ def _build_engine(
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:
-    """Make the run folder, or update the one there is. Returns the W&B run id, which is for the run's life."""
+    """Make the run folder, or update the one there is. Returns the run's id, which is for its whole life."""
     began = {
-        "wandb_id": secrets.token_hex(4),
         "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
     provenance = {**({} if folder.exists() else began), **origin.record(config, data)}
+    provenance.setdefault("id", provenance.get("wandb_id") or secrets.token_hex(4))  # wandb_id: its former key
     if changes:
         folder.record_changes(changes, step=outcome.newest_step(folder), fence=fence)
     folder.keep_tokenizer(data.tokenizer.file_name, data.tokenizer.model)
     folder.create(config=dump(config), provenance=provenance, fence=fence)
-    return str(provenance["wandb_id"])
+    return str(provenance["id"])

@@ -54,7 +54,7 @@ def test_a_warning_saves_and_the_same_job_resumes(slurm_cluster, submit, tmp_pat
     assert second.step >= 5
     assert each_step_once(run) == 0
     ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
-    assert ids == {RunDir(run).read_provenance()["wandb_id"]}
+    assert ids == {RunDir(run).read_provenance()["id"]}
 
 
 @pytest.mark.full
@@ -72,7 +72,7 @@ def test_a_run_continues_through_the_time_limits_of_its_jobs(slurm_cluster, subm
     assert read_metrics(submit.run)[-1]["step"] == last + 10
     print([(start.restart, start.step) for start in starts(events)], last + 10)
     ids = {path.name.rpartition("-")[2] for path in (submit.run / "wandb").glob("offline-run-*")}
-    assert ids == {RunDir(submit.run).read_provenance()["wandb_id"]}
+    assert ids == {RunDir(submit.run).read_provenance()["id"]}
 
 
 def test_a_run_that_crashes_at_once_fails_after_two_attempts(slurm_cluster, submit, tmp_path):

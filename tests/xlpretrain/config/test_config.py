@@ -14,6 +14,7 @@ from xlpretrain.config import data_rules, resume_rules, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.schema import Section, former_keys
+from xlpretrain.tracking import TensorBoardConfig
 from xlpretrain.train.setup import resolve_run
 
 SHIPPED = sorted(ROOT.glob("configs/*.yaml"))
@@ -238,3 +239,48 @@ def test_a_rank_that_is_handed_a_resolved_config_validates_it_once(
     validated.clear()
     assert rank.main([str(config)]) == 0
     assert validated == [RunConfig]
+
+
+def trackers_of(data: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    merged = schema.apply_overrides({**MINIMAL, **data}, overrides, RunConfig)
+    return {tracker.type: tracker for tracker in schema.validate(RunConfig, merged, "test.yaml").trackers}
+
+
+def test_the_section_of_a_tracker_and_its_item_are_the_same():
+    """Configs, overrides and run folders of earlier versions have `wandb: {...}`."""
+    assert [tracker.type for tracker in make_config().trackers] == ["wandb"]
+    tensorboard = {"trackers": [{"type": "tensorboard"}]}
+    for data, overrides in [
+        ({"wandb": {"mode": "offline"}}, ()),
+        ({}, ("wandb.mode=offline",)),
+        ({}, ("trackers.wandb.mode=offline",)),
+        ({}, ("wandb={mode: offline}",)),
+        ({"trackers": []}, ("wandb.mode=offline",)),
+        ({"wandb": {"project": "p"}} | tensorboard, ("wandb.mode=offline",)),
+    ]:
+        found = trackers_of(data, *overrides)
+        assert found["wandb"].mode == "offline"
+        assert found.keys() == ({"wandb", "tensorboard"} if "wandb" in data and "trackers" in data else {"wandb"})
+    found = trackers_of({}, "trackers.tensorboard.folder=all", "trackers.mlflow.experiment=e")
+    assert list(found) == ["wandb", "tensorboard", "mlflow"] and found["mlflow"].experiment == "e"
+    assert list(trackers_of(tensorboard)) == ["tensorboard"]
+    assert trackers_of({}, "trackers=[]") == {}
+
+
+def test_a_tracker_given_twice_is_refused():
+    both = refusal(make_config, wandb={"mode": "offline"}, trackers=[{"type": "wandb"}])
+    assert "wandb  is short for the settings of trackers.wandb" in both
+    assert "is there twice" in refusal(make_config, trackers=[{"type": "tensorboard"}, {"type": "tensorboard"}])
+    assert "trackers.1.type  must be one of wandb, tensorboard, mlflow" in refusal(
+        trackers_of, {}, "trackers.tensorbord.folder=x"
+    )
+
+
+def test_a_run_whose_tracker_lacks_its_package_is_refused_before_it_starts(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(TensorBoardConfig, "package", "no_such_package")
+    path = commands.write_config(tmp_path / "tiny.yaml", tiny_dataset, trackers=[{"type": "tensorboard"}])
+    report = refusal(resolve_run, run_config.load(path), world_size=1, allow_recipe_change=False)
+    assert report.endswith('pip install "xlpretrain[tensorboard]"')
+    assert list(tmp_path.iterdir()) == [path]

@@ -44,7 +44,7 @@ def lease(config: RunConfig) -> Iterator[Lease]:
 
 def make_recorder(config: RunConfig, lease: Lease, *, rank: int = 0) -> Recorder:
     status = Status("running", max_steps=100, launch_id="", world_size=1)
-    return Recorder(config, config.folder, rank=rank, wandb_id="", status=status, lease=lease)
+    return Recorder(config, config.folder, rank=rank, run_id="abc123", status=status, lease=lease)
 
 
 def recorded_steps(folder: RunDir) -> list[int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import commands
 import pytest
 from disturbed_runs import disturb
+from guarded import all_trackers, check_all_trackers
 from repository import ROOT
 from small_disk import mount_small_disk
 from wandb_file import read_run_history
@@ -70,6 +71,14 @@ def test_stopped_and_killed_it_resumes_in_every_bit(config: Path, undisturbed: P
     assert commands.curve(folder) == commands.curve(undisturbed)
     logged = {row["train/step"]: row["train/loss"] for row in read_run_history(folder)}
     assert logged == {row["step"]: row["train/loss"] for row in commands.read_metrics(folder)}
+
+
+@pytest.mark.full
+def test_all_trackers_show_every_step_of_a_disturbed_run_and_change_no_bit(config: Path, undisturbed: Path):
+    trackers = all_trackers(config.parent)
+    folder = disturb(config, "tracked", f"trackers={json.dumps(trackers)}")
+    assert commands.curve(folder) == commands.curve(undisturbed)
+    check_all_trackers(folder, config.parent)
 
 
 @pytest.mark.full
