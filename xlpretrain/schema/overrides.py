@@ -37,7 +37,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str], section: 
         try:
             current, path = _put(result, section, path.split("."), parse_yaml(text, override))
         except (ValueError, IndexError):
-            wrong.append((path, "no such list item; items are numbered from 0"))
+            wrong.append((path, "no such list item; items are numbered from 0, or named by their type"))
             continue
         for now, then in zip(_and_parents(current), _and_parents(path), strict=True):
             if spelled.setdefault(now, then) != then:
@@ -84,7 +84,8 @@ def _put(place: Any, kind: Any, keys: Sequence[str], value: Any) -> tuple[str, s
 
 def _index(items: list[Any], kind: Any, key: str) -> int:
     """The index of an item, given by its number, or by its type; one of a new type is added."""
-    if key.isdecimal() or union_of_items(kind) is None:
+    union = union_of_items(kind)
+    if key.isdecimal() or union is None or key not in union.variants:
         return int(key)
     found = [number for number, item in enumerate(items) if isinstance(item, dict) and item.get("type") == key]
     if len(found) > 1:
