@@ -247,7 +247,7 @@ class StackedBackbone(Backbone):
         return weight.new_zeros(len(self.layer_to_weights), batch_size, mem_len, self.d_model)
 
     def layer_flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int) -> float:
-        """FLOPs: 6 per weight of a matrix product, plus attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
+        """6 FLOPs per weight of a matrix product, plus attention over all keys (PaLM, arXiv:2204.02311, app. B)."""
         layer = cast(Layer, self.layers[0])
         return len(self.layer_to_weights) * layer.flops_per_token(seq_len, mem_len, num_predictions)
 

@@ -82,7 +82,7 @@ def _factors(like: Tensor, rate: float, seed: int) -> Tensor:
 
 
 def _lane(dtype: torch.dtype) -> tuple[torch.dtype, int]:
-    """The integer type of a float's width, and the number of levels to which a rate is rounded (all bits but the sign)."""
+    """The integer type of a float's width, and the number of levels to which a rate is rounded (2^(bits - 1))."""
     lane = _LANES[dtype.itemsize]
     return lane, 2 ** (torch.iinfo(lane).bits - 1)
 

@@ -69,7 +69,7 @@ class FeedForwardConfig(Section, ABC):
 
 
 class MLP(FeedForward):
-    """outer(activation(inner(x))), with dropout after the activation and on the output (arXiv:1706.03762, equation 2)."""
+    """outer(activation(inner(x))), with dropout inside and on the output (arXiv:1706.03762, equation 2)."""
 
     def __init__(self, settings: FeedForwardSettings):
         super().__init__()
