@@ -29,6 +29,7 @@ from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.schema import Section, validate
+from xlpretrain.schema.sections import named_item
 
 EXTENSIONS = [f"docs/extend/{p.name}" for p in ROOT.glob("docs/extend/*.md") if p.stem != "README"]
 """Pages whose code makes a package; tests/docs/extend/ follows each, with its configs and commands."""
@@ -205,8 +206,9 @@ def _check_ours(words: list[str], *, partial: bool) -> None:
 
 def has_key(section: type[Section], key: str) -> bool:
     """True if a dotted key exists in a section, in any variant of its parts."""
-    schema = _schema(section)
-    return _has_key(schema, key.split("."), schema["$defs"])
+    schema, parts = _schema(section), key.split(".")
+    name = named_item(section, parts[0])
+    return _has_key(schema, parts if name is None else [name, *parts], schema["$defs"])
 
 
 @cache
@@ -223,6 +225,11 @@ def _has_key(node: dict[str, Any], parts: list[str], definitions: dict[str, Any]
     if not parts:
         return True
     if "items" in node:
+        items = node["items"].get("oneOf", [node["items"]])
+        sections = [definitions[item["$ref"].rpartition("/")[2]] for item in items if "$ref" in item]
+        named = [each for each in sections if each["properties"].get("type", {}).get("const") == parts[0]]
+        if named:
+            return _has_key(named[0], parts[1:], definitions)
         return _has_key(node["items"], parts[1:] if parts[0].isdigit() else parts, definitions)
     if parts[0] in node.get("properties", {}):
         return _has_key(node["properties"][parts[0]], parts[1:], definitions)

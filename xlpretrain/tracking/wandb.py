@@ -44,7 +44,9 @@ class WandbConfig(TrackerConfig):
 
     def build(self, run: TrackedRun) -> Tracker | None:
         """Start W&B, offline if it cannot be online; None if it is disabled."""
-        if self.mode == "auto" and not self.is_installed:
+        if self.mode == "disabled" or _is_switched_off():
+            return None
+        if not self.is_installed:
             logger.warning("W&B is not installed, so metrics are not logged to it; %s", self.how_to_install)
             return None
         if self.mode != "offline":
@@ -111,7 +113,7 @@ def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]
     This asks W&B itself, since where it stores credentials changes between versions. May take seconds; raises whatever
     W&B raises, for example on a malformed API key.
     """
-    if wanted == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+    if wanted == "disabled" or _is_switched_off():
         return "disabled"
     import wandb
 
@@ -121,6 +123,12 @@ def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]
     if wanted == "offline" or own in ("offline", "dryrun"):
         return "offline"
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+def _is_switched_off() -> bool:
+    """True if the environment disables W&B."""
+    env = os.environ
+    return env.get("WANDB_DISABLED", "").lower() in _TRUE or env.get("WANDB_MODE") == "disabled"
 
 
 def _teardown() -> None:

@@ -208,21 +208,31 @@ class LackingConfig(NotebookConfig):
 
 @pytest.mark.parametrize("config", [LackingConfig, WandbConfig, TensorBoardConfig, MlflowConfig])
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(config: type[TrackerConfig], monkeypatch):
-    monkeypatch.setattr(config, "package", "no_such_package")
+    monkeypatch.setattr("xlpretrain.tracking.base.is_missing", lambda module: True)
     asked = config(mode="offline") if config is WandbConfig else config()
     with pytest.raises(ConfigError) as caught:
         asked.check()
-    command = f'pip install "xlpretrain[{config.extra}]"' if config.extra else "pip install no_such_package"
+    package = config.package
+    command = "pip install no_such_package" if config is LackingConfig else f'pip install "xlpretrain[{package}]"'
     (line,) = str(caught.value).splitlines()
-    assert line == f"trackers: {asked.type} needs the Python package no_such_package, which is not installed; {command}"
+    assert line == f"trackers: {asked.type} needs the Python package {package}, which is not installed; {command}"
 
 
 def test_the_default_one_goes_without_its_package_and_says_so(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr(WandbConfig, "package", "no_such_package")
+    monkeypatch.setattr("xlpretrain.tracking.base.is_missing", lambda module: module == "wandb")
     WandbConfig().check()
     finish(start(WandbConfig(), tmp_path))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == 'W&B is not installed, so metrics are not logged to it; pip install "xlpretrain[wandb]"'
+
+
+@pytest.mark.parametrize("switch", ["WANDB_MODE=disabled", "WANDB_DISABLED=true", "mode"])
+def test_one_that_is_disabled_does_not_miss_its_package(tmp_path: Path, monkeypatch, caplog, switch: str):
+    monkeypatch.setattr("xlpretrain.tracking.base.is_missing", lambda module: module == "wandb")
+    if "=" in switch:
+        monkeypatch.setenv(*switch.split("="))
+    finish(start(WandbConfig(mode="auto" if "=" in switch else "disabled"), tmp_path))
+    assert caplog.records == []
 
 
 def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path: Path, monkeypatch):
