@@ -23,4 +23,4 @@ SOURCES: Registry[BaseSource] = Registry(
 )
 
 Source = Annotated[BaseSource, TaggedUnion(SOURCES)]
-"""The config of any source, told by its key `type`."""
+"""The config of any source, selected by its key `type`."""

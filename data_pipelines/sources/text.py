@@ -17,7 +17,7 @@ class TextSource(FileSource):
 
     type: Literal["text"] = "text"
     documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
-    """What a document is: a whole file, or the text between blank lines."""
+    """Unit of a document: a whole file, or the text between blank lines."""
 
     def can_split(self, file: File) -> bool:
         return self.documents == "blank_lines" and not is_compressed(file.path)

@@ -126,7 +126,7 @@ def _children(folder: Path) -> list[Path]:
 
 CHUNK = 16 * 2**20
 SCHEMA = 3
-"""Of the manifests that are written. 2, which is read too, had one list of kinds for all parameters."""
+"""Version of manifests. Version 2, which can be read too, has one list of kinds for all parameters."""
 MANIFEST = "manifest.json"
 
 

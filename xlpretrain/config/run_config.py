@@ -59,8 +59,8 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     trackers: Annotated[tuple[AnyTracker, ...], ItemKey("wandb")] = (WandbConfig(),)
-    """Where metrics are shown beside metrics.jsonl: any of wandb, tensorboard, mlflow. `wandb: {...}` is short for its
-    item."""
+    """Trackers that get the metrics, beside metrics.jsonl: any of wandb, tensorboard, mlflow. `wandb: {...}` is short for
+    the item of W&B."""
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()

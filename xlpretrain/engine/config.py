@@ -183,7 +183,38 @@ class DeepSpeedConfig(EngineConfig):
     ) -> Engine:
         from xlpretrain.engine.zero import ZeroEngine  # takes seconds to import
 
-        return ZeroEngine(self, model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
+        return ZeroEngine(
+            model,
+            optimizer,
+            stage=self.actual_stage,
+            options=self.options(grad_clip=optimizer.grad_clip, num_micro_batches=num_micro_batches),
+            num_micro_batches=num_micro_batches,
+            weights=weights,
+            device=device,
+        )
+
+    @property
+    def actual_stage(self) -> int:
+        """The stage that runs: 2 instead of 1 in bf16 with fp32 gradients, where DeepSpeed's stage 1 differs."""
+        other = self.zero_stage == 1 and self.precision == "bf16" and self.grad_dtype == "fp32"
+        return 2 if other else self.zero_stage
+
+    def options(self, *, grad_clip: float, num_micro_batches: int) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        options: dict[str, Any] = {
+            **self.deepspeed,
+            "train_micro_batch_size_per_gpu": 1,  # only used in a product; we count the samples
+            "gradient_accumulation_steps": num_micro_batches,
+            "zero_optimization": {**self.deepspeed.get("zero_optimization", {}), "stage": self.actual_stage},
+            # At stage 0 we clip ourselves. DeepSpeed's default is to clip at 1.0.
+            "gradient_clipping": grad_clip if self.actual_stage > 0 else 0.0,
+            "zero_allow_untested_optimizer": True,  # `OptimizerConfig.parameter_view` decides instead
+            "communication_data_type": self.grad_dtype,
+            "data_types": {"grad_accum_dtype": self.grad_dtype},
+        }
+        if self.precision == "bf16":
+            options["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        return options
 
     def _named(self) -> str:
         return f"engine.zero_stage {self.zero_stage}"

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,6 @@ from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.base import LayerwiseOptimizer
 from xlpretrain.optim.groups import StateKeys, summarize_groups
-
-if TYPE_CHECKING:
-    from xlpretrain.engine.config import DeepSpeedConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed guesses, with a warning
@@ -62,27 +59,28 @@ class ZeroEngine(Engine):
 
     def __init__(
         self,
-        config: DeepSpeedConfig,
         model: PretrainingModel,
         optimizer: OptimizerConfig,
         *,
+        stage: int,
+        options: Mapping[str, Any],
         num_micro_batches: int,
         weights: Mapping[str, float],
         device: torch.device,
     ):
+        """stage, options: the stage that runs, and DeepSpeed's configuration (`DeepSpeedConfig`)."""
         self.model = model
         self.device = device
         self._scales = LossTermScales(weights)
         self._num_micro_batches = num_micro_batches
         self._backwards = 0
         self._max_norm = optimizer.grad_clip
-        self._stage = _actual_stage(config)
+        self._stage = stage
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         state_keys = {name: optimizer.state_keys(name, shape) for name, shape in self.shapes.items()}
         self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
         names = {parameter: name for name, parameter in model.named_parameters()}
         tensors = fused_tensors(model)
-        options = _options(config, optimizer, num_micro_batches)
         client = optimizer.build({name: parameter for parameter, name in names.items()})
         assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "slices"), (
             f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
@@ -91,7 +89,7 @@ class ZeroEngine(Engine):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(
-                model=_Module(model), optimizer=client, config=options, dist_init_required=False
+                model=_Module(model), optimizer=client, config=dict(options), dist_init_required=False
             )
         self._zero: Any = self._engine.optimizer
         if self._stage == 0:
@@ -177,31 +175,6 @@ class ZeroEngine(Engine):
                 parameter.partition()
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _actual_stage(config: DeepSpeedConfig) -> int:
-    """The stage to run: 2 instead of 1 for bf16 with fp32 gradients, where DeepSpeed's stage 1 has another layout."""
-    other = config.zero_stage == 1 and config.precision == "bf16" and config.grad_dtype == "fp32"
-    return 2 if other else config.zero_stage
-
-
-def _options(config: DeepSpeedConfig, optimizer: OptimizerConfig, num_micro_batches: int) -> dict[str, Any]:
-    given = dict(config.deepspeed)
-    stage = _actual_stage(config)
-    options: dict[str, Any] = {
-        **given,
-        "train_micro_batch_size_per_gpu": 1,  # only used in a product; we count the samples
-        "gradient_accumulation_steps": num_micro_batches,
-        "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
-        # At stage 0 we clip ourselves. DeepSpeed's default is to clip at 1.0.
-        "gradient_clipping": optimizer.grad_clip if stage > 0 else 0.0,
-        "zero_allow_untested_optimizer": True,  # `OptimizerConfig.parameter_view` decides instead
-        "communication_data_type": config.grad_dtype,
-        "data_types": {"grad_accum_dtype": config.grad_dtype},
-    }
-    if config.precision == "bf16":
-        options["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    return options
 
 
 def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:

@@ -14,16 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
 
 from xlpretrain.errors import ConfigError
 
-if TYPE_CHECKING:
-    from xlpretrain.schema.sections import Section
-
 GROUP = "xlpretrain.plugins"
 
-S = TypeVar("S", bound="Section")
+S = TypeVar("S", bound=BaseModel)
 
 
 class PluginError(ConfigError):
@@ -115,7 +114,7 @@ def list_plugins() -> list[Plugin]:
     return [_describe(point) for name in sorted(_found()) for point in _found()[name]]
 
 
-def plugins_of(value: Section) -> dict[str, str]:
+def plugins_of(value: BaseModel) -> dict[str, str]:
     """Plug-ins that a config uses: names such as `optimizer.muon`, and their packages with versions."""
     found: dict[str, str] = {}
     if (plugin := _origins.get(type(value))) is not None:
@@ -123,7 +122,7 @@ def plugins_of(value: Section) -> dict[str, str]:
     for name in type(value).model_fields:
         item = getattr(value, name)
         for part in item if isinstance(item, tuple) else (item,):
-            if hasattr(type(part), "model_fields"):
+            if isinstance(part, BaseModel):
                 found |= plugins_of(part)
     return found
 
@@ -145,4 +144,4 @@ def _found() -> Mapping[str, tuple[EntryPoint, ...]]:
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else ""
         found.setdefault(point.name, {}).setdefault((package, point.value), point)
-    return {name: tuple(points.values()) for name, points in found.items()}
+    return {name: tuple(point for _, point in sorted(points.items())) for name, points in found.items()}
