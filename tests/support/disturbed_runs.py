@@ -27,7 +27,7 @@ def disturb(config: Path, name: str, *overrides: str) -> Path:
     commands.kill_ranks(process)
     assert max(row["step"] for row in commands.read_metrics(folder)) < 60, "the run finished before it was killed"
     out, err = commands.finish(process, expect=0)
-    assert out.count("going on from step") == 2
+    assert out.count("resuming from step") == 2
     assert "restarting (0 restarts left)" in err
     goodput = json.loads((folder / "status.json").read_text())["goodput"]
     assert goodput["goodput/restarts"] == 2

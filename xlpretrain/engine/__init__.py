@@ -1,4 +1,4 @@
-"""Engines, which step a model: DeepSpeed's ZeRO, or torch alone. Importing this does not import DeepSpeed."""
+"""Engines, which run training steps: DeepSpeed ZeRO, or plain torch. Importing this does not import DeepSpeed."""
 
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.config import ENGINES, AnyEngine, DeepSpeedConfig, EngineConfig, PlainConfig

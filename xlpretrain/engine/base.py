@@ -1,4 +1,4 @@
-"""The interface of an engine, which steps a model: `zero` (DeepSpeed) and `plain` (torch alone, its reference)."""
+"""The engine interface, which runs training steps: `zero` (DeepSpeed) and `plain` (torch only, the reference)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from xlpretrain.optim.groups import GroupSummary
 
 
 class LossTermScales:
-    """From sums to the step's loss: sum_k weight_k * sums_k / counts_k."""
+    """Scales loss sums into the step's loss: sum_k weight_k * sums_k / counts_k."""
 
     def __init__(self, weights: Mapping[str, float]):
         self._weights = weights
         self._scales: dict[str, float] = {}
 
     def start(self, counts: Mapping[str, int]) -> None:
-        """A step with these counts over all micro-batches and ranks; a term with none counts for nothing."""
+        """Start a step with these counts over all micro-batches and ranks; a term with count 0 contributes nothing."""
         self._scales = {term: w / counts[term] if counts[term] else 0.0 for term, w in self._weights.items()}
 
     def total(self, loss: Loss) -> Float[Tensor, ""]:
-        """One micro-batch's part of the step's loss. Where it is not finite, so is every gradient of it."""
+        """One micro-batch's part of the step's loss. If it is not finite, all its gradients are NaN."""
         total = torch.stack([loss.sums[term] * scale for term, scale in self._scales.items()]).sum()
-        # On the device: no wait for the value. A loss of NaN or inf can have gradients that are finite.
+        # Computed on the device, to avoid a synchronization. A loss of NaN or inf can have finite gradients.
         return total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
 
 
 class Engine(ABC):
-    """Every rank calls every method, in the same order.
+    """Base class of engines. Every rank must call every method, in the same order.
 
-    Under ZeRO 2 and 3 gradients are reduced in the order in which they come about, so every parameter must take part
-    in every forward pass, also in that of a micro-batch without samples.
+    ZeRO 2 and 3 reduce gradients in the order in which they are computed, so every parameter must be used in every
+    forward pass, even that of a micro-batch without samples.
     """
 
     model: PretrainingModel
     device: torch.device
     shapes: Mapping[str, torch.Size]
-    """Shape of every parameter by name, tied ones once. (Under ZeRO-3 the model's own tensors are empty.)"""
+    """Shape of every parameter by name; tied parameters appear once. (Under ZeRO-3 the model's tensors are empty.)"""
     kinds: Mapping[str, tuple[str, ...]]
     """Kinds of state kept for each parameter, by name: `weight`, then the optimizer's state keys."""
     groups: Sequence[GroupSummary]
@@ -51,16 +51,16 @@ class Engine(ABC):
     layout: Mapping[str, str | int]
     """Settings that must be equal for a resume to be bit-identical: engine, stage, precision and so on."""
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Packages beside torch whose versions a bit-identical resume depends on."""
+    """Packages, besides torch, whose versions must match for a bit-identical resume."""
     _state: Partition
 
     @abstractmethod
     def start_step(self, counts: Mapping[str, int]) -> None:
-        """Begin a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
+        """Start a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
 
     @abstractmethod
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
-        """Run one micro-batch through the model in training mode: its loss, and its streams' next memory."""
+        """Run one micro-batch in training mode; returns its loss and its streams' next memory."""
 
     @abstractmethod
     def backward(self, loss: Loss) -> None:
@@ -71,37 +71,36 @@ class Engine(ABC):
 
     @abstractmethod
     def update(self, lr: float) -> float:
-        """Reduce, clip and update once, each group with `lr` times its `lr_factor`.
+        """Reduce and clip gradients and update once, each group with learning rate `lr` times its `lr_factor`.
 
-        Returns the global gradient norm before clipping.
-
-        Where the norm is not finite, no weight and no optimizer state changes, on any rank.
+        Returns the global gradient norm before clipping. If it is not finite, the update is skipped on every rank:
+        weights and optimizer state do not change.
         """
 
     @abstractmethod
     def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
-        """Forward in evaluation mode, without gradients."""
+        """Run one micro-batch in evaluation mode, without gradients."""
 
     def state_ranges(self) -> list[StateShard]:
         """The state that this rank must save to resume. Call it only between steps."""
         return self._state.ranges()
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
-        """(name, start, stop) of what loading will read on this rank, for every kind that the parameter has."""
+        """The ranges (name, start, stop) that loading reads on this rank, for each kind of a parameter's state."""
         return self._state.ranges_to_load()
 
     @property
     def num_updates(self) -> int:
-        """Number of updates made (skipped ones excluded)."""
+        """Number of updates made, not counting skipped ones."""
         return self._state.num_updates
 
     def load_state(self, read: ReadRange, updates: int) -> None:
-        """Take over a saved state, of any engine, stage and world size."""
+        """Load a saved state, written by any engine, ZeRO stage and world size."""
         self._state.load(read, updates)
         self._copy_to_model()
 
     def load_weights(self, read: ReadRange, *, fresh: Set[str] = frozenset()) -> None:
-        """Take over the weights alone (kind `weight`) but for the `fresh` parameters; the optimizer starts anew."""
+        """Load only the weights (kind `weight`), except for the `fresh` parameters; resets the optimizer."""
         self._state.load(read, None, fresh=fresh)
         self._copy_to_model()
 
@@ -111,4 +110,4 @@ class Engine(ABC):
 
     @abstractmethod
     def _copy_to_model(self) -> None:
-        """The masters into the weights that the model computes with, on every rank."""
+        """Copy the master weights into the weights that the model computes with, on every rank."""

@@ -1,4 +1,4 @@
-"""The section `engine` of a run, and the options of DeepSpeed that pass through it. Importing it loads no DeepSpeed."""
+"""The config section `engine`, and the DeepSpeed options that it accepts. Importing this does not import DeepSpeed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ALLOWED_KEYS = frozenset(
         "wall_clock_breakdown",
     }
 )
-"""DeepSpeed options that change how it works but not what it computes or where state lies."""
+"""DeepSpeed options that affect its performance, but not its results or the layout of state."""
 
 
 RESERVED_KEYS = {
@@ -59,19 +59,19 @@ RESERVED_KEYS = {
     "train_micro_batch_size_per_gpu": "set micro_batch_size",
     "zero_optimization.stage": "set engine.zero_stage",
 }
-"""DeepSpeed options that have a key of ours, and which."""
+"""DeepSpeed options that are set by other config keys, and which."""
 
 
 class EngineConfig(Section, ABC):
-    """The keys that every engine has."""
+    """The keys common to all engines."""
 
     type: str
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of the weights in forward and backward; the optimizer always works on fp32 masters."""
+    """Data type of the weights in forward and backward; the optimizer always works on fp32 master weights."""
     grad_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type in which gradients are accumulated over micro-batches and reduced over ranks."""
+    """Data type in which gradients are accumulated over micro-batches and reduced over ranks."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more work."""
+    """Recompute each layer in the backward pass: less memory, about a third more compute."""
     compile: bool = False
     """Compile the backbone with torch.compile; the first steps take longer."""
 
@@ -81,11 +81,11 @@ class EngineConfig(Section, ABC):
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
         if self.precision == "fp32" and self.grad_dtype != "fp32":
-            yield "grad_dtype", f"must be fp32 where engine.precision is fp32, got {self.grad_dtype}"
+            yield "grad_dtype", f"must be fp32 if engine.precision is fp32, got {self.grad_dtype}"
 
     @property
     def slices_parameters(self) -> bool:
-        """True if an optimizer gets slices of parameters, not whole ones."""
+        """True if the optimizer gets slices of parameters instead of whole ones."""
         return False
 
     def build(
@@ -97,20 +97,20 @@ class EngineConfig(Section, ABC):
         weights: Mapping[str, float],
         device: torch.device,
     ) -> Engine:
-        """Build the engine of a fresh fp32 model on the CPU, which it takes over. Every rank must call it.
+        """Build the engine for a fresh fp32 model on the CPU, and take ownership of the model. Every rank must call it.
 
-        Every rank ends up with rank 0's weights. The process group must be up (`distributed.start`).
+        All ranks get rank 0's weights. The process group must be initialized (`distributed.start`).
 
         Args:
             num_micro_batches: number of `backward` calls in a step.
             weights: the weight of each loss term.
 
         Raises:
-            ConfigError: the optimizer needs whole parameters, and this engine has only slices of them.
+            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them.
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
-                f"{optimizer.type} needs whole parameters, and {self._named()} has only slices of them; use adamw or"
+                f"{optimizer.type} needs whole parameters, but {self._named()} has only slices of them; use adamw or"
                 " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
             )
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
@@ -120,7 +120,7 @@ class EngineConfig(Section, ABC):
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if self.compile:
-            # In place: names stay. The backbone alone: a batch carries counts, each of which would compile anew.
+            # In place, to keep parameter names. Only the backbone: the counts in a batch would cause recompilation.
             model.backbone.compile()
         return engine
 
@@ -134,34 +134,34 @@ class EngineConfig(Section, ABC):
         weights: Mapping[str, float],
         device: torch.device,
     ) -> Engine:
-        """Make the engine: all of `build` that engines do not have in common. Every rank calls it."""
+        """Make the engine; the part of `build` that differs between engines. Every rank calls it."""
 
     def _named(self) -> str:
         return f"engine.type {self.type}"
 
 
 class DeepSpeedConfig(EngineConfig):
-    """DeepSpeed's ZeRO, which shards the state of training over the ranks."""
+    """DeepSpeed ZeRO, which shards training state over the ranks."""
 
     type: Literal["deepspeed"] = "deepspeed"
-    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
+    """Kind of engine: deepspeed (ZeRO) or plain (torch only, everything replicated)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """State that ZeRO shards over the ranks: nothing, optimizer state (1), gradients too (2), weights too (3). In bf16
-    with fp32 gradients stage 1 runs as stage 2: DeepSpeed's stage 1 has another layout there, and a whole fp32
-    gradient."""
+    """State that ZeRO shards over the ranks: nothing (0), optimizer state (1), also gradients (2), also weights (3).
+    With bf16 and fp32 gradients, stage 1 runs as stage 2: there DeepSpeed's stage 1 has another layout and keeps an
+    unsharded fp32 gradient."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Options handed to DeepSpeed as they are, such as {zero_optimization: {reduce_bucket_size: 5.0e+7}}."""
+    """Options passed to DeepSpeed unchanged, such as {zero_optimization: {reduce_bucket_size: 5.0e+7}}."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("zero_stage", *EngineConfig.layout_keys)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield contradictions between keys, and options that DeepSpeed is not given."""
+        """Yield contradictions between keys, and options that are not passed to DeepSpeed."""
         yield from super().problems()
         if self.precision == "bf16" and self.zero_stage == 0:
             yield (
                 "zero_stage",
-                "0 does not go with bf16: DeepSpeed's optimizer for it takes a step of its own at the start, "
-                "so every update would be wrong; use 1 to 3, precision fp32, or type plain",
+                "0 does not support bf16: DeepSpeed's bf16 optimizer takes an extra step at initialization, so every "
+                "update would be wrong; use 1 to 3, precision fp32, or type plain",
             )
         for path in _leaves(self.deepspeed):
             if reason := _refusal(path):
@@ -190,10 +190,10 @@ class DeepSpeedConfig(EngineConfig):
 
 
 class PlainConfig(EngineConfig):
-    """Torch alone, with everything replicated on every rank."""
+    """Plain torch, with everything replicated on every rank."""
 
     type: Literal["plain"] = "plain"
-    """Kind of engine: deepspeed (ZeRO) or plain (torch alone, everything replicated)."""
+    """Kind of engine: deepspeed (ZeRO) or plain (torch only, everything replicated)."""
 
     ignored_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {"zero_stage": (0, 1, 2, 3), "deepspeed": ({},)}
 
@@ -215,7 +215,7 @@ class PlainConfig(EngineConfig):
 ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed": DeepSpeedConfig, "plain": PlainConfig})
 
 AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
-"""The config of any engine, told by its key `type`."""
+"""The config of any engine, selected by its key `type`."""
 
 
 def _leaves(options: Mapping[str, Any]) -> Iterator[str]:
@@ -228,7 +228,7 @@ def _leaves(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _refusal(path: str) -> str | None:
     if path in RESERVED_KEYS:
-        return f"not here: {RESERVED_KEYS[path]}"
+        return f"not allowed here: {RESERVED_KEYS[path]}"
     if path not in ALLOWED_KEYS:
-        return f"not passed on to DeepSpeed; these are: {', '.join(sorted(ALLOWED_KEYS))}"
+        return f"not passed on to DeepSpeed; allowed options: {', '.join(sorted(ALLOWED_KEYS))}"
     return None

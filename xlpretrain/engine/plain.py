@@ -1,4 +1,4 @@
-"""Torch alone, on any number of ranks: replicated state and one gradient all-reduce a step. The oracle of `zero`."""
+"""Plain torch on any number of ranks: replicated state, one gradient all-reduce per step. The reference for `zero`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xlpretrain.optim.groups import summarize_groups
 
 
 class PlainEngine(Engine):
-    """Weights in `precision`, masters and optimizer state in fp32, gradients added up and reduced in `grad_dtype`."""
+    """Weights in `precision`, master weights and optimizer state in fp32, gradients summed in `grad_dtype`."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class PlainEngine(Engine):
         self._scales.total(loss).backward()  # type: ignore[no-untyped-call]
 
     def _take(self, index: int, parameter: Tensor) -> None:
-        """A gradient as soon as it is there, so that few are held in the weights' own type."""
+        """Accumulate a gradient as soon as it is computed, so that few are held in the weights' data type."""
         if parameter.grad is None:
             return
         if index in self._unwritten:
             self._unwritten.remove(index)
             self._gradients[index].copy_(parameter.grad)
         else:
-            self._gradients[index].add_(parameter.grad.to(self._flat.dtype))  # of two types it takes five times as long
+            self._gradients[index].add_(parameter.grad.to(self._flat.dtype))  # mixed types take five times as long
         parameter.grad = None
 
     def update(self, lr: float) -> float:

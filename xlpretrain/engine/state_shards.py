@@ -1,7 +1,7 @@
-"""The layout of training state in memory, and the exact global norm: shared by both engines.
+"""The layout of training state in memory, and the exact global norm, shared by both engines.
 
-A *master* is an fp32 tensor that the optimizer steps, and that its state is keyed by: a parameter of its own where
-state is replicated, a flat partition of many parameters under ZeRO.
+A *master* is an fp32 tensor that the optimizer updates and that keys its state: a single parameter if state is
+replicated, a flat partition of many parameters under ZeRO.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StateShard:
     """Training state that this rank owns: elements [start, stop) of a flattened parameter.
 
     kind: `weight` (the fp32 master), or one of the parameter's state keys (`exp_avg`, `exp_avg_sq`).
-    tensor: a live 1-D fp32 view; the ranges of all ranks tile every parameter exactly.
+    tensor: a live 1-D fp32 view; the shards of all ranks cover every parameter exactly once.
     """
 
     kind: str
@@ -38,7 +38,7 @@ ReadRange = Callable[[str, str, int, int], Tensor]
 
 @dataclass(frozen=True)
 class ParameterShard:
-    """Elements [start, stop) of parameter `name` (flattened) lie in `master` (flattened) from `offset` on."""
+    """Elements [start, stop) of the flattened parameter `name`, stored in the flattened `master` at `offset`."""
 
     master: Tensor
     offset: int
@@ -47,13 +47,13 @@ class ParameterShard:
     stop: int
 
     def view(self, tensor: Tensor) -> Tensor:
-        """These elements of a tensor laid out as the master is: itself, or a state of the optimizer."""
+        """The shard's elements in a tensor with the layout of the master: the master itself or its optimizer state."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.stop - self.start]
 
 
 @dataclass(frozen=True)
 class FusedTensors:
-    """A parameter is tensors number `first` to `first + count - 1` of the model, of `size` elements each."""
+    """Tensors number `first` to `first + count - 1` of the model, stored in one parameter, of `size` elements each."""
 
     first: int
     count: int
@@ -61,9 +61,9 @@ class FusedTensors:
 
 
 def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
-    """By parameter name, tied ones once. A parameter with the attribute `num_fused` is so many tensors, others are one.
+    """The tensors of each parameter by name, tied ones once: `num_fused` tensors if it has that attribute, else one.
 
-    To be called before ZeRO takes the model over.
+    Must be called before ZeRO wraps the model.
     """
     found: dict[str, FusedTensors] = {}
     first = 0
@@ -76,10 +76,10 @@ def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
 
 
 class Partition:
-    """The shards of state that one rank holds, and the optimizer that steps them.
+    """The shards of state that one rank holds, and the optimizer that updates them.
 
     Attributes:
-        num_updates: number of updates made; the engine counts them, since not every rule counts its own.
+        num_updates: number of updates made; counted by the engine, since not every optimizer counts them.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Partition:
         fused: Mapping[str, FusedTensors],
         replicated: bool,
     ):
-        """Make the optimizer's state: zeros for each of the state keys of each master.
+        """Initialize the optimizer's state with zeros for each state key of each master.
 
         Args:
-            masters: every master of this rank, one that holds nothing but padding too, with its group's state keys.
-            replicated: every rank holds all of the state, and saves a share.
+            masters: every master of this rank, even one that is all padding, with its group's state keys.
+            replicated: True if every rank holds all of the state and saves a share of it.
         """
         self.shards = shards
         self.replicated = replicated
@@ -104,7 +104,7 @@ class Partition:
         self.master_weights = list(masters)
         self._kinds = {master: ("weight", *keys) for master, keys in masters.items()}
         for master, keys in masters.items():
-            # A step counter each: torch counts up in place, so a shared one would run away.
+            # One step counter each: torch increments it in place, so a shared one would be incremented repeatedly.
             state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
             state.update((key, torch.zeros_like(master, memory_format=torch.preserve_format)) for key in keys)
             optimizer.state[master] = state
@@ -118,7 +118,7 @@ class Partition:
             )
 
     def ranges(self) -> list[StateShard]:
-        """Live views of the weights and the optimizer's state that this rank saves."""
+        """Live views of the weights and optimizer state that this rank saves."""
         return [
             StateShard(kind, shard.name, shard.start, shard.stop, shard.view(self._tensor(shard.master, kind)))
             for shard in (_share(self.shards) if self.replicated else self.shards)
@@ -126,14 +126,14 @@ class Partition:
         ]
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
-        """The ranges that `load` reads, of each kind that the parameter has."""
+        """The ranges (name, start, stop) that `load` reads, for each kind of a parameter's state."""
         return [(shard.name, shard.start, shard.stop) for shard in self.shards]
 
     @torch.no_grad()
     def load(self, read: ReadRange, updates: int | None, *, fresh: Set[str] = frozenset()) -> None:
-        """Fill masters, and the optimizer's state; it starts anew where `updates` is None. Padding becomes zero.
+        """Fill the masters and the optimizer's state, which is reset if `updates` is None. Padding becomes zero.
 
-        fresh: parameters that are as they were drawn, and stay so.
+        fresh: parameters that keep their initial values.
         """
         self.num_updates = updates or 0
         drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(self.shards) if shard.name in fresh}
@@ -154,7 +154,7 @@ class Partition:
 
 
 def _slices(shard: ParameterShard, tensors: FusedTensors) -> list[TensorSlice]:
-    """A shard, cut where one fused tensor ends and the next begins."""
+    """Slices of a shard, split at the boundaries of fused tensors."""
     found = []
     for index in range(shard.start // tensors.size, -(-shard.stop // tensors.size)):
         start, stop = max(shard.start, index * tensors.size), min(shard.stop, (index + 1) * tensors.size)
@@ -163,7 +163,7 @@ def _slices(shard: ParameterShard, tensors: FusedTensors) -> list[TensorSlice]:
 
 
 def _share(shards: Sequence[ParameterShard]) -> list[ParameterShard]:
-    """The part of replicated shards that this rank saves: one of world-size equal cuts through all their elements."""
+    """The part of replicated shards that this rank saves: one of world_size equal parts of all their elements."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     total = sum(shard.stop - shard.start for shard in shards)
     low, high = rank * total // world_size, (rank + 1) * total // world_size
@@ -182,10 +182,10 @@ def _share(shards: Sequence[ParameterShard]) -> list[ParameterShard]:
 
 @torch.no_grad()
 def clip_by_global_norm(gradients: Sequence[Tensor], max_norm: float) -> float:
-    """Scale gradients in place to a global L2 norm of at most `max_norm` (0: leave them). Returns the norm before.
+    """Scale gradients in place to a global L2 norm of at most `max_norm` (0: no scaling). Returns the norm before.
 
-    The norm is accumulated in float64 over parts of 1024: torch's fp32 norm of 2M elements on CPU was measured to be
-    off by 1e-3, and its float64 norm takes 28 times as long as this.
+    The norm is accumulated in float64 over parts of 1024 elements: torch's fp32 norm of 2M elements on CPU was measured
+    to be off by 1e-3, and its float64 norm takes 28 times as long as this.
     """
     parts = [_norms(gradient.view(-1)) for gradient in gradients]
     norm = float(torch.linalg.vector_norm(torch.cat(parts), dtype=torch.float64))
@@ -195,7 +195,7 @@ def clip_by_global_norm(gradients: Sequence[Tensor], max_norm: float) -> float:
 
 
 def _norms(flat: Tensor) -> Tensor:
-    """The L2 norms of parts of a flat tensor."""
+    """L2 norms of the parts of a flat tensor."""
     whole = flat.numel() // 1024 * 1024
     return torch.cat(
         [torch.linalg.vector_norm(part, dim=1) for part in (flat[:whole].view(-1, 1024), flat[None, whole:])]

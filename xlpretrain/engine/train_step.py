@@ -1,4 +1,4 @@
-"""One update of a model, from its micro-batches: the same for the training loop, the probe and the tests of engines."""
+"""One update of a model from its micro-batches, shared by the training loop, the probe and the engine tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xlpretrain.models.pretraining_model import Batch, Loss
 class StepResult:
     """The outcome of one update on this rank.
 
-    sums: of each loss term, over the micro-batches. grad_norm: global, before clipping. memory: per micro-batch, for
-    the next step; that of the step before if the norm is not finite, since NaN would never leave it.
+    sums: the sum of each loss term over the micro-batches. grad_norm: global, before clipping. memory: per micro-batch,
+    for the next step; the previous step's if the norm is not finite, because NaN would stay in the memory.
     """
 
     sums: dict[str, Tensor]
@@ -36,14 +36,14 @@ def train_step(
     seed: int,
     after_forward: Callable[[int, Loss], None] | None = None,
 ) -> StepResult:
-    """Update once. Every rank calls it.
+    """Run one training step. Every rank must call it.
 
     Args:
         batches: this rank's micro-batches, as many as `memory`.
-        memory: [L, B, M, D] for each.
-        counts: predictions of each loss term over all micro-batches and ranks.
-        seed: of dropout, which thus depends on nothing that would have to be saved, and evaluation cannot disturb it.
-        after_forward: called with the number and the loss of each micro-batch before its backward pass.
+        memory: [L, B, M, D] for each micro-batch.
+        counts: number of predictions of each loss term over all micro-batches and ranks.
+        seed: dropout seed, set per step so that no generator state needs saving and evaluation cannot affect training.
+        after_forward: called with the index and the loss of each micro-batch before its backward pass.
     """
     torch.manual_seed(seed)
     engine.start_step(counts)

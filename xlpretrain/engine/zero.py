@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO behind the engine's interface: the only file that imports DeepSpeed or knows its private state.
+"""DeepSpeed ZeRO behind the engine interface: the only file that imports DeepSpeed or uses its private attributes.
 
 Written against DeepSpeed 0.19.8. Its own checkpoints, schedulers, data loading and optimizers are not used.
 """
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from xlpretrain.engine.config import DeepSpeedConfig
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it guesses, with a warning
-os.environ.setdefault("LOCAL_RANK", "0")  # it insists on one, also for a process that nothing launched
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed guesses, with a warning
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it, even without a launcher
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
 
 deepspeed.utils.logger.setLevel(logging.ERROR)
-# Every collective of DeepSpeed warns with torch 2.13, on every rank.
+# With torch 2.13 every DeepSpeed collective emits this warning, on every rank.
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*deprecated")
-# Else the first initialization on CPU compiles a C++ extension (50 s; an error without g++) that nothing here calls.
+# Otherwise the first initialization on CPU compiles an unused C++ extension (50 s; an error without g++).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 OPTIMIZER_CLASS = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
 
 
 class _Module(nn.Module):
-    """The model with outputs that DeepSpeed can see: it looks for tensors in tuples, lists and dicts only."""
+    """The model with outputs that DeepSpeed can traverse: it finds tensors only in tuples, lists and dicts."""
 
     def __init__(self, model: PretrainingModel):
         super().__init__()
@@ -128,7 +128,7 @@ class ZeroEngine(Engine):
             f"more than {self._num_micro_batches} micro-batches in a step"
         )
         self._engine.set_gradient_accumulation_boundary(self._backwards == self._num_micro_batches)
-        # DeepSpeed averages over ranks; told so, it does not divide by the accumulation.
+        # DeepSpeed averages over ranks; with scale_wrt_gas=False it does not divide by the accumulation steps.
         self._engine.backward(self._scales.total(loss) * dist.get_world_size(), scale_wrt_gas=False)
 
     def update(self, lr: float) -> float:
@@ -143,7 +143,7 @@ class ZeroEngine(Engine):
         return float(self._engine.get_global_grad_norm())
 
     def _step_0(self) -> float:
-        """Clipping and the check for NaN are ours: DeepSpeed has no check here, and clips by an fp32 norm."""
+        """Clip and check for NaN here: at stage 0 DeepSpeed has no such check, and clips by an fp32 norm."""
         norm = clip_by_global_norm(
             [master.grad for master in self._state.master_weights if master.grad is not None], self._max_norm
         )
@@ -172,7 +172,7 @@ class ZeroEngine(Engine):
             for index, master in enumerate(zero.fp32_partitioned_groups_flat):
                 zero.fp16_partitioned_groups_flat[index].data.copy_(master.data)
                 zero._unflatten_partitioned_parameters(index)
-            # Small parameters stay gathered between steps: without this they would keep their old values.
+            # Small parameters stay gathered between steps; without this they would keep their old values.
             for parameter in zero.persistent_parameters:
                 parameter.partition()
             if zero.persistent_parameters:
@@ -180,7 +180,7 @@ class ZeroEngine(Engine):
 
 
 def _actual_stage(config: DeepSpeedConfig) -> int:
-    """bf16 with fp32 gradients turns DeepSpeed's stage 1 into another class with another layout: stage 2 stands in."""
+    """The stage to run: 2 instead of 1 for bf16 with fp32 gradients, where DeepSpeed's stage 1 has another layout."""
     other = config.zero_stage == 1 and config.precision == "bf16" and config.grad_dtype == "fp32"
     return 2 if other else config.zero_stage
 
@@ -190,12 +190,12 @@ def _options(config: DeepSpeedConfig, optimizer: OptimizerConfig, num_micro_batc
     stage = _actual_stage(config)
     options: dict[str, Any] = {
         **given,
-        "train_micro_batch_size_per_gpu": 1,  # it only multiplies this out; samples are counted by us
+        "train_micro_batch_size_per_gpu": 1,  # only used in a product; we count the samples
         "gradient_accumulation_steps": num_micro_batches,
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": stage},
-        # At stage 0 we clip. Unless told otherwise, DeepSpeed clips at 1.0.
+        # At stage 0 we clip ourselves. DeepSpeed's default is to clip at 1.0.
         "gradient_clipping": optimizer.grad_clip if stage > 0 else 0.0,
-        "zero_allow_untested_optimizer": True,  # which are right is known by `OptimizerConfig.parameter_view`
+        "zero_allow_untested_optimizer": True,  # `OptimizerConfig.parameter_view` decides instead
         "communication_data_type": config.grad_dtype,
         "data_types": {"grad_accum_dtype": config.grad_dtype},
     }
@@ -210,7 +210,7 @@ def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
 
 
 def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
-    """A group's parameters lie end to end (round-robin, if asked for), padded at the end, cut in equal parts."""
+    """Each group's parameters are concatenated (round-robin if enabled), padded at the end, and split evenly."""
     for group, parameters in enumerate(zero.round_robin_bit16_groups):
         size = zero.partition_size[group]
         low = dist.get_rank(zero.real_dp_process_group[group]) * size
@@ -222,7 +222,7 @@ def _layout_1_2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Parame
 
 
 def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:
-    """Every parameter is cut in equal parts by itself, the last one padded (with uninitialised memory, once built)."""
+    """Each parameter is split evenly by itself, with the last part padded (initially with uninitialised memory)."""
     for master, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
         offset = 0
         for parameter in parameters:
@@ -235,7 +235,7 @@ def _layout_3(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Paramete
 
 
 def _groups_of_masters(zero: Any) -> Iterator[tuple[Tensor, int]]:
-    """Each master with the number of its group: at stage 3 a group is cut into sub-groups, else it has one master."""
+    """Each master with its group's index: at stage 3 a group has several masters (sub-groups), otherwise one."""
     if hasattr(zero, "sub_group_to_group_id"):
         for number, master in enumerate(zero.fp32_partitioned_groups_flat):
             yield master, zero.sub_group_to_group_id[number]
@@ -245,10 +245,10 @@ def _groups_of_masters(zero: Any) -> Iterator[tuple[Tensor, int]]:
 
 
 def _reach_into_dataclasses(module: Any, inputs: Any, output: Any) -> Any:
-    """A forward hook for stage 3, which gathers a module's weights for its backward pass when that reaches its outputs.
+    """Forward hook for stage 3, which gathers a module's weights when the backward pass reaches the module's outputs.
 
-    It looks for them in tuples and dicts only; without this, weights that a module with a dataclass for output uses
-    directly (a tied embedding in the head) would be gone by then.
+    DeepSpeed finds outputs only in tuples and dicts. Without this hook, weights that a module with a dataclass output
+    uses directly (a tied embedding in the head) would not be gathered in the backward pass.
     """
 
     def apply(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The models. A new one is a file and a line here."""
+"""The models. To add one, add a file and a line here."""
 
 from typing import Annotated
 
@@ -20,4 +20,4 @@ MODELS: Registry[BackboneConfig] = Registry(
 )
 
 AnyModel = Annotated[BackboneConfig, TaggedUnion(MODELS)]
-"""The config of any model, told by its key `type`."""
+"""The config of any model, selected by its key `type`."""

@@ -1,6 +1,6 @@
 """Multi-head attention: by content (arXiv:1706.03762, 3.2.2), and by content, relative position and segment.
 
-Shapes as in `relative_positions.py`, and H width of a head.
+Shapes as in `relative_positions.py`; H is the width of a head.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Implementation = Literal["plain", "blocks", "sdpa"]
 class Attention(nn.Module):
     """score = q k / sqrt(H), softmax over the keys in fp32, dropout of the weights, values, projection.
 
-    Three implementations of the same: `plain` writes it down, `blocks` is made for CPUs, `sdpa` is torch's own with
-    what is added to the scores as its mask, made for GPUs.
+    Three equivalent implementations: `plain` is the reference, `blocks` is for CPUs, and `sdpa` is for GPUs: torch's
+    scaled_dot_product_attention, with everything that is added to the scores in its mask.
     """
 
     implementation: Implementation | None = None
-    """None: whichever suits the device."""
+    """None: chosen by device."""
 
     def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float, bias: bool):
         super().__init__()
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         tokens_BTD: Float[Tensor, "B T D"],
         mask_BQK: Float[Tensor, "B Q K"],
     ) -> Float[Tensor, "B Q D"]:
-        """The attended values of memory and tokens, projected back to D. The mask is added to the scores."""
+        """Attend over memory and tokens, and project back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
         key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
         implementation = self._implementation(queries_BQD)
@@ -56,28 +56,28 @@ class Attention(nn.Module):
         return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Forward and backward, per new token; the projection of the distances, shared by all samples, is left out.
+        """FLOPs of forward and backward per new token, without the projection of distances, which all samples share.
 
-        A memory position is projected to a key and a value like a new token, but no gradient goes on from there:
-        4 FLOPs per weight, not 6. Predictions are queries only, beside the one that each token is.
+        A memory position is projected to a key and a value like a new token, but gets no gradient: 4 FLOPs per weight
+        instead of 6. Predictions are only queries, in addition to one query per token.
         """
         projection, queries = self.query.weight.numel(), 1 + num_predictions / seq_len
         projections = 6.0 * 2 * projection * (1 + queries) + 4.0 * 2 * projection * mem_len / seq_len
         return projections + 6.0 * self.num_heads * self.d_head * self._columns(seq_len, mem_len) * queries
 
     def _columns(self, seq_len: int, mem_len: int) -> int:
-        """Columns of all matrix products with a query: scores by content, and the weighted sum of the values."""
+        """Number of columns in all matrix products with a query: content scores and the weighted sum of values."""
         return 2 * (seq_len + mem_len)
 
     def _implementation(self, hidden: Tensor) -> Implementation:
         if not hidden.numel():
-            # Torch's own returns zeros that depend on neither the bias nor, in some versions, the queries: parameters
-            # without a gradient, for which ZeRO would wait.
+            # Torch's implementation returns zeros that do not depend on the bias or, in some versions, on the queries,
+            # so those parameters get no gradient, and ZeRO would wait for it.
             return "plain"
         if self.implementation is not None:
             return self.implementation
         if hidden.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return "sdpa"  # the kernel for CPUs is made for tensors of one type
+            return "sdpa"  # the CPU kernel needs all tensors to have one dtype
         return "blocks"
 
     def _attend(
@@ -119,14 +119,14 @@ class Attention(nn.Module):
         return output_BQD
 
     def _of_keys(self, linear: nn.Linear, memory_BMD: Tensor, tokens_BTD: Tensor) -> Tensor:
-        """A projection of all keys, "B K N H"; apart, since the backward pass need not go on into the memory."""
+        """Project all keys to "B K N H"; memory and tokens separately, since the memory needs no gradient."""
         projected = linear(tokens_BTD)
         if memory_BMD.shape[1]:
             projected = torch.cat([linear(memory_BMD), projected], dim=1)
         return self._split(projected)
 
     def _split(self, projected: Tensor) -> Tensor:
-        """The heads of a projection as a dimension of their own."""
+        """Split a projection into heads."""
         return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
 
 
@@ -159,7 +159,7 @@ class RelativeAttention(Attention):
         position_bias_NH: Float[Tensor, "N H"],
         segment_bias_NH: Float[Tensor, "N H"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """The attended values of memory and tokens, projected back to D. The mask is added to the scores."""
+        """Attend over memory and tokens, and project back to D. The mask is added to the scores."""
         query_BQNH = self._split(self.query(queries_BQD))
         key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
         distance_GRNH = self._split(self.distance(positions.distances))
@@ -204,7 +204,7 @@ class RelativeAttention(Attention):
         return torch.cat([shifted_BNTK, gathered_BNPK], dim=2)
 
     def _columns(self, seq_len: int, mem_len: int) -> int:
-        """The cost of any attention and of the scores by distance; the two by segment are left out."""
+        """Columns of content attention plus those of the distance scores; the two for segments are not counted."""
         num_keys = seq_len + mem_len
         return super()._columns(seq_len, mem_len) + num_keys + (seq_len if self.bidirectional else 0)
 
@@ -217,5 +217,5 @@ def _segment_scores(scores_SBQN: Tensor, positions: RelativePositions) -> Tensor
 
 
 def _seen(attended_BQNH: Tensor, mask_BQK: Tensor) -> Tensor:
-    """A query that may see nothing has an average of all that is hidden from it (so in the originals): nothing."""
+    """Zero the output of fully masked queries (the originals average the masked values)."""
     return attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]

@@ -1,4 +1,4 @@
-"""The keys that each query may attend: causal, same length, memory, factorization order, XLNet's second stream.
+"""Attention masks: causal, same length, memory, factorization order, XLNet's second stream.
 
 Shapes as in `relative_positions.py`: Q = T tokens and then P predictions, K = M + T keys.
 """
@@ -15,13 +15,13 @@ from xlpretrain.models.backbone import BackboneInput
 def attention_mask(
     inputs: BackboneInput, *, mem_len: int, causal: bool, same_length: bool = False, initial_zeros: bool = False
 ) -> Bool[Tensor, "B Q K"]:
-    """Mask of the keys that each query may attend, as `BackboneInput` defines it.
+    """Mask of the keys that each query may attend (True), as defined by `BackboneInput`.
 
     Args:
-        causal: no key after the query; else all keys, unless the input has an order.
-        same_length: with a memory, only the newest `mem_len` keys up to the query itself: as many for the first query
-            of a sample as for the last.
-        initial_zeros: the whole memory, whatever of it is the sample's own.
+        causal: no key after the query; otherwise all keys, unless the input has a `perm_rank`.
+        same_length: with a memory, only the newest `mem_len` keys up to the query itself, so that the first query of a
+            sample attends as many as the last.
+        initial_zeros: the whole memory, regardless of `mem_valid_len`.
     """
     tokens = _visible_tokens(inputs, causal=causal)
     ages = torch.arange(mem_len, 0, -1, device=tokens.device)
@@ -35,10 +35,10 @@ def attention_mask(
 
 
 def additive_mask(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B Q K"]:
-    """A mask to add to scores: 0 where a key may be seen, half the lowest finite number where not.
+    """Additive mask for attention scores: 0 where a key is visible, half the lowest finite number elsewhere.
 
-    Finite, so that the softmax of a query that may see nothing is no NaN; attention then takes nothing. Half of it,
-    since fused kernels multiply scores by log2(e), which must not make it infinite.
+    It is finite so that the softmax of a fully masked query is not NaN (attention then outputs zero), and half the
+    lowest number because fused kernels multiply scores by log2(e), which must not overflow.
     """
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min / 2)
 
@@ -56,7 +56,7 @@ def _visible_tokens(inputs: BackboneInput, *, causal: bool) -> Bool[Tensor, "B Q
         visible = torch.ones_like(positions, dtype=torch.bool)
     visible = visible.expand(batch_size, num_tokens, num_tokens)
     if predict is not None:
-        # Without an order, a prediction sees all but the token it stands at.
+        # Without a perm_rank, a prediction sees all tokens except the one at its own position.
         unseen = (
             positions != predict[..., None] if order is None else order[:, None] < order.gather(1, predict)[..., None]
         )

@@ -1,6 +1,6 @@
-"""The interface of a model to the rest of the project: tokens and memory in, hidden states and the next memory out.
+"""The backbone interface: tokens and memory in, hidden states and the next memory out.
 
-Shapes: B samples, T new tokens, P predictions, M remembered positions, D d_model, L layers with a memory.
+Shapes: B samples, T new tokens, P predictions, M memory positions, D d_model, L layers with a memory.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from xlpretrain.schema import Problem, Section
 
 @dataclass(frozen=True)
 class BackboneInput:
-    """The input of a backbone for one micro-batch, on the device. None where the objective does not use a field."""
+    """The input of a backbone for one micro-batch, on the device. Fields not used by the objective are None."""
 
     tokens: Int[Tensor, "B T"]
     mem_valid_len: Int[Tensor, " B"]
-    """Number of the M memory positions, counted from the newest, that belong to the sample; the model masks the
-    rest."""
+    """Number of memory positions, counted from the newest, that belong to the sample; the model masks the others."""
     attention_mask: Bool[Tensor, "B T"] | None = None
-    """Mask of the tokens present; the others are padding, which no token may attend. None: all are present."""
+    """True for real tokens, False for padding, which no token may attend. None: no padding."""
     segments: Int[Tensor, "B T"] | None = None
-    """The segment of each token, 0 being that of the memory too. None: all 0."""
+    """The segment id of each token; the memory has segment 0. None: all 0."""
     perm_rank: Int[Tensor, "B T"] | None = None
-    """The rank of each token in the factorization: a token attends those of its own rank or lower, a prediction those
-    of lower rank than the token it stands at. Tokens of one rank see each other. None: whatever the model does."""
+    """The rank of each token in the factorization order: a token attends tokens of its own rank or lower, a prediction
+    attends tokens of lower rank than the token at its position. None: the model's default order."""
     target_positions: Int[Tensor, "B P"] | None = None
-    """The positions whose tokens are predicted without being seen (a second stream, XLNet). None: no second stream."""
+    """The positions whose tokens are predicted by a second stream that does not see them (XLNet). None: no second
+    stream."""
     reversed: Bool[Tensor, " B"] | None = None
-    """Mask of the samples that are read from right to left: their relative positions change sign. None: no sample."""
+    """True for samples read from right to left: their relative positions change sign. None: no such sample."""
     reuse_len: int | None = None
     """Number of leading positions of the sample that enter the memory. None: all."""
 
@@ -51,23 +51,24 @@ class Hidden:
 
     tokens: Float[Tensor, "B T D"]
     predictions: Float[Tensor, "B P D"] | None = None
-    """The second stream, at the positions `predict`."""
+    """Hidden states of the second stream, at `target_positions`."""
 
 
 class OutputLayer(nn.Module, ABC):
-    """Hidden states onto the vocabulary: a full softmax or an adaptive one, tied or not."""
+    """Projection of hidden states onto the vocabulary: a full or adaptive softmax, tied or not."""
 
     def forward(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """`score`, as a call that the hooks of ZeRO-3 see, with accuracy in evaluation mode only."""
+        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode."""
         return self.token_losses(hidden, targets, accuracy=not self.training)
 
     @abstractmethod
     def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""
+        """-log p(target) in fp32 nats, in the order of the targets; with `accuracy`, also True where no other token is
+        more likely, else None."""
 
     @abstractmethod
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
@@ -82,42 +83,43 @@ class Backbone(nn.Module, ABC):
     """A model without its objective's head."""
 
     provides: ClassVar[frozenset[str]]
-    """Capabilities, among memory, causal, two_stream and bidirectional, that an objective may require."""
+    """Capabilities that an objective may require: memory, causal, two_stream, bidirectional."""
 
     d_model: int
 
     init_std: float
-    """Standard deviation of fresh weights, the backbone's own and those of the heads built on it."""
+    """Standard deviation of initial weights, for the backbone and the heads built on it."""
 
     activation_checkpointing: bool = False
-    """True if backward recomputes each layer instead of keeping its activations; set by the engine."""
+    """True to recompute each layer in the backward pass instead of keeping its activations; set by the engine."""
 
     @abstractmethod
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
         """Hidden states of the new tokens, and the memory for the next sample of the same streams.
 
-        The length of the memory is that of `mems`, whatever the model was trained with; M = 0 is a model without
-        memory. The returned memory is detached.
+        The memory length is that of `mems`, whatever length the model was trained with; M = 0 means no memory. The
+        returned memory is detached.
         """
 
     @abstractmethod
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
-        """A memory of zeros for `num_rows` streams, in the dtype and on the device of the weights."""
+        """A memory of zeros for `batch_size` streams, with the dtype and device of the weights."""
 
     @abstractmethod
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Matrix-product FLOPs of forward and backward for one token, attention included, the head not.
+        """Matrix-product FLOPs of forward and backward for one token, including attention but not the head.
 
-        `num_predictions`: of a second stream, in a row of `seq_len` tokens, which share their cost.
+        num_predictions: predictions of a second stream per sample of `seq_len` tokens; their cost is spread over the
+        tokens.
         """
 
     @abstractmethod
     def output_layer(self) -> OutputLayer:
-        """A freshly built projection onto the vocabulary, tied to this model's embedding where its config says so."""
+        """Build a new projection onto the vocabulary, tied to this model's embedding if the config says so."""
 
 
 class BackboneConfig(Section, ABC):
-    """The keys every model has."""
+    """The keys common to all models."""
 
     type: str
     mem_len: int
@@ -126,14 +128,13 @@ class BackboneConfig(Section, ABC):
     provides: ClassVar[frozenset[str]]
 
     def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
-        """Yield what contradicts the rest of the config; keys are those of the whole config."""
+        """Yield contradictions with the rest of the config; keys are relative to the whole config."""
         yield from ()
 
     def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
-        """Yield what does not fit the samples that an objective makes of the data; keys are those of the whole
-        config."""
+        """Yield contradictions with the samples that the objective makes; keys are relative to the whole config."""
         yield from ()
 
     @abstractmethod
     def build(self, vocab_size: int) -> Backbone:
-        """The model with freshly drawn weights, from torch's global generator, in fp32."""
+        """Build the model in fp32, with initial weights drawn from torch's global generator."""

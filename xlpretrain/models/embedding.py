@@ -1,4 +1,4 @@
-"""Token embeddings, and the layers that turn hidden states into a distribution over tokens.
+"""Token embeddings, and output layers that map hidden states to a distribution over tokens.
 
 Adaptive embedding (arXiv:1809.10853) and adaptive softmax (arXiv:1609.04309) split a vocabulary sorted by frequency
 into clusters; rarer clusters get narrower vectors. Shapes: N positions, V vocabulary, D d_model, E width of a
@@ -24,10 +24,10 @@ _ROWS_OF_LOG_PROBS = 256
 
 
 class TokenEmbedding(nn.Module):
-    """Tables of vectors, one or one per cluster, each projected to d_model where its width differs.
+    """One table of token vectors, or one per cluster, projected to d_model if the width differs.
 
-    With `div_val` 1 there is one table for the whole vocabulary, whatever the cutoffs. With more, cluster i has
-    vectors of d_embed // div_val**i, and every cluster a projection, the first one too even where it is square.
+    With `div_val` 1 there is one table for the whole vocabulary, whatever the cutoffs. With `div_val` above 1, cluster
+    i has vectors of width d_embed // div_val**i, and every cluster has a projection, even if it is square.
     """
 
     def __init__(
@@ -54,29 +54,29 @@ class TokenEmbedding(nn.Module):
         _draw(self.projections, proj_init_std)
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The vectors of the tokens, not scaled."""
+        """The unscaled vectors of the tokens."""
         if len(self.tables) == 1:
             vectors: Tensor = self.table(0)(tokens)
             return self._project(0, vectors) if self.projections else vectors
         flat = tokens.flatten()
         result = torch.zeros(len(flat), self.d_model, dtype=self.table(0).weight.dtype, device=flat.device)
-        # Every cluster is computed, with no tokens if need be: under ZeRO-3 all ranks must use the same parameters.
+        # Every cluster is computed, even without tokens: under ZeRO-3 all ranks must use the same parameters.
         for cluster, (start, end) in enumerate(pairwise(self.edges)):
             (where,) = torch.nonzero((flat >= start) & (flat < end), as_tuple=True)
             vectors = self.table(cluster)(flat[where] - start)
-            result = result.index_copy(0, where, self._project(cluster, vectors).to(result.dtype))  # autocast's differs
+            result = result.index_copy(0, where, self._project(cluster, vectors).to(result.dtype))  # autocast
         return result.view(*tokens.shape, self.d_model)
 
     def table(self, cluster: int) -> nn.Embedding:
-        """The vectors of a cluster; of all of them, where there is one table."""
+        """The table of a cluster, or the only one."""
         return cast(nn.Embedding, self.tables[cluster if len(self.tables) > 1 else 0])
 
     def projection(self, cluster: int) -> nn.Linear:
-        """The projection of a cluster's vectors to d_model; only where there is one (`projections`)."""
+        """The projection of a cluster's vectors to d_model, or the only one; only if `projections` is not empty."""
         return cast(nn.Linear, self.projections[cluster if len(self.projections) > 1 else 0])
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the widest projection; looking up costs none."""
+        """FLOPs of forward and backward of the widest projection; the lookup has none."""
         return 6.0 * max((weight.numel() for weight in self.projections.parameters()), default=0)
 
     def _project(self, cluster: int, vectors: Tensor) -> Tensor:
@@ -85,15 +85,15 @@ class TokenEmbedding(nn.Module):
 
 
 class VocabularySoftmax(OutputLayer):
-    """Hidden states onto the vocabulary: a full softmax, or with cutoffs an adaptive one.
+    """Projection of hidden states onto the vocabulary: a full softmax, or with cutoffs an adaptive one.
 
-    The adaptive softmax gives p(token) = p(cluster) p(token | cluster); the first cluster's tokens stand in one
-    softmax with the other clusters, numbered upwards (as in the TensorFlow original and transformers 4.x; the
-    PyTorch original numbers them downwards). Losses come in the order of the targets (the originals' PyTorch code
-    groups them by cluster).
+    The adaptive softmax gives p(token) = p(cluster) p(token | cluster); the first cluster's tokens share one softmax
+    with the other clusters, which are numbered upwards (as in the TensorFlow original and transformers 4.x; the PyTorch
+    original numbers them downwards). Losses are in the order of the targets (the original PyTorch code groups them by
+    cluster).
 
-    Where tied, it reads the embedding's own tables and projections, which stay registered with the embedding alone.
-    Projections are tied cluster by cluster; with `div_val` 1 all clusters that are tied share the one there is.
+    If tied, it uses the tables and projections of the embedding, which remain registered only there. Projections are
+    tied per cluster; with `div_val` 1 all tied clusters share the single projection.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class VocabularySoftmax(OutputLayer):
         proj_init_std: float,
     ):
         super().__init__()
-        # In a tuple, so that no parameter is registered under two names.
+        # In a tuple, so that its parameters are not registered under a second name.
         self._embedding = (embedding,)
         self.edges = (0, *cutoffs, embedding.vocab_size)
         self.num_tails = len(cutoffs)
@@ -131,21 +131,21 @@ class VocabularySoftmax(OutputLayer):
     def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """-log p(target) in fp32 nats, in the order of the targets; and whether no token is likelier, if asked."""
+        """-log p(target) in fp32 nats, in the order of the targets; with `accuracy`, also the correct ones."""
         head_size = self.edges[1]
         inside = [(targets >= start) & (targets < end) for start, end in pairwise(self.edges)][1:]
         head_targets = targets
         for tail, member in enumerate(inside):
             head_targets = head_targets.masked_fill(member, head_size + tail)
         nll = self._nll(0, hidden, head_targets)
-        # Every tail is computed, for no samples if need be: under ZeRO-3 all ranks must use the same parameters.
+        # Every tail is computed, even without targets: under ZeRO-3 all ranks must use the same parameters.
         for tail, member in enumerate(inside):
             (where,) = torch.nonzero(member, as_tuple=True)
             within = targets[where] - self.edges[tail + 1]
             nll = nll.index_add(0, where, self._nll(tail + 1, hidden[where], within))
         if not accuracy:
             return nll, None
-        scores = self.log_probs if inside else partial(self._logits, 0)  # of every token and position: some at a time
+        scores = self.log_probs if inside else partial(self._logits, 0)  # V numbers per position, so in chunks
         likeliest = [scores(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
         return nll, torch.cat(likeliest) == targets
 
@@ -160,7 +160,7 @@ class VocabularySoftmax(OutputLayer):
         return torch.cat([head[:, :head_size], *tails], dim=-1)
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the head and the dearest tail."""
+        """FLOPs of forward and backward of the head and the most expensive tail."""
         embedding = self._embedding[0]
         costs = []
         for cluster, (start, end) in enumerate(pairwise(self.edges)):
@@ -191,7 +191,7 @@ class VocabularySoftmax(OutputLayer):
         return weight, bias
 
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
-        """Hidden states in the width of a cluster's vectors."""
+        """Project hidden states to the width of a cluster's vectors."""
         embedding = self._embedding[0]
         if not embedding.projections:
             return hidden
@@ -202,6 +202,6 @@ class VocabularySoftmax(OutputLayer):
 
 
 def _draw(modules: nn.Module, std: float) -> None:
-    """Draws every weight from N(0, std)."""
+    """Initialize every weight from N(0, std)."""
     for weight in modules.parameters():
         nn.init.normal_(weight, std=std)

@@ -1,10 +1,10 @@
-"""ALBERT (Lan et al. 2019, arXiv:1909.11942) and BERT (Devlin et al. 2018, arXiv:1810.04805): one encoder.
+"""The encoder of ALBERT (Lan et al. 2019, arXiv:1909.11942) and BERT (Devlin et al. 2018, arXiv:1810.04805).
 
 BERT is ALBERT without its two savings: token vectors narrower than the hidden states (section 3.1 there, "factorized
 embedding parameterization"), and one set of weights for all layers ("cross-layer parameter sharing"). As in the
-originals, post-norm with biases everywhere, the tanh approximation of gelu, weights drawn from a normal distribution
-truncated at two standard deviations (transformers: a plain one). The projection of the embedding is there only where
-it changes the width (transformers: always). The poolers and the classifiers over samples belong to objectives.
+originals: post-norm, biases everywhere, the tanh approximation of gelu, and weights drawn from a normal distribution
+truncated at two standard deviations (transformers: not truncated). The embedding has a projection only if the width
+changes (transformers: always). Poolers and sample classifiers belong to objectives.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class EncoderConfig(StackConfig):
     """The keys that ALBERT and BERT share."""
 
     mem_len: Literal[0] = 0
-    """It has no memory."""
+    """Always 0: an encoder has no memory."""
     max_positions: PositiveInt = 512
-    """Positions that have a vector: the longest sample."""
+    """Number of position vectors: the maximum length of a sample."""
     positions: AnyPositions = LearnedConfig()
-    """Vectors of positions, added to those of tokens: learned, or sinusoidal."""
+    """Position vectors, added to the token vectors: learned or sinusoidal."""
     num_segments: PositiveInt = 2
-    """Segments that have a vector."""
+    """Number of segment vectors."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
 
@@ -51,12 +51,12 @@ class EncoderConfig(StackConfig):
             yield "positions.type", f"sinusoidal needs an even d_embed (half sines), got {self.resolved_d_embed}"
 
     def run_problems(self, *, seq_len: int) -> Iterator[Problem]:
-        """Samples longer than there are positions."""
+        """Yield a problem if samples are longer than max_positions."""
         if seq_len > self.max_positions:
             yield "objective.seq_len", f"must be at most model.max_positions ({self.max_positions}), got {seq_len}"
 
     def data_problems(self, *, num_segments: int) -> Iterator[Problem]:
-        """Segments without a vector."""
+        """Yield a problem if samples have more segments than num_segments."""
         if num_segments > self.num_segments:
             yield (
                 "model.num_segments",
@@ -64,27 +64,27 @@ class EncoderConfig(StackConfig):
             )
 
     def build(self, vocab_size: int) -> Encoder:
-        """The model with freshly drawn weights."""
+        """Build the model with freshly initialized weights."""
         return Encoder(self, vocab_size)
 
 
 class AlbertConfig(EncoderConfig):
-    """The keys of an ALBERT; the defaults are the authors' base model, version 2."""
+    """Config of an ALBERT; the defaults are the authors' base model, version 2."""
 
     type: Literal["albert"] = "albert"
     """Kind of model."""
     num_layer_groups: PositiveInt | None = 1
     """Groups of consecutive layers that share their weights (1: all do); null: each layer has its own."""
     d_embed: PositiveInt | None = 128
-    """Width of the token, position and segment vectors, projected to d_model where it differs; null: d_model."""
+    """Width of the token, position and segment vectors, projected to d_model if it differs; null: d_model."""
     dropout: Rate = 0.0
-    """Dropout of embeddings and of the outputs of attention and feed-forward (0.1 in version 1 but for xxlarge)."""
+    """Dropout of embeddings and of the outputs of attention and feed-forward (0.1 in version 1, except xxlarge)."""
     attention_dropout: Rate = 0.0
-    """Dropout of attention weights (0.1 in version 1 but for xxlarge)."""
+    """Dropout of attention weights (0.1 in version 1, except xxlarge)."""
 
 
 class BertConfig(EncoderConfig):
-    """The keys of a BERT; the defaults are the authors' base model."""
+    """Config of a BERT; the defaults are the authors' base model."""
 
     type: Literal["bert"] = "bert"
     """Kind of model."""
@@ -105,7 +105,7 @@ class EncoderEmbedding(nn.Module):
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
     def forward(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The first layer's input. Raises `ConfigError` if the samples are longer than there are positions."""
+        """The input of the first layer. Raises `ConfigError` if samples are longer than max_positions."""
         num_tokens, limit = tokens.shape[1], self.max_positions
         if num_tokens > limit:
             raise ConfigError(f"samples of {num_tokens} tokens: this model has model.max_positions {limit}")
@@ -115,12 +115,12 @@ class EncoderEmbedding(nn.Module):
         return hidden if self.projection is None else self.projection(hidden)
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the projection."""
+        """FLOPs of forward and backward of the projection."""
         return 0.0 if self.projection is None else 6.0 * self.projection.weight.numel()
 
 
 class Encoder(StackedBackbone):
-    """Layers in which every token sees every other that is valid. Its memory has no positions."""
+    """Bidirectional layers: every token attends all tokens that are not padding. Its memory has length 0."""
 
     provides = EncoderConfig.provides
 
@@ -140,7 +140,7 @@ class Encoder(StackedBackbone):
         self.apply(partial(draw, std=config.init_std, truncated=True))
 
     def forward(self, inputs: BackboneInput, mems: Float[Tensor, "L B M D"]) -> tuple[Hidden, Float[Tensor, "L B M D"]]:
-        """Hidden states of the tokens, and no memory."""
+        """Hidden states of the tokens, and an empty memory."""
         assert mems.shape[2] == 0 and inputs.target_positions is None, (
             "an encoder has neither memory nor a second stream"
         )
@@ -177,7 +177,7 @@ class TransformedSoftmax(VocabularySoftmax):
     def token_losses(
         self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """-log p(target) in fp32 nats; and whether no token is likelier, if asked."""
+        """-log p(target) in fp32 nats; with `accuracy`, also the correct ones."""
         return super().token_losses(self._transform(hidden), targets, accuracy=accuracy)
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
@@ -185,7 +185,7 @@ class TransformedSoftmax(VocabularySoftmax):
         return super().log_probs(self._transform(hidden))
 
     def flops_per_token(self) -> float:
-        """Forward and backward of the transform and the projection onto the vocabulary."""
+        """FLOPs of forward and backward of the transform and the projection onto the vocabulary."""
         return 6.0 * self.transform.weight.numel() + super().flops_per_token()
 
     def _transform(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A backbone and a head: the module that an engine steps, what it is given, and what it returns."""
+"""The module that an engine trains (a backbone and a head), with its input and output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `counts` is how many predictions each loss term has in it, known before the forward pass.
+    """One micro-batch.
 
-    targets: the right answers of a term that predicts tokens under its name, and under `<term>_at` where they are
-    asked for, ascending: sample * width + position, of the query stream if there is one, else of the tokens.
+    targets: for a term that predicts tokens, the target tokens under the term's name and, under `<term>_positions`,
+    their ascending flat indices sample * width + position, in the query stream if there is one, else in the tokens.
+    counts: number of predictions of each loss term in the micro-batch, known before the forward pass.
     """
 
     inputs: BackboneInput
@@ -26,7 +27,7 @@ class Batch:
     counts: Mapping[str, int]
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:
-        """The sample of each prediction of a term that predicts tokens."""
+        """The sample index of each prediction of a term that predicts tokens."""
         places = self.inputs.tokens if self.inputs.target_positions is None else self.inputs.target_positions
         return self.targets[f"{term}_positions"] // max(places.shape[1], 1)
 
@@ -38,28 +39,28 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The result of each prediction of one term; those of a sample are adjacent, in the order of positions."""
+    """The result of each prediction of one term, ordered by sample and position."""
 
     samples: Int[Tensor, " N"]
-    """The sample of each, ascending."""
+    """The sample index of each prediction, ascending."""
     nll: Float[Tensor, " N"]
-    """Detached, in nats."""
+    """Loss of each prediction in nats, detached."""
     correct: Bool[Tensor, " N"] | None
-    """True where no other answer was likelier; only in evaluation mode."""
+    """True where no other answer was more likely; None in training mode."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums, never means: the engine divides once, by the counts of the whole step."""
+    """Summed losses, never means: the engine divides once, by the counts of the whole step."""
 
     sums: Mapping[str, Float[Tensor, ""]]
-    """Per term, fp32, nats."""
+    """Sum per term, in fp32 nats."""
     scores: Mapping[str, TokenScores] = field(default_factory=dict)
-    """Per term: for evaluation."""
+    """Individual predictions per term, for evaluation."""
 
 
 class Head(nn.Module, ABC):
-    """Hidden states and targets into a loss."""
+    """Maps hidden states and targets to a loss."""
 
     @abstractmethod
     def forward(self, hidden: Hidden, batch: Batch) -> Loss:
@@ -70,12 +71,12 @@ class Head(nn.Module, ABC):
         """Matrix-product FLOPs of forward and backward, divided by the tokens of a sample."""
 
     def class_logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """The fp32 logits of each sample's label, if it is a classifier's head."""
+        """The fp32 logits of each sample's labels; only for a classifier's head."""
         raise NotImplementedError(f"{type(self).__name__} does not define `class_logits`")
 
 
 class PretrainingModel(nn.Module):
-    """A backbone and a head: what an engine trains."""
+    """A backbone and a head, trained by an engine."""
 
     def __init__(self, backbone: Backbone, head: Head):
         super().__init__()

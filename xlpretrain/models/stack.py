@@ -1,6 +1,6 @@
-"""The layer that all models are made of, and stacks of layers with memories, whose weights may be shared.
+"""The layer shared by all models, and stacks of layers with memories and optionally shared weights.
 
-Shapes as in `relative_positions.py`; L is the number of layers applied, each of which has a memory of its own.
+Shapes as in `relative_positions.py`; L is the number of layers applied, each with its own memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from xlpretrain.schema import Problem
 class Layer(nn.Module):
     """Attention over memory and new tokens, then a feed-forward, each with its residual and norm.
 
-    Post-norm: norm(x + f(x)). Pre-norm: x + f(norm(x)), the memory normed like the new tokens; as in the originals,
-    no further norm follows the last layer.
+    Post-norm: norm(x + f(x)). Pre-norm: x + f(norm(x)), with the memory normalized like the new tokens; as in the
+    originals, no final norm follows the last layer.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Layer(nn.Module):
         mask: Float[Tensor, "B Q K"],
         *places: Any,
     ) -> Float[Tensor, "B Q D"]:
-        """The hidden states after this layer: of the T tokens, then of the predictions, which no query attends.
+        """Hidden states after this layer: those of the T tokens, then those of the predictions, which no query attends.
 
         Args:
-            memory: earlier inputs of this same layer.
-            places: what this kind of attention takes beside the mask.
+            memory: earlier inputs of this layer.
+            places: further arguments of the attention, after the mask.
         """
         num_tokens, queries = mask.shape[2] - memory.shape[1], hidden
         if self.pre_norm:
@@ -80,7 +80,7 @@ class Layer(nn.Module):
         return hidden
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
-        """Forward and backward, predictions shared out to the tokens."""
+        """FLOPs of forward and backward, with the cost of predictions spread over the tokens."""
         feed_forward = self.feed_forward.flops_per_token() * (1 + num_predictions / seq_len)
         return self.attention.flops_per_token(seq_len, mem_len, num_predictions) + feed_forward
 
@@ -94,14 +94,14 @@ class Pooler(nn.Module):
         draw(self.linear, init_std, truncated=True)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """One vector a sample."""
+        """One vector per sample."""
         return torch.tanh(self.linear(hidden[:, 0]))
 
 
 def draw(module: nn.Module, std: float, *, truncated: bool = False) -> None:
-    """Weights of linear maps and embeddings from N(0, std), biases 0; norms keep their 1 and 0. For `Module.apply`.
+    """Initialize linear and embedding weights from N(0, std) and biases with 0, norms not at all. For `Module.apply`.
 
-    truncated: at two standard deviations, as TensorFlow's truncated_normal.
+    truncated: truncate at two standard deviations, like TensorFlow's truncated_normal.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         if truncated:
@@ -116,28 +116,28 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StackConfig(BackboneConfig):
-    """The keys that every model of layers has."""
+    """The keys common to all models that are stacks of layers."""
 
     num_layers: PositiveInt = 12
-    """Layers, each with its own memory, and with its own weights unless num_layer_groups is smaller."""
+    """Number of layers, each with its own memory, and with its own weights unless num_layer_groups is smaller."""
     num_layer_groups: PositiveInt | None = None
-    """Groups of consecutive layers that share their weights (ALBERT has 1); null: each layer has its own."""
+    """Number of groups of consecutive layers that share weights (1 in ALBERT); null: each layer has its own."""
     layers_per_group: PositiveInt = 1
-    """Number of layers with weights of their own in a group, which is what a group repeats: ALBERT's inner groups."""
+    """Number of distinct layers in a group, which the group repeats (ALBERT's inner groups)."""
     num_heads: PositiveInt = 12
-    """Attention heads of a layer."""
+    """Number of attention heads per layer."""
     d_model: PositiveInt = 768
     """Width of the hidden states."""
     d_head: PositiveInt | None = None
-    """Width of a head; d_model / num_heads unless set."""
+    """Width of a head; null: d_model / num_heads."""
     d_ff: PositiveInt = 3072
     """Inner width of the feed-forward layers."""
     feed_forward: AnyFeedForward = MLPConfig()
-    """Feed-forward of the layers: mlp (two linear maps) or glu (a gated linear unit, of three)."""
+    """Feed-forward of the layers: mlp (two linear maps) or glu (a gated linear unit with three)."""
     norm: AnyNorm = LayerNormConfig()
     """Norm of the layers, and of an encoder's embedding and head: layer_norm or rms_norm."""
     d_embed: PositiveInt | None = None
-    """Width of the token vectors, projected to d_model where it differs; d_model unless set."""
+    """Width of the token vectors, projected to d_model if it differs; null: d_model."""
     dropout: Rate = 0.1
     """Dropout of embeddings and of the outputs of attention and feed-forward."""
     attention_dropout: Rate = 0.1
@@ -150,7 +150,7 @@ class StackConfig(BackboneConfig):
     layer_norm_eps: PositiveFloat = 1e-12
     """Added to the variance, or the mean square, in a norm."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of initial weights."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -171,19 +171,19 @@ class StackConfig(BackboneConfig):
 
     @property
     def layer_to_weights(self) -> list[int]:
-        """For each layer applied, whose weights it has: layer l is group l * groups // layers."""
+        """For each layer applied, the index of its weights; layer l is in group l * groups // layers."""
         groups = self.num_layer_groups or self.num_layers
         first = [layer * groups // self.num_layers * self.layers_per_group for layer in range(self.num_layers)]
         return [index + inner for index in first for inner in range(self.layers_per_group)]
 
     @property
     def num_distinct_layers(self) -> int:
-        """Layers with weights of their own."""
+        """Number of layers with their own weights."""
         return self.layer_to_weights[-1] + 1
 
 
 class StackedBackbone(Backbone):
-    """A backbone with `layers`, those with weights of their own; a shared one is applied more than once."""
+    """A backbone with `layers`: the distinct ones; a layer with shared weights is applied more than once."""
 
     def __init__(
         self, config: StackConfig, embedding: nn.Module, attention: Callable[[], Attention], *, inner_dropout: float
@@ -220,12 +220,13 @@ class StackedBackbone(Backbone):
         *places: object,
         biases: Sequence[Float[Tensor, "_ N H"]] = (),
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "L B M D"]]:
-        """The hidden states after all layers, and each one's next memory: its last M inputs, detached.
+        """The hidden states after all layers, and each layer's next memory: its last M inputs, detached.
 
         Args:
-            hidden: of the tokens, then of a second stream's predictions, which are not remembered.
-            places: what every layer's attention takes beside the mask.
-            biases: what it takes after that, for all layers or for each with weights of its own.
+            hidden: states of the tokens, then of a second stream's predictions, which do not enter the memory.
+            places: further arguments of every layer's attention, after the mask.
+            biases: attention biases, passed after `places`; each has one entry for all layers or one per distinct
+                layer.
         """
         num_tokens = inputs.tokens.shape[1]
         mems = _forget(mems, inputs.mem_valid_len)
@@ -241,18 +242,18 @@ class StackedBackbone(Backbone):
         return hidden, torch.stack(next_mems)
 
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
-        """Zeros, in the dtype and on the device of the weights."""
+        """Zeros with the dtype and device of the weights."""
         weight = next(self.layers.parameters()).detach()
         return weight.new_zeros(len(self.layer_to_weights), batch_size, mem_len, self.d_model)
 
     def layer_flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int) -> float:
-        """6 per weight of a matrix product, and attention over all keys (PaLM, arXiv:2204.02311, appendix B)."""
+        """6 FLOPs per weight of a matrix product, plus attention over all keys (PaLM, arXiv:2204.02311, app. B)."""
         layer = cast(Layer, self.layers[0])
         return len(self.layer_to_weights) * layer.flops_per_token(seq_len, mem_len, num_predictions)
 
 
 def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor, "L B M D"]:
-    """Zeros where a memory is not the sample's own, whether they will be seen (initial_memory zeros) or not."""
+    """Zero the memory positions that do not belong to the sample, even if masked (see initial_memory)."""
     mem_len = mems.shape[2]
     strange = torch.arange(mem_len, device=mems.device) < mem_len - remembered[:, None]
     return mems.masked_fill(strange[..., None], 0)
@@ -267,16 +268,16 @@ def _remember(memory: Float[Tensor, "B M D"], hidden: Float[Tensor, "B T D"]) ->
 
 
 class RelativeConfig(StackConfig):
-    """The keys that both have, beside those of every stack of layers."""
+    """The keys common to Transformer-XL and XLNet."""
 
     positions: AnyPositions = SinusoidalConfig()
-    """Vectors of the distances between tokens, which relative attention scores keys by: sinusoidal."""
+    """Vectors of the distances between tokens, used by relative attention: sinusoidal."""
     clamp_len: Annotated[int, Field(ge=-1)] | None = None
-    """Distances of more than this many tokens, either way, count as this many; null or -1: no limit."""
+    """Largest distance in tokens, in either direction; larger ones are clamped to it. null or -1: no limit."""
     untie_r: bool = True
-    """Give each layer with weights of its own its own attention biases; else all layers share them."""
+    """Give each distinct layer its own attention biases; otherwise all layers share them."""
     initial_memory: Literal["none", "zeros"] = "none"
-    """The past that a new stream attends: none, or zeros as in the TensorFlow originals (and, for Transformer-XL, in
+    """Memory that a new stream attends: none, or zeros as in the TensorFlow originals (and, for Transformer-XL, in
     transformers)."""
 
     def problems(self) -> Iterator[Problem]:
@@ -285,7 +286,7 @@ class RelativeConfig(StackConfig):
         if not self.positions.for_distances:
             yield (
                 "positions.type",
-                f"{self.positions.type} gives vectors to positions, and {self.type} needs those of distances; use"
+                f"{self.positions.type} has vectors for positions, but {self.type} needs vectors for distances; use"
                 " sinusoidal",
             )
         if self.positions.type == "sinusoidal" and self.d_model % 2:
@@ -295,11 +296,11 @@ class RelativeConfig(StackConfig):
 
     @property
     def longest_distance(self) -> int | None:
-        """Beyond which distances are alike; None: there is no limit."""
+        """The distance to which larger ones are clamped; None: no limit."""
         return None if self.clamp_len == -1 else self.clamp_len
 
     def attention(self, *, bidirectional: bool) -> Callable[[], RelativeAttention]:
-        """The factory of a layer's attention. bidirectional: with segments, and for both directions."""
+        """A factory of the layers' attention. bidirectional: support segments and both directions."""
         return partial(
             RelativeAttention,
             d_model=self.d_model,
@@ -310,8 +311,8 @@ class RelativeConfig(StackConfig):
         )
 
     def init_biases(self) -> nn.Parameter:
-        """A bias of attention: [1, N, H] for all layers, or, untied, one for each layer with weights of its own."""
+        """An attention bias [1, N, H] shared by all layers or, if untied, one per distinct layer."""
         shape = (self.num_distinct_layers if self.untie_r else 1, self.num_heads, self.resolved_d_head)
         bias = nn.Parameter(torch.randn(shape) * self.init_std)
-        bias.num_fused = shape[0]  # type: ignore[attr-defined]  # to an optimizer each layer's is a tensor of its own
+        bias.num_fused = shape[0]  # type: ignore[attr-defined]  # to an optimizer, one tensor per layer
         return bias

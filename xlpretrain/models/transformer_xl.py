@@ -1,8 +1,8 @@
-"""Transformer-XL (Dai et al. 2019, arXiv:1901.02860): a causal decoder whose layers remember their last inputs.
+"""Transformer-XL (Dai et al. 2019, arXiv:1901.02860): a causal decoder in which each layer has a memory of its inputs.
 
-Deviations from the authors' PyTorch code, none of which changes the function it computes: batch first; the memory
-has one fixed size and a count of positions that are the sample's own, where theirs grows from nothing; the last
-layer's output, which nothing attends, is not remembered.
+Differences from the authors' PyTorch code, none of which changes the computed function: batch first; the memory has a
+fixed size and a count of positions that belong to the sample, while theirs starts empty and grows; the last layer's
+output is not kept in memory, since nothing attends to it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from xlpretrain.schema import Problem
 
 
 class TransformerXLConfig(RelativeConfig):
-    """The keys of a Transformer-XL; the defaults are the authors' 12-layer enwik8 model."""
+    """Config of a Transformer-XL; the defaults are the authors' 12-layer enwik8 model."""
 
     type: Literal["transformer_xl"] = "transformer_xl"
     """Kind of model."""
     num_heads: PositiveInt = 8
     """Attention heads of a layer."""
     d_model: PositiveInt = 512
-    """Width of the hidden states; even."""
+    """Width of the hidden states; must be even."""
     d_ff: PositiveInt = 2048
     """Inner width of the feed-forward layers."""
     d_embed: PositiveInt | None = None
-    """Width of the token vectors (of the most frequent cluster's, with div_val); d_model unless set."""
+    """Width of the token vectors (with div_val, those of the most frequent cluster); null: d_model."""
     mem_len: NonNegativeInt = 512
-    """Positions of the past that every layer attends beside its sample; 0: none. Evaluation may use another length."""
+    """Memory length: past positions that each layer attends, besides the sample; 0: none. Evaluation may use another.
+    """
     dropout: Rate = 0.1
     """Dropout of embeddings, positions, attention output, feed-forward (inside and out) and final output."""
     attention_dropout: Rate = 0.0
@@ -46,24 +47,24 @@ class TransformerXLConfig(RelativeConfig):
     activation: Activation = "relu"
     """Activation of the feed-forward layers: relu, gelu (exact), gelu_tanh, or silu."""
     same_length: bool = False
-    """Let every token attend equally many positions, mem_len including itself; else those late in a sample attend
-    more."""
+    """Let every token attend the same number of positions, mem_len including itself; otherwise tokens late in a sample
+    attend more."""
     untie_r: bool = False
-    """Give each layer with weights of its own its own attention biases; else all layers share them."""
+    """Give each distinct layer its own attention biases; otherwise all layers share them."""
     tie_embeddings: bool = True
-    """Use the embedding's vectors in the output layer."""
+    """Use the embedding's token vectors in the output layer."""
     adaptive_cutoffs: tuple[PositiveInt, ...] = ()
-    """Token ids at which the less frequent clusters of an adaptive softmax begin; empty: a full softmax."""
+    """Token ids at which the less frequent clusters of an adaptive softmax start; empty: a full softmax."""
     div_val: PositiveInt = 1
-    """Each further cluster's vectors are narrower by this factor; 1: all are d_embed wide."""
+    """Factor by which the vectors of each further cluster are narrower; 1: all have width d_embed."""
     tie_projections: tuple[bool, ...] | None = None
-    """Per cluster, whether the output layer uses the embedding's projection; all but the first unless set."""
+    """For each cluster, true if the output layer uses the embedding's projection; null: all but the first."""
     layer_norm_eps: PositiveFloat = 1e-5
     """Added to the variance, or the mean square, in a norm (1e-12 in the TensorFlow original)."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of fresh weights (0.005 in the authors' large WikiText-103 and lm1b models)."""
+    """Standard deviation of initial weights (0.005 in the authors' large WikiText-103 and lm1b models)."""
     proj_init_std: PositiveFloat = 0.01
-    """Standard deviation of fresh projections between token vectors and d_model."""
+    """Standard deviation of initial projections between token vectors and d_model."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"memory", "causal"})
 
@@ -91,13 +92,13 @@ class TransformerXLConfig(RelativeConfig):
 
     @property
     def tied_projections(self) -> tuple[bool, ...]:
-        """Per cluster, whether its projection is the embedding's."""
+        """For each cluster, True if the output layer uses the embedding's projection."""
         if self.tie_projections is not None:
             return self.tie_projections
         return (False, *(True for _ in self.adaptive_cutoffs))
 
     def build(self, vocab_size: int) -> TransformerXL:
-        """The model with freshly drawn weights. Raises `ConfigError` if the cutoffs do not fit the vocabulary."""
+        """Build the model with fresh weights. Raises `ConfigError` if a cutoff is outside the vocabulary."""
         if self.adaptive_cutoffs and self.adaptive_cutoffs[-1] >= vocab_size:
             raise ConfigError(
                 f"model.adaptive_cutoffs: the last one must lie within the vocabulary of {vocab_size}, "
@@ -107,7 +108,7 @@ class TransformerXLConfig(RelativeConfig):
 
 
 class TransformerXL(StackedBackbone):
-    """The decoder. `clamp_len` and `same_length` are attributes: evaluation may look further back than training did."""
+    """The decoder. `clamp_len` and `same_length` are attributes, so that evaluation can use a longer memory."""
 
     provides = TransformerXLConfig.provides
 
@@ -160,7 +161,7 @@ class TransformerXL(StackedBackbone):
         return self.embedding.flops_per_token() + self.layer_flops_per_token(seq_len, mem_len, num_predictions)
 
     def output_layer(self) -> VocabularySoftmax:
-        """A full or adaptive softmax, tied as the config says."""
+        """A full or adaptive softmax, tied according to the config."""
         config = self.config
         return VocabularySoftmax(
             self.embedding,
@@ -172,7 +173,7 @@ class TransformerXL(StackedBackbone):
         )
 
     def _draw(self, module: nn.Module) -> None:
-        """As the originals, which draw the norms' weights too: from N(1, init_std)."""
+        """Initialize as the originals do, including norm weights from N(1, init_std)."""
         draw(module, self.config.init_std)
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.normal_(module.weight, mean=1.0, std=self.config.init_std)

@@ -1,12 +1,13 @@
-"""XLNet (Yang et al. 2019, arXiv:1906.08237): Transformer-XL's layers read in both directions, with a second stream.
+"""XLNet (Yang et al. 2019, arXiv:1906.08237): bidirectional Transformer-XL layers with a second stream.
 
-The content stream h encodes each token; the query stream g, at the positions to be predicted, starts from a learnt
-vector and attends what comes before in the factorization order, never the token it stands at (section 2.3). Both go
-through the same layers as samples of one tensor, so they share all weights, and g is as long as the predictions only.
+The content stream h encodes each token; the query stream g, at the positions to be predicted, starts from a learned
+vector and attends the tokens before it in the factorization order, never the token at its own position (section 2.3).
+Both are concatenated and go through the same layers, so they share all weights, and g has only as many positions as
+there are predictions.
 
-Deviations from the authors' TensorFlow code, none of which changes the function it computes: batch first; the memory
-has a count of positions that are the sample's own; all samples share the dropout of the distances' encodings; the
-vector `mask_embedding` is drawn like other weights, where theirs falls to TensorFlow's default (glorot_uniform).
+Differences from the authors' TensorFlow code, none of which changes the computed function: batch first; the memory has
+a count of positions that belong to the sample; all samples share the dropout of the distance encodings;
+`mask_embedding` is initialized like other weights, while theirs gets TensorFlow's default (glorot_uniform).
 """
 
 from __future__ import annotations
@@ -28,22 +29,23 @@ from xlpretrain.models.stack import RelativeConfig, StackedBackbone, draw
 
 
 class XLNetConfig(RelativeConfig):
-    """The keys of an XLNet; the defaults are the authors' base model."""
+    """Config of an XLNet; the defaults are the authors' base model."""
 
     type: Literal["xlnet"] = "xlnet"
     """Kind of model."""
     mem_len: NonNegativeInt = 384
-    """Positions of the past that every layer attends beside its sample; 0: none. Evaluation may use another length."""
+    """Memory length: past positions that each layer attends, besides the sample; 0: none. Evaluation may use another.
+    """
 
     provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional"})
 
     def build(self, vocab_size: int) -> XLNet:
-        """The model with freshly drawn weights."""
+        """Build the model with freshly initialized weights."""
         return XLNet(self, vocab_size)
 
 
 class XLNet(StackedBackbone):
-    """The encoder. Without an order, a token sees all that is valid, and a prediction all but its own token."""
+    """The encoder. Without a `perm_rank`, a token attends all valid tokens, and a prediction all but its own token."""
 
     provides = XLNetConfig.provides
 
@@ -69,7 +71,7 @@ class XLNet(StackedBackbone):
         batch_size, num_tokens = inputs.tokens.shape
         mem_len = mems.shape[2]
         num_predictions = 0 if inputs.target_positions is None else inputs.target_positions.shape[1]
-        # No predictions are a stream of length 0: under ZeRO every pass must use every parameter.
+        # Without predictions the stream has length 0: under ZeRO every pass must use every parameter.
         stream = self.mask_embedding.expand(batch_size, num_predictions, -1)
         hidden = self.dropout(torch.cat([self.embedding(inputs.tokens), stream], dim=1))
         visible = attention_mask(
@@ -119,7 +121,7 @@ class XLNet(StackedBackbone):
 
 
 def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
-    """Mask of pairs of query and key (memory, then tokens) in one segment; None: all are, whatever their segments."""
+    """Mask of pairs of query and key (memory, then tokens) in one segment; None: all are."""
     segments = inputs.segments
     if segments is None:
         return None

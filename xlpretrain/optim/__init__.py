@@ -1,4 +1,4 @@
-"""The optimizers. A new one is a file and a line here."""
+"""The optimizers. To add one, add a file and a line here."""
 
 from typing import Annotated
 
@@ -14,4 +14,4 @@ OPTIMIZERS: Registry[OptimizerConfig] = Registry(
 )
 
 AnyOptimizer = Annotated[OptimizerConfig, TaggedUnion(OPTIMIZERS)]
-"""The config of any optimizer, told by its key `type`."""
+"""The config of any optimizer, selected by its key `type`."""

@@ -20,8 +20,8 @@ Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, 
 class AdamWConfig(OptimizerConfig):
     """AdamW (Loshchilov and Hutter 2019), torch's fused implementation.
 
-    The optimizer of BERT, XLNet and ALBERT ("AdamWeightDecay") is this with `bias_correction: false`, `eps: 1.0e-6`
-    and `betas: [0.9, 0.999]`.
+    For the optimizer of BERT, XLNet and ALBERT ("AdamWeightDecay"), set `bias_correction: false`, `eps: 1.0e-6` and
+    `betas: [0.9, 0.999]`.
     """
 
     type: Literal["adamw"] = "adamw"
@@ -29,14 +29,14 @@ class AdamWConfig(OptimizerConfig):
     betas: Betas = (0.9, 0.95)
     """Decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     bias_correction: bool = True
-    """Divide the moments, which begin at 0, by the share of them that has been filled."""
+    """Divide the moments by 1 - beta^step, to correct for their start at 0."""
 
     parameter_view: ClassVar[ParameterView] = "elements"
 
     def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
-        """Both moments, for every parameter."""
+        """First and second moment, for every parameter."""
         return ("exp_avg", "exp_avg_sq")
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -47,7 +47,7 @@ class AdamWConfig(OptimizerConfig):
 
 
 class UncorrectedAdamW(torch.optim.Optimizer):
-    """w -= lr * (m / (sqrt(v) + eps) + weight_decay * w), with m and v the moving averages of g and g^2 from 0 on."""
+    """w -= lr * (m / (sqrt(v) + eps) + weight_decay * w), with m and v the moving averages of g and g^2, from 0."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -66,9 +66,9 @@ def adam_update(
     weight_decay: float = 0.0,
     bias_correction: bool = False,
 ) -> None:
-    """Renew the moments of `masters` by their gradients and move `targets`, of the same shapes, by a step of Adam.
+    """Update the moments of `masters` with their gradients and apply one Adam step to `targets`, of the same shapes.
 
-    One pass of torch's fused kernel, without waiting for the device. `group` has `betas` and `eps`.
+    One call of torch's fused kernel, without a device synchronization. `group` has `betas` and `eps`.
     """
     if not masters:
         return
@@ -80,7 +80,7 @@ def adam_update(
     steps = [s["step"] for s in states]
     if not bias_correction:
         torch._foreach_add_(steps, 1)
-        # The kernel divides by 1 - beta^step: told that infinitely many steps went before, it divides by 1.
+        # The kernel divides by 1 - beta^step; with step = inf, that is 1.
         steps = [steps[0].new_full((), math.inf)] * len(steps)
     adamw(
         list(targets),

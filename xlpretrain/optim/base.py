@@ -1,17 +1,17 @@
-"""The interface of an optimizer to the engines: its keys, its parameter groups, its state, and its view of parameters.
+"""The optimizer interface for engines: config keys, parameter groups, state, and the view of parameters.
 
-An engine gives `OptimizerConfig.build` the model's parameters by name, and sets each group's rate before each step.
-ZeRO then puts *masters* into the groups: for each group one or more flat fp32 tensors, slices of the group's parameters
-laid end to end, with padding. So a group's parameters share their rate, decay, rule and state keys, and an optimizer
-tells groups apart by keys that it adds to them, never by `params`. Of the state of each master (`optimizer.state`) the
-engine makes zeros for its state keys, and the scalar `step`, the number of updates so far, in which the optimizer may
-count on.
+An engine passes the model's parameters by name to `OptimizerConfig.build`, and sets each group's learning rate before
+each step. ZeRO then replaces the parameters in the groups by *masters*: for each group one or more flat fp32 tensors,
+slices of the group's concatenated parameters, with padding. So all parameters of a group share learning rate, decay,
+update rule and state keys, and an optimizer must identify groups by keys that it adds to them, never by `params`. For
+each master the engine initializes `optimizer.state`: zeros for each state key, and the scalar `step`, the number of
+updates so far, which the optimizer may increment.
 
-An element-wise optimizer (AdamW) is right on masters as it is. A layer-wise one (LAMB) needs norms of whole tensors,
-and is told by `LayerwiseOptimizer.set_parameter_slices` where in the masters each tensor is.
+An element-wise optimizer (AdamW) works on masters without changes. A layer-wise one (LAMB) needs norms of whole
+tensors; `LayerwiseOptimizer.set_parameter_slices` gives it the location of each tensor in the masters.
 
-A tensor is what the paper calls one: a parameter used by many layers is one, and a parameter that is several tensors
-stacked along its first dimension (query, key and value in one matrix) says so by an attribute:
+A tensor is a weight matrix or vector as in the paper. A parameter shared by many layers is one tensor. A parameter that
+stacks several tensors along its first dimension (query, key and value in one matrix) declares it with an attribute:
 
     self.qkv = nn.Parameter(torch.empty(3 * d_model, d_model))
     self.qkv.num_fused = 3
@@ -37,44 +37,44 @@ ParameterView = Literal["elements", "slices", "parameters"]
 
 
 class OptimizerConfig(Section, ABC):
-    """The keys every optimizer has."""
+    """The keys common to all optimizers."""
 
     type: str
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate, which the schedule scales."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled decay of the matrices; parameters with fewer than two dimensions (biases, norms) never decay."""
+    """Decoupled weight decay of matrices; parameters with fewer than two dimensions (biases, norms) never decay."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global L2 norm of the gradient; 0 for none."""
+    """Maximum global L2 norm of the gradient; 0: no clipping."""
 
     groups: tuple[GroupConfig, ...] = ()
-    """Parameters with a rate or decay of their own; the first pattern that matches a parameter's name applies to it."""
+    """Parameter groups with their own learning rate or weight decay; the first pattern that matches a name applies."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Layer-wise decay of the learning rate: a factor for each layer from the head (1) down to the embedding, on top
-    of lr_factor (null: none)."""
+    """Layer-wise learning-rate decay: this factor is applied once per layer from the head (1) down to the embedding, on
+    top of lr_factor (null: none)."""
 
     parameter_view: ClassVar[ParameterView]
-    """The view that an update needs: elements alone; slices of parameters, given by
-    `LayerwiseOptimizer.set_parameter_slices`; or whole parameters, which no ZeRO stage above 0 has, so that the engine
-    refuses it there."""
+    """The view of parameters that an update needs: single elements; slices of parameters, given by
+    `LayerwiseOptimizer.set_parameter_slices`; or whole parameters, which ZeRO stages above 0 do not have and therefore
+    refuse."""
 
     @abstractmethod
     def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
-        """Names of the fp32 tensors, of the parameter's shape, that are kept for it beside the scalar `step`."""
+        """Names of a parameter's fp32 state tensors, of the parameter's shape, besides the scalar `step`."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over `parameter_groups` of the named parameters (each once), with no state yet.
+        """Build the optimizer over `parameter_groups` of the named parameters (each once), without state.
 
-        For `slices` it is a `LayerwiseOptimizer`.
+        With `parameter_view` "slices", it must be a `LayerwiseOptimizer`.
         """
 
     def parameter_groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """Parameter groups for torch, none of them empty, in the order of `groups`, then the rest; matrices first.
+        """Non-empty parameter groups for torch, in the order of `groups`, then the rest; in each, matrices first.
 
-        Each is split by what its members must share: two dimensions or more (they decay), factor, and state keys. Keys:
-        `params` and their `names`, the pattern as `label`, `lr_factor`, by which the engine multiplies the scheduled
-        rate, `weight_decay`, and `state_keys`.
+        Parameters that differ in any of these are split into separate groups: two dimensions or more (matrices decay),
+        learning-rate factor, and state keys. Keys of a group: `params` and their `names`, the pattern as `label`,
+        `lr_factor`, by which the engine multiplies the scheduled rate, `weight_decay`, and `state_keys`.
 
         Raises:
             ConfigError: a pattern applies to no parameter, or there are no layers for `layer_decay`.
@@ -107,15 +107,15 @@ class OptimizerConfig(Section, ABC):
         return [found[key] for key in sorted(found, key=lambda key: key[:2])]
 
     def name_problems(self, names: Sequence[str]) -> Iterator[Problem]:
-        """Yield what does not fit a model with parameters of these names; paths are relative to this section."""
+        """Yield problems of this section for a model with these parameter names; paths are relative to the section."""
         yield from pattern_problems(self.groups, names)
         if self.layer_decay is not None and not layer_factors(names, self.layer_decay):
-            yield "layer_decay", "this model has no parameter named layers.N., by which layers are told; use groups"
+            yield "layer_decay", "this model has no parameters named layers.N., which identify its layers; use groups"
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """`size` elements from `offset` on, in a flattened master, are part of tensor number `tensor` of the model."""
+    """Elements [offset, offset + size) of a flattened master, which belong to tensor number `tensor` of the model."""
 
     tensor: int
     offset: int
@@ -123,16 +123,16 @@ class TensorSlice:
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
-    """An optimizer that needs norms of whole tensors, and knows how to get them from slices."""
+    """An optimizer that needs norms of whole tensors and computes them from slices."""
 
     @abstractmethod
     def set_parameter_slices(
         self, slices: Mapping[Tensor, Sequence[TensorSlice]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
-        """Learn where tensors lie, before the first step.
+        """Set the location of each tensor in the masters. Called before the first step.
 
         Args:
-            slices: for every master of this rank; those of one tensor are a single slice. Padding is in none.
-            num_tensors: of the model, over all masters and ranks: they are numbered from 0.
-            group: the ranks that hold the rest of the tensors; None where every rank holds all of them.
+            slices: slices of every master of this rank, at most one per tensor; padding belongs to no slice.
+            num_tensors: number of tensors in the model, over all masters and ranks; they are numbered from 0.
+            group: ranks that hold the other parts of the tensors; None if every rank holds all of them.
         """

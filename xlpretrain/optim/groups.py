@@ -1,6 +1,6 @@
-"""Parameter groups: which parameters share a learning rate, a weight decay and the names of their state.
+"""Parameter groups: sets of parameters that share a learning rate, a weight decay and state keys.
 
-Torch-free, but for the parameters that it is handed.
+Torch-free, except for the parameters passed in.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 StateKeys = tuple[str, ...]
-"""Names of the fp32 tensors that an optimizer keeps for a parameter."""
+"""Names of an optimizer's fp32 state tensors for a parameter."""
 
 OTHERS = "(others)"
-"""Label of the parameters that no pattern matches."""
+"""Label of the group of parameters that no pattern matches."""
 
 _EMBEDDING = "backbone.embedding."
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 class GroupConfig(Section):
-    """Parameters with a learning rate or a weight decay of their own."""
+    """A group of parameters with its own learning rate or weight decay."""
 
     match: Annotated[str, Field(min_length=1)]
     """Shell pattern (`*`, `?`, `[...]`) for whole parameter names, such as backbone.embedding.* or *.bias; `*` also
@@ -44,7 +44,7 @@ class GroupConfig(Section):
 
 
 def first_matches(groups: Sequence[GroupConfig], names: Iterable[str]) -> dict[str, int]:
-    """Map each name to the index of the first group whose pattern matches it; a name that none matches is left out."""
+    """Map each name to the index of the first group whose pattern matches it; names without a match are omitted."""
     found = {}
     for name in names:
         for index, group in enumerate(groups):
@@ -79,9 +79,9 @@ def _close_names(pattern: str, names: Sequence[str]) -> str:
 def layer_factors(names: Sequence[str], decay: float) -> dict[str, float]:
     """Learning-rate factors of layer-wise decay (Clark et al., "ELECTRA", 2020, arXiv:2003.10555, appendix B).
 
-    decay ** n, with n = 0 for heads and whatever else belongs to no layer, 1 for the top layer (the parameters under
-    the highest `layers.N.`), and so on down to the embedding (`backbone.embedding.`), which lies below layer 0. A layer
-    that is applied several times counts once. Empty if there are no layers.
+    The factor is decay ** n, with n = 0 for heads and other parameters outside of layers, 1 for the top layer (the
+    parameters under the highest `layers.N.`), and so on down to the embedding (`backbone.embedding.`), which is below
+    layer 0. A layer that is applied several times counts once. Empty if there are no layers.
     """
     layers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
     if not layers:
@@ -94,7 +94,7 @@ def layer_factors(names: Sequence[str], decay: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """A group of a built optimizer, as it is reported and checked."""
+    """Summary of one group of a built optimizer, for printing and checks."""
 
     label: str
     num_tensors: int
@@ -117,8 +117,9 @@ def summarize_groups(
     """Summarize the groups of an optimizer that was just built over the parameters `names`.
 
     Raises:
-        ConfigError: a group is empty or its parameters differ in their state keys (ZeRO lays a group's parameters end
-            to end in one tensor, so they share their state), or the groups do not hold each parameter exactly once.
+        ConfigError: a group is empty or its parameters differ in their state keys (ZeRO concatenates a group's
+            parameters into one tensor, so they share their state), or the groups do not contain each parameter exactly
+            once.
     """
     found: list[GroupSummary] = []
     unplaced = dict(names)

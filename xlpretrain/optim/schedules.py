@@ -17,21 +17,21 @@ class Schedule(Section, ABC):
 
     type: str
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises linearly: update k of them has k / warmup_steps of the highest rate. In the
-    TensorFlow code of BERT, ALBERT and XLNet it has (k - 1) / warmup_steps, so that the first update changes nothing;
-    after the warm-up the rates are the same."""
+    """Steps over which the rate rises linearly: update k has k / warmup_steps of the peak rate. In the TensorFlow code
+    of BERT, ALBERT and XLNet it has (k - 1) / warmup_steps, so the first update changes nothing; after the warm-up the
+    rates are the same."""
     total_steps: int | None = Field(None, gt=0)
-    """The step at which the decay ends (default: max_steps, as it was when the run began)."""
+    """The step at which the decay ends (default: the run's first max_steps)."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """The rate at the end, as a share of the highest."""
+    """The final rate, as a fraction of the peak rate."""
 
     def problems(self) -> Iterator[Problem]:
-        """A warm-up must end before the schedule does."""
+        """Yield a problem if the warm-up does not end before the schedule."""
         if self.total_steps is not None and self.warmup_steps >= self.total_steps:
             yield "warmup_steps", f"must be below total_steps ({self.total_steps}), got {self.warmup_steps}"
 
     def factor(self, step: int) -> float:
-        """The rate of the update that follows `step` completed ones, as a share of the highest."""
+        """The rate of the next update after `step` completed ones, as a fraction of the peak rate."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.total_steps is None:
@@ -41,44 +41,44 @@ class Schedule(Section, ABC):
 
     @abstractmethod
     def decay(self, progress: float, step: int) -> float:
-        """The ratio after the warm-up; `progress` rises from 0 to 1 at total_steps."""
+        """The factor after the warm-up; `progress` rises from 0 to 1, reached at total_steps."""
 
 
 class Linear(Schedule):
-    """A straight line down. With `decay_from: start` BERT's and ALBERT's polynomial decay of power 1."""
+    """Linear decay. With `decay_from: start`, the polynomial decay of power 1 of BERT and ALBERT."""
 
     type: Literal["linear"] = "linear"
     """Kind of schedule."""
     decay_from: Literal["warmup", "start"] = "warmup"
-    """Start of the line: the end of the warm-up, or step 0. From step 0 the line is below the warm-up, at the end of
-    which the rate drops onto it (to 1 - warmup_steps / total_steps of the highest, where min_lr_ratio is 0)."""
+    """Start of the decay line: the end of the warm-up, or step 0. With `start`, the rate drops at the end of the
+    warm-up (to 1 - warmup_steps / total_steps of the peak, if min_lr_ratio is 0)."""
 
     def decay(self, progress: float, step: int) -> float:
-        """1 to `min_lr_ratio`, linear."""
+        """Linear from 1 to `min_lr_ratio`."""
         if self.decay_from == "start" and self.total_steps is not None:
             progress = min(1.0, step / self.total_steps)
         return 1 - progress * (1 - self.min_lr_ratio)
 
 
 class Cosine(Schedule):
-    """Half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
+    """Half a cosine period (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
 
     type: Literal["cosine"] = "cosine"
     """Kind of schedule."""
 
     def decay(self, progress: float, step: int) -> float:
-        """1 to `min_lr_ratio`, cosine."""
+        """Cosine from 1 to `min_lr_ratio`."""
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class InverseSqrt(Schedule):
-    """sqrt(warmup_steps / step), without an end (Vaswani et al., "Attention is all you need", 2017, equation 3)."""
+    """sqrt(warmup_steps / step), without end (Vaswani et al., "Attention is all you need", 2017, equation 3)."""
 
     type: Literal["inverse_sqrt"] = "inverse_sqrt"
     """Kind of schedule."""
 
     def decay(self, progress: float, step: int) -> float:
-        """Falls with the root of the step, never below `min_lr_ratio`."""
+        """Inverse square root of the step, never below `min_lr_ratio`."""
         return max(self.min_lr_ratio, math.sqrt(max(1, self.warmup_steps) / (step + 1)))
 
 
@@ -88,10 +88,10 @@ class WSD(Schedule):
     type: Literal["wsd"] = "wsd"
     """Kind of schedule."""
     decay_ratio: float = Field(0.1, gt=0, le=1)
-    """The share of the steps after the warm-up over which the rate falls."""
+    """The fraction of the steps after the warm-up over which the rate decays."""
 
     def decay(self, progress: float, step: int) -> float:
-        """1, then linear to `min_lr_ratio`."""
+        """1, then linear down to `min_lr_ratio`."""
         fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
         return 1 - fallen * (1 - self.min_lr_ratio)
 

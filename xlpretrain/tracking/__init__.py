@@ -1,4 +1,4 @@
-"""The metrics file, trackers, plots and the console. A new tracker is a file and a line here."""
+"""The metrics file, trackers, plots and the console. To add a tracker, add a file and a line here."""
 
 from typing import Annotated
 
@@ -15,4 +15,4 @@ TRACKERS: Registry[TrackerConfig] = Registry(
 )
 
 AnyTracker = Annotated[TrackerConfig, TaggedUnion(TRACKERS)]
-"""The config of any tracker, told by its key `type`."""
+"""The config of any tracker, selected by its key `type`."""

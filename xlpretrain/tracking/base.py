@@ -1,8 +1,8 @@
-"""The contract of trackers: services and files that show a run's metrics while it trains. Torch-free.
+"""The tracker interface: services and files that show a run's metrics during training. Torch-free.
 
 A tracker is two classes: a `TrackerConfig`, the item of `trackers:` with its settings, and the `Tracker` that it builds
-on rank 0. Both may take their time and may fail: `GuardedTracker` calls them on a thread of their own, so they need
-neither timeouts nor `try`.
+on rank 0. Both may be slow and may fail: `GuardedTracker` calls them on a separate thread, so they need neither
+timeouts nor `try`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class TrackedRun:
     """The run that a tracker shows.
 
     Attributes:
-        id: of the run for its whole life, unique: every attempt has the same.
-        name: for people.
-        folder: of the run. What a tracker keeps, it keeps in a folder of its own there.
+        id: unique id of the run, the same for every attempt.
+        name: display name.
+        folder: the run folder. A tracker stores its files in its own subfolder.
         config: the resolved configuration.
-        next_step: the first step that the tracker is told of. If an earlier attempt has told it of this step or later
-            ones, it may have lost them, or they were undone.
+        next_step: the first step that will be logged. An earlier attempt may already have logged this step or later
+            ones; they were undone, or may have been lost.
     """
 
     id: str
@@ -41,8 +41,8 @@ class TrackedRun:
 class Tracker(ABC):
     """Shows a run's metrics. All methods are called on one thread, in the order of the steps.
 
-    Whatever they raise, or a call that takes longer than the config's `timeout_s`, switches the tracker off for this
-    attempt. The next attempt tells it everything that it was not told, or may have lost.
+    Any exception, or a call that takes longer than the config's `timeout_s`, switches the tracker off for this attempt.
+    The next attempt logs again everything that the tracker missed or may have lost.
     """
 
     @abstractmethod
@@ -50,15 +50,15 @@ class Tracker(ABC):
         """Show the metrics of one step (key `step`)."""
 
     def flush(self) -> None:
-        """Hand on what was logged. Called whenever no further step is waiting."""
+        """Send what was logged. Called whenever no further step is waiting."""
         return
 
     def go_back(self, step: int) -> None:
-        """Forget the steps after `step`: the run continues from there, after a loss spike."""
+        """Discard the steps after `step`: the run was rolled back to it after a loss spike."""
         return
 
     def close(self, state: str) -> None:
-        """Finish this attempt, which is `finished`, `stopped` or `failed`. Nothing is called afterwards."""
+        """Close at the end of an attempt. state: `finished`, `stopped` or `failed`. Nothing is called afterwards."""
         return
 
 
@@ -70,15 +70,15 @@ class TrackerConfig(Section, ABC):
     title: ClassVar[str] = ""
     """The tracker's name in messages (default: its type)."""
     package: ClassVar[str] = ""
-    """The Python package that it needs; nothing may import it before `build` is called."""
+    """The Python package it requires; it must not be imported before `build` is called."""
     timeout_s: ClassVar[float] = 60.0
-    """Seconds that a call of the tracker may take."""
+    """Longest time that one call of the tracker may take, in seconds."""
     buffer_s: ClassVar[float] = 0.0
     """Seconds for which a flushed metric may still be lost if the process is killed."""
 
     @abstractmethod
     def build(self, run: TrackedRun) -> Tracker | None:
-        """The tracker of a run, on rank 0; None if it is switched off."""
+        """Build the tracker of a run, on rank 0; None if it is disabled."""
 
     @property
     def label(self) -> str:
@@ -87,12 +87,12 @@ class TrackerConfig(Section, ABC):
 
     @property
     def is_installed(self) -> bool:
-        """True if the package that it needs is there, which is not imported."""
+        """True if the required package is installed; checked without importing it."""
         return not self.package or not is_missing(self.package)
 
     @property
     def how_to_install(self) -> str:
-        """The command that installs what it needs."""
+        """The command that installs the required package."""
         ours = PACKAGES.get(self.package)
         return f'pip install "xlpretrain[{ours.extra}]"' if ours else f"pip install {self.package}"
 
@@ -106,5 +106,5 @@ class TrackerConfig(Section, ABC):
 
 
 def describe_failure(error: BaseException) -> str:
-    """An exception in one short line."""
+    """Format an exception as one line of at most 200 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

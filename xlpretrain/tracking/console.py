@@ -1,4 +1,4 @@
-"""Standard output and error that may fail, or take nothing, without ending or holding up the process. Torch-free."""
+"""Standard output and error that cannot end or block the process when they fail or hang. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _PATIENCE_S = 1.0
-_MISSING = b"\n(lines are missing here: the console took none for a while)\n"
+_MISSING = b"\n(lines are missing here: the console was blocked for a while)\n"
 
 
 def outlive_console() -> None:
-    """Let this process go on whatever becomes of its console: a closed terminal or pipe, a full disk, one that hangs.
+    """Keep this process running if its console fails: a closed terminal or pipe, a full disk, or one that hangs.
 
-    For programs whose output is worth less than their work. Streams that somebody has replaced already stay.
+    For programs whose work matters more than their output. Streams that were already replaced are left alone.
     """
     for descriptor in range(3):
         with suppress(OSError):
             os.fstat(descriptor)
             continue
-        os.open(os.devnull, os.O_RDWR)  # else the next file opened would get this number, and be written to
+        os.open(os.devnull, os.O_RDWR)  # else the next opened file would get this descriptor and receive the output
     if sys.stdout is sys.__stdout__:
         sys.stdout = _outliving(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
@@ -33,7 +33,7 @@ def outlive_console() -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Such as "42 s", "5 min", "3 h 20 min" and "2 d 4 h"."""
+    """Format seconds as in "42 s", "5 min", "3 h 20 min" and "2 d 4 h"."""
     for length, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {small}"
@@ -44,14 +44,14 @@ def _outliving(stream: TextIO | None, descriptor: int) -> TextIO:
     with suppress(OSError, ValueError, AttributeError):
         stream.flush()  # type: ignore[union-attr]
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    # A character that the console does not know is no reason to end either.
+    # Characters that the console cannot encode are escaped instead of raising.
     return io.TextIOWrapper(
         io.BufferedWriter(_Console(descriptor)), encoding, errors="backslashreplace", line_buffering=True
     )
 
 
 class _Console(io.RawIOBase):
-    """A file descriptor. What it cannot take, or does not take within `_PATIENCE_S`, is dropped."""
+    """A file descriptor. Output that it does not accept within `_PATIENCE_S` is dropped."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
@@ -67,7 +67,7 @@ class _Console(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: ReadableBuffer) -> int:
-        """Returns the size of all of it, written or not."""
+        """Write `data`; always returns its full size, even if some was dropped."""
         content = bytes(data)
         with suppress(OSError):
             if self._is_stuck and self._is_ready(0.0):
@@ -76,7 +76,7 @@ class _Console(io.RawIOBase):
             rest = content
             while rest and not self._is_stuck:
                 if self._is_ready(_PATIENCE_S):
-                    rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]  # a pipe takes that at once
+                    rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]  # atomic for a pipe
                 else:
                     self._is_stuck = True
         return len(content)

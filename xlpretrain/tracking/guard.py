@@ -1,4 +1,4 @@
-"""Trackers that cannot hurt a run: each is called on a thread of its own, and its first failure switches it off."""
+"""Guarded trackers: each runs on its own thread and is switched off at its first failure, so none can harm a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig, describe_failure
 
-_START_S = 30.0  # W&B and MLflow take 2 s to import and to connect; longer, and training begins meanwhile
+_START_S = 30.0  # W&B and MLflow take 2 s to import and connect; after 30 s training starts without waiting
 _CLOSE_S = 20.0
 _MAX_WAITING = 10_000  # rows of about 30 numbers: some 30 MB
 logger = logging.getLogger(__name__)
@@ -33,17 +33,17 @@ class _Close:
 
 
 class GuardedTracker:
-    """A tracker on a thread of its own: no call here waits for it, except for a bounded time at the start and the end.
+    """A tracker on its own thread. Calls do not wait for it, except for a bounded time at the start and at the end.
 
-    What it raises, a call that takes longer than its `timeout_s`, or a backlog switches it off, with one warning.
+    An exception, a call that takes longer than its `timeout_s`, or a backlog switches it off, with one warning.
     """
 
     def __init__(self, config: TrackerConfig, run: TrackedRun, *, history: Sequence[Row] = ()):
-        """history: steps before the run continues, from `run.next_step` on, that the tracker has to be told again."""
+        """history: steps from `run.next_step` up to the resumed step, which the tracker must log again."""
         self._label = config.label
         self._queue: SimpleQueue[Row | _GoBack | _Close] = SimpleQueue()
         self._told = run.next_step - 1
-        self._handed_on: deque[tuple[int, int, float]] = deque()  # ways back before, step, when
+        self._handed_on: deque[tuple[int, int, float]] = deque()  # (number of rollbacks before, step, time)
         self._ways_back = 0
         self._busy_since: float | None = None
         self._timeout_s, self._buffer_s = config.timeout_s, config.buffer_s
@@ -60,7 +60,7 @@ class GuardedTracker:
 
     @property
     def told(self) -> int:
-        """The last step up to which the tracker needs to be told of nothing again, even if this process is killed."""
+        """The last step up to which nothing has to be logged again, even if this process is killed."""
         while self._handed_on:
             ways_back, step, at = self._handed_on[0]
             if not self._is_closed and time.monotonic() - at < self._buffer_s:
@@ -71,7 +71,7 @@ class GuardedTracker:
         return self._told
 
     def log(self, metrics: Row) -> None:
-        """Let the tracker show the metrics of one step, as soon as it can."""
+        """Queue the metrics of one step for the tracker."""
         busy_since = self._busy_since
         if busy_since is not None and time.monotonic() - busy_since > self._timeout_s:
             self._switch_off(f"no answer in {self._timeout_s:.0f} s")
@@ -81,19 +81,19 @@ class GuardedTracker:
             self._queue.put(metrics)
 
     def go_back(self, step: int) -> None:
-        """Let the tracker forget the steps after `step`."""
+        """Queue a rollback: the tracker discards the steps after `step`."""
         self._told = min(self.told, step)
         self._ways_back += 1
         self._queue.put(_GoBack(step))
 
     def close(self, state: str) -> None:
-        """Let the tracker finish; `wait` for that. Nothing may be called but that, and `told`."""
+        """Queue the close of the tracker. Afterwards only `wait` and `told` may be used."""
         self._queue.put(_Close(state))
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the tracker has finished; what it has not shown by then is for the next attempt."""
+        """Wait until the tracker has finished; the next attempt resends what it has not logged by then."""
         if not self._is_off and not self._ended.wait(timeout_s):
-            self._switch_off(f"still at work {_CLOSE_S:.0f} s after the end; another attempt tells it the rest")
+            self._switch_off(f"still at work {_CLOSE_S:.0f} s after the end; the next attempt resends the rest")
 
     def _work(self, config: TrackerConfig, run: TrackedRun, history: Iterable[Row]) -> None:
         try:
@@ -159,12 +159,12 @@ class Trackers:
         rows: Sequence[Row],
         told: Mapping[str, int],
     ):
-        """Start them.
+        """Start the trackers.
 
         Args:
-            run: the run; its `next_step` is set for each of them.
+            run: the run; its `next_step` is set for each tracker.
             rows: the metrics up to the step that the run continues from.
-            told: the last step that each tracker, by its type, has safely been told of.
+            told: the last step that each tracker, by its type, is known to have kept.
         """
         newest = int(rows[-1]["step"]) if rows else 0
         self._told = {name: min(step, newest) for name, step in told.items()}
@@ -176,22 +176,22 @@ class Trackers:
 
     @property
     def told(self) -> dict[str, int]:
-        """The last step that each tracker, by its type, has safely been told of."""
+        """The last step that each tracker, by its type, is known to have kept."""
         return self._told | {name: tracker.told for name, tracker in self._trackers.items()}
 
     def log(self, metrics: Row) -> None:
-        """Show the metrics of one step."""
+        """Log the metrics of one step to all trackers."""
         for tracker in self._trackers.values():
             tracker.log(metrics)
 
     def go_back(self, step: int) -> None:
-        """Forget the steps after `step`."""
+        """Discard the steps after `step` in all trackers."""
         self._told = {name: min(known, step) for name, known in self._told.items()}
         for tracker in self._trackers.values():
             tracker.go_back(step)
 
     def close(self, state: str) -> None:
-        """Finish, within 20 seconds for all of them together."""
+        """Close all trackers, within 20 seconds in total."""
         for tracker in self._trackers.values():
             tracker.close(state)
         deadline = time.monotonic() + _CLOSE_S

@@ -19,7 +19,7 @@ class RunConsole:
     """One live line on a terminal, a plain line per logged step elsewhere."""
 
     def __init__(self, *, max_steps: int, log: Path | None = None):
-        """log: a file for plain lines, if this is a terminal; what goes elsewhere is copied there (rank_log.py)."""
+        """log: file for plain lines, if stdout is a terminal; other output is copied there by rank_log.py."""
         self._max_steps = max_steps
         self._log = log
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
@@ -30,12 +30,12 @@ class RunConsole:
             self._live.start()
 
     def print(self, message: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._note(message)
         self._console.print(message, markup=False)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
-        """Show one step."""
+        """Show the metrics of one step."""
         if any(name.startswith("valid/") for name in metrics):
             self.print(self._describe_evaluation(metrics))
         if "train/loss" not in metrics:
@@ -48,7 +48,7 @@ class RunConsole:
             self.print(line)
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Stop the live line, keeping its last content."""
         if self._live:
             self._live.stop()
 

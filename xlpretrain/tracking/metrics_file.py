@@ -1,4 +1,4 @@
-"""Metrics: the file that is the truth, and the meters that fill it."""
+"""The metrics file, the authoritative log of a run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Metrics = dict[str, float | int]
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, steps ascending, numbers in full precision.
 
-    Lines that cannot be written (a full disk) are kept, and written in their order as soon as they can be. `fence` is
-    called before anything is written, and raises if that is no longer this process's business.
+    Lines that cannot be written (a full disk) are kept in memory and written in order once possible. `fence` is called
+    before each write, and raises if this process no longer owns the run.
     """
 
     def __init__(self, path: Path, *, fence: Callable[[], None] = lambda: None):
@@ -29,12 +29,12 @@ class MetricsFile:
         self._fence = fence
         self._file: FileIO | None = None
         self._pending: deque[bytes] = deque()
-        self._lock = Lock()  # a save's thread waits for the disk here, while the loop may append
+        self._lock = Lock()  # the thread of a save calls `sync` while the loop may append
 
     def append(self, metrics: Mapping[str, float | int]) -> None:
-        """Add one line, handed to the operating system at once. Infinities and NaN are written as null.
+        """Append one line, unbuffered. Infinities and NaN are written as null.
 
-        Raises OSError; the line is then kept.
+        Raises OSError; the line is then kept in memory.
         """
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}) + "\n"
         with self._lock:
@@ -43,7 +43,7 @@ class MetricsFile:
             self._flush()
 
     def sync(self) -> None:
-        """Wait until what was appended is on the disk. Raises OSError."""
+        """Fsync the appended lines. Raises OSError."""
         with self._lock:
             self._flush()
         if self.path.exists():
@@ -59,14 +59,14 @@ class MetricsFile:
                 while rest:
                     rest = rest[self._file.write(rest) :]
             except OSError:
-                self._file.truncate(end)  # never half a line
+                self._file.truncate(end)  # never leave a partial line
                 raise
             self._pending.popleft()
 
     def truncate_to_step(self, step: int) -> list[dict[str, Any]]:
-        """Drop every line after `step`, by renaming a new file over the old one; returns all lines there were.
+        """Drop every line after `step` by renaming a new file over the old one; returns all lines of the old file.
 
-        The new file stays open: what is appended after yet another process has done the same goes nowhere.
+        The new file stays open: if another process then replaces it too, what this one appends reaches no file.
         """
         self.close()
         rows = list(read_metrics(self.path))
@@ -78,7 +78,7 @@ class MetricsFile:
         return rows
 
     def close(self) -> int:
-        """Close the file; the next `append` opens it again. Returns how many lines could not be written."""
+        """Close the file; the next `append` reopens it. Returns the number of lines that could not be written."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -86,7 +86,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    """Yield the lines of a `metrics.jsonl`, without a last line truncated by a crash."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -97,6 +97,6 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_evaluation(path: Path, step: int) -> dict[str, Any] | None:
-    """The newest line of a `metrics.jsonl`, up to `step`, that has an evaluation; None if none has."""
+    """The newest line of a `metrics.jsonl`, up to `step`, that has an evaluation; None if there is none."""
     rows = (row for row in read_metrics(path) if row["step"] <= step and row.get("valid/loss") is not None)
     return next(reversed(list(rows)), None)

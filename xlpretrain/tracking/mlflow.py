@@ -1,4 +1,4 @@
-"""The tracker of MLflow. Torch-free."""
+"""The MLflow tracker. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig
 
 _RUN_TAG = "xlpretrain.run"
-_METRICS_PER_CALL = 1000  # with the next two, MLflow's limits
+_METRICS_PER_CALL = 1000  # this and the next two are MLflow's limits
 _PARAMS_PER_CALL = 100
 _PARAM_LENGTH = 500
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -25,19 +25,19 @@ class MlflowConfig(TrackerConfig):
     type: Literal["mlflow"] = "mlflow"
     """MLflow's tracking server."""
     uri: str | None = None
-    """Where to log to: a server such as http://host:5000, or what else MLflow knows (default: MLFLOW_TRACKING_URI).
-    Credentials belong into MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN."""
+    """Tracking URI: a server such as http://host:5000, or any other that MLflow accepts (default: MLFLOW_TRACKING_URI).
+    Put credentials in MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN."""
     experiment: str = Field("xlpretrain", min_length=1)
-    """The experiment to log to, which is made if there is none of this name."""
+    """The experiment to log to; created if it does not exist."""
     tags: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
     """Tags of the run."""
 
     title = "MLflow"
     package = "mlflow"
-    timeout_s = 600.0  # MLflow tries again for minutes, which outlives a server that restarts
+    timeout_s = 600.0  # MLflow retries for minutes, long enough for a server to restart
 
     def check(self) -> None:
-        """Raise `ConfigError` if MLflow is not installed, or nothing says where to log to."""
+        """Raise `ConfigError` if MLflow is not installed or there is no tracking URI."""
         super().check()
         if not (self.uri or os.environ.get("MLFLOW_TRACKING_URI")):
             raise ConfigError(
@@ -46,14 +46,14 @@ class MlflowConfig(TrackerConfig):
             )
 
     def build(self, run: TrackedRun) -> Tracker:
-        """Find the run in MLflow, or make it."""
+        """Find the run in MLflow, or create it."""
         return MlflowTracker(self, run)
 
 
 class MlflowTracker(Tracker):
-    """A run in MLflow, found again by a tag.
+    """A run in MLflow, identified by a tag.
 
-    Each point has the time at which it was recorded, so that sending it again adds none.
+    Each point carries the time at which it was recorded, so sending it twice adds no duplicate.
     """
 
     def __init__(self, config: MlflowConfig, run: TrackedRun):
@@ -83,7 +83,7 @@ class MlflowTracker(Tracker):
             del self._waiting[:_METRICS_PER_CALL]
 
     def close(self, state: str) -> None:
-        """Send what is left, and say how it ended."""
+        """Send what is left and set the final status of the attempt."""
         self.flush()
         self._client.set_terminated(self._run_id, _STATUS[state])
 

@@ -13,10 +13,10 @@ from xlpretrain.tracking.metrics_file import read_metrics
 
 
 def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[], None] = lambda: None) -> None:
-    """The curves of a run: training loss as logged and smoothed, held-out loss, accuracies, and the learning rate.
+    """Plot a run's training loss (as logged and smoothed), held-out loss, accuracies and learning rate.
 
-    Raises OSError, `MissingPackageError` without matplotlib, and what `fence` raises once the picture is ready to
-    replace the old one.
+    Raises OSError, `MissingPackageError` without matplotlib, and whatever `fence` raises when called just before the
+    old plot is replaced.
     """
     with optional("matplotlib", "a plot"):
         from matplotlib.figure import Figure  # half a second to import, and only rank 0 plots
@@ -53,8 +53,10 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
 
 
 def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], picture: Path, *, title: str) -> None:
-    """Plot how often each label (rows) was predicted as each label (columns), shaded by its share of the row. Raises
-    OSError, and `MissingPackageError` without matplotlib."""
+    """Plot a confusion matrix: true labels in rows, predicted labels in columns, shaded by the share of the row.
+
+    Raises OSError, and `MissingPackageError` without matplotlib.
+    """
     with optional("matplotlib", "a plot"):
         from matplotlib.figure import Figure
 
@@ -75,7 +77,7 @@ def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], pictu
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the values, corrected for its start."""
+    """Bias-corrected exponential moving average over about a twentieth of the values."""
     weight = 1 - 1 / max(2.0, len(values) / 20)
     averages, average = np.empty(len(values)), 0.0
     for i, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""The console that commands print their answers to. Torch-free."""
+"""The console on which commands print their results. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDE = 1000
-"""Columns of a file or a pipe: each line of text and each row of a table stays on one line."""
+"""Width for a file or a pipe, in columns, so that text lines and table rows are not wrapped."""
 
 
 class AnswerConsole(Console):
-    """A console that never breaks a line of text: a terminal wraps it, and what is piped or copied stays whole.
+    """A console that never inserts line breaks into text: a terminal wraps it, and piped or copied text is unbroken.
 
-    Tables fit the width of a terminal; the titles of tables are lines of text. What looks like a number has no colour.
+    Tables fit the width of the terminal; their titles are printed as text. Numbers are not highlighted.
     """
 
     def __init__(self, **options: Any):

@@ -1,4 +1,4 @@
-"""The tracker that writes TensorBoard's event files. Torch-free."""
+"""The TensorBoard tracker, which writes event files. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class TensorBoardConfig(TrackerConfig):
     type: Literal["tensorboard"] = "tensorboard"
     """TensorBoard's event files."""
     folder: Path | None = None
-    """Folder of the folders of runs, for `tensorboard --logdir` (default: `tensorboard` in the run's folder)."""
+    """Parent folder for the event files of several runs, each in a subfolder of its name, for `tensorboard --logdir`
+    (default: `tensorboard` in the run folder)."""
 
     title = "TensorBoard"
     package = "tensorboard"
-    buffer_s = 60.0  # a machine that fails may not have written what the operating system had
+    buffer_s = 60.0  # a machine crash may lose what the operating system has not yet written
 
     def build(self, run: TrackedRun) -> Tracker:
-        """Begin another event file."""
+        """Start a new event file."""
         folder = run.folder / "tensorboard" if self.folder is None else self.folder / run.name
         return TensorBoardTracker(folder, next_step=run.next_step)
 
 
 class TensorBoardTracker(Tracker):
-    """Event files: one per attempt and per way back. Each voids the steps that it tells anew.
+    """Event files, one per attempt and per rollback. Each replaces the steps of earlier files that it logs again.
 
-    They are written here, in TensorBoard's format, and not by its own writer: that has a thread, which prints a
-    traceback when the disk is full.
+    They are not written by TensorBoard's own writer, because its thread prints a traceback when the disk is full.
     """
 
     def __init__(self, folder: Path, *, next_step: int):
@@ -48,7 +48,7 @@ class TensorBoardTracker(Tracker):
         self._begin_file(next_step)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
-        """Log one step, at the time when it was recorded."""
+        """Log one step, with the time at which it was recorded."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if name != "step"]
@@ -65,7 +65,7 @@ class TensorBoardTracker(Tracker):
         self._waiting.truncate()
 
     def go_back(self, step: int) -> None:
-        """Begin a file that voids the steps after `step`."""
+        """Start a file that discards the steps after `step`."""
         self.flush()
         self._begin_file(step + 1)
 
@@ -79,7 +79,7 @@ class TensorBoardTracker(Tracker):
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
         numbered = (self._folder / f"{name}.{number:04d}" for number in itertools.count())
-        self._path = next(path for path in numbered if not path.exists())  # TensorBoard reads them in order of names
+        self._path = next(path for path in numbered if not path.exists())  # TensorBoard reads files sorted by name
         self._add(file_version="brain.Event:2", wall_time=time.time())
         self._add(step=next_step, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
         self.flush()

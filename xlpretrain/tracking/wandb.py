@@ -1,4 +1,4 @@
-"""The tracker of Weights & Biases. Torch-free."""
+"""The Weights & Biases tracker. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig, describe_failure
 
-_TRUE = ("1", "on", "true", "yes")  # what transformers, which made WANDB_DISABLED known, takes for true
+_TRUE = ("1", "on", "true", "yes")  # as in transformers, where WANDB_DISABLED comes from
 logger = logging.getLogger(__name__)
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -24,38 +24,38 @@ class WandbConfig(TrackerConfig):
     type: Literal["wandb"] = "wandb"
     """Weights & Biases."""
     mode: WandbMode = "auto"
-    """auto: online where you are logged in to W&B, offline otherwise. WANDB_MODE, WANDB_DISABLED and W&B's own settings
-    can only make it quieter. A failure never stops or slows the run."""
+    """auto: online if you are logged in to W&B, otherwise offline. WANDB_MODE, WANDB_DISABLED and W&B's own settings
+    can only restrict this (to offline or disabled). A failure never stops or slows the run."""
     project: str = Field("xlpretrain", min_length=1)
     """The project to log to."""
     entity: str | None = None
-    """The user or team (default: the key's own)."""
+    """The user or team (default: that of the API key)."""
     tags: tuple[str, ...] = ()
     """Tags of the run."""
 
     title = "W&B"
     package = "wandb"
-    buffer_s = 60.0  # W&B writes its buffer every 15 s: what a kill can cost it lies within this
+    buffer_s = 60.0  # W&B writes its buffer every 15 s, so a kill loses less than this
 
     def check(self) -> None:
-        """Raise `ConfigError` if W&B is asked for by name and is not installed."""
+        """Raise `ConfigError` if mode is online or offline and W&B is not installed."""
         if self.mode in ("online", "offline"):
             super().check()
 
     def build(self, run: TrackedRun) -> Tracker | None:
-        """Start W&B, offline where it cannot be online; None if it is disabled."""
+        """Start W&B, offline if it cannot be online; None if it is disabled."""
         if self.mode == "disabled" or _is_switched_off():
             return None
         if not self.is_installed:
-            logger.warning("W&B is not installed, so it does not get the metrics; %s", self.how_to_install)
+            logger.warning("W&B is not installed, so metrics are not logged to it; %s", self.how_to_install)
             return None
         if self.mode != "offline":
             try:
                 mode = possible_mode(self.mode)
                 if self.mode == "online" and mode != "online":
-                    logger.warning("W&B: wandb.mode is online, but W&B is %s: switched so, or not logged in", mode)
+                    logger.warning("W&B: wandb.mode is online, but W&B is %s: by its settings, or not logged in", mode)
                 return WandbTracker(self, run, mode) if mode != "disabled" else None
-            except BaseException as error:  # W&B's service dying raises OSError, its client SystemExit
+            except BaseException as error:  # a dead W&B service raises OSError, its client SystemExit
                 reason = describe_failure(error)
                 logger.warning("W&B: online logging is not possible, so this attempt is logged offline: %s", reason)
                 _teardown()
@@ -65,11 +65,11 @@ class WandbConfig(TrackerConfig):
 class WandbTracker(Tracker):
     """A run in W&B.
 
-    Steps are logged as `train/step` and not as W&B's own step, which drops what a resumed run logs again.
+    Steps are logged as `train/step`, not as W&B's own step, because W&B drops repeated steps of a resumed run.
     """
 
     def __init__(self, config: WandbConfig, run: TrackedRun, mode: Literal["online", "offline"]):
-        import wandb  # here, since it costs a second and is not needed by other ranks
+        import wandb  # takes a second, and only rank 0 needs it
 
         settings = wandb.Settings(
             init_timeout=15, finish_timeout=15, console="off", disable_git=True, save_code=False, silent=True
@@ -108,16 +108,16 @@ class WandbTracker(Tracker):
 
 
 def possible_mode(wanted: WandbMode) -> Literal["online", "offline", "disabled"]:
-    """The mode that is wanted, or a quieter one where W&B is switched off or knows no credentials. Never prompts.
+    """The requested mode, or a more restricted one if W&B is switched off or has no credentials. Never prompts.
 
-    W&B itself is asked: where it keeps credentials, and under which host, changes between its versions. May take
-    seconds; raises whatever W&B does, such as for a malformed API key.
+    This asks W&B itself, since where it stores credentials changes between versions. May take seconds; raises whatever
+    W&B raises, for example on a malformed API key.
     """
     if wanted == "disabled" or _is_switched_off():
         return "disabled"
     import wandb
 
-    own = wandb.setup(wandb.Settings(silent=True)).settings.mode  # of WANDB_MODE, `wandb offline` and `wandb disabled`
+    own = wandb.setup(wandb.Settings(silent=True)).settings.mode  # from WANDB_MODE, `wandb offline` or `wandb disabled`
     if own == "disabled":
         return "disabled"
     if wanted == "offline" or own in ("offline", "dryrun"):
@@ -132,7 +132,7 @@ def _is_switched_off() -> bool:
 
 
 def _teardown() -> None:
-    """Forget W&B, which would else try again when the process ends, and print a traceback or wait for ever."""
+    """Tear down W&B, which would otherwise retry at process exit and print a traceback or hang."""
     import wandb
 
     with suppress(BaseException):

@@ -17,7 +17,7 @@ from xlpretrain.train.saving import start_save, tell_of_failed_save
 
 
 class LeaveLoopError(Exception):
-    """The ranks agree to leave the loop at this step: for good, for a reason to stop, or to return to a checkpoint."""
+    """Raised when the ranks agree to leave the loop at this step: to finish, to stop, or to roll back."""
 
     def __init__(self, why: StopReason | Literal["finish"] | RollBack):
         super().__init__(why)
@@ -26,9 +26,9 @@ class LeaveLoopError(Exception):
 
 @dataclass(frozen=True)
 class StepDecision:
-    """The facts that all ranks agree on at a step boundary.
+    """The outcome that all ranks agree on at a step boundary.
 
-    counts: of the step's predictions, per loss term. requests: of the callbacks.
+    counts: number of the step's predictions, per loss term. requests: requests of the callbacks.
     """
 
     counts: dict[str, int]
@@ -38,12 +38,12 @@ class StepDecision:
 
 
 def agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> StepDecision:
-    """One all-reduce: counts per loss term, reasons to stop, errors, saves, and the numbers of callbacks.
+    """Exchange prediction counts, stop reasons, errors, save votes and callback numbers in one all-reduce.
 
-    reason: this rank's, if there is one to stop. Raises the first rank's error on every rank.
+    reason: this rank's reason to stop, or None. If any rank has an error, every rank raises the first one.
     """
     terms, step = run.config.objective.terms, run.state.step
-    callback_numbers = run.callbacks.numbers(step)  # may leave an error
+    callback_numbers = run.callbacks.numbers(step)  # may set pending_error
     error = run.pending_error or run.callbacks.pending_error
     values = [
         *(sum(batch.counts[term] for batch in batches) for term in terms),
@@ -65,9 +65,9 @@ def agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> S
 
 
 def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool = False) -> None:
-    """Leave the loop if that was agreed, by `LeaveLoopError`; else begin to save if due. Every rank calls it.
+    """Raise `LeaveLoopError` if the ranks agreed to leave; otherwise start a save if one is due. Every rank calls it.
 
-    spent_on: the work that took the time until now.
+    spent_on: the kind of work to which the time until now is charged.
     """
     saver, requests = run.saver, agreed.requests
     tell_of_failed_save(run, saver.apply_votes(agreed.saves))
@@ -77,7 +77,7 @@ def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool =
         if isinstance(request, RollBack):
             if saver.saved_at is not None:
                 raise LeaveLoopError(request)
-            run.recorder.print(f"step {run.state.step}: {request.reason}; no checkpoint to go back to")
+            run.recorder.print(f"step {run.state.step}: {request.reason}; no checkpoint to roll back to")
     if agreed.stop:
         raise LeaveLoopError(agreed.stop)
     save_now = "save" in requests and saver.saved_at != run.state.step

@@ -1,4 +1,4 @@
-"""Calls the callbacks of a run: in order, with their share of each reduction, and with their names on their errors."""
+"""Dispatch to a run's callbacks: in order, each with its slice of every reduction, errors tagged with its name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from xlpretrain.train.callbacks.base import Callback, CompletedStep, MicroBatch,
 
 
 class Callbacks:
-    """The callbacks of a run by name, in the order of their calls.
+    """The callbacks of a run by name, in call order.
 
     Attributes:
-        pending_error: the first `XLPretrainError` that one of them raised on this rank, until the ranks agree on it.
+        pending_error: the first `XLPretrainError` that a callback raised on this rank, held until the ranks agree on
+            it.
     """
 
     def __init__(self, by_name: Mapping[str, Callback]):
@@ -27,31 +28,31 @@ class Callbacks:
         self.pending_error: XLPretrainError | None = None
 
     def before_step(self, step: int) -> None:
-        """See `Callback`, here and below."""
+        """Call `Callback.before_step` on each; see `Callback` for this and the other events."""
         self._each("before_step", lambda callback: callback.before_step(step))
 
     def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:
-        """A micro-batch went through the model."""
+        """Call `after_forward` on each, once a micro-batch went through the model."""
         self._each("after_forward", lambda callback: callback.after_forward(micro_batch, loss))
 
     def after_step(self, done: CompletedStep) -> None:
-        """The update was made."""
+        """Call `after_step` on each, after the update."""
         self._each("after_step", lambda callback: callback.after_step(done))
 
     def after_evaluation(self, step: int, metrics: Metrics) -> None:
-        """The held-out split was scored."""
+        """Call `after_evaluation` on each, after the held-out split was scored."""
         self._each("after_evaluation", lambda callback: callback.after_evaluation(step, metrics))
 
     def after_row(self, step: int, row: Metrics) -> None:
-        """The step is over."""
+        """Call `after_row` on each, at the end of the step."""
         self._each("after_row", lambda callback: callback.after_row(step, row))
 
     def numbers(self, step: int) -> list[float]:
-        """All numbers of this rank for the next agreement."""
+        """This rank's numbers for the next agreement, all callbacks concatenated."""
         return self._gather("numbers", lambda c: c.numbers(step), lambda c: c.num_numbers)
 
     def agreed(self, step: int, sums: Sequence[float]) -> list[Request]:
-        """Hand each callback its sums. Returns what they ask for; raises their errors, on every rank."""
+        """Pass each callback its sums. Returns their requests; raises their errors, on every rank."""
         requests = []
         for name, callback, own in self._split(sums, lambda c: c.num_numbers):
             with _named(name, "agreed"):
@@ -59,11 +60,11 @@ class Callbacks:
         return [request for request in requests if request is not None]
 
     def row_numbers(self, step: int) -> list[float]:
-        """All numbers of this rank for the row of metrics."""
+        """This rank's numbers for the row of metrics, all callbacks concatenated."""
         return self._gather("row_numbers", lambda c: c.row_numbers(step), lambda c: c.num_row_numbers)
 
     def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
-        """The metrics of all callbacks, each from its sums."""
+        """The metrics of all callbacks, each computed from its sums."""
         metrics: Metrics = {}
         for name, callback, own in self._split(sums, lambda c: c.num_row_numbers):
             with self._deferred(name, "metrics"):
@@ -71,7 +72,7 @@ class Callbacks:
         return metrics
 
     def due_sections(self, step: int) -> list[tuple[str, Callback]]:
-        """The callbacks whose section follows a step, by name."""
+        """The callbacks, by name, that have a section due after this step."""
         found = []
         for name, callback in self.by_name.items():
             with _named(name, "is_due"):
@@ -80,7 +81,7 @@ class Callbacks:
         return found
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """The state of each callback that has one; a copy, as JSON gives it back."""
+        """The state of each callback that has one, copied by a round trip through JSON."""
         states = {}
         for name, callback in self.by_name.items():
             with _named(name, "state"):
@@ -89,7 +90,7 @@ class Callbacks:
         return states
 
     def stream_states(self, streams: range) -> dict[str, Tensor]:
-        """The state of this rank's streams of each callback that has one."""
+        """The per-stream state of each callback that has one, for this rank's streams."""
         states = {}
         for name, callback in self.by_name.items():
             with _named(name, "stream_state"):
@@ -100,7 +101,7 @@ class Callbacks:
         return states
 
     def load(self, states: Mapping[str, Any], stream_states: Mapping[str, Tensor]) -> list[str]:
-        """Resume from a checkpoint. Returns the names of those whose state it holds, but who are not here."""
+        """Restore states from a checkpoint. Returns the names of saved states without a callback in this run."""
         for name, callback in self.by_name.items():
             if name in states:
                 with _named(name, "load_state"):
@@ -109,14 +110,14 @@ class Callbacks:
         return sorted((states.keys() | stream_states.keys()) - self.by_name.keys())
 
     def after_rollback(self, states: Mapping[str, Any], stream_states: Mapping[str, Tensor]) -> None:
-        """The run returned to a checkpoint."""
+        """Call `after_rollback` on each, once the run has returned to a checkpoint."""
         for name, callback in self.by_name.items():
             with _named(name, "after_rollback"):
                 callback.after_rollback(states.get(name))
         self._load_streams(stream_states)
 
     def close(self) -> None:
-        """Close all of them, in the reverse order."""
+        """Close all callbacks, in reverse order."""
         self._each("close", lambda callback: callback.close(), reverse=True)
 
     def _load_streams(self, stream_states: Mapping[str, Tensor]) -> None:
@@ -136,7 +137,7 @@ class Callbacks:
     ) -> list[float]:
         numbers: list[float] = []
         for name, callback in self.by_name.items():
-            own: Sequence[float] = [0.0] * length(callback)  # after an error, too: the reduction has its length
+            own: Sequence[float] = [0.0] * length(callback)  # also after an error, to keep the reduction's length
             if not _overrides(callback, event):
                 numbers += own
                 continue
@@ -158,7 +159,7 @@ class Callbacks:
 
     @contextmanager
     def _deferred(self, name: str, event: str) -> Iterator[None]:
-        """Keep an `XLPretrainError` until the ranks agree on it: alone, this rank cannot leave."""
+        """Hold an `XLPretrainError` until the ranks agree on it: one rank must not leave alone."""
         try:
             with _named(name, event):
                 yield
@@ -167,7 +168,7 @@ class Callbacks:
 
 
 def _overrides(callback: Callback, event: str) -> bool:
-    """True if a callback has a method of its own for an event; calling the others would only take time."""
+    """True if a callback overrides the method of an event; others are not called, to save time."""
     return getattr(type(callback), event) is not getattr(Callback, event)
 
 

@@ -1,4 +1,4 @@
-"""The row of metrics of a step: one reduction, then the sections that are due, such as an evaluation."""
+"""The metrics row of a step: one reduction, then the sections that are due, such as an evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xlpretrain.train.throughput import StepTimer, peak_memory_bytes
 
 
 def record(run: Run, done: CompletedStep) -> None:
-    """Log and evaluate, if due. Raises `LeaveLoopError` if the ranks agree to leave the loop before that is done."""
+    """Log and evaluate, if due. Raises `LeaveLoopError` if the ranks agree to leave the loop before it is done."""
     step = run.state.step
     logged = step == run.max_steps or step % run.config.log.every_steps == 0
     row = _training_metrics(run, done) if logged else {}
@@ -30,9 +30,10 @@ def record(run: Run, done: CompletedStep) -> None:
 
 
 def finish_row(run: Run) -> None:
-    """Do the sections that this step's row still lacks, and record it. Raises `LeaveLoopError`.
+    """Run the sections that this step's row still lacks, then record it. Raises `LeaveLoopError`.
 
-    Until then the row is part of the state: a checkpoint of this step says what the next attempt must do first.
+    Until it is recorded, the row is part of the state, so a checkpoint of this step tells the next attempt which
+    sections remain.
     """
     state, row = run.state, run.state.unrecorded
     if row is None:
@@ -45,7 +46,7 @@ def finish_row(run: Run) -> None:
             if "valid/loss" in found:
                 run.callbacks.after_evaluation(state.step, found)
             try:
-                _pause(run, None, None)  # where a rank whose section failed after the others' last pause tells of it
+                _pause(run, None, None)  # a rank may have failed after its section's last pause
             except LeaveLoopError:
                 amend_save(run)
                 raise
@@ -86,7 +87,7 @@ def _training_metrics(run: Run, done: CompletedStep) -> Metrics:
 
 
 def _section(run: Run, name: str, callback: Callback) -> Metrics:
-    """Run a section. If the ranks agree to leave the loop meanwhile, its time counts as lost."""
+    """Run a section. If the ranks agree to leave the loop during it, its time counts as lost."""
     goodput, limit_s = run.recorder.goodput, callback.section_timeout_s
     before_s = goodput.eval_s
     pause = partial(_pause, run, limit_s)

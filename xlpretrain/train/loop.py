@@ -1,10 +1,10 @@
 """The training loop.
 
-    for each step: fetch the micro-batches, agree with the other ranks (counts, stops, errors, saves), act on that, put
-    the micro-batches through the engine, update once, and tell the callbacks; then log and evaluate if due.
+    for each step: fetch the micro-batches, agree with the other ranks (counts, stops, errors, saves), act on that, run
+    the micro-batches through the engine, update once, and notify the callbacks; then log and evaluate if due.
 
-Callbacks do the rest, from evaluation to spike detection: `callbacks/__init__.py` lists them. `setup.py` puts a `Run`
-together, and `__main__.py` starts it on each rank.
+Callbacks do the rest, from evaluation to spike detection: `callbacks/__init__.py` lists them. `setup.py` builds a
+`Run`, and `__main__.py` starts it on each rank.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from xlpretrain.train.saving import save_the_last, save_this_step, start_save, t
 
 
 def train(run: Run) -> StopReason | None:
-    """Train until `max_steps`, or until something asks to stop; a checkpoint of the last step is then on the disk.
+    """Train until `max_steps` or an early stop, and write a checkpoint of the last step.
 
-    Every rank calls it. Returns why it stopped early, if it did. Raises `XLPretrainError` on every rank where one of
-    them met the user's mistake (a damaged shard, a disk too full for the last checkpoint), with its message.
+    Every rank must call it. Returns the reason for an early stop, or None. If one rank raises `XLPretrainError` (a
+    damaged shard, a disk too full for the last checkpoint), every rank raises it with the same message.
     """
     with run.stop.install_handlers(), closing(run.saver), closing(run.callbacks):
         try:
             stopped = _train(run)
             save_the_last(run)
         except XLPretrainError:
-            tell_of_failed_save(run, run.saver.wait())  # all ranks are here, and what is being written is worth having
+            tell_of_failed_save(run, run.saver.wait())  # all ranks get here, so a save in flight can finish
             raise
     return stopped
 
 
 def _train(run: Run) -> StopReason | None:
-    """Train until the end, or until the ranks agree to stop: returns why. A rollback begins anew from a checkpoint.
+    """Train to the end, or until the ranks agree to stop; returns the reason. A rollback restarts from a checkpoint.
 
-    Where it is the run's own files that cannot be written, it goes on until a checkpoint can be.
+    If metrics or status cannot be written (reason `disk`), training continues until a checkpoint can be saved.
     """
     while True:
         try:
@@ -71,7 +71,7 @@ def _train(run: Run) -> StopReason | None:
 
 def _steps(run: Run) -> None:
     """Train until `max_steps`. Raises `LeaveLoopError`."""
-    finish_row(run)  # of the step that the attempt before stopped at
+    finish_row(run)  # for the step at which the previous attempt stopped
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps:
             batches = _fetch(run, batches_of_steps)
@@ -84,7 +84,7 @@ def _steps(run: Run) -> None:
 
 
 def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
-    """The next step's micro-batches; none if this rank's data is damaged, which is then its pending error."""
+    """Fetch the next step's micro-batches. If this rank's data is damaged: set `pending_error` and return []."""
     run.recorder.goodput.add_time("step_s")
     started = time.perf_counter()
     try:
@@ -98,7 +98,7 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
 
 
 def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> CompletedStep:
-    """Update once, and move on to the next step."""
+    """Run one training step and advance the step counter."""
     config, step = run.config, run.state.step
     lr = config.optimizer.lr * config.schedule.factor(step)
     run.callbacks.before_step(step)

@@ -1,4 +1,4 @@
-"""The recorder of rank 0: metrics, status, the plot. Other ranks hold one that writes nothing."""
+"""Recording on rank 0: metrics, status, plot, console and trackers. On other ranks the recorder writes nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from xlpretrain.tracking.wandb import WandbConfig
 
 
 class Recorder:
-    """The run's files and screens. `rank`: only 0 writes, as long as it has the lease; without it, it ends there.
+    """Writer of the run's metrics, status and plot. Only rank 0 writes, and exits the process if it loses the lease.
 
     Attributes:
-        goodput: what became of the run's time.
+        goodput: how the run's time was spent.
     """
 
     def __init__(self, config: RunConfig, folder: RunDir, *, rank: int, run_id: str, status: Status, lease: Lease):
@@ -42,16 +42,16 @@ class Recorder:
         self._file = MetricsFile(folder.metrics, fence=lease.check) if rank == 0 else None
         self._console: RunConsole | None = None
         self._trackers: Trackers | None = None
-        self._unwritable: dict[Path, float] = {}  # since when
+        self._unwritable: dict[Path, float] = {}  # path -> time of the first failure
         self._patience_s = config.stop.unwritable_s
         if rank == 0:
             self._console = RunConsole(max_steps=status.max_steps, log=folder.rank_log(0))
 
     def resume_at(self, state: TrainState, previous: Status | None) -> None:
-        """Forget what was recorded after the state to resume from, and start the trackers. They are told what they
-        have missed, or may have lost in a crash.
+        """Drop what was recorded after the state to resume from, and start the trackers. Steps that a tracker missed,
+        or may have lost in a crash, are sent to it again.
 
-        previous: the status of the attempt before, if there was one. Raises OSError if the metrics cannot be cut back.
+        previous: the status of the previous attempt, if any. Raises OSError if the metrics cannot be truncated.
         """
         if self._file is None:
             return
@@ -67,7 +67,7 @@ class Recorder:
         self.write_status("running", step=state.step)
 
     def go_back(self, state: TrainState) -> None:
-        """Forget what this start recorded after an earlier state. Raises OSError if the metrics cannot be cut back."""
+        """Drop what was recorded after an earlier state. Raises OSError if the metrics cannot be truncated."""
         if self._file is not None:
             rows, status = (
                 self._file.truncate_to_step(state.recorded_step),
@@ -79,7 +79,7 @@ class Recorder:
             self.write_status("running", step=state.step)
 
     def record(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Write and show the metrics of one step. What finds no room is written as soon as there is some."""
+        """Write and show the metrics of one step. If the disk is full, they are written once there is space."""
         if self._file is None:
             return
         row: Metrics = {"step": step, **metrics, **self.goodput.metrics(), "time/logged_at_s": time.time()}
@@ -91,7 +91,7 @@ class Recorder:
             self._trackers.log(row)
 
     def write_status(self, state: Any, *, step: int, **more: Any) -> None:
-        """Replace status.json. A full disk is no reason to end: what matters more will not be written either."""
+        """Replace status.json. A full disk does not end the run here; see `reason_to_stop`."""
         more["goodput"] = self.goodput.metrics()
         if self._trackers is not None:
             more["told"] = self._trackers.told
@@ -101,7 +101,7 @@ class Recorder:
             self._try(self._folder.status, write)
 
     def reason_to_stop(self) -> StopReason | None:
-        """`disk`, if metrics or status could not be written for `stop.unwritable_s`, nor now."""
+        """`disk` if metrics or status have been unwritable for `stop.unwritable_s` and still are, else None."""
         now = time.monotonic()
         if self._file is None or all(now - since < self._patience_s for since in self._since()):
             return None
@@ -110,15 +110,15 @@ class Recorder:
         return "disk" if any(self._since()) else None
 
     def be_patient(self) -> None:
-        """Try for `stop.unwritable_s` again, from now on."""
+        """Restart the wait of `stop.unwritable_s`."""
         self._unwritable = dict.fromkeys(self._unwritable, time.monotonic())
 
     def _since(self) -> list[float]:
-        """Since when each of the files cannot be written that a run may not be without for long."""
+        """Times since which the essential files (all but the plot) have been unwritable."""
         return [since for path, since in self._unwritable.items() if path != self._folder.plot]
 
     def _try(self, path: Path, write: Callable[[], object]) -> None:
-        """Write a file that training can do without for now; say once that it cannot be, and once that it can again."""
+        """Write a file that training can continue without. Print once when that fails, and once when it works again."""
         try:
             write()
         except LeaseLostError as error:
@@ -131,25 +131,22 @@ class Recorder:
 
     def _note_failure(self, path: Path, reason: str) -> None:
         if path not in self._unwritable:
-            self.print(f"{path}: cannot be written: {reason}; training goes on")
+            self.print(f"{path}: cannot be written: {reason}; training continues")
             self._unwritable[path] = time.monotonic()
 
     def print(self, message: str) -> None:
-        """A line on the console."""
+        """Print a line on the console."""
         if self._console is not None:
             self._console.print(message)
 
     def sync(self) -> None:
-        """Wait until the metrics are on the disk, if they can be written: before a checkpoint that stands on them.
-
-        Any thread may call it.
-        """
+        """Fsync the metrics, if they can be written; called before a checkpoint is committed. Thread-safe."""
         if self._file is not None:
-            with suppress(OSError):  # said by `record`; a checkpoint is worth having without
+            with suppress(OSError):  # `record` reports it; the checkpoint is useful anyway
                 self._file.sync()
 
     def plot(self) -> None:
-        """Draw the loss curve anew, if that can be done."""
+        """Redraw the loss curve. A failure is printed and does not end the run."""
         if self._file is None:
             return
         picture, fence = self._folder.plot, self._lease.check
@@ -157,7 +154,7 @@ class Recorder:
             self._try(picture, partial(plot_losses, self._file.path, picture, title=self._config.name, fence=fence))
         except MissingPackageError as error:
             self._note_failure(picture, str(error))
-        except Exception as error:  # of matplotlib's: no picture is worth a run
+        except Exception as error:  # from matplotlib: a failed plot must not end the run
             self._note_failure(picture, f"{type(error).__name__}: {error}")
 
     def __enter__(self) -> Self:
@@ -173,38 +170,38 @@ class Recorder:
         if self._trackers is not None:
             ended = self.status.state
             self._trackers.close("failed" if ended == "running" else ended)
-            self.write_status(ended, step=self.status.step)  # what they have been told
+            self.write_status(ended, step=self.status.step)  # with the last step sent to each
         if self._file is not None and (lost := self._file.close()):
             self.print(f"{self._file.path}: could not be written; its last {lost} lines are lost")
 
 
 def _finite(row: Mapping[str, Any]) -> Metrics:
-    """The numbers of a row of the metrics file, in which infinities and NaN are null."""
+    """A row of the metrics file without its nulls, which stand for infinities and NaN."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def _told_before(previous: Status | None, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
-    """The last step that each tracker has safely been told of in the attempts before."""
+    """The last step that each tracker is known to have kept, from previous attempts."""
     if previous is None or not rows:
         return {}
     if previous.told is not None:
         return previous.told
-    # An earlier version told W&B alone; what it had not written yet when it was killed is lost.
+    # An earlier version logged to W&B only; steps that W&B had not written when it was killed are lost.
     was_killed = previous.state not in ("finished", "stopped")
     safe = rows[-1].get("time/logged_at_s", 0.0) - (WandbConfig.buffer_s if was_killed else 0.0)
     return {"wandb": max((row["step"] for row in rows if row.get("time/logged_at_s", 0.0) <= safe), default=0)}
 
 
 def _accounts(rows: list[dict[str, Any]], state: TrainState, previous: Status | None, *, started_at: float) -> Goodput:
-    """The accounts of an attempt that resumes from a state, and was started at `started_at` (seconds since 1970).
+    """The goodput accounts of an attempt that resumes from a state and started at `started_at` (seconds since 1970).
 
-    Time between a stop that the user asked for, or the end of a run, and this attempt is nobody's.
+    Downtime after a requested stop or a finished run is not counted.
     """
     if previous is None:
         return Goodput()
     kept: Mapping[str, Any] = next((row for row in reversed(rows) if row["step"] <= state.recorded_step), {})
     if previous.step == state.step:
-        kept = previous.goodput  # an evaluation that was cut has left no row
+        kept = previous.goodput  # an interrupted evaluation left no row
     rested = previous.reason in ("user", "finished")
     return Goodput.resumed(
         previous.goodput,

@@ -1,4 +1,4 @@
-"""Returning to an earlier checkpoint, and going on without the data around the step that was left."""
+"""Rollback to an earlier checkpoint, skipping the data around the step that triggered it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xlpretrain.train.throughput import StepTimer
 def roll_back(run: Run, request: RollBack) -> None:
     """Return to the newest checkpoint from before the last step's data, and skip that data.
 
-    Every rank calls it, with no save in flight, and saves afterwards: every checkpoint says which data is skipped.
+    Every rank must call it, with no save in flight, and save afterwards, so that the skipped windows are on disk.
     """
     then = run.state
     at, _ = shifted_step(then.step - 1, then.skipped_windows)
@@ -40,14 +40,14 @@ def roll_back(run: Run, request: RollBack) -> None:
     run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)
     run.recorder.print(
-        f"step {then.step}: {request.reason}; back to step {run.state.step}, and on without the data of steps"
+        f"step {then.step}: {request.reason}; rolled back to step {run.state.step}, skipping the data of steps"
         f" {window[0]} to {window[1] - 1}"
     )
     run.step_timer = StepTimer()
 
 
 def _abandon_newer(run: Run, step: int) -> None:
-    """Put checkpoints of later steps away; where none is as old as `step`, those after the oldest one."""
+    """Set aside checkpoints newer than `step`; if all are newer, keep the oldest."""
     folder = run.folder.checkpoints
 
     def abandon() -> None:

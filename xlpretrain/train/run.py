@@ -1,4 +1,4 @@
-"""One rank's part in a run: what the training loop works on."""
+"""One rank's view of a run: the state and services that the training loop works on."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from xlpretrain.train.throughput import StepTimer
 
 @dataclass
 class Run:
-    """One rank's part in a run, ready to go on from `state.step`.
+    """One rank's view of a run, ready to continue from `state.step`.
 
-    streams: those this rank works on. memory: one per micro-batch, of consecutive streams. saver: its checkpoints.
-    peak_flops: of all ranks together. pending_error: an error of the user's that this rank met, until the ranks agree.
+    streams: the streams of this rank. memory: one tensor per micro-batch, for consecutive streams. saver: writes the
+    checkpoints. peak_flops: total over all ranks. pending_error: a user error raised on this rank, held until the ranks
+    agree on it.
     """
 
     config: RunConfig
@@ -53,7 +54,7 @@ class Run:
 
     @property
     def data_step(self) -> int:
-        """The step of the data that comes next; steps left out after a loss spike count as read."""
+        """The data step to read next; steps skipped after a loss spike count as read."""
         return shifted_step(self.state.step, self.state.skipped_windows)[0]
 
     @property

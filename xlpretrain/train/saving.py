@@ -1,4 +1,4 @@
-"""Checkpoints from the loop's side: when the state is copied, and what follows from a save that failed."""
+"""The training loop's side of checkpoints: copying the state, and handling a failed save."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from xlpretrain.train.run import Run
 
 
 def start_save(run: Run, *, behind: bool = True, spent_on: Work = "step_s") -> None:
-    """Copy the state of this step; the rest happens behind the loop. Every rank calls it, none of them writing.
+    """Copy the state of this step and write it in the background. Every rank calls it, with no save in flight.
 
-    spent_on: the work that took the time until now.
+    behind: write in the background. spent_on: the kind of work to which the time until now is charged.
     """
     run.recorder.goodput.add_time(spent_on)
     run.state.callbacks = run.callbacks.state()
@@ -28,13 +28,13 @@ def start_save(run: Run, *, behind: bool = True, spent_on: Work = "step_s") -> N
 
 
 def save_the_last(run: Run) -> None:
-    """See this step on the disk. Raises `CheckpointError`, on every rank, if that fails."""
+    """Wait until this step is saved. Raises `CheckpointError` on every rank if that fails."""
     if failure := save_this_step(run):
         raise CheckpointError(failure)
 
 
 def save_this_step(run: Run) -> str | None:
-    """See this step on the disk. Every rank calls it. Returns why it is not there."""
+    """Wait until this step is saved. Every rank calls it. Returns the reason if that failed, else None."""
     failure = run.saver.wait()
     if run.saver.saved_at != run.state.step:
         tell_of_failed_save(run, failure)
@@ -45,13 +45,13 @@ def save_this_step(run: Run) -> str | None:
 
 
 def amend_save(run: Run) -> None:
-    """Let the checkpoint of this step, if there is one, hold the state as it is by now. Every rank calls it."""
+    """Update this step's checkpoint, if there is one, to the current state. Every rank calls it."""
     run.state.callbacks = run.callbacks.state()
     tell_of_failed_save(run, run.saver.amend(run.state))
 
 
 def tell_of_failed_save(run: Run, failure: str | None) -> None:
-    """Training goes on without it: the last good checkpoint stays, and there will be another."""
+    """Count and print a failed save, if there was one. Training continues; the last good checkpoint is kept."""
     if failure is not None:
         run.state.failed_saves += 1
-        run.recorder.print(f"{failure}; training goes on, and saves again later")
+        run.recorder.print(f"{failure}; training continues and will save again later")

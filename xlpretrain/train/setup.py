@@ -1,4 +1,4 @@
-"""Puts a `Run` together on each rank: data, folder, model, engine, and the checkpoint to go on from."""
+"""Set up a `Run` on each rank: data, folder, model, engine, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ from xlpretrain.train.throughput import peak_flops
 def resolve_run(
     config: RunConfig, *, world_size: int, allow_recipe_change: bool
 ) -> tuple[RunConfig, DataSplits, Changes]:
-    """Check everything that can be checked before work starts; nothing is written.
+    """Check everything that can be checked before work starts, without writing anything.
 
-    Returns the resolved config, its data, and what changes in a run that was begun. Raises `XLPretrainError`.
+    Returns the resolved config, its data, and the config changes to an existing run. Raises `XLPretrainError`.
     """
     folder = config.folder
     folder.refuse_if_read_only()
@@ -75,15 +75,15 @@ def set_up_run(
     launch_id: str = "",
     watchdog: Watchdog | None = None,
 ) -> Run:
-    """A run ready to train, begun or gone on with, and its lease, to be closed in the end. Every rank calls it.
+    """Start or resume a run, ready to train. The caller must close its lease. Every rank must call it.
 
-    take_over, launch_id: see `lease.refuse_if_held`. watchdog: one that was started (default: none).
+    take_over, launch_id: see `lease.refuse_if_held`. watchdog: one that is already started (default: none).
 
     Raises `XLPretrainError` on every rank.
     """
     world_size = distributed.world_size()
     config, data, changes = resolve_run(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
-    watchdog = watchdog or Watchdog()  # asleep
+    watchdog = watchdog or Watchdog()  # not started
     place = config.folder.lease
     mine = distributed.run_on_rank_0(partial(lease.acquire, place, launch_id=launch_id, take_over=take_over))
     stacks = config.folder.logs / f"hang-{mine.number:08d}-rank-{distributed.rank():05d}.txt"
@@ -134,9 +134,9 @@ def _build(
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
         state, memory, stream_states = restored.state, restored.memory.to(device), restored.stream_states
-        recorder.print(f"going on from step {state.step} of {max_steps}")
+        recorder.print(f"resuming from step {state.step} of {max_steps}")
         for difference in restored.differences:
-            recorder.print(f"not the layout of the checkpoint, so equal only within rounding: {difference}")
+            recorder.print(f"not the checkpoint's layout, so results match only within rounding: {difference}")
     elif config.init_from is not None:
         fresh = load_weights(config.init_from, engine)
         recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
@@ -164,7 +164,7 @@ def _build(
         build_callbacks(context, data=data, engine=engine, probe=probe, damage=loader.damage, plot=recorder.plot)
     )
     for name in callbacks.load(state.callbacks, stream_states):
-        recorder.print(f"the checkpoint holds the state of a callback {name!r}, which the config lacks; it is dropped")
+        recorder.print(f"dropped the saved state of callback {name!r}, which is not in the config")
     saver = Saver(
         folder.checkpoints,
         config.checkpoint,
@@ -220,7 +220,7 @@ def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples
     for corpus, share in effective_shares(train):
         recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
     for step, name in samples.exhausted_at:
-        recorder.print(f"{name}: read max_epochs times by step {step}, then its part goes to the others")
+        recorder.print(f"{name}: read max_epochs times by step {step}; then its share goes to the other corpora")
 
 
 def _say_what_is_cut(recorder: Recorder, config: RunConfig, data: DataSplits) -> None:
@@ -232,7 +232,7 @@ def _say_what_is_cut(recorder: Recorder, config: RunConfig, data: DataSplits) ->
 def _build_engine(
     config: RunConfig, data: DataSplits, *, num_micro_batches: int, device: torch.device
 ) -> tuple[Engine, float]:
-    """The fresh model in its engine; and its FLOPs per new token, counted before ZeRO-3 cuts weights up."""
+    """Build the fresh model in its engine; also return its FLOPs per new token, counted before ZeRO-3 shards it."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
     objective = config.objective
@@ -249,7 +249,7 @@ def _build_engine(
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:
-    """Make the run folder, or update the one there is. Returns the run's id, which is for its whole life."""
+    """Create the run folder or update the existing one. Returns the run's id, which never changes."""
     began = {
         "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),

@@ -16,14 +16,14 @@ _GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 
 @dataclass
 class StepTimer:
-    """Wall time since the last `lap`, and how much of it was spent waiting for data."""
+    """Wall time since the last `lap`, and the part of it spent waiting for data."""
 
     started_at: float = field(default_factory=time.perf_counter)
     steps: int = 0
     data_wait_s: float = 0.0
 
     def lap(self, *, tokens_per_step: int, flops_per_token: float, peak_flops: float) -> Metrics:
-        """Rates per step since the last lap, which begins anew. `peak_flops`: of all ranks together."""
+        """Rates per step since the last lap; resets the timer. `peak_flops`: total over all ranks."""
         elapsed = max(time.perf_counter() - self.started_at, 1e-9)
         steps = max(self.steps, 1)
         tokens_per_second = self.steps * tokens_per_step / elapsed
@@ -38,14 +38,14 @@ class StepTimer:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held: on the GPU if there is one, else resident."""
+    """Peak memory of this process: allocated on the GPU if there is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s this rank could reach in matrix products: the data sheet's for a known GPU (bf16), else measured once."""
+    """Peak matrix-product FLOP/s of this rank: from the data sheet for a known GPU (bf16), else measured once."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for model, peak in _GPU_PEAKS.items():

@@ -68,7 +68,7 @@ def test_the_worked_example_goes_on_where_it_was_in_every_bit(config: Path, tmp_
 
     assert main([str(config), "name=parts", "max_steps=9", "callbacks=[{type: stream_loss, decay: 0.5}]"]) == 0
     told = capsys.readouterr().out
-    assert told.count("holds the state of a callback 'stream_loss#2', which the config lacks; it is dropped") == 1
+    assert told.count("dropped the saved state of callback 'stream_loss#2', which is not in the config") == 1
     ended = [str(config), "name=parts", "max_steps=60"]
     assert main([*ended, "callbacks=[{type: stream_loss, decay: 0.5, target: 9, patience: 4}]"]) == 0
     status = json.loads((parts / "status.json").read_text())

@@ -107,7 +107,7 @@ def test_a_pattern_that_applies_to_nothing_is_an_error_with_close_names(patterns
 
 def test_layer_decay_of_a_model_without_layers_is_refused():
     weight = {"backbone.mix.weight": nn.Parameter(torch.ones(2, 2))}
-    with pytest.raises(ConfigError, match=r"layer_decay +this model has no parameter named layers\.N"):
+    with pytest.raises(ConfigError, match=r"layer_decay +this model has no parameters named layers\.N"):
         adamw(layer_decay=0.9).parameter_groups(weight)
 
 

@@ -104,6 +104,8 @@ def test_overrides_reach_into_sections_and_are_read_as_yaml(tmp_path: Path):
 def test_overrides_reach_into_lists():
     data = {"shapes": [{"type": "circle"}, {"radius": 2.0}]}
     assert schema.apply_overrides(data, ["shapes.1.radius=5"], Drawing)["shapes"][1] == {"radius": 5}
+    named = schema.apply_overrides(data, ["shapes.circle.radius=3", "shapes.square.side_len=4"], Drawing)["shapes"]
+    assert named == [{"type": "circle", "radius": 3}, {"radius": 2.0}, {"type": "square", "side_len": 4}]
     for path in ("shapes.2.radius", "shapes.x.radius", "shapes.7"):
         with pytest.raises(ConfigError, match="no such list item"):
             schema.apply_overrides(data, [f"{path}=5"], Drawing)

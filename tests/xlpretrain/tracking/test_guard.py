@@ -225,7 +225,7 @@ def test_the_default_one_goes_without_its_package_and_says_so(tmp_path: Path, mo
     WandbConfig().check()
     finish(start(WandbConfig(), tmp_path))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == 'W&B is not installed, so it does not get the metrics; pip install "xlpretrain[wandb]"'
+    assert line == 'W&B is not installed, so metrics are not logged to it; pip install "xlpretrain[wandb]"'
 
 
 @pytest.mark.parametrize("switch", ["WANDB_MODE=disabled", "WANDB_DISABLED=true", "mode"])

@@ -129,7 +129,7 @@ def test_a_rollback_goes_on_without_the_data_around_the_step(config: Path, capsy
     assert train(config, max_steps=2) == 0
     assert train(config, {"act": "roll back", "at": 3}) == 0
     assert (
-        "step 3: the callback says so; back to step 2, and on without the data of steps 2 to 3"
+        "step 3: the callback says so; rolled back to step 2, skipping the data of steps 2 to 3"
         in capsys.readouterr().out
     )
     rows = commands.read_metrics(config.parent / "runs" / "run")

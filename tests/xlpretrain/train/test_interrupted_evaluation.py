@@ -75,7 +75,7 @@ def test_an_evaluation_that_is_cut_is_done_again_and_nothing_differs(
     assert logged(run) == [1], "it was too fast to be killed"
 
     process = commands.start("resume", run, "--nproc", processes)
-    commands.read_until(process, "going on from step 2")
+    commands.read_until(process, "resuming from step 2")
     (run / "STOP").touch()
     commands.finish(process, expect=75)
     assert logged(run) == [1]

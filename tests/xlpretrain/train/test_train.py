@@ -290,7 +290,7 @@ def test_on_a_full_disk_it_trains_on_and_saves_again_once_there_is_room(tiny_dat
             while file.write(bytes(4096)):
                 pass
         out = commands.read_until(
-            process, "saves again later", "metrics.jsonl: cannot be written", "status.json: cannot"
+            process, "will save again later", "metrics.jsonl: cannot be written", "status.json: cannot"
         )
         assert "No space left on device" in out
         kept = list_checkpoints(run / "checkpoints")
@@ -342,7 +342,7 @@ def test_where_metrics_and_status_stay_unwritable_it_saves_and_leaves_to_be_run_
         assert saved.step > max(row["step"] for row in commands.read_metrics(run))
         ballast.unlink()
         out, _ = commands.run("resume", run, f"max_steps={saved.step}", "schedule.total_steps=100000", "--nproc", 2)
-        assert f"going on from step {saved.step}" in out
+        assert f"resuming from step {saved.step}" in out
 
 
 @pytest.mark.full

@@ -1,6 +1,6 @@
-"""-log p(target) over a vocabulary, some rows at a time: at most one chunk of logits is ever held.
+"""-log p(target) over a vocabulary, computed in chunks, so that at most one chunk of logits is in memory.
 
-Shapes: N positions, D width, V vocabulary; c rows of a chunk, p rows of a piece of one.
+Shapes: N positions, D width, V vocabulary; c rows of a chunk, p rows of a piece of a chunk.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LOGITS = 2**24
-"""Logits of a chunk, about: 32 MB in bf16. Where one chunk is all, it is kept for the backward pass."""
+"""Approximate number of logits in a chunk: 32 MB in bf16. A single chunk is kept for the backward pass."""
 _PIECE = 2**18
-"""Logits that are worked on at a time, in fp32: 1 MB, which stays in the cache."""
+"""Number of logits processed at a time in fp32: 1 MB, which fits the cache."""
 
 
 def chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(hidden weight^T + bias)[target] [N] in fp32, computed in autocast's dtype where that is on."""
+    """-log softmax(hidden weight^T + bias)[target] [N] in fp32, computed in autocast's dtype if it is enabled."""
     device = hidden_ND.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -29,7 +29,7 @@ def chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """-log softmax(hidden weight^T + bias)[target] in fp32; of more than a chunk, the logits are computed twice."""
+    """-log softmax(hidden weight^T + bias)[target] in fp32; several chunks: backward recomputes the logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> Tensor:
@@ -74,6 +74,6 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def _slices(rows: Tensor, vocab_size: int, num_logits: int) -> Iterator[slice]:
-    """Slices of the rows that have about so many logits each."""
+    """Slices of the rows with about `num_logits` logits each."""
     size = max(1, num_logits // vocab_size)
     return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))

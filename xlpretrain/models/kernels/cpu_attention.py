@@ -1,8 +1,8 @@
 """Attention on CPUs, a few heads and queries at a time, so that scores stay in the cache, with its own backward pass.
 
 One tensor of the size of the scores is kept for the backward pass: the weights, negative where they were dropped. Keys
-that no query of a block may see (those after it, in a causal model) are left out of all products. Shapes as in
-`relative_positions.py`; n heads, q queries and k keys of a block, r distances of it.
+that no query of a tile may attend (those after it, in a causal model) are skipped in all products. Shapes as in
+`relative_positions.py`; a tile has n heads, q queries, k keys and r distances.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from xlpretrain.models.kernels.dropout import dropout_sign_bits, keep_scale
 from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
 
 _ELEMENTS = 2**20
-"""Scores of a block, about: 2 MB in bf16."""
+"""Approximate number of scores in a tile: 2 MB in bf16."""
 _QUERIES = 128
-"""Queries of a block, where leaving out keys is worth it."""
+"""Number of queries in a tile, if some keys can be skipped."""
 _BLOCKS = WeakTensorKeyDictionary()
-"""The blocks of each mask that is in use: all layers have the same."""
+"""Cache of the tiles of each mask in use; all layers have the same mask."""
 
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """Samples of one product: heads [n0, n1), queries [q0, q1) of one sample, and the keys before k1."""
+    """Indices of one product: heads [n0, n1) and queries [q0, q1) of one sample, and its keys before k1."""
 
     sample: int
     n0: int
@@ -39,14 +39,14 @@ class AttentionTile:
     q1: int
     k1: int
     masked: bool
-    """True if any of these keys is hidden from any of these queries."""
+    """True if any of these keys is masked for any of these queries."""
     blind: bool
     """True if any of these queries may attend no key."""
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The plan of attention: everything that does not depend on the layer except for the dropout seed."""
+    """Mask, positions and dropout of one attention; only the dropout seed depends on the layer."""
 
     mask: Tensor
     positions: RelativePositions | None
@@ -54,12 +54,12 @@ class TilePlan:
     seed: int | None
 
     def predictions_from(self, num_queries: int) -> int:
-        """The first query of the second stream."""
+        """The index of the first query of the second stream."""
         predict = self.positions.target_positions if self.positions is not None else None
         return num_queries - (0 if predict is None else predict.shape[1])
 
     def blocks(self, num_heads: int) -> list[AttentionTile]:
-        """The cut of all scores, in the order in which what is dropped is drawn."""
+        """The tiles that cover all scores, in the order in which dropout bits are drawn."""
         num_queries = self.mask.shape[1]
         tokens = self.predictions_from(num_queries)
         known: dict[tuple[int, int], list[AttentionTile]] = _BLOCKS.setdefault(self.mask, {})  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ class TilePlan:
 
 
 def _cuts(seen_QK: Tensor, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Queries from start to stop, cut where keys can be left out: (first, last + 1, keys before)."""
+    """Yield ranges (q0, q1, k1) of the queries from start to stop, split if that lets some keys be skipped."""
     if start == stop:
         return
     edges = [*range(start, stop, _QUERIES), stop]
@@ -101,7 +101,7 @@ def _reach(seen_QK: Tensor) -> int:
 
 
 class TiledAttention(torch.autograd.Function):
-    """softmax(scores) values: see `attention.py` for the scores. Queries come scaled by 1 / sqrt(H)."""
+    """softmax(scores) values; see `attention.py` for the scores. Queries are already scaled by 1 / sqrt(H)."""
 
     @staticmethod
     def forward(
@@ -114,7 +114,7 @@ class TiledAttention(torch.autograd.Function):
         segment_BQN: Tensor | None,
         plan: TilePlan,
     ) -> Tensor:
-        """The attended values "B Q N H". segment_BQN: what a key of the query's own segment scores more than others."""
+        """The attended values "B Q N H". segment_BQN: score added to keys in the query's own segment."""
         blocks, generator = plan.blocks(query_BQNH.shape[2]), np.random.SFC64(plan.seed or 0)
         scale = 1.0 if plan.seed is None else keep_scale(plan.rate, query_BQNH.dtype)
         attended_BQNH = torch.empty_like(query_BQNH)
@@ -124,7 +124,7 @@ class TiledAttention(torch.autograd.Function):
             scores_nqk = _scores(query_BQNH, key_nkH, by_position_BQNH, distance_GRNH, segment_BQN, plan, at)
             weights_nqk = torch.softmax(scores_nqk, dim=-1)
             if at.blind:
-                # A query that may see nothing has an average of all that is hidden from it: nothing instead.
+                # Zero fully masked queries, whose softmax is an average of the masked keys.
                 weights_nqk.mul_(plan.mask[at.sample, at.q0 : at.q1, : at.k1].amax(dim=-1, keepdim=True) == 0)
             if plan.seed is None:
                 kept_nqk = weights_nqk
@@ -175,22 +175,22 @@ class TiledAttention(torch.autograd.Function):
 
 
 def _heads(context_BKNH: Tensor, at: AttentionTile) -> Tensor:
-    """Keys or values of a block, "n k H"; laid out so that a product with their transpose copies nothing."""
+    """Keys or values of a tile, "n k H", laid out so that a product with their transpose needs no copy."""
     return context_BKNH[at.sample, : at.k1, at.n0 : at.n1].transpose(0, 1).contiguous()
 
 
 def _queries(query_BQNH: Tensor, at: AttentionTile) -> Tensor:
-    """Queries of a block, or what belongs to them, "n q H"; a view."""
+    """A view "n q H" of a tile's part of a tensor of queries or their outputs."""
     return query_BQNH[at.sample, at.q0 : at.q1, at.n0 : at.n1].transpose(0, 1)
 
 
 def _add_product(total_nkH: Tensor, weights_nqk: Tensor, values_nqH: Tensor) -> None:
-    """Adds, for every key, the values of the queries by their weights."""
+    """Add, for every key, the sum of the queries' values, weighted by `weights_nqk`."""
     torch.baddbmm(total_nkH, weights_nqk.transpose(1, 2), values_nqH, out=total_nkH)
 
 
 def _zeros(like_BKNH: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros to accumulate gradients in: heads before keys."""
+    """Zeros for accumulating gradients, with heads before keys."""
     samples, keys, heads, width = like_BKNH.shape
     return torch.zeros(samples, heads, keys, width, dtype=dtype or like_BKNH.dtype)
 
@@ -204,7 +204,7 @@ def _scores(
     plan: TilePlan,
     at: AttentionTile,
 ) -> Tensor:
-    """All terms, masked. What is the same for all keys of a query is left out: the softmax does not see it."""
+    """The masked scores, without terms that are equal for all keys of a query, since they cancel in the softmax."""
     query_nqH = _queries(query_BQNH, at)
     if by_position_BQNH is None or distance_GRNH is None:
         scores_nqk = torch.bmm(query_nqH, key_nkH.transpose(1, 2))
@@ -228,7 +228,7 @@ def _scores(
 def _distances(
     distance_GRNH: Tensor, by_position_BQNH: Tensor, plan: TilePlan, at: AttentionTile
 ) -> tuple[Tensor, Tensor | None]:
-    """The distances of a block "n r H"; and, in the second stream, where its queries stand, "1 q"."""
+    """The distances of a tile, "n r H", and, in the second stream, the positions of its queries, "1 q"."""
     positions = plan.positions
     assert positions is not None
     group = 0 if positions.reversed is None else int(positions.reversed[at.sample])
@@ -251,7 +251,7 @@ def _position_backward(
     plan: TilePlan,
     at: AttentionTile,
 ) -> None:
-    """From scores by key back to scores by distance, and on to queries and distances."""
+    """Propagate gradients from scores by key to scores by distance, then to queries and distances."""
     distance_nrH, predict = _distances(distance_GRNH, by_position_BQNH, plan, at)
     d_scores_nqr = d_scores_nqk.new_zeros(*d_scores_nqk.shape[:2], distance_nrH.shape[1])
     num_tokens, first = plan.predictions_from(by_position_BQNH.shape[1]), 0

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class FeedForwardSettings:
-    """The keys of a model that its feed-forwards are built from."""
+    """The model's settings that its feed-forwards are built from."""
 
     d_model: int
     d_ff: int
@@ -45,8 +45,8 @@ class FeedForwardSettings:
 class FeedForward(nn.Module, ABC):
     """A map of each position's hidden state, without the residual and the norm, which belong to the layer.
 
-    The model draws the weights of linear maps and embeddings from N(0, init_std) and sets their biases to 0; other
-    parameters keep the values they are built with.
+    The model initializes linear and embedding weights from N(0, init_std) and their biases with 0; other parameters
+    keep the values set in `__init__`.
     """
 
     @abstractmethod
@@ -54,22 +54,22 @@ class FeedForward(nn.Module, ABC):
         """The output, which the layer adds to the residual."""
 
     def flops_per_token(self) -> float:
-        """FLOPs of forward and backward: 6 per element of a matrix. Override it where a matrix is not used once."""
+        """FLOPs of forward and backward: 6 per matrix element. Override it if a matrix is not used exactly once."""
         return 6.0 * sum(weight.numel() for weight in self.parameters() if weight.ndim >= 2)
 
 
 class FeedForwardConfig(Section, ABC):
-    """The keys of a feed-forward beside those of the model."""
+    """The keys of a feed-forward, besides those of the model."""
 
     type: str
 
     @abstractmethod
     def build(self, settings: FeedForwardSettings) -> FeedForward:
-        """The feed-forward of one layer with fresh weights, in fp32."""
+        """Build the feed-forward of one layer with fresh fp32 weights."""
 
 
 class MLP(FeedForward):
-    """outer(activation(inner(x))), with dropout of both results (arXiv:1706.03762, equation 2)."""
+    """outer(activation(inner(x))), with dropout inside and on the output (arXiv:1706.03762, equation 2)."""
 
     def __init__(self, settings: FeedForwardSettings):
         super().__init__()
@@ -131,4 +131,4 @@ FEED_FORWARDS: Registry[FeedForwardConfig] = Registry(
 )
 
 AnyFeedForward = Annotated[FeedForwardConfig, TaggedUnion(FEED_FORWARDS)]
-"""The config of any feed-forward, told by its key `type`."""
+"""The config of any feed-forward, selected by its key `type`."""

@@ -13,20 +13,20 @@ from xlpretrain.schema import Registry, Section, TaggedUnion
 
 
 class NormConfig(Section, ABC):
-    """The keys of a norm beside those of the model."""
+    """The keys of a norm, besides those of the model."""
 
     type: str
 
     @abstractmethod
     def build(self, width: int, *, eps: float) -> nn.Module:
-        """A fresh norm of vectors [.., width]. Parameters of one dimension do not decay."""
+        """Build a norm for vectors [.., width]. One-dimensional parameters get no weight decay."""
 
 
 class RMSNorm(nn.RMSNorm):
     """weight * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        # Under autocast the types differ, for which torch has a slower path and a warning.
+        # Under autocast the dtypes differ, and torch would take a slower path and warn.
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -53,4 +53,4 @@ class RMSNormConfig(NormConfig):
 NORMS: Registry[NormConfig] = Registry("norm", NormConfig, {"layer_norm": LayerNormConfig, "rms_norm": RMSNormConfig})
 
 AnyNorm = Annotated[NormConfig, TaggedUnion(NORMS)]
-"""The config of any norm, told by its key `type`."""
+"""The config of any norm, selected by its key `type`."""

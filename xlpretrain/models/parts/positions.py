@@ -1,7 +1,7 @@
-"""The vectors that tell positions apart: learned, or sinusoids.
+"""Position vectors: learned or sinusoidal.
 
-An encoder adds those of positions 0, 1, .. to its token vectors. Relative attention scores keys by those of distances,
-which may be negative and have no largest.
+An encoder adds the vectors of positions 0, 1, .. to its token vectors. Relative attention uses the vectors of
+distances, which may be negative and are unbounded.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from xlpretrain.schema import Registry, Section, TaggedUnion
 
 
 class PositionsConfig(Section, ABC):
-    """The keys of positions beside those of the model."""
+    """The keys of positions, besides those of the model."""
 
     type: str
 
     for_distances: ClassVar[bool]
-    """True if distances of any size and sign have a vector, not just positions 0, 1, .., max_positions - 1."""
+    """True if distances of any size and sign have vectors, not just positions 0, 1, .., max_positions - 1."""
 
     @abstractmethod
     def build(self, width: int, *, max_positions: PositiveInt | None) -> nn.Module:
-        """A module that maps positions [R] to vectors [R, width].
+        """Build a module that maps positions [R] to vectors [R, width].
 
-        max_positions: positions that need a vector; None: they are distances.
+        max_positions: number of positions that need a vector; None for distances.
         """
 
 
@@ -41,7 +41,7 @@ class Sinusoids(nn.Module):
         self.width, self.base = width, base
 
     def forward(self, positions: Real[Tensor, " R"]) -> Float[Tensor, "R D"]:
-        """Vectors in fp32, since bf16 cannot tell 256 from 257."""
+        """Vectors in fp32, since bf16 cannot represent 257."""
         exponents = -torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32) / self.width
         angles = torch.outer(positions.float(), self.base**exponents)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -51,7 +51,7 @@ class LearnedConfig(PositionsConfig):
     """A learned vector for each of max_positions positions (BERT, arXiv:1810.04805)."""
 
     type: Literal["learned"] = "learned"
-    """Kind of positions: learned (of an encoder only) or sinusoidal."""
+    """Kind of positions: learned (encoders only) or sinusoidal."""
 
     for_distances: ClassVar[bool] = False
 
@@ -64,9 +64,9 @@ class SinusoidalConfig(PositionsConfig):
     """Fixed sinusoids, without weights (arXiv:1706.03762, section 3.5)."""
 
     type: Literal["sinusoidal"] = "sinusoidal"
-    """Kind of positions: learned (of an encoder only) or sinusoidal."""
+    """Kind of positions: learned (encoders only) or sinusoidal."""
     base: PositiveFloat = 10000.0
-    """Bound of the wavelengths, in units of 2 pi positions."""
+    """Upper bound of the wavelengths, in units of 2 pi positions."""
 
     for_distances: ClassVar[bool] = True
 
@@ -79,4 +79,4 @@ POSITIONS: Registry[PositionsConfig] = Registry(
 )
 
 AnyPositions = Annotated[PositionsConfig, TaggedUnion(POSITIONS)]
-"""The config of any positions, told by its key `type`."""
+"""The config of any positions, selected by its key `type`."""

@@ -1,4 +1,4 @@
-"""The callbacks of a run: those of its sections (`eval`, `spike`, `stop` and so on), then those of `callbacks`."""
+"""The callbacks of a run: the built-in ones (for `eval`, `spike`, `stop` and so on), then those of `callbacks`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def build_callbacks(
     damage: MutableMapping[int, list[str]],
     plot: Callable[[], None],
 ) -> dict[str, Callback]:
-    """All callbacks by name, in the order of their calls, which is the same on every rank.
+    """All callbacks by name, in call order, which is the same on every rank.
 
-    damage: see `Loader`. plot: draws the loss curve. Raises `XLPretrainError` where one cannot be built.
+    damage: see `Loader`. plot: draws the loss curve. Raises `XLPretrainError` if a callback cannot be built.
     """
     config, objective = context.config, context.config.objective
     found: dict[str, Callback] = {}
@@ -69,6 +69,6 @@ def _build_own(section: CallbackConfig, context: CallbackContext) -> Callback | 
     if limit is not None and limit >= watchdog.collective_timeout_s:
         raise ConfigError(
             f"callbacks: {section.type}: its section may take {limit:g} s between two pauses, but the other ranks wait"
-            f" for {watchdog.collective_timeout_s:g} s only, 2 * (watchdog.timeout_s + watchdog.startup_s); raise these"
+            f" only {watchdog.collective_timeout_s:g} s, 2 * (watchdog.timeout_s + watchdog.startup_s); raise these"
         )
     return callback

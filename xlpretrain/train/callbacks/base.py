@@ -1,7 +1,7 @@
-"""The interface of a callback: code that takes part in training beside the loop, and is called at declared events.
+"""The callback interface: code that the training loop calls at defined events.
 
-Every rank runs the same callbacks in the same order, since all of them have the same config. A callback adds numbers
-to reductions that the loop makes anyway; only `section`, which every rank enters, may call collectives of its own.
+Every rank has the same config and so runs the same callbacks in the same order. A callback adds numbers to reductions
+that the loop makes anyway; only `section`, which every rank enters, may call collectives itself.
 
 All methods are optional. An `XLPretrainError` that a method raises on one rank ends the run on all of them, with its
 message, at the next step boundary. Any other exception ends it with a traceback that names the callback.
@@ -40,10 +40,10 @@ __all__ = [
 class CallbackContext:
     """The facts about a run that callbacks are built from.
 
-    streams: those this rank works on. max_steps: the step at which the run is finished. run_folder: only rank 0 may
-    write there, and only files that are the callback's own. corpora: names of the corpora of a mixture, else none.
+    streams: the streams of this rank. max_steps: the step at which the run is finished. run_folder: only rank 0 may
+    write there, and only the callback's own files. corpora: names of the corpora of a mixture, else empty.
     model: forward passes in evaluation mode, for sections; under ZeRO-3 each is a collective.
-    print: a line on the console and in the log of rank 0; it does nothing on other ranks.
+    print: prints a line on the console and in the log of rank 0; does nothing on other ranks.
     """
 
     config: RunConfig
@@ -62,13 +62,13 @@ class CallbackContext:
         return self.is_due(step, self.config.log.every_steps)
 
     def is_due(self, step: int, every_steps: int) -> bool:
-        """True at multiples of `every_steps`, and at the end of the run."""
+        """True at multiples of `every_steps` and at the end of the run."""
         return step == self.max_steps or step % every_steps == 0
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch of this rank. streams: of its samples, in order. batch: on the CPU."""
+    """One micro-batch of this rank. streams: the stream of each sample, in order. batch: on the CPU."""
 
     step: int
     number: int
@@ -77,7 +77,7 @@ class MicroBatch:
     source: SampleSource
 
     def corpora(self) -> list[int]:
-        """The number of each sample's corpus."""
+        """The corpus index of each sample."""
         return [self.source.corpus(step=self.step, stream=stream) for stream in self.streams]
 
 
@@ -85,8 +85,8 @@ class MicroBatch:
 class CompletedStep:
     """One update. step: the number of completed steps. sums: this rank's sum of each loss term, on the device.
 
-    counts: predictions of each loss term, over all ranks. grad_norm: global, before clipping; not finite if the update
-    was skipped.
+    counts: number of predictions of each loss term, over all ranks. grad_norm: global, before clipping; not finite if
+    the update was skipped.
     """
 
     step: int
@@ -98,10 +98,10 @@ class CompletedStep:
 
 @dataclass(frozen=True)
 class RollBack:
-    """A request to return to a checkpoint, and to go on without the data around the last step.
+    """A request to return to a checkpoint and skip the data around the last step.
 
-    skip_before, skip_after: steps before and after the last one whose data is left out with it; the checkpoint is from
-    before them. reason: follows "step N: " in the message. Without a checkpoint the run goes on.
+    skip_before, skip_after: number of steps before and after the last one whose data is skipped too; the checkpoint is
+    from before them. reason: printed after "step N: ". If there is no checkpoint, the run continues.
     """
 
     reason: str
@@ -110,20 +110,20 @@ class RollBack:
 
 
 Request = Literal["finish", "stop", "save"] | RollBack
-"""An action that a callback asks the loop for, on all ranks alike.
+"""An action that a callback requests from the loop, the same on all ranks.
 
-finish: end the run as if `max_steps` was reached; during a section it is ignored. stop: save and exit with code 75, to
-be resumed. save: write a checkpoint of this step, if there is none yet.
+finish: end the run as if `max_steps` were reached; ignored during a section. stop: save and exit with code 75, to be
+resumed. save: write a checkpoint of this step, if there is none yet.
 """
 
 
 class Callback:
-    """A callback that does nothing. `step` is the number of completed steps wherever it is an argument.
+    """Base class of callbacks; every method does nothing. The argument `step` is always the number of completed steps.
 
     Attributes:
         num_numbers: the length of `numbers`, constant and the same on every rank.
         num_row_numbers: the length of `row_numbers`, likewise.
-        section_timeout_s: seconds that may pass between two calls of `pause` in a section (None: watchdog.timeout_s).
+        section_timeout_s: longest time between two calls of `pause` in a section (None: watchdog.timeout_s).
     """
 
     num_numbers: int = 0
@@ -131,69 +131,69 @@ class Callback:
     section_timeout_s: float | None = None
 
     def before_step(self, step: int) -> None:
-        """The ranks have agreed to do another step."""
+        """Called once the ranks have agreed to do another step."""
 
     def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:
-        """A micro-batch went through the model, before its backward pass. Do not keep its graph."""
+        """Called after the forward pass of a micro-batch, before its backward pass. Do not keep the autograd graph."""
 
     def after_step(self, done: CompletedStep) -> None:
-        """The update was made. Reading a tensor of it waits for the device."""
+        """Called after the update. Reading the value of a tensor synchronizes with the device."""
 
     def numbers(self, step: int) -> Sequence[float]:
-        """This rank's numbers for the next agreement; `agreed` is called with their sums at once."""
+        """This rank's numbers for the next agreement; `agreed` is called with their sums right after."""
         return ()
 
     def agreed(self, step: int, sums: Sequence[float]) -> Request | None:
-        """Take the sums of `numbers` over all ranks (float64): before each step, and at each pause of a section.
+        """Receive the sums of `numbers` over all ranks (float64), before each step and at each pause of a section.
 
-        The result, or an `XLPretrainError`, must depend on nothing but values that are the same on every rank.
+        The result, or a raised `XLPretrainError`, must depend only on values that are the same on every rank.
         """
         return None
 
     def row_numbers(self, step: int) -> Sequence[float]:
-        """This rank's numbers for the row of metrics, at steps that are logged."""
+        """This rank's numbers for the metrics row, at logged steps."""
         return ()
 
     def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
-        """The metrics for the row, from the sums of `row_numbers` over all ranks (float64)."""
+        """The metrics for the row, computed from the sums of `row_numbers` over all ranks (float64)."""
         return {}
 
     def is_due(self, step: int) -> bool:
-        """True if `section` follows `step`: a function of the step and of agreed numbers alone."""
+        """True if `section` runs after `step`; must depend only on the step and on agreed numbers."""
         return False
 
     def section(self, pause: Pause) -> Metrics:
-        """Do work in which every rank takes part, collectives included; returns metrics for the row of the step.
+        """Do work that involves every rank and may use collectives; returns metrics for the row of the step.
 
-        Every rank must call `pause` equally often, with its own error if it has one. A stop is raised from there; the
-        section is then entered anew by the next attempt.
+        Every rank must call `pause` equally often, passing its error if it has one. `pause` raises on a stop; the next
+        attempt then runs the section from its beginning.
         """
         return {}
 
     def after_evaluation(self, step: int, metrics: Metrics) -> None:
-        """The held-out split was scored. metrics: `valid/loss` and the others, the same on every rank."""
+        """Called after an evaluation. metrics: `valid/loss` and the others, the same on every rank."""
 
     def after_row(self, step: int, row: Metrics) -> None:
-        """The step is over. row: its metrics, evaluation included; empty if none were due."""
+        """Called at the end of a step. row: its metrics, evaluation included; empty if none were due."""
 
     def after_rollback(self, saved: Mapping[str, Any] | None) -> None:
-        """The run returned to a checkpoint. saved: this callback's state in it; by default it is loaded."""
+        """Called after a rollback. saved: this callback's state in the checkpoint; loaded by default."""
         if saved is not None:
             self.load_state(saved)
 
     def state(self) -> dict[str, Any]:
-        """The state of the run, the same on every rank, for each checkpoint: what JSON can express."""
+        """The JSON-serializable state to save in each checkpoint, the same on every rank."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume with a state. Not called where the checkpoint has none of this callback."""
+        """Restore a saved state. Not called if the checkpoint has none for this callback."""
 
     def stream_state(self) -> Shaped[Tensor, "S ..."] | None:
-        """The state of each stream of this rank, for each checkpoint; on a resume streams may move between ranks."""
+        """The state of each of this rank's streams, saved in each checkpoint; on resume, streams may change ranks."""
         return None
 
     def load_stream_state(self, state: Shaped[Tensor, "S ..."]) -> None:
-        """Resume with the state of this rank's streams, on the CPU. Not called where the checkpoint has none."""
+        """Restore the state of this rank's streams, a CPU tensor. Not called if the checkpoint has none."""
 
     def close(self) -> None:
-        """Training is over on this rank, in whatever way."""
+        """Called when training ends on this rank, for whatever reason."""

@@ -1,4 +1,4 @@
-"""The best evaluation of a run: its checkpoint is kept, and without a better one the run is finished."""
+"""The best evaluation of a run: keeps its checkpoint, and ends the run early without improvement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext, Request
 
 
 class BestCheckpoint(Callback):
-    """Remembers the best evaluation so far; the first of equals stays."""
+    """Tracks the best evaluation so far; on a tie, the first one."""
 
     def __init__(self, context: CallbackContext):
         self.best_step: int | None = None
@@ -18,7 +18,7 @@ class BestCheckpoint(Callback):
         self._config = context.config
 
     def after_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Compare with the best one."""
+        """Compare with the best evaluation so far."""
         by_accuracy, best = self._config.eval.best == "accuracy", self.best_value
         term = self._config.objective.terms[0]
         value = metrics[f"valid/{term}_accuracy" if by_accuracy else "valid/loss"]
@@ -26,7 +26,7 @@ class BestCheckpoint(Callback):
             self.best_step, self.best_value = step, value
 
     def agreed(self, step: int, sums: object) -> Request | None:
-        """Ask for an end after `stop.patience` evaluations without improvement, or for a checkpoint of the best one."""
+        """Request the end after `stop.patience` evaluations without improvement, or a save of a new best step."""
         config, best = self._config, self.best_step
         patience = config.stop.patience
         if best is None:
@@ -40,5 +40,5 @@ class BestCheckpoint(Callback):
         return {"best_step": self.best_step, "best_value": self.best_value}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume."""
+        """Restore the best evaluation."""
         self.best_step, self.best_value = state["best_step"], state["best_value"]

@@ -1,4 +1,4 @@
-"""The loss of each corpus of a mixture, at the steps that are logged."""
+"""The training loss per corpus of a mixture, at logged steps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class CorpusLosses(Callback):
     def __init__(self, context: CallbackContext):
         self.num_row_numbers = 2 * len(context.corpora)
         self._context, self._names = context, context.corpora
-        self._sums: Tensor | None = None  # losses and counts by corpus, of a step that is logged
+        self._sums: Tensor | None = None  # losses and counts by corpus, at logged steps only
 
     def before_step(self, step: int) -> None:
-        """Begin to sum if the step is logged."""
+        """Reset the sums if the step is logged."""
         logged = self._context.is_logged(step + 1)
         self._sums = torch.zeros(2, len(self._names), device=self._context.device) if logged else None
 
@@ -40,7 +40,7 @@ class CorpusLosses(Callback):
         return [0.0] * self.num_row_numbers if self._sums is None else self._sums.flatten().tolist()
 
     def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
-        """Mean loss, in the first term, of the step's predictions in each corpus that has any."""
+        """Mean loss of the first term, for each corpus with predictions in this step."""
         losses, counts = sums[: len(self._names)], sums[len(self._names) :]
         return {
             f"train/corpus_loss/{name}": loss / count

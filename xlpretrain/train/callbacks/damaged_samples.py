@@ -1,4 +1,4 @@
-"""Samples that are left out because their block is damaged (`data.on_damage: skip`): counted and reported."""
+"""Counts and reports samples skipped because their block is damaged (`data.on_damage: skip`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext
 
 
 class DamagedSamples(Callback):
-    """Counts left-out samples on every rank, and reports each damaged block once per attempt.
+    """Counts skipped samples over all ranks, and reports each damaged block once per attempt.
 
-    damage: by step, messages about the samples of this rank that the step lacks, one each (see `Loader`).
+    damage: by step, one message for each skipped sample of this rank (see `Loader`).
     """
 
     num_numbers = 1
@@ -25,7 +25,7 @@ class DamagedSamples(Callback):
         self._reported: set[str] = set()
 
     def numbers(self, step: int) -> Sequence[float]:
-        """The number of this rank's samples that the next step lacks."""
+        """The number of this rank's samples that the next step skips."""
         return [len(self._damage.get(step, ()))]
 
     def agreed(self, step: int, sums: Sequence[float]) -> None:
@@ -33,7 +33,7 @@ class DamagedSamples(Callback):
         self._agreed = int(sums[0])
 
     def before_step(self, step: int) -> None:
-        """Count them. Where the agreed number is not 0, all ranks exchange their messages."""
+        """Add to the count. If any samples are skipped, all ranks exchange their messages."""
         if not self._agreed:
             return
         self.damaged_rows += self._agreed
@@ -41,16 +41,16 @@ class DamagedSamples(Callback):
             for message in messages:
                 if message not in self._reported:
                     self._reported.add(message)
-                    self._context.print(f"going on without the samples of a block: {message}")
+                    self._context.print(f"skipping samples of a damaged block: {message}")
 
     def metrics(self, step: int, sums: object) -> Metrics:
-        """Samples left out since the run began."""
+        """Number of samples skipped since the run started."""
         return {"events/damaged_rows": self.damaged_rows}
 
     def state(self) -> dict[str, Any]:
-        """Samples left out so far."""
+        """Number of samples skipped so far."""
         return {"damaged_rows": self.damaged_rows}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume."""
+        """Restore the count."""
         self.damaged_rows = state["damaged_rows"]

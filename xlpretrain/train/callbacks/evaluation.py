@@ -1,4 +1,4 @@
-"""Evaluation on the held-out split every `eval.every_steps`, and at the end."""
+"""Evaluation on the held-out split every `eval.every_steps` and at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext
 
 
 class Evaluation(Callback):
-    """A section that scores the held-out split. `after_evaluation` of all callbacks follows it."""
+    """A section that scores the held-out split; all callbacks' `after_evaluation` is called afterwards."""
 
     def __init__(self, context: CallbackContext, task: EvalTask):
         self._context, self._task = context, task
@@ -18,5 +18,5 @@ class Evaluation(Callback):
         return self._context.is_due(step, self._context.config.eval.every_steps)
 
     def section(self, pause: Pause) -> Metrics:
-        """Evaluate the model as it is."""
+        """Evaluate the current model."""
         return evaluate(self._context.model, self._task, pause=pause).metrics()

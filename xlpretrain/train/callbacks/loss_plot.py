@@ -1,4 +1,4 @@
-"""The loss curve of the run folder, drawn anew after each evaluation."""
+"""The loss curve in the run folder, redrawn after each evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from xlpretrain.train.callbacks.base import Callback
 
 
 class LossPlot(Callback):
-    """Draws by calling `plot` on every rank; the recorder knows which of them writes."""
+    """Calls `plot` on every rank; the recorder writes only on rank 0."""
 
     def __init__(self, plot: Callable[[], None]):
         self._plot = plot
 
     def after_row(self, step: int, row: Metrics) -> None:
-        """Draw where there is a new evaluation."""
+        """Draw if there is a new evaluation."""
         if "valid/loss" in row:
             self._plot()

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they are counted, and too many in a row end the run."""
+"""Counts steps with a non-finite loss or gradient, and ends the run after too many in a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext, Completed
 
 
 class NonFinite(Callback):
-    """Counts skipped updates: in all, and in a row up to now."""
+    """Counts skipped updates: in total, and consecutive ones up to now."""
 
     def __init__(self, context: CallbackContext):
         self.skipped_updates = 0
@@ -40,17 +40,17 @@ class NonFinite(Callback):
             )
 
     def metrics(self, step: int, sums: object) -> Metrics:
-        """Updates skipped since the run began."""
+        """Number of updates skipped since the run started."""
         return {"events/skipped_updates": self.skipped_updates}
 
     def after_rollback(self, saved: Mapping[str, Any] | None) -> None:
-        """Keep the total: updates that were skipped in undone steps count."""
+        """Keep the total: skipped updates in undone steps still count."""
         self.nonfinite_in_a_row = 0 if saved is None else saved["nonfinite_in_a_row"]
 
     def state(self) -> dict[str, Any]:
-        """Both counts."""
+        """The total and the consecutive count."""
         return {"skipped_updates": self.skipped_updates, "nonfinite_in_a_row": self.nonfinite_in_a_row}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume."""
+        """Restore both counts."""
         self.skipped_updates, self.nonfinite_in_a_row = state["skipped_updates"], state["nonfinite_in_a_row"]

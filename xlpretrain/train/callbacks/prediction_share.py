@@ -1,4 +1,4 @@
-"""The share of tokens that is predicted at the steps that are logged, and a warning if it is not as expected."""
+"""The share of tokens that are predicted, at logged steps, with a warning if it is outside the expected range."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from xlpretrain.tracking.metrics_file import Metrics
 from xlpretrain.train.callbacks.base import Callback, CallbackContext, MicroBatch
 
 SAMPLES, FEWEST_SAMPLES = 480, 32
-"""Samples after which the share is checked; and at the end of a run, if there were as many."""
+"""Number of samples after which the share is checked; and the fewest with which it is checked at the end of a run."""
 
 
 class PredictionShare(Callback):
-    """Counts tokens, predictions, samples, and samples without predictions, in the steps that are logged.
+    """Counts tokens, predictions, samples, and samples without predictions, at logged steps.
 
-    expected: the least and the most share that the objective may have.
+    expected: lowest and highest share expected of the objective.
     """
 
     num_row_numbers = 4
@@ -25,12 +25,12 @@ class PredictionShare(Callback):
     def __init__(self, context: CallbackContext, expected: tuple[float, float]):
         self._context, self._expected = context, expected
         self._counting = False
-        self._step = np.zeros(4, np.int64)  # of this rank
-        self._total = np.zeros(4, np.int64)  # of all ranks, in all steps that were counted
+        self._step = np.zeros(4, np.int64)  # this rank, this step
+        self._total = np.zeros(4, np.int64)  # all ranks, all logged steps
         self._warned = False
 
     def before_step(self, step: int) -> None:
-        """Begin to count if the step is logged."""
+        """Reset the counts; count this step if it is logged."""
         self._counting = self._context.is_logged(step + 1)
         self._step = np.zeros(4, np.int64)
 
@@ -44,7 +44,7 @@ class PredictionShare(Callback):
         return [float(number) for number in self._step]
 
     def metrics(self, step: int, sums: Sequence[float]) -> Metrics:
-        """The metrics of the step over all ranks. Warns once if the share is not as expected."""
+        """The metrics of the step over all ranks. Warns once if the share is outside the expected range."""
         counts = np.array(sums).astype(np.int64)
         self._total += counts
         enough = self._total[2] >= (FEWEST_SAMPLES if step == self._context.max_steps else SAMPLES)
@@ -62,7 +62,7 @@ class PredictionShare(Callback):
         lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
         term = self._context.config.objective.terms[0]
         predictions = np.bincount(batch.samples_of(term).numpy(), minlength=len(lengths))
-        samples = lengths > 1  # a sample that is left out has a symbol at most
+        samples = lengths > 1  # a skipped sample has at most one symbol
         return np.array(
             [lengths[samples].sum(), predictions.sum(), samples.sum(), (samples & (predictions == 0)).sum()]
         )

@@ -1,7 +1,7 @@
-"""A short fine-tune of a copy of the model while it trains: what it has learnt for a task so far.
+"""A short fine-tune of a copy of the model during training, to measure progress on a downstream task.
 
-The run does not feel it: the copy has an engine of its own, torch's generator is put back, and the weights are only
-read.
+It does not affect the run: the copy has its own engine, torch's generator state is restored, and the run's weights are
+only read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext
 
 @dataclass(frozen=True)
 class Probe:
-    """A classifier's run in small. config: as `recipe.classifier_config` makes it, but shorter."""
+    """A small classifier run. config: as made by `classifier_config`, but shorter."""
 
     config: RunConfig
     data: DataSplits
 
     @classmethod
     def from_config(cls, run: RunConfig, data: DataSplits) -> Probe | None:
-        """The probe that `eval.probe` of a run defines, validated. Raises `ConfigError` and `DataError`."""
+        """The validated probe defined by a run's `eval.probe`, or None. Raises `ConfigError` and `DataError`."""
         probe = run.eval.probe
         if probe is None:
             return None
@@ -54,9 +54,9 @@ class Probe:
         return cls(config, config.data.open(kept=data.tokenizer))
 
     def run(self, weights_of: Engine, *, pause: Pause) -> Metrics:
-        """The accuracy of a classifier that begins with the weights of an engine as they are.
+        """Train a classifier from an engine's current weights and return its accuracy and loss.
 
-        Every rank must call it. pause: called before each step and each batch of the evaluation; what it raises ends
+        Every rank must call it. pause: called before each step and each evaluation batch; an exception from it ends
         the probe.
         """
         weights, device = gather_full_weights(weights_of), weights_of.device
@@ -102,7 +102,7 @@ class Probe:
 
 
 class ProbeCallback(Callback):
-    """A section that runs a probe every `eval.probe.every_steps`, and at the end."""
+    """A section that runs a probe every `eval.probe.every_steps` and at the end."""
 
     def __init__(self, context: CallbackContext, probe: Probe, engine: Engine, *, every_steps: int):
         self._context, self._probe, self._engine, self._every_steps = context, probe, engine, every_steps
@@ -112,12 +112,12 @@ class ProbeCallback(Callback):
         return self._context.is_due(step, self._every_steps)
 
     def section(self, pause: Pause) -> Metrics:
-        """Fine-tune a copy of the weights as they are."""
+        """Fine-tune a copy of the current weights."""
         return self._probe.run(self._engine, pause=pause)
 
 
 def gather_full_weights(engine: Engine) -> dict[str, Tensor]:
-    """Every parameter's fp32 weights, flat, on the CPU, put together from all ranks. Every rank must call it."""
+    """Gather every parameter's fp32 weights from all ranks, flat, on the CPU. Every rank must call it."""
     pieces = [(r.name, r.start, r.stop, r.tensor.cpu()) for r in engine.state_ranges() if r.kind == "weight"]
     found = {name: torch.empty(shape.numel()) for name, shape in engine.shapes.items()}
     for of_rank in distributed.gather_objects(pieces):

@@ -1,7 +1,8 @@
-"""Loss spikes: detection, and a request to return to a checkpoint before one.
+"""Loss spike detection, and the request to roll back to a checkpoint before the spike.
 
-PaLM (arXiv:2204.02311, section 5.1): a run that spikes goes back to a checkpoint before the spike and skips the data
-around it; the same data is harmless to another state of the weights, so neither alone is at fault.
+PaLM (arXiv:2204.02311, section 5.1): after a spike, training returns to a checkpoint before it and skips the data
+around it. The same data causes no spike with other weights, so a spike needs both: the data and the state of the
+weights.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from xlpretrain.train.callbacks.base import Callback, CallbackContext, Completed
 
 
 class SpikeRollback(Callback):
-    """Compares each step's loss, over all ranks, with those of the steps before it.
+    """Compares each step's loss, over all ranks, with the losses of the steps before it.
 
-    rollbacks: so far. recent_losses: of the steps before, up to `spike.window`.
+    rollbacks: number of rollbacks so far. recent_losses: losses of the last steps, at most `spike.window`.
     """
 
     num_numbers = 1
@@ -28,11 +29,11 @@ class SpikeRollback(Callback):
         self.rollbacks = 0
         self.recent_losses: list[float] = []
         self._config, self._max_steps = context.config, context.max_steps
-        self._loss: float | None = None  # this rank's part of the last step's, until the ranks have agreed
+        self._loss: float | None = None  # this rank's part of the last step's loss, until agreed
         self._before_spike: list[float] | None = None
 
     def after_step(self, done: CompletedStep) -> None:
-        """Keep this rank's part of the loss; reading it waits for the device, so only if it is needed."""
+        """Keep this rank's part of the loss, only if needed, since reading it synchronizes with the device."""
         if self._config.spike.threshold is None or done.step >= self._max_steps:
             return
         weights = self._config.objective.weights
@@ -43,7 +44,7 @@ class SpikeRollback(Callback):
         return [self._loss or 0.0]
 
     def agreed(self, step: int, sums: Sequence[float]) -> RollBack | None:
-        """Ask for a rollback if the last step's loss is a spike. Raises `TrainingError` if that happened too often."""
+        """Request a rollback if the last step's loss is a spike. Raises `TrainingError` after too many of them."""
         if self._loss is None:
             return None
         self._loss, self._before_spike = None, None
@@ -61,21 +62,21 @@ class SpikeRollback(Callback):
         return RollBack(f"the loss spikes to {sums[0]:.4f}", spike.skip_before, spike.skip_after)
 
     def after_rollback(self, saved: Mapping[str, Any] | None) -> None:
-        """Count it. The losses of the steps before the spike remain, whatever step the run returned to."""
+        """Count the rollback. The losses before the spike are kept, whatever step the run returned to."""
         self.rollbacks += 1
         if self._before_spike is not None:
             self.recent_losses = self._before_spike
 
     def metrics(self, step: int, sums: object) -> Metrics:
-        """Rollbacks since the run began."""
+        """Number of rollbacks since the run started."""
         return {"events/rollbacks": self.rollbacks}
 
     def state(self) -> dict[str, Any]:
-        """Rollbacks and losses to compare with."""
+        """The number of rollbacks and the recent losses."""
         return {"rollbacks": self.rollbacks, "recent_losses": self.recent_losses}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume."""
+        """Restore both."""
         self.rollbacks, self.recent_losses = state["rollbacks"], list(state["recent_losses"])
 
 

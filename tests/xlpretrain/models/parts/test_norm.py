@@ -47,6 +47,6 @@ def test_norms_begin_with_weight_one_and_do_not_decay() -> None:
     named = {name: p for name, p in model.named_parameters() if "norm" in name}
     assert len(named) == 3
     assert all(torch.equal(p, torch.ones(8)) for p in named.values())
-    groups = AdamWConfig(weight_decay=0.1).build(model.parameters()).param_groups
+    groups = AdamWConfig(weight_decay=0.1).build(dict(model.named_parameters())).param_groups
     (still,) = [group["params"] for group in groups if group["weight_decay"] == 0]
     assert all(any(p is other for other in still) for p in named.values())

@@ -31,7 +31,7 @@ def test_an_encoder_of_sinusoids_has_no_vectors_of_positions_to_learn() -> None:
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ({"type": "xlnet", "positions": {"type": "learned"}}, "positions.type +learned .* needs those of distances"),
+        ({"type": "xlnet", "positions": {"type": "learned"}}, "positions.type +learned .* needs vectors for distances"),
         ({"type": "transformer_xl", "d_model": 9, "d_head": 2}, "d_model +must be even"),
         (
             {"type": "bert", "d_embed": 7, "positions": {"type": "sinusoidal"}},

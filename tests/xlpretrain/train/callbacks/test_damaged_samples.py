@@ -18,7 +18,7 @@ def test_they_are_counted_with_their_step_and_each_block_is_reported_once():
         callback.agreed(step, callback.numbers(step))
         callback.before_step(step)
     assert callback.metrics(6, ()) == {"events/damaged_rows": 3}
-    assert printed == ["going on without the samples of a block: block 1 of a.tar"]
+    assert printed == ["skipping samples of a damaged block: block 1 of a.tar"]
     assert damage == {}
 
 
