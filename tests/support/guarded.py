@@ -35,7 +35,10 @@ def finish(tracker: GuardedTracker, state: str = "stopped") -> None:
 
 
 def all_trackers(folder: Path) -> list[dict[str, str]]:
-    """The config of all trackers that need no network; MLflow's database lies in a folder."""
+    """The config of all trackers that need no network; MLflow's database is made in a folder."""
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").create_experiment("xlpretrain")  # else a run prints that it is made
     return [
         {"type": "wandb", "mode": "offline"},
         {"type": "tensorboard"},
