@@ -59,8 +59,8 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     trackers: Annotated[tuple[AnyTracker, ...], ItemKey("wandb")] = (WandbConfig(),)
-    """Trackers that get the metrics, beside metrics.jsonl: any of wandb, tensorboard, mlflow. `wandb: {...}` is short for
-    the item of W&B."""
+    """Trackers that get the metrics, beside metrics.jsonl: any of wandb, tensorboard, mlflow. `wandb: {...}` is a short
+    form of the item for W&B."""
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
