@@ -24,6 +24,7 @@ class ParquetSource(RecordSource):
     """Parquet files, with one document per row."""
 
     type: Literal["parquet"] = "parquet"
+    """Type of source."""
 
     def can_split(self, file: File) -> bool:
         return True
@@ -36,6 +37,7 @@ class HuggingFaceSource(RecordSource):
     """Folders saved by `save_to_disk` of `datasets`; the Hub is never accessed."""
 
     type: Literal["huggingface"] = "huggingface"
+    """Type of source."""
     part: str | None = None
     """Split to read, if the folder has several."""
 

@@ -31,6 +31,7 @@ class PythonDocsSource(BaseSource):
     """The docstrings of installed Python packages: one document per module, each paragraph once."""
 
     type: Literal["python_docs"] = "python_docs"
+    """Type of source."""
     packages: tuple[str, ...] = ("torch", "numpy", "sympy")
     """Packages to read; packages that are not installed are skipped."""
     stdlib: bool = True

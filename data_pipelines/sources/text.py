@@ -16,6 +16,7 @@ class TextSource(FileSource):
     """Plain text files."""
 
     type: Literal["text"] = "text"
+    """Type of source."""
     documents: Annotated[Literal["files", "blank_lines"], FormerKey("split", values=("files", "blank_lines"))] = "files"
     """Unit of a document: a whole file, or the text between blank lines."""
 
@@ -32,6 +33,7 @@ class JsonlSource(RecordSource):
     """JSON lines files, with one object per line; also the output of datatrove."""
 
     type: Literal["jsonl"] = "jsonl"
+    """Type of source."""
 
     def can_split(self, file: File) -> bool:
         return not is_compressed(file.path)

@@ -18,6 +18,7 @@ class WebdatasetSource(RecordSource):
     """Webdataset tars of raw text: NAME.txt is a document, NAME.json a record."""
 
     type: Literal["webdataset"] = "webdataset"
+    """Type of source."""
     member: Literal["txt", "json"] = "txt"
     """Extension of the members to read."""
 

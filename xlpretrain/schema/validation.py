@@ -98,16 +98,31 @@ def format_value(value: Any) -> str:
     )
 
 
-def explain(value: Section, prefix: str = "") -> Iterator[tuple[str, Any, bool, str]]:
-    """Yield (dotted path, value, True if it is the default, description) for every key of a section."""
+def explain(value: Section, prefix: str = "", default: Any = None) -> Iterator[tuple[str, Any, bool, str]]:
+    """Yield (dotted path, value, True if it is the default, description) for every key of a section.
+
+    default: of the section, if the field that holds it has one; otherwise each key has its own.
+    """
     dumped = value.model_dump(mode="json")
+    is_same_type = type(default) is type(value)
     for name, field in type(value).model_fields.items():
         item = getattr(value, name)
+        usual = field.get_default(call_default_factory=True, validated_data={})
+        usual = getattr(default, name) if is_same_type else usual
         if isinstance(item, Section):
-            yield from explain(item, f"{prefix}{name}.")
+            yield from explain(item, f"{prefix}{name}.", usual)
+        elif item and isinstance(item, tuple) and all(isinstance(part, Section) for part in item):
+            for index, part in enumerate(item):
+                other = usual[index] if isinstance(usual, tuple) and index < len(usual) else _NONE
+                yield from explain(part, f"{prefix}{name}.{index}.", other)
         else:
-            default = field.get_default(call_default_factory=True, validated_data={})
-            yield f"{prefix}{name}", dumped[name], item == default, " ".join((field.description or "").split())
+            chosen = name == "type" and isinstance(default, Section) and not is_same_type
+            is_default = item == usual and not chosen
+            yield f"{prefix}{name}", dumped[name], is_default, " ".join((field.description or "").split())
+
+
+_NONE = Section()
+"""The default of a list item that only the user has."""
 
 
 def _walk_problems(value: Section, prefix: str = "") -> Iterator[Problem]:

@@ -160,3 +160,30 @@ def test_describe_tells_defaults_from_what_was_set():
     rows = {path: (value, default, meaning) for path, value, default, meaning in schema.explain(Drawing(name="x"))}
     assert rows["shape.radius"] == (1.0, True, "How wide.")
     assert rows["name"][1] is False
+
+
+def test_explain_reaches_into_lists_and_tells_what_was_chosen():
+    class Gallery(Section):
+        frame: Shape = Circle(radius=3.0)
+        shapes: tuple[Shape, ...] = (Circle(radius=2.0),)
+        more: tuple[Shape, ...] = ()
+
+    def chosen(**keys: object) -> dict[str, bool]:
+        return {path: not usual for path, _, usual, _ in schema.explain(schema.validate(Gallery, keys, "x"))}
+
+    assert chosen() == {
+        "frame.type": False,
+        "frame.radius": False,
+        "shapes.0.type": False,
+        "shapes.0.radius": False,
+        "more": False,
+    }
+    found = chosen(frame={"type": "square"}, shapes=[{"radius": 1.0}], more=[{"type": "circle"}])
+    assert found == {
+        "frame.type": True,
+        "frame.side_len": False,
+        "shapes.0.type": False,
+        "shapes.0.radius": True,
+        "more.0.type": True,
+        "more.0.radius": False,
+    }
