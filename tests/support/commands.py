@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -140,3 +140,30 @@ def write_config(path: Path, dataset: Path, **changes) -> Path:
     }
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+_ONE_PROCESS = """
+import json, sys
+from launcher.cli.main import main
+
+sys.stderr = sys.stdout
+for command, code in json.loads(sys.argv[1]):
+    sys.argv = ["xlpretrain", *command.split()[1:]]
+    try:
+        main()
+    except SystemExit as left:
+        assert (left.code or 0) == code, (command, left.code)
+"""
+
+
+def run_in_one_process(commands: Sequence[tuple[str, int]], *, cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run command lines, each with its expected exit code, importing torch once. Returns their output."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_PROCESS, json.dumps(commands)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

@@ -27,19 +27,6 @@ with warnings.catch_warnings():
 PAGE = "docs/extend/objective.md"
 
 
-COMMANDS = """
-import json, sys
-from launcher.cli.main import main
-
-sys.stderr = sys.stdout
-for command, code in json.loads(sys.argv[1]):
-    sys.argv = ["xlpretrain", *command.split()[1:]]
-    try:
-        main()
-    except SystemExit as left:
-        assert (left.code or 0) == code, (command, left.code)
-"""
-"""One process, since each would import torch; the exit codes are checked in it."""
 DISTANCE = 3  # as in the page's config
 
 
@@ -108,7 +95,7 @@ def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, t
     used = _block("sh").splitlines()
     assert [line.split()[1] for line in used] == ["export", "score", "import", "score"]
     others = [("xlpretrain report runs/lookahead", 0), ("xlpretrain generate runs/lookahead --prompt A", 2)]
-    told = run("-c", COMMANDS, json.dumps([*((line, 0) for line in used), *others]))
+    told = commands.run_in_one_process([*((line, 0) for line in used), *others], cwd=tmp_path, environment=environment)
     assert "AutoModelForPreTraining.from_pretrained('out', trust_remote_code=True)" in told
     assert "held-out text" in told and "Generated text" not in told
     assert "objective lookahead_lm does not predict the next token (its class LookaheadLM does not declare" in told

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import commands
@@ -15,18 +13,6 @@ from corpus import make_documents
 from repository import ROOT
 
 PAGE = "docs/extend/source.md"
-COMMANDS = """
-import json, sys
-from launcher.cli.main import main
-
-sys.stderr = sys.stdout
-for command, code in json.loads(sys.argv[1]):
-    sys.argv = ["xlpretrain", *command.split()[1:]]
-    try:
-        main()
-    except SystemExit as left:
-        assert (left.code or 0) == code, (command, left.code)
-"""
 
 
 def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
@@ -52,20 +38,14 @@ def test_the_worked_example_is_built_as_json_lines_of_the_same_text(tmp_path: Pa
     assert len(used) == 2
     others = [("same", 0), ("wrong", 2), ("broken", 2)]
     every = [*((line, 0) for line in used), *((f"xlpretrain data build {name}.yaml", code) for name, code in others)]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(every)],
-        cwd=tmp_path,
-        env=commands.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = commands.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    output = commands.run_in_one_process(every, cwd=tmp_path, environment=environment)
     for split in ("train", "valid"):
         ours, theirs = (
             {path.name: path.read_bytes() for path in (tmp_path / "data" / name / split).rglob("*.tar")}
             for name in ("reviews", "same")
         )
         assert ours and ours == theirs
-    assert "sources.0.delimeter  unknown key; did you mean delimiter?" in done.stdout
-    assert re.search(r"reviews.csv, line \d+: no field 'text'; the available fields are: body, id, title", done.stdout)
+    assert "sources.0.delimeter  unknown key; did you mean delimiter?" in output
+    assert re.search(r"reviews.csv, line \d+: no field 'text'; the available fields are: body, id, title", output)
     assert not (tmp_path / "data" / "broken").exists()
