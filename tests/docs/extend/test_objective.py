@@ -70,6 +70,7 @@ def test_a_resume_without_the_package_names_it(tmp_path: Path):
         assert "was begun with objective.lookahead_lm of lookahead 0.1, not installed here" in hint
 
 
+@pytest.mark.full
 def test_the_worked_example_is_trained_exported_and_scored(tiny_dataset: Path, tmp_path: Path):
     plugins.install_page(PAGE, tmp_path)
     environment = commands.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
