@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_as_a_whole_and_replaced_writes_nothing_when_it_w
     woken = time.monotonic()
     _, told = commands.finish(process, expect=FENCED, timeout_s=20)
     print(f"ended {time.monotonic() - woken:.1f} s after it woke")
-    assert "another attempt of the run has taken over" in told
+    assert "another attempt has taken over the run" in told
     assert "restarting" not in told
     assert snapshot(folder) == before
 
