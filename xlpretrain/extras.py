@@ -76,6 +76,10 @@ def is_missing(module: str) -> bool:
     return spec is None or spec.origin is None  # only a folder of that name, such as a run's wandb/
 
 
+def how_to_install(module: str) -> str:
+    """The command that installs a package: by its extra, or by its own name if xlpretrain has no extra for it."""
+    return f'pip install "xlpretrain[{PACKAGES[module].extra}]"' if module in PACKAGES else f"pip install {module}"
+
+
 def _message(module: str, needed_by: str) -> str:
-    package = PACKAGES[module]
-    return f'{needed_by} needs {package.distribution}: pip install "xlpretrain[{package.extra}]"'
+    return f"{needed_by} needs {PACKAGES[module].distribution}: {how_to_install(module)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.extras import PACKAGES, is_missing
+from xlpretrain.extras import how_to_install, is_missing
 from xlpretrain.schema import Section
 
 
@@ -93,8 +93,7 @@ class TrackerConfig(Section, ABC):
     @property
     def how_to_install(self) -> str:
         """The command that installs the required package."""
-        ours = PACKAGES.get(self.package)
-        return f'pip install "xlpretrain[{ours.extra}]"' if ours else f"pip install {self.package}"
+        return how_to_install(self.package)
 
     def check(self) -> None:
         """Raise `ConfigError` if the tracker cannot work on this machine. Called before a run starts."""

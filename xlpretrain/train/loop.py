@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from torch import Tensor
-
 from xlpretrain import distributed
 from xlpretrain.data.order import hash_ints
 from xlpretrain.engine.train_step import train_step
@@ -121,5 +119,4 @@ def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> CompletedSt
     run.watchdog.progress()
     run.state.step += 1
     run.state.tokens += config.tokens_per_step
-    sums: dict[str, Tensor] = done.sums
-    return CompletedStep(run.state.step, sums, counts, done.grad_norm, lr)
+    return CompletedStep(run.state.step, done.sums, counts, done.grad_norm, lr)
