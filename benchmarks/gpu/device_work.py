@@ -1,0 +1,135 @@
+"""Counts of a device's work in a piece of a training step: operations, kept activations, and tensors made on the CPU.
+
+It runs on the meta device, which has shapes and no values, at any size in about a second, and takes the branches of an
+accelerator. Where the host would wait for the device (`.item()`, `.tolist()`, `nonzero`), the meta device raises.
+
+Views and allocations are not counted, and fused attention counts as one operation, forward and backward: so the number
+is about the number of kernels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NO_KERNEL = frozenset(
+    "_reshape_alias _unsafe_view alias as_strided detach diagonal empty empty_like empty_strided expand lift_fresh narrow"
+    " new_empty new_empty_strided permute reshape select slice split split_with_sizes squeeze t transpose unbind unfold"
+    " unsqueeze view view_as".split()
+)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations while it is active.
+
+    Attributes:
+        counts: number of operations by name.
+        from_cpu: names of operations that read a CPU tensor or make one, other than scalars that torch wraps itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.from_cpu: list[str] = []
+
+    @property
+    def total(self) -> int:
+        """Number of operations."""
+        return self.counts.total()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        tensors = [value for value in torch.utils._pytree.tree_leaves((args, result)) if isinstance(value, Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.from_cpu.append(name)
+        elif name not in _NO_KERNEL:
+            self.counts[name] += 1
+        return result
+
+
+class AsOnCuda(TorchFunctionMode):
+    """Replaces what CUDA has one kernel for, and the meta device takes apart: fused attention and dropout.
+
+    scaled_dot_product_attention keeps its inputs, its output, and one fp32 number per query; dropout a mask of bytes.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if function is torch.nn.functional.dropout:
+            return _dropout(*args, **given)
+        if function is not torch.nn.functional.scaled_dot_product_attention:
+            return function(*args, **given)
+        query, key, value, *more = args
+        mask = more[0] if more else given.get("attn_mask")
+        return _OneKernel.apply(query, key, value, mask)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or p == 0:
+        return input
+    dropped: Tensor = torch.native_dropout(input, p, True)[0]
+    return dropped
+
+
+class _OneKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        output = _count("fused_attention", query.new_empty(*query.shape[:-1], value.shape[-1]))
+        normalizers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, output, normalizers)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, *_ = ctx.saved_tensors
+        _count("fused_attention_backward", query)
+        needed = zip(ctx.needs_input_grad, (query, key, value, mask), strict=True)
+        return tuple(torch.empty_like(tensor) if need else None for need, tensor in needed)
+
+
+def _count(name: str, result: Tensor) -> Tensor:
+    for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack():
+        if isinstance(mode, Operations):
+            mode.counts[name] += 1
+    return result
+
+
+@contextmanager
+def counted() -> Iterator[Operations]:
+    """Count the operations of a block."""
+    with Operations() as operations, AsOnCuda():
+        yield operations
+
+
+def kept_bytes(forward: Callable[[], Any], *, without: Iterator[Tensor] = iter(())) -> int:
+    """Bytes that a forward pass keeps for the backward pass: distinct storages, without those of these tensors."""
+    skipped = {_storage(tensor) for tensor in without}
+    kept: dict[Any, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (place := _storage(tensor)) not in skipped:
+            kept[place] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)  # so that no storage's address is used twice
+        return tensor
+
+    alive: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), AsOnCuda():
+        result = forward()
+    del result
+    return sum(kept.values())
+
+
+def _storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()._cdata
