@@ -10,7 +10,7 @@ is about the number of kernels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NO_KERNEL = frozenset(
-    "_reshape_alias _unsafe_view alias as_strided detach diagonal empty empty_like empty_strided expand lift_fresh narrow"
-    " new_empty new_empty_strided permute reshape select slice split split_with_sizes squeeze t transpose unbind unfold"
-    " unsqueeze view view_as".split()
+    {
+        *("_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "expand", "lift_fresh"),
+        *("narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose"),
+        *("unbind", "unfold", "unsqueeze", "view", "view_as"),
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    }
 )
 
 
@@ -113,7 +116,7 @@ def counted() -> Iterator[Operations]:
         yield operations
 
 
-def kept_bytes(forward: Callable[[], Any], *, without: Iterator[Tensor] = iter(())) -> int:
+def kept_bytes(forward: Callable[[], Any], *, without: Iterable[Tensor] = ()) -> int:
     """Bytes that a forward pass keeps for the backward pass: distinct storages, without those of these tensors."""
     skipped = {_storage(tensor) for tensor in without}
     kept: dict[Any, int] = {}
