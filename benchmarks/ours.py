@@ -62,9 +62,7 @@ def build_engine(
     return engine, make_batch(case, objective).to(device), flops * micro_batches
 
 
-def pretraining_model(
-    case: Case, *, model_keys: dict[str, Any] | None = None
-) -> tuple[PretrainingModel, Objective]:
+def pretraining_model(case: Case, *, model_keys: dict[str, Any] | None = None) -> tuple[PretrainingModel, Objective]:
     """Build a model with new weights, and its objective."""
     torch.manual_seed(0)
     keys: dict[str, Any] = {

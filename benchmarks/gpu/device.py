@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.record import Record
 
-PACKAGES = ("torch", "triton", "transformers", "deepspeed", "pydantic", "numpy", "safetensors", "sentencepiece", "wandb")
+PACKAGES = ("torch", "triton", "transformers", "deepspeed", "pydantic", "numpy", "safetensors", "wandb")
 DENSE_FLOPS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

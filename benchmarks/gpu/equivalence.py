@@ -22,10 +22,11 @@ from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.optim import OPTIMIZERS
 
 LOSS = {"fp32": 2e-6, "bf16": 2e-3}
-GRADIENT = {"fp32": 2e-5, "bf16": 4e-2}
+GRADIENT = {"fp32": 1e-5, "bf16": 3e-2}
 UPDATE = {"fp32": 1e-3, "bf16": 1e-1}
 """Admitted errors relative to the norm. bf16 has 8 bits: one rounding is 4e-3."""
 STEPS = 3
+TABLE = "Errors against float64, relative to the norm (attention as chosen for the device, then each implementation)"
 
 
 def run(record: Record, *, toy: bool) -> None:
@@ -57,29 +58,25 @@ def compare_gradients(record: Record, name: str, of: Case, keys: dict[str, Any])
     model = model.to(DTYPES[of.precision]).train()
     batch, mems = make_batch(of, objective), _memory(model, of)
     there = pretraining_model(of, model_keys=keys)[0].to(of_device.device(), DTYPES[of.precision]).train()
+    place = of_device.device()
     for what, of_batch in {"": batch, ", padded": _padded(batch)}.items():
         right = exact(model, of_batch, mems)
+        found: dict[str, Any] = {}
         for implementation in (None, *implementations()):
             use_attention(there, implementation)
             label = f"{name}{what}, {of.precision}, attention {implementation or 'chosen'}"
             try:
-                found = gradients(there, of_batch.to(of_device.device()), mems.to(of_device.device()))
+                seen = errors(gradients(there, of_batch.to(place), mems.to(place)), right)
             except Exception as error:  # the other paths are still worth a try
                 record.check(label, False, f"{type(error).__name__}: {error}"[:300])
                 continue
-            seen = errors(found, right)
-            record.row(
-                "Errors against float64, relative to the norm",
-                case=f"{name}{what}",
-                precision=of.precision,
-                attention=implementation or "chosen",
-                loss=seen.loss,
-                gradient=seen.gradient,
-                worst=seen.worst,
-                parameter=seen.worst_name,
-            )
             fine = seen.loss <= LOSS[of.precision] and seen.gradient <= GRADIENT[of.precision]
-            record.check(label, fine, f"loss {seen.loss:.1e}, gradient {seen.gradient:.1e}")
+            record.check(label, fine, f"loss {seen.loss:.1e}, gradient {seen.gradient:.1e}, {seen.worst_name}")
+            if implementation is None:
+                found |= {"loss": seen.loss, "gradient": seen.gradient, "its worst": seen.worst}
+            else:
+                found[f"gradient, {implementation}"] = seen.gradient
+        record.row(TABLE, case=f"{name}{what}", precision=of.precision, **found)
     use_attention(there, None)
     check_no_samples(record, f"{name}, {of.precision}", there, batch, mems)
 

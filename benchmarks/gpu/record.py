@@ -6,9 +6,12 @@ Lines: {"part", "table", "row"}, {"part", "check", "passed", "detail"}, {"part",
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+MOST_PASSED = 15
+"""Passed checks that the page still names; the file of results has all."""
 
 
 class Record:
@@ -61,7 +64,7 @@ def page(lines: Iterable[Mapping[str, Any]], parts: Mapping[str, str]) -> str:
     of: dict[str, list[Mapping[str, Any]]] = {part: [] for part in parts}
     for line in lines:
         of.setdefault(line["part"], []).append(line)
-    blocks = ["# GPU check", _table([_overview(part, of[part]) for part in parts])]
+    blocks = ["# GPU check", table([_overview(part, of[part]) for part in parts])]
     for part, title in parts.items():
         if of[part]:
             blocks += [f"## {part}: {title}", *_part(of[part])]
@@ -88,9 +91,10 @@ def _part(lines: list[Mapping[str, Any]]) -> Iterator[str]:
         if "table" in line:
             tables.setdefault(line["table"], []).append(line["row"])
     for name, rows in tables.items():
-        yield f"{name}\n\n{_table(rows)}"
-    passed = [line["check"] + (f" ({line['detail']})" if line["detail"] else "") for line in lines if line.get("passed")]
-    if passed:
+        yield f"{name}\n\n{table(rows)}"
+    held = [line for line in lines if line.get("passed")]
+    passed = [line["check"] + (f" ({line['detail']})" if line["detail"] else "") for line in held]
+    if 0 < len(passed) <= MOST_PASSED:
         yield "Passed: " + "; ".join(passed) + "."
     notes = [f"- {line['note']}" for line in lines if "note" in line]
     if notes:
@@ -100,7 +104,8 @@ def _part(lines: list[Mapping[str, Any]]) -> Iterator[str]:
             yield f"```text\n{error}\n```"
 
 
-def _table(rows: list[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table in Markdown; columns in the order in which they appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     body = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *body])
