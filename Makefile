@@ -59,8 +59,8 @@ bench-loop: $(VENV)/.installed-dev  ## the cost of the loop around the model, ou
 bench-ranks: $(VENV)/.installed-dev  ## speedup of two processes over one, with ZeRO-1 and with torch's DDP
 	$(BIN)/python -W ignore benchmarks/ranks.py
 
-gpu-check: $(VENV)/.installed-dev  ## correctness, then speed, of everything on a GPU (8 minutes; on a CPU a rehearsal)
-	$(BIN)/python -W ignore -m benchmarks.gpu.check $(ARGS)
+gpu-check:      ## what needs a GPU: correctness, then speed (8 minutes; a rehearsal on a CPU); works uninstalled
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -W ignore -m benchmarks.gpu.check $(ARGS)
 
 house: $(VENV)/.installed-dev  ## measure the floor plan: files per level, layers, cycles, files that a batch crosses
 	$(BIN)/python -W ignore tools/house.py $(ROOT)
