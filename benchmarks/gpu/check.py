@@ -55,6 +55,7 @@ PARTS = (
     Part("kernels", "implementations of attention", "benchmarks.gpu.kernels:run", 75),
     Part("equivalence", "every path of the device against the CPU's", "benchmarks.gpu.equivalence:run", 75),
     Part("commands", "the real commands; two runs and a resume", "benchmarks.gpu.commands:run", 100),
+    Part("bits", "engine.deterministic: equality, and its cost", "benchmarks.gpu.variants:deterministic", 60),
     Part("step", "one step: launches, waits of the host, memory", "benchmarks.gpu.step:run", 60),
     Part("speed", "whole steps against transformers", "benchmarks.gpu.speed:run", 110, False, ("transformers",)),
     Part("zero", "ZeRO against plain on one process", "benchmarks.gpu.variants:zero", 75, False, ("deepspeed",)),

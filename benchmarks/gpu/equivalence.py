@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.cases import MODELS, Case, case
 from benchmarks.gpu import device as of_device
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.reference import errors, exact, gradients, implementations, use_attention, without_samples
+from benchmarks.gpu.tables import single_process
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain import distributed
 from xlpretrain.engine import PlainConfig
@@ -107,11 +107,11 @@ def compare_updates(record: Record, toy: bool) -> None:
 def _in_group(device: str, kinds: list[tuple[Case, str, str]]) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Weights before and after the updates of each kind, in a process group of the device's backend."""
     if device == "cpu":
-        dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
-    else:
-        distributed.init()
+        with single_process():
+            return [_updates(of, optimizer, precision, torch.device("cpu")) for of, optimizer, precision in kinds]
+    place = distributed.init()
     try:
-        return [_updates(of, optimizer, precision, torch.device(device)) for of, optimizer, precision in kinds]
+        return [_updates(of, optimizer, precision, place) for of, optimizer, precision in kinds]
     finally:
         distributed.shutdown()
 

@@ -97,7 +97,7 @@ def measure(record: Record, of: Case, *, repeats: int) -> None:
             model=f"{of.model} {of.shape} {of.rows} x {of.seq_len} + {of.mem_len}",
             attention=name,
             ms=median_ms(times[name]),
-            GiB=memory[name] / 2**30,
+            GiB=memory[name] / 2**30 if memory[name] else "",
         )
     torch._dynamo.reset()
 

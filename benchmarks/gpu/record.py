@@ -105,8 +105,8 @@ def _part(lines: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table in Markdown; columns in the order in which they appear."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    """Rows as a table in Markdown, without empty columns."""
+    columns = list(dict.fromkeys(column for row in rows for column, value in row.items() if value != ""))
     body = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *body])
 

@@ -25,7 +25,7 @@ def run(record: Record, *, toy: bool) -> None:
     """Measure every case: first the base models beside their peers, then more rows, then the large ones."""
     best = peak("bf16", toy=toy)
     record.note(
-        f"peak of a bf16 product: {best / 1e12:.0f} TFLOP/s; transformers 5 has no Transformer-XL to compare with"
+        f"peak of a bf16 product: {best / 1e12:.3g} TFLOP/s; transformers 5 has no Transformer-XL to compare with"
     )
     for of, with_peers in cases(toy):
         measure(record, of, with_peers=with_peers, peak_flops=best, repeats=2 if toy else 6)
@@ -84,14 +84,18 @@ def measure(record: Record, of: Case, *, with_peers: bool, peak_flops: float, re
             **{
                 "tokens/s": round(of.rows * of.seq_len / step_s),
                 "share of peak": f"{100 * flops / step_s / peak_flops:.1f} %",
-                "GiB": peaks[name] / 2**30,
-                "ours is faster by": step_s / (median_ms(times["ours"]) / 1000) if "ours" in times else "",
+                "GiB": peaks[name] / 2**30 if peaks[name] else "",
+                "ours is faster by": _ratio(seconds, times["ours"]) if name != "ours" and "ours" in times else "",
             },
         )
     sides.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> str:
+    return f"{median_ms(theirs) / median_ms(ours):.2f}"
 
 
 def _allocated() -> int:

@@ -5,17 +5,19 @@ python -m benchmarks.gpu.tables            prints it in Markdown; needs no GPU
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from benchmarks.cases import MODELS, Case, case
 from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
-from xlpretrain.engine.config import DTYPES
+from xlpretrain.engine import PlainConfig
+from xlpretrain.optim import OPTIMIZERS
 
 META = torch.device("meta")
 ROWS = 32
@@ -23,45 +25,49 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Work:
-    """Operations in the second micro-batch of a step (views and allocations not counted), and bytes kept between."""
+    """Operations of the second micro-batch and of the update (views and allocations not counted), and bytes kept."""
 
     forward: int
     backward: int
-    backbone: int
-    """Operations of the backbone, forward and backward."""
+    """Including the sum of the gradients with those of the first micro-batch."""
+    update: int
+    """Norm, clipping, optimizer, and the copy of the weights to the data type that the model computes in."""
     kept_bytes: int
     from_cpu: tuple[str, ...]
-    """Operations that read a CPU tensor or made one."""
+    """Operations of all three that read a CPU tensor or made one."""
 
 
-def work_of(of: Case) -> Work:
-    """Count the work of a model's forward and backward pass, with dropout. Raises if the host would have to wait."""
+def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | None = None) -> Work:
+    """Count the work of a step of the plain engine, with dropout. Raises if the host would have to wait."""
     with META:
-        model, objective = pretraining_model(of)
-    model = model.to(DTYPES[of.precision]).train()
-    batch = make_batch(of, objective).to(META)
-    mems = model.backbone.empty_memory(of.rows, of.mem_len)
+        model, objective = pretraining_model(of, model_keys=model_keys)
+    settings = OPTIMIZERS[optimizer]()
+    with single_process():
+        config = PlainConfig(precision=of.precision)
+        engine = config.build(model, settings, num_micro_batches=2, weights=objective.weights, device=META)
+        batch = make_batch(of, objective).to(META)
+        mems = model.backbone.empty_memory(of.rows, of.mem_len)
+        kept = kept_bytes(lambda: engine.forward(batch, mems), without=model.parameters())
+        engine.start_step(batch.counts)
+        engine.backward(engine.forward(batch, mems)[0])
+        with counted() as forward:
+            loss, _ = engine.forward(batch, mems)
+        with counted() as backward:
+            engine.backward(loss)
+        with counted() as update:
+            engine.update(1e-5)
+    from_cpu = (*forward.from_cpu, *backward.from_cpu, *update.from_cpu)
+    return Work(forward.total, backward.total, update.total, kept, from_cpu)
 
-    def loss() -> Tensor:
-        found, _ = model(batch, mems)
-        return torch.stack([found.sums[term] for term in batch.counts]).sum()
 
-    def hidden() -> Tensor:
-        found, _ = model.backbone(batch.inputs, mems)
-        return found.tokens if found.predictions is None else found.predictions
-
-    loss().backward()  # from here on gradients are added
-    forward, backward, from_cpu = _passes(loss)
-    backbone = sum(_passes(lambda: hidden().sum())[:2])
-    return Work(forward, backward, backbone, kept_bytes(loss, without=model.parameters()), tuple(from_cpu))
-
-
-def _passes(make: Callable[[], Tensor]) -> tuple[int, int, list[str]]:
-    with counted() as forward:
-        result = make()
-    with counted() as backward:
-        result.backward()
-    return forward.total, backward.total, forward.from_cpu + backward.from_cpu
+@contextmanager
+def single_process() -> Iterator[None]:
+    """A process group of one process, for CPU tensors and for those of the meta device."""
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rows() -> list[dict[str, Any]]:
@@ -75,7 +81,7 @@ def rows() -> list[dict[str, Any]]:
                 "model": f"{model}, {of.rows} x {of.seq_len}" + (f" + {of.mem_len}" if of.mem_len else ""),
                 "forward": work.forward,
                 "backward": work.backward,
-                "of them a layer": f"{work.backbone / of.num_layers:.0f}",
+                "update": work.update,
                 "kept, MiB a sample": f"{work.kept_bytes / 2**20 / of.rows:,.0f}",
                 "kept, bytes / (tokens x layers x d_model)": (
                     f"{work.kept_bytes / (of.rows * of.seq_len * of.num_layers * of.d_model):.1f}"

@@ -1,4 +1,4 @@
-"""Parts `zero` and `compile`: the same step with other engines: what they cost or gain."""
+"""Parts `zero`, `compile` and `bits`: the same step with other settings of the engine: what they cost or gain."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, case
+from benchmarks.cases import MODELS, Case, case
 from benchmarks.gpu.device import device, median_ms, peak, times_s
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.reference import errors, gradients
-from benchmarks.ours import build, make_batch, pretraining_model
+from benchmarks.ours import build, build_engine, make_batch, pretraining_model
 from xlpretrain import distributed
+from xlpretrain.engine import PlainConfig
+from xlpretrain.engine.train_step import train_step
 
 ZERO = {
     "plain": {},
@@ -83,6 +85,52 @@ def compiled(record: Record, *, toy: bool) -> None:
             del step
             _clear()
     distributed.shutdown()
+
+
+def deterministic(record: Record, *, toy: bool) -> None:
+    """Check that two trainings of each model are equal in every bit with engine.deterministic; time what it costs."""
+    if "deterministic" not in PlainConfig.model_fields:
+        record.note("this version has no engine.deterministic")
+        return
+    PlainConfig(deterministic=True).prepare_process()
+    cases = [_case(model, toy) for model in MODELS]
+    before = {of.model: _time_ms(of, {}, toy) for of in cases}  # the setting holds for the rest of the process
+    for of in cases:
+        keys = {"deterministic": True}
+        found = [_weights_after(of, keys) for _ in range(2)]
+        differing = [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+        record.check(f"{of.model}: two trainings are equal in every bit", not differing, ", ".join(differing[:3]))
+        after = _time_ms(of, keys, toy)
+        record.row(
+            "engine.deterministic, bf16",
+            case=f"{of.model} {of.rows} x {of.seq_len} + {of.mem_len}",
+            **{
+                "false, ms": before[of.model],
+                "true, ms": after,
+                "cost": f"{100 * (after / before[of.model] - 1):.1f} %",
+            },
+        )
+    distributed.shutdown()
+
+
+def _time_ms(of: Case, keys: dict[str, Any], toy: bool) -> float:
+    step, _ = build(of, engine_keys=keys)
+    found = median_ms(times_s({"step": step}, repeats=2 if toy else 6, warmup=3)["step"])
+    del step
+    _clear()
+    return found
+
+
+def _weights_after(of: Case, keys: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights and the optimizer's state after five steps with dropout."""
+    engine, batch, _ = build_engine(of, engine_keys=keys)
+    memory = [engine.model.backbone.empty_memory(of.rows, of.mem_len).to(engine.device)]
+    for number in range(5):
+        memory = train_step(engine, [batch], memory, counts=batch.counts, lr=1e-3, seed=number).memory
+    found = {f"{shard.kind} of {shard.name}": shard.tensor.detach().cpu().clone() for shard in engine.state_ranges()}
+    del engine
+    _clear()
+    return found
 
 
 def _check_loss(record: Record, of: Case) -> None:
