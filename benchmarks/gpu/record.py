@@ -85,7 +85,12 @@ def _overview(part: str, lines: list[Mapping[str, Any]]) -> dict[str, Any]:
 def _part(lines: list[Mapping[str, Any]]) -> Iterator[str]:
     failed = [line for line in lines if line.get("passed") is False]
     if failed:
-        yield "\n".join(f"- **failed**: {line['check']}: {line['detail']}" for line in failed)
+        yield "\n".join(
+            f"- **failed**: {line['check']}: {(line['detail'].splitlines() or [''])[-1]}" for line in failed
+        )
+    longest = max((line["detail"] for line in failed), key=len, default="")
+    if "\n" in longest:
+        yield f"```text\n{longest}\n```"
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if "table" in line:
