@@ -72,6 +72,9 @@ class EngineConfig(Section, ABC):
     """Data type in which gradients are accumulated over micro-batches and reduced over ranks."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more compute."""
+    memory_device: Literal["device", "host"] = "device"
+    """Where the streams' memory is between micro-batches: on the device, two copies during a step; or in the host's
+    memory, page-locked beside a GPU, with copies of one micro-batch at a time. The results are the same."""
     compile: bool = False
     """Compile the backbone with torch.compile; the first steps take longer."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import Batch, Loss
 
 
@@ -23,7 +24,7 @@ class StepResult:
 
     sums: dict[str, Tensor]
     grad_norm: float
-    memory: list[Tensor]
+    memory: Sequence[Tensor]
 
 
 def train_step(
@@ -40,7 +41,7 @@ def train_step(
 
     Args:
         batches: this rank's micro-batches, as many as `memory`.
-        memory: [L, B, M, D] for each micro-batch.
+        memory: [L, B, M, D] for each micro-batch, on the device or as `HostMemories`.
         counts: number of predictions of each loss term over all micro-batches and ranks.
         seed: dropout seed, set per step so that no generator state needs saving and evaluation cannot affect training.
         after_forward: called with the index and the loss of each micro-batch before its backward pass.
@@ -48,13 +49,23 @@ def train_step(
     torch.manual_seed(seed)
     engine.start_step(counts)
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
+    on_host = memory if isinstance(memory, HostMemories) else None
     new_memory: list[Tensor] = []
-    for number, (batch, remembered) in enumerate(zip(batches, memory, strict=True)):
+    for number, batch in enumerate(batches):
+        remembered = memory[number] if on_host is None else on_host.fetch(number)
         loss, kept = engine.forward(batch.to(engine.device), remembered)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
         if after_forward is not None:
             after_forward(number, loss)
+        if on_host is None:
+            new_memory.append(kept)
+        else:
+            on_host.keep(number, kept)
         engine.backward(loss)
-        new_memory.append(kept)
     grad_norm = engine.update(lr)
-    return StepResult(sums, grad_norm, new_memory if math.isfinite(grad_norm) else list(memory))
+    if not math.isfinite(grad_norm):
+        return StepResult(sums, grad_norm, memory)
+    if on_host is not None:
+        on_host.advance()
+        return StepResult(sums, grad_norm, on_host)
+    return StepResult(sums, grad_norm, new_memory)
