@@ -18,7 +18,7 @@ from xlpretrain.models.xlnet import XLNetConfig
 
 CPU = torch.device("cpu")
 PLAIN = PlainConfig(precision="fp32")
-STREAMS, MICRO_BATCHES, MEM_LEN = 24, 12, 512
+STREAMS, MICRO_BATCHES, MEM_LEN = 40, 40, 256
 
 
 def test_steps_are_the_same_in_every_bit_even_if_one_is_not_finite(group: None) -> None:

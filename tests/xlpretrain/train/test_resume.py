@@ -68,6 +68,7 @@ def test_memories_may_move_between_device_and_host(tiny_dataset: Path, tmp_path:
         tmp_path / "tiny.yaml",
         tiny_dataset,
         engine={"type": "plain", "precision": "fp32"},
+        schedule={"type": "cosine", "warmup_steps": 2, "total_steps": 6},
         wandb={"mode": "disabled"},
         max_steps=6,
         **RUNS["permutation"],
