@@ -77,7 +77,8 @@ def test_memories_may_move_between_device_and_host(tiny_dataset: Path, tmp_path:
     for overrides in (["name=one"], ["name=two", host, "max_steps=2"], ["name=two", host, "max_steps=4"], ["name=two"]):
         assert main([str(config), *overrides]) == 0
     one, two = (commands.curve(tmp_path / "runs" / name) for name in ("one", "two"))
-    assert one == two
+    assert {step: row[:3] for step, row in one.items()} == {step: row[:3] for step, row in two.items()}
+    assert one[6] == two[6]  # the attempts before it ended with evaluations of their own
 
 
 @pytest.mark.full
