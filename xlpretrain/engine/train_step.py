@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.host_copy import HostCopy
+from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import Batch, Loss
 
 
@@ -27,7 +28,7 @@ class StepResult:
     sums: dict[str, Tensor]
     host_sums: dict[str, HostCopy]
     grad_norm: HostCopy
-    memory: list[Tensor]
+    memory: Sequence[Tensor]
 
 
 def train_step(
@@ -44,7 +45,7 @@ def train_step(
 
     Args:
         batches: this rank's micro-batches, as many as `memory`.
-        memory: [L, B, M, D] for each micro-batch.
+        memory: [L, B, M, D] for each micro-batch, on the device or as `HostMemories`.
         counts: number of predictions of each loss term over all micro-batches and ranks.
         seed: dropout seed, set per step so that no generator state needs saving and evaluation cannot affect training.
         after_forward: called with the index and the loss of each micro-batch before its backward pass.
@@ -53,22 +54,31 @@ def train_step(
     engine.start_step(counts)
     sums = {term: torch.zeros((), device=engine.device) for term in counts}
     host_sums: dict[str, HostCopy] = {}
+    on_host = memory if isinstance(memory, HostMemories) else None
     new_memory: list[Tensor] = []
-    for number, (batch, remembered) in enumerate(zip(batches, memory, strict=True)):
+    for number, batch in enumerate(batches):
+        remembered = memory[number] if on_host is None else on_host.fetch(number)
         loss, kept = engine.forward(batch.to(engine.device), remembered)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
         if after_forward is not None:
             after_forward(number, loss)
         if number == len(batches) - 1:
             host_sums = {term: HostCopy(total) for term, total in sums.items()}
+        if on_host is None:
+            new_memory.append(kept)
+        else:
+            on_host.keep(number, kept)
         engine.backward(loss)
-        new_memory.append(kept)
     norm = engine.update(lr)
+    grad_norm = HostCopy(norm)
+    if on_host is not None:
+        on_host.advance_if_finite(grad_norm)
+        return StepResult(sums, host_sums, grad_norm, on_host)
     if norm.device.type == "cpu":
         new_memory = new_memory if math.isfinite(norm) else list(memory)
     else:
         select_memory(norm < math.inf, new_memory, memory)
-    return StepResult(sums, host_sums, HostCopy(norm), new_memory)
+    return StepResult(sums, host_sums, grad_norm, new_memory)
 
 
 @torch.no_grad()
