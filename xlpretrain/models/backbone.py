@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.schema import Problem, Section
 
 
@@ -70,9 +71,12 @@ class OutputLayer(nn.Module, ABC):
     """Projection of hidden states onto the vocabulary: a full or adaptive softmax, tied or not."""
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], clusters: TargetClusters | None = None
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode."""
+        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode.
+
+        clusters: the targets' clusters, used by an adaptive softmax.
+        """
         return self.token_losses(hidden, targets, accuracy=not self.training)
 
     @abstractmethod
