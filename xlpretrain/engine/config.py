@@ -8,10 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.models.stack import Layer
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.schema import Problem, Registry, Section, TaggedUnion, format_problems
 
@@ -73,10 +77,16 @@ class EngineConfig(Section, ABC):
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more compute."""
     compile: bool = False
-    """Compile the backbone with torch.compile; the first steps take longer."""
+    """Compile the layers and the loss with torch.compile, for training; evaluations run uncompiled. The first step
+    takes longer."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
+
+    @property
+    def compiled_modules(self) -> tuple[type[nn.Module], ...]:
+        """The modules that `compile` compiles."""
+        return (Layer, OutputLayer)
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -120,8 +130,7 @@ class EngineConfig(Section, ABC):
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if self.compile:
-            # In place, to keep parameter names. Only the backbone: the counts in a batch would cause recompilation.
-            model.backbone.compile()
+            compile_regions(model, self.compiled_modules)
         return engine
 
     @abstractmethod
@@ -191,7 +200,13 @@ class DeepSpeedConfig(EngineConfig):
             num_micro_batches=num_micro_batches,
             weights=weights,
             device=device,
+            whole=self.compiled_modules if self.compile and self.zero_stage == 3 else (),
         )
+
+    @property
+    def compiled_modules(self) -> tuple[type[nn.Module], ...]:
+        """Stage 3 has only parts of the tied weights that an output layer uses, except while eager code reads them."""
+        return (Layer,) if self.zero_stage == 3 else super().compiled_modules
 
     @property
     def actual_stage(self) -> int:
