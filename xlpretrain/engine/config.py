@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from xlpretrain.engine import determinism
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.errors import ConfigError
@@ -80,6 +81,10 @@ class EngineConfig(Section, ABC):
     """Compile the layers and the loss with torch.compile, for training; evaluations run uncompiled. The first step
     takes longer."""
 
+    deterministic: bool = False
+    """Train with the same bits in every run on the same GPUs, at some cost in speed; an operation for which torch has
+    no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
+
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
 
@@ -97,6 +102,11 @@ class EngineConfig(Section, ABC):
     def slices_parameters(self) -> bool:
         """True if the optimizer gets slices of parameters instead of whole ones."""
         return False
+
+    def prepare_process(self) -> None:
+        """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
+        if self.deterministic:
+            determinism.set_workspaces()
 
     def build(
         self,
@@ -116,7 +126,8 @@ class EngineConfig(Section, ABC):
             weights: the weight of each loss term.
 
         Raises:
-            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them.
+            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them; or the
+                environment contradicts `deterministic`.
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
@@ -124,6 +135,8 @@ class EngineConfig(Section, ABC):
                 " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
             )
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
+        if self.deterministic:
+            determinism.use_deterministic_algorithms()
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)

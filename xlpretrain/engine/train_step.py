@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.determinism import explain_refusals
 from xlpretrain.models.pretraining_model import Batch, Loss
 
 
@@ -26,6 +27,7 @@ class StepResult:
     memory: list[Tensor]
 
 
+@explain_refusals
 def train_step(
     engine: Engine,
     batches: Sequence[Batch],
