@@ -38,7 +38,8 @@ class _Region:
     def __call__(self, first: Tensor, *others: Any) -> Any:
         if not torch.is_grad_enabled() or not first.numel():
             return self._forward(first, *others)
-        for argument in (first, *others):
+        torch._dynamo.maybe_mark_dynamic(first, 0)
+        for argument in others:
             _mark_samples(argument, len(first))
         return self._compiled(first, *others)
 
@@ -46,12 +47,13 @@ class _Region:
 def _mark_samples(argument: Any, number: int) -> None:
     """Mark the first dimension of tensors as dynamic if it is the number of samples.
 
-    Inside of a dataclass only masks and indices have it; otherwise two sets of distances would look like two samples.
+    Not that of attention biases [N, H] and of the sets of distances in a dataclass, which may be equally many.
     """
-    if isinstance(argument, Tensor) and argument.shape[:1] == (number,):
-        torch._dynamo.maybe_mark_dynamic(argument, 0)
-    elif dataclasses.is_dataclass(argument):
+    if dataclasses.is_dataclass(argument):
         for field in dataclasses.fields(argument):
             value = getattr(argument, field.name)
             if isinstance(value, Tensor) and not value.is_floating_point():
                 _mark_samples(value, number)
+    elif isinstance(argument, Tensor) and argument.shape[:1] == (number,):
+        if argument.ndim > 2 or not argument.is_floating_point():
+            torch._dynamo.maybe_mark_dynamic(argument, 0)
