@@ -16,24 +16,26 @@ from torch import Tensor, nn
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 
-def compile_regions(model: PretrainingModel, kinds: tuple[type[nn.Module], ...]) -> None:
+def compile_regions(
+    model: PretrainingModel, kinds: tuple[type[nn.Module], ...], *, backend: str = "inductor"
+) -> None:
     """Compile the modules of these kinds in place, so that parameters keep their names.
 
     A backbone that has none of them, since it is not made of our layers, is compiled as a whole.
     """
     if not any(isinstance(module, kinds) for module in model.backbone.modules()):
-        model.backbone.compile()
+        model.backbone.compile(backend=backend)
     for module in model.modules():
         if isinstance(module, kinds):
-            module.forward = _Region(module.forward)
+            module.forward = _Region(module.forward, backend)
 
 
 class _Region:
     """The forward pass of a module: compiled in training, for any number of samples (or predictions)."""
 
-    def __init__(self, forward: Callable[..., Any]):
+    def __init__(self, forward: Callable[..., Any], backend: str):
         self._forward = forward
-        self._compiled = torch.compile(forward)
+        self._compiled = torch.compile(forward, backend=backend)
 
     def __call__(self, first: Tensor, *others: Any) -> Any:
         if not torch.is_grad_enabled() or not first.numel():

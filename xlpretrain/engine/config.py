@@ -213,7 +213,7 @@ class DeepSpeedConfig(EngineConfig):
             num_micro_batches=num_micro_batches,
             weights=weights,
             device=device,
-            whole=self.compiled_modules if self.compile and self.zero_stage == 3 else (),
+            whole=self.compiled_modules if self.compile and _has_own_layers(model) else (),
         )
 
     @property
@@ -275,6 +275,12 @@ ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed":
 
 AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
 """The config of any engine, selected by its key `type`."""
+
+
+def _has_own_layers(model: PretrainingModel) -> bool:
+    """True if no layer is applied twice: stage 3 reduces the gradients of modules that it gathers whole after one."""
+    applied = getattr(model.backbone, "layer_to_weights", ())
+    return len(set(applied)) == len(applied)
 
 
 def _leaves(options: Mapping[str, Any]) -> Iterator[str]:

@@ -92,7 +92,7 @@ class ZeroEngine(Engine):
             f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
         )
         self.groups = summarize_groups(client, names, state_keys)
-        if whole and any(isinstance(module, tuple(whole)) for module in model.modules()):
+        if stage == 3 and any(isinstance(module, tuple(whole)) for module in model.modules()):
             deepspeed.utils.set_z3_leaf_modules(model, list(whole))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
