@@ -13,7 +13,16 @@ ONE_ORDER = frozenset(
         *("permute", "reshape", "_reshape_alias", "select", "select_backward", "slice", "slice_backward", "split"),
         *("split_with_sizes", "squeeze", "stack", "cat", "t", "transpose", "unbind", "unfold", "unsqueeze", "view"),
         *("_unsafe_view", "view_as", "flatten", "constant_pad_nd", "pad", "flip", "roll", "tril", "triu"),
-        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_zeros", "new_full", "new_ones"),
+        *(
+            "empty",
+            "empty_like",
+            "empty_strided",
+            "new_empty",
+            "new_empty_strided",
+            "new_zeros",
+            "new_full",
+            "new_ones",
+        ),
         *("zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "zero", "fill", "arange", "scalar_tensor"),
         # One result per thread.
         *("abs", "add", "addcdiv", "addcmul", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clamp"),
@@ -29,7 +38,17 @@ ONE_ORDER = frozenset(
         *("_log_softmax", "_log_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward"),
         *("_fused_rms_norm", "_fused_rms_norm_backward", "nll_loss_forward", "nll_loss_backward"),
         # Loads by index; a sort before the sums of the backward pass.
-        *("embedding", "embedding_dense_backward", "index_fill", "gather", "index", "index_select", "nonzero", "sort", "topk"),
+        *(
+            "embedding",
+            "embedding_dense_backward",
+            "index_fill",
+            "gather",
+            "index",
+            "index_select",
+            "nonzero",
+            "sort",
+            "topk",
+        ),
         # Random numbers, by seed and counter (Philox).
         *("bernoulli", "native_dropout", "native_dropout_backward", "rand", "rand_like", "randint", "_fused_dropout"),
         # Optimizers: element by element, or reductions as above.

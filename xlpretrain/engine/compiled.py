@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from xlpretrain.models.pretraining_model import PretrainingModel
 
+ModuleKinds = tuple[type[nn.Module], ...]
 
-def compile_regions(
-    model: PretrainingModel, kinds: tuple[type[nn.Module], ...], *, backend: str = "inductor"
-) -> None:
+
+def compile_regions(model: PretrainingModel, kinds: ModuleKinds, *, backend: str = "inductor") -> None:
     """Compile the modules of these kinds in place, so that parameters keep their names.
 
     A backbone that has none of them, since it is not made of our layers, is compiled as a whole.
@@ -56,6 +56,8 @@ def _mark_samples(argument: Any, number: int) -> None:
             value = getattr(argument, field.name)
             if isinstance(value, Tensor) and not value.is_floating_point():
                 _mark_samples(value, number)
-    elif isinstance(argument, Tensor) and argument.shape[:1] == (number,):
-        if argument.ndim > 2 or not argument.is_floating_point():
-            torch._dynamo.maybe_mark_dynamic(argument, 0)
+        return
+    if not isinstance(argument, Tensor) or (argument.ndim < 3 and argument.is_floating_point()):
+        return
+    if argument.shape[:1] == (number,):
+        torch._dynamo.maybe_mark_dynamic(argument, 0)

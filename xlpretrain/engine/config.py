@@ -8,11 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from xlpretrain.engine import determinism
 from xlpretrain.engine.base import Engine
-from xlpretrain.engine.compiled import compile_regions
+from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -89,7 +88,7 @@ class EngineConfig(Section, ABC):
     """Keys that must be equal for a resume to be bit-identical."""
 
     @property
-    def compiled_modules(self) -> tuple[type[nn.Module], ...]:
+    def compiled_modules(self) -> ModuleKinds:
         """The modules that `compile` compiles."""
         return (Layer, OutputLayer)
 
@@ -217,7 +216,7 @@ class DeepSpeedConfig(EngineConfig):
         )
 
     @property
-    def compiled_modules(self) -> tuple[type[nn.Module], ...]:
+    def compiled_modules(self) -> ModuleKinds:
         """Stage 3 has only parts of the tied weights that an output layer uses, except while eager code reads them."""
         return (Layer,) if self.zero_stage == 3 else super().compiled_modules
 

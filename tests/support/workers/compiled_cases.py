@@ -1,6 +1,7 @@
 """Compile every kind of model; rank 0 writes what it measured for `test_compiled.py`.
 
-Usage: compiled_cases.py OUT regions|engines. A process of its own, since the type checks of tests cannot be compiled.
+Usage: compiled_cases.py OUT regions|engines [MODEL ..]. A process of its own, since the type checks of tests
+cannot be compiled.
 """
 
 from __future__ import annotations
@@ -75,16 +76,17 @@ def _counted() -> dict[str, int]:
     return {"breaks": sum(counters["graph_break"].values()), "graphs": counters["stats"]["unique_graphs"]}
 
 
-def main(out: str, kind: str) -> None:
-    """Write the results by model, or by model and engine."""
+def main(out: str, kind: str, *names: str) -> None:
+    """Write the results by model (default: all), or by model and engine."""
     distributed.init()
+    names = names or tuple(MODELS)
     if kind == "regions":
-        found: dict[str, Any] = {name: regions(name, STEPS) for name in MODELS}
+        found: dict[str, Any] = {name: regions(name, STEPS) for name in names}
         found["one row"] = regions("bert", [(2, True), (1, True), (3, True), (1, True), (4, True)])
     else:
         recomputing = PlainConfig(precision="fp32", activation_checkpointing=True)
         every = {**ENGINES, "plain, recomputing": recomputing}
-        found = {name: {engine: engines(name, config) for engine, config in every.items()} for name in MODELS}
+        found = {name: {engine: engines(name, config) for engine, config in every.items()} for name in names}
     if distributed.rank() == 0:
         Path(out).write_text(json.dumps(found))
     distributed.shutdown()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 from cuda_determinism import ONE_ORDER, REFUSED, REPLACED, WITH_FIXED_WORKSPACES, sort_out
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workers.model_cases import MODELS, VOCAB, batch
 
 from xlpretrain import distributed
+from xlpretrain.__main__ import main
 from xlpretrain.engine import determinism
 from xlpretrain.engine.config import PlainConfig
 from xlpretrain.errors import ConfigError
@@ -27,6 +30,7 @@ from xlpretrain.objectives import CausalLM
 from xlpretrain.optim import AdamWConfig, LambConfig
 
 ADAPTIVE = TransformerXLConfig(num_layers=1, num_heads=2, d_model=8, d_ff=12, adaptive_cutoffs=(9, 20), div_val=2)
+SCHEDULE = {"type": "cosine", "warmup_steps": 1, "total_steps": 4}
 CASES = {**MODELS, "adaptive": (ADAPTIVE.model_copy(update={"mem_len": 6}), CausalLM())}
 
 
@@ -134,6 +138,26 @@ def test_workspaces_that_are_not_deterministic_are_refused(monkeypatch: pytest.M
     PlainConfig().prepare_process()
     with pytest.raises(ConfigError, match=r"engine.deterministic is true, but CUBLAS_WORKSPACE_CONFIG is ':0:0'"):
         PlainConfig(deterministic=True).prepare_process()
+
+
+def test_a_resume_says_when_the_setting_differs_and_a_rank_refuses_the_environment_before_it_starts(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
+    engine = {"type": "plain", "precision": "fp32", "deterministic": True}
+    data = {"train": str(tiny_dataset / "train")}
+    config = commands.write_config(tmp_path / "tiny.yaml", tiny_dataset, engine=engine, data=data, schedule=SCHEDULE)
+    assert main([str(config), "max_steps=1"]) == 0
+    assert "layout" not in capsys.readouterr().out
+    assert main([str(config), "max_steps=2"]) == 0
+    assert "layout" not in capsys.readouterr().out
+    torch.use_deterministic_algorithms(False)
+    assert main([str(config), "max_steps=3", "engine.deterministic=false"]) == 0
+    assert "match only within rounding: deterministic: True -> False" in capsys.readouterr().out
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    monkeypatch.setenv("RANK", "no rank")  # which joining the others would refuse
+    assert main([str(config), "max_steps=4"]) == 2
+    assert "CUBLAS_WORKSPACE_CONFIG is ':0:0'" in capsys.readouterr().err
 
 
 def test_an_operation_that_torch_refuses_is_an_error_of_the_user() -> None:
