@@ -25,8 +25,10 @@ _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def init(*, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group and set this rank's device and CPU threads. Every rank must call it, once.
 
-    Tensors on the CPU are sent by gloo, those on a GPU by NCCL, which is bound to this rank's GPU. Raises `RankError` if this machine has fewer GPUs than ranks, if the environment
-    variables of the rank are incomplete, and if it cannot connect to the other ranks.
+    Tensors on the CPU are sent by gloo, those on a GPU by NCCL, which is bound to this rank's GPU.
+
+    Raises `RankError` if this machine has fewer GPUs than ranks, if the environment variables of the rank are
+    incomplete, and if it cannot connect to the other ranks.
     """
     _check_environment(os.environ)
     # Set here, since torchrun would set 1 by OMP_NUM_THREADS: results must not depend on the launcher.

@@ -6,11 +6,10 @@ Shapes: B samples, T new tokens, P predictions, M memory positions, D d_model, L
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -39,10 +38,9 @@ class BackboneInput:
     reuse_len: int | None = None
     """Number of leading positions of the sample that enter the memory. None: all."""
 
-    def to(self, device: torch.device) -> BackboneInput:
-        """The same input on a device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return BackboneInput(**{**vars(self), **moved})
+    def map(self, change: Callable[[Tensor], Tensor]) -> BackboneInput:
+        """The same input with every tensor replaced by `change(tensor)`."""
+        return BackboneInput(**{k: change(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,8 +33,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
-        return Batch(self.inputs.to(device), targets, self.counts)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced by `change(tensor)`."""
+        return Batch(self.inputs.map(change), {name: change(t) for name, t in self.targets.items()}, self.counts)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
+from xlpretrain.engine.batch_copies import copied_ahead
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
@@ -144,7 +145,7 @@ def _build(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
         if state.skipped_windows
         else samples,
-        config.objective.collator(data.tokenizer, seed=config.seed),
+        copied_ahead(config.objective.collator(data.tokenizer, seed=config.seed), device),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )
