@@ -145,7 +145,7 @@ def _build(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
         if state.skipped_windows
         else samples,
-        with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model),
+        with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model.backbone),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )
