@@ -90,7 +90,7 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """The loss of one micro-batch and its streams' next memory."""
-        hidden, mems = self.backbone(batch.inputs, mems)
+        hidden, mems = self.backbone(batch.inputs.with_memory_of(mems.shape[2]), mems)
         return self.head(hidden, batch), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
