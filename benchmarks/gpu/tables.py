@@ -64,7 +64,7 @@ def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | 
 
 def clustered(batch: Batch, model: PretrainingModel) -> Batch:
     """The batch as the collator makes it for the model: with the clusters of targets, if it has an adaptive softmax."""
-    return with_target_clusters(lambda samples: batch, model)([])
+    return with_target_clusters(lambda samples: batch, model.backbone)([])
 
 
 @contextmanager
