@@ -10,11 +10,11 @@ import pytest
 from benchmarks.gpu.tables import ROWS, Work, cases, work_of
 
 BUDGETS = {
-    "transformer_xl": {"forward": 395, "backward": 790, "update": 20, "kept_mib": 245},
-    "transformer_xl, adaptive": {"forward": 490, "backward": 900, "update": 20, "kept_mib": 295},
-    "xlnet": {"forward": 550, "backward": 1070, "update": 20, "kept_mib": 665},
-    "albert": {"forward": 270, "backward": 630, "update": 20, "kept_mib": 170},
-    "bert": {"forward": 270, "backward": 625, "update": 20, "kept_mib": 171},
+    "transformer_xl": {"forward": 290, "backward": 590, "update": 20, "kept_mib": 245},
+    "transformer_xl, adaptive": {"forward": 380, "backward": 700, "update": 20, "kept_mib": 295},
+    "xlnet": {"forward": 360, "backward": 670, "update": 20, "kept_mib": 405},
+    "albert": {"forward": 200, "backward": 580, "update": 20, "kept_mib": 160},
+    "bert": {"forward": 200, "backward": 575, "update": 20, "kept_mib": 162},
 }
 """Largest numbers of operations, and MiB kept per sample."""
 
