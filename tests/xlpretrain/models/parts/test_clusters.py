@@ -22,6 +22,6 @@ def test_each_target_is_in_its_cluster(targets: list[int]):
 
 
 def test_clusters_move_to_a_device_with_their_sizes():
-    moved = TargetClusters.find(torch.tensor([1, 6, 16]), EDGES).to(torch.device("meta"))
+    moved = TargetClusters.find(torch.tensor([1, 6, 16]), EDGES).map(lambda tensor: tensor.to("meta"))
     assert moved.sizes == (1, 1)
     assert {tensor.device.type for tensor in (moved.head, moved.positions, moved.within)} == {"meta"}
