@@ -19,6 +19,7 @@ def layout(engine: Engine) -> dict[str, Any]:
     return {
         "world_size": distributed.world_size(),
         **engine.layout,
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "device": _device_name(engine.device),

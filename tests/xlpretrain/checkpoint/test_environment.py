@@ -25,6 +25,7 @@ def test_a_layout_names_all_that_decides_the_bits(group: None):
         "deepspeed": None,  # an engine that does not use it does not depend on its version
     }
     assert found["xlpretrain"] == __version__
+    assert found["matmul_precision"] == "highest"
     assert found["device"], "the processor's name"
 
 
