@@ -50,7 +50,7 @@ class _CopiedAhead:
     def __init__(self, collate: Collate[Batch], device: torch.device):
         self._collate = collate
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, samples: Sequence[Sample]) -> CopiedBatch:
         batch = self._collate(samples)

@@ -95,14 +95,14 @@ def sample_text(
     model.eval()
     try:
         mems, num_read = model.backbone.empty_memory(1, mem_len), 0
-        for part in torch.tensor([tokens], device=device).split(_LONGEST_PASS, dim=1):
+        for part in torch.split(torch.tensor([tokens], device=device), _LONGEST_PASS, dim=1):
             hidden, mems = _read(model, part, mems, num_read=num_read, mem_len=mem_len)
             num_read += part.shape[1]
-        written = list[int]()
+        written, token = list[int](), None
         while len(written) < num_tokens:
             drawn: list[Tensor] = []
             for _ in range(min(together, num_tokens - len(written))):
-                if written or drawn:
+                if token is not None:
                     hidden, mems = _read(model, token[None], mems, num_read=num_read, mem_len=mem_len)
                     num_read += 1
                 log_probs = output.log_probs(hidden[:, -1])[0]
