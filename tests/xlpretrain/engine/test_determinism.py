@@ -126,6 +126,11 @@ def test_an_engine_that_need_not_be_deterministic_sets_nothing(alone: None) -> N
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
+def test_the_precision_of_products_is_that_of_torch_on_cpus() -> None:
+    PlainConfig(matmul_precision="high").set_matmul_precision(torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("given", [":4096:8", ":16:8"])
 def test_workspaces_of_the_environment_are_kept(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
@@ -152,8 +157,15 @@ def test_a_resume_says_when_the_setting_differs_and_a_rank_refuses_the_environme
     assert main([str(config), "max_steps=2"]) == 0
     assert "layout" not in capsys.readouterr().out
     torch.use_deterministic_algorithms(False)
-    assert main([str(config), "max_steps=3", "engine.deterministic=false"]) == 0
-    assert "match only within rounding: deterministic: True -> False" in capsys.readouterr().out
+    PlainConfig(matmul_precision="high").set_matmul_precision(torch.device("cuda"))
+    try:
+        assert main([str(config), "max_steps=3", "engine.deterministic=false"]) == 0
+    finally:
+        PlainConfig().set_matmul_precision(torch.device("cuda"))
+    printed = capsys.readouterr().out
+    assert "match only within rounding: deterministic: True -> False" in printed
+    assert "match only within rounding: matmul_precision: highest -> high" in printed
+    assert torch.get_float32_matmul_precision() == "highest"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     monkeypatch.setenv("RANK", "no rank")  # which joining the others would refuse
     assert main([str(config), "max_steps=4"]) == 2
