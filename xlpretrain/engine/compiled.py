@@ -21,12 +21,13 @@ ModuleKinds = tuple[type[nn.Module], ...]
 def compile_regions(model: PretrainingModel, kinds: ModuleKinds, *, backend: str = "inductor") -> None:
     """Compile the modules of these kinds in place, so that parameters keep their names.
 
-    A backbone that has none of them, since it is not made of our layers, is compiled as a whole.
+    A backbone that has none of them, since it is not made of our layers, is compiled as a whole. An adaptive softmax is
+    not compiled: each number of targets in a cluster would be a new shape.
     """
     if not any(isinstance(module, kinds) for module in model.backbone.modules()):
         model.backbone.compile(backend=backend)
     for module in model.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, kinds) and not getattr(module, "num_tails", 0):
             module.forward = _Region(module.forward, backend)
 
 

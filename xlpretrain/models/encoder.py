@@ -24,6 +24,7 @@ from xlpretrain.models.attention_mask import additive_mask, attention_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.parts.feed_forward import ACTIVATIONS
 from xlpretrain.models.parts.positions import AnyPositions, LearnedConfig
 from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, draw
@@ -175,10 +176,15 @@ class TransformedSoftmax(VocabularySoftmax):
         draw(self.transform, std, truncated=True)
 
     def token_losses(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+        self,
+        hidden: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        *,
+        accuracy: bool,
+        clusters: TargetClusters | None = None,
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats; with `accuracy`, also the correct ones."""
-        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy)
+        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy, clusters=clusters)
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""
