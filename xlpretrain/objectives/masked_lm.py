@@ -25,6 +25,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import (
@@ -252,6 +253,7 @@ class MaskedLMCollator:
             mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
+            **valid_tokens(valid),
         )
         targets = {"mlm": np.concatenate(answers), "mlm_positions": np.concatenate(places)}
         counts = {"mlm": len(targets["mlm"])}
