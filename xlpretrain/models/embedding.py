@@ -159,7 +159,7 @@ class VocabularySoftmax(OutputLayer):
         for the device.
         """
         if self.num_tails:
-            found = clusters or TargetClusters.find(targets.cpu(), self.edges).to(targets.device)
+            found = clusters or TargetClusters.find(targets.cpu(), self.edges).map(lambda t: t.to(targets.device))
             nll = self._adaptive_nll(hidden, found)
         else:
             nll = self._nll(0, hidden, self._weights()[0], targets)
