@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from workers.model_cases import MODELS, VOCAB, batch
 
 from xlpretrain import distributed
-from xlpretrain.__main__ import main
+from xlpretrain.__main__ import main, run
 from xlpretrain.engine import determinism
 from xlpretrain.engine.config import PlainConfig
 from xlpretrain.errors import ConfigError
@@ -88,9 +88,9 @@ def test_every_operation_of_a_step_is_deterministic_or_replaced(name: str) -> No
     "optimizer", [AdamWConfig(), AdamWConfig(bias_correction=False), LambConfig()], ids=["adamw", "uncorrected", "lamb"]
 )
 def test_every_operation_of_an_update_is_deterministic(optimizer: Any, alone: None) -> None:
-    run = training(PlainConfig(), num_streams=4, num_micro_batches=2, optimizer=optimizer)
+    trained = training(PlainConfig(), num_streams=4, num_micro_batches=2, optimizer=optimizer)
     with _Names() as names:
-        run.steps(0, 2)
+        trained.steps(0, 2)
     found = sort_out({name for name in names.found if not name.startswith(("broadcast", "allreduce"))})
     assert (found["unknown"], found["refused"]) == (set(), set())
 
@@ -161,8 +161,8 @@ def test_a_resume_says_when_the_setting_differs_and_a_rank_refuses_the_environme
     assert "match only within rounding: deterministic: True -> False" in capsys.readouterr().out
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     monkeypatch.setenv("RANK", "no rank")  # which joining the others would refuse
-    assert main([str(config), "max_steps=4"]) == 2
-    assert "CUBLAS_WORKSPACE_CONFIG is ':0:0'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG is ':0:0'"):
+        run(config, ["max_steps=4"], allow_recipe_change=False, take_over=False)
 
 
 def test_an_operation_that_torch_refuses_is_an_error_of_the_user() -> None:
