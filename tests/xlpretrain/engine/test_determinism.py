@@ -15,7 +15,7 @@ import commands
 import pytest
 import torch
 from cuda_determinism import ONE_ORDER, REFUSED, REPLACED, WITH_FIXED_WORKSPACES, sort_out
-from tiny_model import training
+from tiny_model import WEIGHTS, tiny_batch, tiny_model, training
 from torch.utils._python_dispatch import TorchDispatchMode
 from workers.model_cases import MODELS, VOCAB, batch
 
@@ -87,10 +87,16 @@ def test_every_operation_of_a_step_is_deterministic_or_replaced(name: str) -> No
 @pytest.mark.parametrize(
     "optimizer", [AdamWConfig(), AdamWConfig(bias_correction=False), LambConfig()], ids=["adamw", "uncorrected", "lamb"]
 )
-def test_every_operation_of_an_update_is_deterministic(optimizer: Any, alone: None) -> None:
-    trained = training(PlainConfig(), num_streams=4, num_micro_batches=2, optimizer=optimizer)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_every_operation_of_an_update_is_deterministic(device: str, optimizer: Any, alone: None) -> None:
+    place = torch.device(device)
+    engine = PlainConfig().build(tiny_model(), optimizer, num_micro_batches=2, weights=WEIGHTS, device=place)
     with _Names() as names:
-        trained.steps(0, 2)
+        engine.start_step({"lm": 70, "even": 3})
+        for number in range(2):
+            loss, _ = engine.forward(tiny_batch(number, range(4)).to(place), engine.model.backbone.empty_memory(4, 5))
+            engine.backward(loss)
+        engine.update(1e-3)
     found = sort_out({name for name in names.found if not name.startswith(("broadcast", "allreduce"))})
     assert (found["unknown"], found["refused"]) == (set(), set())
 
