@@ -97,6 +97,11 @@ REPLACED = {
 }
 """Not deterministic by default; what torch uses instead under `use_deterministic_algorithms(True)`."""
 
+OVER_RANKS = frozenset(
+    {"allreduce", "broadcast", "allgather", "_allgather_base", "reduce_scatter", "_reduce_scatter_base", "reduce"}
+)
+"""Collectives, in an order that follows from NCCL's algorithm, which follows from sizes, topology and version."""
+
 REFUSED = frozenset(
     {
         *("adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "bincount"),
@@ -115,6 +120,7 @@ def sort_out(names: set[str]) -> dict[str, set[str]]:
         "one order": plain & ONE_ORDER,
         "fixed workspaces": plain & WITH_FIXED_WORKSPACES,
         "replaced": plain & set(REPLACED),
+        "over ranks": plain & OVER_RANKS,
         "refused": plain & REFUSED,
     }
     return {**groups, "unknown": plain.difference(*groups.values())}

@@ -5,6 +5,7 @@ Modules: determinism.py.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +15,10 @@ from typing import Any
 import commands
 import pytest
 import torch
-from cuda_determinism import ONE_ORDER, REFUSED, REPLACED, WITH_FIXED_WORKSPACES, sort_out
+from cuda_determinism import ONE_ORDER, OVER_RANKS, REFUSED, REPLACED, WITH_FIXED_WORKSPACES, sort_out
 from tiny_model import WEIGHTS, tiny_batch, tiny_model, training
-from torch.utils._python_dispatch import TorchDispatchMode
+from torchrun import torchrun
+from workers.deterministic_cases import Names
 from workers.model_cases import MODELS, VOCAB, batch
 
 from xlpretrain import distributed
@@ -34,16 +36,6 @@ from xlpretrain.optim import AdamWConfig, LambConfig
 ADAPTIVE = TransformerXLConfig(num_layers=1, num_heads=2, d_model=8, d_ff=12, adaptive_cutoffs=(9, 20), div_val=2)
 SCHEDULE = {"type": "cosine", "warmup_steps": 1, "total_steps": 4}
 CASES = {**MODELS, "adaptive": (ADAPTIVE.model_copy(update={"mem_len": 6}), CausalLM())}
-
-
-class _Names(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found.add(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +66,7 @@ def test_every_operation_of_a_step_is_deterministic_or_replaced(name: str) -> No
     if name == "adaptive":
         made = replace(made, clusters={"lm": TargetClusters.find(made.targets["lm"], model.head.output.edges)})
     given, mems = made.to(device), backbone.empty_memory(4, config.mem_len)
-    with _Names() as names:
+    with Names() as names:
         loss, _ = model.train()(given, mems)
         torch.stack(list(loss.sums.values())).sum().backward()
         with torch.no_grad():
@@ -91,13 +83,13 @@ def test_every_operation_of_a_step_is_deterministic_or_replaced(name: str) -> No
 def test_every_operation_of_an_update_is_deterministic(device: str, optimizer: Any, alone: None) -> None:
     place = torch.device(device)
     engine = PlainConfig().build(tiny_model(), optimizer, num_micro_batches=2, weights=WEIGHTS, device=place)
-    with _Names() as names:
+    with Names() as names:
         engine.start_step({"lm": 70, "even": 3})
         for number in range(2):
             loss, _ = engine.forward(tiny_batch(number, range(4)).to(place), engine.model.backbone.empty_memory(4, 5))
             engine.backward(loss)
         engine.update(1e-3)
-    found = sort_out({name for name in names.found if not name.startswith(("broadcast", "allreduce"))})
+    found = sort_out(names.found)
     assert (found["unknown"], found["refused"]) == (set(), set())
 
 
@@ -108,13 +100,26 @@ def alone() -> Iterator[None]:
     distributed.shutdown()
 
 
+@pytest.mark.full
+def test_every_operation_of_deepspeed_is_deterministic(tmp_path: Path) -> None:
+    """On the CPU; on a GPU it also moves work between streams."""
+    torchrun("deterministic_cases.py", tmp_path / "found.json", nproc=None)
+    by_engine = json.loads((tmp_path / "found.json").read_text())
+    assert len(by_engine) == 10
+    for engine, names in by_engine.items():
+        found = sort_out(set(names))
+        assert (found["unknown"], found["refused"]) == (set(), set()), engine
+        assert found["over ranks"], engine
+
+
 def test_an_operation_is_in_one_group_and_an_unknown_one_in_none() -> None:
-    groups = [ONE_ORDER, WITH_FIXED_WORKSPACES, frozenset(REPLACED), REFUSED]
+    groups = [ONE_ORDER, WITH_FIXED_WORKSPACES, frozenset(REPLACED), OVER_RANKS, REFUSED]
     assert len(frozenset().union(*groups)) == sum(map(len, groups))
     assert sort_out({"cumsum", "mul_", "unheard_of"}) == {
         "one order": {"mul"},
         "fixed workspaces": set(),
         "replaced": set(),
+        "over ranks": set(),
         "refused": {"cumsum"},
         "unknown": {"unheard_of"},
     }
