@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.cases import Case
@@ -12,6 +13,7 @@ from xlpretrain import distributed
 from xlpretrain.engine.config import ENGINES
 from xlpretrain.models import MODELS
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
 from xlpretrain.objectives.base import Objective
@@ -97,11 +99,20 @@ def make_batch(case: Case, objective: Objective) -> Batch:
         order = torch.stack([torch.randperm(case.seq_len) for _ in range(case.rows)])
         order = order.where(torch.zeros(shape, dtype=torch.bool).scatter(1, at, True), -1)
         inputs = BackboneInput(
-            tokens, remembered, segments=segments, perm_rank=order, target_positions=at, reuse_len=case.seq_len // 2
+            tokens,
+            remembered,
+            segments=segments,
+            perm_rank=order,
+            target_positions=at,
+            every_query_sees=True,
+            reuse_len=case.seq_len // 2,
         )
         (term,) = objective.terms
         return Batch(inputs, {term: answers, f"{term}_positions": torch.arange(at.numel())}, {term: at.numel()})
-    inputs = BackboneInput(tokens, remembered, attention_mask=torch.ones(shape, dtype=torch.bool), segments=segments)
+    valid = np.ones(shape, dtype=bool)
+    inputs = BackboneInput(
+        tokens, remembered, attention_mask=torch.from_numpy(valid), segments=segments, **valid_tokens(valid)
+    )
     flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
     _, task = objective.terms
     labels = torch.randint(2, (case.rows,))

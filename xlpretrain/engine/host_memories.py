@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from xlpretrain.engine.host_copy import HostCopy
 from xlpretrain.host_buffer import host_buffer
 
 
@@ -16,9 +17,9 @@ class HostMemories(Sequence[Tensor]):
     """Memories of a rank's micro-batches, [L, B, M, D] each, in host memory: page-locked if the device is a GPU.
 
     There are two sets of buffers, which take turns. A step fetches what it reads from the current set and keeps what it
-    leaves behind in the other one; `advance` makes that the current set. Without it, the next step reads the same
-    again. On a GPU, the copies run on a stream of their own: micro-batch n + 1 arrives while n is computed, and what n
-    leaves behind is copied during its backward pass.
+    leaves behind in the other one, which becomes the current set if the step was finite. On a GPU, the copies run on a
+    stream of their own: micro-batch n + 1 arrives while n is computed, and what n leaves behind is copied during its
+    backward pass.
     """
 
     def __init__(self, parts: Sequence[Tensor], device: torch.device):
@@ -26,17 +27,20 @@ class HostMemories(Sequence[Tensor]):
         self._device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._now, self._next = (_buffers(parts, pinned=device.type == "cuda") for _ in range(2))
+        self._last_norm: HostCopy | None = None
         self._arriving: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
         self.refill(parts)
 
     def refill(self, parts: Sequence[Tensor]) -> None:
         """Replace the current memories by `parts` of the same shapes."""
+        self._settle()
         self._wait()
         for buffer, part in zip(self._now, parts, strict=True):
             buffer.copy_(part)
 
     def fetch(self, number: int) -> Tensor:
         """The current memory of a micro-batch, on the device. Fetch in order: the next one's copy is started."""
+        self._settle()
         memory, arrived = self._arriving.pop(number) if number in self._arriving else self._start(number)
         if number + 1 < len(self):
             self._arriving[number + 1] = self._start(number + 1)
@@ -56,9 +60,13 @@ class HostMemories(Sequence[Tensor]):
             self._next[number].copy_(memory, non_blocking=True)
         memory.record_stream(self._copies)
 
-    def advance(self) -> None:
-        """Make the memories that the step has kept the current ones."""
-        self._now, self._next = self._next, self._now
+    def advance_if_finite(self, grad_norm: HostCopy) -> None:
+        """Make the memories that the step has kept the current ones, unless its gradient norm is not finite.
+
+        The norm is read when the memories are next used.
+        """
+        self._settle()
+        self._last_norm = grad_norm
 
     def __len__(self) -> int:
         return len(self._now)
@@ -69,8 +77,14 @@ class HostMemories(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         """The current memory of a micro-batch, on the host, complete."""
+        self._settle()
         self._wait()
         return self._now[index]
+
+    def _settle(self) -> None:
+        if self._last_norm is not None and math.isfinite(float(self._last_norm)):
+            self._now, self._next = self._next, self._now
+        self._last_norm = None
 
     def _start(self, number: int) -> tuple[Tensor, torch.cuda.Event | None]:
         if self._copies is None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from xlpretrain.engine.base import Engine, LossTermScales
-from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
+from xlpretrain.engine.clipping import clip_by_global_norm
+from xlpretrain.engine.state_shards import ParameterShard, Partition, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.base import LayerwiseOptimizer
@@ -133,16 +134,18 @@ class ZeroEngine(Engine):
         # DeepSpeed averages over ranks; with scale_wrt_gas=False it does not divide by the accumulation steps.
         self._engine.backward(self._scales.total(loss) * dist.get_world_size(), scale_wrt_gas=False)
 
-    def update(self, lr: float) -> float:
+    def update(self, lr: float) -> Float64[Tensor, ""]:
         assert self._backwards == self._num_micro_batches, (
             f"{self._backwards} of {self._num_micro_batches} micro-batches"
         )
         self._set_rates(lr)
         if self._stage == 0:
-            return self._step_0()
+            return torch.tensor(self._step_0(), dtype=torch.float64)
         self._engine.step()
-        self._state.num_updates += self._engine.was_step_applied()
-        return float(self._engine.get_global_grad_norm())
+        self._state.num_updates += self._engine.was_step_applied()  # DeepSpeed has read the norm to decide on it
+        norm = self._engine.get_global_grad_norm()
+        # Its own tensor, since DeepSpeed's may be a buffer that it uses again.
+        return norm.detach().double() if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
 
     def _step_0(self) -> float:
         """Clip and check for NaN here: at stage 0 DeepSpeed has no such check, and clips by an fp32 norm."""

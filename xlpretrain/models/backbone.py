@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.schema import Problem, Section
 
 
@@ -26,6 +27,11 @@ class BackboneInput:
     """Number of memory positions, counted from the newest, that belong to the sample; the model masks the others."""
     attention_mask: Bool[Tensor, "B T"] | None = None
     """True for real tokens, False for padding, which no token may attend. None: no padding."""
+    valid_at: Int[Tensor, " V"] | None = None
+    """The places sample * T + position of the real tokens, ascending, as found on the host: their number tells without
+    a question to the device that there is no padding. None: unknown."""
+    valid_from: Int[Tensor, " B + 1"] | None = None
+    """With `valid_at`: the index there of each sample's first token, then the number of tokens; int32."""
     segments: Int[Tensor, "B T"] | None = None
     """The segment id of each token; the memory has segment 0. None: all 0."""
     perm_rank: Int[Tensor, "B T"] | None = None
@@ -36,6 +42,8 @@ class BackboneInput:
     stream."""
     reversed: Bool[Tensor, " B"] | None = None
     """True for samples read from right to left: their relative positions change sign. None: no such sample."""
+    every_query_sees: bool = False
+    """True if the host knows that every query whose hidden state is used may attend a key. False: unknown."""
     reuse_len: int | None = None
     """Number of leading positions of the sample that enter the memory. None: all."""
     shortest_memory: int | None = None
@@ -70,9 +78,12 @@ class OutputLayer(nn.Module, ABC):
     """Projection of hidden states onto the vocabulary: a full or adaptive softmax, tied or not."""
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], clusters: TargetClusters | None = None
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode."""
+        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode.
+
+        clusters: the targets' clusters, used by an adaptive softmax.
+        """
         return self.token_losses(hidden, targets, accuracy=not self.training)
 
     @abstractmethod

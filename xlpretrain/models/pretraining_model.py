@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
+from xlpretrain.models.parts.clusters import TargetClusters
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Batch:
     targets: for a term that predicts tokens, the target tokens under the term's name and, under `<term>_positions`,
     their ascending flat indices sample * width + position, in the query stream if there is one, else in the tokens.
     counts: number of predictions of each loss term in the micro-batch, known before the forward pass.
+    clusters: the clusters of the targets under the term's name, for an adaptive softmax; missing ones are found in the
+        forward pass, for which the host waits for the device.
     """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
     counts: Mapping[str, int]
+    clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:
         """The sample index of each prediction of a term that predicts tokens."""
@@ -34,7 +38,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
-        return Batch(self.inputs.to(device), targets, self.counts)
+        clusters = {name: found.to(device) for name, found in self.clusters.items()}
+        return Batch(self.inputs.to(device), targets, self.counts, clusters)
 
 
 @dataclass(frozen=True)

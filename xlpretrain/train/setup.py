@@ -29,6 +29,7 @@ from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
 from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.evaluation.held_out import EvaluatedModel
+from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -147,7 +148,7 @@ def _build(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
         if state.skipped_windows
         else samples,
-        config.objective.collator(data.tokenizer, seed=config.seed),
+        with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )

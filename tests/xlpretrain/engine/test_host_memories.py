@@ -12,6 +12,7 @@ from tiny_model import MEMORY, VOCAB, TinyHead, Training, training
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.engine.config import PlainConfig
+from xlpretrain.engine.host_copy import HostCopy
 from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.xlnet import XLNetConfig
@@ -37,7 +38,9 @@ def test_a_step_that_is_not_kept_is_undone() -> None:
     memories = HostMemories([before], CPU)
     memories.keep(0, after)
     assert torch.equal(memories.fetch(0), before)
-    memories.advance()
+    memories.advance_if_finite(HostCopy(torch.tensor(torch.inf)))
+    assert torch.equal(memories[0], before)
+    memories.advance_if_finite(HostCopy(torch.tensor(1.0)))
     assert torch.equal(memories[0], after)
     memories.refill([before])
     assert torch.equal(memories[0], before)
