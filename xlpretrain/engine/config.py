@@ -10,9 +10,13 @@ import torch
 from pydantic import Field
 
 from xlpretrain import distributed
+from xlpretrain.engine import determinism
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.models.stack import Layer
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.schema import Problem, Registry, Section, TaggedUnion, format_problems
 
@@ -94,10 +98,20 @@ class EngineConfig(Section, ABC):
     """Where the streams' memory is between micro-batches: on the device, two copies during a step; or in the host's
     memory, page-locked beside a GPU, with copies of one micro-batch at a time. The results are the same."""
     compile: bool = False
-    """Compile the backbone with torch.compile; the first steps take longer."""
+    """Compile the layers and the loss with torch.compile, for training; evaluations run uncompiled. The first step
+    takes longer."""
+
+    deterministic: bool = False
+    """Train with the same bits in every run on the same GPUs, at some cost in speed; an operation for which torch has
+    no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
+
+    @property
+    def compiled_modules(self) -> ModuleKinds:
+        """The modules that `compile` compiles."""
+        return (Layer, OutputLayer)
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -108,6 +122,11 @@ class EngineConfig(Section, ABC):
     def slices_parameters(self) -> bool:
         """True if the optimizer gets slices of parameters instead of whole ones."""
         return False
+
+    def prepare_process(self) -> None:
+        """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
+        if self.deterministic:
+            determinism.set_workspaces()
 
     def build(
         self,
@@ -127,7 +146,8 @@ class EngineConfig(Section, ABC):
             weights: the weight of each loss term.
 
         Raises:
-            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them.
+            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them; or the
+                environment contradicts `deterministic`.
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
@@ -135,14 +155,15 @@ class EngineConfig(Section, ABC):
                 " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
             )
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
+        if self.deterministic:
+            determinism.use_deterministic_algorithms()
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if self.compile:
-            # In place, to keep parameter names. Only the backbone: the counts in a batch would cause recompilation.
-            model.backbone.compile()
+            compile_regions(model, self.compiled_modules)
         return engine
 
     @abstractmethod
@@ -216,7 +237,13 @@ class DeepSpeedConfig(EngineConfig):
             num_micro_batches=num_micro_batches,
             weights=weights,
             device=device,
+            whole=self.compiled_modules if self.compile and _has_own_layers(model) else (),
         )
+
+    @property
+    def compiled_modules(self) -> ModuleKinds:
+        """Stage 3 has only parts of the tied weights that an output layer uses, except while eager code reads them."""
+        return (Layer,) if self.zero_stage == 3 else super().compiled_modules
 
     @property
     def actual_stage(self) -> int:
@@ -274,6 +301,12 @@ ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed":
 
 AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
 """The config of any engine, selected by its key `type`."""
+
+
+def _has_own_layers(model: PretrainingModel) -> bool:
+    """True if no layer is applied twice: stage 3 reduces the gradients of modules that it gathers whole after one."""
+    applied = getattr(model.backbone, "layer_to_weights", ())
+    return len(set(applied)) == len(applied)
 
 
 def _leaves(options: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.determinism import explain_refusals
 from xlpretrain.engine.host_copy import HostCopy
 from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import Batch, Loss
@@ -31,6 +32,7 @@ class StepResult:
     memory: Sequence[Tensor]
 
 
+@explain_refusals
 def train_step(
     engine: Engine,
     batches: Sequence[Batch],

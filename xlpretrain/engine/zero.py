@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,8 +68,14 @@ class ZeroEngine(Engine):
         num_micro_batches: int,
         weights: Mapping[str, float],
         device: torch.device,
+        whole: Sequence[type[nn.Module]] = (),
     ):
-        """stage, options: the stage that runs, and DeepSpeed's configuration (`DeepSpeedConfig`)."""
+        """Arguments beyond those of `EngineConfig.build`:
+
+        Args:
+            stage, options: the stage that runs, and DeepSpeed's configuration (`DeepSpeedConfig`).
+            whole: modules whose parameters stage 3 gathers together, so that no hook runs inside of them.
+        """
         self.model = model
         self.device = device
         self._scales = LossTermScales(weights)
@@ -87,6 +93,8 @@ class ZeroEngine(Engine):
             f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
         )
         self.groups = summarize_groups(client, names, state_keys)
+        if stage == 3 and any(isinstance(module, tuple(whole)) for module in model.modules()):
+            deepspeed.utils.set_z3_leaf_modules(model, list(whole))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(

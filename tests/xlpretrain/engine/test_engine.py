@@ -274,6 +274,7 @@ def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys
         "grad_dtype": "fp32",
         "activation_checkpointing": False,
         "compile": False,
+        "deterministic": False,
     }
     printed = capsys.readouterr().err
     assert "warning: my.yaml: engine.zero_stage means nothing here and is ignored; remove it\n" in printed
