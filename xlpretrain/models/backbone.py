@@ -6,11 +6,10 @@ Shapes: B samples, T new tokens, P predictions, M memory positions, D d_model, L
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -47,17 +46,17 @@ class BackboneInput:
     reuse_len: int | None = None
     """Number of leading positions of the sample that enter the memory. None: all."""
     shortest_memory: int | None = None
-    """The smallest `mem_valid_len`, kept on the host by `to`. None: not known without waiting for the device."""
+    """The smallest `mem_valid_len`, kept on the host by `map`. None: not known without waiting for the device."""
     mem_is_full: bool = False
     """True if every memory position is known to belong to its sample, so that none has to be zeroed."""
 
-    def to(self, device: torch.device) -> BackboneInput:
-        """The same input on a device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def map(self, change: Callable[[Tensor], Tensor]) -> BackboneInput:
+        """The same input with every tensor replaced by `change(tensor)`."""
+        changed = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
         shortest = self.shortest_memory
         if shortest is None and self.mem_valid_len.device.type == "cpu" and len(self.mem_valid_len):
             shortest = int(self.mem_valid_len.min())
-        return BackboneInput(**{**vars(self), **moved, "shortest_memory": shortest})
+        return BackboneInput(**{**vars(self), **changed, "shortest_memory": shortest})
 
     def with_memory_of(self, mem_len: int) -> BackboneInput:
         """The same input for a memory of `mem_len` positions: `mem_is_full` says whether all samples use all of it."""
@@ -112,6 +111,10 @@ class Backbone(nn.Module, ABC):
 
     init_std: float
     """Standard deviation of initial weights, for the backbone and the heads built on it."""
+
+    cluster_edges: tuple[int, ...] = ()
+    """First token of each cluster of the output layer's adaptive softmax, and the size of the vocabulary; empty without
+    one."""
 
     activation_checkpointing: bool = False
     """True to recompute each layer in the backward pass instead of keeping its activations; set by the engine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,9 +37,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
-        clusters = {name: found.to(device) for name, found in self.clusters.items()}
-        return Batch(self.inputs.to(device), targets, self.counts, clusters)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced by `change(tensor)`."""
+        targets = {name: change(tensor) for name, tensor in self.targets.items()}
+        clusters = {name: found.map(change) for name, found in self.clusters.items()}
+        return Batch(self.inputs.map(change), targets, self.counts, clusters)
 
 
 @dataclass(frozen=True)

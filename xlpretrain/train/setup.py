@@ -27,6 +27,7 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
+from xlpretrain.engine.batch_copies import copied_ahead
 from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.objectives.target_clusters import with_target_clusters
@@ -148,7 +149,10 @@ def _build(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
         if state.skipped_windows
         else samples,
-        with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model),
+        copied_ahead(
+            with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model.backbone),
+            device,
+        ),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )

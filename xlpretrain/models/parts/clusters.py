@@ -8,7 +8,7 @@ Shapes: N targets, of which M lie outside of the first cluster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +44,6 @@ class TargetClusters:
             sizes=tuple(map(len, by_tail)),
         )
 
-    def to(self, device: torch.device) -> TargetClusters:
-        """The same clusters on a device."""
-        head, positions, within = (
-            tensor.to(device, non_blocking=True) for tensor in (self.head, self.positions, self.within)
-        )
-        return TargetClusters(head, positions, within, self.sizes)
+    def map(self, change: Callable[[Tensor], Tensor]) -> TargetClusters:
+        """The same clusters with every tensor replaced by `change(tensor)`."""
+        return TargetClusters(change(self.head), change(self.positions), change(self.within), self.sizes)
