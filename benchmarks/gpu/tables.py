@@ -25,14 +25,16 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of the second micro-batch of a step (views and allocations not counted), and bytes kept."""
+    """Operations of the second micro-batch and of the update (views and allocations not counted), and bytes kept."""
 
     forward: int
     backward: int
     """Including the sum of the gradients with those of the first micro-batch."""
+    update: int
+    """Clipping, optimizer, and the copy to weights in bf16; of the second step."""
     kept_bytes: int
     from_cpu: tuple[str, ...]
-    """Operations of both that read a CPU tensor or made one."""
+    """Operations of these that read a CPU tensor or made one."""
 
 
 def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | None = None) -> Work:
@@ -52,8 +54,11 @@ def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | 
             loss, _ = engine.forward(batch, mems)
         with counted() as backward:
             engine.backward(loss)
-    from_cpu = (*forward.from_cpu, *backward.from_cpu)
-    return Work(forward.total, backward.total, kept, from_cpu)
+        engine.update(settings.lr)
+        with counted() as update:
+            engine.update(settings.lr)
+    from_cpu = (*forward.from_cpu, *backward.from_cpu, *update.from_cpu)
+    return Work(forward.total, backward.total, update.total, kept, from_cpu)
 
 
 @contextmanager
@@ -77,6 +82,7 @@ def rows() -> list[dict[str, Any]]:
                 "model": f"{model}, {of.rows} x {of.seq_len}" + (f" + {of.mem_len}" if of.mem_len else ""),
                 "forward": work.forward,
                 "backward": work.backward,
+                "update": work.update,
                 "kept, MiB a sample": f"{work.kept_bytes / 2**20 / of.rows:,.0f}",
                 "kept, bytes / (tokens x layers x d_model)": (
                     f"{work.kept_bytes / (of.rows * of.seq_len * of.num_layers * of.d_model):.1f}"

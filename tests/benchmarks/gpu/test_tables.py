@@ -28,6 +28,7 @@ def test_a_step_stays_within_its_operations(work: tuple[dict[str, int], Work]):
     budget, found = work
     assert found.forward <= budget["forward"]
     assert found.backward <= budget["backward"]
+    assert found.update <= 30
 
 
 def test_a_step_keeps_no_more_than_planned(work: tuple[dict[str, int], Work]):
