@@ -22,7 +22,7 @@ def copied_ahead(collate: Collate[Batch], device: torch.device) -> Collate[Batch
     return collate if device.type == "cpu" else _CopiedAhead(collate, device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CopiedBatch(Batch):
     """A batch in pinned memory, and its copy on a device, which is complete after `copied`."""
 
