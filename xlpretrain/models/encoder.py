@@ -27,6 +27,7 @@ from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
 from xlpretrain.models.kernels.packing import pack, unpack
 from xlpretrain.models.kernels.sdpa import takes_packed
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.parts.feed_forward import ACTIVATIONS
 from xlpretrain.models.parts.positions import AnyPositions, LearnedConfig
 from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, draw
@@ -130,7 +131,8 @@ class Encoder(StackedBackbone):
     embedding: EncoderEmbedding
 
     packs: bool | None = None
-    """True to compute no padding where the host knows it: see `kernels/packing.py`. None: where the device has a kernel for it."""
+    """True to compute no padding where the host knows it: see `kernels/packing.py`. None: if the device has a kernel
+    for that."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int):
         attention = partial(
@@ -200,10 +202,15 @@ class TransformedSoftmax(VocabularySoftmax):
         draw(self.transform, std, truncated=True)
 
     def token_losses(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+        self,
+        hidden: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        *,
+        accuracy: bool,
+        clusters: TargetClusters | None = None,
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats; with `accuracy`, also the correct ones."""
-        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy)
+        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy, clusters=clusters)
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""

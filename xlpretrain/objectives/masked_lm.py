@@ -308,7 +308,7 @@ class MaskedLMHead(Head):
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
         at, labels = batch.targets[f"{self.task}_positions"], batch.targets[self.task]
-        logits = self.sentence(hidden.tokens)[at].float()
+        logits = self.sentence(hidden.tokens).index_select(0, at).float()
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
         asked = TokenScores(samples=at, nll=nll.detach(), correct=correct)
