@@ -24,8 +24,8 @@ class AttentionMask:
     """1 for queries that may attend any key, 0 for others, whose attention is zero. None: all queries may."""
     hides: bool = True
     """False if every query may attend every key."""
-    offsets: Int[Tensor, " S + 1"] | None = None
-    """The first token of each of S samples that are packed into one row, then the number of tokens; int32. A token
+    offsets: Int[Tensor, " _"] | None = None
+    """The first token of each of S samples that are packed into one row, then the number of tokens: S + 1 int32. A token
     attends the tokens of its own sample, and nothing is added. None: one sample a row."""
     longest: int = 0
     """Upper bound of the length of a packed sample."""
@@ -38,7 +38,7 @@ def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind:
 
 
 def no_mask(
-    tokens: Float[Tensor, "B T *D"], *, offsets: Int[Tensor, " S + 1"] | None = None, longest: int = 0
+    tokens: Float[Tensor, "B T *D"], *, offsets: Int[Tensor, " _"] | None = None, longest: int = 0
 ) -> AttentionMask:
     """The mask with which every token may attend every token, or those of its packed sample: zeros without memory."""
     zeros = tokens.new_zeros(()).expand(*tokens.shape[:2], tokens.shape[1])

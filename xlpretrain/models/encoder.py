@@ -10,7 +10,6 @@ changes (transformers: always). Poolers and sample classifiers belong to objecti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -173,7 +172,7 @@ class Encoder(StackedBackbone):
         batch_size, num_tokens = inputs.tokens.shape
         packed = pack(hidden, valid_at)
         mask = no_mask(packed, offsets=offsets, longest=num_tokens)
-        one_row = replace(inputs, mem_valid_len=inputs.mem_valid_len[:1])
+        one_row = BackboneInput(inputs.tokens.view(1, -1), inputs.mem_valid_len[:1])
         packed, _ = self.apply_layers(packed, mems[:, :1], one_row, mask)
         return unpack(packed, valid_at, batch_size=batch_size, num_tokens=num_tokens)
 

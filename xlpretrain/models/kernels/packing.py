@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def valid_tokens(valid: np.ndarray) -> tuple[Int[Tensor, " V"], Int[Tensor, " B + 1"]]:
+def valid_tokens(valid: np.ndarray) -> tuple[Int[Tensor, " V"], Int[Tensor, " _"]]:
     """The fields `valid_at` and `valid_from` of `BackboneInput`, by which samples are packed.
 
     valid: True for the real tokens [B, T].
