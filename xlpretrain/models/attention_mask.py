@@ -25,8 +25,8 @@ class AttentionMask:
     hides: bool = True
     """False if every query may attend every key."""
     offsets: Int[Tensor, " _"] | None = None
-    """The first token of each of S samples that are packed into one row, then the number of tokens: S + 1 int32. A token
-    attends the tokens of its own sample, and nothing is added. None: one sample a row."""
+    """The first token of each of S samples that are packed into one row, then the number of tokens: S + 1 int32. A
+    token attends the tokens of its own sample, and nothing is added. None: one sample a row."""
     longest: int = 0
     """Upper bound of the length of a packed sample."""
 
