@@ -105,6 +105,10 @@ class EngineConfig(Section, ABC):
     """Train with the same bits in every run on the same GPUs, at some cost in speed; an operation for which torch has
     no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
 
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """Precision of products of fp32 matrices on GPUs: highest (fp32) or high (TF32: 10 bits of mantissa, several times
+    as fast). With engine.precision bf16 few products are in fp32. CPUs always use fp32."""
+
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
 
@@ -127,6 +131,11 @@ class EngineConfig(Section, ABC):
         """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
         if self.deterministic:
             determinism.set_workspaces()
+
+    def set_matmul_precision(self, device: torch.device) -> None:
+        """Apply `matmul_precision` to this process, on GPUs alone: on CPUs torch would also change its products."""
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(self.matmul_precision)
 
     def build(
         self,
@@ -157,6 +166,7 @@ class EngineConfig(Section, ABC):
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
         if self.deterministic:
             determinism.use_deterministic_algorithms()
+        self.set_matmul_precision(device)
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
