@@ -56,6 +56,7 @@ def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | 
             loss, _ = engine.forward(batch, mems)
         with counted() as backward:
             engine.backward(loss)
+        engine.update(1e-5)
         with counted() as update:
             engine.update(1e-5)
     from_cpu = (*forward.from_cpu, *backward.from_cpu, *update.from_cpu)

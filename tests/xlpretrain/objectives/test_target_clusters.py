@@ -89,22 +89,3 @@ def test_an_adaptive_softmax_of_four_clusters_takes_at_most_25_operations_each(k
     with counted() as operations:
         PretrainingModel(backbone, head)(batch, backbone.empty_memory(32, 384))[0].sums["lm"].backward()
     assert operations.from_cpu == []
-
-
-@pytest.mark.full
-def test_a_compiled_adaptive_softmax_is_one_graph_for_all_clusters_of_two_targets_or_more():
-    torch._dynamo.reset()
-    output = _backbone(adaptive_cutoffs=(100, 200), div_val=2).output_layer()
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(output.forward, fullgraph=True, backend=backend)
-    for sizes in ((20, 9, 5), (30, 2, 8), (11, 7, 3), (2, 40, 2)):
-        targets = torch.repeat_interleave(torch.tensor([7, 107, 207]), torch.tensor(sizes))
-        hidden = torch.randn(len(targets), 8)
-        clusters = TargetClusters.find(targets, (0, 100, 200, 300))
-        torch.testing.assert_close(compiled(hidden, targets, clusters)[0], output(hidden, targets, clusters)[0])
-    assert len(graphs) == 2  # for the first sizes, then for any
