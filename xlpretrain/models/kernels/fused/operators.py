@@ -7,12 +7,13 @@ head, and J the width of the vectors of a distance: H, or 2 H with two sets of d
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xlpretrain.models.kernels.fused.tiles import Tile, tiles
+from xlpretrain.models.kernels.fused.tiles import LARGEST, Tile, tiles
 from xlpretrain.models.kernels.fused.visibility import Visibility
 
 _DROPPED = 2**31
@@ -20,7 +21,7 @@ _DROPPED = 2**31
 
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor by_position, Tensor distance, Tensor? segment, Tensor queries,"
-    " Tensor keys, Tensor? seed, float rate, int num_tokens, bool window, bool not_own"
+    " Tensor keys, Tensor? seed, float scale, float rate, int num_tokens, bool window, bool not_own"
 )
 
 
@@ -33,12 +34,13 @@ def fused_attention(
     segment_NBQ2: Tensor | None,
     view: Visibility,
     *,
+    scale: float,
     rate: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """softmax(query key + by_position distance[column] + segment[same or other]) value: "B Q N H".
+    """softmax((query key + by_position distance[column] + segment[same or other]) scale) value: "B Q N H".
 
-    Queries are already scaled by 1 / sqrt(H). A query that sees nothing gets zeros, and no gradient.
+    A query that sees nothing gets zeros, and no gradient.
 
     Args:
         segment_NBQ2: the score of keys in the query's segment, and of those in others; None without segments.
@@ -54,6 +56,7 @@ def fused_attention(
         view.queries,
         view.keys,
         seed,
+        scale,
         rate,
         view.num_tokens,
         view.window,
@@ -63,8 +66,16 @@ def fused_attention(
 
 
 def _scores_by_distance(by_position_BQNJ: Tensor, distance_RNJ: Tensor) -> Tensor:
-    """All scores by position, "N (B Q) R"; one batch of products over the heads, so that no operand is copied."""
-    return torch.bmm(by_position_BQNJ.flatten(0, 1).transpose(0, 1), distance_RNJ.permute(1, 2, 0))
+    """All scores by position, "N (B Q) R"; one batch of products over the heads, so that no operand is copied.
+
+    After them is room for the rows and keys that the last tile reads beyond its end.
+    """
+    rows, num_heads, num_distances = by_position_BQNJ.shape[:2].numel(), *distance_RNJ.shape[1::-1]
+    size = num_heads * rows * num_distances
+    scores = by_position_BQNJ.new_empty(size + 2 * LARGEST * (num_distances + 1))[:size]
+    scores_NSR = scores.view(num_heads, rows, num_distances)
+    operands = by_position_BQNJ.flatten(0, 1).transpose(0, 1), distance_RNJ.permute(1, 2, 0)
+    return torch.bmm(*operands, out=scores_NSR)
 
 
 @torch.library.custom_op("xlpretrain::fused_attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
@@ -170,6 +181,7 @@ class _Call:
         queries: Tensor,
         keys: Tensor,
         seed: Tensor | None,
+        scale: float,
         rate: float,
         num_tokens: int,
         window: bool,
@@ -181,7 +193,8 @@ class _Call:
         self.places = (segment if segment is not None else query, queries, keys, seed if seed is not None else queries)
         dropped = round(rate * _DROPPED)
         numbers = self.samples, self.heads, self.queries, self.keys, num_distances, num_tokens
-        self.numbers = (*numbers, dropped, _DROPPED / (_DROPPED - dropped) if seed is not None else 1.0)
+        keep_scale = 1.0 if seed is None else _DROPPED / (_DROPPED - dropped)
+        self.numbers = (*numbers, dropped, keep_scale, scale)
         self.constants = {
             "SEGMENTS": segment is not None,
             "WINDOW": window,
@@ -203,13 +216,15 @@ class _Call:
 
 def constants(tile: Tile, width: int, dtype: torch.dtype) -> dict[str, Any]:
     """The compile-time arguments of a program that depend on the width of a head and the tile."""
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        precision = "widened"
     return {
         "H": width,
         "HP": max(16, 1 << (width - 1).bit_length()),
         "BQ": tile.queries,
         "BK": tile.keys,
-        "PRECISION": "ieee" if exact else "tf32",
+        "PRECISION": precision,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

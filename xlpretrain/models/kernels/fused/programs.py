@@ -28,6 +28,14 @@ SCANNED = tl.constexpr(512)  # ranks read at once, to find what can be skipped
 
 
 @triton.jit
+def _product(left, right, sums, PRECISION: tl.constexpr):
+    """A matrix product, added to `sums`. Triton's interpreter cannot multiply bf16, so it widens (the same product)."""
+    if PRECISION == "widened":
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), sums, input_precision="ieee")
+    return tl.dot(left, right, sums, input_precision=PRECISION)
+
+
+@triton.jit
 def _mixed(number, inner):
     """A bijection of 32-bit integers that looks random (Wellons' lowbias32), with another integer stirred in."""
     number ^= number >> 16
@@ -53,13 +61,24 @@ def _kept(first, second, key, threshold):
 
 
 @triton.jit
-def _bias(position, segment_same, segment_other, same, query, key, column, Q, K, R, SEGMENTS: tl.constexpr):
-    """The scores by position, read skewed, and by segment."""
-    at = column + key
-    score = tl.load(position + query * R + at, mask=(query < Q) & (key < K) & (at < R), other=0.0).to(tl.float32)
+def _bias(position, segment_same, segment_other, same, SEGMENTS: tl.constexpr):
+    """The scores by position, read skewed, and by segment, before scaling.
+
+    Nothing bounds the reading: past the end of a row are numbers of the next one, and past the last row there is room
+    (see `operators.py`). All of those are of keys that the query does not see.
+    """
+    score = tl.load(position).to(tl.float32)
     if SEGMENTS:
         score += tl.where(same, segment_same, segment_other)
     return score
+
+
+@triton.jit
+def _inside(at, count, h, H: tl.constexpr, HP: tl.constexpr):
+    """Mask of loads and stores: rows that exist, and columns within the head if that is narrower than the tile."""
+    if H == HP:
+        return at < count
+    return (at < count) & (h < H)
 
 
 @triton.jit
@@ -97,19 +116,19 @@ def _queries_seeing(ranks, count, lowest):
 
 
 @triton.jit
-def _zero_columns(gradient, query, column, first, last, Q, R, BK: tl.constexpr):
+def _zero_columns(gradient, skewed, column, end, first, last, BK: tl.constexpr):
     """Zero the gradient of the position scores of keys from `first` to `last`, which may be keys that do not exist."""
     for start in range(first, last, BK):
-        at = column[:, None] + start + tl.arange(0, BK)[None, :]
-        mask = (query[:, None] < Q) & (at >= 0) & (at < R) & (start + tl.arange(0, BK)[None, :] < last)
-        zero = tl.zeros(at.shape, tl.float32).to(gradient.dtype.element_ty)
-        tl.store(gradient + query[:, None] * R + at, zero, mask=mask)
+        k = start + tl.arange(0, BK)[None, :]
+        mask = (k >= -column[:, None]) & (k < end[:, None]) & (k < last)
+        zero = tl.zeros(k.shape, tl.float32).to(gradient.dtype.element_ty)
+        tl.store(gradient + skewed[:, None] + k, zero, mask=mask)
 
 
 @triton.jit
 def forward(
     query, key, value, position, segment, queries, keys, seed, output, normalizer,
-    B, N, Q, K, R, T, threshold, keep_scale,
+    B, N, Q, K, R, T, threshold, keep_scale, scale,
     H: tl.constexpr, HP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, SEGMENTS: tl.constexpr,
     WINDOW: tl.constexpr, NOT_OWN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -123,9 +142,11 @@ def forward(
     keys += sample * K
     rank = tl.load(queries + q, mask=q < Q, other=NOWHERE)
     column = tl.load(queries + B * Q + q, mask=q < Q, other=0)
+    position += rows * R
+    skewed = q * R + column  # where the score of key 0 is
     at_query = sample.to(tl.int64) * Q * N * H + head * H + q[:, None] * (N * H) + h[None, :]
     at_key = sample.to(tl.int64) * K * N * H + head * H
-    query_tile = tl.load(query + at_query, mask=(q[:, None] < Q) & (h[None, :] < H), other=0.0)
+    query_tile = tl.load(query + at_query, mask=_inside(q[:, None], Q, h[None, :], H, HP), other=0.0)
     query_segment, same_score, other_score = column, 0.0, 0.0
     if SEGMENTS:
         query_segment = tl.load(queries + 2 * B * Q + q, mask=q < Q, other=0)
@@ -145,16 +166,16 @@ def forward(
         if SEGMENTS:
             same = query_segment[:, None] == tl.load(keys + B * K + k, mask=k < K, other=0)[None, :]
         key_tile = tl.load(
-            key + at_key + k[None, :] * (N * H) + h[:, None], mask=(k[None, :] < K) & (h[:, None] < H), other=0.0
+            key + at_key + k[None, :] * (N * H) + h[:, None], mask=_inside(k[None, :], K, h[:, None], H, HP), other=0.0
         )
-        score = tl.dot(query_tile, key_tile, input_precision=PRECISION) + _bias(
-            position + rows * R, same_score, other_score, same, q[:, None], k[None, :], column[:, None], Q, K, R,
-            SEGMENTS,
-        )  # fmt: skip
+        column = tl.load(queries + B * Q + q, mask=q < Q, other=0)
+        skewed = q * R + column
+        score = _bias(position + skewed[:, None] + k[None, :], same_score, other_score, same, SEGMENTS)
+        score = _product(query_tile, key_tile, score, PRECISION)
         seen = _visible(
             rank[:, None], key_rank[None, :], q[:, None], k[None, :], column[:, None], K, T, WINDOW, NOT_OWN
         )
-        score = tl.where(seen, score * LOG2E, float("-inf"))
+        score = tl.where(seen, score * (scale * LOG2E), float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(score - finite[:, None])
@@ -163,13 +184,13 @@ def forward(
         if DROPOUT:
             weight = tl.where(_kept(first_key[:, None], second_key[:, None], k[None, :], threshold), weight, 0.0)
         value_tile = tl.load(
-            value + at_key + k[:, None] * (N * H) + h[None, :], mask=(k[:, None] < K) & (h[None, :] < H), other=0.0
+            value + at_key + k[:, None] * (N * H) + h[None, :], mask=_inside(k[:, None], K, h[None, :], H, HP), other=0.0
         )
-        sums = tl.dot(weight.to(value_tile.dtype), value_tile, sums * factor[:, None], input_precision=PRECISION)
+        sums = _product(weight.to(value_tile.dtype), value_tile, sums * factor[:, None], PRECISION)
         highest = higher
     sees = total > 0
     sums = sums * tl.where(sees, keep_scale / tl.where(sees, total, 1.0), 0.0)[:, None]
-    tl.store(output + at_query, sums.to(output.dtype.element_ty), mask=(q[:, None] < Q) & (h[None, :] < H))
+    tl.store(output + at_query, sums.to(output.dtype.element_ty), mask=_inside(q[:, None], Q, h[None, :], H, HP))
     log_total = tl.where(sees, highest + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
     tl.store(normalizer + rows + q, log_total, mask=q < Q)
 
@@ -178,7 +199,7 @@ def forward(
 def backward_queries(
     query, key, value, position, segment, queries, keys, seed, output, normalizer, d_output,
     d_query, d_position, d_segment, delta,
-    B, N, Q, K, R, T, threshold, keep_scale,
+    B, N, Q, K, R, T, threshold, keep_scale, scale,
     H: tl.constexpr, HP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, SEGMENTS: tl.constexpr,
     WINDOW: tl.constexpr, NOT_OWN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -195,9 +216,11 @@ def backward_queries(
     keys += sample * K
     rank = tl.load(queries + q, mask=q < Q, other=NOWHERE)
     column = tl.load(queries + B * Q + q, mask=q < Q, other=0)
+    position += rows * R
+    skewed = q * R + column  # where the score of key 0 is
     at_query = sample.to(tl.int64) * Q * N * H + head * H + q[:, None] * (N * H) + h[None, :]
     at_key = sample.to(tl.int64) * K * N * H + head * H
-    mask_query = (q[:, None] < Q) & (h[None, :] < H)
+    mask_query = _inside(q[:, None], Q, h[None, :], H, HP)
     query_tile = tl.load(query + at_query, mask=mask_query, other=0.0)
     d_tile = tl.load(d_output + at_query, mask=mask_query, other=0.0)
     inner = tl.sum(tl.load(output + at_query, mask=mask_query, other=0.0).to(tl.float32) * d_tile.to(tl.float32), 1)
@@ -217,9 +240,10 @@ def backward_queries(
         first = tl.maximum(first, tile * BQ + 1)
     first = first // BK * BK
     last = tl.maximum(first, first + tl.cdiv(last - first, BK) * BK)
-    columns = tl.where(q < Q, column, 0)
-    _zero_columns(d_position + rows * R, q, column, -tl.max(columns), first, Q, R, BK)
-    _zero_columns(d_position + rows * R, q, column, last, R - tl.min(tl.where(q < Q, column, R)), Q, R, BK)
+    d_position += rows * R
+    end = tl.where(q < Q, R - column, -R)  # 1 + the last key, real or not, that has a column
+    _zero_columns(d_position, skewed, column, end, -tl.max(column), first, BK)
+    _zero_columns(d_position, skewed, column, end, last, tl.max(end), BK)
     for start in range(first, last, BK):
         k = start + tl.arange(0, BK)
         key_rank = tl.load(keys + k, mask=k < K, other=NEVER)
@@ -227,30 +251,27 @@ def backward_queries(
         if SEGMENTS:
             same = query_segment[:, None] == tl.load(keys + B * K + k, mask=k < K, other=0)[None, :]
         at = at_key + k[None, :] * (N * H) + h[:, None]
-        mask_key = (k[None, :] < K) & (h[:, None] < H)
+        mask_key = _inside(k[None, :], K, h[:, None], H, HP)
         key_tile = tl.load(key + at, mask=mask_key, other=0.0)
-        score = tl.dot(query_tile, key_tile, input_precision=PRECISION) + _bias(
-            position + rows * R, same_score, other_score, same, q[:, None], k[None, :], column[:, None], Q, K, R,
-            SEGMENTS,
-        )  # fmt: skip
+        column = tl.load(queries + B * Q + q, mask=q < Q, other=0)
+        skewed = q * R + column
+        score = _bias(position + skewed[:, None] + k[None, :], same_score, other_score, same, SEGMENTS)
+        score = _product(query_tile, key_tile, score, PRECISION)
         seen = _visible(
             rank[:, None], key_rank[None, :], q[:, None], k[None, :], column[:, None], K, T, WINDOW, NOT_OWN
         )
-        weight = tl.where(seen, tl.exp2(score * LOG2E - log_total[:, None]), 0.0)
-        d_weight = tl.dot(d_tile, tl.load(value + at, mask=mask_key, other=0.0), input_precision=PRECISION)
+        weight = tl.exp2(tl.where(seen, score * (scale * LOG2E) - log_total[:, None], float("-inf")))
+        d_weight = _product(d_tile, tl.load(value + at, mask=mask_key, other=0.0), tl.zeros([BQ, BK], tl.float32), PRECISION)
         if DROPOUT:
             kept = _kept(first_key[:, None], second_key[:, None], k[None, :], threshold)
             d_weight = tl.where(kept, d_weight * keep_scale, 0.0)
-        d_score = weight * (d_weight - inner[:, None])
+        d_score = weight * (d_weight - inner[:, None]) * scale
         if SEGMENTS:
             d_same += tl.sum(tl.where(same, d_score, 0.0), 1)
             d_other += tl.sum(tl.where(same, 0.0, d_score), 1)
         d_rounded = d_score.to(key_tile.dtype)
-        at_distance = column[:, None] + k[None, :]
-        tl.store(
-            d_position + rows * R + q[:, None] * R + at_distance, d_rounded, mask=(q[:, None] < Q) & (at_distance < R)
-        )
-        sums = tl.dot(d_rounded, tl.trans(key_tile), sums, input_precision=PRECISION)
+        tl.store(d_position + skewed[:, None] + k[None, :], d_rounded, mask=k[None, :] < tl.where(q < Q, R - column, -R)[:, None])
+        sums = _product(d_rounded, tl.trans(key_tile), sums, PRECISION)
     tl.store(d_query + at_query, sums.to(d_query.dtype.element_ty), mask=mask_query)
     if SEGMENTS:
         tl.store(d_segment + (rows + q) * 2, d_same.to(d_segment.dtype.element_ty), mask=q < Q)
@@ -261,7 +282,7 @@ def backward_queries(
 def backward_keys(
     query, key, value, position, segment, queries, keys, seed, normalizer, d_output, delta,
     d_key, d_value,
-    B, N, Q, K, R, T, threshold, keep_scale,
+    B, N, Q, K, R, T, threshold, keep_scale, scale,
     H: tl.constexpr, HP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, SEGMENTS: tl.constexpr,
     WINDOW: tl.constexpr, NOT_OWN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -273,13 +294,14 @@ def backward_keys(
     rows = (head * B + sample).to(tl.int64) * Q
     queries += sample * Q
     keys += sample * K
+    position += rows * R
     key_rank = tl.load(keys + k, mask=k < K, other=NEVER)
     key_segment = key_rank
     if SEGMENTS:
         key_segment = tl.load(keys + B * K + k, mask=k < K, other=0)
     at_query = sample.to(tl.int64) * Q * N * H + head * H
     at_key = sample.to(tl.int64) * K * N * H + head * H + k[:, None] * (N * H) + h[None, :]
-    mask_key = (k[:, None] < K) & (h[None, :] < H)
+    mask_key = _inside(k[:, None], K, h[None, :], H, HP)
     key_tile = tl.load(key + at_key, mask=mask_key, other=0.0)
     value_tile = tl.load(value + at_key, mask=mask_key, other=0.0)
     key_sums, value_sums = tl.zeros([BK, HP], tl.float32), tl.zeros([BK, HP], tl.float32)
@@ -298,26 +320,24 @@ def backward_keys(
             same_score = tl.load(segment + (rows + q) * 2, mask=q < Q, other=0.0).to(tl.float32)[None, :]
             other_score = tl.load(segment + (rows + q) * 2 + 1, mask=q < Q, other=0.0).to(tl.float32)[None, :]
         at = at_query + q[:, None] * (N * H) + h[None, :]
-        mask_query = (q[:, None] < Q) & (h[None, :] < H)
+        mask_query = _inside(q[:, None], Q, h[None, :], H, HP)
         query_tile = tl.load(query + at, mask=mask_query, other=0.0)
-        score = tl.dot(key_tile, tl.trans(query_tile), input_precision=PRECISION) + _bias(
-            position + rows * R, same_score, other_score, same, q[None, :], k[:, None], column[None, :], Q, K, R,
-            SEGMENTS,
-        )  # fmt: skip
+        score = _bias(position + (q * R + column)[None, :] + k[:, None], same_score, other_score, same, SEGMENTS)
+        score = _product(key_tile, tl.trans(query_tile), score, PRECISION)
         seen = _visible(
             rank[None, :], key_rank[:, None], q[None, :], k[:, None], column[None, :], K, T, WINDOW, NOT_OWN
         )
-        weight = tl.where(seen, tl.exp2(score * LOG2E - log_total[None, :]), 0.0)
+        weight = tl.exp2(tl.where(seen, score * (scale * LOG2E) - log_total[None, :], float("-inf")))
         d_tile = tl.load(d_output + at, mask=mask_query, other=0.0)
-        d_weight = tl.dot(value_tile, tl.trans(d_tile), input_precision=PRECISION)
+        d_weight = _product(value_tile, tl.trans(d_tile), tl.zeros([BK, BQ], tl.float32), PRECISION)
         used = weight
         if DROPOUT:
             first_key, second_key = _row_keys(rows + q, seed)
             kept = _kept(first_key[None, :], second_key[None, :], k[:, None], threshold)
             used = tl.where(kept, weight * keep_scale, 0.0)
             d_weight = tl.where(kept, d_weight * keep_scale, 0.0)
-        value_sums = tl.dot(used.to(d_tile.dtype), d_tile, value_sums, input_precision=PRECISION)
-        d_score = weight * (d_weight - inner[None, :])
-        key_sums = tl.dot(d_score.to(query_tile.dtype), query_tile, key_sums, input_precision=PRECISION)
+        value_sums = _product(used.to(d_tile.dtype), d_tile, value_sums, PRECISION)
+        d_score = weight * (d_weight - inner[None, :]) * scale
+        key_sums = _product(d_score.to(query_tile.dtype), query_tile, key_sums, PRECISION)
     tl.store(d_key + at_key, key_sums.to(d_key.dtype.element_ty), mask=mask_key)
     tl.store(d_value + at_key, value_sums.to(d_value.dtype.element_ty), mask=mask_key)

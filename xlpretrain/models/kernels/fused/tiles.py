@@ -24,3 +24,7 @@ INTERPRETED = Tile(16, 16, 4, 1)
 def tiles(device: torch.device, dtype: torch.dtype, width: int) -> Mapping[str, Tile]:
     """The settings of each program."""
     return {name: INTERPRETED for name in ("forward", "backward_queries", "backward_keys")}
+
+
+LARGEST = 128
+"""No tile has more queries or keys."""
