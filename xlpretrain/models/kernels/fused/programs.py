@@ -76,9 +76,10 @@ def _bias(position, segment_same, segment_other, same, SEGMENTS: tl.constexpr):
 @triton.jit
 def _inside(at, count, h, H: tl.constexpr, HP: tl.constexpr):
     """Mask of loads and stores: rows that exist, and columns within the head if that is narrower than the tile."""
-    if H == HP:
-        return at < count
-    return (at < count) & (h < H)
+    inside = at < count
+    if H != HP:
+        inside = inside & (h < H)
+    return inside
 
 
 @triton.jit
