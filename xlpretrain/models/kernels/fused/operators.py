@@ -65,6 +65,11 @@ def fused_attention(
     return output
 
 
+def draw_seed(device: torch.device) -> Tensor:
+    """Two random int32 from the device's generator: dropped weights are a function of them alone."""
+    return torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=device)
+
+
 def _scores_by_distance(by_position_BQNJ: Tensor, distance_RNJ: Tensor) -> Tensor:
     """All scores by position, "N (B Q) R"; one batch of products over the heads, so that no operand is copied.
 

@@ -18,6 +18,8 @@ Nothing is added atomically: every program writes what no other one writes, so r
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -28,6 +30,7 @@ SCANNED = tl.constexpr(512)  # ranks read at once, to find what can be skipped
 
 
 @triton.jit
+@no_type_check
 def _product(left, right, sums, PRECISION: tl.constexpr):
     """A matrix product, added to `sums`. Triton's interpreter cannot multiply bf16, so it widens (the same product)."""
     if PRECISION == "widened":
@@ -36,6 +39,7 @@ def _product(left, right, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _mixed(number, inner):
     """A bijection of 32-bit integers that looks random (Wellons' lowbias32), with another integer stirred in."""
     number ^= number >> 16
@@ -46,6 +50,7 @@ def _mixed(number, inner):
 
 
 @triton.jit
+@no_type_check
 def _row_keys(row, seed):
     """Two random numbers for each row of scores."""
     low, high = tl.load(seed).to(tl.uint32), tl.load(seed + 1).to(tl.uint32)
@@ -54,6 +59,7 @@ def _row_keys(row, seed):
 
 
 @triton.jit
+@no_type_check
 def _kept(first, second, key, threshold):
     """True where a weight is kept: a function of the seed, the row and the key, not of the tile."""
     number = _mixed(key.to(tl.uint32) * 0x9E3779B9 ^ first, second)
@@ -61,6 +67,7 @@ def _kept(first, second, key, threshold):
 
 
 @triton.jit
+@no_type_check
 def _bias(position, segment_same, segment_other, same, SEGMENTS: tl.constexpr):
     """The scores by position, read skewed, and by segment, before scaling.
 
@@ -74,6 +81,7 @@ def _bias(position, segment_same, segment_other, same, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _inside(at, count, h, H: tl.constexpr, HP: tl.constexpr):
     """Mask of loads and stores: rows that exist, and columns within the head if that is narrower than the tile."""
     inside = at < count
@@ -83,6 +91,7 @@ def _inside(at, count, h, H: tl.constexpr, HP: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _visible(query_rank, key_rank, query, key, column, K, T, WINDOW: tl.constexpr, NOT_OWN: tl.constexpr):
     seen = key_rank <= query_rank
     if WINDOW:
@@ -93,6 +102,7 @@ def _visible(query_rank, key_rank, query, key, column, K, T, WINDOW: tl.constexp
 
 
 @triton.jit
+@no_type_check
 def _keys_seen(ranks, count, highest):
     """The first and the last + 1 of the keys whose rank is at most `highest`."""
     first, last = count, 0
@@ -105,6 +115,7 @@ def _keys_seen(ranks, count, highest):
 
 
 @triton.jit
+@no_type_check
 def _queries_seeing(ranks, count, lowest):
     """The first and the last + 1 of the queries whose rank is at least `lowest`."""
     first, last = count, 0
@@ -117,6 +128,7 @@ def _queries_seeing(ranks, count, lowest):
 
 
 @triton.jit
+@no_type_check
 def _zero_columns(gradient, skewed, column, end, first, last, BK: tl.constexpr):
     """Zero the gradient of the position scores of keys from `first` to `last`, which may be keys that do not exist."""
     for start in range(first, last, BK):
@@ -127,6 +139,7 @@ def _zero_columns(gradient, skewed, column, end, first, last, BK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def forward(
     query, key, value, position, segment, queries, keys, seed, output, normalizer,
     B, N, Q, K, R, T, threshold, keep_scale, scale,
@@ -197,6 +210,7 @@ def forward(
 
 
 @triton.jit
+@no_type_check
 def backward_queries(
     query, key, value, position, segment, queries, keys, seed, output, normalizer, d_output,
     d_query, d_position, d_segment, delta,
@@ -280,6 +294,7 @@ def backward_queries(
 
 
 @triton.jit
+@no_type_check
 def backward_keys(
     query, key, value, position, segment, queries, keys, seed, normalizer, d_output, delta,
     d_key, d_value,

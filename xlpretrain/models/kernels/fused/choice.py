@@ -1,0 +1,107 @@
+"""Where fused relative attention can run, and whether it computes the right thing there."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xlpretrain.extras import how_to_install, is_missing
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.fused.operators import draw_seed, fused_attention
+from xlpretrain.models.kernels.fused.reference import attention_written_down
+from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
+
+_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 4e-2}
+"""Largest difference from the formula in fp32, as a share of the largest number; fp32 may be rounded to TF32."""
+
+
+class Kind(NamedTuple):
+    """What the programs are compiled for."""
+
+    dtype: torch.dtype
+    width: int
+    """Width of a head."""
+    rate: float
+    """Dropout of the weights."""
+    causal: bool
+    """A causal decoder; otherwise two streams with segments and samples read in either direction."""
+
+
+def why_not(device: torch.device) -> str | None:
+    """The reason why fused attention cannot run on a device, and what would help; None if it can."""
+    if is_missing("triton"):
+        return f"Triton is not installed; {how_to_install('triton')}"
+    if device.type == "meta" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    if device.type != "cuda":
+        return f"it needs an NVIDIA GPU, and this runs on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0) or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or newer, and {device} has {capability}"
+    return None
+
+
+@functools.cache
+def fault(device: torch.device, kind: Kind) -> str | None:
+    """What is wrong with a small attention and its gradients, compared with the formula in fp32; None: nothing.
+
+    The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
+    compiler that fails, is a reason to use another implementation.
+    """
+    try:
+        difference = _difference(device, kind)
+    except Exception as error:  # anything that a compiler or a driver may raise
+        return f"{type(error).__name__}: {error}"
+    if difference <= _LIMITS[kind.dtype]:
+        return None
+    return f"differs from the formula by {difference:.1e} (at most {_LIMITS[kind.dtype]:.0e} is rounding)"
+
+
+def _difference(device: torch.device, kind: Kind) -> float:
+    """The largest difference of the output and each gradient from the formula, relative to its largest number."""
+    arguments, view = _example(device, kind)
+    seed = draw_seed(device) if kind.rate else None
+    settings = {"scale": kind.width**-0.5, "rate": kind.rate, "seed": seed}
+    towards = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1)).to(device)
+    found = []
+    for attention, dtype in ((fused_attention, kind.dtype), (attention_written_down, torch.float32)):
+        inputs = [None if each is None else each.to(dtype).requires_grad_() for each in arguments]
+        output = attention(*inputs, view, **settings)  # type: ignore[operator]
+        gradients = torch.autograd.grad((output * towards).sum(), [each for each in inputs if each is not None])
+        found.append([output.detach().float(), *(each.float() for each in gradients)])
+    differences = [(ours - right).abs().max() / right.abs().max() for ours, right in zip(*found, strict=True)]
+    return float(torch.stack(differences).nan_to_num(torch.inf).max())
+
+
+def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor | None], Visibility]:
+    """Random arguments, rounded to the data type: several tiles, none of them whole, and a query that sees nothing."""
+    samples, tokens, memory, heads, predictions = 2, 70, 45, 2, 9
+    generator = torch.Generator().manual_seed(0)
+    inputs = BackboneInput(torch.zeros(samples, tokens, dtype=torch.int64), torch.tensor([0, 20]))
+    if not kind.causal:
+        order = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(samples)])
+        inputs = BackboneInput(
+            inputs.tokens,
+            inputs.mem_valid_len,
+            segments=torch.randint(2, (samples, tokens), generator=generator),
+            perm_rank=order,
+            target_positions=order[:, :predictions] if not kind.causal else None,
+        )
+    view = visibility(inputs.to(device), mem_len=memory, causal=kind.causal)
+    (_, _, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
+    directions = 1 if kind.causal else 2
+    shapes: list[tuple[int, ...]] = [
+        (samples, num_queries, heads, kind.width),
+        *[(samples, num_keys, heads, kind.width)] * 2,
+        (samples, num_queries, heads, directions * kind.width),
+        (num_keys + (8 if kind.causal else tokens), heads, directions * kind.width),
+    ]
+    arguments: list[Tensor | None] = [
+        torch.randn(shape, generator=generator).to(device, kind.dtype).float() for shape in shapes
+    ]
+    segment = torch.randn(heads, samples, num_queries, 2, generator=generator).to(device, kind.dtype).float()
+    return [*arguments, None if kind.causal else segment], view
