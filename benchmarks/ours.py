@@ -97,7 +97,13 @@ def make_batch(case: Case, objective: Objective) -> Batch:
         order = torch.stack([torch.randperm(case.seq_len) for _ in range(case.rows)])
         order = order.where(torch.zeros(shape, dtype=torch.bool).scatter(1, at, True), -1)
         inputs = BackboneInput(
-            tokens, remembered, segments=segments, perm_rank=order, target_positions=at, reuse_len=case.seq_len // 2
+            tokens,
+            remembered,
+            segments=segments,
+            perm_rank=order,
+            target_positions=at,
+            every_query_sees=True,
+            reuse_len=case.seq_len // 2,
         )
         (term,) = objective.terms
         return Batch(inputs, {term: answers, f"{term}_positions": torch.arange(at.numel())}, {term: at.numel()})

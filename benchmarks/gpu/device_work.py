@@ -89,7 +89,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 class _OneKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        output = _count("fused_attention", query.new_empty(*query.shape[:-1], value.shape[-1]))
+        output = _count("fused_attention", torch.empty_like(query))  # in the query's layout, as the kernels
         normalizers = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, mask, output, normalizers)
         return output

@@ -5,6 +5,7 @@ Shapes as in `relative_positions.py`; H is the width of a head.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,8 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xlpretrain.models.attention_mask import AttentionMask, no_mask
 from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
 from xlpretrain.models.kernels.dropout import WeightDropout
+from xlpretrain.models.kernels.position_bias import PositionBias
+from xlpretrain.models.kernels.projection import Projection
+from xlpretrain.models.kernels.sdpa import fused_attention, packed_attention
 from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
 
 Implementation = Literal["plain", "blocks", "sdpa"]
@@ -32,9 +37,9 @@ class Attention(nn.Module):
     def __init__(self, *, d_model: int, num_heads: int, d_head: int, dropout: float, bias: bool):
         super().__init__()
         self.num_heads, self.d_head = num_heads, d_head
-        self.query = nn.Linear(d_model, num_heads * d_head, bias=bias)
-        self.key = nn.Linear(d_model, num_heads * d_head, bias=bias)
-        self.value = nn.Linear(d_model, num_heads * d_head, bias=bias)
+        self.query = Projection(d_model, num_heads * d_head, bias=bias)
+        self.key = Projection(d_model, num_heads * d_head, bias=bias)
+        self.value = Projection(d_model, num_heads * d_head, bias=bias)
         self.output = nn.Linear(num_heads * d_head, d_model, bias=bias)
         self.dropout = WeightDropout(dropout)
 
@@ -43,17 +48,25 @@ class Attention(nn.Module):
         queries_BQD: Float[Tensor, "B Q D"],
         memory_BMD: Float[Tensor, "B M D"],
         tokens_BTD: Float[Tensor, "B T D"],
-        mask_BQK: Float[Tensor, "B Q K"],
+        mask: AttentionMask,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend over memory and tokens, and project back to D. The mask is added to the scores."""
-        query_BQNH = self._split(self.query(queries_BQD)) * self.d_head**-0.5
-        key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
-        implementation = self._implementation(queries_BQD)
+        """Attend over memory and tokens, and project back to D. The tokens are the first T queries, and the
+        memory gets no gradient."""
+        implementation, scale = self._implementation(queries_BQD), self.d_head**-0.5
+        if implementation == "sdpa" and _may_be_by_hand():
+            query_BQNH, key_BKNH, value_BKNH = self._chained(queries_BQD, memory_BMD, tokens_BTD)
+        else:
+            query_BQNH, key_BKNH, value_BKNH = self._projected(queries_BQD, memory_BMD, tokens_BTD)
+            query_BQNH, scale = query_BQNH * scale, 1.0
+        if mask.offsets is not None:
+            return self._packed(query_BQNH, key_BKNH, value_BKNH, mask, scale)
         if implementation == "blocks":
-            plan = TilePlan(mask_BQK, None, self.dropout.p, self.dropout.draw())
+            plan = TilePlan(mask.added, None, self.dropout.p, self.dropout.draw())
             return self._project(TiledAttention.apply(query_BQNH, key_BKNH, value_BKNH, None, None, None, plan))  # type: ignore[no-untyped-call]
-        attend = self._attend if implementation == "plain" else self._sdpa
-        return attend(query_BQNH, key_BKNH, value_BKNH, mask_BQK)
+        if implementation == "plain":
+            return self._attend(query_BQNH, key_BKNH, value_BKNH, mask)
+        added_B1QK = mask.added[:, None] if mask.hides else None
+        return self._sdpa(query_BQNH, key_BKNH, value_BKNH, mask, added_B1QK, scale)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """FLOPs of forward and backward per new token, without the projection of distances, which all samples share.
@@ -85,38 +98,72 @@ class Attention(nn.Module):
         query_BQNH: Tensor,
         key_BKNH: Tensor,
         value_BKNH: Tensor,
-        mask_BQK: Tensor,
+        mask: AttentionMask,
         bias_BNQK: Tensor | None = None,
     ) -> Tensor:
         scores_BNQK = torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH)
         if bias_BNQK is not None:
             scores_BNQK = scores_BNQK + bias_BNQK
-        weights_BNQK = torch.softmax(scores_BNQK + mask_BQK[:, None], dim=-1, dtype=torch.float32)
+        weights_BNQK = torch.softmax(scores_BNQK + mask.added[:, None], dim=-1, dtype=torch.float32)
         weights_BNQK = F.dropout(weights_BNQK.to(value_BKNH.dtype), self.dropout.p, self.training)
-        return self._project(_seen(torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH), mask_BQK))
+        return self._project(_seen(torch.einsum("bnqk,bknh->bqnh", weights_BNQK, value_BKNH), mask))
 
     def _sdpa(
         self,
         query_BQNH: Tensor,
         key_BKNH: Tensor,
         value_BKNH: Tensor,
-        mask_BQK: Tensor,
-        bias_BNQK: Tensor | None = None,
+        mask: AttentionMask,
+        added_BNQK: Tensor | None,
+        scale: float,
     ) -> Tensor:
-        mask_B1QK = mask_BQK[:, None]
-        attended_BNQH = F.scaled_dot_product_attention(
-            query_BQNH.transpose(1, 2),
-            key_BKNH.transpose(1, 2),
-            value_BKNH.transpose(1, 2),
-            attn_mask=mask_B1QK if bias_BNQK is None else bias_BNQK + mask_B1QK,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            scale=1.0,
-        )
-        return self._project(_seen(attended_BNQH.transpose(1, 2), mask_BQK))
+        rate = self.dropout.p if self.training else 0.0
+        attended_BQNH = fused_attention(query_BQNH, key_BKNH, value_BKNH, added_BNQK, dropout=rate, scale=scale)
+        return self._project(_seen(attended_BQNH, mask))
+
+    def _packed(
+        self, query_1VNH: Tensor, key_1VNH: Tensor, value_1VNH: Tensor, mask: AttentionMask, scale: float
+    ) -> Tensor:
+        """Attention within each packed sample: one kernel on an accelerator, a sample at a time on a CPU."""
+        assert mask.offsets is not None
+        if query_1VNH.device.type != "cpu":
+            rate = self.dropout.p if self.training else 0.0
+            attended_VNH = packed_attention(
+                query_1VNH[0],
+                key_1VNH[0],
+                value_1VNH[0],
+                mask.offsets,
+                longest=mask.longest,
+                dropout=rate,
+                scale=scale,
+            )
+            return self._project(attended_VNH[None])
+        samples = []
+        for first, last in pairwise(mask.offsets.tolist()):
+            of_sample = no_mask(1, last - first, query_1VNH)
+            parts = (part[:, first:last] for part in (query_1VNH * scale, key_1VNH, value_1VNH))
+            samples.append(self._attend(*parts, of_sample))
+        return torch.cat(samples, dim=1)
 
     def _project(self, attended_BQNH: Tensor) -> Tensor:
         output_BQD: Tensor = self.output(attended_BQNH.flatten(-2))
         return output_BQD
+
+    def _projected(self, queries_BQD: Tensor, memory_BMD: Tensor, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project queries, keys and values, and split them into heads."""
+        query_BQNH = self._split(self.query(queries_BQD))
+        key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
+        return query_BQNH, key_BKNH, value_BKNH
+
+    def _chained(self, queries_BQD: Tensor, memory_BMD: Tensor, tokens_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with one product for the keys of memory and tokens, and gradients that products add up."""
+        num_tokens, context_BKD = tokens_BTD.shape[1], tokens_BTD.detach()
+        if memory_BMD.shape[1]:
+            context_BKD = torch.cat([memory_BMD.detach(), context_BKD], dim=1)
+        query_BQF, tokens_BTD = self.query(queries_BQD, queries_BQD.detach(), num_tokens)
+        key_BKF, tokens_BTD = self.key(tokens_BTD, context_BKD, num_tokens)
+        value_BKF, _ = self.value(tokens_BTD, context_BKD, num_tokens)
+        return self._split(query_BQF), self._split(key_BKF), self._split(value_BKF)
 
     def _of_keys(self, linear: nn.Linear, memory_BMD: Tensor, tokens_BTD: Tensor) -> Tensor:
         """Project all keys to "B K N H"; memory and tokens separately, since the memory needs no gradient."""
@@ -153,29 +200,31 @@ class RelativeAttention(Attention):
         queries_BQD: Float[Tensor, "B Q D"],
         memory_BMD: Float[Tensor, "B M D"],
         tokens_BTD: Float[Tensor, "B T D"],
-        mask_BQK: Float[Tensor, "B Q K"],
+        mask: AttentionMask,
         positions: RelativePositions,
         content_bias_NH: Float[Tensor, "N H"],
         position_bias_NH: Float[Tensor, "N H"],
         segment_bias_NH: Float[Tensor, "N H"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Attend over memory and tokens, and project back to D. The mask is added to the scores."""
-        query_BQNH = self._split(self.query(queries_BQD))
-        key_BKNH, value_BKNH = (self._of_keys(linear, memory_BMD, tokens_BTD) for linear in (self.key, self.value))
+        """Attend over memory and tokens, and project back to D. The tokens are the first T queries, and the
+        memory gets no gradient."""
+        implementation = self._implementation(queries_BQD)
+        biases = (content_bias_NH, position_bias_NH, *([] if segment_bias_NH is None else [segment_bias_NH]))
         distance_GRNH = self._split(self.distance(positions.distances))
+        if implementation == "sdpa" and _may_be_by_hand():
+            query_BQNH, key_BKNH, value_BKNH = self._chained(queries_BQD, memory_BMD, tokens_BTD)
+            return self._by_hand(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
+        query_BQNH, key_BKNH, value_BKNH = self._projected(queries_BQD, memory_BMD, tokens_BTD)
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
         scale = self.d_head**-0.5
-        by_content_BQNH = (query_BQNH + content_bias_NH) * scale
-        by_position_BQNH = (query_BQNH + position_bias_NH) * scale
+        by_content_BQNH, by_position_BQNH, *by_segment = ((query_BQNH + bias_NH) * scale for bias_NH in biases)
         by_segment_SBQN = None
-        if segment_bias_NH is not None:
+        if by_segment:
             assert self.segment_embedding is not None
-            by_segment_BQNH = (query_BQNH + segment_bias_NH) * scale
-            by_segment_SBQN = torch.einsum("bqnh,snh->sbqn", by_segment_BQNH, self.segment_embedding)
-        implementation = self._implementation(queries_BQD)
+            by_segment_SBQN = torch.einsum("bqnh,snh->sbqn", by_segment[0], self.segment_embedding)
         if implementation == "blocks":
             more_BQN = None if by_segment_SBQN is None else by_segment_SBQN[0] - by_segment_SBQN[1]
-            plan = TilePlan(mask_BQK, positions, self.dropout.p, self.dropout.draw())
+            plan = TilePlan(mask.added, positions, self.dropout.p, self.dropout.draw())
             return self._project(
                 TiledAttention.apply(  # type: ignore[no-untyped-call]
                     by_content_BQNH, key_BKNH, value_BKNH, by_position_BQNH, distance_GRNH, more_BQN, plan
@@ -184,8 +233,33 @@ class RelativeAttention(Attention):
         bias_BNQK = self._position_scores(by_position_BQNH, distance_GRNH, positions, num_keys=key_BKNH.shape[1])
         if by_segment_SBQN is not None:
             bias_BNQK = bias_BNQK + _segment_scores(by_segment_SBQN, positions)
-        attend = self._attend if implementation == "plain" else self._sdpa
-        return attend(by_content_BQNH, key_BKNH, value_BKNH, mask_BQK, bias_BNQK)
+        if implementation == "plain":
+            return self._attend(by_content_BQNH, key_BKNH, value_BKNH, mask, bias_BNQK)
+        return self._sdpa(by_content_BQNH, key_BKNH, value_BKNH, mask, bias_BNQK + mask.added[:, None], 1.0)
+
+    def _by_hand(
+        self,
+        query_BQNH: Tensor,
+        key_BKNH: Tensor,
+        value_BKNH: Tensor,
+        distance_GRNH: Tensor,
+        mask: AttentionMask,
+        positions: RelativePositions,
+        biases: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Attention on an accelerator: all that is added to the scores by content in one tensor."""
+        scale = self.d_head**-0.5
+        by_content_BQNH, by_position_BQNH, *by_segment = (query_BQNH + torch.stack(biases)[:, None, None]).unbind()
+        bias_BNQK: Tensor = PositionBias.apply(  # type: ignore[no-untyped-call]
+            by_position_BQNH,
+            distance_GRNH,
+            by_segment[0] if by_segment else None,
+            self.segment_embedding if by_segment else None,
+            mask.added,
+            positions,
+            scale,
+        )
+        return self._sdpa(by_content_BQNH, key_BKNH, value_BKNH, mask, bias_BNQK, scale)
 
     def _position_scores(
         self, query_BQNH: Tensor, distance_GRNH: Tensor, positions: RelativePositions, *, num_keys: int
@@ -213,9 +287,14 @@ def _segment_scores(scores_SBQN: Tensor, positions: RelativePositions) -> Tensor
     same_BNQ1, other_BNQ1 = scores_SBQN.transpose(2, 3)[..., None].unbind()
     if positions.same_segment is None:
         return same_BNQ1
-    return torch.where(positions.same_segment[:, None], same_BNQ1, other_BNQ1)
+    return torch.where(positions.same_segment.bool()[:, None], same_BNQ1, other_BNQ1)
 
 
-def _seen(attended_BQNH: Tensor, mask_BQK: Tensor) -> Tensor:
+def _seen(attended_BQNH: Tensor, mask: AttentionMask) -> Tensor:
     """Zero the output of fully masked queries (the originals average the masked values)."""
-    return attended_BQNH * (mask_BQK.amax(dim=-1) == 0)[..., None, None]
+    return attended_BQNH if mask.seen is None else attended_BQNH * mask.seen
+
+
+def _may_be_by_hand() -> bool:
+    """True if backward passes of our own may be used: not in a compiler, which fuses better, and with one dtype."""
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))

@@ -5,11 +5,46 @@ Shapes as in `relative_positions.py`: Q = T tokens and then P predictions, K = M
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlpretrain.models.backbone import BackboneInput
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """The keys that each query may attend, shared by all layers. The host knows what it need not ask a device."""
+
+    added: Float[Tensor, "B Q K"]
+    """Added to the scores: see `additive_mask`."""
+    seen: Float[Tensor, "B Q 1 1"] | None = None
+    """1 for queries that may attend any key, 0 for others, whose attention is zero. None: all queries may."""
+    hides: bool = True
+    """False if every query may attend every key."""
+    offsets: Int[Tensor, " S + 1"] | None = None
+    """The first token of each of S samples that are packed into one row, then the number of tokens; int32. A token
+    attends the tokens of its own sample, and nothing is added. None: one sample a row."""
+    longest: int = 0
+    """Upper bound of the length of a packed sample."""
+
+
+def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind: bool) -> AttentionMask:
+    """The mask of all layers. may_be_blind: False if the host knows that every query may attend some key."""
+    seen = visible.any(-1)[..., None, None].to(dtype) if may_be_blind else None
+    return AttentionMask(additive_mask(visible, dtype), seen)
+
+
+def no_mask(batch_size: int, num_tokens: int, like: Tensor) -> AttentionMask:
+    """The mask with which every token may attend every token: zeros that take no memory."""
+    return AttentionMask(like.new_zeros(()).expand(batch_size, num_tokens, num_tokens), hides=False)
+
+
+def packed_mask(offsets: Int[Tensor, " S + 1"], like: Tensor, *, num_tokens: int, longest: int) -> AttentionMask:
+    """The mask of samples that are packed into one row: see `AttentionMask.offsets`."""
+    return AttentionMask(like.new_zeros(()).expand(1, num_tokens, num_tokens), None, False, offsets, longest)
 
 
 def attention_mask(

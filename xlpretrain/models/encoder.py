@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.attention import Attention
-from xlpretrain.models.attention_mask import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
@@ -146,7 +146,7 @@ class Encoder(StackedBackbone):
         )
         segments = torch.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
         hidden = self.embedding(inputs.tokens, segments)
-        mask = additive_mask(attention_mask(inputs, mem_len=0, causal=False), hidden.dtype)
+        mask = mask_of(attention_mask(inputs, mem_len=0, causal=False), hidden.dtype, may_be_blind=True)
         hidden, mems = self.apply_layers(hidden, mems, inputs, mask)
         return Hidden(hidden), mems
 

@@ -24,8 +24,10 @@ class RelativePositions:
     """True for samples read from right to left."""
     target_positions: Int[Tensor, "B P"] | None = None
     """The positions of the last P queries; the first T are at 0, 1, .., T-1."""
-    same_segment: Bool[Tensor, "B Q K"] | None = None
-    """True if query and key are in the same segment. None: all are."""
+    same_segment: Bool[Tensor, "B Q K"] | Float[Tensor, "B Q K"] | None = None
+    """True if query and key are in the same segment; on accelerators 1 or 0, as a number. None: all are."""
+    columns: Int[Tensor, "B P K"] | None = None
+    """See `prediction_columns`; computed once for all layers, on accelerators only."""
 
 
 def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: torch.device) -> Float[Tensor, " R"]:
@@ -56,6 +58,15 @@ def gather_distances(
     scores: Float[Tensor, "B N P R"], predict: Int[Tensor, "B P"], *, num_tokens: int, num_keys: int
 ) -> Float[Tensor, "B N P K"]:
     """Like `relative_shift`, for queries at any positions: out[.., i, k] = scores[.., i, T - predict[i] + k]."""
-    keys = torch.arange(num_keys, device=predict.device)
-    columns = num_tokens - predict[:, None, :, None] + keys
-    return scores.gather(3, columns.expand(-1, scores.shape[1], -1, -1))
+    columns = prediction_columns(predict, num_tokens=num_tokens, num_keys=num_keys)
+    return scores.gather(3, columns[:, None].expand(-1, scores.shape[1], -1, -1))
+
+
+def prediction_columns(predict: Int[Tensor, "B P"], *, num_tokens: int, num_keys: int) -> Int[Tensor, "B P K"]:
+    """The column of each key's distance from each prediction: T - predict[i] + k."""
+    return num_tokens - predict[..., None] + torch.arange(num_keys, device=predict.device)
+
+
+def whole_eights(num_distances: int, device: torch.device) -> int:
+    """The number of distances to encode for this many: on an accelerator a multiple of 8, for aligned products."""
+    return num_distances if device.type == "cpu" else -(-num_distances // 8) * 8

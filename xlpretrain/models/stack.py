@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xlpretrain.models.attention import Attention, RelativeAttention
+from xlpretrain.models.attention_mask import AttentionMask
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
 from xlpretrain.models.parts.feed_forward import (
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         self,
         hidden: Float[Tensor, "B Q D"],
         memory: Float[Tensor, "B M D"],
-        mask: Float[Tensor, "B Q K"],
+        mask: AttentionMask,
         *places: Any,
     ) -> Float[Tensor, "B Q D"]:
         """Hidden states after this layer: those of the T tokens, then those of the predictions, which no query attends.
@@ -67,7 +68,7 @@ class Layer(nn.Module):
             memory: earlier inputs of this layer.
             places: further arguments of the attention, after the mask.
         """
-        num_tokens, queries = mask.shape[2] - memory.shape[1], hidden
+        num_tokens, queries = mask.added.shape[2] - memory.shape[1], hidden
         if self.pre_norm:
             memory, queries = self.attention_norm(memory), self.attention_norm(hidden)
         attended = self.attention(queries, memory, queries[:, :num_tokens], mask, *places)
@@ -216,7 +217,7 @@ class StackedBackbone(Backbone):
         hidden: Float[Tensor, "B Q D"],
         mems: Float[Tensor, "L B M D"],
         inputs: BackboneInput,
-        mask: Float[Tensor, "B Q K"],
+        mask: AttentionMask,
         *places: object,
         biases: Sequence[Float[Tensor, "_ N H"]] = (),
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "L B M D"]]:
@@ -230,10 +231,10 @@ class StackedBackbone(Backbone):
         """
         num_tokens = inputs.tokens.shape[1]
         mems = _forget(mems, inputs.mem_valid_len)
-        next_mems = []
+        next_mems, by_layer = [], [bias.unbind() for bias in biases]
         for memory, index in zip(mems, self.layer_to_weights, strict=True):
             next_mems.append(_remember(memory, hidden[:, :num_tokens][:, : inputs.reuse_len]))
-            layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in biases)
+            layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in by_layer)
             arguments = (hidden, memory, mask, *places, *own)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, *arguments, use_reentrant=False)

@@ -15,11 +15,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention_mask import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.parts.feed_forward import Activation
-from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances, whole_eights
 from xlpretrain.models.stack import Rate, RelativeConfig, StackedBackbone, draw
 from xlpretrain.schema import Problem
 
@@ -137,7 +137,8 @@ class TransformerXL(StackedBackbone):
         """Hidden states of the new tokens, and each layer's last M inputs, detached."""
         mem_len, num_keys = mems.shape[2], mems.shape[2] + inputs.tokens.shape[1]
         hidden = self.dropout(self.embedding(inputs.tokens) * self.d_model**0.5)
-        distances = clamped_distances(num_keys, 0, clamp_len=self.clamp_len, device=hidden.device)
+        last = num_keys + 1 - whole_eights(num_keys + 1, hidden.device)
+        distances = clamped_distances(num_keys, last, clamp_len=self.clamp_len, device=hidden.device)
         encoded = self.positions(distances).to(hidden.dtype)
         visible = attention_mask(
             inputs,
@@ -150,7 +151,7 @@ class TransformerXL(StackedBackbone):
             hidden,
             mems,
             inputs,
-            additive_mask(visible, hidden.dtype),
+            mask_of(visible, hidden.dtype, may_be_blind=inputs.attention_mask is not None),
             RelativePositions(self.dropout(encoded[None])),
             biases=(self.content_bias, self.position_bias),
         )

@@ -21,10 +21,10 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from xlpretrain.models.attention import RelativeAttention
-from xlpretrain.models.attention_mask import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.relative_positions import RelativePositions, clamped_distances
+from xlpretrain.models.relative_positions import RelativePositions, clamped_distances, prediction_columns, whole_eights
 from xlpretrain.models.stack import RelativeConfig, StackedBackbone, draw
 
 
@@ -81,12 +81,13 @@ class XLNet(StackedBackbone):
             hidden,
             mems,
             inputs,
-            additive_mask(visible, hidden.dtype),
+            mask_of(visible, hidden.dtype, may_be_blind=not inputs.every_query_sees),
             RelativePositions(
                 self._distances(inputs, mem_len=mem_len, dtype=hidden.dtype),
                 inputs.reversed,
                 inputs.target_positions,
-                _same_segment(inputs, mem_len=mem_len),
+                _same_segment(inputs, mem_len=mem_len, dtype=hidden.dtype),
+                _columns(inputs, num_keys=mem_len + num_tokens),
             ),
             biases=(self.content_bias, self.position_bias, self.segment_bias),
         )
@@ -104,9 +105,10 @@ class XLNet(StackedBackbone):
 
     def _distances(self, inputs: BackboneInput, *, mem_len: int, dtype: torch.dtype) -> Tensor:
         """Encodings of the distances from M + T to -(T - 1); with `reverse`, those of the opposite sign too."""
-        first, last = mem_len + inputs.tokens.shape[1], 1 - inputs.tokens.shape[1]
+        device, num_tokens = inputs.tokens.device, inputs.tokens.shape[1]
+        first = mem_len + num_tokens
+        last = first + 1 - whole_eights(first + num_tokens, device)
         signs = (1,) if inputs.reversed is None else (1, -1)
-        device = inputs.tokens.device
         encodings = [
             self.positions(clamped_distances(sign * first, sign * last, clamp_len=self.clamp_len, device=device))
             for sign in signs
@@ -120,7 +122,7 @@ class XLNet(StackedBackbone):
             nn.init.normal_(module.segment_embedding, std=self.config.init_std)
 
 
-def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
+def _same_segment(inputs: BackboneInput, *, mem_len: int, dtype: torch.dtype) -> Tensor | None:
     """Mask of pairs of query and key (memory, then tokens) in one segment; None: all are."""
     segments = inputs.segments
     if segments is None:
@@ -130,4 +132,12 @@ def _same_segment(inputs: BackboneInput, *, mem_len: int) -> Tensor | None:
         if inputs.target_positions is None
         else torch.cat([segments, segments.gather(1, inputs.target_positions)], dim=1)
     )
-    return queries[..., None] == F.pad(segments, (mem_len, 0))[:, None]
+    same = queries[..., None] == F.pad(segments, (mem_len, 0))[:, None]
+    return same if same.device.type == "cpu" else same.to(dtype)
+
+
+def _columns(inputs: BackboneInput, *, num_keys: int) -> Tensor | None:
+    predict = inputs.target_positions
+    if predict is None or predict.device.type == "cpu":
+        return None
+    return prediction_columns(predict, num_tokens=inputs.tokens.shape[1], num_keys=num_keys)

@@ -203,6 +203,7 @@ class PermutationLMCollator:
             perm_rank=torch.from_numpy(order),
             target_positions=torch.from_numpy(predict),
             reversed=torch.tensor([sample.reversed for sample in samples], dtype=torch.bool),
+            every_query_sees=_every_query_sees(valid, chosen, order),
             reuse_len=self.objective.reuse_len,
         )
         # Both are in the order of positions, so the targets are the chosen tokens in order.
@@ -276,6 +277,12 @@ class PermutationLMCollator:
             ranks[start:stop] = base + np.where(ordered[start:stop], 1 + drawn, 0)
             base += stop - start + 1
         return ranks
+
+
+def _every_query_sees(valid: np.ndarray, chosen: np.ndarray, order: np.ndarray) -> bool:
+    """True if there is no padding, and in every sample a token comes before all predictions."""
+    first_chosen = np.where(chosen, order, np.iinfo(order.dtype).max).min(axis=1)
+    return bool(valid.all() and (order.min(axis=1) < first_chosen).all())
 
 
 class PermutationLMHead(Head):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xlpretrain.models.attention import RelativeAttention
-from xlpretrain.models.attention_mask import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.parts.positions import Sinusoids
 from xlpretrain.models.relative_positions import (
@@ -65,7 +65,9 @@ def test_attention_equals_a_gather_from_the_equation(num_queries, mem_len, clamp
     visible = _causal(remembered, num_queries=num_queries, mem_len=mem_len, same_length=same_length)
     positions = RelativePositions(_encode(num_keys, 0, clamp_len=clamp_len)[None])
     memory, tokens = context.split([mem_len, num_queries], dim=1)
-    ours = attention(tokens, memory, tokens, additive_mask(visible, torch.float32), positions, content, position)
+    ours = attention(
+        tokens, memory, tokens, mask_of(visible, torch.float32, may_be_blind=True), positions, content, position
+    )
 
     for row in range(2):
         for query in range(num_queries):
@@ -111,7 +113,7 @@ def test_same_length_lets_every_query_see_equally_many_keys():
 def test_a_query_that_may_see_nothing_gets_nothing(dtype):
     attention = _attention().to(dtype)
     context = torch.randn(1, 5, 8, dtype=dtype, requires_grad=True)
-    mask = additive_mask(torch.zeros(1, 3, 5, dtype=torch.bool), dtype)
+    mask = mask_of(torch.zeros(1, 3, 5, dtype=torch.bool), dtype, may_be_blind=True)
     bias = torch.randn(2, 3, dtype=dtype)
     memory, tokens = context.split([2, 3], dim=1)
     output = attention(tokens, memory, tokens, mask, RelativePositions(_encode(5, 0)[None].to(dtype)), bias, bias)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xlpretrain.models.attention import Attention, RelativeAttention
-from xlpretrain.models.attention_mask import additive_mask, attention_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels import cpu_attention
 from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
@@ -24,13 +24,14 @@ def small_blocks(request, monkeypatch):
     monkeypatch.setattr(cpu_attention, "_QUERIES", request.param[1])
 
 
-def _everything(attention, dtype, *arguments):
-    """The output and the gradient of all that has one, for the same gradient of the output."""
-    inputs = [x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x for x in arguments[:3]]
-    output = attention(*inputs, *arguments[3:])
+def _everything(attention, dtype, queries, memory, mask, *places):
+    """The output and the gradient of all that has one, for the same gradient of the output. The memory has none."""
+    queries, memory = queries.detach().to(dtype).requires_grad_(), memory.to(dtype)
+    biases = [x.detach().requires_grad_() for x in places[1:]]
+    output = attention(queries, memory, queries[:, :TOKENS], mask, *places[:1], *biases)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     names = dict(attention.named_parameters())
-    gradients = torch.autograd.grad((output * weights).sum(), [*inputs, *names.values()], allow_unused=True)
+    gradients = torch.autograd.grad((output * weights).sum(), [queries, *biases, *names.values()], allow_unused=True)
     return [output, *(torch.zeros(()) if g is None else g for g in gradients)]
 
 
@@ -53,14 +54,16 @@ def test_attention_by_content_is_the_same_in_all_implementations(small_blocks, d
     inputs = BackboneInput(
         torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64), attention_mask=valid
     )
-    mask = additive_mask(attention_mask(inputs, mem_len=0, causal=False), dtype)
+    mask = mask_of(attention_mask(inputs, mem_len=0, causal=False), dtype, may_be_blind=True)
     context = torch.randn(ROWS, TOKENS, 12)
-    _agree(attention, dtype, context, context[:, :0], torch.randn(ROWS, TOKENS, 12), mask)
+    _agree(attention, dtype, context, context[:, :0], mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "two streams"])
-def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, causal, dtype):
+@pytest.mark.parametrize(
+    ("causal", "directions"), [(True, 1), (False, 1), (False, 2)], ids=["causal", "two streams", "two directions"]
+)
+def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, directions, causal, dtype):
     torch.manual_seed(0)
     attention = RelativeAttention(d_model=12, num_heads=HEADS, d_head=WIDTH, dropout=0.0, bidirectional=not causal)
     order = None if causal else torch.randint(0, 4, (ROWS, TOKENS))
@@ -68,19 +71,19 @@ def test_attention_by_position_is_the_same_in_all_implementations(small_blocks, 
     inputs = BackboneInput(
         torch.zeros(ROWS, TOKENS, dtype=torch.int64), torch.tensor([4, 2, 0]), perm_rank=order, target_positions=predict
     )
-    mask = additive_mask(attention_mask(inputs, mem_len=MEMORY, causal=causal), dtype)
-    last, signs = (0, (1,)) if causal else (1 - TOKENS, (1, -1))
-    distances = [clamped_distances(s * KEYS, s * last, clamp_len=None, device=mask.device) for s in signs]
+    mask = mask_of(attention_mask(inputs, mem_len=MEMORY, causal=causal), dtype, may_be_blind=True)
+    last, signs = 0 if causal else 1 - TOKENS, (1, -1)[:directions]
+    distances = [clamped_distances(s * KEYS, s * last, clamp_len=None, device=torch.device("cpu")) for s in signs]
     encoded = [Sinusoids(12, base=10000.0)(these).to(dtype) for these in distances]
     positions = RelativePositions(torch.stack(encoded))
     if not causal:
         torch.nn.init.normal_(attention.segment_embedding)
-        same = torch.rand(mask.shape) < 0.5
-        positions = RelativePositions(torch.stack(encoded), torch.tensor([False, True, True]), predict, same)
+        same = torch.rand(mask.added.shape) < 0.5
+        turned = torch.tensor([False, True, True]) if directions == 2 else None
+        positions = RelativePositions(torch.stack(encoded), turned, predict, same)
     biases = [torch.randn(HEADS, WIDTH).to(dtype) for _ in range(2 if causal else 3)]
-    queries = torch.randn(ROWS, mask.shape[1], 12)
-    memory, tokens = torch.randn(ROWS, KEYS, 12).split([MEMORY, TOKENS], dim=1)
-    _agree(attention, dtype, queries, memory, tokens, mask, positions, *biases)
+    queries = torch.randn(ROWS, mask.added.shape[1], 12)
+    _agree(attention, dtype, queries, torch.randn(ROWS, MEMORY, 12), mask, positions, *biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
