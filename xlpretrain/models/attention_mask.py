@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.fused.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class AttentionMask:
     attends the tokens of its own sample, and nothing is added. None: one sample a row."""
     longest: int = 0
     """Upper bound of the length of a packed sample."""
+    view: Visibility | None = None
+    """The same for a fused kernel, which masks by itself: nothing is added. None: there is no such kernel."""
 
 
 def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind: bool) -> AttentionMask:
@@ -40,6 +43,12 @@ def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind:
 def no_mask(batch_size: int, num_tokens: int, like: Tensor) -> AttentionMask:
     """The mask with which every token may attend every token: zeros that take no memory."""
     return AttentionMask(like.new_zeros(()).expand(batch_size, num_tokens, num_tokens), hides=False)
+
+
+def view_of(view: Visibility, like: Tensor) -> AttentionMask:
+    """The mask of all layers for fused relative attention."""
+    (_, batch_size, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
+    return AttentionMask(like.new_zeros(()).expand(batch_size, num_queries, num_keys), view=view)
 
 
 def packed_mask(offsets: Int[Tensor, " S + 1"], like: Tensor, *, num_tokens: int, longest: int) -> AttentionMask:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlpretrain.extras import how_to_install, is_missing
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.kernels.fused.operators import draw_seed, fused_attention
+from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.fused.reference import attention_written_down
 from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
 
@@ -68,7 +68,7 @@ def _difference(device: torch.device, kind: Kind) -> float:
     settings = {"scale": kind.width**-0.5, "rate": kind.rate, "seed": seed}
     towards = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1)).to(device)
     found = []
-    for attention, dtype in ((fused_attention, kind.dtype), (attention_written_down, torch.float32)):
+    for attention, dtype in ((fused_relative_attention, kind.dtype), (attention_written_down, torch.float32)):
         inputs = [None if each is None else each.to(dtype).requires_grad_() for each in arguments]
         output = attention(*inputs, view, **settings)  # type: ignore[operator]
         gradients = torch.autograd.grad((output * towards).sum(), [each for each in inputs if each is not None])

@@ -25,7 +25,7 @@ _ARGUMENTS = (
 )
 
 
-def fused_attention(
+def fused_relative_attention(
     query_BQNH: Tensor,
     key_BKNH: Tensor,
     value_BKNH: Tensor,
@@ -46,7 +46,7 @@ def fused_attention(
         segment_NBQ2: the score of keys in the query's segment, and of those in others; None without segments.
         rate: dropout of the weights, if there is a seed (two int32 on the device).
     """
-    output: Tensor = torch.ops.xlpretrain.fused_attention(
+    output: Tensor = torch.ops.xlpretrain.fused_relative_attention(
         query_BQNH,
         key_BKNH,
         value_BKNH,
@@ -83,7 +83,7 @@ def _scores_by_distance(by_position_BQNJ: Tensor, distance_RNJ: Tensor) -> Tenso
     return torch.bmm(*operands, out=scores_NSR)
 
 
-@torch.library.custom_op("xlpretrain::fused_attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op("xlpretrain::fused_relative_attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The output, and the log2 of each query's sum of exponentials, "N B Q"."""
     query, key, value, by_position, distance, *rest = _contiguous(arguments)
@@ -95,7 +95,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    "xlpretrain::fused_attention_backward",
+    "xlpretrain::fused_relative_attention_backward",
     mutates_args=(),
     schema=f"(Tensor d_output, Tensor output, Tensor normalizer, {_ARGUMENTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -143,7 +143,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _propagate(ctx: Any, d_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, output, normalizer = ctx.saved_tensors
-    d_query, d_key, d_value, d_position, d_distance, d_segment = torch.ops.xlpretrain.fused_attention_backward(
+    d_query, d_key, d_value, d_position, d_distance, d_segment = torch.ops.xlpretrain.fused_relative_attention_backward(
         d_output, output, normalizer, *tensors, *ctx.settings
     )
     return (

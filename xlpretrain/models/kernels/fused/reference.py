@@ -27,7 +27,7 @@ def attention_written_down(
     rate: float = 0.0,
     seed: Int[Tensor, "2"] | None = None,
 ) -> Tensor:
-    """The same as `fused_attention`, with the same arguments, through matrices of B x N x Q x K."""
+    """The same as `fused_relative_attention`, with the same arguments, through matrices of B x N x Q x K."""
     scores_BNQK = torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH)
     scores_BNQR = torch.einsum("bqnj,rnj->bnqr", by_position_BQNJ, distance_RNJ)
     keys = torch.arange(key_BKNH.shape[1], device=query_BQNH.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 from torch import Tensor
 
 from xlpretrain.models.backbone import BackboneInput
@@ -29,12 +29,12 @@ class Visibility:
     """Each key's rank and segment."""
     num_tokens: int
     """T: the queries before the predictions."""
-    segments: bool
-    """True if the score depends on segments: the input has some."""
     window: bool
     """True if a query sees no key at or before its own index (Transformer-XL's `same_length`)."""
     not_own: bool
     """True if a prediction sees any token but the one at its own position: there is no factorization order."""
+    directions: Bool[Tensor, "B 2"] | None = None
+    """Whether a sample is read from left to right, and from right to left. None: all are from left to right."""
 
 
 def visibility(
@@ -66,7 +66,7 @@ def visibility(
         queries.int(),
         keys.int(),
         num_tokens=num_tokens,
-        segments=inputs.segments is not None,
         window=same_length and mem_len > 0,
         not_own=predict is not None and inputs.perm_rank is None,
+        directions=None if inputs.reversed is None else torch.stack([~inputs.reversed, inputs.reversed], dim=1),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from xlpretrain.extras import is_missing
 from xlpretrain.models.attention_mask import attention_mask
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.kernels.fused.operators import fused_attention
+from xlpretrain.models.kernels.fused.operators import fused_relative_attention
 from xlpretrain.models.kernels.fused.reference import attention_written_down, kept_weights, visible
 from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 def random_case(seed: int) -> Case:
     """Any shape, memory, valid length, order, segments, padding and dropout; lengths are no multiple of a tile."""
-    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    draw, generator = random.Random(f"case {seed}"), torch.Generator().manual_seed(seed)
     samples, tokens, memory = draw.randint(1, 3), draw.randint(1, 37), draw.choice([0, 1, 7, 16, 30])
     causal = draw.random() < 0.4
     shape = (samples, tokens)
@@ -107,7 +107,7 @@ def _results(attention: Any, case: Case, dtype: torch.dtype, rounded: torch.dtyp
 
 
 def _check(case: Case, dtype: torch.dtype, limit: float) -> None:
-    found = _results(fused_attention, case, dtype, dtype)
+    found = _results(fused_relative_attention, case, dtype, dtype)
     right = _results(attention_written_down, case, torch.float64, dtype)
     for place, (ours, exact) in enumerate(zip(found, right, strict=True)):
         assert ours.shape == exact.shape
@@ -153,7 +153,7 @@ def test_ranks_say_the_same_as_the_mask(seed: int):
 def test_no_gradient_reaches_what_a_query_does_not_see(seed: int):
     case = random_case(seed)
     arguments = [x if x is None else x.requires_grad_() for x in case.arguments(torch.float32)]
-    output = fused_attention(*arguments, case.view, scale=1.0)
+    output = fused_relative_attention(*arguments, case.view, scale=1.0)
     query = output.shape[1] // 2
     d_key, d_value = torch.autograd.grad(output[:, query].square().sum(), arguments[1:3])
     unseen_BK = ~visible(case.view)[:, query]
