@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks house clean
+.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks gpu-check house clean
 
 help:           ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench-loop: $(VENV)/.installed-dev  ## the cost of the loop around the model, ou
 
 bench-ranks: $(VENV)/.installed-dev  ## speedup of two processes over one, with ZeRO-1 and with torch's DDP
 	$(BIN)/python -W ignore benchmarks/ranks.py
+
+gpu-check:      ## what needs a GPU: correctness, then speed (8 minutes; a rehearsal on a CPU); works uninstalled
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -W ignore -m benchmarks.gpu.check $(ARGS)
 
 house: $(VENV)/.installed-dev  ## measure the floor plan: files per level, layers, cycles, files that a batch crosses
 	$(BIN)/python -W ignore tools/house.py $(ROOT)

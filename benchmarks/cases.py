@@ -45,7 +45,8 @@ class Case:
 
 
 def case(model: str, shape: str, *, rows: int, precision: str, threads: int) -> Case:
-    """A model with its published dropout: of its published `base` size (Transformer-XL: enwik8's), small or tiny."""
+    """A model with its published dropout, of its published `base` or `large` size (Transformer-XL: enwik8's), small or
+    tiny."""
     memory = model in ("transformer_xl", "xlnet")
     causal = model == "transformer_xl"
     sizes: dict[str, Any]
@@ -55,6 +56,9 @@ def case(model: str, shape: str, *, rows: int, precision: str, threads: int) -> 
     elif shape == "small":
         sizes = {"num_layers": 6, "d_model": 512, "num_heads": 8, "d_ff": 2048, "vocab_size": 16000, "seq_len": 256}
         sizes |= {"mem_len": 256 if memory else 0, "predictions": 0 if causal else 40}
+    elif causal and shape == "large":
+        sizes = {"num_layers": 24, "d_model": 1024, "num_heads": 8, "d_ff": 3072, "vocab_size": 204, "seq_len": 768}
+        sizes |= {"mem_len": 768, "predictions": 0}
     elif causal:
         sizes = {"num_layers": 12, "d_model": 512, "num_heads": 8, "d_ff": 2048, "vocab_size": 204, "seq_len": 512}
         sizes |= {"mem_len": 512, "predictions": 0}
@@ -65,6 +69,8 @@ def case(model: str, shape: str, *, rows: int, precision: str, threads: int) -> 
             "albert": {"vocab_size": 30000, "mem_len": 0, "predictions": 77},
             "bert": {"vocab_size": 30522, "mem_len": 0, "predictions": 77},
         }[model]
+        if shape == "large":
+            sizes |= {"num_layers": 24, "d_model": 1024, "num_heads": 16, "d_ff": 4096}
     return Case(
         model=model,
         shape=shape,

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.cases import Case
 from xlpretrain import distributed
+from xlpretrain.engine import Engine
 from xlpretrain.engine.config import ENGINES
 from xlpretrain.models import MODELS
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
 from xlpretrain.objectives.base import Objective
@@ -24,20 +27,9 @@ def build(
     case: Case, *, engine_keys: dict[str, Any] | None = None, micro_batches: int = 1
 ) -> tuple[Callable[[], Any], float]:
     """A step (forward, backward, clipping, AdamW), and the matrix-product FLOPs of it, per rank."""
-    device = distributed.init()
     torch.set_num_threads(case.threads)
-    model, objective = pretraining_model(case)
-    keys = {"type": "plain", "precision": case.precision, **(engine_keys or {})}
-    engine = ENGINES[keys["type"]](**keys).build(
-        model,
-        AdamWConfig(lr=1e-5),
-        num_micro_batches=micro_batches,
-        weights=objective.weights,
-        device=device,
-    )
-    flops = model.flops_per_token(case.seq_len, case.mem_len, objective.num_predictions) * case.rows * case.seq_len
-    batch = make_batch(case, objective).to(device)
-    mems = model.backbone.empty_memory(case.rows, case.mem_len).to(device)
+    engine, batch, flops = build_engine(case, engine_keys=engine_keys, micro_batches=micro_batches)
+    mems = engine.model.backbone.empty_memory(case.rows, case.mem_len).to(engine.device)
     counts = {term: micro_batches * distributed.world_size() * count for term, count in batch.counts.items()}
 
     def step() -> None:
@@ -48,10 +40,31 @@ def build(
             engine.backward(loss)
         engine.update(1e-5)
 
-    return step, flops * micro_batches
+    return step, flops
 
 
-def pretraining_model(case: Case) -> tuple[PretrainingModel, Objective]:
+def build_engine(
+    case: Case, *, engine_keys: dict[str, Any] | None = None, micro_batches: int = 1
+) -> tuple[Engine, Batch, float]:
+    """An engine with AdamW, a batch on its device, and the FLOPs of a step. Joins the process group if need be."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.distributed.is_initialized():
+        device = distributed.init()
+        torch.set_num_threads(case.threads)
+    model, objective = pretraining_model(case)
+    keys = {"type": "plain", "precision": case.precision, **(engine_keys or {})}
+    engine = ENGINES[keys["type"]](**keys).build(
+        model,
+        AdamWConfig(lr=1e-5),
+        num_micro_batches=micro_batches,
+        weights=objective.weights,
+        device=device,
+    )
+    flops = model.flops_per_token(case.seq_len, case.mem_len, objective.num_predictions) * case.rows * case.seq_len
+    return engine, make_batch(case, objective).to(device), flops * micro_batches
+
+
+def pretraining_model(case: Case, *, model_keys: dict[str, Any] | None = None) -> tuple[PretrainingModel, Objective]:
     """Build a model with new weights, and its objective."""
     torch.manual_seed(0)
     keys: dict[str, Any] = {
@@ -63,6 +76,7 @@ def pretraining_model(case: Case) -> tuple[PretrainingModel, Objective]:
         "dropout": case.dropout,
         "attention_dropout": case.attention_dropout,
         **EMBEDDING.get(case.model, {}),
+        **(model_keys or {}),
     }
     backbone = MODELS[case.model](**keys).build(case.vocab_size)
     objective = _objective(case)
@@ -107,7 +121,10 @@ def make_batch(case: Case, objective: Objective) -> Batch:
         )
         (term,) = objective.terms
         return Batch(inputs, {term: answers, f"{term}_positions": torch.arange(at.numel())}, {term: at.numel()})
-    inputs = BackboneInput(tokens, remembered, attention_mask=torch.ones(shape, dtype=torch.bool), segments=segments)
+    valid = np.ones(shape, dtype=bool)
+    inputs = BackboneInput(
+        tokens, remembered, attention_mask=torch.from_numpy(valid), segments=segments, **valid_tokens(valid)
+    )
     flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
     _, task = objective.terms
     labels = torch.randint(2, (case.rows,))

@@ -18,18 +18,18 @@ warnings.filterwarnings("ignore")
 
 
 def build(case: Case, variant: str) -> Callable[[], Any]:
-    """A step (forward, backward, clipping, fused AdamW). `variant`: see `peers_of.py`."""
+    """A step (forward, backward, clipping, fused AdamW), on the GPU if there is one. `variant`: see `peers_of.py`."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     how, _, feeding = variant.partition(", ")
     model, inputs, carry = _MODELS[case.model](case, feeding or "collator")
-    model.train()
-    if how == "bf16 weights":
-        model = model.to(torch.bfloat16)
+    model = model.to(device, torch.bfloat16 if how == "bf16 weights" else torch.float32).train()
+    inputs = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if how == "autocast" else nullcontext():
+        with torch.autocast(device, torch.bfloat16) if how == "autocast" else nullcontext():
             output = model(**inputs)
         loss = output.losses.mean() if hasattr(output, "losses") and output.losses is not None else output.loss
         loss.backward()

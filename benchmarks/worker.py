@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import Case
 
-SIZE, PRODUCTS = 1024, 6
+SIZE, PRODUCTS = (8192, 20) if torch.cuda.is_available() else (1024, 6)
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
         from xlpretrain.train.setup import set_up_run
 
         config = run_config.load(path, overrides)
+        config.engine.prepare_process()
         device = distributed.init(timeout_s=config.watchdog.collective_timeout_s)
         try:
             run = set_up_run(

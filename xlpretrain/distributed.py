@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from xlpretrain import machine
 from xlpretrain.errors import LaunchError, RankError, XLPretrainError
 
 T = TypeVar("T")
@@ -24,8 +25,10 @@ _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def init(*, timeout_s: float = 1800.0) -> torch.device:
     """Join the process group and set this rank's device and CPU threads. Every rank must call it, once.
 
-    Uses gloo on CPU, NCCL on CUDA. Raises `RankError` if this machine has fewer GPUs than ranks, if the environment
-    variables of the rank are incomplete, and if it cannot connect to the other ranks.
+    Tensors on the CPU are sent by gloo, those on a GPU by NCCL, which is bound to this rank's GPU.
+
+    Raises `RankError` if this machine has fewer GPUs than ranks, if the environment variables of the rank are
+    incomplete, and if it cannot connect to the other ranks.
     """
     _check_environment(os.environ)
     # Set here, since torchrun would set 1 by OMP_NUM_THREADS: results must not depend on the launcher.
@@ -41,10 +44,14 @@ def init(*, timeout_s: float = 1800.0) -> torch.device:
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_s)
-    backend = "gloo" if device.type == "cpu" else "nccl"
+    backend = backend_for(device, has_nccl=dist.is_nccl_available())
     if "RANK" in os.environ:
+        # In a group of one, a bound device only makes DeepSpeed's groups split communicators without peers.
+        bound = device if "nccl" in backend and int(os.environ["WORLD_SIZE"]) > 1 else None
+        if bound is not None and int(os.environ["WORLD_SIZE"]) > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            _choose_interface_of_gloo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         try:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout, device_id=bound)
         except (dist.DistError, ValueError) as error:
             meet_at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise RankError(
@@ -55,7 +62,41 @@ def init(*, timeout_s: float = 1800.0) -> torch.device:
         dist.init_process_group(
             backend, timeout=timeout, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
         )
+    if device.type == "cuda":
+        _bind_to_cpus_near(device)
     return device
+
+
+def backend_for(device: torch.device, *, has_nccl: bool) -> str:
+    """The backends of a process group whose ranks compute on `device`.
+
+    On CUDA it has two, so that messages between the ranks' Python code (counts, stops, errors) neither wait for the
+    work queued on the GPU nor copy anything to it.
+    """
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" and has_nccl else "gloo"
+
+
+def _choose_interface_of_gloo(address: str, port: int) -> None:
+    """Let gloo use the network that leads to rank 0's machine; by itself it needs a host name that resolves."""
+    interface = machine.interface_towards(address, port)
+    if interface not in (None, "lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", str(interface))
+
+
+def _bind_to_cpus_near(device: torch.device) -> None:
+    """Run this rank, and the threads that it starts from now on, on its part of its GPU's NUMA node."""
+    properties = torch.cuda.get_device_properties(device)
+    address = ":".join(
+        f"{getattr(properties, name):0{width}x}"
+        for name, width in (("pci_domain_id", 4), ("pci_bus_id", 2), ("pci_device_id", 2))
+    )
+    mine = (os.uname().nodename, local_rank(), machine.numa_node_of_pci(f"{address}.0"), os.sched_getaffinity(0))
+    here = sorted((found for found in gather_objects(mine) if found[0] == mine[0]), key=lambda found: found[1])
+    _, ranks, nodes, allowed = zip(*here, strict=True)
+    cpus = machine.cpu_share(ranks.index(local_rank()), nodes, allowed)
+    if cpus is not None and not machine.affinity_is_off():
+        os.sched_setaffinity(0, cpus)
+        torch.set_num_threads(len(cpus))
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:
@@ -96,15 +137,15 @@ def local_rank() -> int:
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Sum values over ranks in float64 (exact for counts below 2^53). Every rank must call it."""
-    total = torch.tensor(values, dtype=torch.float64, device=_device())
+    """Sum values over ranks in float64 (exact for counts below 2^53), on the CPU. Every rank must call it."""
+    total = torch.tensor(values, dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(total)
     return [float(value) for value in total.tolist()]
 
 
 def barrier() -> None:
-    """Wait for all ranks. Every rank must call it."""
+    """Wait for all ranks, not for the work queued on their GPUs. Every rank must call it."""
     all_reduce_sum([0.0])
 
 
@@ -174,9 +215,3 @@ def micro_batches(rank: int, world_size: int, *, num_streams: int, micro_batch_s
     number = math.ceil(largest_share / micro_batch_size)
     streams = streams_of(rank, world_size, num_streams)
     return [streams[i * len(streams) // number : (i + 1) * len(streams) // number] for i in range(number)]
-
-
-def _device() -> torch.device:
-    """Device of the tensors in collectives."""
-    on_cuda = dist.is_initialized() and dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

@@ -25,6 +25,7 @@ _NO_KERNEL = frozenset(
         *("narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose"),
         *("unbind", "unfold", "unsqueeze", "view", "view_as"),
         *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+        *("_record_function_enter_new", "_record_function_exit"),
     }
 )
 

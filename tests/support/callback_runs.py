@@ -11,6 +11,7 @@ import torch
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.samples import SampleSource
+from xlpretrain.engine.host_copy import HostCopy
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.train.callbacks.base import CallbackContext, CompletedStep, MicroBatch
@@ -66,4 +67,5 @@ def micro_batch_of(batch: Batch, *, step: int = 0, number: int = 0, streams: ran
 
 def completed(step: int, *, loss: float = 1.0, grad_norm: float = 1.0) -> CompletedStep:
     """A step of one rank with one prediction."""
-    return CompletedStep(step, {"lm": torch.tensor(loss)}, {"lm": 1}, grad_norm, lr=1e-3)
+    sums, norm = {"lm": torch.tensor(loss)}, HostCopy(torch.tensor(grad_norm))
+    return CompletedStep(step, sums, {"lm": 1}, norm, 1e-3, {term: HostCopy(total) for term, total in sums.items()})

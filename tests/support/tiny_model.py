@@ -168,7 +168,7 @@ class Training:
         self.memory = done.memory
         reduced = all_reduce_sum([float(done.sums[term]) for term in WEIGHTS])
         parts = zip(WEIGHTS.values(), reduced, totals, strict=True)
-        return sum(weight * value / total for weight, value, total in parts), done.grad_norm
+        return sum(weight * value / total for weight, value, total in parts), float(done.grad_norm)
 
 
 def training(

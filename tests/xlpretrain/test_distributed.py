@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrun import torchrun
 
-from xlpretrain import distributed
+from xlpretrain import distributed, machine
 from xlpretrain.errors import RankError
 
 
@@ -43,6 +44,47 @@ def test_without_an_environment_the_group_is_a_real_one_of_one() -> None:
     finally:
         distributed.shutdown()
     assert not dist.is_initialized() and distributed.world_size() == 1
+
+
+def test_gpus_get_a_backend_for_messages_on_the_cpu_beside_nccl():
+    cuda = torch.device("cuda", 3)
+    assert distributed.backend_for(torch.device("cpu"), has_nccl=True) == "gloo"
+    assert distributed.backend_for(cuda, has_nccl=True) == "cpu:gloo,cuda:nccl"
+    assert distributed.backend_for(cuda, has_nccl=False) == "gloo"
+
+
+def test_a_rank_with_a_gpu_runs_on_the_cpus_near_it_and_exchanges_messages_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With torch's calls to CUDA and the scheduler's replaced, on a build of torch without NCCL."""
+    cpu = min(os.sched_getaffinity(0))
+    node, gpu = tmp_path / "devices/system/node/node1", tmp_path / "bus/pci/devices/0001:3b:00.0"
+    for folder, file, text in ((node, "cpulist", f"{cpu}\n"), (gpu, "numa_node", "1\n")):
+        folder.mkdir(parents=True)
+        (folder / file).write_text(text)
+    monkeypatch.setattr(machine, "SYS", tmp_path)
+    properties = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=0)
+    for name, value in (
+        ("is_available", lambda: True),
+        ("device_count", lambda: 1),
+        ("set_device", lambda device: None),
+        ("get_device_properties", lambda device: properties),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    bound: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: bound.append(cpus))
+    threads = torch.get_num_threads()
+    try:
+        for off in ("", "off"):
+            monkeypatch.setenv(machine.AFFINITY_ENV, off)
+            assert distributed.init() == torch.device("cuda", 0)
+            assert distributed.all_reduce_sum([1.5]) == [1.5]
+            distributed.shutdown()
+            assert bound == [{cpu}]
+    finally:
+        distributed.shutdown()
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def layout(engine: Engine) -> dict[str, Any]:
     return {
         "world_size": distributed.world_size(),
         **engine.layout,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "device": _device_name(engine.device),
         "torch": torch.__version__,

@@ -23,10 +23,12 @@ from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.checkpoint.writer import (
     POLL_S,
     HostBuffer,
+    Saved,
     SaveTarget,
     StaleDirectoryError,
     StateSnapshot,
     amend,
+    dtype_of,
     write_checkpoint,
 )
 from xlpretrain.engine.base import Engine
@@ -118,7 +120,7 @@ class Saver:
         engine: Engine,
         *,
         streams: range,
-        memory: Shaped[Tensor, "L S M D"],
+        memory: Sequence[Shaped[Tensor, "L _ M D"]],
         stream_states: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Allocate the copy buffers now, so that the first save is as fast as later ones."""
@@ -164,14 +166,14 @@ class Saver:
         engine: Engine,
         *,
         streams: range,
-        memory: Shaped[Tensor, "L S M D"],
+        memory: Sequence[Shaped[Tensor, "L _ M D"]],
         stream_states: Mapping[str, Tensor] = MappingProxyType({}),
         behind: bool = True,
     ) -> None:
         """Copy the state, then write it on a thread. Every rank must call it after the same step, with none writing.
 
         Args:
-            streams: streams of this rank; `memory` is theirs.
+            streams: streams of this rank; `memory` is theirs, in one or more consecutive parts.
             stream_states: state of the same streams by callback; the same names on every rank.
             behind: training continues meanwhile, so the thread runs at the lowest priority.
         """
@@ -260,11 +262,11 @@ class Saver:
 
 
 def _tensors(
-    ranges: Sequence[StateShard], streams: range, memory: Tensor, stream_states: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+    ranges: Sequence[StateShard], streams: range, memory: Sequence[Tensor], stream_states: Mapping[str, Tensor]
+) -> dict[str, Saved]:
     """Tensors that this rank saves, by key; those with larger elements first, so that all are aligned."""
-    tensors = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
+    tensors: dict[str, Saved] = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
     if streams:
         tensors[memory_key(streams.start)] = memory
         tensors |= {stream_state_key(name, streams.start): state for name, state in stream_states.items()}
-    return dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    return dict(sorted(tensors.items(), key=lambda item: -dtype_of(item[1]).itemsize))

@@ -46,6 +46,7 @@ from xlpretrain.checkpoint.files import (
 from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.errors import CheckpointError
 from xlpretrain.file_system.atomic_files import atomic_write, fsync
+from xlpretrain.host_buffer import host_buffer
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 _DTYPES = {
@@ -58,7 +59,8 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PAGE = 4096
+Saved = Tensor | Sequence[Tensor]
+"""A tensor to save, or the parts along dimension 1 of one that is not stored as one."""
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
@@ -74,14 +76,17 @@ class HostBuffer:
         self._slots: list[Tensor] = []
         self._content = memoryview(b"")
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> memoryview:
+    def copy(self, tensors: Mapping[str, Saved]) -> memoryview:
         """Copy the tensors (larger dtypes first) and return the file's bytes. Synchronizes on CUDA."""
-        specs = [(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
-        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+        specs = [(key, dtype_of(tensor), _shape(tensor)) for key, tensor in tensors.items()]
+        on_cuda = any(part.is_cuda for tensor in tensors.values() for part in _parts(tensor))
         if specs != self._specs:
             self._lay_out(specs, pinned=on_cuda)
         for slot, tensor in zip(self._slots, tensors.values(), strict=True):
-            slot.copy_(tensor.detach(), non_blocking=True)
+            if isinstance(tensor, Tensor):
+                slot.copy_(tensor.detach(), non_blocking=True)
+            else:
+                _copy_parts(slot, tensor)
         if on_cuda:
             torch.cuda.synchronize()
         return self._content
@@ -97,14 +102,35 @@ class HostBuffer:
         text += b" " * (-len(text) % 8)
         start = 8 + len(text)
         self._slots, self._content = [], memoryview(b"")  # free the old buffer first
-        buffer = torch.zeros(_PAGE + start + end, dtype=torch.uint8, pin_memory=pinned)
-        buffer.fill_(0)  # touch every page now, not while a save blocks the loop
-        buffer = buffer[-buffer.data_ptr() % _PAGE :][: start + end]  # aligned for O_DIRECT
+        buffer = host_buffer(start + end, pinned=pinned)  # aligned for O_DIRECT
         self._content = buffer.numpy().data
         self._content[:start] = len(text).to_bytes(8, "little") + text
         pieces = torch.split(buffer[start:], sizes)
         self._slots = [piece.view(dtype).view(shape) for piece, (_, dtype, shape) in zip(pieces, specs, strict=True)]
         self._specs = specs
+
+
+def dtype_of(tensor: Saved) -> torch.dtype:
+    """The data type of a tensor to save."""
+    return _parts(tensor)[0].dtype
+
+
+def _parts(tensor: Saved) -> Sequence[Tensor]:
+    return [tensor] if isinstance(tensor, Tensor) else tensor
+
+
+def _shape(tensor: Saved) -> tuple[int, ...]:
+    if isinstance(tensor, Tensor):
+        return tuple(tensor.shape)
+    first, _, *rest = tensor[0].shape
+    return (first, sum(part.shape[1] for part in tensor), *rest)
+
+
+def _copy_parts(slot: Tensor, parts: Sequence[Tensor]) -> None:
+    """Copy parts along dimension 1, row by row: both sides of each copy are contiguous, so no other copy is made."""
+    for place, part in zip(torch.split(slot, [part.shape[1] for part in parts], dim=1), parts, strict=True):
+        for own, row in zip(place, part.detach(), strict=True):
+            own.copy_(row, non_blocking=True)
 
 
 POLL_S = 0.02

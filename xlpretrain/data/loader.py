@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from xlpretrain.data.samples import Sample, SampleSource, empty_sample
 from xlpretrain.errors import DamagedDataError
@@ -17,6 +17,7 @@ _FETCHED_AHEAD = 64  # steps; remote blocks take longer
 _AHEAD = 2  # steps; reading and collating takes far less time than training
 
 
+@runtime_checkable
 class Collate(Protocol[B_co]):
     """Collates samples into one micro-batch."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from xlpretrain.engine.state_shards import Partition, ReadRange, StateShard
@@ -70,11 +70,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def update(self, lr: float) -> float:
+    def update(self, lr: float) -> Float64[Tensor, ""]:
         """Reduce and clip gradients and update once, each group with learning rate `lr` times its `lr_factor`.
 
-        Returns the global gradient norm before clipping. If it is not finite, the update is skipped on every rank:
-        weights and optimizer state do not change.
+        Returns the global gradient norm before clipping: on the device if it was not read there, else on the CPU. If it
+        is not finite, the update is skipped on every rank: weights and optimizer state do not change.
         """
 
     @abstractmethod
@@ -91,8 +91,8 @@ class Engine(ABC):
 
     @property
     def num_updates(self) -> int:
-        """Number of updates made, not counting skipped ones."""
-        return self._state.num_updates
+        """Number of updates made, not counting skipped ones. Reading it may wait for the device."""
+        return int(self._state.num_updates)
 
     def load_state(self, read: ReadRange, updates: int) -> None:
         """Load a saved state, written by any engine, ZeRO stage and world size."""

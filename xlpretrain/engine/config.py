@@ -9,9 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from xlpretrain import distributed
+from xlpretrain.engine import determinism
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.models.stack import Layer
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.schema import Problem, Registry, Section, TaggedUnion, format_problems
 
@@ -62,6 +67,23 @@ RESERVED_KEYS = {
 """DeepSpeed options that are set by other config keys, and which."""
 
 
+def options_on_gpus(stage: int, *, num_ranks: int) -> dict[str, Any]:
+    """Options of DeepSpeed's `zero_optimization` on GPUs, where its own defaults cost time or memory.
+
+    They were chosen from DeepSpeed's source and by counting operations, not by measuring (docs/decisions/0046).
+    """
+    if stage not in (1, 2):
+        return {}
+    return {
+        # Reduce a bucket as it is. Both ways all-reduce; DeepSpeed's own copies each gradient into another one first.
+        "reduce_scatter": False,
+        # Buffers of 5e8 elements hold most models whole: then nothing is reduced before the backward pass has ended.
+        "reduce_bucket_size": 50_000_000,
+        # Reduce a bucket while the next one fills. With one rank it would only make the host wait for the GPU.
+        "overlap_comm": num_ranks > 1,
+    }
+
+
 class EngineConfig(Section, ABC):
     """The keys common to all engines."""
 
@@ -72,11 +94,24 @@ class EngineConfig(Section, ABC):
     """Data type in which gradients are accumulated over micro-batches and reduced over ranks."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more compute."""
+    memory_device: Literal["device", "host"] = "device"
+    """Where the streams' memory is between micro-batches: on the device, two copies during a step; or in the host's
+    memory, page-locked beside a GPU, with copies of one micro-batch at a time. The results are the same."""
     compile: bool = False
-    """Compile the backbone with torch.compile; the first steps take longer."""
+    """Compile the layers and the loss with torch.compile, for training; evaluations run uncompiled. The first step
+    takes longer."""
+
+    deterministic: bool = False
+    """Train with the same bits in every run on the same GPUs, at some cost in speed; an operation for which torch has
+    no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
+
+    @property
+    def compiled_modules(self) -> ModuleKinds:
+        """The modules that `compile` compiles."""
+        return (Layer, OutputLayer)
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -87,6 +122,11 @@ class EngineConfig(Section, ABC):
     def slices_parameters(self) -> bool:
         """True if the optimizer gets slices of parameters instead of whole ones."""
         return False
+
+    def prepare_process(self) -> None:
+        """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
+        if self.deterministic:
+            determinism.set_workspaces()
 
     def build(
         self,
@@ -106,7 +146,8 @@ class EngineConfig(Section, ABC):
             weights: the weight of each loss term.
 
         Raises:
-            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them.
+            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them; or the
+                environment contradicts `deterministic`.
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
@@ -114,14 +155,15 @@ class EngineConfig(Section, ABC):
                 " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
             )
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
+        if self.deterministic:
+            determinism.use_deterministic_algorithms()
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if self.compile:
-            # In place, to keep parameter names. Only the backbone: the counts in a batch would cause recompilation.
-            model.backbone.compile()
+            compile_regions(model, self.compiled_modules)
         return engine
 
     @abstractmethod
@@ -150,7 +192,9 @@ class DeepSpeedConfig(EngineConfig):
     With bf16 and fp32 gradients, stage 1 runs as stage 2: there DeepSpeed's stage 1 has another layout and keeps an
     unsharded fp32 gradient."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Options passed to DeepSpeed unchanged, such as {zero_optimization: {reduce_bucket_size: 5.0e+7}}."""
+    """Options passed to DeepSpeed unchanged, such as {zero_optimization: {reduce_bucket_size: 5.0e+7}}. On GPUs, stages
+    1 and 2 have other defaults than DeepSpeed's: reduce_scatter false, reduce_bucket_size 5.0e+7, and overlap_comm true
+    if there are several processes."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("zero_stage", *EngineConfig.layout_keys)
 
@@ -187,11 +231,19 @@ class DeepSpeedConfig(EngineConfig):
             model,
             optimizer,
             stage=self.actual_stage,
-            options=self.options(grad_clip=optimizer.grad_clip, num_micro_batches=num_micro_batches),
+            options=self.options(
+                grad_clip=optimizer.grad_clip, num_micro_batches=num_micro_batches, on_gpus=device.type == "cuda"
+            ),
             num_micro_batches=num_micro_batches,
             weights=weights,
             device=device,
+            whole=self.compiled_modules if self.compile and _has_own_layers(model) else (),
         )
+
+    @property
+    def compiled_modules(self) -> ModuleKinds:
+        """Stage 3 has only parts of the tied weights that an output layer uses, except while eager code reads them."""
+        return (Layer,) if self.zero_stage == 3 else super().compiled_modules
 
     @property
     def actual_stage(self) -> int:
@@ -199,15 +251,17 @@ class DeepSpeedConfig(EngineConfig):
         other = self.zero_stage == 1 and self.precision == "bf16" and self.grad_dtype == "fp32"
         return 2 if other else self.zero_stage
 
-    def options(self, *, grad_clip: float, num_micro_batches: int) -> dict[str, Any]:
+    def options(self, *, grad_clip: float, num_micro_batches: int, on_gpus: bool = False) -> dict[str, Any]:
         """DeepSpeed's configuration."""
+        stage = self.actual_stage
+        ours = options_on_gpus(stage, num_ranks=distributed.world_size()) if on_gpus else {}
         options: dict[str, Any] = {
             **self.deepspeed,
             "train_micro_batch_size_per_gpu": 1,  # only used in a product; we count the samples
             "gradient_accumulation_steps": num_micro_batches,
-            "zero_optimization": {**self.deepspeed.get("zero_optimization", {}), "stage": self.actual_stage},
+            "zero_optimization": {**ours, **self.deepspeed.get("zero_optimization", {}), "stage": stage},
             # At stage 0 we clip ourselves. DeepSpeed's default is to clip at 1.0.
-            "gradient_clipping": grad_clip if self.actual_stage > 0 else 0.0,
+            "gradient_clipping": grad_clip if stage > 0 else 0.0,
             "zero_allow_untested_optimizer": True,  # `OptimizerConfig.parameter_view` decides instead
             "communication_data_type": self.grad_dtype,
             "data_types": {"grad_accum_dtype": self.grad_dtype},
@@ -247,6 +301,12 @@ ENGINES: Registry[EngineConfig] = Registry("engine", EngineConfig, {"deepspeed":
 
 AnyEngine = Annotated[EngineConfig, TaggedUnion(ENGINES)]
 """The config of any engine, selected by its key `type`."""
+
+
+def _has_own_layers(model: PretrainingModel) -> bool:
+    """True if no layer is applied twice: stage 3 reduces the gradients of modules that it gathers whole after one."""
+    applied = getattr(model.backbone, "layer_to_weights", ())
+    return len(set(applied)) == len(applied)
 
 
 def _leaves(options: Mapping[str, Any]) -> Iterator[str]:

@@ -7,11 +7,12 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine, LossTermScales
-from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
+from xlpretrain.engine.clipping import clip_by_global_norm, clip_on_device
+from xlpretrain.engine.state_shards import ParameterShard, Partition, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.groups import summarize_groups
@@ -39,8 +40,9 @@ class PlainEngine(Engine):
         state_keys = {name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items()}
         self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
         self._parameters = list(named.values())
-        for parameter in self._parameters:
-            dist.broadcast(parameter.data, src=0)
+        if dist.get_world_size() > 1:
+            for parameter in self._parameters:
+                dist.broadcast(parameter.data, src=0)
         if precision == torch.float32:
             self._masters = list(self._parameters)
         else:
@@ -49,13 +51,14 @@ class PlainEngine(Engine):
                 parameter.data = parameter.data.to(precision)
 
         self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=grad_dtype, device=device)
-        shards = torch.split(self._flat, [p.numel() for p in self._parameters])
-        self._gradients = [g.view_as(p) for g, p in zip(shards, self._parameters, strict=True)]
+        self._gradients = self._views(self._flat)
         self._unwritten: set[int] = set()
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
         masters = dict(zip(named, self._masters, strict=True))
         self._optimizer = optimizer.build(masters)
+        # torch's convention for optimizers that take `found_inf`, and with 1 change nothing.
+        self._decides_on_device = device.type != "cpu" and hasattr(self._optimizer, "_step_supports_amp_scaling")
         self.groups = summarize_groups(self._optimizer, {m: name for name, m in masters.items()}, state_keys)
         self._state = Partition(
             [ParameterShard(master, 0, name, 0, master.numel()) for name, master in masters.items()],
@@ -84,26 +87,47 @@ class PlainEngine(Engine):
             self._unwritten.remove(index)
             self._gradients[index].copy_(parameter.grad)
         else:
-            self._gradients[index].add_(parameter.grad.to(self._flat.dtype))  # mixed types take five times as long
+            on_cpu = self.device.type == "cpu"  # where a sum of mixed types takes five times as long
+            self._gradients[index].add_(parameter.grad.to(self._flat.dtype) if on_cpu else parameter.grad)
         parameter.grad = None
 
-    def update(self, lr: float) -> float:
+    def update(self, lr: float) -> Float64[Tensor, ""]:
         for index in self._unwritten:
             self._gradients[index].zero_()
         if dist.get_world_size() > 1:
             dist.all_reduce(self._flat)
-        gradients = [gradient.float() for gradient in self._gradients]
-        norm = clip_by_global_norm(gradients, self._max_norm)
-        if norm < float("inf"):
-            self._set_rates(lr)
-            for master, gradient in zip(self._masters, gradients, strict=True):
-                master.grad = gradient
-            self._optimizer.step()
-            self._state.num_updates += 1
-            self._copy_to_model()
+        flat = self._flat.float()
+        gradients = self._views(flat)
+        self._set_rates(lr)
+        for master, gradient in zip(self._masters, gradients, strict=True):
+            master.grad = gradient
+        norm = self._step_on_device(flat) if self._decides_on_device else self._step_on_host(gradients)
         for master in self._masters:
             master.grad = None
         return norm
+
+    def _step_on_host(self, gradients: list[Tensor]) -> Float64[Tensor, ""]:
+        norm = clip_by_global_norm(gradients, self._max_norm)
+        if norm < float("inf"):
+            self._optimizer.step()
+            self._state.num_updates += 1
+            self._copy_to_model()
+        return torch.tensor(norm, dtype=torch.float64)
+
+    def _step_on_device(self, flat: Float[Tensor, " N"]) -> Float64[Tensor, ""]:
+        """Clip and update without reading the norm: the optimizer itself changes nothing if it is not finite."""
+        clipped = clip_on_device(flat, self._max_norm)
+        self._optimizer.found_inf = clipped.found_inf  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._optimizer.found_inf = None  # type: ignore[attr-defined]
+        self._state.num_updates = self._state.num_updates + clipped.is_finite
+        self._copy_to_model()
+        return clipped.norm
+
+    def _views(self, flat: Float[Tensor, " N"]) -> list[Tensor]:
+        """Views of a flat tensor in the parameters' shapes."""
+        parts = torch.split(flat, [parameter.numel() for parameter in self._parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self._parameters, strict=True)]
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
@@ -116,6 +140,5 @@ class PlainEngine(Engine):
 
     @torch.no_grad()
     def _copy_to_model(self) -> None:
-        for parameter, master in zip(self._parameters, self._masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
+        if self._parameters[0] is not self._masters[0]:
+            torch._foreach_copy_(self._parameters, self._masters)

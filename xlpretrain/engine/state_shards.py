@@ -1,4 +1,4 @@
-"""The layout of training state in memory, and the exact global norm, shared by both engines.
+"""The layout of training state in memory, shared by both engines.
 
 A *master* is an fp32 tensor that the optimizer updates and that keys its state: a single parameter if state is
 replicated, a flat partition of many parameters under ZeRO.
@@ -79,7 +79,8 @@ class Partition:
     """The shards of state that one rank holds, and the optimizer that updates them.
 
     Attributes:
-        num_updates: number of updates made; counted by the engine, since not every optimizer counts them.
+        num_updates: number of updates made; counted by the engine, since not every optimizer counts them. A scalar on
+            the device where the engine decides there whether to update.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Partition:
         self.shards = shards
         self.replicated = replicated
         self.optimizer = optimizer
-        self.num_updates = 0
+        self.num_updates: int | Tensor = 0
         self.master_weights = list(masters)
         self._kinds = {master: ("weight", *keys) for master, keys in masters.items()}
         for master, keys in masters.items():
@@ -135,12 +136,12 @@ class Partition:
 
         fresh: parameters that keep their initial values.
         """
-        self.num_updates = updates or 0
+        self.num_updates = made = updates or 0
         drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(self.shards) if shard.name in fresh}
         for master in self.master_weights:
             for kind in self._kinds[master]:
                 self._tensor(master, kind).detach().zero_()
-            self.optimizer.state[master]["step"].fill_(self.num_updates)
+            self.optimizer.state[master]["step"].fill_(made)
         for i, shard in enumerate(self.shards):
             for kind in self._kinds[shard.master] if updates is not None else ("weight",):
                 values = drawn[i] if i in drawn else read(kind, shard.name, shard.start, shard.stop)
@@ -178,25 +179,3 @@ def _share(shards: Sequence[ParameterShard]) -> list[ParameterShard]:
             )
         before += size
     return mine
-
-
-@torch.no_grad()
-def clip_by_global_norm(gradients: Sequence[Tensor], max_norm: float) -> float:
-    """Scale gradients in place to a global L2 norm of at most `max_norm` (0: no scaling). Returns the norm before.
-
-    The norm is accumulated in float64 over parts of 1024 elements: torch's fp32 norm of 2M elements on CPU was measured
-    to be off by 1e-3, and its float64 norm takes 28 times as long as this.
-    """
-    parts = [_norms(gradient.view(-1)) for gradient in gradients]
-    norm = float(torch.linalg.vector_norm(torch.cat(parts), dtype=torch.float64))
-    if 0 < max_norm < norm < float("inf"):
-        torch._foreach_mul_(list(gradients), max_norm / norm)
-    return norm
-
-
-def _norms(flat: Tensor) -> Tensor:
-    """L2 norms of the parts of a flat tensor."""
-    whole = flat.numel() // 1024 * 1024
-    return torch.cat(
-        [torch.linalg.vector_norm(part, dim=1) for part in (flat[:whole].view(-1, 1024), flat[None, whole:])]
-    )

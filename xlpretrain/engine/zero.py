@@ -9,16 +9,17 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from xlpretrain.engine.base import Engine, LossTermScales
-from xlpretrain.engine.state_shards import ParameterShard, Partition, clip_by_global_norm, fused_tensors
+from xlpretrain.engine.clipping import clip_by_global_norm
+from xlpretrain.engine.state_shards import ParameterShard, Partition, fused_tensors
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
 from xlpretrain.optim import OptimizerConfig
 from xlpretrain.optim.base import LayerwiseOptimizer
@@ -67,8 +68,14 @@ class ZeroEngine(Engine):
         num_micro_batches: int,
         weights: Mapping[str, float],
         device: torch.device,
+        whole: Sequence[type[nn.Module]] = (),
     ):
-        """stage, options: the stage that runs, and DeepSpeed's configuration (`DeepSpeedConfig`)."""
+        """Arguments beyond those of `EngineConfig.build`:
+
+        Args:
+            stage, options: the stage that runs, and DeepSpeed's configuration (`DeepSpeedConfig`).
+            whole: modules whose parameters stage 3 gathers together, so that no hook runs inside of them.
+        """
         self.model = model
         self.device = device
         self._scales = LossTermScales(weights)
@@ -86,6 +93,8 @@ class ZeroEngine(Engine):
             f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
         )
         self.groups = summarize_groups(client, names, state_keys)
+        if stage == 3 and any(isinstance(module, tuple(whole)) for module in model.modules()):
+            deepspeed.utils.set_z3_leaf_modules(model, list(whole))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(
@@ -100,6 +109,10 @@ class ZeroEngine(Engine):
             assert got == expected, f"DeepSpeed built {got}, not {expected}: its partitions are unknown here"
             layout = _layout_3(self._zero, names) if self._stage == 3 else _layout_1_2(self._zero, names)
             masters = {master: self.groups[number].state_keys for master, number in _groups_of_masters(self._zero)}
+        if self._stage in (1, 2):
+            _leave_check_to_norm(self._zero)
+            if device.type != "cpu":
+                norm_by_group(self._zero)
         if self._stage == 3:
             for module in model.modules():
                 module.register_forward_hook(_reach_into_dataclasses)
@@ -129,16 +142,18 @@ class ZeroEngine(Engine):
         # DeepSpeed averages over ranks; with scale_wrt_gas=False it does not divide by the accumulation steps.
         self._engine.backward(self._scales.total(loss) * dist.get_world_size(), scale_wrt_gas=False)
 
-    def update(self, lr: float) -> float:
+    def update(self, lr: float) -> Float64[Tensor, ""]:
         assert self._backwards == self._num_micro_batches, (
             f"{self._backwards} of {self._num_micro_batches} micro-batches"
         )
         self._set_rates(lr)
         if self._stage == 0:
-            return self._step_0()
+            return torch.tensor(self._step_0(), dtype=torch.float64)
         self._engine.step()
-        self._state.num_updates += self._engine.was_step_applied()
-        return float(self._engine.get_global_grad_norm())
+        self._state.num_updates += self._engine.was_step_applied()  # DeepSpeed has read the norm to decide on it
+        norm = self._engine.get_global_grad_norm()
+        # Its own tensor, since DeepSpeed's may be a buffer that it uses again.
+        return norm.detach().double() if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
 
     def _step_0(self) -> float:
         """Clip and check for NaN here: at stage 0 DeepSpeed has no such check, and clips by an fp32 norm."""
@@ -175,6 +190,33 @@ class ZeroEngine(Engine):
                 parameter.partition()
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _leave_check_to_norm(zero: Any) -> None:
+    """Skip DeepSpeed's check for gradients that are not finite: `step` finds them by the norm, with the same result.
+
+    The check takes 13 operations for each parameter and waits for the device: 2,700 of the 3,182 operations of an
+    update of BERT base.
+    """
+    zero.check_overflow = lambda partition_gradients=True: None
+
+
+def norm_by_group(zero: Any) -> None:
+    """Compute the gradient norm of stages 1 and 2 by parameter group instead of by parameter, if a group is flat.
+
+    In float64 like DeepSpeed's, but without a copy in float64. Not on CPUs, where past runs have the sum in the order
+    of parameters.
+    """
+    by_parameter = zero.get_grad_norm_direct
+
+    def by_group(gradients: Any, parameters: Any, norm_type: float = 2) -> Tensor:
+        flat = getattr(gradients, "flat_partition", None)
+        if flat is not None:
+            gradients, parameters = [torch.linalg.vector_norm(flat, dtype=torch.float64)], parameters[:1]
+        norm: Tensor = by_parameter(gradients, parameters, norm_type)
+        return norm
+
+    zero.get_grad_norm_direct = by_group
 
 
 def _layout_0(names: Mapping[nn.Parameter, str]) -> Iterator[ParameterShard]:

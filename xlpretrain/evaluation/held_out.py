@@ -20,6 +20,7 @@ from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.batch_copies import copied_ahead
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
@@ -227,7 +228,8 @@ def evaluate(
         task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
-    loader = Loader(samples, objective.collator(task.tokenizer, seed=_SEED), [streams])
+    collate = copied_ahead(objective.collator(task.tokenizer, seed=_SEED), model.device)
+    loader = Loader(samples, collate, [streams])
 
     # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.
     totals = np.zeros((len(streams), len(terms), 3))

@@ -131,9 +131,9 @@ class Attention(nn.Module):
         if query_1VNH.device.type != "cpu":
             rate = self.dropout.p if self.training else 0.0
             attended_VNH = packed_attention(
-                query_1VNH[0],
-                key_1VNH[0],
-                value_1VNH[0],
+                query_1VNH.flatten(0, 1),
+                key_1VNH.flatten(0, 1),
+                value_1VNH.flatten(0, 1),
                 mask.offsets,
                 longest=mask.longest,
                 dropout=rate,

@@ -6,14 +6,14 @@ Shapes: B samples, T new tokens, P predictions, M memory positions, D d_model, L
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.schema import Problem, Section
 
 
@@ -26,6 +26,11 @@ class BackboneInput:
     """Number of memory positions, counted from the newest, that belong to the sample; the model masks the others."""
     attention_mask: Bool[Tensor, "B T"] | None = None
     """True for real tokens, False for padding, which no token may attend. None: no padding."""
+    valid_at: Int[Tensor, " V"] | None = None
+    """The places sample * T + position of the real tokens, ascending, as found on the host: their number tells without
+    a question to the device that there is no padding. None: unknown."""
+    valid_from: Int[Tensor, " B + 1"] | None = None
+    """With `valid_at`: the index there of each sample's first token, then the number of tokens; int32."""
     segments: Int[Tensor, "B T"] | None = None
     """The segment id of each token; the memory has segment 0. None: all 0."""
     perm_rank: Int[Tensor, "B T"] | None = None
@@ -40,11 +45,23 @@ class BackboneInput:
     """True if the host knows that every query whose hidden state is used may attend a key. False: unknown."""
     reuse_len: int | None = None
     """Number of leading positions of the sample that enter the memory. None: all."""
+    shortest_memory: int | None = None
+    """The smallest `mem_valid_len`, kept on the host by `map`. None: not known without waiting for the device."""
+    mem_is_full: bool = False
+    """True if every memory position is known to belong to its sample, so that none has to be zeroed."""
 
-    def to(self, device: torch.device) -> BackboneInput:
-        """The same input on a device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return BackboneInput(**{**vars(self), **moved})
+    def map(self, change: Callable[[Tensor], Tensor]) -> BackboneInput:
+        """The same input with every tensor replaced by `change(tensor)`."""
+        changed = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        shortest = self.shortest_memory
+        if shortest is None and self.mem_valid_len.device.type == "cpu" and len(self.mem_valid_len):
+            shortest = int(self.mem_valid_len.min())
+        return BackboneInput(**{**vars(self), **changed, "shortest_memory": shortest})
+
+    def with_memory_of(self, mem_len: int) -> BackboneInput:
+        """The same input for a memory of `mem_len` positions: `mem_is_full` says whether all samples use all of it."""
+        is_full = self.shortest_memory is not None and self.shortest_memory >= mem_len
+        return replace(self, shortest_memory=None, mem_is_full=is_full)
 
 
 @dataclass(frozen=True)
@@ -60,9 +77,12 @@ class OutputLayer(nn.Module, ABC):
     """Projection of hidden states onto the vocabulary: a full or adaptive softmax, tied or not."""
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"]
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], clusters: TargetClusters | None = None
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode."""
+        """Call `token_losses` as a forward pass, which ZeRO-3's hooks require; accuracy only in evaluation mode.
+
+        clusters: the targets' clusters, used by an adaptive softmax.
+        """
         return self.token_losses(hidden, targets, accuracy=not self.training)
 
     @abstractmethod

@@ -7,7 +7,7 @@ cluster's vectors, C tokens of the first cluster (the head).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.kernels.chunked_loss import chunked_loss
+from xlpretrain.models.parts.clusters import TargetClusters
 
 _ROWS_OF_LOG_PROBS = 256
 
@@ -58,9 +59,11 @@ class TokenEmbedding(nn.Module):
         if len(self.tables) == 1:
             vectors: Tensor = self.table(0)(tokens)
             return self._project(0, vectors) if self.projections else vectors
-        flat = tokens.flatten()
-        result = torch.zeros(len(flat), self.d_model, dtype=self.table(0).weight.dtype, device=flat.device)
         # Every cluster is computed, even without tokens: under ZeRO-3 all ranks must use the same parameters.
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+            return torch.stack([self._if_in(cluster, tokens) for cluster in range(len(self.tables))]).sum(dim=0)
+        flat = tokens.flatten()
+        result = torch.zeros(len(flat), self.d_model, dtype=self.table(0).weight.dtype)
         for cluster, (start, end) in enumerate(pairwise(self.edges)):
             (where,) = torch.nonzero((flat >= start) & (flat < end), as_tuple=True)
             vectors = self.table(cluster)(flat[where] - start)
@@ -82,6 +85,14 @@ class TokenEmbedding(nn.Module):
     def _project(self, cluster: int, vectors: Tensor) -> Tensor:
         projected: Tensor = self.projection(cluster)(vectors)
         return projected
+
+    def _if_in(self, cluster: int, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The vectors of the tokens in a cluster, zeros for others: no shape depends on the tokens' values, for which
+        the host would have to wait."""
+        start, end = self.edges[cluster : cluster + 2]
+        index = tokens - start
+        within = index.clamp(0, end - start - 1)
+        return self._project(cluster, self.table(cluster)(within).masked_fill((within != index)[..., None], 0))
 
 
 class VocabularySoftmax(OutputLayer):
@@ -128,24 +139,33 @@ class VocabularySoftmax(OutputLayer):
         _draw(self.tables, init_std)
         _draw(self.projections, proj_init_std)
 
-    def token_losses(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+    def forward(
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], clusters: TargetClusters | None = None
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
-        """-log p(target) in fp32 nats, in the order of the targets; with `accuracy`, also the correct ones."""
-        head_size = self.edges[1]
-        inside = [(targets >= start) & (targets < end) for start, end in pairwise(self.edges)][1:]
-        head_targets = targets
-        for tail, member in enumerate(inside):
-            head_targets = head_targets.masked_fill(member, head_size + tail)
-        nll = self._nll(0, hidden, head_targets)
-        # Every tail is computed, even without targets: under ZeRO-3 all ranks must use the same parameters.
-        for tail, member in enumerate(inside):
-            (where,) = torch.nonzero(member, as_tuple=True)
-            within = targets[where] - self.edges[tail + 1]
-            nll = nll.index_add(0, where, self._nll(tail + 1, hidden[where], within))
+        """Call `token_losses`; accuracy only in evaluation mode."""
+        return self.token_losses(hidden, targets, accuracy=not self.training, clusters=clusters)
+
+    def token_losses(
+        self,
+        hidden: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        *,
+        accuracy: bool,
+        clusters: TargetClusters | None = None,
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
+        """-log p(target) in fp32 nats, in the order of the targets; with `accuracy`, also the correct ones.
+
+        clusters: the targets' clusters, for an adaptive softmax; if None, they are found here, for which the host waits
+        for the device.
+        """
+        if self.num_tails:
+            found = clusters or TargetClusters.find(targets.cpu(), self.edges).map(lambda t: t.to(targets.device))
+            nll = self._adaptive_nll(hidden, found)
+        else:
+            nll = self._nll(0, hidden, self._weights()[0], targets)
         if not accuracy:
             return nll, None
-        scores = self.log_probs if inside else partial(self._logits, 0)  # V numbers per position, so in chunks
+        scores = self.log_probs if self.num_tails else partial(self._logits, 0)  # V numbers per position, so in chunks
         likeliest = [scores(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
         return nll, torch.cat(likeliest) == targets
 
@@ -169,26 +189,37 @@ class VocabularySoftmax(OutputLayer):
             costs.append(6.0 * width * (rows + (embedding.d_model if embedding.projections else 0)))
         return float(costs[0] + max(costs[1:], default=0.0))
 
-    def _nll(self, cluster: int, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _adaptive_nll(self, hidden: Float[Tensor, "N D"], clusters: TargetClusters) -> Float[Tensor, " N"]:
+        """Every tail is computed, even without targets: under ZeRO-3 all ranks must use the same parameters."""
+        states = hidden.index_select(0, clusters.positions).split(clusters.sizes)
+        head, *tails = self._weights()
+        nll = self._nll(0, hidden, head, clusters.head)
+        of_tails = [
+            self._nll(tail + 1, *inputs)
+            for tail, inputs in enumerate(zip(states, tails, clusters.within.split(clusters.sizes), strict=True))
+        ]
+        return nll.index_add(0, clusters.positions, torch.cat(of_tails))
+
+    def _nll(self, cluster: int, hidden: Tensor, weights: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """-log p within a cluster, fp32."""
-        weight, bias = self._weights(cluster)
-        return chunked_loss(self._project(cluster, hidden), weight, bias, targets)
+        return chunked_loss(self._project(cluster, hidden), *weights, targets)
 
     def _logits(self, cluster: int, hidden: Tensor) -> Tensor:
         """fp32 logits of one cluster's tokens; the first cluster's are followed by those of the other clusters."""
-        return F.linear(self._project(cluster, hidden), *self._weights(cluster)).float()
+        return F.linear(self._project(cluster, hidden), *self._weights()[cluster]).float()
 
-    def _weights(self, cluster: int) -> tuple[Tensor, Tensor]:
-        """The vectors and biases that give these logits."""
-        embedding = self._embedding[0]
-        start, end = self.edges[cluster], self.edges[cluster + 1]
-        single = len(embedding.tables) == 1
-        own = cast(nn.Embedding, self.tables[0 if single else cluster]) if self.tables else None
-        weight = (own or embedding.table(cluster)).weight
-        weight, bias = weight[start:end] if single else weight, self.bias[start:end]
-        if cluster == 0 and self.cluster_weight is not None and self.cluster_bias is not None:
-            weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
-        return weight, bias
+    def _weights(self) -> list[tuple[Tensor, Tensor]]:
+        """For each cluster, the vectors and biases that give its logits."""
+        tables = cast(Iterable[nn.Embedding], self.tables or self._embedding[0].tables)
+        weights = [table.weight for table in tables]
+        if self.cluster_weight is None or self.cluster_bias is None:
+            return [(weights[0], self.bias)]
+        sizes = [end - start for start, end in pairwise(self.edges)]
+        # Their gradients are joined by `split`; slices would each give one of the whole table.
+        (first, *others) = weights[0].split(sizes) if len(weights) == 1 else weights
+        (first_bias, *other_biases) = self.bias.split(sizes)
+        head = torch.cat([first, self.cluster_weight]), torch.cat([first_bias, self.cluster_bias])
+        return [head, *zip(others, other_biases, strict=True)]
 
     def _project(self, cluster: int, hidden: Tensor) -> Tensor:
         """Project hidden states to the width of a cluster's vectors."""

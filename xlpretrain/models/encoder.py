@@ -10,6 +10,7 @@ changes (transformers: always). Poolers and sample classifiers belong to objecti
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.attention import Attention
-from xlpretrain.models.attention_mask import attention_mask, mask_of
+from xlpretrain.models.attention_mask import attention_mask, mask_of, no_mask, packed_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.kernels.sdpa import takes_packed
+from xlpretrain.models.packing import pack, unpack
+from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.parts.feed_forward import ACTIVATIONS
 from xlpretrain.models.parts.positions import AnyPositions, LearnedConfig
 from xlpretrain.models.stack import Rate, StackConfig, StackedBackbone, draw
@@ -126,6 +130,9 @@ class Encoder(StackedBackbone):
 
     embedding: EncoderEmbedding
 
+    packs: bool | None = None
+    """True to compute no padding where the host knows it: `packing.py`. None: where the device has a kernel for it."""
+
     def __init__(self, config: EncoderConfig, vocab_size: int):
         attention = partial(
             Attention,
@@ -146,9 +153,28 @@ class Encoder(StackedBackbone):
         )
         segments = torch.zeros_like(inputs.tokens) if inputs.segments is None else inputs.segments
         hidden = self.embedding(inputs.tokens, segments)
-        mask = mask_of(attention_mask(inputs, mem_len=0, causal=False), hidden.dtype, may_be_blind=True)
+        valid_at, offsets = inputs.valid_at, inputs.valid_from
+        num_valid = 0 if valid_at is None else len(valid_at)
+        if num_valid == inputs.tokens.numel():
+            mask = no_mask(*inputs.tokens.shape, hidden)
+        elif num_valid and (takes_packed(hidden) if self.packs is None else self.packs):
+            assert valid_at is not None and offsets is not None, "set together"
+            return Hidden(self._packed(hidden, mems, inputs, valid_at, offsets)), mems
+        else:
+            mask = mask_of(attention_mask(inputs, mem_len=0, causal=False), hidden.dtype, may_be_blind=True)
         hidden, mems = self.apply_layers(hidden, mems, inputs, mask)
         return Hidden(hidden), mems
+
+    def _packed(
+        self, hidden: Tensor, mems: Tensor, inputs: BackboneInput, valid_at: Tensor, offsets: Tensor
+    ) -> Float[Tensor, "B T D"]:
+        """The hidden states of the tokens, zero for padding, from layers that see no padding."""
+        batch_size, num_tokens = inputs.tokens.shape
+        packed = pack(hidden, valid_at)
+        mask = packed_mask(offsets, hidden, num_tokens=len(valid_at), longest=num_tokens)
+        one_row = replace(inputs, mem_valid_len=inputs.mem_valid_len[:1])
+        packed, _ = self.apply_layers(packed, mems[:, :1], one_row, mask)
+        return unpack(packed, valid_at, batch_size=batch_size, num_tokens=num_tokens)
 
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """A memory of length 0, whatever length is requested."""
@@ -175,10 +201,15 @@ class TransformedSoftmax(VocabularySoftmax):
         draw(self.transform, std, truncated=True)
 
     def token_losses(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], *, accuracy: bool
+        self,
+        hidden: Float[Tensor, "N D"],
+        targets: Int[Tensor, " N"],
+        *,
+        accuracy: bool,
+        clusters: TargetClusters | None = None,
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"] | None]:
         """-log p(target) in fp32 nats; with `accuracy`, also the correct ones."""
-        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy)
+        return super().token_losses(self._transform(hidden), targets, accuracy=accuracy, clusters=clusters)
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""

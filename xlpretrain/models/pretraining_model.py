@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
+from xlpretrain.models.parts.clusters import TargetClusters
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Batch:
     targets: for a term that predicts tokens, the target tokens under the term's name and, under `<term>_positions`,
     their ascending flat indices sample * width + position, in the query stream if there is one, else in the tokens.
     counts: number of predictions of each loss term in the micro-batch, known before the forward pass.
+    clusters: the clusters of the targets under the term's name, for an adaptive softmax; missing ones are found in the
+        forward pass, for which the host waits for the device.
     """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
     counts: Mapping[str, int]
+    clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:
         """The sample index of each prediction of a term that predicts tokens."""
@@ -33,8 +37,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
-        return Batch(self.inputs.to(device), targets, self.counts)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced by `change(tensor)`."""
+        targets = {name: change(tensor) for name, tensor in self.targets.items()}
+        clusters = {name: found.map(change) for name, found in self.clusters.items()}
+        return Batch(self.inputs.map(change), targets, self.counts, clusters)
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """The loss of one micro-batch and its streams' next memory."""
-        hidden, mems = self.backbone(batch.inputs, mems)
+        hidden, mems = self.backbone(batch.inputs.with_memory_of(mems.shape[2]), mems)
         return self.head(hidden, batch), mems
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:

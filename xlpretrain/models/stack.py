@@ -242,17 +242,18 @@ class StackedBackbone(Backbone):
                 layer.
         """
         num_tokens = inputs.tokens.shape[1]
-        mems = _forget(mems, inputs.mem_valid_len)
-        next_mems, by_layer = [], [bias.unbind() for bias in biases]
+        if not inputs.mem_is_full:
+            mems = _forget(mems, inputs.mem_valid_len)
+        layer_inputs, by_layer = [], [bias.unbind() for bias in biases]
         for memory, index in zip(mems, self.layer_to_weights, strict=True):
-            next_mems.append(_remember(memory, hidden[:, :num_tokens][:, : inputs.reuse_len]))
+            layer_inputs.append(hidden.detach()[:, :num_tokens][:, : inputs.reuse_len])
             layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in by_layer)
             arguments = (hidden, memory, mask, *places, *own)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 hidden = layer(*arguments)
-        return hidden, torch.stack(next_mems)
+        return hidden, _remember(mems, layer_inputs)
 
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """Zeros with the dtype and device of the weights."""
@@ -272,12 +273,11 @@ def _forget(mems: Float[Tensor, "L B M D"], remembered: Tensor) -> Float[Tensor,
     return mems.masked_fill(strange[..., None], 0)
 
 
-def _remember(memory: Float[Tensor, "B M D"], hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B M D"]:
-    """The last M positions of memory and hidden states, detached."""
-    mem_len, num_tokens = memory.shape[1], hidden.shape[1]
-    if num_tokens >= mem_len:
-        return hidden.detach()[:, num_tokens - mem_len :]
-    return torch.cat([memory[:, num_tokens:], hidden.detach()], dim=1)
+def _remember(mems: Float[Tensor, "L B M D"], layer_inputs: Sequence[Float[Tensor, "B T D"]]) -> Tensor:
+    """The last M positions of each layer's memory and inputs: [L, B, M, D]."""
+    mem_len, num_tokens = mems.shape[2], layer_inputs[0].shape[1]
+    newest = torch.stack([inputs[:, max(num_tokens - mem_len, 0) :] for inputs in layer_inputs])
+    return newest if num_tokens >= mem_len else torch.cat([mems[:, :, num_tokens:], newest], dim=2)
 
 
 class RelativeConfig(StackConfig):

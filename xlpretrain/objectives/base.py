@@ -258,5 +258,6 @@ def token_prediction_loss(
     hidden: states of the query stream if there is one, else of the tokens. Logits are computed only for the targets.
     """
     flat, at = hidden.flatten(0, 1), batch.targets[f"{term}_positions"]
-    nll, correct = output(flat if len(at) == len(flat) else flat[at], batch.targets[term])
+    states = flat if len(at) == len(flat) else flat.index_select(0, at)
+    nll, correct = output(states, batch.targets[term], batch.clusters.get(term))
     return nll.sum(), TokenScores(samples=batch.samples_of(term), nll=nll.detach(), correct=correct)

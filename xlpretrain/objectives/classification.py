@@ -24,6 +24,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import LAYOUTS, LaidOut, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import EvaluationStreams, Objective, TrainingStreams
@@ -159,6 +160,7 @@ class ClassificationCollator:
             mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
+            **valid_tokens(valid),
         )
         asked = np.flatnonzero(labels != UNLABELLED)
         targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}

@@ -12,6 +12,7 @@ import torch
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.data.tokenizers.token_layout import Ids, TokenLayout
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch
 
 QueryKind = Literal["stream", "masked", "second_stream"]
@@ -95,6 +96,7 @@ def collate_queries(
         mem_valid_len=torch.tensor(mem_valid_len, dtype=torch.int64),
         attention_mask=None if stream else torch.from_numpy(present),  # causal attention hides the padding
         segments=None if stream else torch.from_numpy(segments),
+        **({} if stream else valid_tokens(present)),
         perm_rank=torch.from_numpy(asked.astype(np.int64)) if last else None,
         target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,
     )

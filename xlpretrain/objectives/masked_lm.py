@@ -25,6 +25,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import (
@@ -252,6 +253,7 @@ class MaskedLMCollator:
             mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
+            **valid_tokens(valid),
         )
         targets = {"mlm": np.concatenate(answers), "mlm_positions": np.concatenate(places)}
         counts = {"mlm": len(targets["mlm"])}
@@ -304,7 +306,7 @@ class MaskedLMHead(Head):
         if self.sentence is None:
             return Loss({"mlm": total}, {"mlm": scores})
         at, labels = batch.targets[f"{self.task}_positions"], batch.targets[self.task]
-        logits = self.sentence(hidden.tokens)[at].float()
+        logits = self.sentence(hidden.tokens).index_select(0, at).float()
         nll = F.cross_entropy(logits, labels, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == labels
         asked = TokenScores(samples=at, nll=nll.detach(), correct=correct)

@@ -121,6 +121,10 @@ class TensorSlice:
     offset: int
     size: int
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """The slice of a master, or of a tensor with its layout."""
+        return tensor.view(-1)[self.offset : self.offset + self.size]
+
 
 class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer that needs norms of whole tensors and computes them from slices."""

@@ -12,10 +12,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from xlpretrain.optim.adamw import Betas, adam_update
+from xlpretrain.optim.adamw import Betas, apply_adam, count_steps
 from xlpretrain.optim.base import LayerwiseOptimizer, OptimizerConfig, ParameterView, TensorSlice
 from xlpretrain.optim.groups import StateKeys
 from xlpretrain.schema import Problem
+
+_ROW = 1024
+"""Elements of a row of steps: few of them are padding, and few ratios are read."""
 
 
 class LambConfig(OptimizerConfig):
@@ -61,6 +64,8 @@ class LambConfig(OptimizerConfig):
 class Lamb(LayerwiseOptimizer):
     """LAMB on masters. Each call all-reduces two numbers per tensor and allocates a temporary of the masters' size."""
 
+    _step_supports_amp_scaling = True
+
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]):
         super().__init__(groups, defaults)
         for group in self.param_groups:
@@ -69,11 +74,13 @@ class Lamb(LayerwiseOptimizer):
         self._num_tensors = 0
         self._process_group: dist.ProcessGroup | None = None
         self._numbers: dict[Tensor, Tensor] = {}
+        self._slice_of_row: dict[tuple[Tensor, ...], Tensor] = {}
 
     def set_parameter_slices(
         self, slices: Mapping[Tensor, Sequence[TensorSlice]], *, num_tensors: int, group: dist.ProcessGroup | None
     ) -> None:
         self._slices, self._num_tensors, self._process_group = slices, num_tensors, group
+        self._slice_of_row = {}
         # Copied to the device once: a copy in each step would synchronize with it.
         self._numbers = {
             m: torch.tensor([s.tensor for s in of], device=m.device, dtype=torch.long) for m, of in slices.items()
@@ -84,41 +91,91 @@ class Lamb(LayerwiseOptimizer):
         """Update the weights. DeepSpeed calls this once per master, the plain engine once. Every rank must call it."""
         if self._slices is None:
             raise RuntimeError("LAMB has no parameter slices: call set_parameter_slices() before the first step")
-        for group in self.param_groups:
-            masters = [master for master in group["params"] if master.grad is not None]
-            correct = group["bias_correction"]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        made = None if found_inf is None else 1 - found_inf
+        given = [[master for master in group["params"] if master.grad is not None] for group in self.param_groups]
+        count_steps([master for masters in given for master in masters], self.state, made=made)
+        for group, masters in zip(self.param_groups, given, strict=True):
+            rule = {"bias_correction": group["bias_correction"], "found_inf": found_inf}
             if not masters:
                 continue
             if not group["scaled"]:
-                adam_update(masters, masters, self.state, group, lr=group["lr"], bias_correction=correct)
-                continue
-            steps = [torch.zeros_like(master) for master in masters]
-            adam_update(steps, masters, self.state, group, lr=-1.0, bias_correction=correct)
-            if group["weight_decay"]:
-                torch._foreach_add_(steps, masters, alpha=group["weight_decay"])
-            self._apply(masters, steps, group)
+                apply_adam(masters, masters, self.state, group, lr=group["lr"], **rule)
+            elif masters[0].device.type == "cpu" and made is None:
+                steps = [torch.zeros_like(master) for master in masters]
+                apply_adam(steps, masters, self.state, group, lr=-1.0, **rule)
+                if group["weight_decay"]:
+                    torch._foreach_add_(steps, masters, alpha=group["weight_decay"])
+                self._scale_and_add(masters, steps, group)
+            else:
+                self._update_in_rows(masters, group, rule, made)
 
-    def _apply(self, masters: Sequence[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _scale_and_add(self, masters: Sequence[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> None:
         """w -= lr * |w| / |step| * step, for each tensor; padding is not changed."""
         assert self._slices is not None
         cuts = [(index, s) for index, master in enumerate(masters) for s in self._slices[master]]
-        weights = [masters[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
-        updates = [steps[index].view(-1)[s.offset : s.offset + s.size] for index, s in cuts]
-        numbers = torch.cat([self._numbers[master] for master in masters])
-        ratios = self._trust_ratios(weights, updates, numbers, group["bounds"])
+        weights = [s.of(masters[index]) for index, s in cuts]
+        updates = [s.of(steps[index]) for index, s in cuts]
+        ratios = self._trust_ratios(weights, updates, masters, group["bounds"])
         if weights:
             torch._foreach_addcmul_(weights, updates, ratios.float().unbind(), value=-group["lr"])
 
+    def _update_in_rows(
+        self, masters: Sequence[Tensor], group: dict[str, Any], rule: Mapping[str, Any], made: Tensor | None
+    ) -> None:
+        """The whole update for a device, by a number of kernels that does not grow with the number of tensors.
+
+        Each slice's step fills rows of its own in one matrix, so one product scales all steps by their trust ratios;
+        torch has no kernel that scales each tensor of a list by another number on the device.
+        """
+        assert self._slices is not None
+        owners = [master for master in masters for _ in self._slices[master]]
+        slices = [s for master in masters for s in self._slices[master]]
+        counts = [-(-s.size // _ROW) for s in slices]
+        rows = torch.zeros(sum(counts), _ROW, device=masters[0].device)
+        weights = [s.of(owner) for owner, s in zip(owners, slices, strict=True)]
+        parts = rows.split(counts) if counts else ()
+        updates = [part.view(-1)[: s.size] for part, s in zip(parts, slices, strict=True)]
+        apply_adam(updates, owners, self.state, group, lr=-1.0, slices=slices, **rule)
+        if weights and group["weight_decay"]:
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+        ratios = self._trust_ratios(weights, updates, masters, group["bounds"], one=made)
+        if weights:
+            ratios = ratios if made is None else ratios * made
+            rows.mul_(ratios.float()[self._numbers_of_rows(masters, counts), None])
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+    def _numbers_of_rows(self, masters: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """For each row, the number of the slice that it belongs to, among the slices of these masters."""
+        if (key := tuple(masters)) not in self._slice_of_row:
+            numbers = torch.empty(sum(counts), dtype=torch.long, device=masters[0].device)
+            for number, rows in enumerate(numbers.split(list(counts))):
+                rows.fill_(number)  # once, and without a copy from the host, which would wait for the device
+            self._slice_of_row[key] = numbers
+        return self._slice_of_row[key]
+
     def _trust_ratios(
-        self, weights: list[Tensor], updates: list[Tensor], numbers: Tensor, bounds: tuple[float, float]
+        self,
+        weights: list[Tensor],
+        updates: list[Tensor],
+        masters: Sequence[Tensor],
+        bounds: tuple[float, float],
+        *,
+        one: Tensor | None = None,
     ) -> Float[Tensor, " S"]:
-        """Bounded |w| / |step| of the tensor to which each slice belongs, in float64; 1 where a norm is 0."""
-        squares = torch.zeros(2, self._num_tensors, dtype=torch.float64, device=numbers.device)
-        for row, slices in zip(squares, (weights, updates), strict=True):
-            if slices:
-                row[numbers] = torch.stack(torch._foreach_norm(slices, dtype=torch.float64)).square()
+        """Bounded |w| / |step| of the tensor to which each slice belongs, in float64; `one` (1) where a norm is 0."""
+        norms = masters[0].new_empty(2, 0, dtype=torch.float64)
+        if weights:
+            parts = [torch._foreach_norm(slices, dtype=torch.float64) for slices in (weights, updates)]
+            norms = torch.stack([*parts[0], *parts[1]]).view(2, -1)
         if self._process_group is not None:
+            numbers = torch.cat([self._numbers[master] for master in masters])
+            squares = norms.new_zeros(2, self._num_tensors)
+            squares[:, numbers] = norms.square()
             dist.all_reduce(squares, group=self._process_group)  # also on ranks without slices of these masters
-        weight, update = squares.sqrt()
-        ratios = torch.where((weight > 0) & (update > 0), (weight / update).clamp(*bounds), 1.0)
-        return ratios[numbers]
+            norms = squares[:, numbers].sqrt()
+        weight, update = norms
+        ratios = weight / update
+        if bounds != (0.0, math.inf):
+            ratios = ratios.clamp(*bounds)
+        return torch.where(norms.all(dim=0), ratios, 1.0 if one is None else one)

@@ -61,9 +61,9 @@ def finish_row(run: Run) -> None:
 
 def _training_metrics(run: Run, done: CompletedStep) -> Metrics:
     config, state = run.config, run.state
-    values = [*(float(total) for total in done.sums.values()), *run.callbacks.row_numbers(state.step)]
+    values = [*(float(total) for total in done.host_sums.values()), *run.callbacks.row_numbers(state.step)]
     reduced = distributed.all_reduce_sum(values)
-    losses = dict(zip(done.sums, reduced, strict=False))
+    losses = dict(zip(done.host_sums, reduced, strict=False))
     means = {term: losses[term] / done.counts[term] if done.counts[term] else 0.0 for term in losses}
     weights = config.objective.weights
     return {

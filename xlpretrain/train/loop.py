@@ -119,4 +119,4 @@ def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> CompletedSt
     run.watchdog.progress()
     run.state.step += 1
     run.state.tokens += config.tokens_per_step
-    return CompletedStep(run.state.step, done.sums, counts, done.grad_norm, lr)
+    return CompletedStep(run.state.step, done.sums, counts, done.grad_norm, lr, done.host_sums)

@@ -10,6 +10,7 @@ from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
 from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
+from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
 from xlpretrain.train.throughput import StepTimer
@@ -34,7 +35,11 @@ def roll_back(run: Run, request: RollBack) -> None:
     )
     run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
     sizes = [memory.shape[1] for memory in run.memory]
-    run.memory = list(torch.split(restored.memory.to(run.engine.device), sizes, dim=1))
+    parts = torch.split(restored.memory, sizes, dim=1)
+    if isinstance(run.memory, HostMemories):
+        run.memory.refill(parts)
+    else:
+        run.memory = [part.to(run.engine.device) for part in parts]
     samples = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
     run.loader = replace(run.loader, samples=samples)
     run.saver.reset_to(run.state.step)

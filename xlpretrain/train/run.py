@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Run:
     samples: TrainSamples
     streams: range
     state: TrainState
-    memory: list[Tensor]
+    memory: Sequence[Tensor]
     stop: StopRequest
     recorder: Recorder
     peak_flops: float

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from xlpretrain.errors import CheckpointError
 from xlpretrain.run_dir.goodput import Work
 from xlpretrain.train.run import Run
@@ -20,7 +18,7 @@ def start_save(run: Run, *, behind: bool = True, spent_on: Work = "step_s") -> N
         run.state,
         run.engine,
         streams=run.streams,
-        memory=torch.cat(run.memory, dim=1),
+        memory=run.memory,
         stream_states=run.callbacks.stream_states(run.streams),
         behind=behind,
     )

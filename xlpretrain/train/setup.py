@@ -8,7 +8,7 @@ import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -27,7 +27,10 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
+from xlpretrain.engine.batch_copies import copied_ahead
+from xlpretrain.engine.host_memories import HostMemories
 from xlpretrain.evaluation.held_out import EvaluatedModel
+from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -122,6 +125,8 @@ def _build(
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine)
+    if device.type == "cuda" and world_size == 1 and config.engine.type == "deepspeed":
+        recorder.print("one process has nothing to shard with: engine.type plain does the same work with less overhead")
     samples = data_rules.make_training_samples(config, data.train)
     _say_what_is_mixed(recorder, data.train, samples)
     probe = Probe.from_config(config, data)
@@ -130,10 +135,10 @@ def _build(
         _say_what_is_cut(recorder, probe.config, probe.data)
     streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
     state, stream_states = TrainState(), dict[str, Tensor]()
-    memory = engine.model.backbone.empty_memory(len(streams), config.model.mem_len).to(device)
+    memory = None
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
     if restored is not None:
-        state, memory, stream_states = restored.state, restored.memory.to(device), restored.stream_states
+        state, memory, stream_states = restored.state, restored.memory, restored.stream_states
         recorder.print(f"resuming from step {state.step} of {max_steps}")
         for difference in restored.differences:
             recorder.print(f"not the checkpoint's layout, so results match only within rounding: {difference}")
@@ -144,7 +149,9 @@ def _build(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
         if state.skipped_windows
         else samples,
-        config.objective.collator(data.tokenizer, seed=config.seed),
+        copied_ahead(
+            with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model), device
+        ),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )
@@ -174,7 +181,8 @@ def _build(
         fence=mine.check,
         before_commit=recorder.sync,
     )
-    saver.reserve(engine, streams=streams, memory=memory, stream_states=callbacks.stream_states(streams))
+    memories = _place_memory(config, engine, memory, sizes=[len(streams) for streams in micro_batches])
+    saver.reserve(engine, streams=streams, memory=memories, stream_states=callbacks.stream_states(streams))
     distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
 
     return Run(
@@ -187,14 +195,28 @@ def _build(
         samples=samples,
         streams=streams,
         state=state,
-        memory=list(torch.split(memory, [len(m) for m in micro_batches], dim=1)),
+        memory=memories,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
-        peak_flops=distributed.all_reduce_sum([peak_flops(device, memory.dtype)])[0],
+        peak_flops=distributed.all_reduce_sum([peak_flops(device, memories[0].dtype)])[0],
         flops_per_token=flops_per_token,
         saver=saver,
         callbacks=callbacks,
     )
+
+
+def _place_memory(config: RunConfig, engine: Engine, memory: Tensor | None, *, sizes: list[int]) -> Sequence[Tensor]:
+    """Place the streams' memory, zeros if None, where the config wants it: one tensor for each micro-batch."""
+    backbone, mem_len, on_host = engine.model.backbone, config.model.mem_len, config.engine.memory_device == "host"
+    if memory is None and on_host:
+        memory = backbone.empty_memory(0, mem_len).cpu()
+        memory = memory.new_zeros(()).expand(len(memory), sum(sizes), *memory.shape[2:])
+    elif memory is None:
+        memory = backbone.empty_memory(sum(sizes), mem_len)
+    parts = torch.split(memory, sizes, dim=1)
+    if on_host:
+        return HostMemories(parts, engine.device)
+    return [part.to(engine.device) for part in parts]
 
 
 def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:

@@ -43,7 +43,7 @@ def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
     saver = Saver(folder, CheckpointConfig(**config))
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     state = TrainState(step=step, tokens=step * 63, wandb_id="abc", skipped_windows=[(3, 5)])
-    saver.start(state, run.engine, streams=streams, memory=torch.cat(run.memory, dim=1))
+    saver.start(state, run.engine, streams=streams, memory=run.memory)
     if failure := saver.wait():
         raise CheckpointError(failure)
     return folder / f"step-{step:08d}"

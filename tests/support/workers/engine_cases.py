@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from reference_lamb import albert_model, gated_model
 from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
+from torch.utils._python_dispatch import TorchDispatchMode
 from two_rules import TWO_RULES
 
 from xlpretrain import distributed
-from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig
+from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig, options_on_gpus
+from xlpretrain.engine.zero import norm_by_group
 from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
@@ -145,6 +147,35 @@ def activation_checkpointing(config: EngineConfig) -> Any:
     return {"without": losses(config, steps=3), "with": losses(with_it, steps=3)}
 
 
+class _Operations(TorchDispatchMode):
+    """Counts all operations, views too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def on_gpus(config: EngineConfig) -> Any:
+    """With the options and the norm that GPUs have, and the operations of an update."""
+    assert isinstance(config, DeepSpeedConfig)
+    options = {"zero_optimization": options_on_gpus(config.actual_stage, num_ranks=2)}
+    run = training(config.model_copy(update={"deepspeed": options}), num_streams=7, num_micro_batches=2)
+    norm_by_group(run.engine._zero)
+    found = {"without": losses(config, steps=5), "with": run.steps(0, 5), "names": sorted(run.engine.shapes)}
+    update = run.engine.update
+    operations = _Operations()
+
+    def counted(lr: float) -> Any:
+        with operations:
+            return update(lr)
+
+    run.engine.update = counted
+    run.steps(5, 6)
+    return {**found, "operations": operations.count}
+
+
 def compiled(config: EngineConfig) -> Any:
     both = config.model_copy(update={"compile": True, "activation_checkpointing": True})
     run = training(both, num_streams=7, num_micro_batches=2)
@@ -172,6 +203,7 @@ DEFAULT = {
     "gradient": (gradient, _pick("zero 0 fp32", "plain bf16", "zero 1 bf16", "zero 2 bf16", "zero 3 bf16")),
     "evaluation": (evaluation, _pick("zero 1 bf16", "zero 3 fp32, all sharded")),
     "activation_checkpointing": (activation_checkpointing, _pick("zero 2 fp32")),
+    "on_gpus": (on_gpus, _pick("zero 1 bf16")),
 }
 FULL = {
     **{case: (measure, ALL) for case, (measure, _) in DEFAULT.items()},
@@ -181,6 +213,7 @@ FULL = {
     "lamb_on_flat_slices": (lamb_on_flat_slices, _pick("zero 1 fp32", "zero 2 fp32")),
     "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, FP32),
     "uncorrected_adamw": (uncorrected_adamw, FP32),
+    "on_gpus": (on_gpus, _pick("zero 1 fp32", "zero 2 fp32", "zero 1 bf16")),
     "two_rules": (two_rules, ALL | MANY_SUB_GROUPS),
 }
 TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {

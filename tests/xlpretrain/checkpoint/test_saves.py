@@ -37,7 +37,7 @@ def saver(folder: Path, *, fence: Callable[[], None] = lambda: None, owner: int 
 
 
 def begin_to_save(saver: Saver, run: Training, step: int) -> None:
-    saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=torch.cat(run.memory, dim=1))
+    saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=run.memory)
 
 
 def state_with_best(value: float) -> TrainState:
@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 def test_a_save_holds_the_state_of_its_step_whatever_the_loop_does_meanwhile(tmp_path: Path, run: Training) -> None:
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None, every_steps=1)
-    behind.reserve(run.engine, streams=range(STREAMS), memory=torch.cat(run.memory, dim=1))
+    behind.reserve(run.engine, streams=range(STREAMS), memory=run.memory)
     expected, mems = whole_state(run.engine), torch.cat(run.memory, dim=1).clone()
     begin_to_save(behind, run, 1)
     run.steps(1, 4)
@@ -125,7 +125,7 @@ def test_what_an_evaluation_found_after_a_save_is_noted_in_it(tmp_path: Path, ru
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None)
     before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), state_with_best(2.0)
-    streams, memory = range(STREAMS), torch.cat(run.memory, dim=1)
+    streams, memory = range(STREAMS), run.memory
     behind.start(before, run.engine, streams=streams, memory=memory)
     assert behind.amend(after) is None  # it is still being written
     may_write.set()
@@ -307,7 +307,7 @@ def test_states_of_streams_lie_beside_the_memories_whatever_their_elements(
 ) -> None:
     states = {"odd": torch.tensor([[1, 0, 1]] * STREAMS).to(dtype), "flags": torch.arange(STREAMS) % 2 == 0}
     saving = saver(tmp_path)
-    memory = torch.cat(run.memory, dim=1)
+    memory = run.memory
     saving.start(TrainState(step=1), run.engine, streams=range(STREAMS), memory=memory, stream_states=states)
     assert saving.wait() is None
     again = begin(PLAIN, seed=1)

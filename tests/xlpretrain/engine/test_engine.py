@@ -178,6 +178,17 @@ def test_activation_checkpointing_changes_no_bit(measured: Numbers) -> None:
         assert found["with"] == found["without"], name
 
 
+def test_what_is_chosen_on_gpus_changes_the_rounding_of_the_norm_alone(measured: Numbers) -> None:
+    for name, found in measured["on_gpus"].items():
+        assert _largest_difference(found["with"], found["without"]) < 1e-6, name
+
+
+def test_an_update_in_bf16_takes_few_operations_for_each_parameter(measured: Numbers) -> None:
+    """On GPUs: DeepSpeed itself checks and measures each gradient, by 15 operations and views more."""
+    found = measured["on_gpus"]["zero 1 bf16"]
+    assert found["operations"] < 150 + 5 * len(found["names"])
+
+
 def test_nothing_is_compiled_and_nothing_is_printed(measured: Numbers) -> None:
     assert not measured["extensions"]
     assert measured["printed"] == ""
@@ -263,6 +274,7 @@ def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys
         "grad_dtype": "fp32",
         "activation_checkpointing": False,
         "compile": False,
+        "deterministic": False,
     }
     printed = capsys.readouterr().err
     assert "warning: my.yaml: engine.zero_stage means nothing here and is ignored; remove it\n" in printed

@@ -62,6 +62,25 @@ def test_going_on_is_as_if_nothing_had_happened(
     assert cut == whole
 
 
+def test_memories_may_move_between_device_and_host(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
+    config = commands.write_config(
+        tmp_path / "tiny.yaml",
+        tiny_dataset,
+        engine={"type": "plain", "precision": "fp32"},
+        schedule={"type": "cosine", "warmup_steps": 2, "total_steps": 6},
+        wandb={"mode": "disabled"},
+        max_steps=6,
+        **RUNS["permutation"],
+    )
+    host = "engine.memory_device=host"
+    for overrides in (["name=one"], ["name=two", host, "max_steps=2"], ["name=two", host, "max_steps=4"], ["name=two"]):
+        assert main([str(config), *overrides]) == 0
+    one, two = (commands.curve(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert {step: row[:3] for step, row in one.items()} == {step: row[:3] for step, row in two.items()}
+    assert one[6] == two[6]  # the attempts before it ended with evaluations of their own
+
+
 @pytest.mark.full
 def test_stopped_and_killed_on_two_ranks_it_resumes_in_every_bit(tiny_dataset: Path, tmp_path: Path, changes: dict):
     engine = {"type": "deepspeed", "zero_stage": 2, "precision": "bf16"}

@@ -1,5 +1,7 @@
 """-log p(target) over a vocabulary, computed in chunks, so that at most one chunk of logits is in memory.
 
+CPUs process a chunk in pieces that fit the cache; other devices, and compiled code, process it whole (`device_loss`).
+
 Shapes: N positions, D width, V vocabulary; c rows of a chunk, p rows of a piece of a chunk.
 """
 
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from xlpretrain.models.kernels.device_loss import device_loss
 
 _LOGITS = 2**24
 """Approximate number of logits in a chunk: 32 MB in bf16. A single chunk is kept for the backward pass."""
@@ -24,6 +28,8 @@ def chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_ND, weight_VD, bias_V = (tensor.to(dtype) for tensor in (hidden_ND, weight_VD, bias_V))
+    if device != "cpu" or torch.compiler.is_compiling():
+        return device_loss(hidden_ND, weight_VD, bias_V, targets_N)
     nll_N: Tensor = ChunkedLoss.apply(hidden_ND, weight_VD, bias_V, targets_N)  # type: ignore[no-untyped-call]
     return nll_N
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import CallbackConfig
 from xlpretrain.data.samples import SampleSource
+from xlpretrain.engine.host_copy import HostCopy
 from xlpretrain.evaluation.held_out import EvaluatedModel, Pause
 from xlpretrain.models.pretraining_model import Batch, Loss
 from xlpretrain.tracking.metrics_file import Metrics
@@ -85,15 +86,21 @@ class MicroBatch:
 class CompletedStep:
     """One update. step: the number of completed steps. sums: this rank's sum of each loss term, on the device.
 
-    counts: number of predictions of each loss term, over all ranks. grad_norm: global, before clipping; not finite if
-    the update was skipped.
+    counts: number of predictions of each loss term, over all ranks. norm: the gradient norm as it comes from the
+    device. host_sums: `sums` as they come from the device; reading one waits for the step's forward passes only.
     """
 
     step: int
     sums: Mapping[str, Tensor]
     counts: Mapping[str, int]
-    grad_norm: float
+    norm: HostCopy
     lr: float
+    host_sums: Mapping[str, HostCopy]
+
+    @property
+    def grad_norm(self) -> float:
+        """Global gradient norm before clipping; not finite if the update was skipped. Reading it waits for the step."""
+        return float(self.norm)
 
 
 @dataclass(frozen=True)

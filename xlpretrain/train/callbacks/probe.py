@@ -18,6 +18,7 @@ from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import hash_ints
 from xlpretrain.engine import Engine
+from xlpretrain.engine.batch_copies import copied_ahead
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
@@ -87,7 +88,8 @@ class Probe:
         config, rank = self.config, distributed.rank()
         streams = distributed.streams_of(rank, distributed.world_size(), config.global_batch_size)
         samples = make_training_samples(config, self.data.train)
-        loader = Loader(samples, config.objective.collator(self.data.tokenizer, seed=config.seed), [streams])
+        collate = copied_ahead(config.objective.collator(self.data.tokenizer, seed=config.seed), engine.device)
+        loader = Loader(samples, collate, [streams])
         memory = [engine.model.backbone.empty_memory(len(streams), 0)]
         assert config.max_steps is not None, "`from_config` sets it"
         for step, batches in enumerate(paused(loader.steps(start=0, stop=config.max_steps), pause)):

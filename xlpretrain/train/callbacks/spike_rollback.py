@@ -29,25 +29,26 @@ class SpikeRollback(Callback):
         self.rollbacks = 0
         self.recent_losses: list[float] = []
         self._config, self._max_steps = context.config, context.max_steps
-        self._loss: float | None = None  # this rank's part of the last step's loss, until agreed
+        self._last: CompletedStep | None = None  # until its loss is agreed
         self._before_spike: list[float] | None = None
 
     def after_step(self, done: CompletedStep) -> None:
-        """Keep this rank's part of the loss, only if needed, since reading it synchronizes with the device."""
-        if self._config.spike.threshold is None or done.step >= self._max_steps:
-            return
-        weights = self._config.objective.weights
-        self._loss = sum(weights[term] * float(s) / max(done.counts[term], 1) for term, s in done.sums.items())
+        """Keep the step, if its loss is needed."""
+        if self._config.spike.threshold is not None and done.step < self._max_steps:
+            self._last = done
 
     def numbers(self, step: int) -> Sequence[float]:
-        """This rank's part of the last step's loss."""
-        return [self._loss or 0.0]
+        """This rank's part of the last step's loss. A device meanwhile works on the step's backward pass."""
+        last, weights = self._last, self._config.objective.weights
+        if last is None:
+            return [0.0]
+        return [sum(weights[term] * float(s) / max(last.counts[term], 1) for term, s in last.host_sums.items())]
 
     def agreed(self, step: int, sums: Sequence[float]) -> RollBack | None:
         """Request a rollback if the last step's loss is a spike. Raises `TrainingError` after too many of them."""
-        if self._loss is None:
+        if self._last is None:
             return None
-        self._loss, self._before_spike = None, None
+        self._last, self._before_spike = None, None
         spike, before = self._config.spike, self.recent_losses
         self.recent_losses = [*before, sums[0]][-spike.window :]
         if not is_spike(sums[0], before, spike):
