@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from xlpretrain import distributed
+from xlpretrain.errors import ConfigError, XLPretrainError
 from xlpretrain.extras import how_to_install, is_missing
+from xlpretrain.models.attention import Attention, Implementation, RelativeAttention
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.fused.reference import attention_written_down
 from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
+from xlpretrain.schema import format_problems
 
 _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 4e-2}
 """Largest difference from the formula in fp32, as a share of the largest number; fp32 may be rounded to TF32."""
@@ -29,6 +34,45 @@ class Kind(NamedTuple):
     """Dropout of the weights."""
     causal: bool
     """A causal decoder; otherwise two streams with segments and samples read in either direction."""
+
+
+def choose_attention(
+    model: nn.Module, wanted: Implementation | None, *, device: torch.device, dtype: torch.dtype
+) -> Implementation | None:
+    """Set the implementation of a model's attention, and return it. None: as it was, by default chosen by device.
+
+    Fused attention is chosen for relative attention on a GPU that has it, once a small case agrees with the formula
+    there; if it does not, the reason is printed.
+
+    Args:
+        wanted: the implementation that was asked for; None: the best.
+        dtype: of the weights in forward and backward.
+
+    Raises:
+        ConfigError: `fused` was asked for where it cannot run.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    relative = [module for module in attentions if isinstance(module, RelativeAttention)]
+    if wanted == "fused":
+        if problem := _problem(relative, device, dtype):
+            raise ConfigError(format_problems("engine", [("attention", f"fused: {problem}; use null")]))
+    elif wanted is None and device.type == "cuda" and relative and why_not(device) is None:
+        problem = _problem(relative, device, dtype)
+        if problem is None:
+            wanted = "fused"
+        elif distributed.rank() == 0:
+            print(f"Fused attention is not used: {problem}", flush=True)
+    if wanted is not None:
+        for module in attentions:
+            module.implementation = wanted
+    return wanted
+
+
+def _problem(relative: Sequence[RelativeAttention], device: torch.device, dtype: torch.dtype) -> str | None:
+    if not relative:
+        return "only relative attention has such a kernel (Transformer-XL, XLNet)"
+    one = relative[0]
+    return why_not(device) or fault(device, Kind(dtype, one.d_head, one.dropout.p, causal=not one.bidirectional))
 
 
 def why_not(device: torch.device) -> str | None:
@@ -55,7 +99,13 @@ def fault(device: torch.device, kind: Kind) -> str | None:
     try:
         difference = _difference(device, kind)
     except Exception as error:  # anything that a compiler or a driver may raise
-        return f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            torch.zeros(1, device=device).tolist()
+        except RuntimeError:
+            text = f"fused attention left {device} in a state of error ({reason}); set engine.attention to sdpa"
+            raise XLPretrainError(text) from error
+        return reason
     if difference <= _LIMITS[kind.dtype]:
         return None
     return f"differs from the formula by {difference:.1e} (at most {_LIMITS[kind.dtype]:.0e} is rounding)"
