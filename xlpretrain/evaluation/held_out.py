@@ -25,6 +25,7 @@ from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
+from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.tracking.metrics_file import Metrics
 
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
@@ -228,7 +229,8 @@ def evaluate(
         task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
-    collate = copied_ahead(objective.collator(task.tokenizer, seed=_SEED), model.device)
+    collate = with_target_clusters(objective.collator(task.tokenizer, seed=_SEED), model.backbone)
+    collate = copied_ahead(collate, model.device)
     loader = Loader(samples, collate, [streams])
 
     # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.

@@ -112,6 +112,10 @@ class Backbone(nn.Module, ABC):
     init_std: float
     """Standard deviation of initial weights, for the backbone and the heads built on it."""
 
+    cluster_edges: tuple[int, ...] = ()
+    """First token of each cluster of the output layer's adaptive softmax, and the size of the vocabulary; empty without
+    one."""
+
     activation_checkpointing: bool = False
     """True to recompute each layer in the backward pass instead of keeping its activations; set by the engine."""
 

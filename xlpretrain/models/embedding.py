@@ -165,18 +165,19 @@ class VocabularySoftmax(OutputLayer):
             nll = self._nll(0, hidden, self._weights()[0], targets)
         if not accuracy:
             return nll, None
-        scores = self.log_probs if self.num_tails else partial(self._logits, 0)  # V numbers per position, so in chunks
+        # V numbers per position, so in chunks
+        scores = self.log_probs if self.num_tails else partial(self._logits, 0, weights=self._weights()[0])
         likeliest = [scores(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS_OF_LOG_PROBS)]
         return nll, torch.cat(likeliest) == targets
 
     def log_probs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """log p of every token, fp32."""
         head_size = self.edges[1]
-        head = F.log_softmax(self._logits(0, hidden), dim=-1)
-        tails = [
-            head[:, head_size + tail, None] + F.log_softmax(self._logits(tail + 1, hidden), dim=-1)
-            for tail in range(self.num_tails)
-        ]
+        head, *tails = (
+            F.log_softmax(self._logits(cluster, hidden, weights), dim=-1)
+            for cluster, weights in enumerate(self._weights())
+        )
+        tails = [head[:, head_size + tail, None] + log_probs for tail, log_probs in enumerate(tails)]
         return torch.cat([head[:, :head_size], *tails], dim=-1)
 
     def flops_per_token(self) -> float:
@@ -191,12 +192,13 @@ class VocabularySoftmax(OutputLayer):
 
     def _adaptive_nll(self, hidden: Float[Tensor, "N D"], clusters: TargetClusters) -> Float[Tensor, " N"]:
         """Every tail is computed, even without targets: under ZeRO-3 all ranks must use the same parameters."""
-        states = hidden.index_select(0, clusters.positions).split(clusters.sizes)
+        sizes = list(clusters.sizes)
+        states = torch.split(hidden.index_select(0, clusters.positions), sizes)
         head, *tails = self._weights()
         nll = self._nll(0, hidden, head, clusters.head)
         of_tails = [
             self._nll(tail + 1, *inputs)
-            for tail, inputs in enumerate(zip(states, tails, clusters.within.split(clusters.sizes), strict=True))
+            for tail, inputs in enumerate(zip(states, tails, torch.split(clusters.within, sizes), strict=True))
         ]
         return nll.index_add(0, clusters.positions, torch.cat(of_tails))
 
@@ -204,9 +206,9 @@ class VocabularySoftmax(OutputLayer):
         """-log p within a cluster, fp32."""
         return chunked_loss(self._project(cluster, hidden), *weights, targets)
 
-    def _logits(self, cluster: int, hidden: Tensor) -> Tensor:
+    def _logits(self, cluster: int, hidden: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         """fp32 logits of one cluster's tokens; the first cluster's are followed by those of the other clusters."""
-        return F.linear(self._project(cluster, hidden), *self._weights()[cluster]).float()
+        return F.linear(self._project(cluster, hidden), *weights).float()
 
     def _weights(self) -> list[tuple[Tensor, Tensor]]:
         """For each cluster, the vectors and biases that give its logits."""
@@ -215,9 +217,9 @@ class VocabularySoftmax(OutputLayer):
         if self.cluster_weight is None or self.cluster_bias is None:
             return [(weights[0], self.bias)]
         sizes = [end - start for start, end in pairwise(self.edges)]
-        # Their gradients are joined by `split`; slices would each give one of the whole table.
-        (first, *others) = weights[0].split(sizes) if len(weights) == 1 else weights
-        (first_bias, *other_biases) = self.bias.split(sizes)
+        # Their gradients are joined by `torch.split`; slices would each give one of the whole table.
+        (first, *others) = torch.split(weights[0], sizes) if len(weights) == 1 else weights
+        (first_bias, *other_biases) = torch.split(self.bias, sizes)
         head = torch.cat([first, self.cluster_weight]), torch.cat([first_bias, self.cluster_bias])
         return [head, *zip(others, other_biases, strict=True)]
 

@@ -125,6 +125,8 @@ class TransformerXL(StackedBackbone):
         )
         super().__init__(config, embedding, config.attention(bidirectional=False), inner_dropout=config.dropout)
         self.config = config
+        if config.adaptive_cutoffs:
+            self.cluster_edges = (0, *config.adaptive_cutoffs, vocab_size)
         self.positions = config.positions.build(config.d_model, max_positions=None)
         self.clamp_len = config.longest_distance
         self.same_length = config.same_length

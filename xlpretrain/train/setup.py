@@ -150,7 +150,8 @@ def _build(
         if state.skipped_windows
         else samples,
         copied_ahead(
-            with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model), device
+            with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model.backbone),
+            device,
         ),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",

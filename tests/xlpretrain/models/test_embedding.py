@@ -48,6 +48,33 @@ def test_narrowing_vectors_are_projected_table_by_table():
         torch.testing.assert_close(vectors[row, column], expected)
 
 
+@pytest.mark.parametrize("tokens", [[[0, 16, 5], [8, 9, 4]], [[1, 2, 3]], [[]]], ids=["all", "first cluster", "none"])
+def test_a_device_gives_the_same_vectors_and_gradients(tokens, monkeypatch):
+    """There no shape depends on the tokens."""
+    embedding, _ = _build(cutoffs=(5, 9), div_val=2)
+    tokens = torch.tensor(tokens, dtype=torch.int64)
+    towards, found = torch.randn(*tokens.shape, 8), []
+    for on_device in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda on_device=on_device: on_device)
+        vectors = embedding(tokens)
+        found.append([vectors, *torch.autograd.grad((vectors * towards).sum(), list(embedding.parameters()))])
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_device_gives_the_same_losses_and_gradients(keys, monkeypatch):
+    embedding, output = _build(**keys)
+    hidden, targets, towards = torch.randn(40, 8, requires_grad=True), torch.randint(17, (40,)), torch.rand(40)
+    inputs, found = [hidden, *output.parameters(), *embedding.parameters()], []
+    for on_device in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda on_device=on_device: on_device)
+        nll, _ = output(hidden, targets)
+        found.append([nll, *torch.autograd.grad((nll * towards).sum(), inputs, allow_unused=True)])
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_width_is_a_plain_lookup():
     embedding, _ = _build(cutoffs=(5, 9))
     tokens = torch.tensor([[3, 16]])

@@ -99,14 +99,23 @@ def _rows(num_logits: int, weight_VD: Tensor) -> int:
     return max(1, num_logits // weight_VD.shape[0])
 
 
-@torch.library.custom_op("xlpretrain::device_loss", mutates_args=())
+@torch.library.custom_op(
+    "xlpretrain::device_loss",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor weight, Tensor bias, Tensor targets) -> (Tensor, Tensor, Tensor)",
+)
 def _compiled_loss(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _forward(hidden_ND, weight_VD, bias_V, targets_N)
 
 
-@torch.library.custom_op("xlpretrain::device_loss_backward", mutates_args=())
+@torch.library.custom_op(
+    "xlpretrain::device_loss_backward",
+    mutates_args=(),
+    schema="(Tensor towards, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, Tensor log_probs, Tensor kept)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 def _compiled_backward(
     towards_N: Tensor,
     hidden_ND: Tensor,
@@ -121,7 +130,7 @@ def _compiled_backward(
 
 @_compiled_loss.register_fake
 def _(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    kept = torch.sym_min(targets_N.shape[0], _rows(_LOGITS, weight_VD))
+    kept = torch.sym_min(targets_N.shape[0], _rows(_LOGITS, weight_VD))  # type: ignore[no-untyped-call]
     log_probs_N1 = hidden_ND.new_empty(targets_N.shape[0], 1, dtype=torch.float32)
     return log_probs_N1.new_empty(targets_N.shape[0]), log_probs_N1, hidden_ND.new_empty(kept, weight_VD.shape[0])
 
