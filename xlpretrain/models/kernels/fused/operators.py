@@ -215,11 +215,11 @@ class _Call:
         along = (self.keys, tile.keys) if program == "backward_keys" else (self.queries, tile.queries)
         grid = (-(-along[0] // along[1]) * self.samples * self.heads,)
         getattr(programs, program)[grid](
-            *inputs, *self.places, *results, *self.numbers, **self.constants, **constants(tile, self.width, self.dtype)
+            *inputs, *self.places, *results, *self.numbers, **self.constants, **constants(tile, self.width)
         )
 
 
-def constants(tile: Tile, width: int, dtype: torch.dtype) -> dict[str, Any]:
+def constants(tile: Tile, width: int) -> dict[str, Any]:
     """The compile-time arguments of a program that depend on the width of a head and the tile."""
     # As torch's own products: fp32 (three products of TF32 each), or TF32 where that is allowed. Of no effect on bf16.
     precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -101,6 +101,21 @@ def test_checkpointed_layers_drop_the_same_weights():
         assert torch.equal(with_it, without)
 
 
+def test_a_compiler_takes_it_without_a_break():
+    config = XLNetConfig(**{**TINY, "num_layers": 1}, attention_dropout=0.0)
+    found = []
+    for compiled in (True, False):
+        model = build(config, "fused").train()
+        if compiled:
+            torch._dynamo.reset()
+            model.layers[0].compile(fullgraph=True, backend="aot_eager")
+        hidden, _ = model(two_streams(), model.empty_memory(SAMPLES, MEMORY))
+        hidden.predictions.square().sum().backward()
+        found.append([hidden.predictions, *(p.grad for p in model.layers.parameters())])
+    for ours, eager in zip(*found, strict=True):
+        assert torch.allclose(ours, eager, rtol=1e-4, atol=1e-6)
+
+
 def test_on_an_accelerator_it_is_one_operation_each_way():
     model = build(XLNetConfig(**TINY), "fused", "meta").train()
     with counted() as operations:

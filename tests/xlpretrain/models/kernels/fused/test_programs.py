@@ -162,6 +162,15 @@ def test_no_gradient_reaches_what_a_query_does_not_see(seed: int):
     assert d_value.any() or unseen_BK.all()
 
 
+@pytest.mark.full
+def test_the_operators_are_what_torch_expects_of_one():
+    case = random_case(4)
+    arguments = [x if x is None else x.requires_grad_() for x in case.arguments(torch.float32)]
+    view, seed = case.view, torch.tensor([1, 2], dtype=torch.int32)
+    settings = view.queries, view.keys, seed, 0.5, 0.3, view.num_tokens, view.window, view.not_own
+    torch.library.opcheck(torch.ops.xlpretrain.fused_relative_attention, (*arguments, *settings))
+
+
 def test_dropout_keeps_its_share_and_rows_are_unrelated():
     weights = torch.empty(2, 3, 64, 512)
     seeds = torch.tensor([[1, 2], [3, 2], [1, 3]], dtype=torch.int32)
