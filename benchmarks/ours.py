@@ -14,7 +14,7 @@ from xlpretrain.engine import Engine
 from xlpretrain.engine.config import ENGINES
 from xlpretrain.models import MODELS
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.packing import valid_tokens
+from xlpretrain.models.kernels.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
 from xlpretrain.objectives.base import Objective
@@ -122,8 +122,14 @@ def make_batch(case: Case, objective: Objective) -> Batch:
         (term,) = objective.terms
         return Batch(inputs, {term: answers, f"{term}_positions": torch.arange(at.numel())}, {term: at.numel()})
     valid = np.ones(shape, dtype=bool)
+    valid_at, valid_from = valid_tokens(valid)
     inputs = BackboneInput(
-        tokens, remembered, attention_mask=torch.from_numpy(valid), segments=segments, **valid_tokens(valid)
+        tokens,
+        remembered,
+        attention_mask=torch.from_numpy(valid),
+        valid_at=valid_at,
+        valid_from=valid_from,
+        segments=segments,
     )
     flat = (at + torch.arange(case.rows)[:, None] * case.seq_len).flatten()
     _, task = objective.terms

@@ -52,7 +52,7 @@ class Part:
 
 PARTS = (
     Part("device", "device, versions and measured peaks", "benchmarks.gpu.device:run", 40, checks=False),
-    Part("kernels", "implementations of attention", "benchmarks.gpu.kernels:run", 75),
+    Part("kernels", "implementations of attention", "benchmarks.gpu.kernels:run", 90),
     Part("equivalence", "every path of the device against the CPU's", "benchmarks.gpu.equivalence:run", 75),
     Part("commands", "the real commands; two runs and a resume", "benchmarks.gpu.commands:run", 100),
     Part("bits", "engine.deterministic: equality, and its cost", "benchmarks.gpu.variants:deterministic", 60),

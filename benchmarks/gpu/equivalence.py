@@ -13,7 +13,7 @@ from benchmarks.cases import MODELS, Case, case
 from benchmarks.gpu import device as of_device
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.reference import errors, exact, gradients, implementations, use_attention, without_samples
-from benchmarks.gpu.tables import single_process
+from benchmarks.gpu.tables import clustered, single_process
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain import distributed
 from xlpretrain.engine import PlainConfig
@@ -56,7 +56,7 @@ def compare_gradients(record: Record, name: str, of: Case, keys: dict[str, Any])
     """Compare the loss and the gradients of a case, with each implementation of attention, with and without padding."""
     model, objective = pretraining_model(of, model_keys=keys)
     model = model.to(DTYPES[of.precision]).train()
-    batch, mems = make_batch(of, objective), _memory(model, of)
+    batch, mems = clustered(make_batch(of, objective), model), _memory(model, of)
     there = pretraining_model(of, model_keys=keys)[0].to(of_device.device(), DTYPES[of.precision]).train()
     place = of_device.device()
     for what, of_batch in {"": batch, ", padded": _padded(batch)}.items():

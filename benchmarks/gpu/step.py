@@ -41,7 +41,7 @@ def run(record: Record, *, toy: bool) -> None:
         record.row(
             TABLE,
             model=f"{model} {of.rows} x {of.seq_len} + {of.mem_len}",
-            operations=f"{work.forward} + {work.backward}",
+            operations=f"{work.forward} + {work.backward} + {work.update}",
             launches=_launches(step),
             **{"kept, MiB a sample": work.kept_bytes / 2**20 / of.rows},
             **_memory(engine, batch, of, step),

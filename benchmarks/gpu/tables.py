@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from benchmarks.cases import MODELS, Case, case
 from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine import PlainConfig
+from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.optim import OPTIMIZERS
 
 META = torch.device("meta")
@@ -25,14 +27,16 @@ ROWS = 32
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of the second micro-batch of a step (views and allocations not counted), and bytes kept."""
+    """Operations of the second micro-batch and of the update (views and allocations not counted), and bytes kept."""
 
     forward: int
     backward: int
     """Including the sum of the gradients with those of the first micro-batch."""
+    update: int
+    """Norm, clipping, optimizer, and the copy of the weights to the data type that the model computes in."""
     kept_bytes: int
     from_cpu: tuple[str, ...]
-    """Operations of both that read a CPU tensor or made one."""
+    """Operations of all three that read a CPU tensor or made one."""
 
 
 def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | None = None) -> Work:
@@ -43,7 +47,7 @@ def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | 
     with single_process():
         config = PlainConfig(precision=of.precision)
         engine = config.build(model, settings, num_micro_batches=2, weights=objective.weights, device=META)
-        batch = make_batch(of, objective).to(META)
+        batch = clustered(make_batch(of, objective), model).to(META)
         mems = model.backbone.empty_memory(of.rows, of.mem_len)
         kept = kept_bytes(lambda: engine.forward(batch, mems), without=model.parameters())
         engine.start_step(batch.counts)
@@ -52,8 +56,16 @@ def work_of(of: Case, *, optimizer: str = "adamw", model_keys: dict[str, Any] | 
             loss, _ = engine.forward(batch, mems)
         with counted() as backward:
             engine.backward(loss)
-    from_cpu = (*forward.from_cpu, *backward.from_cpu)
-    return Work(forward.total, backward.total, kept, from_cpu)
+        engine.update(1e-5)
+        with counted() as update:
+            engine.update(1e-5)
+    from_cpu = (*forward.from_cpu, *backward.from_cpu, *update.from_cpu)
+    return Work(forward.total, backward.total, update.total, kept, from_cpu)
+
+
+def clustered(batch: Batch, model: PretrainingModel) -> Batch:
+    """The batch as the collator makes it for the model: with the clusters of targets, if it has an adaptive softmax."""
+    return with_target_clusters(lambda samples: batch, model.backbone)([])
 
 
 @contextmanager
@@ -66,17 +78,27 @@ def single_process() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def rows() -> list[dict[str, Any]]:
-    """One row for each model of base size, in bf16, dropout on."""
-    found = []
+def cases() -> Iterator[tuple[str, Case, dict[str, Any]]]:
+    """The base models; Transformer-XL also with the adaptive softmax and the vocabulary of WikiText-103."""
     for model in MODELS:
         of = case(model, "base", rows=ROWS, precision="bf16", threads=1)
-        work = work_of(of)
+        yield model, of, {}
+        if model == "transformer_xl":
+            cutoffs = (20000, 40000, 200000)
+            yield f"{model}, adaptive", replace(of, vocab_size=267735), {"adaptive_cutoffs": cutoffs}
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row for each case, in bf16, dropout on."""
+    found = []
+    for name, of, keys in cases():
+        work = work_of(of, model_keys=keys)
         found.append(
             {
-                "model": f"{model}, {of.rows} x {of.seq_len}" + (f" + {of.mem_len}" if of.mem_len else ""),
+                "model": f"{name}, {of.rows} x {of.seq_len}" + (f" + {of.mem_len}" if of.mem_len else ""),
                 "forward": work.forward,
                 "backward": work.backward,
+                "update": work.update,
                 "kept, MiB a sample": f"{work.kept_bytes / 2**20 / of.rows:,.0f}",
                 "kept, bytes / (tokens x layers x d_model)": (
                     f"{work.kept_bytes / (of.rows * of.seq_len * of.num_layers * of.d_model):.1f}"

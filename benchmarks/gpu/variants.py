@@ -16,6 +16,7 @@ from benchmarks.gpu.reference import errors, gradients
 from benchmarks.ours import build, build_engine, make_batch, pretraining_model
 from xlpretrain import distributed
 from xlpretrain.engine import PlainConfig
+from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.engine.train_step import train_step
 
 ZERO = {
@@ -35,6 +36,8 @@ def zero(record: Record, *, toy: bool) -> None:
     of = _case("bert", toy)
     plain_ms = 0.0
     for name, keys in ZERO.items():
+        if toy and "bf16" in name:
+            continue
         try:
             step, _ = build(of, engine_keys=keys)
             seconds = times_s({name: step}, repeats=2 if toy else 6, warmup=3)[name]
@@ -134,14 +137,14 @@ def _weights_after(of: Case, keys: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _check_loss(record: Record, of: Case) -> None:
-    """Check that the compiled backbone gives the loss and gradients of the eager one, in fp32."""
+    """Check that compiled layers and the compiled loss give the loss and gradients of the eager one, in fp32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model, objective = pretraining_model(replace(of, num_layers=2))
     model = model.to(device())
     batch = make_batch(of, objective).to(device())
     mems = model.backbone.empty_memory(of.rows, of.mem_len)
     right = gradients(model, batch, mems)
-    model.backbone.compile()
+    compile_regions(model, PlainConfig().compiled_modules)
     seen = errors(gradients(model, batch, mems), right)
     fine = seen.loss <= COMPILED_LOSS and seen.gradient <= 10 * COMPILED_LOSS
     record.check(f"{of.model}, compiled, fp32", fine, f"loss {seen.loss:.1e}, gradient {seen.gradient:.1e} off eager")

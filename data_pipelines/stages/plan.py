@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from xlpretrain.file_system.atomic_dirs import final_place
 from xlpretrain.file_system.atomic_files import atomic_writer
 from xlpretrain.file_system.urls import is_url
 from xlpretrain.schema import current_keys, plugins_of
+from xlpretrain.version import version_of
 
 FORMAT = 3
 """Version of the work folder's format; an unfinished build of an older version starts over."""
@@ -137,7 +137,7 @@ def make_plan(config: DataConfig, spool: Path, stages: ProgressReporter, workers
 
 def current_versions(config: DataConfig) -> tuple[str, ...]:
     """Versions of the code, libraries and plug-ins that a build's output depends on."""
-    return (str(FORMAT), *map(version, _LIBRARIES), *plugins_of(config).values())
+    return (str(FORMAT), *map(version_of, _LIBRARIES), *plugins_of(config).values())
 
 
 def describe_settings(config: DataConfig) -> Any:

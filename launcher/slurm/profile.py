@@ -58,7 +58,8 @@ class HealthCheckConfig(Section):
     """Health check of every node before ranks start."""
 
     enabled: bool = True
-    """Check the nodes: GPUs visible, run folder writable, an all-reduce over all nodes."""
+    """Check the nodes: every GPU (its number, errors that nvidia-smi reports, memory in use, a product with a known
+    result), run folder writable, an all-reduce over all nodes."""
     timeout_s: int = Field(300, gt=0)
     """Seconds allowed for the check; a node that has not answered by then fails it."""
 

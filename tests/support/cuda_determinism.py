@@ -27,7 +27,21 @@ ONE_ORDER = frozenset(
         # One result per thread.
         *("abs", "add", "addcdiv", "addcmul", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clamp"),
         *("bitwise_left_shift", "bitwise_right_shift"),
-        *("clamp_min", "clamp_max", "cos", "div", "eq", "erf", "exp", "floor_divide", "ge", "gt", "isfinite", "isinf"),
+        *(
+            "clamp_min",
+            "clamp_max",
+            "cos",
+            "div",
+            "eq",
+            "erf",
+            "exp",
+            "expm1",
+            "floor_divide",
+            "ge",
+            "gt",
+            "isfinite",
+            "isinf",
+        ),
         *("isnan", "le", "lerp", "log", "logical_and", "logical_not", "logical_or", "lt", "masked_fill", "maximum"),
         *("minimum", "mul", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "rsqrt", "rsub", "sigmoid", "silu"),
         *("silu_backward", "sin", "sqrt", "square", "sub", "tanh", "tanh_backward", "threshold", "threshold_backward"),
@@ -83,6 +97,11 @@ REPLACED = {
 }
 """Not deterministic by default; what torch uses instead under `use_deterministic_algorithms(True)`."""
 
+OVER_RANKS = frozenset(
+    {"allreduce", "broadcast", "allgather", "_allgather_base", "reduce_scatter", "_reduce_scatter_base", "reduce"}
+)
+"""Collectives, in an order that follows from NCCL's algorithm, which follows from sizes, topology and version."""
+
 REFUSED = frozenset(
     {
         *("adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "avg_pool3d_backward", "bincount"),
@@ -101,6 +120,7 @@ def sort_out(names: set[str]) -> dict[str, set[str]]:
         "one order": plain & ONE_ORDER,
         "fixed workspaces": plain & WITH_FIXED_WORKSPACES,
         "replaced": plain & set(REPLACED),
+        "over ranks": plain & OVER_RANKS,
         "refused": plain & REFUSED,
     }
     return {**groups, "unknown": plain.difference(*groups.values())}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from xlpretrain import distributed
 from xlpretrain.engine.base import Engine
-from xlpretrain.version import __version__
+from xlpretrain.version import __version__, version_of
 
 
 def layout(engine: Engine) -> dict[str, Any]:
@@ -20,13 +19,14 @@ def layout(engine: Engine) -> dict[str, Any]:
     return {
         "world_size": distributed.world_size(),
         **engine.layout,
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "device": _device_name(engine.device),
         "torch": torch.__version__,
-        "numpy": version("numpy"),  # generates data order, masks and factorization orders
+        "numpy": version_of("numpy"),  # generates data order, masks and factorization orders
         "deepspeed": None,
-        **{name: version(name) for name in engine.libraries},
+        **{name: version_of(name) for name in engine.libraries},
         "xlpretrain": __version__,
     }
 

@@ -179,7 +179,7 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
             quarantine(folder, reason)
     distributed.barrier()
     now = layout(engine)
-    before = {"deterministic": False, **manifest.layout}  # formerly not recorded
+    before = {"deterministic": False, "matmul_precision": "highest", **manifest.layout}  # formerly not recorded
     differences = [f"{key}: {then} -> {now.get(key)}" for key, then in before.items() if then != now.get(key)]
     return RestoreResult(TrainState.from_json(manifest.state), memory, differences, stream_states)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,12 @@ def copied_ahead(collate: Collate[Batch], device: torch.device) -> Collate[Batch
     return collate if device.type == "cpu" else _CopiedAhead(collate, device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CopiedBatch(Batch):
-    """A batch in pinned memory, and its copy on a device, which is complete after `copied`."""
+    """A batch in pinned memory, and its copy on a device, which is complete after the CUDA event `copied`."""
 
     copy: Batch
-    copied: torch.cuda.Event
+    copied: Any  # torch.cuda.Event, a class without instances in builds for CPUs
 
     def to(self, device: torch.device) -> Batch:
         """The copy, after telling the current stream to wait for it; the host does not wait."""
@@ -49,7 +50,7 @@ class _CopiedAhead:
     def __init__(self, collate: Collate[Batch], device: torch.device):
         self._collate = collate
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, samples: Sequence[Sample]) -> CopiedBatch:
         batch = self._collate(samples)

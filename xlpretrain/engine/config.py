@@ -110,6 +110,9 @@ class EngineConfig(Section, ABC):
     """Implementation of attention: fused (kernels of our own, for Transformer-XL and XLNet on an NVIDIA GPU), sdpa
     (torch's scaled_dot_product_attention), plain (a formula, for comparisons), or null: the best that the device has.
     """
+    matmul_precision: Literal["highest", "high"] = "highest"
+    """Precision of products of fp32 matrices on GPUs: highest (fp32) or high (TF32: 10 bits of mantissa, several times
+    as fast). With engine.precision bf16 few products are in fp32. CPUs always use fp32."""
 
     layout_keys: ClassVar[tuple[str, ...]] = ("precision", "grad_dtype", "activation_checkpointing", "compile")
     """Keys that must be equal for a resume to be bit-identical."""
@@ -133,6 +136,11 @@ class EngineConfig(Section, ABC):
         """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
         if self.deterministic:
             determinism.set_workspaces()
+
+    def set_matmul_precision(self, device: torch.device) -> None:
+        """Apply `matmul_precision` to this process, on GPUs alone: on CPUs torch would also change its products."""
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(self.matmul_precision)
 
     def build(
         self,
@@ -163,6 +171,7 @@ class EngineConfig(Section, ABC):
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
         if self.deterministic:
             determinism.use_deterministic_algorithms()
+        self.set_matmul_precision(device)
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
         attention = choose_attention(model, self.attention, device=device, dtype=DTYPES[self.precision])

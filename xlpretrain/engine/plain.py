@@ -58,7 +58,8 @@ class PlainEngine(Engine):
         masters = dict(zip(named, self._masters, strict=True))
         self._optimizer = optimizer.build(masters)
         # torch's convention for optimizers that take `found_inf`, and with 1 change nothing.
-        self._decides_on_device = device.type != "cpu" and hasattr(self._optimizer, "_step_supports_amp_scaling")
+        takes_found_inf = getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        self._decides_on_device = device.type != "cpu" and takes_found_inf
         self.groups = summarize_groups(self._optimizer, {m: name for name, m in masters.items()}, state_keys)
         self._state = Partition(
             [ParameterShard(master, 0, name, 0, master.numel()) for name, master in masters.items()],

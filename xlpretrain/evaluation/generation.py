@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlpretrain.errors import ConfigError
+from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.models.backbone import BackboneInput, OutputLayer
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 SMALLEST_TEMPERATURE = 1e-30
 """Log probabilities divided by a much smaller temperature are not finite in fp32."""
 _LONGEST_PASS = 512  # tokens of the prompt per forward pass
+_LOOK_EVERY = 16  # tokens drawn on a GPU before the host waits for them to see whether the text has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,9 @@ def sample_text(
     """Generate up to `num_tokens` tokens after a prompt.
 
     The prompt is processed in passes of up to 512 tokens, and then each token with the memory, at a constant cost per
-    token. If `mem_len` covers all tokens, the result is the same as processing the whole text each time. Uses its own
-    random generator, not torch's global one. For a single process; not for a model partitioned by ZeRO-3.
+    token; on a GPU the host waits for every 16th token only. If `mem_len` covers all tokens, the result is the same as
+    processing the whole text each time. Uses its own random generator, not torch's global one. For a single process;
+    not for a model partitioned by ZeRO-3.
 
     Args:
         model: a causal backbone, and a head whose `output` gives the logits of the next token (see
@@ -79,6 +81,7 @@ def sample_text(
 
     Raises:
         ValueError: the prompt is empty, or the head has no `output`.
+        DataError: the model predicts NaN.
     """
     if not tokens:
         raise ValueError("the prompt is empty; pass at least one token, such as the end-of-document token")
@@ -87,37 +90,59 @@ def sample_text(
         raise ValueError(f"the head {type(model.head).__name__} has no output layer `output`")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(options.seed)
+    together = 1 if device.type == "cpu" else _LOOK_EVERY
     was_training = model.training
     model.eval()
     try:
-        mems = model.backbone.empty_memory(1, mem_len)
-        unread, written, num_read = list(tokens), list[int](), 0
+        mems, num_read = model.backbone.empty_memory(1, mem_len), 0
+        for part in torch.split(torch.tensor([tokens], device=device), _LONGEST_PASS, dim=1):
+            hidden, mems = _read(model, part, mems, num_read=num_read, mem_len=mem_len)
+            num_read += part.shape[1]
+        written, token = list[int](), None
         while len(written) < num_tokens:
-            new, unread = unread[:_LONGEST_PASS], unread[_LONGEST_PASS:]
-            inputs = BackboneInput(
-                tokens=torch.tensor([new], device=device),
-                mem_valid_len=torch.tensor([min(num_read, mem_len)], device=device),
-            )
-            hidden, mems = model.backbone(inputs, mems)
-            num_read += len(new)
-            if unread:
-                continue
-            log_probs = output.log_probs(hidden.tokens[:, -1])[0]
-            token = _draw(log_probs, options, generator)
-            if token == stop:
-                break
-            written.append(token)
-            unread = [token]
+            drawn: list[Tensor] = []
+            for _ in range(min(together, num_tokens - len(written))):
+                if token is not None:
+                    hidden, mems = _read(model, token[None], mems, num_read=num_read, mem_len=mem_len)
+                    num_read += 1
+                log_probs = output.log_probs(hidden[:, -1])[0]
+                token = _draw(log_probs, options, generator)
+                drawn.append(token)
+            # The only wait for the device.
+            *found, is_nan = torch.cat([*drawn, log_probs.isnan().any()[None]]).tolist()
+            if is_nan:
+                raise DataError("the model predicts NaN: its weights are not finite; use an earlier checkpoint")
+            if stop in found:
+                return written + found[: found.index(stop)]
+            written += found
         return written
     finally:
         model.train(was_training)
 
 
-def _draw(log_probs: Float[Tensor, " V"], options: SamplingOptions, generator: torch.Generator) -> int:
+def _read(
+    model: PretrainingModel,
+    tokens: Int[Tensor, "1 T"],
+    mems: Float[Tensor, "L 1 M D"],
+    *,
+    num_read: int,
+    mem_len: int,
+) -> tuple[Float[Tensor, "1 T D"], Float[Tensor, "L 1 M D"]]:
+    """Hidden states of the next tokens, and the next memory."""
+    # Filled on the device: a number copied from the host would make it wait.
+    valid = torch.full((1,), min(num_read, mem_len), dtype=torch.int64, device=tokens.device)
+    hidden, mems = model.backbone(BackboneInput(tokens=tokens, mem_valid_len=valid), mems)
+    return hidden.tokens, mems
+
+
+def _draw(log_probs: Float[Tensor, " V"], options: SamplingOptions, generator: torch.Generator) -> Int[Tensor, " 1"]:
+    """Draw a token on the device of `log_probs`, without waiting for it."""
     if options.temperature == 0:
-        return int(log_probs.argmax())
+        return log_probs.argmax()[None]
     values, candidates = log_probs.topk(min(options.top_k or len(log_probs), len(log_probs)))
     shares = torch.softmax(values / options.temperature, dim=0)
     if options.top_p < 1:
         shares = shares.masked_fill(shares.cumsum(0) - shares >= options.top_p, 0)  # beyond the nucleus
-    return int(candidates[torch.multinomial(shares, 1, generator=generator)])
+    # The draw of torch.multinomial, whose check of its input waits for the device.
+    times = torch.empty_like(shares).exponential_(1, generator=generator)
+    return candidates.gather(0, (shares / times).argmax()[None])

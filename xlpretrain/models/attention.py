@@ -142,9 +142,8 @@ class Attention(nn.Module):
             return self._project(attended_VNH[None])
         samples = []
         for first, last in pairwise(mask.offsets.tolist()):
-            of_sample = no_mask(1, last - first, query_1VNH)
-            parts = (part[:, first:last] for part in (query_1VNH * scale, key_1VNH, value_1VNH))
-            samples.append(self._attend(*parts, of_sample))
+            query, key, value = (part[:, first:last] for part in (query_1VNH * scale, key_1VNH, value_1VNH))
+            samples.append(self._attend(query, key, value, no_mask(query.flatten(-2))))
         return torch.cat(samples, dim=1)
 
     def _project(self, attended_BQNH: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ class AttentionMask:
     """1 for queries that may attend any key, 0 for others, whose attention is zero. None: all queries may."""
     hides: bool = True
     """False if every query may attend every key."""
-    offsets: Int[Tensor, " S + 1"] | None = None
-    """The first token of each of S samples that are packed into one row, then the number of tokens; int32. A token
-    attends the tokens of its own sample, and nothing is added. None: one sample a row."""
+    offsets: Int[Tensor, " _"] | None = None
+    """The first token of each of S samples that are packed into one row, then the number of tokens: S + 1 int32. A
+    token attends the tokens of its own sample, and nothing is added. None: one sample a row."""
     longest: int = 0
     """Upper bound of the length of a packed sample."""
     view: Visibility | None = None
@@ -40,20 +40,18 @@ def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind:
     return AttentionMask(additive_mask(visible, dtype), seen)
 
 
-def no_mask(batch_size: int, num_tokens: int, like: Tensor) -> AttentionMask:
-    """The mask with which every token may attend every token: zeros that take no memory."""
-    return AttentionMask(like.new_zeros(()).expand(batch_size, num_tokens, num_tokens), hides=False)
+def no_mask(
+    tokens: Float[Tensor, "B T *D"], *, offsets: Int[Tensor, " _"] | None = None, longest: int = 0
+) -> AttentionMask:
+    """The mask with which every token may attend every token, or those of its packed sample: zeros without memory."""
+    zeros = tokens.new_zeros(()).expand(*tokens.shape[:2], tokens.shape[1])
+    return AttentionMask(zeros, None, False, offsets, longest)
 
 
 def view_of(view: Visibility, like: Tensor) -> AttentionMask:
     """The mask of all layers for fused relative attention."""
     (_, batch_size, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
     return AttentionMask(like.new_zeros(()).expand(batch_size, num_queries, num_keys), view=view)
-
-
-def packed_mask(offsets: Int[Tensor, " S + 1"], like: Tensor, *, num_tokens: int, longest: int) -> AttentionMask:
-    """The mask of samples that are packed into one row: see `AttentionMask.offsets`."""
-    return AttentionMask(like.new_zeros(()).expand(1, num_tokens, num_tokens), None, False, offsets, longest)
 
 
 def attention_mask(

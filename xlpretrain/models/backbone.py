@@ -29,7 +29,7 @@ class BackboneInput:
     valid_at: Int[Tensor, " V"] | None = None
     """The places sample * T + position of the real tokens, ascending, as found on the host: their number tells without
     a question to the device that there is no padding. None: unknown."""
-    valid_from: Int[Tensor, " B + 1"] | None = None
+    valid_from: Int[Tensor, " B+1"] | None = None
     """With `valid_at`: the index there of each sample's first token, then the number of tokens; int32."""
     segments: Int[Tensor, "B T"] | None = None
     """The segment id of each token; the memory has segment 0. None: all 0."""

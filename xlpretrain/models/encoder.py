@@ -10,7 +10,6 @@ changes (transformers: always). Poolers and sample classifiers belong to objecti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.attention import Attention
-from xlpretrain.models.attention_mask import attention_mask, mask_of, no_mask, packed_mask
+from xlpretrain.models.attention_mask import attention_mask, mask_of, no_mask
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.kernels.packing import pack, unpack
 from xlpretrain.models.kernels.sdpa import takes_packed
-from xlpretrain.models.packing import pack, unpack
 from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.parts.feed_forward import ACTIVATIONS
 from xlpretrain.models.parts.positions import AnyPositions, LearnedConfig
@@ -131,7 +130,8 @@ class Encoder(StackedBackbone):
     embedding: EncoderEmbedding
 
     packs: bool | None = None
-    """True to compute no padding where the host knows it: `packing.py`. None: where the device has a kernel for it."""
+    """True to compute no padding where the host knows it: see `kernels/packing.py`. None: if the device has a kernel
+    for that."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int):
         attention = partial(
@@ -156,7 +156,7 @@ class Encoder(StackedBackbone):
         valid_at, offsets = inputs.valid_at, inputs.valid_from
         num_valid = 0 if valid_at is None else len(valid_at)
         if num_valid == inputs.tokens.numel():
-            mask = no_mask(*inputs.tokens.shape, hidden)
+            mask = no_mask(hidden)
         elif num_valid and (takes_packed(hidden) if self.packs is None else self.packs):
             assert valid_at is not None and offsets is not None, "set together"
             return Hidden(self._packed(hidden, mems, inputs, valid_at, offsets)), mems
@@ -171,8 +171,8 @@ class Encoder(StackedBackbone):
         """The hidden states of the tokens, zero for padding, from layers that see no padding."""
         batch_size, num_tokens = inputs.tokens.shape
         packed = pack(hidden, valid_at)
-        mask = packed_mask(offsets, hidden, num_tokens=len(valid_at), longest=num_tokens)
-        one_row = replace(inputs, mem_valid_len=inputs.mem_valid_len[:1])
+        mask = no_mask(packed, offsets=offsets, longest=num_tokens)
+        one_row = BackboneInput(inputs.tokens.view(1, -1), inputs.mem_valid_len[:1])
         packed, _ = self.apply_layers(packed, mems[:, :1], one_row, mask)
         return unpack(packed, valid_at, batch_size=batch_size, num_tokens=num_tokens)
 

@@ -24,7 +24,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import LAYOUTS, LaidOut, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
-from xlpretrain.models.packing import valid_tokens
+from xlpretrain.models.kernels.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import EvaluationStreams, Objective, TrainingStreams
@@ -155,12 +155,14 @@ class ClassificationCollator:
             assert sample.pair_target is not None, "samples of `LabelledSamples`"
             length, labels[i] = len(found.tokens), sample.pair_target.label
             tokens[i, :length], segments[i, :length], valid[i, :length] = found.tokens, found.segments, True
+        valid_at, valid_from = valid_tokens(valid)
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
             mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
-            **valid_tokens(valid),
+            valid_at=valid_at,
+            valid_from=valid_from,
         )
         asked = np.flatnonzero(labels != UNLABELLED)
         targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}

@@ -12,7 +12,7 @@ import torch
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.data.tokenizers.token_layout import Ids, TokenLayout
 from xlpretrain.models.backbone import BackboneInput
-from xlpretrain.models.packing import valid_tokens
+from xlpretrain.models.kernels.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch
 
 QueryKind = Literal["stream", "masked", "second_stream"]
@@ -91,12 +91,14 @@ def collate_queries(
     if kind == "masked":
         tokens[asked] = vocabulary.mask
     stream, last = kind == "stream", kind == "second_stream"
+    valid_at, valid_from = valid_tokens(present)
     inputs = BackboneInput(
         tokens=torch.from_numpy(tokens),
         mem_valid_len=torch.tensor(mem_valid_len, dtype=torch.int64),
         attention_mask=None if stream else torch.from_numpy(present),  # causal attention hides the padding
         segments=None if stream else torch.from_numpy(segments),
-        **({} if stream else valid_tokens(present)),
+        valid_at=None if stream else valid_at,
+        valid_from=None if stream else valid_from,
         perm_rank=torch.from_numpy(asked.astype(np.int64)) if last else None,
         target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,
     )

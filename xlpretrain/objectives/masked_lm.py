@@ -25,7 +25,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, TokenLayout
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLayer
-from xlpretrain.models.packing import valid_tokens
+from xlpretrain.models.kernels.packing import valid_tokens
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, TokenScores
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.base import (
@@ -248,12 +248,14 @@ class MaskedLMCollator:
             places.append(chosen + number * self.seq_len)
             tokens[number, chosen] = self.masking.replace(answers[-1], generator)
             labels[number] = sample.pair_target.label
+        valid_at, valid_from = valid_tokens(valid)
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
             mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
             attention_mask=torch.from_numpy(valid),
             segments=torch.from_numpy(segments),
-            **valid_tokens(valid),
+            valid_at=valid_at,
+            valid_from=valid_from,
         )
         targets = {"mlm": np.concatenate(answers), "mlm_positions": np.concatenate(places)}
         counts = {"mlm": len(targets["mlm"])}

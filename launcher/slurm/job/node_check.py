@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from launcher.slurm.job import allocation
+from launcher.slurm.job import allocation, gpu_check
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def _look(run: Path, num_gpus: int) -> list[str]:
 
         if torch.cuda.device_count() < num_gpus:
             problems.append(f"found {torch.cuda.device_count()} GPUs, expected {num_gpus}")
+        problems += gpu_check.check_gpus([torch.device("cuda", i) for i in range(torch.cuda.device_count())])
     probe = run / "slurm" / f".health-{os.uname().nodename}-{secrets.token_hex(4)}.tmp"
     try:
         probe.write_text("written\n", encoding="utf-8")

@@ -7,12 +7,14 @@ cannot be compiled.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from model_cases import ENGINES, MODELS, VOCAB, batch, losses
 from torch import Tensor
@@ -22,6 +24,7 @@ from xlpretrain import distributed
 from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.engine.config import EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
+from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 STEPS = [(4, True), (3, True), (0, True), (4, False), (2, True), (1, False), (4, True)]
@@ -60,6 +63,25 @@ def _results(model: PretrainingModel, name: str, steps: list[tuple[int, bool]]) 
             yield torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def padded_on_an_accelerator() -> dict[str, int]:
+    """What is compiled for packed batches with other padding, then without any, then of one row; on the meta device."""
+    _start()
+    config, objective = MODELS["bert"]
+    device = torch.device("meta")
+    backbone = config.build(VOCAB)
+    model = PretrainingModel(backbone, objective.head(backbone)).to(device, torch.bfloat16)
+    compile_regions(model, PlainConfig().compiled_modules, backend="eager")
+    for rows, padding in [(4, 3), (4, 1), (3, 2), (0, 0), (4, 0), (3, 0), (1, 0), (2, 2)]:
+        made = batch(objective, 1, range(rows))
+        valid = np.ones(made.inputs.tokens.shape, dtype=bool)
+        valid[1:, valid.shape[1] - padding :] = False
+        inputs = dataclasses.replace(made.inputs, attention_mask=torch.from_numpy(valid), **valid_tokens(valid))
+        given = dataclasses.replace(made, inputs=inputs).to(device)
+        loss, _ = model(given, backbone.empty_memory(rows, 0))
+        torch.stack(list(loss.sums.values())).sum().backward()
+    return _counted()
+
+
 def engines(name: str, config: EngineConfig) -> dict[str, Any]:
     """The losses with and without compilation by inductor, and what was compiled."""
     _start()
@@ -82,6 +104,7 @@ def main(out: str, kind: str, *names: str) -> None:
     names = names or tuple(MODELS)
     if kind == "regions":
         found: dict[str, Any] = {name: regions(name, STEPS) for name in names}
+        found["padded"] = padded_on_an_accelerator()
         found["one row"] = regions("bert", [(2, True), (1, True), (3, True), (1, True), (4, True)])
     else:
         recomputing = PlainConfig(precision="fp32", activation_checkpointing=True)

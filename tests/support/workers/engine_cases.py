@@ -89,9 +89,11 @@ def rows_of_none(config: EngineConfig) -> Any:
     return training(config, num_streams=3, num_micro_batches=2 if distributed.world_size() == 2 else 3).steps(0, 4)
 
 
-def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None) -> Any:
-    """A step with a NaN loss, compared with a run without that step."""
+def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None, *, on_device: bool = False) -> Any:
+    """A step with a NaN loss, compared with a run without that step. on_device: the engine decides as on a GPU."""
     run, twin = (training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer) for _ in range(2))
+    if on_device:
+        run.engine._decides_on_device = twin.engine._decides_on_device = True
     assert run.steps(0, 2) == twin.steps(0, 2)
     before, updates = whole_state(run.engine), run.engine.num_updates
     ((_, norm),) = run.steps(2, 3, poisoned=2)
@@ -104,6 +106,10 @@ def no_number(config: EngineConfig, optimizer: OptimizerConfig | None = None) ->
         "goes on without it": twin.steps(3, 5),
         "updates": run.engine.num_updates,
     }
+
+
+def no_number_on_a_device(config: EngineConfig) -> Any:
+    return no_number(config, LAMB if config.precision == "fp32" else None, on_device=True)
 
 
 def no_number_with_lamb(config: EngineConfig) -> Any:
@@ -200,6 +206,7 @@ DEFAULT = {
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
     "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
+    "no_number_on_a_device": (no_number_on_a_device, _pick("plain fp32", "plain bf16")),
     "gradient": (gradient, _pick("zero 0 fp32", "plain bf16", "zero 1 bf16", "zero 2 bf16", "zero 3 bf16")),
     "evaluation": (evaluation, _pick("zero 1 bf16", "zero 3 fp32, all sharded")),
     "activation_checkpointing": (activation_checkpointing, _pick("zero 2 fp32")),
@@ -207,6 +214,7 @@ DEFAULT = {
 }
 FULL = {
     **{case: (measure, ALL) for case, (measure, _) in DEFAULT.items()},
+    "no_number_on_a_device": DEFAULT["no_number_on_a_device"],
     "losses": (losses, FP32),
     "lamb_on_albert": (lamb_on_albert, FP32),
     "lamb": (lamb, ALL | MANY_SUB_GROUPS),

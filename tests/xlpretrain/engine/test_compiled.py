@@ -22,6 +22,7 @@ def test_layers_and_loss_are_two_graphs_whatever_the_batches(models: list[str], 
     """Short last batches, micro-batches without rows, evaluations, and a shorter memory in them."""
     torchrun("compiled_cases.py", tmp_path / "found.json", "regions", *models, nproc=None)
     by_model = json.loads((tmp_path / "found.json").read_text())
+    assert by_model.pop("padded") == {"breaks": 0, "graphs": 4}, "packed, without padding, one row; and the loss"
     recompiled = by_model.pop("one row")
     assert recompiled["graphs"] == 3, "a single row is compiled for itself, once"
     for model, found in {**by_model, "one row": recompiled}.items():

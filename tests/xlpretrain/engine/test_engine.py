@@ -150,7 +150,8 @@ def test_a_micro_batch_without_rows_changes_nothing(measured: Numbers, alone: Nu
 
 def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(measured: Numbers) -> None:
     assert len(measured["no_number"]) >= 8
-    for name, found in [*measured["no_number"].items(), *measured["no_number_with_lamb"].items()]:
+    cases = ("no_number", "no_number_with_lamb", "no_number_on_a_device")
+    for name, found in [item for case in cases for item in measured[case].items()]:
         assert not found["norm is finite"], name
         assert found["unchanged"], name
         assert found["goes on"] == found["goes on without it"], name
@@ -236,6 +237,18 @@ def test_options_of_deepspeed_that_change_no_result_are_passed_on() -> None:
     assert engine.deepspeed == options
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gpus_have_other_options_at_stages_1_and_2_and_those_of_the_user_win(stage: int) -> None:
+    config = DeepSpeedConfig(zero_stage=stage, deepspeed={"zero_optimization": {"reduce_bucket_size": 7}})
+    on_cpu, on_gpus = (
+        config.options(grad_clip=1.0, num_micro_batches=1, on_gpus=on_gpus)["zero_optimization"]
+        for on_gpus in (False, True)
+    )
+    assert on_cpu == {"reduce_bucket_size": 7, "stage": config.actual_stage}
+    chosen = {} if stage == 3 else {"reduce_scatter": False, "overlap_comm": False}  # one process
+    assert on_gpus == on_cpu | chosen
+
+
 ENGINE_OF_A_PACKAGE = """
 from typing import ClassVar, Literal
 
@@ -273,6 +286,7 @@ def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys
         "precision": "fp32",
         "grad_dtype": "fp32",
         "activation_checkpointing": False,
+        "memory_device": "device",
         "compile": False,
         "deterministic": False,
     }

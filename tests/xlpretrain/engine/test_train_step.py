@@ -8,7 +8,7 @@ from tiny_model import WEIGHTS, tiny_batch, training
 
 from xlpretrain import distributed
 from xlpretrain.engine.config import PlainConfig
-from xlpretrain.engine.train_step import StepResult, train_step
+from xlpretrain.engine.train_step import StepResult, select_memory, train_step
 from xlpretrain.models.pretraining_model import Loss
 
 
@@ -33,6 +33,9 @@ def test_it_sums_the_losses_of_all_micro_batches_and_hands_each_one_over():
     done, before = _step(lambda number, loss: seen.append((number, float(loss.sums["lm"].detach()))))
     assert [number for number, _ in seen] == [0, 1]
     assert float(done.sums["lm"]) == pytest.approx(sum(value for _, value in seen))
+    assert {term: float(total) for term, total in done.host_sums.items()} == {
+        term: float(total) for term, total in done.sums.items()
+    }
     assert math.isfinite(done.grad_norm)
     assert all(not torch.equal(new, old) for new, old in zip(done.memory, before, strict=True))
 
@@ -45,6 +48,16 @@ def test_after_a_loss_that_is_not_finite_the_memory_is_the_one_before():
     assert not math.isfinite(done.grad_norm)
     assert all(new is old for new, old in zip(done.memory, before, strict=True))
     assert math.isfinite(float(done.sums["lm"]))
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_the_device_selects_a_memory_in_place(is_finite: bool):
+    new, before = [torch.tensor([[math.nan, 2.0]]), torch.ones(1, 2)], [torch.zeros(1, 2), torch.full((1, 2), 3.0)]
+    expected, places = new if is_finite else before, [memory.data_ptr() for memory in new]
+    expected = [memory.clone() for memory in expected]
+    select_memory(torch.tensor(is_finite), new, before)
+    assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(new, expected, strict=True))
+    assert [memory.data_ptr() for memory in new] == places
 
 
 def test_dropout_follows_from_the_seed_alone():

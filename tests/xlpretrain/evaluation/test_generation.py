@@ -69,6 +69,62 @@ def test_draws_repeat_with_their_seed_and_leave_the_global_generator_alone():
     assert model.training
 
 
+def test_a_token_is_the_draw_of_multinomial():
+    """On the model without memory, whose next token depends on the last one alone."""
+    model, generator = _model(), torch.Generator().manual_seed(5)
+    written = sample_text(model, [3], num_tokens=200, mem_len=0, options=SEED_5)
+    model.eval()
+    inputs = BackboneInput(torch.tensor([[3, *written[:-1]]]).T, torch.zeros(200, dtype=torch.int64))
+    with torch.no_grad():
+        hidden, _ = model.backbone(inputs, model.backbone.empty_memory(200, 0))
+        for log_probs, token in zip(model.head.output.log_probs(hidden.tokens[:, 0]), written, strict=True):
+            values, candidates = log_probs.topk(len(log_probs))
+            drawn = candidates[torch.multinomial(torch.softmax(values, dim=0), 1, generator=generator)]
+            assert int(drawn) == token
+    assert len(set(written)) > 10
+
+
+class NoGenerator:
+    """The meta device has no generators, and its operations take none."""
+
+    def __init__(self, device: torch.device):
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(temperature=0.0), SamplingOptions(top_k=9, top_p=0.9)])
+def test_on_a_device_the_host_waits_for_every_sixteenth_token_only(
+    options: SamplingOptions, monkeypatch: pytest.MonkeyPatch
+):
+    """The meta device raises where the host would wait; what it would read there is made up."""
+    reads: list[int] = []
+
+    def read(tensor: torch.Tensor) -> list[int]:
+        assert tensor.device.type == "meta"
+        reads.append(len(tensor) - 1)
+        last = len(reads) == 3
+        return [*([7] * 3), *([2 if last else 7] * (len(tensor) - 4)), 0]  # 2 ends the text
+
+    monkeypatch.setattr(torch.Tensor, "tolist", read)
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    model = _model().to("meta")
+    assert len(sample_text(model, [3] * 600, num_tokens=40, mem_len=8, options=options)) == 40
+    assert reads == [16, 16, 8]
+    reads.clear()
+    assert sample_text(model, PROMPT, num_tokens=60, mem_len=8, options=options, stop=2) == [7] * 35
+    assert reads == [16, 16, 16]
+
+
+def test_a_model_with_weights_of_nan_is_refused():
+    model = _model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match="the model predicts NaN: its weights are not finite"):
+        sample_text(model, PROMPT, num_tokens=2, mem_len=8)
+
+
 def test_top_one_is_greedy_at_any_temperature():
     greedy = sample_text(_model(), PROMPT, num_tokens=10, mem_len=8, options=GREEDY)
     assert (

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrun import torchrun
 
+from benchmarks.gpu.device_work import counted
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, TransformerXLConfig, XLNetConfig
@@ -21,6 +22,7 @@ from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden, OutputLa
 from xlpretrain.models.parts.feed_forward import GLUConfig
 from xlpretrain.models.parts.norm import RMSNormConfig
 from xlpretrain.models.parts.positions import SinusoidalConfig
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, PretrainingModel
 from xlpretrain.models.stack import Pooler
 
 CONFIGS = ROOT / "configs"
@@ -276,3 +278,34 @@ def test_every_zero_stage_gives_the_losses_of_the_plain_engine(tmp_path):
         for ranks in found:
             for engine, losses in ranks[model].items():
                 assert losses == pytest.approx(by_engine["plain"], rel=1e-5), (model, engine)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "xlnet"])
+def test_unused_memory_is_zeroed_and_memory_that_is_known_to_be_used_is_not_copied(name):
+    config = MODEL_KEYS[name]
+    model = PretrainingModel(backbone := _build(config)[0].eval(), _States())
+    mems = torch.randn_like(backbone.empty_memory(ROWS, 5))
+    mems[:, 0, :2] = math.nan
+    inputs = _inputs(config, remembered=5)
+    inputs.mem_valid_len[0] = 3
+    batch = Batch(inputs, {}, {})
+    for given in (batch, batch.to(torch.device("cpu"))):
+        loss, kept = model(given, mems)
+        assert loss.sums["states"].isfinite() and kept.isfinite().all()
+    full = Batch(replace(inputs, mem_valid_len=torch.full((ROWS,), 5)), {}, {})
+    results, mems = [], torch.nan_to_num(mems)
+    for given in (full, full.to(torch.device("cpu"))):
+        with counted() as operations:
+            loss, kept = model(given, mems)
+        results.append((loss.sums["states"], kept, operations.from_cpu.count("masked_fill")))
+    (expected, expected_kept, zeroed), (found, found_kept, not_zeroed) = results
+    assert torch.equal(found, expected) and torch.equal(found_kept, expected_kept)
+    assert not_zeroed == zeroed - 1
+
+
+class _States(Head):
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        return Loss({"states": _states(hidden).float().sum()})
+
+    def flops_per_token(self) -> float:
+        return 0.0

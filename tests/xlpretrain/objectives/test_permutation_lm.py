@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from xlpretrain import schema
-from xlpretrain.data.samples import Sample, TokenSpan
+from xlpretrain.data.samples import Sample, TokenSpan, empty_sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.attention_mask import attention_mask
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.objectives.permutation_lm import PermutationLM, PermutationLMCollator
@@ -337,3 +338,17 @@ def test_whole_words_are_not_cut():
         mask = sampler.sample(np.arange(600), 60, np.random.default_rng(seed)).reshape(-1, 3)
         assert mask.sum() == 60
         assert (mask.all(axis=1) | ~mask.any(axis=1)).all()
+
+
+def test_the_host_says_that_every_query_sees_a_key_only_where_that_is_true():
+    """In every sample a token comes before all predictions, and there is no padding."""
+    objective = _objective()
+    samples = _rows(20, objective)
+    batch = _collator(objective)(samples)
+    assert batch.inputs.every_query_sees
+    visible = attention_mask(batch.inputs, mem_len=0, causal=False)
+    asked = torch.cat([torch.ones(20, 32, dtype=torch.bool), torch.zeros(20, 9, dtype=torch.bool)], dim=1)
+    places = batch.targets["plm_positions"]
+    asked[places // 9, 32 + places % 9] = True
+    assert visible.any(-1)[asked].all()
+    assert not _collator(objective)([*samples, empty_sample(0)]).inputs.every_query_sees

@@ -171,6 +171,14 @@ def test_a_source_tree_that_is_not_installed_saves(tiny_dataset: Path, tmp_path:
     (saved,) = list_checkpoints(tmp_path / "runs" / "r" / "checkpoints")
     assert json.loads((saved / "manifest.json").read_text())["layout"]["xlpretrain"] == xlpretrain.__version__
     assert xlpretrain.__version__ == version("xlpretrain")
+    listed = subprocess.run(
+        [sys.executable, "-S", "-m", "launcher", "config", "--list"],
+        env={**commands.environment(), "PYTHONPATH": f"{site}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "quickstart" in listed.stdout, listed.stderr
 
 
 @pytest.mark.full

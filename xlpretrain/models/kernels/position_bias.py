@@ -160,5 +160,5 @@ def _rows(query_BQNH: Tensor) -> Tensor:
 def _split(product: Tensor, num_heads: int, batch_size: int) -> Tensor:
     """View "N B*Q X" or "B*N Q X" as "B N Q X"."""
     if len(product) == num_heads:
-        return product.unflatten(1, (batch_size, -1)).transpose(0, 1)
-    return product.unflatten(0, (batch_size, num_heads))
+        return product.view(num_heads, batch_size, -1, product.shape[2]).transpose(0, 1)
+    return product.view(batch_size, num_heads, *product.shape[1:])

@@ -51,7 +51,7 @@ def packed_attention(
     query_VNH: Float[Tensor, "V N H"],
     key_VNH: Float[Tensor, "V N H"],
     value_VNH: Float[Tensor, "V N H"],
-    offsets: Int[Tensor, " S + 1"],
+    offsets: Int[Tensor, " _"],
     *,
     longest: int,
     dropout: float,

@@ -1,4 +1,7 @@
-"""Attention by blocks against attention written down: values, gradients, what is dropped, and what nobody may see."""
+"""Attention by blocks against attention written down: values, gradients, what is dropped, and what nobody may see.
+
+Modules: cpu_attention.py, position_bias.py, projection.py.
+"""
 
 from __future__ import annotations
 

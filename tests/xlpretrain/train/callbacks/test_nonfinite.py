@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from callback_runs import completed, make_context
 
 from xlpretrain.errors import TrainingError
@@ -38,3 +40,20 @@ def test_a_rollback_forgets_the_row_but_not_the_number():
     callback = after(math.nan)
     callback.after_rollback({"skipped_updates": 0, "nonfinite_in_a_row": 0})
     assert callback.state() == {"skipped_updates": 1, "nonfinite_in_a_row": 0}
+
+
+def test_a_devices_steps_are_counted_a_step_late_but_at_logged_steps_and_saves():
+    said: list[str] = []
+    context = make_context(stop={"max_nonfinite_steps": 2}, log={"every_steps": 5}, print=said.append)
+    callback = NonFinite(replace(context, device=torch.device("meta")))  # the numbers are on the CPU all the same
+    for step, grad_norm in enumerate([1.0, math.nan, 1.0, 1.0, math.nan], 1):
+        callback.after_step(completed(step, grad_norm=grad_norm))
+        callback.after_row(step, {})
+        assert len(said) == [0, 0, 1, 1, 2][step - 1]
+    assert callback.metrics(5, ()) == {"events/skipped_updates": 2}
+    callback.after_step(completed(6, grad_norm=math.nan))
+    callback.after_row(6, {})
+    callback.after_step(completed(7, grad_norm=1.0))
+    with pytest.raises(TrainingError, match="2 steps in a row, up to step 6,"):
+        callback.after_row(7, {})
+    assert callback.state() == {"skipped_updates": 3, "nonfinite_in_a_row": 0}

@@ -139,9 +139,9 @@ def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor | None], Vis
             inputs.mem_valid_len,
             segments=torch.randint(2, (samples, tokens), generator=generator),
             perm_rank=order,
-            target_positions=order[:, :predictions] if not kind.causal else None,
+            target_positions=order[:, :predictions],
         )
-    view = visibility(inputs.to(device), mem_len=memory, causal=kind.causal)
+    view = visibility(inputs.map(lambda tensor: tensor.to(device)), mem_len=memory, causal=kind.causal)
     (_, _, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
     directions = 1 if kind.causal else 2
     shapes: list[tuple[int, ...]] = [

@@ -47,7 +47,7 @@ def two_streams(device: str = "cpu") -> BackboneInput:
         perm_rank=order,
         target_positions=order[:, :5],
         reversed=torch.tensor([False, True]),
-    ).to(torch.device(device))
+    ).map(lambda tensor: tensor.to(device))
 
 
 def everything(model: Backbone, inputs: BackboneInput) -> Iterator[torch.Tensor]:

@@ -13,16 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def valid_tokens(valid: np.ndarray) -> dict[str, Tensor]:
-    """The fields of `BackboneInput` that a collator sets so that samples can be packed: `valid_at` and `valid_from`.
+def valid_tokens(valid: np.ndarray) -> tuple[Int[Tensor, " V"], Int[Tensor, " _"]]:
+    """The fields `valid_at` and `valid_from` of `BackboneInput`, by which samples are packed.
 
     valid: True for the real tokens [B, T].
     """
     offsets = np.concatenate([[0], valid.sum(axis=1, dtype=np.int64).cumsum()])
-    return {
-        "valid_at": torch.from_numpy(np.flatnonzero(valid)),
-        "valid_from": torch.from_numpy(offsets.astype(np.int32)),
-    }
+    return torch.from_numpy(np.flatnonzero(valid)), torch.from_numpy(offsets.astype(np.int32))
 
 
 def pack(hidden: Float[Tensor, "B T D"], valid_at: Int[Tensor, " V"]) -> Float[Tensor, "1 V D"]:

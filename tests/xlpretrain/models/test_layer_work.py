@@ -1,0 +1,59 @@
+"""Budgets of a layer on an accelerator: operations, and bytes kept for the backward pass, on the meta device.
+
+A layer's share is the difference between a model of four layers and one of three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from benchmarks.cases import Case, case
+from benchmarks.gpu.device_work import counted, kept_bytes
+from benchmarks.ours import make_batch, pretraining_model
+
+OPERATIONS = {"bert": 60, "albert": 60, "transformer_xl": 70, "xlnet": 80}
+"""Forward and backward, in the second micro-batch of a step."""
+KEPT = {"bert": 36.0, "albert": 36.0, "transformer_xl": 81.0, "xlnet": 88.0}
+"""In bf16 with dropout, per new token and layer, in units of d_model bytes. The last two keep scores: 2 bytes for each
+of N Q K, which is 32 for Transformer-XL and 33 for XLNet, whose predictions are further queries."""
+
+
+def _case(model_name: str) -> Case:
+    return case(model_name, "base", rows=32, precision="bf16", threads=1)
+
+
+@cache
+def _work(model_name: str, num_layers: int) -> tuple[int, int]:
+    of = replace(_case(model_name), num_layers=num_layers)
+    with torch.device("meta"):
+        model, objective = pretraining_model(of)
+    model = model.to(torch.bfloat16)
+    batch = make_batch(of, objective).to(torch.device("meta"))
+    mems = model.backbone.empty_memory(of.rows, of.mem_len)
+
+    def forward() -> torch.Tensor:
+        return model.backbone(batch.inputs, mems)[0].tokens
+
+    forward().sum().backward()
+    with counted() as operations:
+        forward().sum().backward()
+    assert operations.from_cpu == []
+    return operations.total, kept_bytes(forward, without=iter(model.parameters()))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_layer_stays_within_its_operations_and_kept_bytes(name: str):
+    (three, kept_three), (four, kept_four) = _work(name, 3), _work(name, 4)
+    of = _case(name)
+    assert four - three <= OPERATIONS[name]
+    assert (kept_four - kept_three) / (of.rows * of.seq_len * of.d_model) <= KEPT[name]
+
+
+def test_a_sample_of_xlnet_base_keeps_at_most_505_mib():
+    _, three = _work("xlnet", 3)
+    _, four = _work("xlnet", 4)
+    assert (three + 9 * (four - three)) / 32 <= 505 * 2**20
