@@ -264,7 +264,7 @@ class RelativeAttention(Attention):
             assert self.segment_embedding is not None
             rows_NQH = by_segment[0].flatten(0, 1).transpose(0, 1)
             scores_NQ2 = torch.bmm(rows_NQH, self.segment_embedding.permute(1, 2, 0).to(dtype))
-            segment_NBQ2 = scores_NQ2.unflatten(1, by_content_BQNH.shape[:2])
+            segment_NBQ2 = scores_NQ2.view(len(scores_NQ2), *by_content_BQNH.shape[:2], 2)
         attended_BQNH = fused_relative_attention(
             by_content_BQNH,
             key_BKNH,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,21 +113,26 @@ def fault(device: torch.device, kind: Kind) -> str | None:
 
 def _difference(device: torch.device, kind: Kind) -> float:
     """The largest difference of the output and each gradient from the formula, relative to its largest number."""
-    arguments, view = _example(device, kind)
+    arguments, segment, view = _example(device, kind)
     seed = draw_seed(device) if kind.rate else None
     settings = {"scale": kind.width**-0.5, "rate": kind.rate, "seed": seed}
     towards = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1)).to(device)
     found = []
-    for attention, dtype in ((fused_relative_attention, kind.dtype), (attention_written_down, torch.float32)):
-        inputs = [None if each is None else each.to(dtype).requires_grad_() for each in arguments]
-        output = attention(*inputs, view, **settings)  # type: ignore[operator]
-        gradients = torch.autograd.grad((output * towards).sum(), [each for each in inputs if each is not None])
+    attentions: list[tuple[Callable[..., Tensor], torch.dtype]] = [
+        (fused_relative_attention, kind.dtype),
+        (attention_written_down, torch.float32),
+    ]
+    for attention, dtype in attentions:
+        inputs = [each.to(dtype).requires_grad_() for each in (*arguments, segment)]
+        output = attention(*inputs[:-1], None if kind.causal else inputs[-1], view, **settings)
+        learned = inputs[:-1] if kind.causal else inputs
+        gradients = torch.autograd.grad((output * towards).sum(), learned)
         found.append([output.detach().float(), *(each.float() for each in gradients)])
     differences = [(ours - right).abs().max() / right.abs().max() for ours, right in zip(*found, strict=True)]
     return float(torch.stack(differences).nan_to_num(torch.inf).max())
 
 
-def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor | None], Visibility]:
+def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor], Tensor, Visibility]:
     """Random arguments, rounded to the data type: several tiles, none of them whole, and a query that sees nothing."""
     samples, tokens, memory, heads, predictions = 2, 70, 45, 2, 9
     generator = torch.Generator().manual_seed(0)
@@ -150,8 +155,6 @@ def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor | None], Vis
         (samples, num_queries, heads, directions * kind.width),
         (num_keys + (8 if kind.causal else tokens), heads, directions * kind.width),
     ]
-    arguments: list[Tensor | None] = [
-        torch.randn(shape, generator=generator).to(device, kind.dtype).float() for shape in shapes
-    ]
-    segment = torch.randn(heads, samples, num_queries, 2, generator=generator).to(device, kind.dtype).float()
-    return [*arguments, None if kind.causal else segment], view
+    shapes.append((heads, samples, num_queries, 2))
+    *arguments, segment = (torch.randn(shape, generator=generator).to(device, kind.dtype).float() for shape in shapes)
+    return arguments, segment, view

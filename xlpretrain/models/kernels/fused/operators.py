@@ -83,7 +83,9 @@ def _scores_by_distance(by_position_BQNJ: Tensor, distance_RNJ: Tensor) -> Tenso
     return torch.bmm(*operands, out=scores_NSR)
 
 
-@torch.library.custom_op("xlpretrain::fused_relative_attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op(
+    "xlpretrain::fused_relative_attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)"
+)
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The output, and the log2 of each query's sum of exponentials, "N B Q"."""
     query, key, value, by_position, distance, *rest = _contiguous(arguments)

@@ -1,4 +1,4 @@
-"""Triton programs of fused relative attention: forward, gradients of queries and positions, gradients of keys and values.
+"""Triton programs of fused relative attention: forward; gradients of queries and positions; of keys and values.
 
 Imported only where Triton is installed. Tensors are contiguous; their shapes, with the letters of
 `relative_positions.py` and H for the width of a head:
@@ -198,7 +198,9 @@ def forward(
         if DROPOUT:
             weight = tl.where(_kept(first_key[:, None], second_key[:, None], k[None, :], threshold), weight, 0.0)
         value_tile = tl.load(
-            value + at_key + k[:, None] * (N * H) + h[None, :], mask=_inside(k[:, None], K, h[None, :], H, HP), other=0.0
+            value + at_key + k[:, None] * (N * H) + h[None, :],
+            mask=_inside(k[:, None], K, h[None, :], H, HP),
+            other=0.0,
         )
         sums = _product(weight.to(value_tile.dtype), value_tile, sums * factor[:, None], PRECISION)
         highest = higher
@@ -276,7 +278,9 @@ def backward_queries(
             rank[:, None], key_rank[None, :], q[:, None], k[None, :], column[:, None], K, T, WINDOW, NOT_OWN
         )
         weight = tl.exp2(tl.where(seen, score * (scale * LOG2E) - log_total[:, None], float("-inf")))
-        d_weight = _product(d_tile, tl.load(value + at, mask=mask_key, other=0.0), tl.zeros([BQ, BK], tl.float32), PRECISION)
+        d_weight = _product(
+            d_tile, tl.load(value + at, mask=mask_key, other=0.0), tl.zeros([BQ, BK], tl.float32), PRECISION
+        )
         if DROPOUT:
             kept = _kept(first_key[:, None], second_key[:, None], k[None, :], threshold)
             d_weight = tl.where(kept, d_weight * keep_scale, 0.0)
@@ -285,7 +289,11 @@ def backward_queries(
             d_same += tl.sum(tl.where(same, d_score, 0.0), 1)
             d_other += tl.sum(tl.where(same, 0.0, d_score), 1)
         d_rounded = d_score.to(key_tile.dtype)
-        tl.store(d_position + skewed[:, None] + k[None, :], d_rounded, mask=k[None, :] < tl.where(q < Q, R - column, -R)[:, None])
+        tl.store(
+            d_position + skewed[:, None] + k[None, :],
+            d_rounded,
+            mask=k[None, :] < tl.where(q < Q, R - column, -R)[:, None],
+        )
         sums = _product(d_rounded, tl.trans(key_tile), sums, PRECISION)
     tl.store(d_query + at_query, sums.to(d_query.dtype.element_ty), mask=mask_query)
     if SEGMENTS:

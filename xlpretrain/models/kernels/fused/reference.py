@@ -1,4 +1,4 @@
-"""Fused relative attention written down: the formula, and the weights that are dropped. For tests, and a check at start.
+"""Fused relative attention written down: the formula, and the weights that are dropped; for tests and a check.
 
 Shapes as in `operators.py`.
 """
@@ -25,7 +25,7 @@ def attention_written_down(
     *,
     scale: float,
     rate: float = 0.0,
-    seed: Int[Tensor, "2"] | None = None,
+    seed: Int[Tensor, " 2"] | None = None,
 ) -> Tensor:
     """The same as `fused_relative_attention`, with the same arguments, through matrices of B x N x Q x K."""
     scores_BNQK = torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH)
@@ -35,7 +35,8 @@ def attention_written_down(
     scores_BNQK = scores_BNQK + scores_BNQR.gather(3, columns_BQK[:, None].expand_as(scores_BNQK))
     if segment_NBQ2 is not None:
         same_BQK = view.queries[2][..., None] == view.keys[1][:, None]
-        scores_BNQK = scores_BNQK + torch.where(same_BQK, *segment_NBQ2[..., None].unbind(3)).transpose(0, 1)
+        same_NBQ1, other_NBQ1 = segment_NBQ2[..., None].unbind(3)
+        scores_BNQK = scores_BNQK + torch.where(same_BQK, same_NBQ1, other_NBQ1).transpose(0, 1)
     seen_B1QK = visible(view)[:, None]
     hidden = torch.finfo(scores_BNQK.dtype).min / 2
     weights_BNQK = (scores_BNQK * scale).masked_fill(~seen_B1QK, hidden).softmax(-1) * seen_B1QK
@@ -58,7 +59,7 @@ def visible(view: Visibility) -> Bool[Tensor, "B Q K"]:
     return seen_BQK
 
 
-def kept_weights(seed: Int[Tensor, "2"], rate: float, weights_BNQK: Tensor) -> Bool[Tensor, "B N Q K"]:
+def kept_weights(seed: Int[Tensor, " 2"], rate: float, weights_BNQK: Tensor) -> Bool[Tensor, "B N Q K"]:
     """Mask of the weights that are not dropped: see `programs.py`."""
     batch_size, num_heads, num_queries, num_keys = weights_BNQK.shape
     low, high = (seed.long() & _LOW).unbind()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 
 from benchmarks.gpu.device_work import counted
 from xlpretrain.extras import is_missing
@@ -101,7 +105,26 @@ def test_checkpointed_layers_drop_the_same_weights():
         assert torch.equal(with_it, without)
 
 
+@pytest.mark.full
 def test_a_compiler_takes_it_without_a_break():
+    """In a process of its own, in which types are not checked: that would break the graph."""
+    command = [sys.executable, "-W", "ignore", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def test_on_an_accelerator_it_is_one_operation_each_way():
+    model = build(XLNetConfig(**TINY), "fused", "meta").train()
+    with counted() as operations:
+        hidden, _ = model(two_streams("meta"), model.empty_memory(SAMPLES, MEMORY))
+        hidden.predictions.sum().backward()
+    assert operations.counts["fused_relative_attention"] == TINY["num_layers"]
+    assert operations.counts["fused_relative_attention_backward"] == TINY["num_layers"]
+
+
+def compiled_and_not() -> None:
+    """Check that a layer that is compiled as one graph has the outputs and gradients of one that is not."""
     config = XLNetConfig(**{**TINY, "num_layers": 1}, attention_dropout=0.0)
     found = []
     for compiled in (True, False):
@@ -116,10 +139,5 @@ def test_a_compiler_takes_it_without_a_break():
         assert torch.allclose(ours, eager, rtol=1e-4, atol=1e-6)
 
 
-def test_on_an_accelerator_it_is_one_operation_each_way():
-    model = build(XLNetConfig(**TINY), "fused", "meta").train()
-    with counted() as operations:
-        hidden, _ = model(two_streams("meta"), model.empty_memory(SAMPLES, MEMORY))
-        hidden.predictions.sum().backward()
-    assert operations.counts["fused_relative_attention"] == TINY["num_layers"]
-    assert operations.counts["fused_relative_attention_backward"] == TINY["num_layers"]
+if __name__ == "__main__":
+    compiled_and_not()
