@@ -15,10 +15,11 @@ class HostCopy:
     """
 
     def __init__(self, number: Shaped[Tensor, ""]):
-        self._number, self._arrived = number, None
+        self._number = number
+        self._arrived: torch.cuda.Event | None = None
         if number.device.type == "cuda":
             self._number = torch.empty((), dtype=number.dtype, pin_memory=True).copy_(number, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def __float__(self) -> float:

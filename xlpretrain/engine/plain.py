@@ -142,4 +142,4 @@ class PlainEngine(Engine):
     @torch.no_grad()
     def _copy_to_model(self) -> None:
         if self._parameters[0] is not self._masters[0]:
-            torch._foreach_copy_(self._parameters, self._masters)
+            torch._foreach_copy_(tuple(self._parameters), tuple(self._masters))

@@ -87,8 +87,16 @@ def adam_update(
     1, nothing changes; otherwise it must be 0.
     """
     count_steps(masters, state, made=None if found_inf is None else 1 - found_inf)
-    rates = {"lr": lr, "weight_decay": weight_decay}
-    apply_adam(targets, masters, state, group, **rates, bias_correction=bias_correction, found_inf=found_inf)
+    apply_adam(
+        targets,
+        masters,
+        state,
+        group,
+        lr=lr,
+        weight_decay=weight_decay,
+        bias_correction=bias_correction,
+        found_inf=found_inf,
+    )
 
 
 def count_steps(

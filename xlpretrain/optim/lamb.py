@@ -134,7 +134,7 @@ class Lamb(LayerwiseOptimizer):
         counts = [-(-s.size // _ROW) for s in slices]
         rows = torch.zeros(sum(counts), _ROW, device=masters[0].device)
         weights = [s.of(owner) for owner, s in zip(owners, slices, strict=True)]
-        parts = rows.split(counts) if counts else ()
+        parts = torch.split(rows, counts) if counts else ()
         updates = [part.view(-1)[: s.size] for part, s in zip(parts, slices, strict=True)]
         apply_adam(updates, owners, self.state, group, lr=-1.0, slices=slices, **rule)
         if weights and group["weight_decay"]:
@@ -149,7 +149,7 @@ class Lamb(LayerwiseOptimizer):
         """For each row, the number of the slice that it belongs to, among the slices of these masters."""
         if (key := tuple(masters)) not in self._slice_of_row:
             numbers = torch.empty(sum(counts), dtype=torch.long, device=masters[0].device)
-            for number, rows in enumerate(numbers.split(list(counts))):
+            for number, rows in enumerate(torch.split(numbers, list(counts))):
                 rows.fill_(number)  # once, and without a copy from the host, which would wait for the device
             self._slice_of_row[key] = numbers
         return self._slice_of_row[key]
