@@ -25,6 +25,9 @@ from xlpretrain import distributed
 # that they wait for (a step of a tiny model took 2 s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Triton's programs are interpreted: no GPU is needed. It must be known before Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # No test asserts a time.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")

@@ -34,6 +34,7 @@ PACKAGES = {
     "submitit": Package("submitit", "slurm"),
     "tensorboard": Package("tensorboard", "tensorboard"),
     "tokenizers": Package("tokenizers", "wordpiece"),
+    "triton": Package("triton", "triton"),
     "wandb": Package("wandb", "wandb"),
 }
 """Optional packages by the name under which they are imported."""

@@ -35,12 +35,14 @@ class Operations(TorchDispatchMode):
 
     Attributes:
         counts: number of operations by name.
+        moved: bytes that they read and write, by name, if each reads and writes its tensors once.
         from_cpu: names of operations that read a CPU tensor or make one, other than scalars that torch wraps itself.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
         self.from_cpu: list[str] = []
 
     @property
@@ -57,8 +59,14 @@ class Operations(TorchDispatchMode):
         if any(tensor.device.type == "cpu" for tensor in tensors):
             self.from_cpu.append(name)
         elif name not in _NO_KERNEL:
-            self.counts[name] += 1
+            self.add(name, tensors)
         return result
+
+    def add(self, name: str, tensors: Iterable[Tensor]) -> None:
+        """Count an operation on these tensors."""
+        self.counts[name] += 1
+        distinct = {id(tensor): tensor for tensor in tensors}.values()
+        self.moved[name] += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in distinct)
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -90,24 +98,25 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 class _OneKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        output = _count("fused_attention", torch.empty_like(query))  # in the query's layout, as the kernels
+        output = torch.empty_like(query)  # in the query's layout, as the kernels
         normalizers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        _count("fused_attention", query, key, value, mask, output, normalizers)
         ctx.save_for_backward(query, key, value, mask, output, normalizers)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, *_ = ctx.saved_tensors
-        _count("fused_attention_backward", query)
+        query, key, value, mask, output, normalizers = ctx.saved_tensors
         needed = zip(ctx.needs_input_grad, (query, key, value, mask), strict=True)
-        return tuple(torch.empty_like(tensor) if need else None for need, tensor in needed)
+        found = tuple(torch.empty_like(tensor) if need else None for need, tensor in needed)
+        _count("fused_attention_backward", query, key, value, mask, output, normalizers, *gradients, *found)
+        return found
 
 
-def _count(name: str, result: Tensor) -> Tensor:
+def _count(name: str, *tensors: Tensor | None) -> None:
     for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack():
         if isinstance(mode, Operations):
-            mode.counts[name] += 1
-    return result
+            mode.add(name, [tensor for tensor in tensors if tensor is not None])
 
 
 @contextmanager

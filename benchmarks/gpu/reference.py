@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.gpu.device import device
 from xlpretrain.models import attention
 from xlpretrain.models.backbone import OutputLayer
+from xlpretrain.models.kernels.fused.choice import why_not
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 
 
@@ -73,8 +75,10 @@ def errors(found: Outcome, right: Outcome) -> Errors:
 
 def implementations() -> list[str]:
     """All implementations of attention that the device has: those of the code, `blocks` only on a CPU."""
-    names: list[str] = list(get_args(attention.Implementation))
-    return [name for name in names if name != "blocks"] if torch.cuda.is_available() else names
+    missing = {"blocks"} if torch.cuda.is_available() else set()
+    if why_not(device()) is not None:
+        missing.add("fused")
+    return [name for name in get_args(attention.Implementation) if name not in missing]
 
 
 def use_attention(model: torch.nn.Module, implementation: str | None) -> None:

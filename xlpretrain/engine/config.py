@@ -15,6 +15,7 @@ from xlpretrain.engine.base import Engine
 from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import OutputLayer
+from xlpretrain.models.kernels.fused.choice import choose_attention
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import Layer
 from xlpretrain.optim import OptimizerConfig
@@ -105,6 +106,10 @@ class EngineConfig(Section, ABC):
     """Train with the same bits in every run on the same GPUs, at some cost in speed; an operation for which torch has
     no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
 
+    attention: Literal["fused", "sdpa", "plain"] | None = None
+    """Implementation of attention: fused (kernels of our own, for Transformer-XL and XLNet on an NVIDIA GPU), sdpa
+    (torch's scaled_dot_product_attention), plain (a formula, for comparisons), or null: the best that the device has.
+    """
     matmul_precision: Literal["highest", "high"] = "highest"
     """Precision of products of fp32 matrices on GPUs: highest (fp32) or high (TF32: 10 bits of mantissa, several times
     as fast). With engine.precision bf16 few products are in fp32. CPUs always use fp32."""
@@ -155,8 +160,8 @@ class EngineConfig(Section, ABC):
             weights: the weight of each loss term.
 
         Raises:
-            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them; or the
-                environment contradicts `deterministic`.
+            ConfigError: the optimizer needs whole parameters, but this engine has only slices of them; the
+                environment contradicts `deterministic`; or `attention` cannot run here.
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
@@ -169,9 +174,12 @@ class EngineConfig(Section, ABC):
         self.set_matmul_precision(device)
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
+        attention = choose_attention(model, self.attention, device=device, dtype=DTYPES[self.precision])
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
+        if attention is not None:
+            engine.layout["attention"] = attention
         if self.compile:
             compile_regions(model, self.compiled_modules)
         return engine

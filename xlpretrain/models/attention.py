@@ -16,19 +16,21 @@ from torch import Tensor, nn
 from xlpretrain.models.attention_mask import AttentionMask, no_mask
 from xlpretrain.models.kernels.cpu_attention import TiledAttention, TilePlan
 from xlpretrain.models.kernels.dropout import WeightDropout
+from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.position_bias import PositionBias
 from xlpretrain.models.kernels.projection import Projection
 from xlpretrain.models.kernels.sdpa import fused_attention, packed_attention
 from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
 
-Implementation = Literal["plain", "blocks", "sdpa"]
+Implementation = Literal["plain", "blocks", "sdpa", "fused"]
 
 
 class Attention(nn.Module):
     """score = q k / sqrt(H), softmax over the keys in fp32, dropout of the weights, values, projection.
 
-    Three equivalent implementations: `plain` is the reference, `blocks` is for CPUs, and `sdpa` is for GPUs: torch's
-    scaled_dot_product_attention, with everything that is added to the scores in its mask.
+    Equivalent implementations: `plain` is the reference, `blocks` is for CPUs, and `sdpa` is for GPUs: torch's
+    scaled_dot_product_attention, with everything that is added to the scores in its mask. Relative attention has
+    another one for GPUs, `fused`: kernels of our own.
     """
 
     implementation: Implementation | None = None
@@ -53,7 +55,7 @@ class Attention(nn.Module):
         """Attend over memory and tokens, and project back to D. The tokens are the first T queries, and the
         memory gets no gradient."""
         implementation, scale = self._implementation(queries_BQD), self.d_head**-0.5
-        if implementation == "sdpa" and _may_be_by_hand():
+        if implementation == "sdpa" and _may_be_by_hand(memory_BMD):
             query_BQNH, key_BKNH, value_BKNH = self._chained(queries_BQD, memory_BMD, tokens_BTD)
         else:
             query_BQNH, key_BKNH, value_BKNH = self._projected(queries_BQD, memory_BMD, tokens_BTD)
@@ -210,10 +212,13 @@ class RelativeAttention(Attention):
         implementation = self._implementation(queries_BQD)
         biases = (content_bias_NH, position_bias_NH, *([] if segment_bias_NH is None else [segment_bias_NH]))
         distance_GRNH = self._split(self.distance(positions.distances))
-        if implementation == "sdpa" and _may_be_by_hand():
-            query_BQNH, key_BKNH, value_BKNH = self._chained(queries_BQD, memory_BMD, tokens_BTD)
+        by_hand = implementation in ("sdpa", "fused") and _may_be_by_hand(memory_BMD)
+        project = self._chained if by_hand else self._projected
+        query_BQNH, key_BKNH, value_BKNH = project(queries_BQD, memory_BMD, tokens_BTD)
+        if implementation == "fused":
+            return self._fused(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, biases)
+        if by_hand:
             return self._by_hand(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
-        query_BQNH, key_BKNH, value_BKNH = self._projected(queries_BQD, memory_BMD, tokens_BTD)
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
         scale = self.d_head**-0.5
         by_content_BQNH, by_position_BQNH, *by_segment = ((query_BQNH + bias_NH) * scale for bias_NH in biases)
@@ -235,6 +240,44 @@ class RelativeAttention(Attention):
         if implementation == "plain":
             return self._attend(by_content_BQNH, key_BKNH, value_BKNH, mask, bias_BNQK)
         return self._sdpa(by_content_BQNH, key_BKNH, value_BKNH, mask, bias_BNQK + mask.added[:, None], 1.0)
+
+    def _fused(
+        self,
+        query_BQNH: Tensor,
+        key_BKNH: Tensor,
+        value_BKNH: Tensor,
+        distance_GRNH: Tensor,
+        mask: AttentionMask,
+        biases: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Attention by kernels of our own, which add, mask and drop without a tensor of the size of the scores."""
+        view = mask.view
+        assert view is not None, "the mask was made for another implementation"
+        dtype = value_BKNH.dtype  # under autocast, biases are wider
+        biased_SBQNH = (query_BQNH + torch.stack(biases)[:, None, None]).to(dtype)
+        by_content_BQNH, by_position_BQNH, *by_segment = biased_SBQNH.unbind()
+        if view.directions is not None:  # either half of a vector is of one direction, and 0 in samples of the other
+            halves_BQN2H = by_position_BQNH[..., None, :] * view.directions[:, None, None, :, None]
+            by_position_BQNH = halves_BQN2H.flatten(-2)
+        segment_NBQ2 = None
+        if by_segment:
+            assert self.segment_embedding is not None
+            rows_NQH = by_segment[0].flatten(0, 1).transpose(0, 1)
+            scores_NQ2 = torch.bmm(rows_NQH, self.segment_embedding.permute(1, 2, 0).to(dtype))
+            segment_NBQ2 = scores_NQ2.view(len(scores_NQ2), *by_content_BQNH.shape[:2], 2)
+        attended_BQNH = fused_relative_attention(
+            by_content_BQNH,
+            key_BKNH,
+            value_BKNH,
+            by_position_BQNH,
+            distance_GRNH.permute(1, 2, 0, 3).flatten(2).to(dtype),
+            segment_NBQ2,
+            view,
+            scale=self.d_head**-0.5,
+            rate=self.dropout.p,
+            seed=draw_seed(value_BKNH.device) if self.training and self.dropout.p > 0 else None,
+        )
+        return self._project(attended_BQNH)
 
     def _by_hand(
         self,
@@ -294,6 +337,12 @@ def _seen(attended_BQNH: Tensor, mask: AttentionMask) -> Tensor:
     return attended_BQNH if mask.seen is None else attended_BQNH * mask.seen
 
 
-def _may_be_by_hand() -> bool:
-    """True if backward passes of our own may be used: not in a compiler, which fuses better, and with one dtype."""
-    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
+def _may_be_by_hand(memory_BMD: Tensor) -> bool:
+    """True if backward passes of our own may be used: not in a compiler, which fuses better, and with one dtype.
+
+    They give the memory no gradient; with pre-norm it has one, that of the norm's weights.
+    """
+    compiled_or_mixed = (
+        torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    )
+    return not (compiled_or_mixed or memory_BMD.requires_grad)

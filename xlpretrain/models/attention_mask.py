@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.fused.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class AttentionMask:
     token attends the tokens of its own sample, and nothing is added. None: one sample a row."""
     longest: int = 0
     """Upper bound of the length of a packed sample."""
+    view: Visibility | None = None
+    """The same for a fused kernel, which masks by itself: nothing is added. None: there is no such kernel."""
 
 
 def mask_of(visible: Bool[Tensor, "B Q K"], dtype: torch.dtype, *, may_be_blind: bool) -> AttentionMask:
@@ -43,6 +46,12 @@ def no_mask(
     """The mask with which every token may attend every token, or those of its packed sample: zeros without memory."""
     zeros = tokens.new_zeros(()).expand(*tokens.shape[:2], tokens.shape[1])
     return AttentionMask(zeros, None, False, offsets, longest)
+
+
+def view_of(view: Visibility, like: Tensor) -> AttentionMask:
+    """The mask of all layers for fused relative attention."""
+    (_, batch_size, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
+    return AttentionMask(like.new_zeros(()).expand(batch_size, num_queries, num_keys), view=view)
 
 
 def attention_mask(

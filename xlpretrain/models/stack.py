@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xlpretrain.models.attention import Attention, RelativeAttention
-from xlpretrain.models.attention_mask import AttentionMask
+from xlpretrain.models.attention_mask import AttentionMask, attention_mask, mask_of, view_of
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.kernels.fused.visibility import visibility
 from xlpretrain.models.parts.feed_forward import (
     Activation,
     AnyFeedForward,
@@ -211,6 +212,17 @@ class StackedBackbone(Backbone):
             )
             for _ in range(config.num_distinct_layers)
         )
+
+    @property
+    def fused(self) -> bool:
+        """True if attention is by our own kernels, which take no matrix of queries and keys."""
+        return cast(Layer, self.layers[0]).attention.implementation == "fused"
+
+    def mask(self, inputs: BackboneInput, hidden: Tensor, *, may_be_blind: bool, **settings: Any) -> AttentionMask:
+        """The mask of all layers. settings: arguments of `attention_mask`; may_be_blind: see `mask_of`."""
+        if self.fused:
+            return view_of(visibility(inputs, **settings), hidden)
+        return mask_of(attention_mask(inputs, **settings), hidden.dtype, may_be_blind=may_be_blind)
 
     def apply_layers(
         self,

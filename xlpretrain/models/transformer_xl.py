@@ -15,7 +15,6 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.parts.feed_forward import Activation
@@ -142,8 +141,10 @@ class TransformerXL(StackedBackbone):
         last = num_keys + 1 - whole_eights(num_keys + 1, hidden.device)
         distances = clamped_distances(num_keys, last, clamp_len=self.clamp_len, device=hidden.device)
         encoded = self.positions(distances).to(hidden.dtype)
-        visible = attention_mask(
+        mask = self.mask(
             inputs,
+            hidden,
+            may_be_blind=inputs.attention_mask is not None,
             mem_len=mem_len,
             causal=True,
             same_length=self.same_length,
@@ -153,7 +154,7 @@ class TransformerXL(StackedBackbone):
             hidden,
             mems,
             inputs,
-            mask_of(visible, hidden.dtype, may_be_blind=inputs.attention_mask is not None),
+            mask,
             RelativePositions(self.dropout(encoded[None])),
             biases=(self.content_bias, self.position_bias),
         )

@@ -21,7 +21,6 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from xlpretrain.models.attention import RelativeAttention
-from xlpretrain.models.attention_mask import attention_mask, mask_of
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
 from xlpretrain.models.relative_positions import RelativePositions, clamped_distances, prediction_columns, whole_eights
@@ -74,20 +73,25 @@ class XLNet(StackedBackbone):
         # Without predictions the stream has length 0: under ZeRO every pass must use every parameter.
         stream = self.mask_embedding.expand(batch_size, num_predictions, -1)
         hidden = self.dropout(torch.cat([self.embedding(inputs.tokens), stream], dim=1))
-        visible = attention_mask(
-            inputs, mem_len=mem_len, causal=False, initial_zeros=self.config.initial_memory == "zeros"
+        mask = self.mask(
+            inputs,
+            hidden,
+            may_be_blind=not inputs.every_query_sees,
+            mem_len=mem_len,
+            causal=False,
+            initial_zeros=self.config.initial_memory == "zeros",
         )
         hidden, mems = self.apply_layers(
             hidden,
             mems,
             inputs,
-            mask_of(visible, hidden.dtype, may_be_blind=not inputs.every_query_sees),
+            mask,
             RelativePositions(
                 self._distances(inputs, mem_len=mem_len, dtype=hidden.dtype),
                 inputs.reversed,
                 inputs.target_positions,
-                _same_segment(inputs, mem_len=mem_len, dtype=hidden.dtype),
-                _columns(inputs, num_keys=mem_len + num_tokens),
+                None if self.fused else _same_segment(inputs, mem_len=mem_len, dtype=hidden.dtype),
+                None if self.fused else _columns(inputs, num_keys=mem_len + num_tokens),
             ),
             biases=(self.content_bias, self.position_bias, self.segment_bias),
         )

@@ -54,6 +54,20 @@ def keys(request):
     return request.param
 
 
+def test_with_pre_norm_the_memory_adds_to_the_gradient_of_the_norm():
+    found = []
+    for implementation in ("plain", "sdpa"):
+        model = _model(pre_norm=True)
+        for layer in model.backbone.layers:
+            layer.attention.implementation = implementation
+        mems = torch.randn(model.backbone.empty_memory(2, 6).shape, generator=torch.Generator().manual_seed(1))
+        loss, _ = model(_batch(torch.arange(10).view(2, 5), [6, 6]), mems)
+        loss.sums["lm"].backward()
+        found.append([parameter.grad for parameter in model.backbone.layers.parameters()])
+    for plain, other in zip(*found, strict=True):
+        assert torch.allclose(plain, other, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
 # Not with zeros: they are attended before the first token, and forgotten as the memory fills.
 @pytest.mark.parametrize("keys", [VARIANTS[name] for name in VARIANTS if name != "zeros"])
 @pytest.mark.parametrize("mem_len", [4, 7])

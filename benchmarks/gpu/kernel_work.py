@@ -1,0 +1,211 @@
+"""Work of one layer's relative attention with `sdpa` and with `fused`: operations, bytes, FLOPs, and their roofline.
+
+Operations and bytes are counted on the meta device, forward and backward, in the second micro-batch of a step, each
+operation reading and writing its tensors once. What a fused operator does inside is counted by hand, here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import Case, case
+from benchmarks.gpu.device_work import counted, kept_bytes
+from benchmarks.ours import make_batch, pretraining_model
+from xlpretrain.engine.config import DTYPES
+from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.kernels.fused.tiles import Tile, tiles_of
+
+META = torch.device("meta")
+CASES = (("transformer_xl", "base"), ("transformer_xl", "large"), ("xlnet", "base"), ("xlnet", "large"))
+ROWS = 32
+CARDS = {"A100": (312e12, 2.0e12), "H100": (989e12, 3.35e12)}
+"""Dense bf16 FLOP/s and bytes/s of the cards' data sheets."""
+INSIDE = {"fused_relative_attention": 2, "fused_relative_attention_backward": 5}
+"""Kernels that one operator launches: a product and a program; two programs and three products."""
+
+
+@dataclass(frozen=True)
+class AttentionWork:
+    """Work of one layer's attention, projections included, forward and backward."""
+
+    operations: int
+    """Operations of a whole layer, the kernels inside of a fused operator counted."""
+    moved_bytes: int
+    scores_bytes: int
+    """Bytes moved without those of the projections: what depends on the implementation."""
+    kept_bytes: int
+    flops: float
+    """FLOPs without those of the projections."""
+
+
+def attention_work(of: Case, implementation: str) -> AttentionWork:
+    """Count the work of a layer's attention."""
+    model, mems, inputs = _model(of, implementation)
+    captured: list[tuple[Any, ...]] = []
+    attention = model.layers[0].attention
+    hook = attention.register_forward_pre_hook(lambda _, args: captured.append(args))
+    model(inputs, mems)
+    hook.remove()
+    arguments = [x.detach().requires_grad_() if _learned(x) else x for x in captured[0]]
+    arguments[1] = arguments[1].detach()  # the memory has no gradient
+    attention(*arguments).sum().backward()
+    with counted() as operations:
+        output = attention(*arguments)
+        output.backward(torch.empty_like(output))
+    kept = kept_bytes(lambda: attention(*arguments), without=[*model.parameters(), *filter(_learned, arguments)])
+    sizes = _Sizes.of(attention, of, arguments)
+    moved = Counter(operations.moved)
+    for name, inside in zip(INSIDE, sizes.moved(), strict=True):
+        if moved[name]:
+            moved[name] = inside
+    projections = _projections(attention, of, arguments)
+    flops = sizes.flops() if implementation == "fused" else sizes.flops_of_sdpa()
+    return AttentionWork(
+        _operations_of_layer(of, implementation), moved.total(), moved.total() - projections, kept, flops
+    )
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row for each case and implementation."""
+    found = []
+    for model, shape in CASES:
+        of = case(model, shape, rows=ROWS, precision="bf16", threads=1)
+        works = {name: attention_work(of, name) for name in ("sdpa", "fused")}
+        for name, work in works.items():
+            bounds = {
+                f"bound on {card}, ms": f"{max(work.flops / peak, work.scores_bytes / width) * 1e3:.2f}"
+                for card, (peak, width) in CARDS.items()
+            }
+            found.append(
+                {
+                    "model": f"{model} {shape}, {of.rows} x {of.seq_len} + {of.mem_len}",
+                    "attention": name,
+                    "operations a layer": work.operations,
+                    "moved, MiB": f"{work.scores_bytes / 2**20:,.0f}",
+                    "times fewer": f"{works['sdpa'].scores_bytes / work.scores_bytes:.1f}",
+                    "with projections, MiB": f"{work.moved_bytes / 2**20:,.0f}",
+                    "kept, MiB a sample": f"{work.kept_bytes / 2**20 / of.rows:.1f}",
+                    "GFLOP": f"{work.flops / 1e9:,.0f}",
+                    **bounds,
+                }
+            )
+    return found
+
+
+def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
+    with META:
+        whole, objective = pretraining_model(of)
+    model = whole.to(DTYPES[of.precision]).train().backbone
+    for module in model.modules():
+        if isinstance(module, RelativeAttention):
+            module.implementation = implementation  # type: ignore[assignment]
+    return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
+
+
+def _operations_of_layer(of: Case, implementation: str) -> int:
+    """The difference between three layers and two, in the second micro-batch."""
+    found = []
+    for layers in (3, 2):
+        model, mems, inputs = _model(_with_layers(of, layers), implementation)
+        for _ in range(2):
+            with counted() as operations:
+                hidden, _ = model(inputs, mems)
+                hidden.tokens.backward(torch.empty_like(hidden.tokens))
+        launched = sum((INSIDE[name] - 1) * operations.counts[name] for name in INSIDE)
+        found.append(operations.total + launched)
+    return found[0] - found[1]
+
+
+def _with_layers(of: Case, layers: int) -> Case:
+    return Case(**{**of.as_json(), "num_layers": layers})
+
+
+def _learned(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.is_floating_point()
+
+
+def _projections(attention: nn.Module, of: Case, arguments: list[Any]) -> int:
+    """Bytes of the products with weights: forward, and the gradients of input and weight."""
+    hidden, memory = arguments[0], arguments[1]
+    batch_size, queries, width = hidden.shape
+    keys = memory.shape[1] + of.seq_len
+    weight = attention.query.weight  # type: ignore[union-attr]
+    inner = weight.shape[0]
+    rows_of = {"query": batch_size * queries, "key": batch_size * keys, "value": batch_size * keys}
+    rows_of |= {"output": batch_size * queries}
+    return sum(3 * hidden.element_size() * (rows * (width + inner) + weight.numel()) for rows in rows_of.values())
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The shapes of one attention, and its tiles on an H100."""
+
+    samples: int
+    heads: int
+    queries: int
+    keys: int
+    distances: int
+    width: int
+    causal: bool
+    tiles: tuple[Tile, Tile, Tile]
+    element: int
+    segments: bool
+
+    @classmethod
+    def of(cls, attention: RelativeAttention, of: Case, arguments: list[Any]) -> _Sizes:
+        positions, hidden = arguments[4], arguments[0]
+        return cls(
+            *(of.rows, attention.num_heads, hidden.shape[1], of.mem_len + of.seq_len, positions.distances.shape[1]),
+            attention.d_head,
+            not attention.bidirectional,
+            tiles_of(90, hidden.dtype, attention.d_head),
+            hidden.element_size(),
+            attention.bidirectional,
+        )
+
+    def seen(self, tile: Tile) -> int:
+        """Pairs of query and key in the tiles of one head of one sample that are not skipped."""
+        if not self.causal:
+            return -(-self.queries // tile.queries) * tile.queries * -(-self.keys // tile.keys) * tile.keys
+        memory, pairs = self.keys - self.queries, 0
+        for first in range(0, self.queries, tile.queries):
+            last = memory + min(first + tile.queries, self.queries)
+            pairs += tile.queries * -(-last // tile.keys) * tile.keys
+        return pairs
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes read and written by the two operators, each kernel reading its tensors once."""
+        of_head = self.samples * self.heads
+        query, key = (of_head * rows * self.width * self.element for rows in (self.queries, self.keys))
+        distance = self.heads * self.distances * self.width * self.element
+        scores = of_head * self.queries * self.distances * self.element
+        numbers = of_head * self.queries * 4
+        segment = 2 * of_head * self.queries * self.element if self.segments else 0
+        read = [of_head * self.seen(tile) * self.element for tile in self.tiles]
+        product = query + distance + scores
+        forward = product + 2 * query + 2 * key + read[0] + segment + numbers
+        of_queries = 4 * query + 2 * key + read[1] + scores + 2 * segment + 2 * numbers
+        of_keys = 2 * query + 4 * key + read[2] + segment + 2 * numbers
+        return forward, product + of_queries + of_keys + 2 * product
+
+    def flops(self) -> float:
+        """FLOPs of the fused operators: tiles that are not skipped, and products over all distances."""
+        seen = [self.seen(tile) for tile in self.tiles]
+        pairs = 2 * seen[0] + 3 * seen[1] + 4 * seen[2] + 4 * self.queries * self.distances
+        return 2.0 * self.samples * self.heads * self.width * pairs
+
+    def flops_of_sdpa(self) -> float:
+        """FLOPs of products over all keys and distances: 2 + 5 by content, 1 + 2 by distance."""
+        pairs = 7 * self.queries * self.keys + 3 * self.queries * self.distances
+        return 2.0 * self.samples * self.heads * self.width * pairs
+
+
+if __name__ == "__main__":
+    from benchmarks.gpu.record import table
+
+    print(table(rows()))
