@@ -19,12 +19,12 @@ import torch
 from model_cases import ENGINES, MODELS, VOCAB, batch, losses
 from torch import Tensor
 from torch._dynamo.utils import counters
+from xlpretrain.models.packing import valid_tokens
 
 from xlpretrain import distributed
 from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.engine.config import EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
-from xlpretrain.models.packing import valid_tokens
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 STEPS = [(4, True), (3, True), (0, True), (4, False), (2, True), (1, False), (4, True)]
