@@ -87,7 +87,7 @@ def _position_backward(
     _product(d_scores, distances_NRX, scale, _rows(d_queries_BQNX))
     _product(d_scores.mT, queries, scale, d_distances_NRX)
     num_directions = 1 if positions.reversed is None else 2
-    d_distance_GRNH = d_distances_NRX.unflatten(2, (num_directions, -1)).permute(2, 1, 0, 3)
+    d_distance_GRNH = d_distances_NRX.view(*d_distances_NRX.shape[:2], num_directions, -1).permute(2, 1, 0, 3)
     if positions.reversed is None:
         return d_queries_BQNX, d_distance_GRNH
     forward_BQNH, backward_BQNH = d_queries_BQNX.chunk(2, dim=-1)
