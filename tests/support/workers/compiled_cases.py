@@ -19,7 +19,6 @@ import torch
 from model_cases import ENGINES, MODELS, VOCAB, batch, losses
 from torch import Tensor
 from torch._dynamo.utils import counters
-from xlpretrain.models.packing import valid_tokens
 
 from xlpretrain import distributed
 from xlpretrain.engine.compiled import compile_regions
