@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from xlpretrain import machine
 from xlpretrain.errors import LaunchError, RankError, XLPretrainError
+from xlpretrain.machine import cpus
 
 T = TypeVar("T")
 _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -78,7 +78,7 @@ def backend_for(device: torch.device, *, has_nccl: bool) -> str:
 
 def _choose_interface_of_gloo(address: str, port: int) -> None:
     """Let gloo use the network that leads to rank 0's machine; by itself it needs a host name that resolves."""
-    interface = machine.interface_towards(address, port)
+    interface = cpus.interface_towards(address, port)
     if interface not in (None, "lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", str(interface))
 
@@ -90,13 +90,13 @@ def _bind_to_cpus_near(device: torch.device) -> None:
         f"{getattr(properties, name):0{width}x}"
         for name, width in (("pci_domain_id", 4), ("pci_bus_id", 2), ("pci_device_id", 2))
     )
-    mine = (os.uname().nodename, local_rank(), machine.numa_node_of_pci(f"{address}.0"), os.sched_getaffinity(0))
+    mine = (os.uname().nodename, local_rank(), cpus.numa_node_of_pci(f"{address}.0"), os.sched_getaffinity(0))
     here = sorted((found for found in gather_objects(mine) if found[0] == mine[0]), key=lambda found: found[1])
     _, ranks, nodes, allowed = zip(*here, strict=True)
-    cpus = machine.cpu_share(ranks.index(local_rank()), nodes, allowed)
-    if cpus is not None and not machine.affinity_is_off():
-        os.sched_setaffinity(0, cpus)
-        torch.set_num_threads(len(cpus))
+    own = cpus.cpu_share(ranks.index(local_rank()), nodes, allowed)
+    if own is not None and not cpus.affinity_is_off():
+        os.sched_setaffinity(0, own)
+        torch.set_num_threads(len(own))
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.samples import SampleSource
-from xlpretrain.engine.host_copy import HostCopy
+from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.train.callbacks.base import CallbackContext, CompletedStep, MicroBatch

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrun import torchrun
 
-from xlpretrain import distributed, machine
+from xlpretrain import distributed
 from xlpretrain.errors import RankError
+from xlpretrain.machine import cpus
 
 
 @given(world_size=st.integers(1, 64), num_streams=st.integers(1, 300), micro_batch_size=st.integers(1, 70))
@@ -62,7 +63,7 @@ def test_a_rank_with_a_gpu_runs_on_the_cpus_near_it_and_exchanges_messages_on_th
     for folder, file, text in ((node, "cpulist", f"{cpu}\n"), (gpu, "numa_node", "1\n")):
         folder.mkdir(parents=True)
         (folder / file).write_text(text)
-    monkeypatch.setattr(machine, "SYS", tmp_path)
+    monkeypatch.setattr(cpus, "SYS", tmp_path)
     properties = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=0)
     for name, value in (
         ("is_available", lambda: True),
@@ -77,7 +78,7 @@ def test_a_rank_with_a_gpu_runs_on_the_cpus_near_it_and_exchanges_messages_on_th
     threads = torch.get_num_threads()
     try:
         for off in ("", "off"):
-            monkeypatch.setenv(machine.AFFINITY_ENV, off)
+            monkeypatch.setenv(cpus.AFFINITY_ENV, off)
             assert distributed.init() == torch.device("cuda", 0)
             assert distributed.all_reduce_sum([1.5]) == [1.5]
             distributed.shutdown()

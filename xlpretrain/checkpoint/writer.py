@@ -46,7 +46,7 @@ from xlpretrain.checkpoint.files import (
 from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.errors import CheckpointError
 from xlpretrain.file_system.atomic_files import atomic_write, fsync
-from xlpretrain.host_buffer import host_buffer
+from xlpretrain.machine.host_buffer import host_buffer
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 _DTYPES = {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.determinism import explain_refusals
-from xlpretrain.engine.host_copy import HostCopy
-from xlpretrain.engine.host_memories import HostMemories
+from xlpretrain.engine.transfers.host_copy import HostCopy
+from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import Batch, Loss
 
 

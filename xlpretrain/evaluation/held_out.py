@@ -20,7 +20,7 @@ from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.engine.base import Engine
-from xlpretrain.engine.batch_copies import copied_ahead
+from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores

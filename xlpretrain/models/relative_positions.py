@@ -28,6 +28,8 @@ class RelativePositions:
     """True if query and key are in the same segment; on accelerators 1 or 0, as a number. None: all are."""
     columns: Int[Tensor, "B P K"] | None = None
     """See `prediction_columns`; computed once for all layers, on accelerators only."""
+    directions: Float[Tensor, "B 2"] | None = None
+    """See `directions`; computed once for all layers, on accelerators only."""
 
 
 def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: torch.device) -> Float[Tensor, " R"]:
@@ -35,6 +37,11 @@ def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: t
     step = 1 if first < last else -1
     distances = torch.arange(first, last + step, step, device=device, dtype=torch.float32)
     return distances if clamp_len is None else distances.clamp(-clamp_len, clamp_len)
+
+
+def directions(is_reversed: Bool[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B 2"]:
+    """1 for the direction in which a sample is read (left to right, right to left), else 0."""
+    return torch.stack([~is_reversed, is_reversed], dim=1).to(dtype)
 
 
 def relative_shift(scores: Float[Tensor, "B N T R"], num_keys: int) -> Float[Tensor, "B N T K"]:

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.backbone import BackboneInput, Hidden
 from xlpretrain.models.embedding import TokenEmbedding, VocabularySoftmax
-from xlpretrain.models.relative_positions import RelativePositions, clamped_distances, prediction_columns, whole_eights
+from xlpretrain.models.relative_positions import (
+    RelativePositions,
+    clamped_distances,
+    directions,
+    prediction_columns,
+    whole_eights,
+)
 from xlpretrain.models.stack import RelativeConfig, StackedBackbone, draw
 
 
@@ -92,6 +98,7 @@ class XLNet(StackedBackbone):
                 inputs.target_positions,
                 None if self.fused else _same_segment(inputs, mem_len=mem_len, dtype=hidden.dtype),
                 None if self.fused else _columns(inputs, num_keys=mem_len + num_tokens),
+                None if self.fused else _directions(inputs, dtype=hidden.dtype),
             ),
             biases=(self.content_bias, self.position_bias, self.segment_bias),
         )
@@ -145,3 +152,9 @@ def _columns(inputs: BackboneInput, *, num_keys: int) -> Tensor | None:
     if predict is None or predict.device.type == "cpu":
         return None
     return prediction_columns(predict, num_tokens=inputs.tokens.shape[1], num_keys=num_keys)
+
+
+def _directions(inputs: BackboneInput, *, dtype: torch.dtype) -> Tensor | None:
+    if inputs.reversed is None or inputs.reversed.device.type == "cpu":
+        return None
+    return directions(inputs.reversed, dtype)

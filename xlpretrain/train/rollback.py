@@ -10,7 +10,7 @@ from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
 from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
-from xlpretrain.engine.host_memories import HostMemories
+from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
 from xlpretrain.train.throughput import StepTimer

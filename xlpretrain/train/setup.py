@@ -27,8 +27,8 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
-from xlpretrain.engine.batch_copies import copied_ahead
-from xlpretrain.engine.host_memories import HostMemories
+from xlpretrain.engine.transfers.batch_copies import copied_ahead
+from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.run_dir import lease, outcome

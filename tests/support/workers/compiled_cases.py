@@ -19,12 +19,12 @@ import torch
 from model_cases import ENGINES, MODELS, VOCAB, batch, losses
 from torch import Tensor
 from torch._dynamo.utils import counters
-from xlpretrain.models.packing import valid_tokens
 
 from xlpretrain import distributed
 from xlpretrain.engine.compiled import compile_regions
 from xlpretrain.engine.config import EngineConfig, PlainConfig
 from xlpretrain.errors import exit_rank
+from xlpretrain.models.kernels.packing import valid_tokens
 from xlpretrain.models.pretraining_model import PretrainingModel
 
 STEPS = [(4, True), (3, True), (0, True), (4, False), (2, True), (1, False), (4, True)]
@@ -75,7 +75,9 @@ def padded_on_an_accelerator() -> dict[str, int]:
         made = batch(objective, 1, range(rows))
         valid = np.ones(made.inputs.tokens.shape, dtype=bool)
         valid[1:, valid.shape[1] - padding :] = False
-        inputs = dataclasses.replace(made.inputs, attention_mask=torch.from_numpy(valid), **valid_tokens(valid))
+        at, starts = valid_tokens(valid)
+        mask = torch.from_numpy(valid)
+        inputs = dataclasses.replace(made.inputs, attention_mask=mask, valid_at=at, valid_from=starts)
         given = dataclasses.replace(made, inputs=inputs).to(device)
         loss, _ = model(given, backbone.empty_memory(rows, 0))
         torch.stack(list(loss.sums.values())).sum().backward()

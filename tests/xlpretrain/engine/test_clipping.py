@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xlpretrain.engine.clipping import LARGEST_NORM, clip_by_global_norm, clip_on_device
-from xlpretrain.engine.host_copy import HostCopy
+from xlpretrain.engine.transfers.host_copy import HostCopy
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9])

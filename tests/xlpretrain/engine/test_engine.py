@@ -287,6 +287,7 @@ def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys
         "grad_dtype": "fp32",
         "activation_checkpointing": False,
         "memory_device": "device",
+        "matmul_precision": "highest",
         "compile": False,
         "deterministic": False,
     }

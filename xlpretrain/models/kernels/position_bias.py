@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlpretrain.models.relative_positions import RelativePositions, prediction_columns, relative_shift
+from xlpretrain.models.relative_positions import RelativePositions, directions, prediction_columns, relative_shift
 
 
 class PositionBias(torch.autograd.Function):
@@ -35,8 +35,8 @@ class PositionBias(torch.autograd.Function):
         """The scores that attention adds to those by content."""
         batch_size, num_queries, num_heads, _ = by_position_BQNH.shape
         num_tokens, num_keys = num_queries - _num_predictions(positions), mask_BQK.shape[2]
-        distances = _distances(distance_GRNH, positions)
-        scores = _product(_by_head(by_position_BQNH, distances), distances.mT, scale)
+        distances_NRX, queries_BQNX = _distances(distance_GRNH), _in_directions(by_position_BQNH, positions)
+        scores = _product(_rows(queries_BQNX), distances_NRX.mT, scale)
         scores_BNQR = _split(scores, num_heads, batch_size)
         added_BNQK = scores_BNQR.new_empty(batch_size, num_heads, num_queries, num_keys)
         shifted_BNTK = relative_shift(scores_BNQR[:, :, :num_tokens], num_keys)
@@ -50,16 +50,16 @@ class PositionBias(torch.autograd.Function):
             more_NQ1 = _product(_rows(by_segment_BQNH), difference_NH[..., None], scale)
             same_BQK = positions.same_segment.to(added_BNQK.dtype)
             added_BNQK.addcmul_(same_BQK[:, None], _split(more_NQ1, num_heads, batch_size))
-        ctx.save_for_backward(by_position_BQNH, distance_GRNH, by_segment_BQNH, difference_NH)
+        ctx.save_for_backward(queries_BQNX, distances_NRX, by_segment_BQNH, difference_NH)
         ctx.positions, ctx.scale = positions, scale
         return added_BNQK
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_position_BQNH, distance_GRNH, by_segment_BQNH, difference_NH = ctx.saved_tensors
+        queries_BQNX, distances_NRX, by_segment_BQNH, difference_NH = ctx.saved_tensors
         d_position_BQNH, d_distance_GRNH = _position_backward(
-            gradients[0], by_position_BQNH, distance_GRNH, ctx.positions, ctx.scale
+            gradients[0], queries_BQNX, distances_NRX, ctx.positions, ctx.scale
         )
         d_segment: tuple[Tensor | None, Tensor | None] = (None, None)
         if by_segment_BQNH is not None:
@@ -69,39 +69,29 @@ class PositionBias(torch.autograd.Function):
 
 def _position_backward(
     d_added_BNQK: Tensor,
-    by_position_BQNH: Tensor,
-    distance_GRNH: Tensor,
+    queries_BQNX: Tensor,
+    distances_NRX: Tensor,
     positions: RelativePositions,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     batch_size, num_heads, num_queries, num_keys = d_added_BNQK.shape
-    num_tokens = num_queries - _num_predictions(positions)
-    distances = _distances(distance_GRNH, positions)
-    queries = _by_head(by_position_BQNH, distances)
-    d_scores = queries.new_zeros(*queries.shape[:2], distances.shape[1])
+    num_tokens, queries = num_queries - _num_predictions(positions), _rows(queries_BQNX)
+    d_scores = queries.new_zeros(*queries.shape[:2], distances_NRX.shape[1])
     d_scores_BNQR = _split(d_scores, num_heads, batch_size)
     relative_shift(d_scores_BNQR[:, :, :num_tokens], num_keys).copy_(d_added_BNQK[:, :, :num_tokens])
     columns_BPK = _columns(positions, num_tokens, num_keys)
     if columns_BPK is not None:
         columns_BNPK = columns_BPK[:, None].expand(-1, num_heads, -1, -1)
         d_scores_BNQR[:, :, num_tokens:].scatter_(3, columns_BNPK, d_added_BNQK[:, :, num_tokens:])
+    d_queries_BQNX, d_distances_NRX = torch.empty_like(queries_BQNX), torch.empty_like(distances_NRX)
+    _product(d_scores, distances_NRX, scale, _rows(d_queries_BQNX))
+    _product(d_scores.mT, queries, scale, d_distances_NRX)
+    num_directions = 1 if positions.reversed is None else 2
+    d_distance_GRNH = d_distances_NRX.view(*d_distances_NRX.shape[:2], num_directions, -1).permute(2, 1, 0, 3)
     if positions.reversed is None:
-        d_position_BQNH, d_distance_GRNH = (
-            by_position_BQNH.new_empty(by_position_BQNH.shape),
-            distance_GRNH.new_empty(distance_GRNH.shape),
-        )
-        _product(d_scores, distances, scale, _rows(d_position_BQNH))
-        _product(d_scores.mT, queries, scale, d_distance_GRNH[0].transpose(0, 1))
-        return d_position_BQNH, d_distance_GRNH
-    d_queries, d_distances = _product(d_scores, distances, scale), _product(d_scores.mT, queries, scale)
-    d_position_BQNH = _split(d_queries, num_heads, batch_size).transpose(1, 2)
-    # Sum over the samples of each direction by a product, since an indexed sum has no order on an accelerator.
-    directions_G = torch.arange(len(distance_GRNH), device=d_scores.device)
-    of_direction_GB = (positions.reversed == directions_G[:, None]).to(d_scores.dtype)
-    d_distance_GNRH = (of_direction_GB @ d_distances.view(batch_size, -1)).view(
-        len(distance_GRNH), num_heads, *d_distances.shape[1:]
-    )
-    return d_position_BQNH, d_distance_GNRH.transpose(1, 2)
+        return d_queries_BQNX, d_distance_GRNH
+    forward_BQNH, backward_BQNH = d_queries_BQNX.chunk(2, dim=-1)
+    return torch.where(positions.reversed[:, None, None, None], backward_BQNH, forward_BQNH), d_distance_GRNH
 
 
 def _segment_backward(
@@ -138,27 +128,29 @@ def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = Non
     return out.baddbmm_(left, right, beta=0, alpha=scale)
 
 
-def _distances(distance_GRNH: Tensor, positions: RelativePositions) -> Tensor:
-    """The distances of each head, "N R H", or, with two directions, of each sample and head, "B*N R H"."""
+def _distances(distance_GRNH: Tensor) -> Tensor:
+    """The distances of each head, "N R X": X = G*H, those of both directions side by side."""
+    return distance_GRNH.permute(2, 1, 0, 3).flatten(2)
+
+
+def _in_directions(query_BQNH: Tensor, positions: RelativePositions) -> Tensor:
+    """The queries "B Q N X": each in the half that belongs to its sample's direction, with zeros in the other.
+
+    So one product serves both directions, and none of the distances is copied for each sample.
+    """
     if positions.reversed is None:
-        return distance_GRNH[0].transpose(0, 1)
-    return distance_GRNH.transpose(1, 2)[positions.reversed.long()].flatten(0, 1)
-
-
-def _by_head(query_BQNH: Tensor, distances: Tensor) -> Tensor:
-    """The queries that are multiplied with each of the distances: "N B*Q H", or "B*N Q H"."""
-    if len(distances) == query_BQNH.shape[2]:
-        return _rows(query_BQNH)
-    return query_BQNH.transpose(1, 2).flatten(0, 1)
+        return query_BQNH
+    is_of_direction_BG = positions.directions
+    if is_of_direction_BG is None:
+        is_of_direction_BG = directions(positions.reversed, query_BQNH.dtype)
+    return (query_BQNH[..., None, :] * is_of_direction_BG[:, None, None, :, None]).flatten(-2)
 
 
 def _rows(query_BQNH: Tensor) -> Tensor:
-    """All queries of each head, "N B*Q H"."""
+    """All queries of each head, "N B*Q X"."""
     return query_BQNH.flatten(0, 1).transpose(0, 1)
 
 
 def _split(product: Tensor, num_heads: int, batch_size: int) -> Tensor:
-    """View "N B*Q X" or "B*N Q X" as "B N Q X"."""
-    if len(product) == num_heads:
-        return product.view(num_heads, batch_size, -1, product.shape[2]).transpose(0, 1)
-    return product.view(batch_size, num_heads, *product.shape[1:])
+    """View "N B*Q X" as "B N Q X"."""
+    return product.view(num_heads, batch_size, -1, product.shape[2]).transpose(0, 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import CallbackConfig
 from xlpretrain.data.samples import SampleSource
-from xlpretrain.engine.host_copy import HostCopy
+from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.evaluation.held_out import EvaluatedModel, Pause
 from xlpretrain.models.pretraining_model import Batch, Loss
 from xlpretrain.tracking.metrics_file import Metrics

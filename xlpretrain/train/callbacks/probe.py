@@ -18,8 +18,8 @@ from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import hash_ints
 from xlpretrain.engine import Engine
-from xlpretrain.engine.batch_copies import copied_ahead
 from xlpretrain.engine.train_step import train_step
+from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
 from xlpretrain.finetune.config import classifier_config
 from xlpretrain.tracking.metrics_file import Metrics

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.samples import Sample
-from xlpretrain.engine.batch_copies import copied_ahead
+from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import Batch

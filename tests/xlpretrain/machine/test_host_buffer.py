@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xlpretrain.errors import LaunchError
-from xlpretrain.host_buffer import host_buffer
+from xlpretrain.machine.host_buffer import host_buffer
 
 SIZE = 5_000_001
 

@@ -12,8 +12,8 @@ from tiny_model import MEMORY, VOCAB, TinyHead, Training, training
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.engine.config import PlainConfig
-from xlpretrain.engine.host_copy import HostCopy
-from xlpretrain.engine.host_memories import HostMemories
+from xlpretrain.engine.transfers.host_copy import HostCopy
+from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.xlnet import XLNetConfig
 

@@ -9,8 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from xlpretrain.engine.host_copy import HostCopy
-from xlpretrain.host_buffer import host_buffer
+from xlpretrain.engine.transfers.host_copy import HostCopy
+from xlpretrain.machine.host_buffer import host_buffer
 
 
 class HostMemories(Sequence[Tensor]):
