@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlpretrain.extras import optional
 from xlpretrain.models.kernels.fused.tiles import LARGEST, Tile, padded, tiles
 from xlpretrain.models.kernels.fused.visibility import Visibility
 
@@ -211,7 +212,8 @@ class _Call:
 
     def launch(self, program: str, inputs: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> None:
         """Run a program on all of its tiles."""
-        from xlpretrain.models.kernels.fused import programs  # imports Triton
+        with optional("triton", "engine.attention: fused"):
+            from xlpretrain.models.kernels.fused import programs
 
         tile = tiles(self.device, self.dtype, self.width)[program]
         along = (self.keys, tile.keys) if program == "backward_keys" else (self.queries, tile.queries)
