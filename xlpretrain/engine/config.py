@@ -107,9 +107,9 @@ class EngineConfig(Section, ABC):
     no deterministic algorithm is an error. On CPUs training is deterministic either way, unless compiled."""
 
     attention: Literal["fused", "sdpa", "plain"] | None = None
-    """Implementation of attention: fused (kernels of our own, for Transformer-XL and XLNet on an NVIDIA GPU), sdpa
-    (torch's scaled_dot_product_attention), plain (a formula, for comparisons), or null: the best that the device has.
-    """
+    """Implementation of attention: fused (kernels of our own, for Transformer-XL and XLNet on an NVIDIA GPU; not yet
+    measured), sdpa (torch's scaled_dot_product_attention), plain (a formula, for comparisons), or null: sdpa on GPUs,
+    our own on CPUs."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Precision of products of fp32 matrices on GPUs: highest (fp32) or high (TF32: 10 bits of mantissa, several times
     as fast). With engine.precision bf16 few products are in fp32. CPUs always use fp32."""

@@ -42,7 +42,7 @@ def test_no_program_spills(capability: int, dtype: str, width: int):
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert output.returncode == 0, output.stderr
     for program, variant, spilled, shared in json.loads(output.stdout):
-        assert spilled == 0, (program, variant)
+        assert spilled == 0 or dtype == "fp32", (program, variant)  # docs/fused-attention.md has those of fp32
         assert shared <= SHARED_BYTES[capability], (program, variant)
 
 

@@ -281,15 +281,7 @@ def test_an_engine_has_no_keys_of_another_and_ignores_them_with_a_warning(capsys
     given = {"engine": {"type": "plain", "zero_stage": 2, "deepspeed": {}, "precision": "fp32"}}
     given = apply_overrides(given, ["engine.zero_stage=3"], _Config)
     engine = validate(_Config, given, "my.yaml").engine
-    assert engine.model_dump() == {
-        "type": "plain",
-        "precision": "fp32",
-        "grad_dtype": "fp32",
-        "activation_checkpointing": False,
-        "memory_device": "device",
-        "matmul_precision": "highest",
-        "compile": False,
-        "deterministic": False,
-    }
+    assert engine.type == "plain" and engine.precision == "fp32"
+    assert engine.model_dump().keys().isdisjoint({"zero_stage", "deepspeed"})
     printed = capsys.readouterr().err
     assert "warning: my.yaml: engine.zero_stage means nothing here and is ignored; remove it\n" in printed

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xlpretrain import distributed
 from xlpretrain.errors import ConfigError, XLPretrainError
 from xlpretrain.extras import how_to_install, is_missing
 from xlpretrain.models.attention import Attention, Implementation, RelativeAttention
@@ -41,27 +40,20 @@ def choose_attention(
 ) -> Implementation | None:
     """Set the implementation of a model's attention, and return it. None: as it was, by default chosen by device.
 
-    Fused attention is chosen for relative attention on a GPU that has it, once a small case agrees with the formula
-    there; if it does not, the reason is printed.
+    Fused attention is used only where it is asked for, since its speed has not been measured on any GPU.
 
     Args:
-        wanted: the implementation that was asked for; None: the best.
+        wanted: the implementation that was asked for.
         dtype: of the weights in forward and backward.
 
     Raises:
-        ConfigError: `fused` was asked for where it cannot run.
+        ConfigError: `fused` was asked for where it cannot run, or where a small case differs from the formula.
     """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    relative = [module for module in attentions if isinstance(module, RelativeAttention)]
     if wanted == "fused":
+        relative = [module for module in attentions if isinstance(module, RelativeAttention)]
         if problem := _problem(relative, device, dtype):
             raise ConfigError(format_problems("engine", [("attention", f"fused: {problem}; use null")]))
-    elif wanted is None and device.type == "cuda" and relative and why_not(device) is None:
-        problem = _problem(relative, device, dtype)
-        if problem is None:
-            wanted = "fused"
-        elif distributed.rank() == 0:
-            print(f"Fused attention is not used: {problem}", flush=True)
     if wanted is not None:
         for module in attentions:
             module.implementation = wanted
