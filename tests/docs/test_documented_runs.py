@@ -25,6 +25,7 @@ PAGES = ["README.md", "docs/data.md", "docs/finetune.md", "docs/huggingface.md",
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
     r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
+    r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain data build .*--cluster": "needs Slurm: tests/launcher/slurm",
@@ -33,6 +34,7 @@ NOT_RUN = {
 """Commands that are not run here, and why."""
 ELSEWHERE = {
     "CONTRIBUTING.md": "only commands of NOT_RUN",
+    "docs/gpu.md": "only commands of NOT_RUN",
 }
 """Other pages that have commands or snippets."""
 SMALL_RUN = [
