@@ -92,7 +92,10 @@ def test_a_line_that_was_torn_by_a_kill_is_ignored(tmp_path):
 
 def test_ranks_in_sessions_of_their_own_are_killed_too(tmp_path):
     """As torchrun starts them."""
-    start = "import subprocess, sys; subprocess.Popen(['sleep', '600'], start_new_session=True); print(flush=True); sys.stdin.read()"
+    start = (
+        "import subprocess, sys; subprocess.Popen(['sleep', '600'], start_new_session=True);"
+        "print(flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
