@@ -10,7 +10,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from xlpretrain.optim.groups import StateKeys, summarize_groups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed guesses, with a warning
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it, at stage 3 in every step, even without a launcher
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed
@@ -39,19 +39,6 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distr
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 OPTIMIZER_CLASS = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
-
-
-@contextmanager
-def _local_rank_set() -> Iterator[None]:
-    """Set LOCAL_RANK for a while: DeepSpeed requires it even without a launcher, of which others take it for a sign."""
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
 
 
 class _Module(nn.Module):
@@ -108,7 +95,7 @@ class ZeroEngine(Engine):
         self.groups = summarize_groups(client, names, state_keys)
         if stage == 3 and any(isinstance(module, tuple(whole)) for module in model.modules()):
             deepspeed.utils.set_z3_leaf_modules(model, list(whole))
-        with warnings.catch_warnings(), _local_rank_set():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, _, _, _ = deepspeed.initialize(
                 model=_Module(model), optimizer=client, config=dict(options), dist_init_required=False

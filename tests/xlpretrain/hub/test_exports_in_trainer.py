@@ -38,6 +38,12 @@ HEADS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
 SLOW = {"causal, clusters"}
 
 
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of ZeRO in the same process leave LOCAL_RANK behind, which accelerate takes for that of a launcher."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
 @pytest.fixture(scope="module", params=[pytest.param(h, marks=pytest.mark.full) if h in SLOW else h for h in HEADS])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path):
     """A function that loads the export anew."""
