@@ -20,7 +20,13 @@ from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_
 from xlpretrain.models.kernels.position_bias import PositionBias
 from xlpretrain.models.kernels.projection import Projection
 from xlpretrain.models.kernels.sdpa import fused_attention, packed_attention
-from xlpretrain.models.relative_positions import RelativePositions, gather_distances, relative_shift
+from xlpretrain.models.relative_positions import (
+    RelativePositions,
+    gather_distances,
+    in_directions,
+    relative_shift,
+    side_by_side,
+)
 
 Implementation = Literal["plain", "blocks", "sdpa", "fused"]
 
@@ -216,7 +222,7 @@ class RelativeAttention(Attention):
         project = self._chained if by_hand else self._projected
         query_BQNH, key_BKNH, value_BKNH = project(queries_BQD, memory_BMD, tokens_BTD)
         if implementation == "fused":
-            return self._fused(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, biases)
+            return self._fused(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
         if by_hand:
             return self._by_hand(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
@@ -248,6 +254,7 @@ class RelativeAttention(Attention):
         value_BKNH: Tensor,
         distance_GRNH: Tensor,
         mask: AttentionMask,
+        positions: RelativePositions,
         biases: tuple[Tensor, ...],
     ) -> Tensor:
         """Attention by kernels of our own, which add, mask and drop without a tensor of the size of the scores."""
@@ -256,9 +263,6 @@ class RelativeAttention(Attention):
         dtype = value_BKNH.dtype  # under autocast, biases are wider
         biased_SBQNH = (query_BQNH + torch.stack(biases)[:, None, None]).to(dtype)
         by_content_BQNH, by_position_BQNH, *by_segment = biased_SBQNH.unbind()
-        if view.directions is not None:  # either half of a vector is of one direction, and 0 in samples of the other
-            halves_BQN2H = by_position_BQNH[..., None, :] * view.directions[:, None, None, :, None]
-            by_position_BQNH = halves_BQN2H.flatten(-2)
         segment_NBQ2 = None
         if by_segment:
             assert self.segment_embedding is not None
@@ -269,8 +273,8 @@ class RelativeAttention(Attention):
             by_content_BQNH,
             key_BKNH,
             value_BKNH,
-            by_position_BQNH,
-            distance_GRNH.permute(1, 2, 0, 3).flatten(2).to(dtype),
+            in_directions(by_position_BQNH, positions),
+            side_by_side(distance_GRNH).to(dtype),
             segment_NBQ2,
             view,
             scale=self.d_head**-0.5,

@@ -28,7 +28,7 @@ class RelativePositions:
     """True if query and key are in the same segment; on accelerators 1 or 0, as a number. None: all are."""
     columns: Int[Tensor, "B P K"] | None = None
     """See `prediction_columns`; computed once for all layers, on accelerators only."""
-    directions: Float[Tensor, "B 2"] | None = None
+    directions: Bool[Tensor, "B 2"] | None = None
     """See `directions`; computed once for all layers, on accelerators only."""
 
 
@@ -39,9 +39,25 @@ def clamped_distances(first: int, last: int, *, clamp_len: int | None, device: t
     return distances if clamp_len is None else distances.clamp(-clamp_len, clamp_len)
 
 
-def directions(is_reversed: Bool[Tensor, " B"], dtype: torch.dtype) -> Float[Tensor, "B 2"]:
-    """1 for the direction in which a sample is read (left to right, right to left), else 0."""
-    return torch.stack([~is_reversed, is_reversed], dim=1).to(dtype)
+def directions(is_reversed: Bool[Tensor, " B"]) -> Bool[Tensor, "B 2"]:
+    """True for the direction in which a sample is read: from left to right, or from right to left."""
+    return torch.stack([~is_reversed, is_reversed], dim=1)
+
+
+def side_by_side(distances: Float[Tensor, "G R N H"]) -> Float[Tensor, "R N J"]:
+    """The distances of all directions in one vector: J = G*H."""
+    return distances.permute(1, 2, 0, 3).flatten(2)
+
+
+def in_directions(queries: Float[Tensor, "B Q N H"], positions: RelativePositions) -> Float[Tensor, "B Q N J"]:
+    """Queries for distances that are `side_by_side`: each in the part of its sample's direction, zeros in the other.
+
+    So one product serves both directions, and no distances are copied for each sample.
+    """
+    if positions.reversed is None:
+        return queries
+    directions_B2 = directions(positions.reversed) if positions.directions is None else positions.directions
+    return (queries[..., None, :] * directions_B2[:, None, None, :, None]).flatten(-2)
 
 
 def relative_shift(scores: Float[Tensor, "B N T R"], num_keys: int) -> Float[Tensor, "B N T K"]:

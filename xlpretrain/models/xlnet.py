@@ -98,7 +98,7 @@ class XLNet(StackedBackbone):
                 inputs.target_positions,
                 None if self.fused else _same_segment(inputs, mem_len=mem_len, dtype=hidden.dtype),
                 None if self.fused else _columns(inputs, num_keys=mem_len + num_tokens),
-                None if self.fused else _directions(inputs, dtype=hidden.dtype),
+                _directions(inputs),
             ),
             biases=(self.content_bias, self.position_bias, self.segment_bias),
         )
@@ -154,7 +154,7 @@ def _columns(inputs: BackboneInput, *, num_keys: int) -> Tensor | None:
     return prediction_columns(predict, num_tokens=inputs.tokens.shape[1], num_keys=num_keys)
 
 
-def _directions(inputs: BackboneInput, *, dtype: torch.dtype) -> Tensor | None:
+def _directions(inputs: BackboneInput) -> Tensor | None:
     if inputs.reversed is None or inputs.reversed.device.type == "cpu":
         return None
-    return directions(inputs.reversed, dtype)
+    return directions(inputs.reversed)

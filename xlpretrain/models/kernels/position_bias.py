@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlpretrain.models.relative_positions import RelativePositions, directions, prediction_columns, relative_shift
+from xlpretrain.models.relative_positions import (
+    RelativePositions,
+    in_directions,
+    prediction_columns,
+    relative_shift,
+    side_by_side,
+)
 
 
 class PositionBias(torch.autograd.Function):
@@ -35,8 +41,9 @@ class PositionBias(torch.autograd.Function):
         """The scores that attention adds to those by content."""
         batch_size, num_queries, num_heads, _ = by_position_BQNH.shape
         num_tokens, num_keys = num_queries - _num_predictions(positions), mask_BQK.shape[2]
-        distances_NRX, queries_BQNX = _distances(distance_GRNH), _in_directions(by_position_BQNH, positions)
-        scores = _product(_rows(queries_BQNX), distances_NRX.mT, scale)
+        queries_BQNJ = in_directions(by_position_BQNH, positions)
+        distances_NRJ = side_by_side(distance_GRNH).transpose(0, 1)
+        scores = _product(_rows(queries_BQNJ), distances_NRJ.mT, scale)
         scores_BNQR = _split(scores, num_heads, batch_size)
         added_BNQK = scores_BNQR.new_empty(batch_size, num_heads, num_queries, num_keys)
         shifted_BNTK = relative_shift(scores_BNQR[:, :, :num_tokens], num_keys)
@@ -50,16 +57,16 @@ class PositionBias(torch.autograd.Function):
             more_NQ1 = _product(_rows(by_segment_BQNH), difference_NH[..., None], scale)
             same_BQK = positions.same_segment.to(added_BNQK.dtype)
             added_BNQK.addcmul_(same_BQK[:, None], _split(more_NQ1, num_heads, batch_size))
-        ctx.save_for_backward(queries_BQNX, distances_NRX, by_segment_BQNH, difference_NH)
+        ctx.save_for_backward(queries_BQNJ, distances_NRJ, by_segment_BQNH, difference_NH)
         ctx.positions, ctx.scale = positions, scale
         return added_BNQK
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries_BQNX, distances_NRX, by_segment_BQNH, difference_NH = ctx.saved_tensors
+        queries_BQNJ, distances_NRJ, by_segment_BQNH, difference_NH = ctx.saved_tensors
         d_position_BQNH, d_distance_GRNH = _position_backward(
-            gradients[0], queries_BQNX, distances_NRX, ctx.positions, ctx.scale
+            gradients[0], queries_BQNJ, distances_NRJ, ctx.positions, ctx.scale
         )
         d_segment: tuple[Tensor | None, Tensor | None] = (None, None)
         if by_segment_BQNH is not None:
@@ -69,28 +76,28 @@ class PositionBias(torch.autograd.Function):
 
 def _position_backward(
     d_added_BNQK: Tensor,
-    queries_BQNX: Tensor,
-    distances_NRX: Tensor,
+    queries_BQNJ: Tensor,
+    distances_NRJ: Tensor,
     positions: RelativePositions,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     batch_size, num_heads, num_queries, num_keys = d_added_BNQK.shape
-    num_tokens, queries = num_queries - _num_predictions(positions), _rows(queries_BQNX)
-    d_scores = queries.new_zeros(*queries.shape[:2], distances_NRX.shape[1])
+    num_tokens, queries = num_queries - _num_predictions(positions), _rows(queries_BQNJ)
+    d_scores = queries.new_zeros(*queries.shape[:2], distances_NRJ.shape[1])
     d_scores_BNQR = _split(d_scores, num_heads, batch_size)
     relative_shift(d_scores_BNQR[:, :, :num_tokens], num_keys).copy_(d_added_BNQK[:, :, :num_tokens])
     columns_BPK = _columns(positions, num_tokens, num_keys)
     if columns_BPK is not None:
         columns_BNPK = columns_BPK[:, None].expand(-1, num_heads, -1, -1)
         d_scores_BNQR[:, :, num_tokens:].scatter_(3, columns_BNPK, d_added_BNQK[:, :, num_tokens:])
-    d_queries_BQNX, d_distances_NRX = torch.empty_like(queries_BQNX), torch.empty_like(distances_NRX)
-    _product(d_scores, distances_NRX, scale, _rows(d_queries_BQNX))
-    _product(d_scores.mT, queries, scale, d_distances_NRX)
+    d_queries_BQNJ, d_distances_NRJ = torch.empty_like(queries_BQNJ), torch.empty_like(distances_NRJ)
+    _product(d_scores, distances_NRJ, scale, _rows(d_queries_BQNJ))
+    _product(d_scores.mT, queries, scale, d_distances_NRJ)
     num_directions = 1 if positions.reversed is None else 2
-    d_distance_GRNH = d_distances_NRX.view(*d_distances_NRX.shape[:2], num_directions, -1).permute(2, 1, 0, 3)
+    d_distance_GRNH = d_distances_NRJ.view(*d_distances_NRJ.shape[:2], num_directions, -1).permute(2, 1, 0, 3)
     if positions.reversed is None:
-        return d_queries_BQNX, d_distance_GRNH
-    forward_BQNH, backward_BQNH = d_queries_BQNX.chunk(2, dim=-1)
+        return d_queries_BQNJ, d_distance_GRNH
+    forward_BQNH, backward_BQNH = d_queries_BQNJ.chunk(2, dim=-1)
     return torch.where(positions.reversed[:, None, None, None], backward_BQNH, forward_BQNH), d_distance_GRNH
 
 
@@ -128,29 +135,11 @@ def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = Non
     return out.baddbmm_(left, right, beta=0, alpha=scale)
 
 
-def _distances(distance_GRNH: Tensor) -> Tensor:
-    """The distances of each head, "N R X": X = G*H, those of both directions side by side."""
-    return distance_GRNH.permute(2, 1, 0, 3).flatten(2)
-
-
-def _in_directions(query_BQNH: Tensor, positions: RelativePositions) -> Tensor:
-    """The queries "B Q N X": each in the half that belongs to its sample's direction, with zeros in the other.
-
-    So one product serves both directions, and none of the distances is copied for each sample.
-    """
-    if positions.reversed is None:
-        return query_BQNH
-    is_of_direction_BG = positions.directions
-    if is_of_direction_BG is None:
-        is_of_direction_BG = directions(positions.reversed, query_BQNH.dtype)
-    return (query_BQNH[..., None, :] * is_of_direction_BG[:, None, None, :, None]).flatten(-2)
-
-
 def _rows(query_BQNH: Tensor) -> Tensor:
-    """All queries of each head, "N B*Q X"."""
+    """All queries of each head, "N B*Q J"."""
     return query_BQNH.flatten(0, 1).transpose(0, 1)
 
 
 def _split(product: Tensor, num_heads: int, batch_size: int) -> Tensor:
-    """View "N B*Q X" as "B N Q X"."""
+    """View "N B*Q J" as "B N Q J"."""
     return product.view(num_heads, batch_size, -1, product.shape[2]).transpose(0, 1)

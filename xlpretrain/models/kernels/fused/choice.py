@@ -1,4 +1,4 @@
-"""Where fused relative attention can run, and whether it computes the right thing there."""
+"""The check of a device before fused relative attention is used: it can run there, and computes the right thing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 4e-2}
 
 
 class Kind(NamedTuple):
-    """What the programs are compiled for."""
+    """The properties of an attention that its programs are compiled for."""
 
     dtype: torch.dtype
     width: int
@@ -83,7 +83,7 @@ def why_not(device: torch.device) -> str | None:
 
 @functools.cache
 def fault(device: torch.device, kind: Kind) -> str | None:
-    """What is wrong with a small attention and its gradients, compared with the formula in fp32; None: nothing.
+    """Compare a small attention and its gradients with the formula in fp32. Returns what is wrong; None: nothing.
 
     The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
     compiler that fails, is a reason to use another implementation.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int32
+from jaxtyping import Int32
 from torch import Tensor
 
 from xlpretrain.models.backbone import BackboneInput
@@ -21,7 +21,7 @@ _ALWAYS = -(2**31) + 1
 
 @dataclass(frozen=True)
 class Visibility:
-    """What `attention_mask` and `RelativePositions` say of queries and keys, without a matrix."""
+    """The contents of `attention_mask` and of parts of `RelativePositions`, without a matrix."""
 
     queries: Int32[Tensor, "3 B Q"]
     """Each query's rank, the column of its score by position for key 0 (T - position), and its segment."""
@@ -33,8 +33,6 @@ class Visibility:
     """True if a query sees no key at or before its own index (Transformer-XL's `same_length`)."""
     not_own: bool
     """True if a prediction sees any token but the one at its own position: there is no factorization order."""
-    directions: Bool[Tensor, "B 2"] | None = None
-    """Whether a sample is read from left to right, and from right to left. None: all are from left to right."""
 
 
 def visibility(
@@ -68,5 +66,4 @@ def visibility(
         num_tokens=num_tokens,
         window=same_length and mem_len > 0,
         not_own=predict is not None and inputs.perm_rank is None,
-        directions=None if inputs.reversed is None else torch.stack([~inputs.reversed, inputs.reversed], dim=1),
     )
