@@ -70,4 +70,4 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Print a document of a dataset, or a decoded model input: tokens, targets, masks, segments and order."""
-    actions.samples.show(place, document=document, step=sample, stream=stream, overrides=overrides or [])
+    actions.evaluate.show(place, document=document, step=sample, stream=stream, overrides=overrides or [])

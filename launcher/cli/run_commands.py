@@ -117,13 +117,13 @@ def logs(
 @app.command()
 def stop(run: RunPath) -> None:
     """Ask a run to save and exit; it stays stopped until `xlpretrain resume`."""
-    print(actions.lifecycle.stop(actions.monitor.find(run)))
+    print(actions.monitor.stop(run))
 
 
 @app.command()
 def cancel(run: RunPath) -> None:
     """End a run's Slurm job now, or remove it from the queue; `xlpretrain stop` lets it save first."""
-    print(actions.lifecycle.cancel(actions.monitor.find(run)))
+    print(actions.monitor.cancel(run))
 
 
 @app.command("eval")

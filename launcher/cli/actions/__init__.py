@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from launcher.cli.actions import datasets as datasets
     from launcher.cli.actions import evaluate as evaluate
     from launcher.cli.actions import finetune as finetune
-    from launcher.cli.actions import lifecycle as lifecycle
     from launcher.cli.actions import models as models
     from launcher.cli.actions import monitor as monitor
-    from launcher.cli.actions import samples as samples
     from launcher.cli.actions import score as score
     from launcher.cli.actions import training as training
 else:

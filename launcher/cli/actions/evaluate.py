@@ -1,4 +1,4 @@
-"""Evaluate runs: `xlpretrain eval` and `report`."""
+"""Evaluate runs and look at their samples: `xlpretrain eval`, `report` and `data show`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.local import torchrun
 from xlpretrain.config import run_config
 from xlpretrain.evaluation.report import print_report
+from xlpretrain.evaluation.sample_viewer import show_document, show_sample
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -35,6 +36,14 @@ def evaluate(
 def report(run: Path, moved: Sequence[str]) -> None:
     """Print the report of a run. Raises `XLPretrainError`."""
     print_report(RunDir(run).check_exists(), list(moved))
+
+
+def show(place: Path, *, document: int, step: int | None, stream: int, overrides: Sequence[str]) -> None:
+    """Print a document of a dataset or, given a step, a stream's sample at that step. Raises `XLPretrainError`."""
+    if step is None:
+        show_document(place, document)
+    else:
+        show_sample(place, step=step, stream=stream, overrides=list(overrides))
 
 
 def _flag(name: str, value: str | int) -> str:

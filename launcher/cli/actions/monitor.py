@@ -1,11 +1,11 @@
-"""Inspect runs: `xlpretrain status`, `logs` and `checkpoints`. Torch-free."""
+"""Inspect, stop and cancel runs: `xlpretrain status`, `logs`, `checkpoints`, `stop` and `cancel`. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from launcher.cli.monitor import checkpoints as checkpoint_list
-from launcher.cli.monitor import find_runs
+from launcher.cli.monitor import find_runs, lifecycle
 from launcher.cli.monitor import logs as run_logs
 from launcher.cli.monitor.status import show_all, show_one
 from xlpretrain.run_dir.layout import RunDir
@@ -14,6 +14,16 @@ from xlpretrain.run_dir.layout import RunDir
 def find(path: Path) -> RunDir:
     """The run in a folder, started or submitted. Raises `LaunchError` if there is none."""
     return find_runs.require(path)
+
+
+def stop(run: Path) -> str:
+    """Request that a run saves, exits and stays stopped. Returns a message for the user. Raises `LaunchError`."""
+    return lifecycle.stop(find(run))
+
+
+def cancel(run: Path) -> str:
+    """Cancel a run's job and wait until it is gone. Returns a message for the user. Raises `LaunchError`."""
+    return lifecycle.cancel(find(run))
 
 
 def status(run: Path | None, runs_dir: Path) -> None:

@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.cli.actions import lifecycle
-from launcher.cli.monitor import find_runs
+from launcher.cli.monitor import find_runs, lifecycle
 from launcher.finished import print_if_finished
 from launcher.local.options import StartOptions
 from launcher.local.train import start_training

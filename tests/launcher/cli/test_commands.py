@@ -59,7 +59,7 @@ assert not [name for name in sys.modules if name.startswith("launcher.cli.action
 
 def test_commands_that_inspect_runs_import_nothing_heavy():
     code = (
-        "from launcher.cli.actions import lifecycle, monitor\n"
+        "from launcher.cli.actions import monitor\n"
         "from launcher.slurm import history\nfrom launcher.slurm.job import attempt, requeue"
     )
     assert modules_after(code) == "[]"

@@ -7,7 +7,8 @@ import commands
 import pytest
 from fake_slurm import UNKNOWN, FakeSlurm
 
-from launcher.cli.actions import lifecycle, training
+from launcher.cli.actions import training
+from launcher.cli.monitor import lifecycle
 from launcher.local.options import StartOptions
 from launcher.slurm.records import AttemptStart, Job, SlurmFolder
 from launcher.slurm.submission import submit
