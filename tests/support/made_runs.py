@@ -46,7 +46,11 @@ def make_rows(
         }
         if evaluate_every and (i + 1) % evaluate_every == 0:
             held_out = float(2.5 + 0.1 * seed + 8 / np.sqrt(1 + step / 50))
-            row |= {"valid/loss": held_out, "valid/perplexity": float(np.exp(held_out)), "valid/lm_accuracy": 1 / held_out}
+            row |= {
+                "valid/loss": held_out,
+                "valid/perplexity": float(np.exp(held_out)),
+                "valid/lm_accuracy": 1 / held_out,
+            }
         total = 1.06 * spent + away_s
         rows.append(
             row
@@ -72,9 +76,7 @@ def append_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def make_run(
-    folder: Path, rows: list[dict[str, Any]], config: Mapping[str, Any] | None = None, **status: Any
-) -> Path:
+def make_run(folder: Path, rows: list[dict[str, Any]], config: Mapping[str, Any] | None = None, **status: Any) -> Path:
     """Write a run folder with the given metrics; `config` and `status` replace defaults."""
     folder.mkdir(parents=True)
     content = {
@@ -91,7 +93,9 @@ def make_run(
     }
     (folder / "config.yaml").write_text(yaml.safe_dump({**content, **(config or {})}, sort_keys=False))
     (folder / "provenance.json").write_text(
-        json.dumps({"began_at": "2026-11-28T05:01:20+0000", "host": "node1", "versions": {"torch": "2.13.0"}, "id": "ab12"})
+        json.dumps(
+            {"began_at": "2026-11-28T05:01:20+0000", "host": "node1", "versions": {"torch": "2.13.0"}, "id": "ab12"}
+        )
     )
     if rows:
         append_rows(folder, rows)

@@ -13,7 +13,7 @@ from launcher.cli.monitor.find_runs import require
 from launcher.cli.monitor.units import format_bytes
 from xlpretrain.evaluation.report_page import page as report_page
 from xlpretrain.evaluation.report_page.comparison import ConfigRow, compare
-from xlpretrain.evaluation.report_page.figures import Figures, figures_of, show
+from xlpretrain.evaluation.report_page.figures import Figures, figures_of, show, show_count
 from xlpretrain.evaluation.report_page.page import PageOptions, TextSample
 from xlpretrain.evaluation.report_page.run_data import RunData, RunReader, open_runs
 from xlpretrain.evaluation.report_page.server import serve
@@ -91,12 +91,12 @@ def _figures_table(runs: Sequence[RunData]) -> Table:
 def _cells(found: Figures) -> list[str]:
     return [
         f"{found.step:,}/{found.max_steps:,}" if found.max_steps else f"{found.step:,}",
-        show(found.tokens),
+        show_count(found.tokens),
         show(found.train_loss),
         show(found.best_loss),
-        f"{found.best_step:,}" if found.best_step else "–",
+        f"{found.best_step:,}" if found.best_step else "-",
         show(found.tokens_per_second),
-        f"{found.share:.1%}" if np.isfinite(found.share) else "–",
+        f"{found.share:.1%}" if np.isfinite(found.share) else "-",
         str(found.restarts),
         format_duration(found.running_s),
     ]
@@ -107,5 +107,5 @@ def _config_table(labels: Sequence[str], rows: Sequence[ConfigRow]) -> Table:
     for name in ("differing key", *labels):
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(row.key, *(Text("–" if value is None else value) for value in row.values))
+        table.add_row(row.key, *(Text("-" if value is None else value) for value in row.values))
     return table

@@ -19,12 +19,13 @@ SECTIONS = (LOSS, OPTIMIZATION, SPEED, CORPORA, OTHER)
 
 
 class Chart(NamedTuple):
-    """A metric, drawn for all runs that have it."""
+    """A metric, drawn for all runs that have it. is_noisy: its curves need smoothing."""
 
     metric: str
     title: str
     unit: str
     section: str
+    is_noisy: bool = False
 
 
 class Charts(NamedTuple):
@@ -55,6 +56,7 @@ _KNOWN = [
     ("data/epoch", "Passes over the training data", "", CORPORA),
     (r"data/epoch/(?P<what>.+)", "Passes over {what}", "", CORPORA),
 ]
+_NOISE = 5.0
 _NOT_DRAWN = re.compile(r"step|tokens|time/logged_at_s|goodput/(?!share$).*")
 
 
@@ -73,6 +75,7 @@ def charts_of(runs: Sequence[RunData]) -> Charts:
         if chart.section == OTHER and all(_never_changes(column) for column in values):
             constant.append((metric, [_first_known(column) for column in values]))
         elif any(np.isfinite(column).any() for column in values):
+            chart = chart._replace(is_noisy=any(_is_noisy(column) for column in values))
             drawn.append((SECTIONS.index(chart.section), rank, chart))
     return Charts([chart for _, _, chart in sorted(drawn)], constant)
 
@@ -97,7 +100,15 @@ def _repeats_loss(run: RunData, metric: str) -> bool:
     match = re.fullmatch(r"(train|valid)/loss/.+", metric)
     if not match or metric not in run.table:
         return bool(match)
-    return np.array_equal(run.table[metric], run.column(f"{match[1]}/loss"), equal_nan=True)
+    term, loss = run.table[metric], run.column(f"{match[1]}/loss")
+    known = np.isfinite(term) & np.isfinite(loss)
+    return bool(known.any()) and np.array_equal(term[known], loss[known])
+
+
+def _is_noisy(values: np.ndarray) -> bool:
+    """True if a curve goes up and down over many times its range."""
+    known = values[np.isfinite(values)]
+    return bool(len(known)) and float(np.abs(np.diff(known)).sum()) > _NOISE * float(np.ptp(known))
 
 
 def _never_changes(values: np.ndarray) -> bool:

@@ -54,7 +54,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             name = types[index] if types[index] is not None and types.count(types[index]) == 1 else index
             yield from flatten(item, f"{prefix}.{name}")
-    else:
+    elif prefix:
         yield prefix, value if isinstance(value, str) else schema.format_value(value)
 
 

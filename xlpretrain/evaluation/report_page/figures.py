@@ -138,7 +138,7 @@ def mean_at_end(values: np.ndarray) -> float:
 def show(value: float, digits: int = 4) -> str:
     """Format a number with significant digits and thousands separators; a dash if it is unknown."""
     if not np.isfinite(value):
-        return "–"
+        return "-"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{value:,.0f}"
     if value and (abs(value) < 1e-3 or abs(value) >= 1e15):
@@ -146,6 +146,14 @@ def show(value: float, digits: int = 4) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
+
+
+def show_count(value: float) -> str:
+    """Format a large number in short, such as "12,345", "1.64 M" and "2.10 B"."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return show(value)
 
 
 def _held_out_metrics(run: RunData, row: int) -> dict[str, float]:

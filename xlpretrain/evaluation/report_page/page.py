@@ -187,9 +187,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: Mapping[str, Any] = {
+        "count": figures.show_count,
         "number": figures.show,
         "duration": format_duration,
-        "share": lambda value: f"{100 * value:.1f} %" if value == value else "–",
+        "share": lambda value: f"{100 * value:.1f} %" if value == value else "-",
     }
     made.filters.update(filters)
     return made

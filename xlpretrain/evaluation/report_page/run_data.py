@@ -143,7 +143,7 @@ class RunReader:
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunReader]:
-    """Readers of runs, labelled by the shortest distinct ends of their paths. Raises `LaunchError` for repeated ones."""
+    """Readers of runs, labelled by the shortest distinct ends of their paths. Raises `LaunchError` for repeats."""
     places = [path.absolute() for path in paths]
     for place in places:
         if places.count(place) > 1:

@@ -58,7 +58,9 @@ class PageServer(ThreadingHTTPServer):
             super().__init__((_LOOPBACK, port), _Handler)
         except OSError as error:
             reason = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs root"}.get(error.errno or 0, str(error))
-            raise LaunchError(f"port {port} {reason}; choose another with --port N, or --port 0 for any free one") from None
+            raise LaunchError(
+                f"port {port} {reason}; choose another with --port N, or --port 0 for any free one"
+            ) from None
         except OverflowError:
             raise LaunchError(f"port {port}: expected 0 to 65535") from None
 
@@ -111,9 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
 
-def serve(
-    readers: Sequence[RunReader], *, port: int, refresh_s: float, announce: Callable[[str], None]
-) -> None:
+def serve(readers: Sequence[RunReader], *, port: int, refresh_s: float, announce: Callable[[str], None]) -> None:
     """Serve the page of some runs until Ctrl-C. announce: called with its address. Raises `LaunchError`."""
     with PageServer(LivePage(readers, PageOptions(refresh_s=refresh_s)), port) as server:
         announce(server.url)

@@ -5,7 +5,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const NUM_COLORS = 8;
   const FEW_POINTS = 60; // drawn as points, never smoothed
-  const settings = { axis: "step", logx: false, logy: false, branches: false, smoothing: 0, hidden: new Set() };
+  const settings = { axis: "step", logx: false, logy: false, branches: false, raw: true, smoothing: 0, hidden: new Set() };
   let data = JSON.parse(one("#data").textContent);
   let decoded = new Map();
   let view = null; // [first, last] of the x axis while zoomed
@@ -19,7 +19,7 @@
   const isTiny = value => value !== 0 && Math.abs(value) < 1e-3;
   const tick = value => value == null ? "" : isTiny(value) ? Number(value.toPrecision(3)).toExponential()
     : Math.abs(value) >= 1e4 ? compact.format(value) : precise.format(value);
-  const show = value => value == null ? "–" : isTiny(value) ? value.toExponential(3)
+  const show = value => value == null ? "-" : isTiny(value) ? value.toExponential(3)
     : Math.abs(value) >= 1e4 ? whole.format(value) : precise.format(value);
 
   // ---- curves ----
@@ -130,23 +130,27 @@
   const runColor = run => color(`c${run % NUM_COLORS}`);
   const dash = run => run < NUM_COLORS ? [] : [8, 4];
 
-  function tables(metric) { // [tables for uPlot.join, options of their series]
-    const found = [[], []];
+  function tables(metric) { // [tables for uPlot.join, options of their series], the unsmoothed below all others
+    const found = [[], []], isNoisy = data.charts.find(chart => chart.metric === metric).is_noisy;
     for (const run of shownRuns()) {
       const curve = curveOf(run, metric);
       if (!curve) continue;
-      const main = { label: data.runs[run].label, run, stroke: runColor(run), dash: dash(run), width: 1.75, value: (_, y) => show(y) };
+      const main = { label: data.runs[run].label, run, stroke: runColor(run), dash: dash(run), width: 1.75, last: curve.y.at(-1) };
+      main.value = (plot, y) => show(plot.cursor.idx == null ? main.last : y);
       const points = curve.x.length <= FEW_POINTS ? { show: true, size: 6, fill: main.stroke } : { show: false };
-      if (settings.smoothing && curve.x.length > FEW_POINTS) {
+      if (settings.smoothing && isNoisy && curve.x.length > FEW_POINTS) {
         const thinned = curve.mx.length > 0, steps = thinned ? curve.mx : curve.x;
-        add({ ...main, class: "raw", alpha: 0.28, width: 1, dash: [], points }, curve.x, curve.y);
-        add({ ...main, points }, steps, smoothed(steps, thinned ? curve.my : curve.y, settings.smoothing));
+        const means = smoothed(steps, thinned ? curve.my : curve.y, settings.smoothing);
+        main.last = means.at(-1);
+        add({ ...main, points }, steps, means);
+        if (settings.raw) add({ ...main, class: "raw", alpha: 0.22, width: 1, dash: [], points }, curve.x, curve.y, true);
       } else add({ ...main, points }, curve.x, curve.y);
-      function add(series, steps, values) {
+      function add(series, steps, values, isBelow = false) {
         const x = along(run, steps), y = Array.from(values, value => settings.logy && !(value > 0) ? null : value);
         const keep = x.map((at, i) => Number.isFinite(at) && (!settings.logx || at > 0) && (i === 0 || at > x[i - 1]));
-        found[0].push([x.filter((_, i) => keep[i]), y.filter((_, i) => keep[i])]);
-        found[1].push(series);
+        const how = isBelow ? "unshift" : "push";
+        found[0][how]([x.filter((_, i) => keep[i]), y.filter((_, i) => keep[i])]);
+        found[1][how](series);
       }
     }
     return found;
@@ -180,7 +184,7 @@
         { ...axis, values: (_, at) => at.map(tick), label: name, labelSize: 20, labelGap: 0, labelFont: axis.font, size: 32, space: 60 },
         { ...axis, values: (_, at) => at.map(tick), size: 58 },
       ],
-      series: [{ label: name, value: (_, x) => show(x) }, ...series],
+      series: [{ label: name, value: (_, x) => x == null ? "last" : show(x) }, ...series],
       legend: { markers: { width: 0, fill: (plot, i) => plot.series[i].stroke?.() ?? "none" } },
       cursor: { drag: { x: true, y: false, setScale: false }, sync: { key: "x", filters: { pub: type => type === "mousemove" || type === "mouseleave" } }, bind: { dblclick: () => () => zoom("reset") } },
       hooks: {
@@ -205,8 +209,8 @@
     if (!found.length) return;
     const isLog = settings.logy && found.some(([, y]) => y.some(value => value > 0));
     chart.plot = new uPlot(options(width, series, isLog), uPlot.join(found), place);
-    const last = series.map((s, i) => [s, found[i][1].at(-1)]).filter(([s]) => s.class !== "raw");
-    chart.figure.setAttribute("aria-description", `Last values: ${last.map(([s, y]) => `${s.label} ${show(y)}`).join("; ")}`);
+    const last = series.filter(({ class: kind }) => kind !== "raw").map(({ label, last }) => `${label} ${show(last)}`);
+    chart.figure.setAttribute("aria-description", `Last values: ${last.join("; ")}`);
   }
   const charts = all(".chart").map(figure => ({ figure, metric: figure.dataset.metric, plot: null, stale: true, isNear: false }));
   function redraw() {
@@ -242,10 +246,10 @@
       size.observe(one(".plot", figure));
       figure.addEventListener("keydown", pressed);
     }
-    for (const name of ["axis", "logx", "logy", "branches"]) {
+    for (const name of ["axis", "logx", "logy", "raw", "branches"]) {
       one(`#${name}`)?.addEventListener("change", ({ target }) => {
         settings[name] = target.type === "checkbox" ? target.checked : target.value;
-        if (name !== "logy") view = null;
+        if (name !== "logy" && name !== "raw") view = null;
         redraw();
       });
     }
