@@ -21,7 +21,15 @@ import zstandard
 from corpus import make_documents, make_sentence
 from repository import ROOT
 
-PAGES = ["README.md", "docs/data.md", "docs/finetune.md", "docs/huggingface.md", "docs/running.md", "docs/slurm.md"]
+PAGES = [
+    "README.md",
+    "docs/data.md",
+    "docs/finetune.md",
+    "docs/huggingface.md",
+    "docs/report.md",
+    "docs/running.md",
+    "docs/slurm.md",
+]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
     r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
@@ -30,6 +38,7 @@ NOT_RUN = {
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain data build .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
+    r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
 """Commands that are not run here, and why."""
 ELSEWHERE = {
