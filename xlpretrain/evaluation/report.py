@@ -64,7 +64,10 @@ def sample_runs(folders: Sequence[RunDir], moved: Sequence[str] = ()) -> list[Te
             run = LoadedRun.load(folder, device=device, moved=moved)
             if not run.config.objective.generates:
                 raise LaunchError(f"its objective, {run.config.objective.type}, generates no text")
-            prompt, written = _sample(run, run.valid)
+            valid = run.valid
+            if valid is None:
+                raise LaunchError("it has no held-out data to continue; name them with data.valid=DIR")
+            prompt, written = _sample(run, valid)
         except XLPretrainError as error:
             found.append(TextSample(name, problem=str(error)))
         else:

@@ -65,7 +65,7 @@ class RunData:
     def clock_s(self) -> np.ndarray:
         """Seconds since the run's start until each logged step; NaN in runs of early versions."""
         logged = self.column("time/logged_at_s")
-        return logged - logged[:1] + self.running_s()[:1]
+        return np.asarray(logged - logged[:1] + self.running_s()[:1])
 
     def goodput(self) -> Goodput:
         """How the time was spent until the newest of status and metrics."""
