@@ -120,7 +120,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check machine, disks, network, a config's data and trackers, and a cluster, before a run. Exit code 2: one failed.
+    """Check machine, disks, network, a config's data and trackers, and a cluster. Exit code 2: a check failed.
 
     Nothing existing is changed, and nothing is left behind.
     """

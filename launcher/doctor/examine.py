@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _START_S = 60.0
 _LEAVING_S = 5.0
 
 
-def examine(request: Request, names: Sequence[str]) -> Iterator[Finding]:
+def examine(request: Request, names: Sequence[str]) -> Generator[Finding]:
     """Run checks by name; yields findings as they are made. Closing the iterator ends the worker and cleans up."""
     left, made = list(names), list[Path]()
     try:

@@ -64,6 +64,12 @@ def failure(text: str, remedy: str) -> Finding:
     return Finding(Level.FAIL, text, remedy)
 
 
+def from_error(error: Exception) -> Finding:
+    """A failure from a user error, whose message has the fix after its first semicolon."""
+    text, _, fix = str(error).partition("; ")
+    return failure(text, fix or "see the message")
+
+
 def skipped(reason: str) -> Finding:
     """A check that was not made."""
     return Finding(Level.SKIPPED, reason)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from launcher.doctor import channel, checks
-from launcher.doctor.findings import failure
+from launcher.doctor.findings import failure, from_error
 from launcher.doctor.request import Request
 from xlpretrain.errors import XLPretrainError, exit_rank
 
@@ -36,7 +36,7 @@ def main(names: Sequence[str]) -> None:
             for finding in checks.load(name)(request):
                 channel.tell(finding=replace(finding, check=name).to_dict())
         except XLPretrainError as error:
-            channel.tell(finding=replace(failure(str(error), "see the message"), check=name).to_dict())
+            channel.tell(finding=replace(from_error(error), check=name).to_dict())
         except Exception as error:  # the other checks go on
             text = f"the check itself failed: {type(error).__name__}: {error}"
             channel.tell(finding=replace(failure(text, "please report it"), check=name).to_dict())

@@ -126,8 +126,8 @@ def check_profile(profile: ClusterConfig, groups: Sequence[Partition]) -> Iterat
     cores, cpus = profile.num_tasks * (profile.cpus_per_task or 1), max(group.cpus for group in mine)
     if cores > cpus:
         yield failure(
-            f"too few cores: {profile.num_tasks} ranks of {profile.cpus_per_task or 1} cores per node asked for, the nodes"
-            f" of partition {name} have {cpus}",
+            f"too few cores: {profile.num_tasks} ranks of {profile.cpus_per_task or 1} cores per node asked for, the"
+            f" nodes of partition {name} have {cpus}",
             "lower cpus_per_task or tasks_per_node",
         )
     else:

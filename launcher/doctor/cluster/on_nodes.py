@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.doctor import channel
-from launcher.doctor.findings import Finding, failure, parse_findings, passed, skipped
+from launcher.doctor.findings import Finding, failure, from_error, parse_findings, passed, skipped
 from launcher.doctor.request import SCRATCH, Request
 from launcher.slurm.job import allocation
 from launcher.slurm.job.allocation import Allocation
@@ -87,7 +87,7 @@ def run_steps(request: Request) -> None:
             for finding in step(request, profile, job):
                 print(finding.to_json(), flush=True)
         except XLPretrainError as error:
-            print(failure(str(error), "see the message").to_json(), flush=True)
+            print(from_error(error).to_json(), flush=True)
 
 
 def _nodes_step(request: Request, profile: ClusterConfig, job: Allocation) -> Iterator[Finding]:

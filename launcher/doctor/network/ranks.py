@@ -142,7 +142,7 @@ def _time_s(tensor: torch.Tensor) -> float:
         dist.all_reduce(tensor)
         _wait(tensor)
         found.append(time.perf_counter() - started)
-    return max(distributed.gather_objects(statistics.median(found)))
+    return float(max(distributed.gather_objects(statistics.median(found))))
 
 
 def _wait(tensor: torch.Tensor) -> None:

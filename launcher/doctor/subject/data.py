@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.doctor.disks.places import scratch
-from launcher.doctor.findings import Finding, failure, passed, skipped, warning
+from launcher.doctor.findings import Finding, failure, from_error, passed, skipped, warning
 from launcher.doctor.machine.devices import num_ranks
 from launcher.doctor.request import Request
 from xlpretrain.config.run_config import RunConfig
@@ -34,13 +35,14 @@ def check(request: Request) -> Iterator[Finding]:
             data = config.data.open()
             yield from check_splits(data, [where for key, where in config.data.places().items() if key != "tokenizer"])
         except (DataError, MissingPackageError, OSError) as error:
-            yield failure(without_credentials(str(error)), _remedy(config))
+            yield from_error(DataError(without_credentials(str(error))))
             return
         ranks = num_ranks(request)
         try:
             resolve_run(config, world_size=ranks, allow_recipe_change=False)
         except XLPretrainError as error:
-            yield failure(f"`train` would refuse to start {ranks} ranks: {error}", "see the message")
+            found = from_error(error)
+            yield replace(found, text=f"`train` would not start {ranks} ranks: {found.text}")
         else:
             yield passed(f"`train` would start {config.folder.path} on {ranks} rank{'' if ranks == 1 else 's'}")
 
@@ -79,8 +81,3 @@ def _in_cache(config: RunConfig, folder: Path) -> RunConfig:
         return config
     data = config.data.model_copy(update={"cache_dir": folder, "retry_s": _RETRY_S})
     return config.model_copy(update={"data": data})
-
-
-def _remedy(config: RunConfig) -> str:
-    keys = ", ".join(f"data.{key}" for key in config.data.places())
-    return f"build it with `xlpretrain data build`, or correct {keys}"

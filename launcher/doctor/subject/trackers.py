@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from launcher.doctor.findings import Finding, failure, passed, skipped, warning
+from launcher.doctor.findings import Finding, failure, from_error, passed, skipped, warning
 from launcher.doctor.request import Request
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.file_system.credentials import without_credentials
@@ -36,7 +36,7 @@ def check_tracker(tracker: TrackerConfig) -> Finding:
     try:
         tracker.check()
     except XLPretrainError as error:
-        return failure(str(error), tracker.how_to_install if not tracker.is_installed else "see the message")
+        return from_error(error)
     if isinstance(tracker, WandbConfig):
         return _check_wandb(tracker)
     if isinstance(tracker, MlflowConfig):
