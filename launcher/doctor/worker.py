@@ -37,6 +37,10 @@ def main(names: Sequence[str]) -> None:
                 channel.tell(finding=replace(finding, check=name).to_dict())
         except XLPretrainError as error:
             channel.tell(finding=replace(from_error(error), check=name).to_dict())
+        except OSError as error:
+            text = f"{error.filename or name}: {error.strerror or error}"
+            remedy = "free space there, or set TMPDIR or runs_dir to another disk"
+            channel.tell(finding=replace(failure(text, remedy), check=name).to_dict())
         except Exception as error:  # the other checks go on
             text = f"the check itself failed: {type(error).__name__}: {error}"
             channel.tell(finding=replace(failure(text, "please report it"), check=name).to_dict())

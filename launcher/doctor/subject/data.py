@@ -29,22 +29,29 @@ def check(request: Request) -> Iterator[Finding]:
     if config is None:
         yield skipped("data: no config" if request.config is None else "data: the config is not valid")
         return
-    with scratch(Path(tempfile.gettempdir()), request) as folder:  # blocks of URLs are cached there
-        config = _in_cache(config, folder)
-        try:
-            data = config.data.open()
-            yield from check_splits(data, [where for key, where in config.data.places().items() if key != "tokenizer"])
-        except (DataError, MissingPackageError, OSError) as error:
-            yield from_error(DataError(without_credentials(str(error))))
-            return
-        ranks = num_ranks(request)
-        try:
-            resolve_run(config, world_size=ranks, allow_recipe_change=False)
-        except XLPretrainError as error:
-            found = from_error(error)
-            yield replace(found, text=f"`train` would not start {ranks} ranks: {found.text}")
-        else:
-            yield passed(f"`train` would start {config.folder.path} on {ranks} rank{'' if ranks == 1 else 's'}")
+    if isinstance(config.data, CorpusDataConfig) and any(map(is_url, config.data.places().values())):
+        with scratch(Path(tempfile.gettempdir()), request) as folder:  # not in the user's cache
+            data = config.data.model_copy(update={"cache_dir": folder, "retry_s": _RETRY_S})
+            yield from _check(request, config.model_copy(update={"data": data}))
+    else:
+        yield from _check(request, config)
+
+
+def _check(request: Request, config: RunConfig) -> Iterator[Finding]:
+    try:
+        data = config.data.open()
+        yield from check_splits(data, [where for key, where in config.data.places().items() if key != "tokenizer"])
+    except (DataError, MissingPackageError, OSError) as error:
+        yield from_error(DataError(without_credentials(str(error))))
+        return
+    ranks = num_ranks(request)
+    try:
+        resolve_run(config, world_size=ranks, allow_recipe_change=False)
+    except XLPretrainError as error:
+        found = from_error(error)
+        yield replace(found, text=f"`train` would not start {ranks} ranks: {found.text}")
+    else:
+        yield passed(f"`train` would start {config.folder.path} on {ranks} rank{'' if ranks == 1 else 's'}")
 
 
 def check_splits(data: DataSplits, places: Sequence[str]) -> Iterator[Finding]:
@@ -73,11 +80,3 @@ def check_splits(data: DataSplits, places: Sequence[str]) -> Iterator[Finding]:
         )
     if data.valid is None:
         yield warning("no held-out split: the run is not evaluated", "set data.valid, such as to the split `valid`")
-
-
-def _in_cache(config: RunConfig, folder: Path) -> RunConfig:
-    """The config with a cache of remote blocks that is removed afterwards, and few retries; unchanged without URLs."""
-    if not isinstance(config.data, CorpusDataConfig) or not any(map(is_url, config.data.places().values())):
-        return config
-    data = config.data.model_copy(update={"cache_dir": folder, "retry_s": _RETRY_S})
-    return config.model_copy(update={"data": data})
