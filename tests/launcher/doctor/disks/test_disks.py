@@ -123,7 +123,7 @@ def test_no_exclusive_creation_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("fake", "level"), [("+1h", "fail"), ("-30s", "warn")])
 def test_a_clock_that_is_off_is_found(fake: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     require_installed(str(FAKETIME), "libfaketime")
-    settings = {"FAKETIME": fake, "NO_FAKE_STAT": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "LD_PRELOAD": str(FAKETIME)}
+    settings = {"FAKETIME": fake, "NO_FAKE_STAT": "1", "LD_PRELOAD": str(FAKETIME)}
     for name, value in settings.items():
         monkeypatch.setitem(commands.EXTRA, name, value)
     out, _ = commands.run("doctor", "--only", "clock", "--runs-dir", tmp_path, expect=2 if level == "fail" else 0)
@@ -138,8 +138,8 @@ def test_coarse_time_stamps_are_told():
 def test_folders_that_this_user_may_not_write_to_are_skipped_with_the_reason(tmp_path: Path):
     """As another user, since root may write anywhere."""
     script = (
-        "import os, sys; os.setuid(65534)\n"
-        "from launcher.doctor.disks import names, speed\nfrom launcher.doctor.request import Request\n"
+        "import os, sys\nfrom launcher.doctor.disks import names, speed\n"
+        "from launcher.doctor.request import Request\nos.setuid(65534)\n"
         "request = Request(runs_dir=sys.argv[1])\n"
         "for check in (speed.check, names.check):\n"
         "    print([f.level + f.text for f in check(request) if f.text.startswith(sys.argv[1])])"
