@@ -36,7 +36,16 @@ def why_not_installed(program: str, package: str) -> str:
         return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"{program} is missing, and installing {package} needs root and apt-get"
-    install = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "install", "--yes", "--no-install-recommends", package]
+    install = [
+        "apt-get",
+        "-qq",
+        "-o",
+        "DPkg::Lock::Timeout=120",
+        "install",
+        "--yes",
+        "--no-install-recommends",
+        package,
+    ]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in ([*install[:4], "update"], install):
         done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=240, check=False)

@@ -54,7 +54,9 @@ def test_a_busy_core_is_found():
             child.kill()
             child.communicate()
     (about,) = [finding for finding in found if "busy" in finding.text]
-    assert about.level == Level.WARN and f"core{'s' if ',' in about.text.split(' busy')[0] else ''} {busy}" in about.text
+    assert (
+        about.level == Level.WARN and f"core{'s' if ',' in about.text.split(' busy')[0] else ''} {busy}" in about.text
+    )
     assert "end other work there" in about.remedy
 
 

@@ -26,8 +26,8 @@ def request_of(tmp_path: Path, tiny_dataset: Path):
     """Makes a request for the config of a small run, with changes."""
 
     def make(**changes) -> Request:
-        path = write_config(tmp_path / "config.yaml", tiny_dataset, **changes)
-        return Request(config=str(path), num_processes=2)
+        name = f"config-{len(list(tmp_path.glob('*.yaml')))}.yaml"  # loaded once per path
+        return Request(config=str(write_config(tmp_path / name, tiny_dataset, **changes)), num_processes=2)
 
     return make
 
@@ -40,7 +40,7 @@ def test_a_valid_config_and_its_data_pass(request_of, tmp_path: Path):
     assert train.level == valid.level == Level.PASS
     assert "checksum of the index and of 2 of" in train.text and "vocabulary of 300 agree" in train.text
     assert start.level == Level.PASS and "on 2 ranks" in start.text
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"], "no run folder was made"
+    assert [path.name for path in tmp_path.iterdir()] == ["config-0.yaml"], "no run folder was made"
 
 
 def test_mistakes_in_a_config_are_one_failure_and_its_data_is_not_looked_for(request_of):
@@ -79,7 +79,7 @@ def test_data_at_a_url_is_read_without_filling_the_users_cache(request_of, tiny_
         found = list(data.check(request))
     assert {one.level for one in found} == {Level.PASS}, found
     assert found[0].text.startswith("http://127.0.0.1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config-0.yaml"]
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -113,6 +113,7 @@ def url(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
+@pytest.mark.full
 def test_mlflow_is_asked_and_a_local_store_is_not_opened(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "")  # restored after the test
@@ -149,6 +150,7 @@ def doctor(request_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
+@pytest.mark.full
 def test_a_missing_key_is_found(doctor):
     said = doctor("auto", expect=0)
     assert said.startswith("warn") and "no key found" in said and "wandb login" in said
