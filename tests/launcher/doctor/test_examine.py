@@ -22,6 +22,7 @@ from launcher.doctor.request import SCRATCH, Request
 from xlpretrain.errors import DataError
 
 
+@pytest.mark.full
 def test_every_check_can_be_loaded():
     code = "from launcher.doctor import checks\nfor name in checks.CHECKS: checks.load(name)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -34,6 +35,7 @@ def test_checks_run_in_order_and_each_finding_has_its_name(tmp_path: Path):
     assert list(dict.fromkeys(names)) == ["limits", "space", "clock"]
 
 
+@pytest.mark.full
 def test_a_check_that_hangs_is_ended_and_the_next_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a disk that does not answer: its process is stopped."""
     (tmp_path / "back").mkdir()
@@ -54,6 +56,7 @@ def test_a_check_that_crashes_is_told_with_its_last_words(monkeypatch: pytest.Mo
     assert first.level == Level.FAIL and "crashed with exit code 1" in first.text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("number", "expect"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_leaves_nothing_behind(number: int, expect: int, tmp_path: Path):
     (tmp_path / "back").mkdir()
@@ -66,6 +69,7 @@ def test_an_interrupt_leaves_nothing_behind(number: int, expect: int, tmp_path: 
         assert list((tmp_path / "back").iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_killed_doctor_leaves_nothing_behind_either(tmp_path: Path):
     (tmp_path / "back").mkdir()
     with mounted(tmp_path / "back", tmp_path / "slow", "--write-rate=1M"):

@@ -103,11 +103,12 @@ def test_names_hidden_between_ranks_with_caches_of_their_own_are_found(tmp_path:
         "import sys\nfrom launcher.doctor.network import ranks\nfrom launcher.doctor.request import Request\n"
         "sys.exit(ranks.main(Request.from_json(sys.argv[1])))"
     )
+    rank_0_or_1 = [sys.executable, "-c", program, Request(runs_dir=str(runs)).to_json()]
+    unshare = ["unshare", "--mount", "bash", "-c"]
     with mounted(back, tmp_path / "node0", *cached), mounted(back, tmp_path / "node1", *cached):
         started = [
             subprocess.Popen(
-                ["unshare", "--mount", "bash", "-c", f'mount --bind {tmp_path}/node{rank} {runs} && exec "$@"', "in"]
-                + [sys.executable, "-c", program, Request(runs_dir=str(runs)).to_json()],
+                [*unshare, f'mount --bind {tmp_path}/node{rank} {runs} && exec "$@"', "in", *rank_0_or_1],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={
