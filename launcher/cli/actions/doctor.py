@@ -70,10 +70,9 @@ def print_finding(finding: Finding, console: Console) -> None:
     lines = list(_wrap(f"{node}{finding.text}", indent, console))
     if finding.remedy and finding.level in (Level.WARN, Level.FAIL):
         lines += _wrap(f"fix: {finding.remedy}", indent, console)
-    head = Text(f"{finding.level:<{_LEVEL_WIDTH}}", style=_STYLES[finding.level])
-    head.append(f"{finding.check:<{_NAME_WIDTH}}", style="default")
-    head.append("\n".join(lines)[len(indent) :], style="default")
-    console.print(head, soft_wrap=True)
+    level = Text(f"{finding.level:<{_LEVEL_WIDTH}}", style=_STYLES[finding.level])
+    rest = f"{finding.check:<{_NAME_WIDTH}}" + "\n".join(lines)[len(indent) :]
+    console.print(Text.assemble(level, rest), soft_wrap=True)
 
 
 def describe(findings: Iterable[Finding]) -> str:
