@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType
@@ -34,7 +35,7 @@ def main(names: Sequence[str]) -> None:
         channel.tell(begin=name)
         try:
             for finding in checks.load(name)(request):
-                channel.tell(finding=replace(finding, check=name).to_dict())
+                channel.tell(finding=replace(finding, check=finding.check or name).to_dict())
         except XLPretrainError as error:
             channel.tell(finding=replace(from_error(error), check=name).to_dict())
         except OSError as error:
@@ -48,12 +49,15 @@ def main(names: Sequence[str]) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)  # leaves the contexts that remove folders
+    signal.signal(number, signal.SIG_IGN)  # removing folders is not interrupted
+    sys.exit(128 + number)
 
 
 def _leave_with_parent() -> None:
     sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # a launcher of ranks forwards signals to them for as long as they run
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
