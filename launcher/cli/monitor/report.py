@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.cli.monitor.find_runs import require
-from launcher.cli.monitor.units import format_bytes
+from launcher.units import format_bytes
 from xlpretrain.evaluation.report_page import page as report_page
 from xlpretrain.evaluation.report_page.comparison import ConfigRow, compare
 from xlpretrain.evaluation.report_page.figures import Figures, figures_of, show, show_count
