@@ -243,6 +243,10 @@ def report(
     runs, moved = _runs_and_paths(items)
     if watch and html is not None:
         raise ConfigError("--watch and --html: choose one; the page that --watch serves can be saved in the browser")
+    if samples and html is None:
+        raise ConfigError("--samples goes with --html FILE; without it, the report of one run has a sample anyway")
+    if moved and html is None and (watch or len(runs) > 1):
+        raise ConfigError(f"{moved[0]}: only the report of one run and --samples read data; leave it out")
     if watch:
         actions.monitor.watch(runs, port=port)
     elif html is not None:

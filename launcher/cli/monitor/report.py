@@ -59,7 +59,7 @@ def watch(paths: Sequence[Path], *, port: int) -> None:
     """Serve the page of some runs until Ctrl-C. Raises `LaunchError`."""
 
     def announce(url: str) -> None:
-        print(f"serving {url} to this machine only, Ctrl-C ends it; from another machine: ssh -L", flush=True)
+        print(f"serving {url} to this machine only; Ctrl-C ends it", flush=True)
 
     serve(_open(paths), port=port, refresh_s=_REFRESH_S, announce=announce)
 

@@ -62,6 +62,8 @@ def test_mistakes_are_named(runs: list[Path], tmp_path: Path):
     assert "given twice" in refused(runs[0], runs[0])
     assert "choose one" in refused(runs[0], "--html", file, "--watch")
     assert "no run folder" in refused("data.valid=DIR")
+    assert "--html FILE" in refused(runs[0], "--samples")
+    assert "leave it out" in refused(*runs, "data.valid=DIR")
     assert not file.exists()
 
 
