@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
+from xlpretrain.planning.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention

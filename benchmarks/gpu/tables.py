@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.cases import MODELS, Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
+from xlpretrain.planning.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine import PlainConfig
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel

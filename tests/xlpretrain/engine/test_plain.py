@@ -15,7 +15,7 @@ from tiny_model import Training, training, whole_state
 from two_rules import TWO_RULES
 
 from benchmarks.cases import MODELS, Case, case
-from benchmarks.gpu.device_work import counted
+from xlpretrain.planning.device_work import counted
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain import distributed
 from xlpretrain.engine import PlainConfig

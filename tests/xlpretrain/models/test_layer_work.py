@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
+from xlpretrain.planning.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 
 OPERATIONS = {"bert": 60, "albert": 60, "transformer_xl": 70, "xlnet": 80}

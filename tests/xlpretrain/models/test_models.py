@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrun import torchrun
 
-from benchmarks.gpu.device_work import counted
+from xlpretrain.planning.device_work import counted
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, TransformerXLConfig, XLNetConfig

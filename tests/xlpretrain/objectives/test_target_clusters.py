@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu.device_work import counted, kept_bytes
+from xlpretrain.planning.device_work import counted, kept_bytes
 from xlpretrain.data.samples import Sample, empty_sample
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import Backbone, Hidden

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_storages import LiveStorages
+from xlpretrain.planning.live_storages import LiveStorages
 from tiny_model import MEMORY, VOCAB, TinyHead, Training, training
 
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu.device_work import counted
+from xlpretrain.planning.device_work import counted
 from xlpretrain.models import AlbertConfig, BertConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.packing import pack, unpack, valid_tokens

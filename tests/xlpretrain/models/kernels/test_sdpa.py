@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device_work import counted
+from xlpretrain.planning.device_work import counted
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.sdpa import fused_attention, takes_packed

@@ -12,7 +12,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from benchmarks.gpu.device_work import counted
+from xlpretrain.planning.device_work import counted
 from xlpretrain.extras import is_missing
 from xlpretrain.models import TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention
