@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,11 +13,9 @@ import torch
 from xlpretrain.config import data_rules
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import DataSplits
-from xlpretrain.engine.config import DeepSpeedConfig
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.file_system.urls import is_url
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.planning import devices
 from xlpretrain.planning.collectives import exchanges
 from xlpretrain.planning.devices import Device
 from xlpretrain.planning.step_time import StepTime, step_time
@@ -115,12 +113,12 @@ def plan_run(
     vocab_size = vocab_size or _vocab_size(config, data, notes)
     on_cpu = cluster.device.name.startswith("CPU")
     num_ranks = cluster.num_devices
-    work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device="cpu" if on_cpu else "meta")
+    work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device="cpu" if on_cpu else "cuda")
     with torch.device("meta"):
         model = config.build_model(vocab_size)
     sent = exchanges(
         config,
-        num_parameters=work.num_parameters,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_tensors=len(list(model.parameters())),
         num_micro_batches=work.num_micro_batches,
         num_ranks=num_ranks,
@@ -134,7 +132,9 @@ def plan_run(
         num_ranks=num_ranks,
         per_node=cluster.per_node,
         update_shards=num_ranks if config.engine.slices_parameters else 1,
-        product_dtype="tf32" if config.engine.precision == "fp32" and config.engine.matmul_precision == "high" else None,
+        product_dtype="tf32"
+        if config.engine.precision == "fp32" and config.engine.matmul_precision == "high"
+        else None,
     )
     objective = config.objective
     flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)

@@ -1,7 +1,7 @@
 """The work of a rank in a training step: matrix products, bytes read and written, and number of operations.
 
-On the meta device it is counted at any size in about a second, on the branches that an accelerator takes. The CPU's
-branches depend on values, so there a small micro-batch runs in earnest.
+Counted on tensors that have shapes and no values (`activations.model_without_values`), on the paths that the code takes
+on a GPU or on a CPU.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from xlpretrain import distributed
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.engine import PlainConfig
-from xlpretrain.engine.base import Engine
-from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.engine.config import DTYPES
+from xlpretrain.models.parts.clusters import TargetClusters
+from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.planning.activations import DeviceKind, model_without_values, zeros_without_dimensions_are_real
 from xlpretrain.planning.device_work import NO_KERNEL, AsOnCuda, Operations
-from xlpretrain.planning.example import example_batch
+from xlpretrain.planning.full_batches import full_batch
+from xlpretrain.planning.memory import micro_batch_sizes
 
 LAYERS, LOSS, UPDATE = "layers", "loss", "update"
 """Parts of a step: embedding and layers, forward and backward; head and loss, the same; the optimizer's update."""
 PRODUCT, ATTENTION, OTHER = "product", "attention", "other"
-"""Kinds of operations: matrix products, fused attention, and all others, which read and write memory."""
+"""Kinds of operations: matrix products, attention's products, and all others, which read and write memory."""
 _FLOPS = {packet.__name__: count for packet, count in flop_registry.items() if hasattr(packet, "__name__")}
-CPU, META = "cpu", "meta"
+_FP32 = 4
+_UPDATE_OPERATIONS = 20
+_COUNTED_ON_CPU = 2
 
 
 class Operation(NamedTuple):
@@ -50,22 +52,22 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a rank: that of a micro-batch, forward and backward, and that of an update."""
+    """The operations of a rank: those of a micro-batch, forward and backward, and those of an update, and how many."""
 
-    micro_batch: Mapping[Operation, float]
-    update: Mapping[Operation, float]
+    micro_batch: Mapping[Operation, int]
+    update: Mapping[Operation, int]
     num_micro_batches: int
-    num_parameters: int
 
     @property
-    def step(self) -> Counter[Operation]:
+    def step(self) -> dict[Operation, int]:
         """The operations of a whole step."""
-        total: Counter[Operation] = Counter()
-        for operation, count in self.micro_batch.items():
-            total[operation] += count * self.num_micro_batches  # type: ignore[assignment]
-        for operation, count in self.update.items():
-            total[operation] += count  # type: ignore[assignment]
-        return total
+        passes = {operation: count * self.num_micro_batches for operation, count in self.micro_batch.items()}
+        return {**passes, **self.update}
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all products of a step."""
+        return sum(operation.flops * count for operation, count in self.step.items())
 
 
 class WorkCounter(Operations):
@@ -74,7 +76,6 @@ class WorkCounter(Operations):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.operations: Counter[Operation] = Counter()
-        self.num_views = 0
         self.part = LAYERS
         self._device = device
 
@@ -83,133 +84,92 @@ class WorkCounter(Operations):
     ) -> Any:
         given = dict(kwargs or {})
         result = function(*args, **given)
-        packet = function.overloadpacket
-        tensors = [
-            value for value in torch.utils._pytree.tree_leaves((args, given, result)) if isinstance(value, Tensor)
-        ]
-        on_device = any(tensor.device.type == self._device for tensor in tensors)
-        if packet.__name__ not in NO_KERNEL and on_device:
-            count = _FLOPS.get(packet.__name__.rstrip("_"))  # an operation in place has the same
+        name = function.overloadpacket.__name__
+        values = torch.utils._pytree.tree_leaves((args, given, result))
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if any(tensor.device.type == self._device for tensor in tensors):
+            if name in NO_KERNEL:
+                self._record(OTHER, "view", [], 0)
+                return result
+            count = _FLOPS.get(name.rstrip("_"))  # an operation in place has the same
             given.pop("out", None)
             flops = 0 if count is None else int(count(*args, **given, out_val=result))
-            kind = OTHER if not flops else ATTENTION if _is_attention(packet.__name__, self._device) else PRODUCT
-            self._record(kind, packet.__name__, tensors, flops)
+            kind = OTHER if not flops else ATTENTION if self._is_attention(name) else PRODUCT
+            self._record(kind, name, tensors, flops)
         return result
 
     def add(self, name: str, tensors: Any) -> None:
         """Count fused attention, forward or backward, on these tensors: query, key and value first."""
         query, key, value, *_ = tensors = list(tensors)
         scores = math.prod(query.shape[:-1]) * key.shape[-2]
-        products = 2.0 if name == "fused_attention" else 5.0  # scores again, and the gradients of all three factors
-        width = (query.shape[-1] + value.shape[-1]) / 2
-        self._record(ATTENTION, name, tensors, int(2 * products * scores * width))
+        products = 2 if name == "fused_attention" else 5  # scores again, and the gradients of all three factors
+        self._record(ATTENTION, name, tensors, products * scores * (query.shape[-1] + value.shape[-1]))
+
+    def _is_attention(self, name: str) -> bool:
+        return "attention" in name or (self._device == "cpu" and "bmm" in name)  # its tiles are batched products
 
     def _record(self, kind: str, name: str, tensors: list[Tensor], flops: int) -> None:
         distinct = {id(tensor): tensor for tensor in tensors}.values()
         moved = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in distinct)
-        self.operations[Operation(self.part, kind, name, tensors[-1].dtype, flops, moved)] += 1
+        dtype = tensors[-1].dtype if tensors else torch.uint8
+        self.operations[Operation(self.part, kind, name, dtype, flops, moved)] += 1
 
 
-def _is_attention(name: str, device: str) -> bool:
-    """True for products of attention: on a CPU the batched ones, which are its tiles."""
-    return "attention" in name or (device == CPU and "bmm" in name)
-
-
-def work_of(config: RunConfig, *, vocab_size: int, num_ranks: int, device: str) -> Work:
-    """Count the work of the rank with the most samples, in the first micro-batch of a step.
-
-    device: "meta" for an accelerator, or "cpu". Raises `XLPretrainError` if the config cannot run.
-    """
-    parts = distributed.micro_batches(
-        0, num_ranks, num_streams=config.global_batch_size, micro_batch_size=config.micro_batch_size
-    )
-    largest = math.ceil(math.ceil(config.global_batch_size / num_ranks) / len(parts))
-    with single_process():
-        engine = _engine(config, vocab_size, device)
-        size = sum(parameter.numel() for parameter in engine.model.parameters())
-        if device == META:
-            work = _count(config, engine, vocab_size, num_samples=largest, device=device)
-        else:
-            work = _extrapolated(config, engine, vocab_size, num_samples=largest)
-    return Work(*work, num_micro_batches=len(parts), num_parameters=size)
-
-
-def _engine(config: RunConfig, vocab_size: int, device: str) -> Engine:
-    """The plain engine with the settings of the config's: the work on a device is that of any engine."""
-    settings = {key: getattr(config.engine, key) for key in ("precision", "grad_dtype", "activation_checkpointing")}
-    with torch.device(META):
-        model = config.build_model(vocab_size)
-    if device == CPU:  # numbers do not matter, and random ones take time
-        model.to_empty(device=CPU)
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data.fill_(0.01)
-    return PlainConfig(**settings).build(
-        model,
-        config.optimizer,
-        num_micro_batches=2,
-        weights=config.objective.weights,
-        device=torch.device(device),
-    )
+def work_of(config: RunConfig, *, vocab_size: int, num_ranks: int, device: DeviceKind) -> Work:
+    """Count the work of the rank with the most samples; `micro_batch_size` must be a number."""
+    sizes = micro_batch_sizes(config, num_ranks=num_ranks, micro_batch_size=config.micro_batch_size)
+    model = model_without_values(config, vocab_size=vocab_size, device=device)
+    if device == "cuda" or max(sizes) <= _COUNTED_ON_CPU + 1:
+        micro_batch = _count(config, model, vocab_size, num_samples=max(sizes), device=device)
+    else:
+        fewer, more = (
+            _count(config, model, vocab_size, num_samples=_COUNTED_ON_CPU + each, device=device) for each in (0, 1)
+        )
+        micro_batch = _extended(fewer, more, max(sizes) - _COUNTED_ON_CPU)
+    for operation in _gradients(config, model, accumulates=len(sizes) > 1):
+        micro_batch[operation] += 1
+    return Work(micro_batch, _update(config, model), len(sizes))
 
 
 def _count(
-    config: RunConfig, engine: Engine, vocab_size: int, *, num_samples: int, device: str
-) -> tuple[Counter[Operation], Counter[Operation]]:
-    model = engine.model
-    batch = example_batch(config, vocab_size=vocab_size, num_samples=num_samples, backbone=model.backbone)
-    batch = batch.to(torch.device(device))
+    config: RunConfig, model: PretrainingModel, vocab_size: int, *, num_samples: int, device: DeviceKind
+) -> Counter[Operation]:
+    """Count the forward and backward pass of a micro-batch."""
+    batch = full_batch(config, model.backbone, vocab_size=vocab_size, num_samples=num_samples)
+    batch = _with_usual_targets(batch, model.backbone.cluster_edges)
+    if device == "cuda":
+        batch = batch.map(lambda tensor: tensor.to("meta"))
     mems = model.backbone.empty_memory(num_samples, config.model.mem_len)
-    engine.start_step(batch.counts)
-    with counting(device) as micro_batch, parts_by_module(model, micro_batch):
-        loss, _ = engine.forward(batch, mems)
-        micro_batch.part = LOSS  # until the backward pass reaches the layers
-        engine.backward(loss)
-    if device == CPU:
-        micro_batch.operations[Operation(LAYERS, OTHER, "views", torch.float32, 0, 0)] = micro_batch.num_views
-    engine.update(1e-5)  # the first one makes the optimizer's state
-    with counting(device) as update:
-        update.part = UPDATE
-        engine.update(1e-5)
-    return micro_batch.operations, update.operations
+    counter = WorkCounter("cpu" if device == "cpu" else "meta")
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(AsOnCuda() if device == "cuda" else zeros_without_dimensions_are_real())
+        stack.enter_context(_parts_by_module(model, counter))
+        stack.enter_context(counter)
+        loss, _ = model(batch, mems)
+        total = torch.stack(list(loss.sums.values())).sum()
+        counter.part = LOSS  # until the backward pass reaches the layers
+        total.backward()  # type: ignore[no-untyped-call]
+    for parameter in model.parameters():
+        parameter.grad = None
+    return counter.operations
 
 
-def _extrapolated(
-    config: RunConfig, engine: Engine, vocab_size: int, *, num_samples: int
-) -> tuple[Counter[Operation], Counter[Operation]]:
-    """Count one and two samples on the CPU, and extend the difference: each sample adds the same work."""
-    one, update = _count(config, engine, vocab_size, num_samples=1, device=CPU)
-    if num_samples == 1:
-        return one, update
-    two, _ = _count(config, engine, vocab_size, num_samples=2, device=CPU)
-    first, second = _totals(one), _totals(two)
-    found: Counter[Operation] = Counter()
-    for kind in first | second:
-        here, there = first.get(kind, (0, 0, 0)), second.get(kind, (0, 0, 0))
-        count, flops, moved = (max(0, a + (num_samples - 1) * (b - a)) for a, b in zip(here, there, strict=True))
-        if count:
-            found[Operation(*kind, flops // count, moved // count)] += count
-    return found, update
-
-
-def _totals(operations: Mapping[Operation, int]) -> dict[tuple[Any, ...], tuple[int, int, int]]:
-    """Number, FLOPs and bytes of the operations of each kind."""
-    found: dict[tuple[Any, ...], tuple[int, int, int]] = {}
-    for operation, count in operations.items():
-        *kind, flops, moved = operation
-        before = found.get(tuple(kind), (0, 0, 0))
-        found[tuple(kind)] = (before[0] + count, before[1] + count * flops, before[2] + count * moved)
-    return found
+def _with_usual_targets(batch: Batch, edges: tuple[int, ...]) -> Batch:
+    """The batch for an adaptive softmax with targets that follow Zipf's law, as in data sorted by frequency."""
+    if not edges:
+        return batch
+    targets, clusters = dict(batch.targets), {}
+    for term in batch.clusters:
+        ranks = torch.linspace(0, 1, len(targets[term])).mul(math.log(edges[-1])).exp()
+        targets[term] = (ranks.long() - 1).clamp(0, edges[-1] - 1)
+        clusters[term] = TargetClusters.find(targets[term], edges)
+    return replace(batch, targets=targets, clusters=clusters)
 
 
 @contextmanager
-def counting(device: str) -> Iterator[WorkCounter]:
-    """Count the operations of a block."""
-    with WorkCounter(device) as operations, AsOnCuda() if device == META else nullcontext():
-        yield operations
-
-
-@contextmanager
-def parts_by_module(model: PretrainingModel, counter: WorkCounter) -> Iterator[None]:
+def _parts_by_module(model: PretrainingModel, counter: WorkCounter) -> Iterator[None]:
     """Attribute operations to the loss from the head's inputs on, and in the backward pass until their gradient."""
 
     def enter(module: Any, inputs: tuple[Any, ...]) -> None:
@@ -226,17 +186,47 @@ def parts_by_module(model: PretrainingModel, counter: WorkCounter) -> Iterator[N
         yield
     finally:
         hook.remove()
-        counter.part = LAYERS
 
 
-@contextmanager
-def single_process() -> Iterator[None]:
-    """A process group of one process, for CPU tensors and for those of the meta device, unless there is a group."""
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def _extended(fewer: Mapping[Operation, int], more: Mapping[Operation, int], times: int) -> Counter[Operation]:
+    """Extend the difference of two counts: each further sample adds the same work."""
+    first, second = _totals(fewer), _totals(more)
+    found: Counter[Operation] = Counter()
+    for kind in first | second:
+        here, there = first.get(kind, (0, 0, 0)), second.get(kind, (0, 0, 0))
+        count, flops, moved = (max(0, a + times * (b - a)) for a, b in zip(here, there, strict=True))
+        if count:
+            found[Operation(*kind, flops // count, moved // count)] += count
+    return found
+
+
+def _totals(operations: Mapping[Operation, int]) -> dict[tuple[Any, ...], tuple[int, int, int]]:
+    """Number, FLOPs and bytes of the operations of each kind."""
+    found: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+    for operation, count in operations.items():
+        *kind, flops, moved = operation
+        before = found.get(tuple(kind), (0, 0, 0))
+        found[tuple(kind)] = (before[0] + count, before[1] + count * flops, before[2] + count * moved)
+    return found
+
+
+def _gradients(config: RunConfig, model: PretrainingModel, *, accumulates: bool) -> Iterator[Operation]:
+    """The operation of each parameter that writes its gradient, or adds it to those of earlier micro-batches."""
+    computed, kept = DTYPES[config.engine.precision].itemsize, DTYPES[config.engine.grad_dtype].itemsize
+    for parameter in model.parameters():
+        moved = parameter.numel() * (computed + kept * (2 if accumulates else 1))
+        yield Operation(LAYERS, OTHER, "add_", DTYPES[config.engine.grad_dtype], 0, moved)
+
+
+def _update(config: RunConfig, model: PretrainingModel) -> dict[Operation, int]:
+    """The passes of an update over gradients (norm and clipping), weights and optimizer state.
+
+    A layer-wise optimizer writes its step and reads it twice, for its norm and to apply it, and the weights once more.
+    """
+    moved = 0
+    for name, parameter in model.named_parameters():
+        state = 1 + len(config.optimizer.state_keys(name, parameter.shape))
+        layerwise = 4 * _FP32 if config.optimizer.parameter_view == "slices" else 0
+        weights = DTYPES[config.engine.precision].itemsize if config.engine.precision != "fp32" else 0
+        moved += parameter.numel() * (4 * _FP32 + 2 * state * _FP32 + layerwise + weights)
+    return {Operation(UPDATE, OTHER, "update", torch.float32, 0, moved // _UPDATE_OPERATIONS): _UPDATE_OPERATIONS}
