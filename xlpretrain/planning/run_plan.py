@@ -187,6 +187,10 @@ def _vocab_size(config: RunConfig, data: DataSplits | None, notes: list[str]) ->
     return size
 
 
+def _uses_tf32(config: RunConfig) -> bool:
+    return config.engine.precision == "fp32" and config.engine.matmul_precision == "high"
+
+
 def _note_engine(config: RunConfig, device: Device, notes: list[str]) -> None:
     engine = config.engine
     if engine.precision not in device.peak_flops:

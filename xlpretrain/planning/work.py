@@ -33,7 +33,7 @@ PRODUCT, ATTENTION, OTHER = "product", "attention", "other"
 _FLOPS = {packet.__name__: count for packet, count in flop_registry.items() if hasattr(packet, "__name__")}
 _FP32 = 4
 _UPDATE_OPERATIONS = 20
-_COUNTED_ON_CPU = 2
+_COUNTED_ON_CPU = 1
 
 
 class Operation(NamedTuple):
@@ -87,7 +87,7 @@ class WorkCounter(Operations):
         name = function.overloadpacket.__name__
         values = torch.utils._pytree.tree_leaves((args, given, result))
         tensors = [value for value in values if isinstance(value, Tensor)]
-        if any(tensor.device.type == self._device for tensor in tensors):
+        if name != "device" and any(tensor.device.type == self._device for tensor in tensors):
             if name in NO_KERNEL:
                 self._record(OTHER, "view", [], 0)
                 return result
