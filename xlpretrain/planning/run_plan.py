@@ -16,13 +16,17 @@ from xlpretrain.data.config import DataSplits
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.file_system.urls import is_url
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.planning.activations import DeviceKind
 from xlpretrain.planning.collectives import exchanges
 from xlpretrain.planning.devices import Device
+from xlpretrain.planning.memory import MemoryPlan, largest_micro_batch, memory_of
 from xlpretrain.planning.step_time import StepTime, step_time
 from xlpretrain.planning.work import work_of
 
 _PUBLISHED_SIZES = {"bert": 30_522, "albert": 30_000, "xlnet": 32_000}
 _WIKITEXT_103, _ANY = 267_735, 32_000
+_USABLE = 0.92
+"""Share of a device's memory that a rank can use: the rest is for the context, libraries and fragments."""
 DISK_RATE = 1e9
 """Bytes per second of the file system, if none is given."""
 
@@ -75,6 +79,9 @@ class RunPlan:
     parameters: Mapping[str, int]
     """Number of parameters of embedding, layers and head."""
     num_micro_batches: int
+    memory: MemoryPlan
+    largest_micro_batch: int | None
+    """The largest `micro_batch_size` whose memory fits the device; None if not even 1 does."""
     step: StepTime
     flops_per_step: float
     """Of matrix products, over all ranks."""
@@ -111,9 +118,9 @@ def plan_run(
             f" {cluster.num_devices}"
         )
     vocab_size = vocab_size or _vocab_size(config, data, notes)
-    on_cpu = cluster.device.name.startswith("CPU")
+    kind: DeviceKind = "cuda" if cluster.device.is_asynchronous else "cpu"
     num_ranks = cluster.num_devices
-    work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device="cpu" if on_cpu else "cuda")
+    work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind)
     with torch.device("meta"):
         model = config.build_model(vocab_size)
     sent = exchanges(
@@ -122,7 +129,7 @@ def plan_run(
         num_tensors=len(list(model.parameters())),
         num_micro_batches=work.num_micro_batches,
         num_ranks=num_ranks,
-        on_gpus=not on_cpu,
+        on_gpus=kind == "cuda",
     )
     _note_engine(config, cluster.device, notes)
     step = step_time(
@@ -144,6 +151,14 @@ def plan_run(
         vocab_size=vocab_size,
         parameters=parameters_by_part(model),
         num_micro_batches=work.num_micro_batches,
+        memory=memory_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind),
+        largest_micro_batch=largest_micro_batch(
+            config,
+            vocab_size=vocab_size,
+            num_ranks=num_ranks,
+            device=kind,
+            limit_bytes=int(_USABLE * cluster.device.memory_bytes),
+        ),
         step=step,
         flops_per_step=flops * objective.seq_len * config.global_batch_size,
         totals=_totals(config, data, model, disk_rate),
