@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch._dynamo
+import torch._inductor.config  # noqa: F401  # which DeepSpeed's initialization imports
+
 import xlpretrain.engine.zero  # noqa: F401  # before processes are forked: what an import takes is no state
 from xlpretrain import distributed
 from xlpretrain.config import run_config
