@@ -23,9 +23,9 @@ from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import Attention
 from xlpretrain.models.kernels import chunked_loss
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.planning.counting.live_storages import LiveStorages
 from xlpretrain.planning.device_work import AsOnCuda
 from xlpretrain.planning.full_batches import full_batch
-from xlpretrain.planning.live_storages import LiveStorages
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -158,7 +158,7 @@ def _pass_memory(model: PretrainingModel, batch: Batch, *, mem_len: int, device:
         total = torch.stack(list(loss.sums.values())).sum()
         del loss
         end_of_part()
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total)  # not `total.backward()`, during which torch turns function modes off
         end_of_part()
     return PassMemory(kept, batch_bytes, next_memory, tuple(peaks), tuple(done[:-1]))
 

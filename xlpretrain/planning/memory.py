@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from xlpretrain import distributed
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.planning.activations import DeviceKind, PassCounter, PassMemory
-from xlpretrain.planning.training_state import state_memory
+from xlpretrain.planning.counting.training_state import state_memory
 
 _STEPS_READ = 4
 """Steps of micro-batches in memory: the current one, two that are ready (`data/loader.py`), and one in the making."""

@@ -15,7 +15,7 @@ from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.xlnet import XLNetConfig
-from xlpretrain.planning.live_storages import LiveStorages
+from xlpretrain.planning.counting.live_storages import LiveStorages
 
 CPU = torch.device("cpu")
 PLAIN = PlainConfig(precision="fp32")
