@@ -131,11 +131,14 @@ def _memory_table(plan: RunPlan) -> Table:
 
 
 def _fits(plan: RunPlan) -> str:
-    largest, now = plan.largest_micro_batch, plan.config.micro_batch_size
+    largest, now = plan.largest_micro_batch, plan.memory.micro_batch_size
     if largest is None:
         return "not even micro_batch_size=1 fits"
-    verdict = "fits" if now <= largest or plan.memory.peak <= plan.cluster.device.memory_bytes else "does not fit"
-    return f"micro_batch_size={now} {verdict}; the largest that fits is {largest}"
+    verdict = "fits" if plan.memory.peak <= plan.memory_limit else "does not fit"
+    most = (
+        f"the largest that fits is {largest}" if largest != plan.whole_share else f"so does a rank's share, {largest}"
+    )
+    return f"micro_batch_size={now} {verdict}; {most}"
 
 
 def _time_table(plan: RunPlan) -> Table:

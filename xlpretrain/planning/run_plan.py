@@ -19,7 +19,7 @@ from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.planning.activations import DeviceKind
 from xlpretrain.planning.collectives import exchanges
 from xlpretrain.planning.devices import Device
-from xlpretrain.planning.memory import MemoryPlan, largest_micro_batch, memory_of
+from xlpretrain.planning.memory import MemoryPlan, MemoryPlanner, candidates
 from xlpretrain.planning.step_time import StepTime, step_time
 from xlpretrain.planning.work import work_of
 
@@ -90,6 +90,16 @@ class RunPlan:
     """What was assumed, and why."""
 
     @property
+    def memory_limit(self) -> float:
+        """Bytes of the device that a rank can use."""
+        return _USABLE * self.cluster.device.memory_bytes
+
+    @property
+    def whole_share(self) -> int:
+        """Samples of a rank in a step, which no micro-batch exceeds."""
+        return math.ceil(self.config.global_batch_size / self.cluster.num_devices)
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters."""
         return sum(self.parameters.values())
@@ -120,6 +130,15 @@ def plan_run(
     vocab_size = vocab_size or _vocab_size(config, data, notes)
     kind: DeviceKind = "cuda" if cluster.device.is_asynchronous else "cpu"
     num_ranks = cluster.num_devices
+    planner = MemoryPlanner(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind)
+    usable = _USABLE * cluster.device.memory_bytes
+    sizes = candidates(config, num_ranks=num_ranks)
+    largest = next((size for size in sizes if planner.at(size).peak <= usable), None)
+    if config.micro_batch_size == "auto":
+        config = config.model_copy(update={"micro_batch_size": largest or 1})
+        notes.append(f"micro_batch_size: auto: {largest or 1}, if that passes its trial on the devices")
+    assert isinstance(config.micro_batch_size, int), "resolved"
+    memory = planner.at(config.micro_batch_size)
     work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind)
     with torch.device("meta"):
         model = config.build_model(vocab_size)
@@ -151,14 +170,8 @@ def plan_run(
         vocab_size=vocab_size,
         parameters=parameters_by_part(model),
         num_micro_batches=work.num_micro_batches,
-        memory=memory_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind),
-        largest_micro_batch=largest_micro_batch(
-            config,
-            vocab_size=vocab_size,
-            num_ranks=num_ranks,
-            device=kind,
-            limit_bytes=int(_USABLE * cluster.device.memory_bytes),
-        ),
+        memory=memory,
+        largest_micro_batch=largest,
         step=step,
         flops_per_step=flops * objective.seq_len * config.global_batch_size,
         totals=_totals(config, data, model, disk_rate),

@@ -117,6 +117,7 @@ class WorkCounter(Operations):
 
 def work_of(config: RunConfig, *, vocab_size: int, num_ranks: int, device: DeviceKind) -> Work:
     """Count the work of the rank with the most samples; `micro_batch_size` must be a number."""
+    assert isinstance(config.micro_batch_size, int), "resolved"
     sizes = micro_batch_sizes(config, num_ranks=num_ranks, micro_batch_size=config.micro_batch_size)
     model = model_without_values(config, vocab_size=vocab_size, device=device)
     if device == "cuda" or max(sizes) <= _COUNTED_ON_CPU + 1:

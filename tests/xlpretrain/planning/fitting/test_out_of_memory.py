@@ -31,9 +31,7 @@ def test_settings_that_fit_are_named_with_the_plan():
         memory_of(config.model_copy(update={"micro_batch_size": size}), vocab_size=VOCAB, num_ranks=1, device="cuda")
         for size in (64, 256)
     )
-    told = explanation(
-        config, MemoryLimit((small.peak, "free on a GPU")), vocab_size=VOCAB, num_ranks=1, device="cuda"
-    )
+    told = explanation(config, MemoryLimit((small.peak, "free on a GPU")), vocab_size=VOCAB, num_ranks=1, device="cuda")
     assert "with micro_batch_size 256" in told
     assert large.describe() in told
     assert "(free on a GPU)" in told
