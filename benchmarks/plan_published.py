@@ -4,7 +4,8 @@
 
 Needs no GPU. The plan is of this project's code, the published figure of the authors'. Sources:
 github.com/NVIDIA/DeepLearningExamples, PyTorch/LanguageModeling/BERT/README.md (pytorch:21.11, January 2022) and
-PyTorch/LanguageModeling/Transformer-XL/README.md (pytorch:20.06), sections "Training performance results".
+PyTorch/LanguageModeling/Transformer-XL/README.md (pytorch:20.06), sections "Training performance results". The last
+lines are an earlier version of this project on one H200.
 """
 
 from __future__ import annotations
@@ -73,6 +74,22 @@ def runs() -> Iterator[Published]:
                 )  # fmt: skip
 
 
+def earlier() -> Iterator[Published]:
+    """One H200 with an earlier version of this project; figures are milliseconds of a step there."""
+    for name, config, rows, vocab_size, ms in (
+        ("BERT base", "bert_base", 32, 30_522, 44.0),
+        ("BERT base", "bert_base", 64, 30_522, 78.8),
+        ("ALBERT base", "albert_base", 32, 30_000, 42.5),
+        ("Transformer-XL, enwik8", "transformer_xl_enwik8_base", 32, 204, 77.8),
+        ("Transformer-XL, enwik8", "transformer_xl_enwik8_base", 64, 204, 143.3),
+        ("XLNet base", "xlnet_base", 32, 32_000, 196.7),
+    ):
+        keys = ("optimizer.type=adamw",)
+        yield Published(
+            f"{name}, this project", "h200", 1, rows, 1, "bf16", 1000 * rows / ms, config, keys, vocab_size, 512
+        )
+
+
 def _bert(
     seq_len: int, predictions: int, device: str, dtype: str, rows: int, figures: dict[int, tuple[int, float]]
 ) -> Iterator[Published]:
@@ -119,7 +136,7 @@ def planned(of: Published, known: dict[object, Work]) -> tuple[float, StepTime]:
 
 def _num_parameters(work: Work) -> int:
     (update,) = {(o.num_bytes, n) for o, n in work.update.items()}
-    return int(update[0] * update[1] / 58)  # bytes of a LAMB update for each parameter
+    return int(update[0] * update[1] / 58)  # bytes of an update of LAMB in bf16 for each parameter
 
 
 def main() -> None:
@@ -127,7 +144,7 @@ def main() -> None:
     known: dict[object, Work] = {}
     print("| run | devices | samples x micro-batches | type | plan | published | plan / published | bound |")
     print("|---|---|---|---|--:|--:|--:|---|")
-    for of in runs():
+    for of in (*runs(), *earlier()):
         found, step = planned(of, known)
         unit = "seq/s" if of.seq_len else "tok/s"
         devices = f"{of.num_devices} x {DEVICES[of.device].name}"

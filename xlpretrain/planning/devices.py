@@ -7,6 +7,7 @@ network adapters together, in the vendor's own machine (DGX, HGX) or, for cards 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ DEVICES: dict[str, Device] = {
     "b200": _gpu("B200", bf16=2250, tf32=1125, fp32=75, gb=180, gb_s=8000, link=900, node_gbit=3200),
     # NVIDIA L40S data sheet (2023): PCIe 4.0 x16 (64 GB/s in both directions).
     "l40s": _gpu("L40S", bf16=362, tf32=183, fp32=91.6, gb=48, gb_s=864, link=32, node_gbit=100),
+    # NVIDIA L4 data sheet (2023), halves of the figures with sparsity: PCIe 4.0 x16.
+    "l4": _gpu("L4", bf16=121, tf32=60, fp32=30.3, gb=24, gb_s=300, link=32, node_gbit=100),
     # NVIDIA A10 data sheet (2021): PCIe 4.0 x16.
     "a10": _gpu("A10", bf16=125, tf32=62.5, fp32=31.2, gb=24, gb_s=600, link=32, node_gbit=100),
     # NVIDIA Ada GPU architecture white paper (2023), table 2, products added in fp32: PCIe 4.0 x16.
@@ -114,6 +117,7 @@ _MARKETED = {
     "a100-40": ("A100-SXM4-40GB", "A100-PCIE-40GB"),
     "a100": ("A100",),
     "l40s": ("L40S",),
+    "l4": ("L4",),
     "a10": ("A10",),
     "rtx4090": ("RTX 4090",),
     "v100-16": ("V100-SXM2-16GB", "V100-PCIE-16GB"),
@@ -137,9 +141,9 @@ def device_named(name: str, *, num_ranks: int = 1) -> Device:
 
 def find_device(text: str) -> str | None:
     """The name of the device that a text names: the driver's, or a cluster's, such as gpu:h100:8. None if unknown."""
-    words = text.upper().replace("_", "-")
     for name, called in _MARKETED.items():
-        if any(each.upper() in words for each in called):
+        pattern = "|".join(re.escape(each.upper()) for each in called)
+        if re.search(rf"(?<![A-Z0-9])({pattern})(?![A-Z0-9])", text.upper().replace("_", "-")):
             return name
     return None
 

@@ -41,8 +41,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
     hours = totals.hours(plan.step)
     lines = [
         f"plan: {_what(plan)}, {_where(plan)}",
-        f"  memory  {plan.memory.peak / _GB:.1f} of {plan.cluster.device.memory_bytes / _GB:.0f} GB a rank;"
-        f" {_fits(plan)}",
+        f"  memory  {_size(plan.memory.peak)} of {plan.cluster.device.memory_bytes / _GB:.0f} GB a rank; {_fits(plan)}",
         f"  time    {_seconds(plan.step.seconds)} a step, bound by {plan.step.bound}"
         + ("" if hours is None else f"; {format_duration(3600 * hours)} for {totals.steps:,} steps"),
     ]
@@ -89,7 +88,7 @@ def against_table(plan: RunPlan, measured: Mapping[str, float]) -> Table:
     rows = {
         "step_s": ("time of a step", plan.step.seconds, _seconds),
         "tokens_per_second": ("tokens/s", plan.tokens_per_second, lambda value: f"{value:,.0f}"),
-        "peak_bytes": ("peak memory of rank 0", float(plan.memory.peak), _gb),
+        "peak_bytes": ("peak memory of rank 0", float(plan.memory.peak), _size),
     }
     for column in table.columns[1:]:
         column.justify = "right"
@@ -100,8 +99,8 @@ def against_table(plan: RunPlan, measured: Mapping[str, float]) -> Table:
 
 
 def _what(plan: RunPlan) -> str:
-    parts = ", ".join(f"{part} {count / 1e6:,.1f}" for part, count in plan.parameters.items() if count)
-    return f"{plan.num_parameters / 1e6:,.1f} M parameters ({parts})"
+    parts = ", ".join(f"{part} {_count(count)}" for part, count in plan.parameters.items() if count)
+    return f"{_count(plan.num_parameters)} parameters ({parts})"
 
 
 def _where(plan: RunPlan) -> str:
@@ -116,17 +115,17 @@ def _where(plan: RunPlan) -> str:
 
 
 def _memory_table(plan: RunPlan) -> Table:
-    table = Table("memory of a rank", "GB", box=None, header_style="bold", pad_edge=False)
+    table = Table("memory of a rank", "", box=None, header_style="bold", pad_edge=False)
     table.columns[1].justify = "right"
     for name, size in sorted(plan.memory.parts.items(), key=lambda item: -item[1]):
         if size:
-            table.add_row(name, f"{size / _GB:.2f}")
+            table.add_row(name, _size(size))
     table.add_row(
-        f"[bold]peak, of the device's {plan.cluster.device.memory_bytes / _GB:.0f}[/bold]",
-        f"[bold]{plan.memory.peak / _GB:.2f}[/bold]",
+        f"[bold]peak, of the device's {plan.cluster.device.memory_bytes / _GB:.0f} GB[/bold]",
+        f"[bold]{_size(plan.memory.peak)}[/bold]",
     )
     for name, size in plan.memory.host.items():
-        table.add_row(f"beside it, in the host's memory: {name}", f"{size / _GB:.2f}")
+        table.add_row(f"in the host's memory: {name}", _size(size))
     return table
 
 
@@ -135,10 +134,8 @@ def _fits(plan: RunPlan) -> str:
     if largest is None:
         return "not even micro_batch_size=1 fits"
     verdict = "fits" if plan.memory.peak <= plan.memory_limit else "does not fit"
-    most = (
-        f"the largest that fits is {largest}" if largest != plan.whole_share else f"so does a rank's share, {largest}"
-    )
-    return f"micro_batch_size={now} {verdict}; {most}"
+    most = "a rank has no more samples" if largest == plan.whole_share else "the largest that fits"
+    return f"micro_batch_size={now} {verdict}; {largest}: {most}"
 
 
 def _time_table(plan: RunPlan) -> Table:
@@ -161,15 +158,15 @@ def _totals(plan: RunPlan, price: float | None) -> dict[str, str]:
     found = {"speed": f"{plan.tokens_per_second:,.0f} tokens/s, {used:.1%} of the peak in matrix products"}
     if totals.steps is not None and totals.tokens is not None and hours is not None:
         epochs = "" if totals.epochs is None else f", {totals.epochs:.3g} epochs"
-        found["length"] = f"{totals.steps:,} steps, {totals.tokens / 1e9:,.3g} billion tokens{epochs}"
+        found["length"] = f"{totals.steps:,} steps, {_count(totals.tokens)} tokens{epochs}"
         found["time"] = f"{format_duration(3600 * hours)}, without evaluations and restarts"
     else:
         found["length"] = f"{totals.epochs:g} epochs; steps unknown without the dataset"
     found["checkpoint"] = (
-        f"{totals.checkpoint_bytes / _GB:.2f} GB, {totals.checkpoint_write_s:.1f} s to write behind training at"
+        f"{_size(totals.checkpoint_bytes)}, {totals.checkpoint_write_s:.1f} s to write behind training at"
         f" {totals.checkpoint_bytes / totals.checkpoint_write_s / _GB:g} GB/s"
     )
-    found["disk"] = f"{totals.disk_bytes / _GB:.1f} GB for {plan.config.checkpoint.keep} checkpoints and the next one"
+    found["disk"] = f"{_size(totals.disk_bytes)} for {plan.config.checkpoint.keep} checkpoints and the next one"
     if (cost := _price(plan, price)) is not None:
         found["price"] = f"{cost:,.0f}, for {plan.cluster.num_devices * (hours or 0):,.0f} hours of a device"
     return found
@@ -188,5 +185,12 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:,.1f}" if seconds < 1 else f"{1000 * seconds:,.0f}"
 
 
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / _GB:.2f} GB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / _GB:,.2f} GB" if num_bytes >= _GB else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= unit:
+            return f"{number / unit:,.1f} {name}"
+    return f"{number:,.0f}"

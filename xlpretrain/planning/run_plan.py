@@ -136,7 +136,8 @@ def plan_run(
     largest = next((size for size in sizes if planner.at(size).peak <= usable), None)
     if config.micro_batch_size == "auto":
         config = config.model_copy(update={"micro_batch_size": largest or 1})
-        notes.append(f"micro_batch_size: auto: {largest or 1}, if that passes its trial on the devices")
+        trial = "if that passes its trial on the devices" if largest else "though not even that fits"
+        notes.append(f"micro_batch_size: auto: {largest or 1}, {trial}")
     assert isinstance(config.micro_batch_size, int), "resolved"
     memory = planner.at(config.micro_batch_size)
     work = work_of(config, vocab_size=vocab_size, num_ranks=num_ranks, device=kind)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from xlpretrain.planning.devices import DEVICES, find_device
 from xlpretrain.tracking.metrics_file import Metrics
-
-# Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
-_GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
 
 
 @dataclass
@@ -47,10 +45,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak matrix-product FLOP/s of this rank: from the data sheet for a known GPU (bf16), else measured once."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for model, peak in _GPU_PEAKS.items():
-            if model in name:
-                return peak
+        name = find_device(torch.cuda.get_device_name(device))
+        if name is not None:
+            return DEVICES[name].flops("fp16")  # that of bf16, where there are units for it
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")

@@ -27,7 +27,7 @@ def tiny(*overrides: str) -> run_config.RunConfig:
 
 
 def test_devices_must_fill_their_nodes():
-    with pytest.raises(ConfigError, match="--devices: must be a multiple of --per-node, 8, .* got 12"):
+    with pytest.raises(ConfigError, match=r"--devices: must be a multiple of --per-node, 8, .* got 12"):
         on("h100", 12)
     assert on("h100", 16).num_nodes == 2
     assert on("h100", 3).num_nodes == 1
@@ -71,12 +71,13 @@ def test_more_ranks_than_samples_are_refused():
 
 
 def test_auto_becomes_the_largest_that_fits():
-    plan = plan_run(tiny("micro_batch_size=auto"), on("a100"), vocab_size=500)
+    config = tiny("micro_batch_size=auto", "engine.type=plain")
+    plan = plan_run(config, on("a100"), vocab_size=500)
     assert plan.config.micro_batch_size == plan.largest_micro_batch == 32
     small = Cluster(replace(DEVICES["a100"], memory_bytes=plan.memory.peak / 2), 2, 8)
-    fewer = plan_run(tiny("micro_batch_size=auto"), small, vocab_size=500)
+    fewer = plan_run(config, small, vocab_size=500)
     assert fewer.memory.peak <= fewer.memory_limit
-    assert fewer.largest_micro_batch < 32
+    assert 0 < fewer.largest_micro_batch < 32
 
 
 def test_a_checkpoint_has_the_memories_of_all_streams():
@@ -90,7 +91,7 @@ def test_a_checkpoint_has_the_memories_of_all_streams():
 
 def test_the_lines_for_a_submission_name_memory_time_and_assumptions():
     first, memory, time, *assumed = plan_lines(plan_run(tiny(), on("h200", 16), vocab_size=500))
-    assert first.startswith("plan: 0.1 M parameters")
+    assert first.startswith("plan: 31,510 parameters")
     assert "16 x H200 SXM in 2 nodes, ZeRO 1, bf16" in first
     assert "of 141 GB a rank; micro_batch_size=32 fits" in memory
     assert "a step, bound by" in time

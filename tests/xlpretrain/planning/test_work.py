@@ -86,7 +86,7 @@ def test_checkpointing_computes_layers_twice_in_the_forward_pass():
         tiny("bert_small", "engine.activation_checkpointing=true"), vocab_size=1000, num_ranks=2, device="cuda"
     )
     layers = [flops_of(work, PRODUCT, part="layers") for work in (once, again)]
-    assert 1.25 < layers[1] / layers[0] < 1.4
+    assert 1.25 <= layers[1] / layers[0] < 1.34  # a third more, less what the backward pass needs no result of
 
 
 def test_the_cpus_work_is_extended_from_few_samples():
