@@ -21,7 +21,8 @@ import zstandard
 from corpus import make_documents, make_sentence
 from repository import ROOT
 
-PAGES = ["README.md", "docs/data.md", "docs/finetune.md", "docs/huggingface.md", "docs/running.md", "docs/slurm.md"]
+PAGES = ["README.md", "docs/data.md", "docs/finetune.md", "docs/huggingface.md", "docs/planning.md"]
+PAGES += ["docs/running.md", "docs/slurm.md"]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
     r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
