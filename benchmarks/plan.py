@@ -19,14 +19,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch._dynamo
-import torch._inductor.config  # noqa: F401  # which DeepSpeed's initialization imports
-
-import xlpretrain.engine.zero  # noqa: F401  # before processes are forked: what an import takes is no state
 from xlpretrain import distributed
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.planning.fitting.resident import resident_bytes, start_peak
+from xlpretrain.engine.config import DeepSpeedConfig
+from xlpretrain.planning.fitting.resident import import_libraries, resident_bytes, start_peak
 from xlpretrain.planning.fitting.trial import steps
 from xlpretrain.planning.memory import memory_of
 
@@ -147,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     known = json.loads(options.out.read_text()) if options.out and options.out.is_file() else {}
     chosen = [case for case in cases() if options.only in case.name]
+    import_libraries(DeepSpeedConfig())  # before ranks are forked
     for case in chosen:  # before the plans, which start threads
         if case.name not in known:
             known[case.name] = measured_bytes(case.load(), vocab_size=case.vocab_size, num_ranks=case.num_ranks)

@@ -13,9 +13,9 @@ import torch
 
 from xlpretrain import distributed, schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.engine.config import DeepSpeedConfig
 from xlpretrain.errors import LaunchError
 from xlpretrain.planning.fitting.memory_limits import memory_limit, ranks_on_this_machine
+from xlpretrain.planning.fitting.resident import import_libraries
 from xlpretrain.planning.memory import MemoryPlanner, candidates, readable
 
 
@@ -30,8 +30,7 @@ def with_micro_batch_size(config: RunConfig, *, vocab_size: int, device: torch.d
     """
     if config.micro_batch_size != "auto":
         return config
-    if isinstance(config.engine, DeepSpeedConfig):
-        import xlpretrain.engine.zero  # noqa: F401  # now, since it takes memory
+    import_libraries(config.engine)
     limit = memory_limit(device, ranks_here=ranks_on_this_machine())
     num_ranks = distributed.world_size()
     planner = MemoryPlanner(

@@ -1,4 +1,4 @@
-"""Measured memory of this process: resident on a CPU, allocated by torch on a GPU."""
+"""Measured memory of this process: resident on a CPU, allocated by torch on a GPU; and what is imported before it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig
+
+
+def import_libraries(engine: EngineConfig) -> None:
+    """Import what an engine will import, so that it is not taken for memory of the run."""
+    if isinstance(engine, DeepSpeedConfig):
+        import torch._dynamo
+        import torch._inductor.config  # noqa: F401  # both are imported by `deepspeed.initialize`
+
+        import xlpretrain.engine.zero  # noqa: F401
 
 
 def start_peak(device: torch.device) -> int:

@@ -23,11 +23,10 @@ from xlpretrain import distributed
 from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.engine.config import DeepSpeedConfig
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.engine.transfers.place_memory import place_memory
 from xlpretrain.errors import exit_rank
-from xlpretrain.planning.fitting.resident import resident_bytes, start_peak
+from xlpretrain.planning.fitting.resident import import_libraries, resident_bytes, start_peak
 from xlpretrain.planning.full_batches import full_batch
 
 CONNECT_S = 300.0
@@ -40,8 +39,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = run_config.load(path)
     config.engine.prepare_process()
-    if isinstance(config.engine, DeepSpeedConfig):
-        import xlpretrain.engine.zero  # noqa: F401  # before the measurement: what stays after an import is no state
+    import_libraries(config.engine)
     device = distributed.init(timeout_s=CONNECT_S)
     before = start_peak(device)
     steps(config, vocab_size=vocab_size, device=device)

@@ -1,4 +1,7 @@
-"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories."""
+"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories.
+
+Modules: place_memory.py.
+"""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ def test_settings_that_fit_are_named_with_the_plan():
     config = planned_config("bert", model=WIDE, global_batch_size=256, micro_batch_size=256, engine={"type": "plain"})
     small, large = (
         memory_of(config.model_copy(update={"micro_batch_size": size}), vocab_size=VOCAB, num_ranks=1, device="cuda")
-        for size in (64, 256)
+        for size in (128, 256)
     )
     told = explanation(config, MemoryLimit((small.peak, "free on a GPU")), vocab_size=VOCAB, num_ranks=1, device="cuda")
     assert "with micro_batch_size 256" in told
     assert large.describe() in told
     assert "(free on a GPU)" in told
-    assert "micro_batch_size=64 (" in told
+    assert "micro_batch_size=128 (" in told
     assert " or engine.activation_checkpointing=true (" in told
     nothing = explanation(config, MemoryLimit((1000, "tiny")), vocab_size=VOCAB, num_ranks=1, device="cuda")
     assert "use more ranks, a smaller model" in nothing
