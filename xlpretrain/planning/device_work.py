@@ -79,7 +79,8 @@ class AsOnCuda:
     def __enter__(self) -> None:
         functional = torch.nn.functional
         self._replaced = {name: getattr(functional, name) for name in ("dropout", "scaled_dot_product_attention")}
-        functional.dropout, functional.scaled_dot_product_attention = _dropout, _attention
+        for name, function in {"dropout": _dropout, "scaled_dot_product_attention": _attention}.items():
+            setattr(functional, name, function)
 
     def __exit__(self, *error: object) -> None:
         for name, function in self._replaced.items():

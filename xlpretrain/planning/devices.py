@@ -35,11 +35,11 @@ class Device:
     """From one device to another in the same node."""
     node_rate: float
     """From one node to another."""
-    product_share: float = 0.70
+    product_share: float = 0.60
     """Share of the peak that matrix products reach."""
-    attention_share: float = 0.35
+    attention_share: float = 0.25
     """Share of the peak that attention reaches, which is not only products."""
-    memory_share: float = 0.75
+    memory_share: float = 0.55
     """Share of the memory's rate that other operations reach."""
     link_share: float = 0.75
     """Share of the rates between devices that collectives reach."""

@@ -254,4 +254,4 @@ def checkpoint_bytes(config: RunConfig, model: PretrainingModel) -> int:
         state += 4 * parameter.numel() * (1 + len(config.optimizer.state_keys(name, parameter.shape)))
     with torch.device("meta"):
         memory = model.backbone.empty_memory(config.global_batch_size, config.model.mem_len)
-    return state + memory.numel() * (2 if config.engine.precision == "bf16" else 4)
+    return state + int(memory.numel()) * (2 if config.engine.precision == "bf16" else 4)

@@ -197,7 +197,8 @@ def _extended(fewer: Mapping[Operation, int], more: Mapping[Operation, int], tim
         here, there = first.get(kind, (0, 0, 0)), second.get(kind, (0, 0, 0))
         count, flops, moved = (max(0, a + times * (b - a)) for a, b in zip(here, there, strict=True))
         if count:
-            found[Operation(*kind, flops // count, moved // count)] += count
+            part, what, name, dtype = kind
+            found[Operation(part, what, name, dtype, flops // count, moved // count)] += count
     return found
 
 

@@ -75,7 +75,9 @@ def measured_in(folder: RunDir) -> dict[str, float]:
 
 
 def describe_submission(config: RunConfig, profile: ClusterConfig) -> list[str]:
-    """The plan of a run on a cluster, in a few lines, if the profile names its GPUs. Never raises."""
+    """The plan of a run on a cluster's GPUs, in a few lines, if the profile names them. Never raises."""
+    if not profile.num_gpus:
+        return []
     named = " ".join(filter(None, (profile.gres, profile.constraint, profile.partition)))
     name = devices.find_device(named)
     if name is None:

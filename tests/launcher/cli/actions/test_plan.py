@@ -110,6 +110,7 @@ def test_a_submission_is_described_if_the_profile_names_its_gpus():
     assert "8 x H100 SXM in 2 nodes" in first
     (line,) = action.describe_submission(config, ClusterConfig(gpus_per_node=8))
     assert line.startswith("no plan: the site profile names no GPU of a100, ")
+    assert action.describe_submission(config, ClusterConfig(nodes="2")) == []
 
 
 def test_a_plan_that_fails_never_keeps_a_run_from_starting(monkeypatch):
