@@ -30,7 +30,7 @@ _NO_KERNEL = frozenset(
 )
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations while it is active.
 
     Attributes:
@@ -40,7 +40,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
         self.from_cpu: list[str] = []
@@ -85,7 +85,7 @@ class AsOnCuda(TorchFunctionMode):
             return function(*args, **given)
         query, key, value, *more = args
         mask = more[0] if more else given.get("attn_mask")
-        return _OneKernel.apply(query, key, value, mask)
+        return _OneKernel.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
