@@ -147,9 +147,9 @@ def _pass_memory(model: PretrainingModel, batch: Batch, *, mem_len: int, device:
     with ExitStack() as stack:
         for parameter in model.parameters():
             if parameter.requires_grad:
-                handle = parameter.register_post_accumulate_grad_hook(hand_over)
+                handle = parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
                 stack.callback(handle.remove)
-        stack.enter_context(AsOnCuda() if device == "cuda" else zeros_without_dimensions_are_real())
+        stack.enter_context(AsOnCuda() if device == "cuda" else ScalarsAreReal())  # type: ignore[no-untyped-call]
         stack.enter_context(live)
         loss, following = model(batch, mems)
         next_memory = following.untyped_storage().nbytes()
@@ -163,12 +163,7 @@ def _pass_memory(model: PretrainingModel, batch: Batch, *, mem_len: int, device:
     return PassMemory(kept, batch_bytes, next_memory, tuple(peaks), tuple(done[:-1]))
 
 
-def zeros_without_dimensions_are_real() -> TorchDispatchMode:
-    """A mode for passes on stand-ins of CPU tensors."""
-    return _ScalarsAreReal()
-
-
-class _ScalarsAreReal(TorchDispatchMode):
+class ScalarsAreReal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes zeros of no dimension real: where nothing is masked, they are the mask that the CPU's kernel reads."""
 
     def __torch_dispatch__(

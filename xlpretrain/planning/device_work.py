@@ -29,7 +29,7 @@ NO_KERNEL = frozenset(
 )
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations while it is active.
 
     Attributes:
@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
         self.from_cpu: list[str] = []

@@ -13,7 +13,7 @@ from xlpretrain.data.storage.dataset import EMPTY_ENDS
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch
-from xlpretrain.objectives import MaskedLM
+from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.target_clusters import with_target_clusters
 
 

@@ -20,8 +20,8 @@ from xlpretrain.planning.counting.training_state import state_memory
 _STEPS_READ = 4
 """Steps of micro-batches in memory: the current one, two that are ready (`data/loader.py`), and one in the making."""
 _RUNTIME = {"cpu": 90 * 2**20, "cuda": 0}
-"""Threads, their stacks and allocation arenas, and kernels' scratch memory: measured on a CPU (docs/planning.md). On a
-GPU the CUDA context is outside of what torch allocates, and missing from the memory that is free."""
+"""Threads, their stacks, allocation arenas and kernels' scratch memory, as measured (`benchmarks/plan.py`). On a GPU
+the CUDA context is outside of what torch allocates, and missing from the memory that is free."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,9 @@ class MemoryPlanner:
             "update": {"temporary tensors": state.update},
         }
         if self._device == "cpu":
+            # Most tensors of a pass are small enough for the heap, which the C library returns only from its end.
+            for moment in ("reduction of gradients", "update"):
+                moments[moment]["freed, still resident"] = one.peak()
             moments["setup"] = {"new model": max(0, state.setup - sum(always.values()))}
         totals = {name: sum((*always.values(), *parts.values())) for name, parts in moments.items()}
         worst = max(totals, key=lambda name: totals[name])

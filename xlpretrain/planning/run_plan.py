@@ -209,7 +209,7 @@ def _vocab_size(config: RunConfig, data: DataSplits | None, notes: list[str]) ->
         return data.train.vocabulary.size
     cutoffs = getattr(config.model, "adaptive_cutoffs", ())
     size = _WIKITEXT_103 if cutoffs else _PUBLISHED_SIZES.get(config.model.type, _ANY)
-    size = max([size, *(cutoff + 1 for cutoff in cutoffs)])
+    size = max(size, *(int(cutoff) + 1 for cutoff in cutoffs), 0)
     origin = "that of WikiText-103" if cutoffs else f"that of the published {config.model.type}"
     origin = origin if cutoffs or config.model.type in _PUBLISHED_SIZES else "a usual one"
     notes.append(f"vocabulary: {size:,} assumed, {origin}; --vocab-size N gives another")

@@ -21,7 +21,7 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
-from xlpretrain.planning.activations import DeviceKind, model_without_values, zeros_without_dimensions_are_real
+from xlpretrain.planning.activations import DeviceKind, ScalarsAreReal, model_without_values
 from xlpretrain.planning.device_work import NO_KERNEL, AsOnCuda, Operations
 from xlpretrain.planning.full_batches import full_batch
 from xlpretrain.planning.memory import micro_batch_sizes
@@ -70,7 +70,7 @@ class Work:
         return sum(operation.flops * count for operation, count in self.step.items())
 
 
-class WorkCounter(Operations):
+class WorkCounter(Operations):  # type: ignore[no-untyped-call]
     """Counts operations on one type of device, with their FLOPs and bytes, by part of the step."""
 
     def __init__(self, device: str) -> None:
@@ -145,7 +145,7 @@ def _count(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(AsOnCuda() if device == "cuda" else zeros_without_dimensions_are_real())
+        stack.enter_context(AsOnCuda() if device == "cuda" else ScalarsAreReal())  # type: ignore[no-untyped-call]
         stack.enter_context(_parts_by_module(model, counter))
         stack.enter_context(counter)
         loss, _ = model(batch, mems)

@@ -26,8 +26,9 @@ def test_stand_ins_take_what_real_tensors_take(model: str, checkpointing: bool):
     batch = full_batch(config, real.backbone, vocab_size=VOCAB, num_samples=3)
     torch.manual_seed(0)
     found = _pass_memory(real, batch, mem_len=config.model.mem_len, device="cpu")
-    assert counted.kept == pytest.approx(found.kept, rel=0.01)
-    assert counted.peak() == pytest.approx(found.peak(), rel=0.01)
+    # More only for tensors of the batch that an operation takes together with a stand-in, and keeps as one.
+    assert found.kept <= counted.kept <= 1.05 * found.kept
+    assert counted.peak() == pytest.approx(found.peak(), rel=0.05)
     assert counted.next_memory == found.next_memory
     assert counted.done == found.done
 

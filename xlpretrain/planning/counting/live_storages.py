@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the storages that operations allocate while it is active, on this thread, until they are freed.
 
     Attributes:
@@ -28,7 +28,7 @@ class LiveStorages(TorchDispatchMode):
             inputs: also count tensors that operations get, such as NumPy's arrays, which no operation allocates.
             without: tensors that do not count.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = self.peak_bytes = 0
         self._device, self._inputs = device, inputs
         self._refs: dict[int, weakref.ref[torch.UntypedStorage]] = {}
