@@ -42,12 +42,18 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def data_sheet_flops(name: str) -> float | None:
+    """Dense bf16 peak of a GPU by its driver's name, in FLOP/s, else its fp16 peak; None if it is not known."""
+    known = find_device(name)
+    return None if known is None else DEVICES[known].flops("fp16")  # both are the same where there are both
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak matrix-product FLOP/s of this rank: from the data sheet for a known GPU (bf16), else measured once."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = find_device(torch.cuda.get_device_name(device))
-        if name is not None:
-            return DEVICES[name].flops("fp16")  # that of bf16, where there are units for it
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")

@@ -48,7 +48,8 @@ def memory_limit(device: torch.device, *, ranks_here: int, root: Path = Path("/"
         return MemoryLimit((free, f"free on {torch.cuda.get_device_name(device)}"))
     shared = [(_field(root / "proc/meminfo", "MemAvailable"), "available on this machine"), *_cgroups(root)]
     size, name = min(shared)
-    return MemoryLimit((max(size, 0) // ranks_here, f"{name}, for {ranks_here} ranks"), _address_space(root))
+    share = f", one of {ranks_here} equal parts" if ranks_here > 1 else ""
+    return MemoryLimit((max(size, 0) // ranks_here, name + share), _address_space(root))
 
 
 def _address_space(root: Path) -> tuple[int, str] | None:

@@ -41,7 +41,7 @@ def write_cgroup(folder: Path, limit: str, used: int, files: int, *, version: in
 def test_without_limits_ranks_share_what_is_available(tmp_path: Path):
     limit = memory_limit(CPU, ranks_here=4, root=machine(tmp_path, available=1000))
     assert (limit.touched[0], limit.reserved) == (250 * MIB, None)
-    assert limit.describe() == "250.0 MiB (available on this machine, for 4 ranks)"
+    assert limit.describe() == "250.0 MiB (available on this machine, one of 4 equal parts)"
 
 
 def test_the_tightest_cgroup_counts_without_pages_of_files(tmp_path: Path):
@@ -50,7 +50,7 @@ def test_the_tightest_cgroup_counts_without_pages_of_files(tmp_path: Path):
     write_cgroup(root / "sys/fs/cgroup/a", str(400 * MIB), used=150, files=50)
     limit = memory_limit(CPU, ranks_here=1, root=root)
     assert limit.touched[0] == 300 * MIB
-    assert "sys/fs/cgroup/a," in limit.touched[1]
+    assert limit.touched[1] == f"left in the cgroup {root}/sys/fs/cgroup/a"
 
 
 def test_cgroups_of_version_1_count(tmp_path: Path):
