@@ -44,6 +44,62 @@ def train(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Device, such as h100, or cpu, which is measured (default: this machine's).",
+            show_default=False,
+        ),
+    ] = None,
+    num_devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="Number of devices (default: this machine's).", show_default=False),
+    ] = None,
+    per_node: Annotated[
+        int | None, typer.Option("--per-node", min=1, help="Devices in a node (default: 8).", show_default=False)
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab-size", min=1, help="Size of the vocabulary (default: the dataset's).", show_default=False
+        ),
+    ] = None,
+    disk_rate: Annotated[
+        float, typer.Option("--disk-rate", min=0.001, metavar="GB/S", help="Speed of the disk for checkpoints.")
+    ] = 1.0,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-device-hour", min=0, metavar="PRICE", help="Price of a device and hour.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Run to set the plan against.", show_default=False),
+    ] = None,
+    to_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Predict a run before it starts: parameters, memory, time of a step, hours, checkpoints, price."""
+    actions.plan.plan(
+        config,
+        overrides or [],
+        device=device,
+        num_devices=num_devices,
+        per_node=per_node,
+        vocab_size=vocab_size,
+        disk_rate=disk_rate,
+        price=price,
+        against=against,
+        to_json=to_json,
+    )
+
+
+@app.command()
 def submit(
     config: ConfigFile,
     cluster: Cluster,

@@ -23,7 +23,8 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface", "report", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
