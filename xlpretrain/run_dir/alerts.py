@@ -76,11 +76,12 @@ class AlertsConfig(Section):
                     " '$NAME'",
                 )
         for index, argument in enumerate(self.command):
-            if "://" in argument and alert_delivery.has_secret(argument[re.search(r"\w*://", argument).start() :]):  # type: ignore[union-attr]
+            url = re.search(r"\w+://\S*", argument)
+            if url is not None and alert_delivery.has_secret(url[0]):
                 yield (
                     f"command.{index}",
-                    "has a URL with a user, path or query, which may be a secret, and configs are copied into runs, logs"
-                    " and trackers: let the command read it from the environment or from a file",
+                    "has a URL with a user, path or query, which may be a secret, and configs are copied into runs,"
+                    " logs and trackers: let the command read it from the environment or from a file",
                 )
         if self.command and not self.command[0].strip():
             yield "command.0", "must be the name or path of a program, got nothing"

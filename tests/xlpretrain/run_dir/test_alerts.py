@@ -92,7 +92,11 @@ def test_only_listed_events_are_sent_and_a_stall_counts_as_a_failure(run: RunDir
         (Verdict("finished", 0), "finish", ""),
         (Verdict("stopped", 75, "stopped by the user"), "stop", "by `xlpretrain stop`"),
         (Verdict("stopped", 75, "stopped early: time"), "stop", "stop.time_budget_s is used up"),
-        (Verdict("stopped", 75, "stopped early: signal; Slurm ended the job"), "stop", "by a signal; Slurm ended the job"),
+        (
+            Verdict("stopped", 75, "stopped early: signal; Slurm ended the job"),
+            "stop",
+            "by a signal; Slurm ended the job",
+        ),
         (Verdict("failed", 2, "non-finite"), "failure", "non-finite"),
         (Verdict("crashed", 1, "crashed: rank 1 was killed"), "failure", "crashed: rank 1 was killed"),
         (Verdict("crashed", 1, "crashed: rank 0 exits: no progress for 9 s"), "stall", "crashed: rank 0 exits"),
