@@ -95,7 +95,8 @@ def _attempts(
 
     since: number of the last lease before. Raises `LaunchError` if torchrun itself fails.
     """
-    folder, num_processes, max_restarts = settings.folder, options.num_processes or 1, options.max_restarts
+    folder, num_processes, max_restarts = settings.folder, options.num_processes, options.max_restarts
+    assert num_processes is not None
     ranks = "1 rank" if num_processes == 1 else f"{num_processes} ranks"
     attempts_without_progress = restarts = 0
     while True:

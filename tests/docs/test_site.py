@@ -32,12 +32,14 @@ def test_links_lead_to_the_new_places_and_files_are_copied(site: ModuleType):
     places = site.sources()
     text = (
         "[a](docs/running.md#metrics) ![b](docs/quickstart.png) [c](CONTRIBUTING.md) [d](https://example.com/docs/x.md)"
-        " [e [f]](docs/extend/README.md) [g](#h) `[i](nowhere.md)`\n```md\n[j](nowhere.md)\n```\n[k](slurm/pretrain.sbatch)"
+        " [e [f]](docs/extend/README.md) [g](#h) `[i](nowhere.md)`\n```md\n[j](nowhere.md)\n```\n"
+        "[k](slurm/pretrain.sbatch)"
     )
     adapted, copied = site.adapt(text, Path("README.md"), places)
     assert adapted == (
         "[a](running.md#metrics) ![b](quickstart.png) [c](contributing.md) [d](https://example.com/docs/x.md)"
-        " [e [f]](extend/index.md) [g](#h) `[i](nowhere.md)`\n```md\n[j](nowhere.md)\n```\n[k](files/slurm/pretrain.sbatch)"
+        " [e [f]](extend/index.md) [g](#h) `[i](nowhere.md)`\n```md\n[j](nowhere.md)\n```\n"
+        "[k](files/slurm/pretrain.sbatch)"
     )
     assert copied == {Path("docs/quickstart.png"), Path("slurm/pretrain.sbatch")}
     adapted, _ = site.adapt("[a](../README.md) [b](extend/README.md)", Path("docs/slurm.md"), places)
