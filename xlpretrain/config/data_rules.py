@@ -50,6 +50,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.absolute(),
             "eval": config.eval.absolute(),
+            "alerts": config.alerts.absolute(),
         }
     )
     if resolved == config:  # already resolved by the launcher

@@ -26,6 +26,7 @@ _MAY_CHANGE = (
     "stop",
     "spike",
     "watchdog",
+    "alerts",
     "callbacks",
     "data.on_damage",
     "data.cache_dir",

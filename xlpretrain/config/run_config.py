@@ -22,6 +22,7 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
+from xlpretrain.run_dir.alerts import AlertsConfig
 from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
 from xlpretrain.schema import CountOr, ItemKey, Matching, Problem, Section
@@ -65,6 +66,7 @@ class RunConfig(Section):
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    alerts: AlertsConfig = AlertsConfig()
     callbacks: tuple[AnyCallback, ...] = ()
     """Callbacks of installed packages, in the order of their calls: [{type: ..., ...}, ...]."""
 

@@ -41,6 +41,7 @@ class Status:
 
     goodput: accounting of the run's time until `updated_at`, by metric name.
     told: the last step that each tracker, by type, has safely received; None if an earlier version wrote the file.
+    url: page of the run in a tracker; empty if unknown.
     """
 
     state: State
@@ -55,6 +56,7 @@ class Status:
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
     told: dict[str, int] | None = None
+    url: str = ""
 
 
 @dataclass(frozen=True)

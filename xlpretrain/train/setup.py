@@ -118,6 +118,8 @@ def _build(
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), run_id=run_id, status=status, lease=mine)
+    if not launch_id:  # else the launcher reports a hang
+        watchdog.on_hang = partial(recorder.alert, "stall")
     _say_what_changes(recorder, config, changes)
     assert isinstance(config.micro_batch_size, int), "resolved"
     micro_batches = distributed.micro_batches(
@@ -170,6 +172,7 @@ def _build(
         corpora=samples.corpora,
         model=EvaluatedModel.of_engine(engine),
         print=recorder.print,
+        alert=lambda event, message, step: recorder.alert(event, message, step=step),
     )
     callbacks = Callbacks(
         build_callbacks(context, data=data, engine=engine, probe=probe, damage=loader.damage, plot=recorder.plot)
