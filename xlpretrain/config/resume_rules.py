@@ -25,6 +25,7 @@ _MAY_CHANGE = (
     "trackers",
     "stop",
     "spike",
+    "profile",
     "watchdog",
     "callbacks",
     "data.on_damage",

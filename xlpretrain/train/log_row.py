@@ -6,6 +6,8 @@ from functools import partial
 
 from xlpretrain import distributed
 from xlpretrain.errors import XLPretrainError
+from xlpretrain.profiling.names import PAUSE
+from xlpretrain.profiling.ranges import named
 from xlpretrain.tracking.metrics_file import Metrics
 from xlpretrain.train.agreement import LeaveLoopError, act_on, agree
 from xlpretrain.train.callbacks.base import Callback, CompletedStep
@@ -94,7 +96,8 @@ def _section(run: Run, name: str, callback: Callback) -> Metrics:
     run.watchdog.progress(limit_s)
     try:
         try:
-            return callback.section(pause)
+            with named(PAUSE):
+                return callback.section(pause)
         except XLPretrainError as error:
             pause(error)  # raises it on every rank
             raise

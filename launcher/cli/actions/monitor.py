@@ -1,11 +1,11 @@
-"""Inspect, stop and cancel runs: `xlpretrain status`, `logs`, `checkpoints`, `stop` and `cancel`. Torch-free."""
+"""Inspect, profile and stop runs: `xlpretrain status`, `logs`, `profile`, `checkpoints` and so on. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from launcher.cli.monitor import checkpoints as checkpoint_list
-from launcher.cli.monitor import find_runs, lifecycle
+from launcher.cli.monitor import find_runs, lifecycle, profiles
 from launcher.cli.monitor import logs as run_logs
 from launcher.cli.monitor.status import show_all, show_one
 from xlpretrain.run_dir.layout import RunDir
@@ -37,6 +37,11 @@ def status(run: Path | None, runs_dir: Path) -> None:
 def logs(run: Path, *, rank: int | None, num_lines: int, follow: bool) -> None:
     """Print the logs of a run or of one rank. Raises `LaunchError`."""
     run_logs.show(find(run), rank=rank, num_lines=num_lines, follow=follow)
+
+
+def profile(run: Path, *, step: int | None, rank: int | None, plot: Path | None) -> None:
+    """Print, and plot, the shares of a run's profiled steps. Raises `XLPretrainError`."""
+    profiles.show(run, step=step, rank=rank, plot=plot)
 
 
 def checkpoints(run: Path, *, verify: bool) -> bool:
