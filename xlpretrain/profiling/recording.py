@@ -30,9 +30,9 @@ class Recording:
         """modules: those whose forward passes get a range, and its name. None may be part of a compiled one."""
         self._modules, self._device = list(modules), device
         self._hooks: list[Any] = []
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints lines of its own
-        self._profile = profile(activities=activities)
+        self._profile = profile(activities=self._activities)
 
     def start(self) -> None:
         """Begin to record, once the device has nothing left to do."""
@@ -42,7 +42,7 @@ class Recording:
         for module, name in self._modules:
             self._hooks += _range_around(module, name)
         self._profile.start()
-        ranges.record(True)
+        ranges.record(True, lambda on: self._profile.toggle_collection_dynamic(on, self._activities))
 
     def stop(self) -> None:
         """End the recording, once the device has done what it was given."""

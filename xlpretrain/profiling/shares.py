@@ -2,14 +2,16 @@
 
 Ranges tell attention, loss, optimizer, data and collectives apart: those of the loop, and those around modules. The
 rest goes by the names of operations. Every moment counts once, so the shares add up to the whole. On a GPU that is the
-time of its kernels: where several run at once, the one that computes; where none runs, what the host was doing.
+time of its kernels: where several run at once, the one that computes; where none runs, what the host was doing. A step
+lasts from its data to its update; rows of metrics, evaluations and saves are in none.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.profiling import names
@@ -76,32 +78,40 @@ class StepShares:
 
 def step_shares(trace: Trace) -> StepShares:
     """The shares of the steps in a trace. Raises `XLPretrainError` if it has none."""
-    threads = [spans for spans in trace.host.values() if any(span.name == names.UPDATE for span in spans)]
-    if not threads:
+    main = next((each for each in trace.host.values() if any(span.name == names.UPDATE for span in each)), [])
+    steps = _steps(main)
+    if not steps:
         raise XLPretrainError("the trace has no training step in it")
-    main = threads[0]
-    steps = [span for span in main if not _is_in_pause(span)]
-    begins = [span.start for span in steps if span.name in (names.DATA, names.FORWARD)]
-    ends = [span.end for span in steps if span.name == names.UPDATE]
-    window = min(begins, default=main[0].start), max(ends)
     if trace.device:
-        window = window[0], max(window[1], *(span.end for span in trace.device))
-        times, operations = _device_times(trace.device, main, window)
+        times, operations = _device_times(trace.device, main, steps)
     else:
-        times, operations = _host_times(main, window)
+        times, operations = _host_times(main, steps)
     del times["pause"]
-    scale = 1e-6 / len(ends)
+    scale = 1e-6 / len(steps)
     return StepShares(
-        num_steps=len(ends),
+        num_steps=len(steps),
         seconds={group: times[group] * scale for group in GROUPS},
         operations=Counter({name: time * scale for name, time in operations.items()}),
         on_gpu=bool(trace.device),
     )
 
 
-def _host_times(main: Iterable[Span], window: tuple[float, float]) -> tuple[Counter[str], Counter[str]]:
+def _steps(main: Iterable[Span]) -> list[tuple[float, float]]:
+    """Start and end of each step, from waiting for its data to its update; the rest of the time is in no step."""
+    found: list[tuple[float, float]] = []
+    begun: float | None = None
+    for span in main:
+        if span.name in (names.DATA, names.FORWARD, names.UPDATE) and not _is_in_pause(span):
+            begun = span.start if begun is None else begun
+            if span.name == names.UPDATE:
+                found.append((begun, span.end))
+                begun = None
+    return found
+
+
+def _host_times(main: Iterable[Span], steps: Sequence[tuple[float, float]]) -> tuple[Counter[str], Counter[str]]:
     """Microseconds of each group, and of each operation, on the thread that computes."""
-    inside = [span for span in main if window[0] <= span.start < window[1]]
+    inside = [span for span in main if any(start <= span.start < end for start, end in steps)]
     own = {span: span.end - span.start for span in inside}
     for span in inside:
         if span.parent in own:
@@ -113,12 +123,12 @@ def _host_times(main: Iterable[Span], window: tuple[float, float]) -> tuple[Coun
         times["host" if is_range and group not in _WAITING else group] += time
         if not is_range:
             operations[span.name] += time
-    times["host"] += window[1] - window[0] - sum(times.values())
+    times["host"] += sum(end - start for start, end in steps) - sum(times.values())
     return times, operations
 
 
 def _device_times(
-    kernels: Iterable[Span], main: Iterable[Span], window: tuple[float, float]
+    kernels: Sequence[Span], main: Iterable[Span], steps: Sequence[tuple[float, float]]
 ) -> tuple[Counter[str], Counter[str]]:
     """Microseconds of each group, and of each kernel, on a GPU; without kernels, of what the host was doing."""
     operations = Counter[str]()
@@ -130,7 +140,10 @@ def _device_times(
         active.append((kernel.start, kernel.end, (rank, group)))
     for span in main:
         if span.kind == "user_annotation" and (group := _group(span)) in _WAITING:
-            active.append((span.start, span.end, (3, group)))
+            active.append((span.start, span.end, (4, group)))
+    for (_, end), (start, _) in pairwise(steps):
+        active.append((end, start, (3, "pause")))
+    window = steps[0][0], max(steps[-1][1], *(kernel.end for kernel in kernels))
     times = Counter[str]()
     for start, end, (_, group) in _first_of_each_moment(active, window):
         times[group] += end - start
