@@ -10,10 +10,10 @@ from torch.profiler import record_function
 
 _NOTHING = nullcontext()
 _recording = False
-_collect: Callable[[bool], None] = bool
+_collect: Callable[[bool], object] = bool
 
 
-def record(on: bool, collect: Callable[[bool], None] = bool) -> None:
+def record(on: bool, collect: Callable[[bool], object] = bool) -> None:
     """Begin or end to record ranges. collect: switches the profiler off and on again, for `paused`."""
     global _recording, _collect
     _recording, _collect = on, collect

@@ -8,7 +8,7 @@ lasts from its data to its update; rows of metrics, evaluations and saves are in
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +31,8 @@ GROUPS = {
 }
 """Groups, and what is in them."""
 
+Times = defaultdict[str, float]
+"""Microseconds by group or by name."""
 _OF_RANGE = {
     names.DATA: "data",
     names.COMMUNICATION: "communication",
@@ -62,12 +64,12 @@ class StepShares:
     """The time of a step on one rank.
 
     num_steps: profiled steps. seconds: per step, by group. operations: seconds per step of each kernel, or on a CPU of
-    each operation. on_gpu: True if the times are those of kernels.
+    each operation, the longest first. on_gpu: True if the times are those of kernels.
     """
 
     num_steps: int
     seconds: Mapping[str, float]
-    operations: Counter[str]
+    operations: Mapping[str, float]
     on_gpu: bool
 
     @property
@@ -86,12 +88,11 @@ def step_shares(trace: Trace) -> StepShares:
         times, operations = _device_times(trace.device, main, steps)
     else:
         times, operations = _host_times(main, steps)
-    del times["pause"]
     scale = 1e-6 / len(steps)
     return StepShares(
         num_steps=len(steps),
         seconds={group: times[group] * scale for group in GROUPS},
-        operations=Counter({name: time * scale for name, time in operations.items()}),
+        operations={name: operations[name] * scale for name in sorted(operations, key=operations.__getitem__)[::-1]},
         on_gpu=bool(trace.device),
     )
 
@@ -109,14 +110,14 @@ def _steps(main: Iterable[Span]) -> list[tuple[float, float]]:
     return found
 
 
-def _host_times(main: Iterable[Span], steps: Sequence[tuple[float, float]]) -> tuple[Counter[str], Counter[str]]:
+def _host_times(main: Iterable[Span], steps: Sequence[tuple[float, float]]) -> tuple[Times, Times]:
     """Microseconds of each group, and of each operation, on the thread that computes."""
     inside = [span for span in main if any(start <= span.start < end for start, end in steps)]
     own = {span: span.end - span.start for span in inside}
     for span in inside:
         if span.parent in own:
             own[span.parent] -= min(span.end, span.parent.end) - span.start
-    times, operations = Counter[str](), Counter[str]()
+    times, operations = Times(float), Times(float)
     for span, time in own.items():
         is_range = span.kind == "user_annotation"
         group = _group(span)
@@ -129,9 +130,9 @@ def _host_times(main: Iterable[Span], steps: Sequence[tuple[float, float]]) -> t
 
 def _device_times(
     kernels: Sequence[Span], main: Iterable[Span], steps: Sequence[tuple[float, float]]
-) -> tuple[Counter[str], Counter[str]]:
+) -> tuple[Times, Times]:
     """Microseconds of each group, and of each kernel, on a GPU; without kernels, of what the host was doing."""
-    operations = Counter[str]()
+    operations = Times(float)
     active: list[tuple[float, float, tuple[int, str]]] = []
     for kernel in kernels:
         operations[kernel.name] += kernel.end - kernel.start
@@ -144,7 +145,7 @@ def _device_times(
     for (_, end), (start, _) in pairwise(steps):
         active.append((end, start, (3, "pause")))
     window = steps[0][0], max(steps[-1][1], *(kernel.end for kernel in kernels))
-    times = Counter[str]()
+    times = Times(float)
     for start, end, (_, group) in _first_of_each_moment(active, window):
         times[group] += end - start
     return times, operations

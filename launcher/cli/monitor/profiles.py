@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from rich.table import Table
@@ -115,7 +116,7 @@ def _operations(rank: int, shares: StepShares) -> Table:
     table.columns[0].overflow = "ellipsis"
     table.columns[0].no_wrap = True
     table.columns[1].justify = table.columns[2].justify = "right"
-    for name, seconds in shares.operations.most_common(_NUM_OPERATIONS):
+    for name, seconds in islice(shares.operations.items(), _NUM_OPERATIONS):
         table.add_row(name, f"{1000 * seconds:,.1f} ms", f"{seconds / max(shares.step_s, 1e-12):.1%}")
     return table
 

@@ -29,7 +29,7 @@ def write_config(folder: Path, dataset: Path, **changes: object) -> Path:
         dataset,
         max_steps=6,
         schedule={"type": "cosine", "warmup_steps": 1, "total_steps": 6},
-        eval={"every_steps": 3, "max_tokens": 500},
+        eval={"every_steps": 3, "max_tokens": 500, "seq_len": 1024},
         checkpoint={"every_steps": 2},
         wandb={"mode": "disabled"},
         **changes,

@@ -150,7 +150,7 @@ def test_a_rank_that_sleeps_is_named_within_20_steps_and_without_it_none_is(
         engine=engine,
         global_batch_size=6,
         max_steps=20,
-        eval={"every_steps": 100, "max_tokens": 500},
+        eval={"every_steps": 100, "max_tokens": 500, "seq_len": 1024},
         wandb={"mode": "disabled"},
     )
     commands.run("train", config, "name=healthy", "--nproc", 3)
