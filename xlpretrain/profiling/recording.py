@@ -65,7 +65,7 @@ class Recording:
             fsync(temporary)
 
     def write_memory(self, path: Path, *, fence: Callable[[], None] = lambda: None) -> bool:
-        """Write the GPU's allocations during the recording, for https://pytorch.org/memory_viz, and forget them.
+        """Write the GPU's allocations during the recording, for https://pytorch.org/memory_viz.
 
         False if there are none: on a CPU, or if torch cannot record them. Raises OSError.
         """
@@ -75,8 +75,12 @@ class Recording:
         with atomic_writer(path, fence=fence) as temporary:
             dump(str(temporary))
             fsync(temporary)
-        _record_memory(enabled=None)
         return True
+
+    def forget(self) -> None:
+        """Drop what was recorded and is not written. Call it after `stop`, at the latest when all is written."""
+        if self._device.type == "cuda":
+            _record_memory(enabled=None)
 
 
 def _record_memory(**settings: Any) -> None:

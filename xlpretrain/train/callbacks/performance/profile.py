@@ -64,6 +64,8 @@ class Profile(Callback):
         except OSError as error:
             self._print(f"{trace}: the profile cannot be written: {error.strerror or error}; training continues")
             return
+        finally:
+            recording.forget()
         steps = f"step {done.step}" if done.step == self._begun_at else f"steps {self._begun_at} to {done.step}"
         self._print(f"profile of {steps}: {trace}; `xlpretrain profile {self._context.run_folder}` shows it")
 
@@ -76,6 +78,7 @@ class Profile(Callback):
         if self._recording is not None:
             recording, self._recording = self._recording, None
             recording.stop()
+            recording.forget()
 
     def _print(self, message: str) -> None:
         """On rank 0's console, or in the log of another rank."""

@@ -36,6 +36,11 @@ def write_config(folder: Path, dataset: Path, **changes: object) -> Path:
     )
 
 
+def bits(run: Path) -> dict[int, tuple]:
+    """Loss, gradient norm and rate of each step; evaluations depend on where a run ends."""
+    return {step: row[:3] for step, row in commands.curve(run).items()}
+
+
 def test_a_profiled_run_has_the_bits_of_another_and_is_profiled_once(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -58,7 +63,7 @@ def test_a_profiled_run_has_the_bits_of_another_and_is_profiled_once(
     trace.unlink()
     assert main([str(config), "name=profiled", *wanted, "max_steps=6"]) == 0
     assert not run.profiled(), "the resumed run has done these steps"
-    assert commands.curve(run.path) == commands.curve(runs / "usual")
+    assert bits(run.path) == bits(runs / "usual")
 
     with pytest.raises(LaunchError, match="no profile; make one of some steps yet to come"):
         profiles.show(run.path, step=None, rank=None, plot=None)
