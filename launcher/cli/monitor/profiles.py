@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from launcher.cli.monitor import find_runs
-from launcher.cli.monitor.units import format_bytes
+from launcher.units import format_bytes
 from xlpretrain.errors import LaunchError
 from xlpretrain.extras import require
 from xlpretrain.profiling.shares import GROUPS, StepShares, step_shares
