@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from pathlib import Path
 
 import commands
@@ -156,8 +157,8 @@ def test_a_rank_that_sleeps_is_named_within_20_steps_and_without_it_none_is(
     commands.run("train", config, "name=healthy", "--nproc", 3)
     healthy = commands.read_metrics(tmp_path / "runs" / "healthy")
     assert {row["time/straggler"] for row in healthy[stragglers.FEWEST - 1 :]} == {-1}
-    # Far more than the noise of a machine that is busy with other tests.
-    seconds = 3 * max(row["time/step_s"] for row in healthy[5:])
+    # More than the noise of a machine that is busy with other tests.
+    seconds = 2 * statistics.median(row["time/step_s"] for row in healthy)
     callbacks = [{"type": "sleeping", "event": event, "seconds": round(seconds, 3)}]
     out, _ = commands.run("train", config, "name=slow", f"callbacks={json.dumps(callbacks)}", "--nproc", 3)
     slow = commands.read_metrics(tmp_path / "runs" / "slow")
