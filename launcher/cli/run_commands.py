@@ -217,6 +217,22 @@ def logs(
 
 
 @app.command()
+def profile(
+    run: RunPath,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="A step in the profile (default: the last profile).")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Show only this rank (default: all).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write a plot of the shares to this file.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what the time of a run's profiled steps went into (config section `profile`), and where the traces are."""
+    actions.monitor.profile(run, step=step, rank=rank, plot=plot)
+
+
+@app.command()
 def stop(run: RunPath) -> None:
     """Ask a run to save and exit; it stays stopped until `xlpretrain resume`."""
     print(actions.monitor.stop(run))

@@ -25,6 +25,7 @@ _MAY_CHANGE = (
     "trackers",
     "stop",
     "spike",
+    "profile",
     "watchdog",
     "alerts",
     "callbacks",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
-from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, SpikeConfig, StopConfig
+from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, ProfileConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -65,6 +65,7 @@ class RunConfig(Section):
     form of the item for W&B."""
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
+    profile: ProfileConfig = ProfileConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     alerts: AlertsConfig = AlertsConfig()
     callbacks: tuple[AnyCallback, ...] = ()

@@ -154,6 +154,10 @@ class Recorder:
             status = self.status if step is None else replace(self.status, step=step)
             self._alerts.send(event, message, status=status)
 
+    def show_straggler(self, text: str) -> None:
+        """Say in the status from the next row on which rank is late; empty if none is."""
+        self.status = replace(self.status, straggler=text)
+
     def sync(self) -> None:
         """Fsync the metrics, if they can be written; called before a checkpoint is committed. Thread-safe."""
         if self._file is not None:

@@ -175,7 +175,17 @@ def _build(
         alert=lambda event, message, step: recorder.alert(event, message, step=step),
     )
     callbacks = Callbacks(
-        build_callbacks(context, data=data, engine=engine, probe=probe, damage=loader.damage, plot=recorder.plot)
+        build_callbacks(
+            context,
+            data=data,
+            engine=engine,
+            probe=probe,
+            damage=loader.damage,
+            plot=recorder.plot,
+            fence=mine.check,
+            hosts=distributed.gather_objects(platform.node()),
+            show_straggler=recorder.show_straggler,
+        )
     )
     for name in callbacks.load(state.callbacks, stream_states):
         recorder.print(f"dropped the saved state of callback {name!r}, which is not in the config")

@@ -1,4 +1,4 @@
-"""Inspect, compare, stop and cancel runs: `xlpretrain status`, `logs`, `checkpoints`, `report`, `stop` and `cancel`.
+"""Inspect, profile, compare and stop runs: `xlpretrain status`, `logs`, `profile`, `report`, `checkpoints` and so on.
 
 Torch-free.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.cli.monitor import checkpoints as checkpoint_list
-from launcher.cli.monitor import find_runs, lifecycle, report
+from launcher.cli.monitor import find_runs, lifecycle, profiles, report
 from launcher.cli.monitor import logs as run_logs
 from launcher.cli.monitor.status import show_all, show_one
 from xlpretrain.evaluation.report_page.page import TextSample
@@ -42,6 +42,11 @@ def status(run: Path | None, runs_dir: Path) -> None:
 def logs(run: Path, *, rank: int | None, num_lines: int, follow: bool) -> None:
     """Print the logs of a run or of one rank. Raises `LaunchError`."""
     run_logs.show(find(run), rank=rank, num_lines=num_lines, follow=follow)
+
+
+def profile(run: Path, *, step: int | None, rank: int | None, plot: Path | None) -> None:
+    """Print, and plot, the shares of a run's profiled steps. Raises `XLPretrainError`."""
+    profiles.show(run, step=step, rank=rank, plot=plot)
 
 
 def checkpoints(run: Path, *, verify: bool) -> bool:

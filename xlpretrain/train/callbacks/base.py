@@ -140,6 +140,9 @@ class Callback:
     num_row_numbers: int = 0
     section_timeout_s: float | None = None
 
+    def before_fetch(self, step: int) -> None:
+        """Called before this rank waits for the data of another step, on which the ranks have yet to agree."""
+
     def before_step(self, step: int) -> None:
         """Called once the ranks have agreed to do another step."""
 
