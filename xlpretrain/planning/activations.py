@@ -149,7 +149,7 @@ def _pass_memory(model: PretrainingModel, batch: Batch, *, mem_len: int, device:
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
                 stack.callback(handle.remove)
-        stack.enter_context(AsOnCuda() if device == "cuda" else _ScalarsAreReal())  # type: ignore[no-untyped-call]
+        stack.enter_context(AsOnCuda() if device == "cuda" else ScalarsAreReal())  # type: ignore[no-untyped-call]
         stack.enter_context(live)
         loss, following = model(batch, mems)
         next_memory = following.untyped_storage().nbytes()
@@ -163,7 +163,7 @@ def _pass_memory(model: PretrainingModel, batch: Batch, *, mem_len: int, device:
     return PassMemory(kept, batch_bytes, next_memory, tuple(peaks), tuple(done[:-1]))
 
 
-class _ScalarsAreReal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ScalarsAreReal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes zeros of no dimension real: where nothing is masked, they are the mask that the CPU's kernel reads."""
 
     def __torch_dispatch__(
