@@ -18,7 +18,7 @@ ADAMW, LAMB = {"type": "adamw"}, {"type": "lamb"}
 def tensor_bytes() -> int:
     """Bytes of the distinct storages of all tensors of this process."""
     gc.collect()
-    found = (thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+    found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
     return sum({s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in found)}.values())
 
 
