@@ -63,29 +63,34 @@ def forward(
         first = tl.maximum(first, tile * BQ + 1)
     first = first // BK * BK
     at, nothing = tl.arange(0, BK)[None, :], tl.zeros([BQ, BK], tl.float32)
+    AHEAD: tl.constexpr = 2 * BK if BQ > BK else BK
     if BAND:
-        shift = BQ - 1 - tl.arange(0, BQ)[:, None]
         distance = distances_of(distance, directions, sample, head, N, R, H, DIRECTIONS)
-        lowest = T - tile * BQ - BQ + 1 + at  # columns of the lower block for key 0
+        first_column = T - tile * BQ - BQ + 1
+        lowest = first_column + at  # columns of the lower block for key 0
         position_tile = tl.load(by_position + at_query, mask=mask_query, other=0.0)
         distance_tile = block_or_zeros(distance, lowest + first, h[:, None], R, N * H, H, HP)
         lower = product(position_tile, distance_tile, nothing, PRECISION).to(query_tile.dtype)
+        middle = lower
+        if BQ > BK:
+            distance_tile = block_or_zeros(distance, lowest + first + BK, h[:, None], R, N * H, H, HP)
+            middle = product(position_tile, distance_tile, nothing, PRECISION).to(query_tile.dtype)
     else:
         position += ((head * B + sample).to(tl.int64) * (Q - S) - S) * R
     for start in range(first, last, BK):
         k = start + tl.arange(0, BK)
         key_rank = tl.load(keys + k, mask=k < K, other=NEVER)
         key_tile = block(key + at_key, k[None, :], h[:, None], K, N * H, H, HP)
+        column = tl.load(queries + B * Q + q, mask=q < end, other=0)  # here, so that less is kept in registers
         if BAND:
-            column = T - q
-            distance_tile = block_or_zeros(distance, lowest + start + BK, h[:, None], R, N * H, H, HP)
+            shift = (column - first_column)[:, None]
+            distance_tile = block_or_zeros(distance, lowest + start + AHEAD, h[:, None], R, N * H, H, HP)
             upper = product(position_tile, distance_tile, nothing, PRECISION).to(query_tile.dtype)
-            score = rotated(lower, upper, shift, at, 1).to(tl.float32)
-            lower = upper
+            score = rotated(lower, middle if BQ > BK else upper, upper, shift, at, 1, BQ > BK).to(tl.float32)
+            lower, middle = middle if BQ > BK else upper, upper
         else:
             # Nothing bounds the reading: past the end of a row are numbers of the next one, and past the last row there
             # is room (see `operators.py`). All of those are of keys that the query does not see.
-            column = tl.load(queries + B * Q + q, mask=q < end, other=0)
             score = tl.load(position + (q * R + column)[:, None] + k[None, :]).to(tl.float32)
         if SEGMENTS:
             same = query_segment[:, None] == tl.load(keys + B * K + k, mask=k < K, other=0)[None, :]

@@ -110,7 +110,7 @@ def _add_queries(
         lower = product(lower_tile, position_tile, nothing, PRECISION).to(key_tile.dtype)
         upper_tile = block_or_zeros(distance, (columns + BK)[:, None], h[None, :], R, N * H, H, HP)
         upper = product(upper_tile, position_tile, nothing, PRECISION).to(key_tile.dtype)
-        score = rotated(lower, upper, shift, at[:, None], 0).to(tl.float32)
+        score = rotated(lower, upper, upper, shift, at[:, None], 0, False).to(tl.float32)
     else:
         column = tl.load(queries + B * Q + q, mask=q < end, other=0)
         score = tl.load(position + (q * R + column)[None, :] + k[:, None]).to(tl.float32)

@@ -137,15 +137,30 @@ def block_or_zeros(vectors, at, h, count, stride, H: tl.constexpr, HP: tl.conste
 
 @triton.jit
 @no_type_check
-def rotated(lower, upper, shift, at, AXIS: tl.constexpr):
-    """Elements `shift` to `shift` + BK - 1 of two blocks of BK along an axis, for each row (or column) its own."""
-    size: tl.constexpr = lower.shape[AXIS]
-    return tl.gather(tl.where(at >= shift, lower, upper), (at + shift) & (size - 1), AXIS)
+def rotated(first, second, third, shift, at, AXIS: tl.constexpr, TWO: tl.constexpr):
+    """Elements `shift` to `shift` + BK - 1 of successive blocks of BK along an axis, for each row (or column) its own.
+
+    Of the first two blocks if shifts are less than BK; with TWO, shifts are less than 2 BK, and there is a third.
+    """
+    size: tl.constexpr = first.shape[AXIS]
+    if TWO:
+        first, second = tl.where(shift >= size, second, first), tl.where(shift >= size, third, second)
+    return tl.gather(tl.where(at >= (shift & (size - 1)), first, second), (at + shift) & (size - 1), AXIS)
 
 
 @triton.jit
 @no_type_check
 def rotated_back(tile, shift, at, AXIS: tl.constexpr):
-    """The places where `rotated` took elements from: those at `shift` or later are of the lower block, else upper."""
+    """The places where `rotated` took elements from."""
     size: tl.constexpr = tile.shape[AXIS]
     return tl.gather(tile, (at - shift) & (size - 1), AXIS)
+
+
+@triton.jit
+@no_type_check
+def completed(now, earlier, earliest, shift, at, TWO: tl.constexpr):
+    """What the last three tiles, rotated back, say of the oldest block for which none will say more."""
+    size: tl.constexpr = now.shape[1]
+    if TWO:
+        now, earlier = tl.where(shift >= size, earlier, now), tl.where(shift >= size, earliest, earlier)
+    return tl.where(at >= (shift & (size - 1)), now, earlier)

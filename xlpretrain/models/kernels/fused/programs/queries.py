@@ -12,6 +12,7 @@ from xlpretrain.models.kernels.fused.programs.parts import (
     NOWHERE,
     block,
     block_or_zeros,
+    completed,
     distances_of,
     in_base_2,
     inside,
@@ -74,14 +75,20 @@ def backward_queries(
     first = first // BK * BK
     last = tl.maximum(first, first + tl.cdiv(last - first, BK) * BK)
     at, nothing = tl.arange(0, BK)[None, :], tl.zeros([BQ, BK], tl.float32)
+    AHEAD: tl.constexpr = 2 * BK if BQ > BK else BK
     if BAND:
-        shift = BQ - 1 - tl.arange(0, BQ)[:, None]
         distance = distances_of(distance, directions, sample, head, N, R, H, DIRECTIONS)
-        lowest = T - tile * BQ - BQ + 1 + tl.arange(0, BK)  # columns of the lower block for key 0
+        first_column = T - tile * BQ - BQ + 1
+        lowest = first_column + tl.arange(0, BK)  # columns of the lower block for key 0
         position_tile = tl.load(by_position + at_query, mask=mask_query, other=0.0)
-        distance_tile = block_or_zeros(distance, (lowest + first)[None, :], h[:, None], R, N * H, H, HP)
-        lower = product(position_tile, distance_tile, nothing, PRECISION).to(query_tile.dtype)
-        earlier = nothing.to(query_tile.dtype)  # the gradient of the scores by position of the last tile, rotated back
+        upper_tile = block_or_zeros(distance, (lowest + first)[None, :], h[:, None], R, N * H, H, HP)
+        lower = product(position_tile, upper_tile, nothing, PRECISION).to(query_tile.dtype)
+        middle = lower
+        if BQ > BK:
+            upper_tile = block_or_zeros(distance, (lowest + first + BK)[None, :], h[:, None], R, N * H, H, HP)
+            middle = product(position_tile, upper_tile, nothing, PRECISION).to(query_tile.dtype)
+        earlier = nothing.to(query_tile.dtype)  # the gradient of the last tile's scores by position, rotated back
+        earliest = earlier
     else:
         of_head = ((head * B + sample).to(tl.int64) * (Q - S) - S) * R
         position += of_head
@@ -94,14 +101,14 @@ def backward_queries(
         k = start + tl.arange(0, BK)
         key_rank = tl.load(keys + k, mask=k < K, other=NEVER)
         key_tile = block(key + at_key, k[None, :], h[:, None], K, N * H, H, HP)
+        column = tl.load(queries + B * Q + q, mask=q < end, other=0)  # here, so that less is kept in registers
         if BAND:
-            column = T - q
-            distance_tile = block_or_zeros(distance, (lowest + start + BK)[None, :], h[:, None], R, N * H, H, HP)
-            upper = product(position_tile, distance_tile, nothing, PRECISION).to(query_tile.dtype)
-            score = rotated(lower, upper, shift, at, 1).to(tl.float32)
-            lower = upper
+            shift = (column - first_column)[:, None]
+            upper_tile = block_or_zeros(distance, (lowest + start + AHEAD)[None, :], h[:, None], R, N * H, H, HP)
+            upper = product(position_tile, upper_tile, nothing, PRECISION).to(query_tile.dtype)
+            score = rotated(lower, middle if BQ > BK else upper, upper, shift, at, 1, BQ > BK).to(tl.float32)
+            lower, middle = middle if BQ > BK else upper, upper
         else:
-            column = tl.load(queries + B * Q + q, mask=q < end, other=0)
             score = tl.load(position + (q * R + column)[:, None] + k[None, :]).to(tl.float32)
         same = rank[:, None] == key_rank[None, :]
         if SEGMENTS:
@@ -125,16 +132,22 @@ def backward_queries(
         sums = product(d_rounded, tl.trans(key_tile), sums, PRECISION)
         if BAND:
             now = rotated_back(d_rounded, shift, at, 1)
-            distance_tile = block_or_zeros(distance, (lowest + start)[:, None], h[None, :], R, N * H, H, HP)
-            position_sums = product(tl.where(at >= shift, now, earlier), distance_tile, position_sums, PRECISION)
-            earlier = now
+            lower_tile = block_or_zeros(distance, (lowest + start)[:, None], h[None, :], R, N * H, H, HP)
+            d_block = completed(now, earlier, earliest, shift, at, BQ > BK)
+            position_sums = product(d_block, lower_tile, position_sums, PRECISION)
+            earliest, earlier = earlier, now
         else:
             mask = k[None, :] < tl.where(q < end, R - column, -R)[:, None]
             tl.store(d_position + (q * R + column)[:, None] + k[None, :], d_rounded, mask=mask)
     if BAND:
-        distance_tile = block_or_zeros(distance, (lowest + last)[:, None], h[None, :], R, N * H, H, HP)
-        last_block = tl.where(at >= shift, 0.0, earlier).to(query_tile.dtype)
-        position_sums = product(last_block, distance_tile, position_sums, PRECISION)
+        shift, none = BQ - 1 - tl.arange(0, BQ)[:, None], nothing.to(query_tile.dtype)
+        lower_tile = block_or_zeros(distance, (lowest + last)[:, None], h[None, :], R, N * H, H, HP)
+        d_block = completed(none, earlier, earliest, shift, at, BQ > BK)
+        position_sums = product(d_block, lower_tile, position_sums, PRECISION)
+        if BQ > BK:
+            lower_tile = block_or_zeros(distance, (lowest + last + BK)[:, None], h[None, :], R, N * H, H, HP)
+            d_block = completed(none, none, earlier, shift, at, True)
+            position_sums = product(d_block, lower_tile, position_sums, PRECISION)
         tl.store(d_by_position + at_query, position_sums.to(d_by_position.dtype.element_ty), mask=mask_query)
     tl.store(d_query + at_query, sums.to(d_query.dtype.element_ty), mask=mask_query)
     if SEGMENTS:
