@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from xlpretrain.models.kernels.fused.example import Kind, Sizes, example
+from xlpretrain.models.kernels.fused.example import SMALL, Kind, Sizes, example
 from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.fused.tiles import Tiles, admissible, use_tiles
 
@@ -31,11 +31,11 @@ def fastest_tiles(
     Tiles that fail to compile or to run are out; if all do, those of the table stay, and the model will say why.
 
     Args:
-        sizes: lengths of what is timed; by default those of the published base models.
+        sizes: lengths of what is timed; by default on a GPU those of the published base models.
         add_up: sums the times over the ranks, which so agree.
     """
     if sizes is None:
-        sizes = Sizes(8, 512, 512, num_heads, 0 if kind.causal else 85)
+        sizes = Sizes(8, 512, 512, num_heads, 85) if device.type == "cuda" else SMALL._replace(heads=num_heads)
     timer = timer or (_gpu_seconds if device.type == "cuda" else _seconds)
     call, candidates = _step(device, kind, sizes), admissible(device, kind.dtype, kind.width)
     costs = []
