@@ -56,13 +56,12 @@ def _step(device: torch.device, kind: Kind, sizes: Sizes) -> Callable[[], object
     learned = [each.to(kind.dtype).requires_grad_() for each in (*arguments, segment)]
     towards = torch.randn_like(learned[0])
     seed = draw_seed(device) if kind.rate else None
+    query, key, value, by_position, distance, by_segment = learned
     inputs = learned[:-1] if kind.causal else learned
+    places = query, key, value, by_position, distance, None if kind.causal else by_segment, view
 
     def step() -> object:
-        by_segment = None if kind.causal else learned[-1]
-        output = fused_relative_attention(
-            *learned[:-1], by_segment, view, scale=kind.width**-0.5, rate=kind.rate, seed=seed
-        )
+        output = fused_relative_attention(*places, scale=kind.width**-0.5, rate=kind.rate, seed=seed)
         return torch.autograd.grad(output, inputs, towards)
 
     return step
@@ -72,12 +71,12 @@ def _gpu_seconds(call: Callable[[], object]) -> float:
     call()  # compiles
     times = []
     for _ in range(_REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        times.append(float(start.elapsed_time(end)) / 1e3)
     return statistics.median(times)
 
 

@@ -185,7 +185,9 @@ def test_ranks_say_the_same_as_the_mask(seed: int):
     assert torch.equal(visible(case.view), attention_mask(case.inputs, **case.settings))
 
 
-@pytest.mark.parametrize(("tiling", "seed"), [("band", 1), ("band", 6), ("memory", 6), ("long", 4)], indirect=["tiling"])
+@pytest.mark.parametrize(
+    ("tiling", "seed"), [("band", 1), ("band", 6), ("memory", 6), ("long", 4)], indirect=["tiling"]
+)
 def test_no_gradient_reaches_what_a_query_does_not_see(tiling: None, seed: int):
     case = random_case(seed)
     arguments = [x if x is None else x.requires_grad_() for x in case.arguments(torch.float32)]
