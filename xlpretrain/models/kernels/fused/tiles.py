@@ -81,7 +81,7 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
         None,
     ),
     (90, "bf16", 32): Tiles(
-        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
         BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
     ),
     (90, "bf16", 64): Tiles(

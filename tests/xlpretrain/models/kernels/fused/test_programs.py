@@ -39,7 +39,7 @@ TILINGS = {
     "wide": Tiles(MemoryTiles(_WIDE, _LONG, _WIDE), BandTiles(_WIDE, _WIDE, _WIDE, _WIDE)),
 }
 """Position scores made by the programs or in memory; tiles with as many, more and fewer queries than keys."""
-QUICK = {"band": range(10), "memory": (0, 6), "long": (1, 3), "wide": (2,)}
+QUICK = {"band": range(10), "memory": (0, 6), "long": (3, 7), "wide": (2,)}
 EVERY_CASE = [
     pytest.param(tiling, seed, marks=() if seed in QUICK[tiling] else pytest.mark.full)
     for tiling in TILINGS
@@ -209,7 +209,7 @@ def test_every_bit_is_equal_in_two_runs(tiling: None):
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("seed", [2, 8])
+@pytest.mark.parametrize("seed", [7, 9])
 def test_one_program_adds_up_the_distances_of_several_samples(monkeypatch, seed: int):
     monkeypatch.setattr(launch, "_LAUNCHED", 1)  # as if heads and distances alone were enough programs
     case = random_case(seed)
