@@ -164,7 +164,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(tiling: None, seed: int)
 @pytest.mark.parametrize("seed", [3, *(pytest.param(n, marks=pytest.mark.full) for n in range(300, 320))])
 def test_in_bf16_they_are_rounded(seed: int):
     """Products are in fp32; weights and their gradients are rounded to 8 bits before the next product."""
-    _check(random_case(seed), torch.bfloat16, 0.03)
+    _check(random_case(seed), torch.bfloat16, 0.04)
 
 
 def test_the_random_cases_have_everything():
