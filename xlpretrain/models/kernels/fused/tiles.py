@@ -85,7 +85,7 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
         BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
     ),
     (90, "bf16", 64): Tiles(
-        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
         BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2)),
     ),
     (90, "bf16", 128): Tiles(
@@ -93,7 +93,7 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
         BandTiles(Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 32, 8, 1), Tile(16, 64, 8, 2)),
     ),
     (90, "fp32", 32): Tiles(
-        MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
         BandTiles(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     ),
     (90, "fp32", 64): Tiles(
