@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -215,9 +215,55 @@ def evaluate(
 
 
 @app.command()
-def report(run: RunPath, moved: Moved = None) -> None:
-    """Summarize a run: held-out metrics next to a unigram model's, a text sample, its files and next steps."""
-    actions.evaluate.report(run, moved or [])
+def report(
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [DATA.KEY=PATH ...]",
+            help="Run folders; current paths of their data, such as data.valid=DIR.",
+            show_default=False,
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to open in a browser.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE even if it is no such page.")] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Let the models generate text for the page (loads them).")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page to browsers on this machine, refreshed, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --watch; 0: any free one.")] = 8642,
+) -> None:
+    """Summarize a run: held-out metrics, a text sample, files and next steps. Compare several runs.
+
+    --html writes curves and figures of one or several runs to a page that needs no network.
+    """
+    runs, moved = _runs_and_paths(items)
+    if watch and html is not None:
+        raise ConfigError("--watch and --html: choose one; the page that --watch serves can be saved in the browser")
+    if watch:
+        actions.monitor.watch(runs, port=port)
+    elif html is not None:
+
+        def make_samples() -> list[Any]:
+            return actions.evaluate.samples(runs, moved) if samples else []
+
+        actions.monitor.write_page(runs, html, force=force, make_samples=make_samples)
+    elif len(runs) > 1:
+        actions.monitor.compare(runs)
+    else:
+        actions.evaluate.report(runs[0], moved)
+
+
+def _runs_and_paths(items: list[str]) -> tuple[list[Path], list[str]]:
+    """Separate run folders from `data.key=path` arguments."""
+    moved = [item for item in items if "=" in item and not Path(item).exists()]
+    runs = [Path(item) for item in items if item not in moved]
+    if not runs:
+        raise ConfigError(f"no run folder among {', '.join(items)}; expected one such as runs/quickstart")
+    return runs, moved
 
 
 @app.command()
