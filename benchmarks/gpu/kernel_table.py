@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlpretrain.models.kernels.fused.tiles import PROGRAMS, TILES, Tile, padded
+from xlpretrain.models.kernels.fused.tiles import TILES, Tile, Tiles, padded
 
 CARDS = {80: "A100", 90: "H100"}
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -20,12 +20,14 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 _REGISTERS, _WARPS = 65536, 64  # of a multiprocessor
 _RESERVED = 1024  # bytes of shared memory that CUDA takes for each block
 VARIANTS = {
-    "decoder": {"SEGMENTS": False, "WINDOW": True, "NOT_OWN": False, "DROPOUT": True},
-    "two streams": {"SEGMENTS": True, "WINDOW": False, "NOT_OWN": True, "DROPOUT": True},
+    "decoder": {"SEGMENTS": False, "WINDOW": True, "NOT_OWN": False, "DROPOUT": True, "DIRECTIONS": False},
+    "two streams": {"SEGMENTS": True, "WINDOW": False, "NOT_OWN": True, "DROPOUT": True, "DIRECTIONS": True},
 }
 """The most that a model asks of the programs; without dropout, for one, they need less."""
-_POINTERS = {"seed": "*i32", "queries": "*i32", "keys": "*i32", "normalizer": "*fp32", "delta": "*fp32"}
-_NUMBERS = {**dict.fromkeys(("B", "N", "Q", "K", "R", "T", "threshold"), "i32"), "keep_scale": "fp32", "scale": "fp32"}
+_POINTERS = dict.fromkeys(("seed", "queries", "keys", "directions"), "*i32")
+_POINTERS |= dict.fromkeys(("normalizer", "delta", "d_distance"), "*fp32")
+_NUMBERS = dict.fromkeys(("B", "N", "Q", "K", "R", "T", "S", "threshold", "SAMPLES", "SETS"), "i32")
+_NUMBERS |= {"keep_scale": "fp32", "scale": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Resources:
         return min(by_registers, by_memory, _WARPS // tile.warps)
 
 
-def compiled(program: str, tile: Tile, variant: str, *, capability: int, dtype: str, width: int) -> Resources:
-    """Compile a program for a card that need not be there."""
+def compiled(
+    program: str, tile: Tile, variant: str, *, band: bool, capability: int, dtype: str, width: int
+) -> Resources:
+    """Compile a program for a card that need not be there. band: it makes scores by position."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -56,7 +60,9 @@ def compiled(program: str, tile: Tile, variant: str, *, capability: int, dtype: 
     constants: dict[str, Any] = {
         **VARIANTS[variant],
         **{"H": width, "HP": padded(width), "BQ": tile.queries, "BK": tile.keys, "PRECISION": "tf32x3"},
+        **{"BAND": band, "MEMORY": not band or VARIANTS[variant]["NOT_OWN"]},
     }
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:
@@ -85,18 +91,26 @@ def _usage(cubin: bytes, cuobjdump: Path) -> tuple[int, int]:
     return int(numbers["REG"]), int(numbers["STACK"])
 
 
+def programs_of(tiles: Tiles) -> Iterator[tuple[str, Tile, bool]]:
+    """The programs of an attention, each with its tile; True if it makes scores by position."""
+    for kind in tiles:
+        for program, tile in ({} if kind is None else kind._asdict()).items():
+            yield program, tile, kind is tiles.band
+
+
 def rows() -> Iterator[dict[str, Any]]:
     """One row for each tile of the table: the most that any variant takes."""
     for (capability, dtype, width), tiles in TILES.items():
-        for program, tile in zip(PROGRAMS, tiles, strict=True):
+        for program, tile, band in programs_of(tiles):
             sizes = {"capability": capability, "dtype": dtype, "width": width}
-            found = [compiled(program, tile, variant, **sizes) for variant in VARIANTS]
+            found = [compiled(program, tile, variant, band=band, **sizes) for variant in VARIANTS]
             most = Resources(*(max(getattr(each, key) for each in found) for key in vars(found[0])))
             blocks = most.blocks(capability, tile)
             yield {
                 "card": CARDS[capability],
                 "dtype": dtype,
                 "head": width,
+                "scores by position": "made" if band else "in memory",
                 "program": program,
                 "queries x keys": f"{tile.queries} x {tile.keys}",
                 "warps": tile.warps,
