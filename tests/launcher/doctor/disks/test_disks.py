@@ -11,6 +11,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from commands import write_config
 from odd_disks import FAKETIME, library_without_exclusive, mounted, require_installed
 from small_disk import mount_small_disk
 
@@ -67,6 +68,28 @@ def test_too_little_space_for_the_checkpoints_is_told_before_the_disk_is_full(sm
     assert space.check_space(fits, needed=free, smallest=free).level == Level.PASS
     scarce = space.check_space(fits, needed=1 << 60, smallest=1 << 20)
     assert scarce.level == Level.WARN and "checkpoint.keep" in scarce.remedy
+
+
+@pytest.mark.full
+def test_the_expected_size_of_a_checkpoint_is_that_of_a_run(tmp_path: Path, tiny_dataset: Path, monkeypatch):
+    """Without memories, which are not counted."""
+    model = {"type": "transformer_xl", "num_layers": 2, "d_model": 64, "num_heads": 2, "d_ff": 256, "mem_len": 0}
+    config = write_config(
+        tmp_path / "config.yaml",
+        tiny_dataset,
+        model=model,
+        engine={"type": "plain"},
+        max_steps=2,
+        eval={"max_tokens": 100},
+    )
+    monkeypatch.setitem(commands.EXTRA, "WANDB_MODE", "disabled")
+    commands.run("train", config, "schedule.warmup_steps=1", "--nproc", 1)
+    (saved,) = (tmp_path / "runs" / "run" / "checkpoints").glob("step-*")
+    size = sum(path.stat().st_size for path in saved.iterdir())
+    loaded = Request(config=str(config)).load_config()
+    assert loaded is not None
+    expected = space.checkpoint_bytes(loaded)
+    assert expected is not None and expected <= size <= 1.1 * expected, (expected, size)
 
 
 def test_a_disk_without_inodes_fails(tmp_path: Path):
