@@ -40,7 +40,7 @@ def test_a_sound_disk_passes_every_check_and_nothing_is_left_on_it(tmp_path: Pat
 
 
 def test_folders_of_one_disk_are_checked_once_and_missing_ones_by_their_parent(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (place,) = places(Request(runs_dir=str(tmp_path / "runs")))
     assert place == Place(tmp_path, ("runs", "TMPDIR"), True)
     with mount_small_disk(tmp_path / "disk", size="200k"):
@@ -48,7 +48,7 @@ def test_folders_of_one_disk_are_checked_once_and_missing_ones_by_their_parent(t
         assert (runs.folder, temporary.uses) == (tmp_path / "disk", ("TMPDIR",))
 
 
-def test_a_full_disk_fails(small_disk: Path):
+def test_a_full_disk_fails(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
     request = Request(runs_dir=str(small_disk))
     with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -57,6 +57,9 @@ def test_a_full_disk_fails(small_disk: Path):
     assert too_little.level == Level.FAIL and "0 B free" in too_little.text and "free space" in too_little.remedy
     (unwritable,) = about(small_disk, list(speed.check(request)))
     assert unwritable.level == Level.FAIL and "No space left on device" in unwritable.text
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    (temporary,) = [one for one in speed.check(Request(runs_dir="/proc")) if "(TMPDIR)" in one.text]
+    assert temporary.level == Level.FAIL and "TMPDIR" in temporary.remedy
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
