@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.kernels.fused.tiles import Tile, tiles_of
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 CASES = (("transformer_xl", "base"), ("transformer_xl", "large"), ("xlnet", "base"), ("xlnet", "large"))

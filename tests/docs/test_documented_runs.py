@@ -23,7 +23,8 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
@@ -33,6 +34,7 @@ NOT_RUN = {
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
+    r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
 """Commands that are not run here, and why."""
 ELSEWHERE = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
 from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
-from xlpretrain.schema import ItemKey, Matching, Problem, Section
+from xlpretrain.schema import CountOr, ItemKey, Matching, Problem, Section
 from xlpretrain.tracking import AnyTracker, WandbConfig
 
 
@@ -47,8 +47,9 @@ class RunConfig(Section):
     """Run folder or checkpoint to load initial weights from. Optimizer state and step start from zero."""
     global_batch_size: int = Field(16, gt=0)
     """Samples per step, which is also the number of streams. Cannot change during a run."""
-    micro_batch_size: int = Field(8, gt=0)
-    """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps."""
+    micro_batch_size: Annotated[int | Literal["auto"], CountOr("auto")] = 8
+    """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps. auto: the
+    largest that fits into memory, found and tried when the run starts; resuming it keeps the number."""
     max_steps: int | None = Field(None, gt=0)
     """Steps to train for. Set exactly one of max_steps, max_tokens and max_epochs."""
     max_tokens: int | None = Field(None, gt=0)
