@@ -150,7 +150,7 @@ def resume(
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to check.", show_default=False)
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file of a run to check.", show_default=False)
     ] = None,
     overrides: Overrides = None,
     num_processes: NumProcesses = None,

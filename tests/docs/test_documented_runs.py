@@ -120,8 +120,8 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
     match words:
         case ["xlpretrain", "data", "build", *_]:
             arguments += [*SMALL_DATA, *more]
-        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
-            arguments += SMALL_RUN
+        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
+            arguments += SMALL_RUN  # as the run that the workshop has begun
         case ["xlpretrain", "finetune", *_]:
             arguments += ["max_steps=4", "--nproc", "1"]
         case ["cp", *_]:
