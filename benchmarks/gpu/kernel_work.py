@@ -19,6 +19,7 @@ from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.kernels.fused.tiles import Tile, tiles_of
+from xlpretrain.models.stack import Layer
 
 META = torch.device("meta")
 CASES = (("transformer_xl", "base"), ("transformer_xl", "large"), ("xlnet", "base"), ("xlnet", "large"))
@@ -104,6 +105,8 @@ def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
     for module in model.modules():
         if isinstance(module, RelativeAttention):
             module.implementation = implementation  # type: ignore[assignment]
+        if isinstance(module, Layer):
+            module.whole = implementation == "fused" and module.may_be_whole()
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
