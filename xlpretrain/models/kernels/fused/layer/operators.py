@@ -35,6 +35,12 @@ def norm_tile(width: int) -> Tile:
     return Tile(max(1, 2048 // columns), columns, 4 if columns <= 2048 else 8)
 
 
+def head_tile(width: int) -> Tile:
+    """The width of one head, and 16 numbers a thread."""
+    columns = max(16, 1 << (width - 1).bit_length())
+    return Tile(max(1, 2048 // columns), columns)
+
+
 ACTIVATION_TILE = Tile(16, 128)
 SUM_TILE = Tile(32, 64)
 
@@ -245,7 +251,7 @@ def bias_queries(
     query: Tensor, content_bias: Tensor, position_bias: Tensor, segment_bias: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries by content and by position, "B Q N H", and their two scores by segment, "N B Q 2" (or an empty tensor)."""
-    results, (num_heads, width), tile = _biased(query, embedding), query.shape[2:], _head_tile(query)
+    results, (num_heads, width), tile = _biased(query, embedding), query.shape[2:], head_tile(query.shape[-1])
     rows = query.shape[:2].numel()
     _launch(
         "bias_queries",
@@ -267,11 +273,6 @@ def _biased(query: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor, Te
     batch_size, num_queries, num_heads, _ = query.shape
     segment = query.new_empty(0 if embedding is None else (num_heads, batch_size, num_queries, 2))
     return (*_two_like(query), segment)
-
-
-def _head_tile(query: Tensor) -> Tile:
-    columns = max(16, 1 << (query.shape[-1] - 1).bit_length())
-    return Tile(max(1, 2048 // columns), columns)
 
 
 @bias_queries.register_fake
@@ -301,7 +302,7 @@ def bias_queries_backward(
     From column `first` on, the partial sums of the gradients of the biases by content and position are written; then
     those of the bias by segment, and of the two vectors of `embedding`.
     """
-    d_query, (num_heads, width), tile = torch.empty_like(by_content), by_content.shape[2:], _head_tile(by_content)
+    d_query, (num_heads, width), tile = torch.empty_like(by_content), by_content.shape[2:], head_tile(by_content.shape[-1])
     _launch(
         "bias_queries_backward",
         (len(partials), num_heads),
