@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlpretrain.models.kernels.fused.tiles import PROGRAMS, TILES, Tile, padded
+from xlpretrain.models.kernels.fused.tiles import TILES, Tile, Tiles, padded
 
 CARDS = {80: "A100", 90: "H100"}
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
@@ -20,12 +20,14 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 _REGISTERS, _WARPS = 65536, 64  # of a multiprocessor
 _RESERVED = 1024  # bytes of shared memory that CUDA takes for each block
 VARIANTS = {
-    "decoder": {"SEGMENTS": False, "WINDOW": True, "NOT_OWN": False, "DROPOUT": True},
-    "two streams": {"SEGMENTS": True, "WINDOW": False, "NOT_OWN": True, "DROPOUT": True},
+    "decoder": {"SEGMENTS": False, "WINDOW": True, "NOT_OWN": False, "DROPOUT": True, "DIRECTIONS": False},
+    "two streams": {"SEGMENTS": True, "WINDOW": False, "NOT_OWN": True, "DROPOUT": True, "DIRECTIONS": True},
 }
 """The most that a model asks of the programs; without dropout, for one, they need less."""
-_POINTERS = {"seed": "*i32", "queries": "*i32", "keys": "*i32", "normalizer": "*fp32", "delta": "*fp32"}
-_NUMBERS = {**dict.fromkeys(("B", "N", "Q", "K", "R", "T", "threshold"), "i32"), "keep_scale": "fp32", "scale": "fp32"}
+_POINTERS = dict.fromkeys(("seed", "queries", "keys", "directions"), "*i32")
+_POINTERS |= dict.fromkeys(("normalizer", "delta", "d_distance"), "*fp32")
+_NUMBERS = dict.fromkeys(("B", "N", "Q", "K", "R", "T", "S", "threshold", "SAMPLES", "SETS"), "i32")
+_NUMBERS |= {"keep_scale": "fp32", "scale": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Resources:
         return min(by_registers, by_memory, _WARPS // tile.warps)
 
 
-def compiled(program: str, tile: Tile, variant: str, *, capability: int, dtype: str, width: int) -> Resources:
-    """Compile a program for a card that need not be there."""
+def compiled(
+    program: str, tile: Tile, variant: str, *, band: bool, capability: int, dtype: str, width: int
+) -> Resources:
+    """Compile a program for a card that need not be there. band: it makes scores by position."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -56,7 +60,9 @@ def compiled(program: str, tile: Tile, variant: str, *, capability: int, dtype: 
     constants: dict[str, Any] = {
         **VARIANTS[variant],
         **{"H": width, "HP": padded(width), "BQ": tile.queries, "BK": tile.keys, "PRECISION": "tf32x3"},
+        **{"BAND": band, "MEMORY": not band or VARIANTS[variant]["NOT_OWN"]},
     }
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for index, name in enumerate(function.arg_names):
         if name in constants:

@@ -23,9 +23,7 @@ from xlpretrain.models.kernels.sdpa import fused_attention, packed_attention
 from xlpretrain.models.relative_positions import (
     RelativePositions,
     gather_distances,
-    in_directions,
     relative_shift,
-    side_by_side,
 )
 
 Implementation = Literal["plain", "blocks", "sdpa", "fused"]
@@ -222,7 +220,7 @@ class RelativeAttention(Attention):
         project = self._chained if by_hand else self._projected
         query_BQNH, key_BKNH, value_BKNH = project(queries_BQD, memory_BMD, tokens_BTD)
         if implementation == "fused":
-            return self._fused(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
+            return self._fused(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, biases)
         if by_hand:
             return self._by_hand(query_BQNH, key_BKNH, value_BKNH, distance_GRNH, mask, positions, biases)
         # Scaling the queries is scaling the sum of the scores, on a tensor K/H times smaller.
@@ -254,7 +252,6 @@ class RelativeAttention(Attention):
         value_BKNH: Tensor,
         distance_GRNH: Tensor,
         mask: AttentionMask,
-        positions: RelativePositions,
         biases: tuple[Tensor, ...],
     ) -> Tensor:
         """Attention by kernels of our own, which add, mask and drop without a tensor of the size of the scores."""
@@ -273,8 +270,8 @@ class RelativeAttention(Attention):
             by_content_BQNH,
             key_BKNH,
             value_BKNH,
-            in_directions(by_position_BQNH, positions),
-            side_by_side(distance_GRNH).to(dtype),
+            by_position_BQNH,
+            distance_GRNH.to(dtype),
             segment_NBQ2,
             view,
             scale=self.d_head**-0.5,

@@ -137,16 +137,13 @@ def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor], Tensor, Vi
             segments=torch.randint(2, (samples, tokens), generator=generator),
             perm_rank=order,
             target_positions=order[:, :predictions],
+            reversed=torch.tensor([False, True]),
         )
     view = visibility(inputs.map(lambda tensor: tensor.to(device)), mem_len=memory, causal=kind.causal)
     (_, _, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
-    directions = 1 if kind.causal else 2
-    shapes: list[tuple[int, ...]] = [
-        (samples, num_queries, heads, kind.width),
-        *[(samples, num_keys, heads, kind.width)] * 2,
-        (samples, num_queries, heads, directions * kind.width),
-        (num_keys + (8 if kind.causal else tokens), heads, directions * kind.width),
-    ]
+    of_queries, of_keys = (samples, num_queries, heads, kind.width), (samples, num_keys, heads, kind.width)
+    sets, num_distances = (1, num_keys + 8) if kind.causal else (2, num_keys + tokens)
+    shapes: list[tuple[int, ...]] = [of_queries, of_keys, of_keys, of_queries, (sets, num_distances, heads, kind.width)]
     shapes.append((heads, samples, num_queries, 2))
     *arguments, segment = (torch.randn(shape, generator=generator).to(device, kind.dtype).float() for shape in shapes)
     return arguments, segment, view

@@ -18,8 +18,8 @@ def attention_written_down(
     query_BQNH: Tensor,
     key_BKNH: Tensor,
     value_BKNH: Tensor,
-    by_position_BQNJ: Tensor,
-    distance_RNJ: Tensor,
+    by_position_BQNH: Tensor,
+    distance_GRNH: Tensor,
     segment_NBQ2: Tensor | None,
     view: Visibility,
     *,
@@ -29,9 +29,12 @@ def attention_written_down(
 ) -> Tensor:
     """The same as `fused_relative_attention`, with the same arguments, through matrices of B x N x Q x K."""
     scores_BNQK = torch.einsum("bqnh,bknh->bnqk", query_BQNH, key_BKNH)
-    scores_BNQR = torch.einsum("bqnj,rnj->bnqr", by_position_BQNJ, distance_RNJ)
+    if view.directions is None:
+        scores_BNQR = torch.einsum("bqnh,rnh->bnqr", by_position_BQNH, distance_GRNH[0])
+    else:
+        scores_BNQR = torch.einsum("bqnh,brnh->bnqr", by_position_BQNH, distance_GRNH[view.directions.long()])
     keys = torch.arange(key_BKNH.shape[1], device=query_BQNH.device)
-    columns_BQK = (view.queries[1].long()[..., None] + keys).clamp(max=len(distance_RNJ) - 1)
+    columns_BQK = (view.queries[1].long()[..., None] + keys).clamp(max=distance_GRNH.shape[1] - 1)
     scores_BNQK = scores_BNQK + scores_BNQR.gather(3, columns_BQK[:, None].expand_as(scores_BNQK))
     if segment_NBQ2 is not None:
         same_BQK = view.queries[2][..., None] == view.keys[1][:, None]

@@ -22,10 +22,37 @@ class Tile(NamedTuple):
     """Tiles in flight: the depth of the software pipeline that loads the next ones."""
 
 
-PROGRAMS = ("forward", "backward_queries", "backward_keys")
+class MemoryTiles(NamedTuple):
+    """The tiles of the programs that read scores by position from memory."""
+
+    forward: Tile
+    backward_queries: Tile
+    backward_keys: Tile
+
+
+class BandTiles(NamedTuple):
+    """The tiles of the programs that make scores by position: powers of 2, with no more queries than keys."""
+
+    forward: Tile
+    backward_queries: Tile
+    backward_keys: Tile
+    """Also for the keys' gradients from queries whose scores are in memory."""
+    backward_distances: Tile
+    """Queries and distances."""
+
+
+class Tiles(NamedTuple):
+    """The tiles of an attention."""
+
+    memory: MemoryTiles
+    band: BandTiles | None
+    """None: scores by position are always in memory."""
+
+
 LARGEST = 128
 """No tile has more queries or keys."""
-INTERPRETED = Tile(16, 16, 4, 1)
+_SMALL = Tile(16, 16, 4, 1)
+INTERPRETED = Tiles(MemoryTiles(_SMALL, _SMALL, _SMALL), BandTiles(_SMALL, _SMALL, _SMALL, _SMALL))
 """For Triton's interpreter: small, so that tests have more than one."""
 
 TILES: Mapping[tuple[int, str, int], tuple[Tile, Tile, Tile]] = {
@@ -45,12 +72,30 @@ TILES: Mapping[tuple[int, str, int], tuple[Tile, Tile, Tile]] = {
 """By compute capability, data type, and width of a head (the next power of 2): the tiles of `PROGRAMS`."""
 
 
-def tiles(device: torch.device, dtype: torch.dtype, width: int) -> Mapping[str, Tile]:
-    """The tile of each program."""
+_in_use: dict[tuple[str, torch.dtype, int], Tiles] = {}
+
+
+def tiles(device: torch.device, dtype: torch.dtype, width: int) -> Tiles:
+    """The tiles in use on a kind of device: those of `use_tiles`, else the first in the table."""
+    if found := _in_use.get((device.type, dtype, padded(width))):
+        return found
+    return admissible(device, dtype, width)[0]
+
+
+def use_tiles(device: torch.device, dtype: torch.dtype, width: int, chosen: Tiles | None) -> None:
+    """Use these tiles in this process from now on, on all devices of that type. None: those of the table."""
+    key = device.type, dtype, padded(width)
+    _in_use.pop(key, None)
+    if chosen is not None:
+        _in_use[key] = chosen
+
+
+def admissible(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Tiles, ...]:
+    """The tiles that a device can take, the one to be expected fastest first."""
     if device.type != "cuda":
-        return dict.fromkeys(PROGRAMS, INTERPRETED)
+        return (INTERPRETED, Tiles(INTERPRETED.memory, None))
     major, minor = torch.cuda.get_device_capability(device)
-    return dict(zip(PROGRAMS, tiles_of(major * 10 + minor, dtype, width), strict=True))
+    return tiles_of(major * 10 + minor, dtype, width)
 
 
 def tiles_of(capability: int, dtype: torch.dtype, width: int) -> tuple[Tile, Tile, Tile]:

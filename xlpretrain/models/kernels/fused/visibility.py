@@ -24,9 +24,12 @@ class Visibility:
     """The contents of `attention_mask` and of parts of `RelativePositions`, without a matrix."""
 
     queries: Int32[Tensor, "3 B Q"]
-    """Each query's rank, the column of its score by position for key 0 (T - position), and its segment."""
+    """Each query's rank, the column of its score by position for key 0 (T - position), and its segment. The first T are
+    the tokens, at the positions 0, 1, .., T - 1."""
     keys: Int32[Tensor, "2 B K"]
     """Each key's rank and segment."""
+    directions: Int32[Tensor, " B"] | None
+    """The set of distances of each sample: 1 if it is read from right to left. None: there is one set."""
     num_tokens: int
     """T: the queries before the predictions."""
     window: bool
@@ -63,6 +66,7 @@ def visibility(
     return Visibility(
         queries.int(),
         keys.int(),
+        None if inputs.reversed is None else inputs.reversed.int(),
         num_tokens=num_tokens,
         window=same_length and mem_len > 0,
         not_own=predict is not None and inputs.perm_rank is None,

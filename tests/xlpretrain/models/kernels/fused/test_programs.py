@@ -45,12 +45,12 @@ class Case(NamedTuple):
         """Queries, keys, values, queries by position, distances, segment scores: numbers that the dtype can hold."""
         samples, tokens = self.inputs.tokens.shape
         (_, _, queries), keys = self.view.queries.shape, self.view.keys.shape[2]
-        heads, width, wide = self.num_heads, self.width, self.directions * self.width
+        heads, width = self.num_heads, self.width
         distances = -(-(keys + (1 if self.settings["causal"] else tokens)) // 8) * 8
         of_queries, of_keys = (samples, queries, heads), (samples, keys, heads)
-        shapes = [(*of_queries, width), *[(*of_keys, width)] * 2, (*of_queries, wide), (distances, heads, wide)]
+        shapes = [(*of_queries, width), *[(*of_keys, width)] * 2, (*of_queries, width)]
         generator = torch.Generator().manual_seed(1)
-        shapes.append((heads, samples, queries, 2))
+        shapes += [(self.directions, distances, heads, width), (heads, samples, queries, 2)]
         made: list[Tensor | None] = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
         if self.inputs.segments is None:
             made[-1] = None
@@ -74,6 +74,7 @@ def random_case(seed: int) -> Case:
             segments = torch.randint(0, 3, shape, generator=generator)
     if draw.random() < 0.4:
         padding = torch.rand(shape, generator=generator) < 0.6  # some samples may see nothing
+    directions = draw.randint(1, 2)
     return Case(
         BackboneInput(
             torch.zeros(shape, dtype=torch.int64),
@@ -82,6 +83,7 @@ def random_case(seed: int) -> Case:
             segments=segments,
             perm_rank=order,
             target_positions=predict,
+            reversed=None if directions == 1 else torch.rand(samples, generator=generator) < 0.5,
         ),
         {
             "mem_len": memory,
@@ -91,7 +93,7 @@ def random_case(seed: int) -> Case:
         },
         num_heads=draw.randint(1, 3),
         width=draw.choice([3, 8, 16, 20]),
-        directions=draw.randint(1, 2),
+        directions=directions,
         rate=draw.choice([0.0, 0.1, 0.6]),
     )
 
