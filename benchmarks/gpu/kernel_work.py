@@ -67,7 +67,7 @@ def attention_work(of: Case, implementation: str) -> AttentionWork:
     projections = _projections(attention, of, arguments)
     flops = sizes.flops() if implementation == "fused" else sizes.flops_of_sdpa()
     return AttentionWork(
-        _operations_of_layer(of, implementation), moved.total(), moved.total() - projections, kept, flops
+        operations_of_layer(of, implementation), moved.total(), moved.total() - projections, kept, flops
     )
 
 
@@ -110,7 +110,7 @@ def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
-def _operations_of_layer(of: Case, implementation: str) -> int:
+def operations_of_layer(of: Case, implementation: str) -> int:
     """The difference between three layers and two, in the second micro-batch."""
     found = []
     for layers in (3, 2):

@@ -19,6 +19,7 @@ from xlpretrain.models.attention import Attention, RelativeAttention, may_be_by_
 from xlpretrain.models.attention_mask import AttentionMask, attention_mask, mask_of, view_of
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.kernels.fused.layer.operators import WIDEST
 from xlpretrain.models.kernels.fused.layer.whole import Given, Settings, Weights, whole_layer
 from xlpretrain.models.kernels.fused.visibility import visibility
 from xlpretrain.models.parts.feed_forward import (
@@ -101,7 +102,7 @@ class Layer(nn.Module):
             not self.pre_norm
             and isinstance(self.attention, RelativeAttention)
             and isinstance(self.feed_forward, MLP)
-            and all(isinstance(norm, nn.LayerNorm | nn.RMSNorm) for norm in norms)
+            and all(isinstance(norm, nn.LayerNorm | nn.RMSNorm) and norm.weight.numel() <= WIDEST for norm in norms)
         )
 
     def _settings(self) -> Settings:

@@ -3,7 +3,7 @@ with dropout.
 
 Imported only where Triton is installed. Tensors are contiguous matrices of ROWS x WIDTH: positions, and the width of
 the hidden states or of the feed-forward's inner layer. Numbers are in fp32 between a load and a store. Dropout is that
-of `fused/programs.py`: a function of a seed, the row and the column, so the backward pass needs no mask.
+of the attention's programs: a function of a seed, the row and the column, so the backward pass needs no mask.
 
 Gradients of weights and biases are sums over rows. Each of P programs sums its own rows into a row of `partials`
 (P x COLUMNS, fp32), which one matrix holds for a whole layer, and `column_sums` adds those in a fixed order: nothing
@@ -17,14 +17,14 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from xlpretrain.models.kernels.fused.programs import _kept, _row_keys
+from xlpretrain.models.kernels.fused.programs.parts import kept, row_keys
 
 
 @triton.jit
 @no_type_check
 def _dropped(numbers, row, column, seed, threshold, keep_scale):
-    first, second = _row_keys(row, seed)
-    return tl.where(_kept(first[:, None], second[:, None], column[None, :], threshold), numbers * keep_scale, 0.0)
+    first, second = row_keys(row, seed)
+    return tl.where(kept(first[:, None], second[:, None], column[None, :], threshold), numbers * keep_scale, 0.0)
 
 
 @triton.jit

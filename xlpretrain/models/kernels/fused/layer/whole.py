@@ -113,7 +113,7 @@ class _Layer(torch.autograd.Function):
         of_attention, after, within, last = (None,) * 4 if seeds is None else seeds.unbind()
         kept = _attend(hidden, distance, of_attention, given, of)
         norm = settings.rate, settings.epsilon, settings.centered
-        added = (kept.attended.flatten(2) @ of.output.t())
+        added = kept.attended.flatten(2) @ of.output.t()
         states, *of_states = add_norm(added, hidden, of.attention_norm, of.attention_norm_bias, after, *norm)
         inner = states.flatten(0, 1) @ of.inner.t()
         active = activate(inner, of.inner_bias, within, settings.inner_rate, settings.activation)
@@ -201,7 +201,8 @@ def _attend(hidden: Tensor, distance: Tensor, seed: Tensor | None, given: Given,
     biases = of.content_bias, of.position_bias, of.segment_bias, of.segment_embedding
     by_content, by_position, segment = bias_queries(query, *biases)
     arguments = by_content, key, value, by_position, distance, segment if segment.numel() else None
-    attended, normalizer = attention_forward(arguments, given.view, given.settings, seed)
+    places = _places(given, seed, query.shape[-1])
+    attended, normalizer = torch.ops.xlpretrain.fused_relative_attention(*arguments, *places)
     return _Attended(context, by_content, key, value, by_position, distance, segment, attended, normalizer)
 
 
@@ -215,8 +216,9 @@ def _attend_backward(
     """
     arguments = kept.by_content, kept.key, kept.value, kept.by_position, kept.distance
     segment = kept.segment if kept.segment.numel() else None
-    d_content, d_key, d_value, d_position, d_distance, d_segment = attention_backward(
-        d_attended, kept.attended, kept.normalizer, (*arguments, segment), given.view, given.settings, seed
+    places = _places(given, seed, kept.key.shape[-1])
+    d_content, d_key_value, d_position, d_distance, d_segment = torch.ops.xlpretrain.fused_relative_attention_backward(
+        d_attended, kept.attended, kept.normalizer, *arguments, segment, *places
     )
     d_query = bias_queries_backward(
         d_content, d_position, d_segment, kept.by_content, of.content_bias, of.segment_bias, of.segment_embedding,
@@ -224,32 +226,18 @@ def _attend_backward(
     )  # fmt: skip
     context, width = kept.context.flatten(0, 1), of.query.shape[0]
     found["query"] = d_query.view(-1, width).t() @ hidden.flatten(0, 1)
+    d_rows_2FX = d_key_value.view(2, -1, width).mT
+    found["key"], found["value"] = torch.bmm(d_rows_2FX, context.expand(2, -1, -1))
     d_hidden.view(-1, d_hidden.shape[-1]).addmm_(d_query.view(-1, width), of.query)
-    for name, d_projected in (("key", d_key), ("value", d_value)):
-        weight = getattr(of, name)
-        found[name] = d_projected.view(-1, width).t() @ context
-        of_tokens = d_projected.flatten(2)[:, given.memory.shape[1] :]
-        d_hidden[:, : given.view.num_tokens].baddbmm_(of_tokens, weight.expand(len(hidden), -1, -1))
-    distance_grad: Tensor = d_distance
-    return distance_grad
+    d_of_tokens = d_hidden[:, : given.view.num_tokens]
+    for d_projected, weight in zip(d_key_value.flatten(3), (of.key, of.value), strict=True):
+        d_of_tokens.baddbmm_(d_projected[:, given.memory.shape[1] :], weight.expand(len(hidden), -1, -1))
+    gradient: Tensor = d_distance
+    return gradient
 
 
-def _arguments(view: Visibility, settings: Settings, seed: Tensor | None, width: int) -> tuple[Any, ...]:
-    rate = settings.attention_rate
-    where = view.queries, view.keys, seed if rate > 0 else None
-    return *where, width**-0.5, rate, view.num_tokens, view.window, view.not_own
-
-
-def attention_forward(arguments, view, settings, seed):
-    query, key, value, by_position, distance, segment = arguments
-    return torch.ops.xlpretrain.fused_relative_attention(
-        query, key, value, by_position, distance[0], segment, *_arguments(view, settings, seed, query.shape[-1])
-    )
-
-
-def attention_backward(d_output, output, normalizer, arguments, view, settings, seed):
-    query, key, value, by_position, distance, segment = arguments
-    c, k, v, p, d, s = torch.ops.xlpretrain.fused_relative_attention_backward(
-        d_output, output, normalizer, query, key, value, by_position, distance[0], segment, *_arguments(view, settings, seed, query.shape[-1])
-    )
-    return c, k, v, p.transpose(0, 1).unflatten(0, query.shape[:2]), d.transpose(0, 1)[None], s
+def _places(given: Given, seed: Tensor | None, width: int) -> tuple[Any, ...]:
+    """The attention operator's arguments without a gradient."""
+    view, rate = given.view, given.settings.attention_rate
+    tensors = view.queries, view.keys, view.directions, seed if rate > 0 else None
+    return *tensors, width**-0.5, rate, view.num_tokens, view.window, view.not_own
