@@ -106,7 +106,7 @@ def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
         if isinstance(module, RelativeAttention):
             module.implementation = implementation  # type: ignore[assignment]
         if isinstance(module, Layer):
-            module.whole = implementation == "fused" and module.may_be_whole()
+            module.whole = implementation == "fused" and module.parts() is not None
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 

@@ -28,7 +28,7 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, 
 
 
 class XLPretrainConfig(PretrainedConfig):
-    """The `model` section of the run's config. type: transformer_xl, xlnet, albert or bert. attention: plain or fused."""
+    """The run's `model` section. type: transformer_xl, xlnet, albert or bert. attention: plain or fused."""
 
     model_type = "xlpretrain"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}

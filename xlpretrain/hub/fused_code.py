@@ -9,13 +9,11 @@ from pathlib import Path
 from xlpretrain.models.kernels import fused
 
 _FOLDER = Path(fused.__file__).parent
+_PROGRAMS = ("parts", "forward", "queries", "keys", "distances")
 _SOURCES = (
-    "tiles.py",
-    "visibility.py",
-    *(f"programs/{name}.py" for name in ("parts", "forward", "queries", "keys", "distances")),
-    "launch.py",
-    "scores.py",
-    "operators.py",
+    *("tiles.py", "visibility.py"),
+    *(f"programs/{name}.py" for name in _PROGRAMS),
+    *("launch.py", "scores.py", "operators.py"),
 )
 """In the order in which they need each other."""
 _ONLY = {"visibility.py": ("Visibility",)}
@@ -52,7 +50,9 @@ def fused_code() -> str:
         imports |= {ast.unparse(node) for node in tree.body if _is_needed(node)}
         parts += list(_definitions(tree, text.splitlines(), _ONLY.get(name)))
     body = "\n\n\n".join(parts)
-    body = body.replace('"xlpretrain::', '_NAMESPACE + "::').replace("torch.ops.xlpretrain.", "getattr(torch.ops, _NAMESPACE).")
+    body = body.replace('"xlpretrain::', '_NAMESPACE + "::').replace(
+        "torch.ops.xlpretrain.", "getattr(torch.ops, _NAMESPACE)."
+    )
     return _HEAD.format(imports="\n".join(sorted(imports))) + "\n\n" + body + "\n"
 
 

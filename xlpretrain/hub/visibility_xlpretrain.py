@@ -1,6 +1,6 @@
-"""What each query sees, for fused attention of a model pretrained with xlpretrain. Shapes as in `backbone_xlpretrain.py`.
+"""The keys that each query sees, for fused attention of a model pretrained with xlpretrain.
 
-The kernels are in `fused_xlpretrain.py`, which needs Triton; this file does not.
+Shapes as in `backbone_xlpretrain.py`. The kernels are in `fused_xlpretrain.py`, which needs Triton; this file does not.
 """
 
 from __future__ import annotations

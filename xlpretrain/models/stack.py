@@ -19,15 +19,13 @@ from xlpretrain.models.attention import Attention, RelativeAttention, may_be_by_
 from xlpretrain.models.attention_mask import AttentionMask, attention_mask, mask_of, view_of
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
-from xlpretrain.models.kernels.fused.layer.operators import WIDEST
-from xlpretrain.models.kernels.fused.layer.whole import Given, Settings, Weights, whole_layer
+from xlpretrain.models.kernels.fused.layer.parts import Parts
 from xlpretrain.models.kernels.fused.visibility import visibility
 from xlpretrain.models.parts.feed_forward import (
     Activation,
     AnyFeedForward,
     FeedForward,
     FeedForwardSettings,
-    MLP,
     MLPConfig,
 )
 from xlpretrain.models.parts.norm import AnyNorm, LayerNormConfig
@@ -81,8 +79,10 @@ class Layer(nn.Module):
             distance: the projected distances, for a layer that is computed as a whole.
             seeds: of all dropout of such a layer; None: nothing is dropped there.
         """
-        if distance is not None and mask.view is not None:
-            return self._whole(hidden, distance, seeds, Given(memory, mask.view, self._settings()), *places[1:])
+        if distance is not None:
+            parts = self.parts()
+            assert parts is not None and mask.view is not None
+            return parts.compute(hidden, memory, mask.view, distance, seeds, places[1:])
         num_tokens, queries = mask.added.shape[2] - memory.shape[1], hidden
         if self.pre_norm:
             memory, queries = self.attention_norm(memory), self.attention_norm(hidden)
@@ -95,44 +95,10 @@ class Layer(nn.Module):
             hidden = self.feed_forward_norm(hidden + self.feed_forward(hidden))
         return hidden
 
-    def may_be_whole(self) -> bool:
-        """True if the programs compute this layer: relative attention, MLP and norm, as published."""
+    def parts(self) -> Parts | None:
+        """The layer's modules, if it may be computed as a whole."""
         norms = self.attention_norm, self.feed_forward_norm
-        return (
-            not self.pre_norm
-            and isinstance(self.attention, RelativeAttention)
-            and isinstance(self.feed_forward, MLP)
-            and all(isinstance(norm, nn.LayerNorm | nn.RMSNorm) and norm.weight.numel() <= WIDEST for norm in norms)
-        )
-
-    def _settings(self) -> Settings:
-        feed_forward, norm = cast(MLP, self.feed_forward), self.attention_norm
-        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-        return Settings(
-            self.attention.num_heads,
-            feed_forward.activation_name,
-            attention_rate=self.attention.dropout.p,
-            rate=self.dropout.p,
-            inner_rate=feed_forward.inner_dropout.p,
-            epsilon=norm.eps or 0.0,
-            centered=isinstance(norm, nn.LayerNorm),
-        )
-
-    def _whole(
-        self, hidden: Tensor, distance: Tensor, seeds: Tensor | None, given: Given, *biases: Tensor
-    ) -> Float[Tensor, "B Q D"]:
-        attention, feed_forward = cast(RelativeAttention, self.attention), cast(MLP, self.feed_forward)
-        before, after = self.attention_norm, self.feed_forward_norm
-        projections = attention.query, attention.key, attention.value, attention.output
-        weights = Weights(
-            *(projection.weight for projection in projections),
-            *(biases if len(biases) == 3 else (*biases, None)),
-            attention.segment_embedding,
-            *(before.weight, getattr(before, "bias", None)),
-            *(feed_forward.inner.weight, feed_forward.inner.bias, feed_forward.outer.weight, feed_forward.outer.bias),
-            *(after.weight, getattr(after, "bias", None)),
-        )
-        return whole_layer(hidden, distance, seeds, given, weights)
+        return None if self.pre_norm else Parts.of(self.attention, self.feed_forward, norms, self.dropout)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """FLOPs of forward and backward, with the cost of predictions spread over the tokens."""

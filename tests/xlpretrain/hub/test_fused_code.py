@@ -89,7 +89,7 @@ def test_where_it_cannot_run_the_model_loads_and_says_so(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     tokens = torch.arange(5, 10)[None]
     if not is_missing("triton"):
-        with pytest.raises(RuntimeError, match="needs an NVIDIA GPU .* and the model is on cpu; load the model with"):
+        with pytest.raises(RuntimeError, match=r"needs an NVIDIA GPU .* and the model is on cpu; load the model with"):
             model(input_ids=tokens)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match=r"Triton is not installed \(pip install triton\)"):

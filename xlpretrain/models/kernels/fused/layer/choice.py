@@ -41,7 +41,7 @@ def choose_whole_layers(model: nn.Module, *, device: torch.device, dtype: torch.
         ConfigError: a small case cannot run, or differs from the layer's parts.
     """
     layers = [module for module in model.modules() if isinstance(module, Layer)]
-    if not layers or not all(layer.may_be_whole() for layer in layers):
+    if not layers or not all(layer.parts() for layer in layers):
         return
     one, feed_forward = cast(RelativeAttention, layers[0].attention), cast(MLP, layers[0].feed_forward)
     centered = isinstance(layers[0].attention_norm, nn.LayerNorm)
@@ -59,7 +59,9 @@ def fault(device: torch.device, kind: Kind) -> str | None:
         found, right = (_results(device, kind, whole=whole) for whole in (True, False))
     except Exception as error:  # anything that a compiler or a driver may raise
         return f"the programs of a layer: {type(error).__name__}: {error}"
-    differences = [(ours - exact).norm() / exact.norm().clamp(min=1e-6) for ours, exact in zip(found, right, strict=True)]
+    differences = [
+        (ours - exact).norm() / exact.norm().clamp(min=1e-6) for ours, exact in zip(found, right, strict=True)
+    ]
     difference = float(torch.stack(differences).nan_to_num(torch.inf).max())
     if difference <= _LIMITS[kind.dtype]:
         return None

@@ -250,7 +250,7 @@ def _(d_output: Tensor, inner: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def bias_queries(
     query: Tensor, content_bias: Tensor, position_bias: Tensor, segment_bias: Tensor | None, embedding: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries by content and by position, "B Q N H", and their two scores by segment, "N B Q 2" (or an empty tensor)."""
+    """Queries by content and by position, "B Q N H", and their scores by segment, "N B Q 2" (or an empty tensor)."""
     results, (num_heads, width), tile = _biased(query, embedding), query.shape[2:], head_tile(query.shape[-1])
     rows = query.shape[:2].numel()
     _launch(
@@ -302,7 +302,11 @@ def bias_queries_backward(
     From column `first` on, the partial sums of the gradients of the biases by content and position are written; then
     those of the bias by segment, and of the two vectors of `embedding`.
     """
-    d_query, (num_heads, width), tile = torch.empty_like(by_content), by_content.shape[2:], head_tile(by_content.shape[-1])
+    d_query, (num_heads, width), tile = (
+        torch.empty_like(by_content),
+        by_content.shape[2:],
+        head_tile(by_content.shape[-1]),
+    )
     _launch(
         "bias_queries_backward",
         (len(partials), num_heads),

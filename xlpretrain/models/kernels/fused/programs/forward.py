@@ -97,7 +97,15 @@ def forward(
             score += tl.where(same, same_score, other_score)
         score = product(query_tile, key_tile, score, PRECISION)
         seen = visible(
-            rank[:, None], key_rank[None, :], q[:, None], k[None, :], column[:, None], K, T, WINDOW, NOT_OWN and not BAND
+            rank[:, None],
+            key_rank[None, :],
+            q[:, None],
+            k[None, :],
+            column[:, None],
+            K,
+            T,
+            WINDOW,
+            NOT_OWN and not BAND,
         )
         score = tl.where(seen, in_base_2(score, scale), float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))

@@ -116,7 +116,15 @@ def backward_queries(
             score += tl.where(same, same_score, other_score)
         score = product(query_tile, key_tile, score, PRECISION)
         seen = visible(
-            rank[:, None], key_rank[None, :], q[:, None], k[None, :], column[:, None], K, T, WINDOW, NOT_OWN and not BAND
+            rank[:, None],
+            key_rank[None, :],
+            q[:, None],
+            k[None, :],
+            column[:, None],
+            K,
+            T,
+            WINDOW,
+            NOT_OWN and not BAND,
         )
         weight = tl.exp2(tl.where(seen, in_base_2(score, scale) - log_total[:, None], float("-inf")))
         value_tile = block(value + at_key, k[None, :], h[:, None], K, N * H, H, HP)

@@ -1,4 +1,7 @@
-"""Models whose layers are computed as a whole, against the same of parts with the plain formula in float64."""
+"""Models whose layers are computed as a whole, against the same of parts with the plain formula in float64.
+
+Modules: parts.py, whole.py.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import pytest
 import torch
 
 from benchmarks.cases import case
-from benchmarks.gpu.device_work import kept_bytes
 from benchmarks.gpu.kernel_work import operations_of_layer
-from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.errors import ConfigError
 from xlpretrain.extras import is_missing
 from xlpretrain.models import BertConfig, TransformerXLConfig, XLNetConfig
