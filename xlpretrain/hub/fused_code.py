@@ -18,7 +18,7 @@ _SOURCES = (
 """In the order in which they need each other."""
 _ONLY = {"visibility.py": ("Visibility",)}
 """The definitions that are taken from a file; of others, all are."""
-_HEAD = '''"""Kernels of fused relative attention for a model pretrained with xlpretrain. Requires torch, Triton and a GPU.
+_HEAD = '''"""Fused relative attention of a model pretrained with xlpretrain. Requires torch, Triton and a GPU.
 
 Written by `xlpretrain export`: the files of `xlpretrain/models/kernels/fused`, one after the other. Imported only with
 `attention="fused"`.
