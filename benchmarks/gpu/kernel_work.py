@@ -1,7 +1,8 @@
 """Work of one layer's relative attention with `sdpa` and with `fused`: operations, bytes, FLOPs, and their roofline.
 
 Operations and bytes are counted on the meta device, forward and backward, in the second micro-batch of a step, each
-operation reading and writing its tensors once. What a fused operator does inside is counted by hand, here.
+operation reading and writing its tensors once. What a fused operator does inside is counted in
+`fused_work.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case, case
 from benchmarks.gpu.device_work import counted, kept_bytes
+from benchmarks.gpu.fused_work import FusedWork
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
-from xlpretrain.models.kernels.fused.tiles import Tile, tiles_of
 from xlpretrain.models.stack import Layer
 
 META = torch.device("meta")
@@ -26,8 +27,8 @@ CASES = (("transformer_xl", "base"), ("transformer_xl", "large"), ("xlnet", "bas
 ROWS = 32
 CARDS = {"A100": (312e12, 2.0e12), "H100": (989e12, 3.35e12)}
 """Dense bf16 FLOP/s and bytes/s of the cards' data sheets."""
-INSIDE = {"fused_relative_attention": 2, "fused_relative_attention_backward": 5}
-"""Kernels that one operator launches: a product and a program; two programs and three products."""
+OPERATORS = ("fused_relative_attention", "fused_relative_attention_backward")
+IMPLEMENTATIONS = ("sdpa", "fused, scores in memory", "fused")
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,19 @@ def attention_work(of: Case, implementation: str) -> AttentionWork:
         output = attention(*arguments)
         output.backward(torch.empty_like(output))
     kept = kept_bytes(lambda: attention(*arguments), without=[*model.parameters(), *filter(_learned, arguments)])
-    sizes = _Sizes.of(attention, of, arguments)
+    inside = FusedWork.of(attention, of, arguments, in_memory=implementation == IMPLEMENTATIONS[1])
     moved = Counter(operations.moved)
-    for name, inside in zip(INSIDE, sizes.moved(), strict=True):
+    for name, moved_bytes in zip(OPERATORS, inside.moved(), strict=True):
         if moved[name]:
-            moved[name] = inside
+            moved[name] = moved_bytes
     projections = _projections(attention, of, arguments)
-    flops = sizes.flops() if implementation == "fused" else sizes.flops_of_sdpa()
+    flops = inside.flops_of_sdpa() if implementation == "sdpa" else inside.flops()
     return AttentionWork(
-        operations_of_layer(of, implementation), moved.total(), moved.total() - projections, kept, flops
+        _operations_of_layer(of, implementation, inside.operations()),
+        moved.total(),
+        moved.total() - projections,
+        kept,
+        flops,
     )
 
 
@@ -76,7 +81,7 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for model, shape in CASES:
         of = case(model, shape, rows=ROWS, precision="bf16", threads=1)
-        works = {name: attention_work(of, name) for name in ("sdpa", "fused")}
+        works = {name: attention_work(of, name) for name in IMPLEMENTATIONS}
         for name, work in works.items():
             bounds = {
                 f"bound on {card}, ms": f"{max(work.flops / peak, work.scores_bytes / width) * 1e3:.2f}"
@@ -98,28 +103,28 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
+def _model(of: Case, implementation: str, *, whole: bool = False) -> tuple[Any, Tensor, Any]:
     with META:
         whole, objective = pretraining_model(of)
     model = whole.to(DTYPES[of.precision]).train().backbone
     for module in model.modules():
         if isinstance(module, RelativeAttention):
-            module.implementation = implementation  # type: ignore[assignment]
+            module.implementation = implementation.split(",")[0]  # type: ignore[assignment]
         if isinstance(module, Layer):
-            module.whole = implementation == "fused" and module.parts() is not None
+            module.whole = whole and module.attention.implementation == "fused" and module.parts() is not None
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
-def operations_of_layer(of: Case, implementation: str) -> int:
+def _operations_of_layer(of: Case, implementation: str, inside: tuple[int, int]) -> int:
     """The difference between three layers and two, in the second micro-batch."""
     found = []
     for layers in (3, 2):
-        model, mems, inputs = _model(_with_layers(of, layers), implementation)
+        model, mems, inputs = _model(_with_layers(of, layers), implementation, whole=True)
         for _ in range(2):
             with counted() as operations:
                 hidden, _ = model(inputs, mems)
                 hidden.tokens.backward(torch.empty_like(hidden.tokens))
-        launched = sum((INSIDE[name] - 1) * operations.counts[name] for name in INSIDE)
+        launched = sum((more - 1) * operations.counts[name] for name, more in zip(OPERATORS, inside, strict=True))
         found.append(operations.total + launched)
     return found[0] - found[1]
 
@@ -142,70 +147,6 @@ def _projections(attention: nn.Module, of: Case, arguments: list[Any]) -> int:
     rows_of = {"query": batch_size * queries, "key": batch_size * keys, "value": batch_size * keys}
     rows_of |= {"output": batch_size * queries}
     return sum(3 * hidden.element_size() * (rows * (width + inner) + weight.numel()) for rows in rows_of.values())
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """The shapes of one attention, and its tiles on an H100."""
-
-    samples: int
-    heads: int
-    queries: int
-    keys: int
-    distances: int
-    width: int
-    causal: bool
-    tiles: tuple[Tile, Tile, Tile]
-    element: int
-    segments: bool
-
-    @classmethod
-    def of(cls, attention: RelativeAttention, of: Case, arguments: list[Any]) -> _Sizes:
-        positions, hidden = arguments[4], arguments[0]
-        return cls(
-            *(of.rows, attention.num_heads, hidden.shape[1], of.mem_len + of.seq_len, positions.distances.shape[1]),
-            attention.d_head,
-            not attention.bidirectional,
-            tiles_of(90, hidden.dtype, attention.d_head),
-            hidden.element_size(),
-            attention.bidirectional,
-        )
-
-    def seen(self, tile: Tile) -> int:
-        """Pairs of query and key in the tiles of one head of one sample that are not skipped."""
-        if not self.causal:
-            return -(-self.queries // tile.queries) * tile.queries * -(-self.keys // tile.keys) * tile.keys
-        memory, pairs = self.keys - self.queries, 0
-        for first in range(0, self.queries, tile.queries):
-            last = memory + min(first + tile.queries, self.queries)
-            pairs += tile.queries * -(-last // tile.keys) * tile.keys
-        return pairs
-
-    def moved(self) -> tuple[int, int]:
-        """Bytes read and written by the two operators, each kernel reading its tensors once."""
-        of_head = self.samples * self.heads
-        query, key = (of_head * rows * self.width * self.element for rows in (self.queries, self.keys))
-        distance = self.heads * self.distances * self.width * self.element
-        scores = of_head * self.queries * self.distances * self.element
-        numbers = of_head * self.queries * 4
-        segment = 2 * of_head * self.queries * self.element if self.segments else 0
-        read = [of_head * self.seen(tile) * self.element for tile in self.tiles]
-        product = query + distance + scores
-        forward = product + 2 * query + 2 * key + read[0] + segment + numbers
-        of_queries = 4 * query + 2 * key + read[1] + scores + 2 * segment + 2 * numbers
-        of_keys = 2 * query + 4 * key + read[2] + segment + 2 * numbers
-        return forward, product + of_queries + of_keys + 2 * product
-
-    def flops(self) -> float:
-        """FLOPs of the fused operators: tiles that are not skipped, and products over all distances."""
-        seen = [self.seen(tile) for tile in self.tiles]
-        pairs = 2 * seen[0] + 3 * seen[1] + 4 * seen[2] + 4 * self.queries * self.distances
-        return 2.0 * self.samples * self.heads * self.width * pairs
-
-    def flops_of_sdpa(self) -> float:
-        """FLOPs of products over all keys and distances: 2 + 5 by content, 1 + 2 by distance."""
-        pairs = 7 * self.queries * self.keys + 3 * self.queries * self.distances
-        return 2.0 * self.samples * self.heads * self.width * pairs
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from xlpretrain.engine.base import Engine
 from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import OutputLayer
-from xlpretrain.models.kernels.fused.choice import choose_attention
+from xlpretrain.models.kernels.fused.choice import choose_attention, set_tiles
 from xlpretrain.models.kernels.fused.layer.choice import choose_whole_layers
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import Layer
@@ -111,6 +111,9 @@ class EngineConfig(Section, ABC):
     """Implementation of attention: fused (kernels of our own, for Transformer-XL and XLNet on an NVIDIA GPU; not yet
     measured), sdpa (torch's scaled_dot_product_attention), plain (a formula, for comparisons), or null: sdpa on GPUs,
     our own on CPUs."""
+    autotune_attention: bool = False
+    """Time the sizes of tiles of `attention: fused` at start, which takes minutes of compiling once, and use the
+    fastest. Sizes change results within rounding, and may differ from run to run; they are recorded in checkpoints."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Precision of products of fp32 matrices on GPUs: highest (fp32) or high (TF32: 10 bits of mantissa, several times
     as fast). With engine.precision bf16 few products are in fp32. CPUs always use fp32."""
@@ -127,6 +130,14 @@ class EngineConfig(Section, ABC):
         """Yield contradictions between keys."""
         if self.precision == "fp32" and self.grad_dtype != "fp32":
             yield "grad_dtype", f"must be fp32 if engine.precision is fp32, got {self.grad_dtype}"
+        if self.autotune_attention and self.attention != "fused":
+            yield "autotune_attention", f"needs engine.attention fused, got {self.attention or 'null'}"
+        elif self.autotune_attention and self.deterministic:
+            yield (
+                "autotune_attention",
+                "must be false if engine.deterministic is true: times differ from run to run, and so may the sizes of"
+                " tiles that they choose, and the bits of results; drop one of the two",
+            )
 
     @property
     def slices_parameters(self) -> bool:
@@ -180,14 +191,19 @@ class EngineConfig(Section, ABC):
         self.set_matmul_precision(device)
         if self.activation_checkpointing:
             model.backbone.activation_checkpointing = True
-        attention = choose_attention(model, self.attention, device=device, dtype=DTYPES[self.precision])
+        place: dict[str, Any] = {"device": device, "dtype": DTYPES[self.precision]}
+        add_up = distributed.all_reduce_sum if self.autotune_attention else None
+        tiles = set_tiles(model, **place, add_up=add_up) if self.attention == "fused" else None
+        attention = choose_attention(model, self.attention, **place)
         if attention == "fused" and not (self.compile or self.slices_weights):
-            choose_whole_layers(model, device=device, dtype=DTYPES[self.precision])
+            choose_whole_layers(model, **place)
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
         if attention is not None:
             engine.layout["attention"] = attention
+        if tiles:
+            engine.layout["attention_tiles"] = tiles
         if self.compile:
             compile_regions(model, self.compiled_modules)
         return engine

@@ -125,6 +125,8 @@ def _build(
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine)
+    if tiles := engine.layout.get("attention_tiles"):
+        recorder.print(f"fastest fused attention: {tiles}")
     if device.type == "cuda" and world_size == 1 and config.engine.type == "deepspeed":
         recorder.print("one process has nothing to shard with: engine.type plain does the same work with less overhead")
     samples = data_rules.make_training_samples(config, data.train)

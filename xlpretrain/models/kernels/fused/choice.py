@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +12,15 @@ from torch import Tensor, nn
 from xlpretrain.errors import ConfigError, XLPretrainError
 from xlpretrain.extras import how_to_install, is_missing
 from xlpretrain.models.attention import Attention, Implementation, RelativeAttention
-from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.fused.autotune import fastest_tiles
+from xlpretrain.models.kernels.fused.example import SMALL, Kind, example
 from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.fused.reference import attention_written_down
-from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
+from xlpretrain.models.kernels.fused.tiles import Tiles, describe, tiles, use_tiles
 from xlpretrain.schema import format_problems
 
 _LIMITS = {torch.float32: 1e-3, torch.bfloat16: 4e-2}
 """Largest difference from the formula in fp32, as a share of the largest number; fp32 may be rounded to TF32."""
-
-
-class Kind(NamedTuple):
-    """The properties of an attention that its programs are compiled for."""
-
-    dtype: torch.dtype
-    width: int
-    """Width of a head."""
-    rate: float
-    """Dropout of the weights."""
-    causal: bool
-    """A causal decoder; otherwise two streams with segments and samples read in either direction."""
 
 
 def choose_attention(
@@ -63,8 +51,32 @@ def choose_attention(
 def _problem(relative: Sequence[RelativeAttention], device: torch.device, dtype: torch.dtype) -> str | None:
     if not relative:
         return "only relative attention has such a kernel (Transformer-XL, XLNet)"
-    one = relative[0]
-    return why_not(device) or fault(device, Kind(dtype, one.d_head, one.dropout.p, causal=not one.bidirectional))
+    kind = _kind(relative[0], dtype)
+    return why_not(device) or fault(device, kind, tiles(device, dtype, kind.width))
+
+
+def set_tiles(
+    model: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    add_up: Callable[[Sequence[float]], Sequence[float]] | None = None,
+) -> str | None:
+    """Use the table's tiles for a model's fused attention, or with `add_up` the fastest. Returns what was timed best.
+
+    add_up: sums times over the ranks, which so agree.
+    """
+    one = next((module for module in model.modules() if isinstance(module, RelativeAttention)), None)
+    if one is None or why_not(device):
+        return None
+    use_tiles(device, dtype, one.d_head, None)
+    if add_up is None:
+        return None
+    return describe(fastest_tiles(device, _kind(one, dtype), num_heads=one.num_heads, add_up=add_up))
+
+
+def _kind(one: RelativeAttention, dtype: torch.dtype) -> Kind:
+    return Kind(dtype, one.d_head, one.dropout.p, causal=not one.bidirectional)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -82,10 +94,10 @@ def why_not(device: torch.device) -> str | None:
 
 
 @functools.cache
-def fault(device: torch.device, kind: Kind) -> str | None:
+def fault(device: torch.device, kind: Kind, in_use: Tiles) -> str | None:
     """Compare a small attention and its gradients with the formula in fp32. Returns what is wrong; None: nothing.
 
-    The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
+    in_use: the tiles, which decide what is computed. The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
     compiler that fails, is a reason to use another implementation.
     """
     try:
@@ -105,7 +117,7 @@ def fault(device: torch.device, kind: Kind) -> str | None:
 
 def _difference(device: torch.device, kind: Kind) -> float:
     """The largest difference of the output and each gradient from the formula, relative to its largest number."""
-    arguments, segment, view = _example(device, kind)
+    arguments, segment, view = example(device, kind, SMALL)
     seed = draw_seed(device) if kind.rate else None
     settings = {"scale": kind.width**-0.5, "rate": kind.rate, "seed": seed}
     towards = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1)).to(device)
@@ -122,28 +134,3 @@ def _difference(device: torch.device, kind: Kind) -> float:
         found.append([output.detach().float(), *(each.float() for each in gradients)])
     differences = [(ours - right).abs().max() / right.abs().max() for ours, right in zip(*found, strict=True)]
     return float(torch.stack(differences).nan_to_num(torch.inf).max())
-
-
-def _example(device: torch.device, kind: Kind) -> tuple[list[Tensor], Tensor, Visibility]:
-    """Random arguments, rounded to the data type: several tiles, none of them whole, and a query that sees nothing."""
-    samples, tokens, memory, heads, predictions = 2, 70, 45, 2, 9
-    generator = torch.Generator().manual_seed(0)
-    inputs = BackboneInput(torch.zeros(samples, tokens, dtype=torch.int64), torch.tensor([0, 20]))
-    if not kind.causal:
-        order = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(samples)])
-        inputs = BackboneInput(
-            inputs.tokens,
-            inputs.mem_valid_len,
-            segments=torch.randint(2, (samples, tokens), generator=generator),
-            perm_rank=order,
-            target_positions=order[:, :predictions],
-            reversed=torch.tensor([False, True]),
-        )
-    view = visibility(inputs.map(lambda tensor: tensor.to(device)), mem_len=memory, causal=kind.causal)
-    (_, _, num_queries), num_keys = view.queries.shape, view.keys.shape[2]
-    of_queries, of_keys = (samples, num_queries, heads, kind.width), (samples, num_keys, heads, kind.width)
-    sets, num_distances = (1, num_keys + 8) if kind.causal else (2, num_keys + tokens)
-    shapes: list[tuple[int, ...]] = [of_queries, of_keys, of_keys, of_queries, (sets, num_distances, heads, kind.width)]
-    shapes.append((heads, samples, num_queries, 2))
-    *arguments, segment = (torch.randn(shape, generator=generator).to(device, kind.dtype).float() for shape in shapes)
-    return arguments, segment, view

@@ -13,8 +13,8 @@ from xlpretrain.models.kernels.fused.tiles import Tile, padded, tiles
 
 _DROPPED = 2**31
 """Number of levels of a dropout rate."""
-_LAUNCHED = 1024
-"""Number of programs at which the gradient of distances is not split any further."""
+_LAUNCHED, _DISTANCES = 1024, 64
+"""Number of programs of about so many distances at which their gradient is not split any further."""
 
 
 class Call:
@@ -87,18 +87,24 @@ class Call:
         self._launch("backward_keys", tile, -(-self.num_keys // tile.keys), position, results, **kinds)
 
     def gradient_of_distances(self, common: tuple[Tensor, ...]) -> Tensor | None:
-        """Run `backward_distances`: "G R N H", of the queries whose scores are in a band; None: there are none. Groups of samples are added
-        in the same order on every card."""
+        """Run `backward_distances`: "G R N H", of the queries whose scores are in a band; None: there are none."""
         if not self.tiles.band or not self.in_band:
             return None
         tile, sets = self.tiles.band.backward_distances, len(self.distance)
-        programs = -(-self.num_distances // tile.keys) * sets
-        per_group = -(-self.samples // min(self.samples, -(-_LAUNCHED // (programs * self.heads))))
-        groups = -(-self.samples // per_group)
+        per_group, groups = self.groups_of_samples()
         partial = self.distance.new_empty(groups, *self.distance.shape, dtype=torch.float32)
-        results = (*common, partial)
-        self._launch("backward_distances", tile, programs * groups, None, results, numbers=(per_group, sets))
+        programs = -(-self.num_distances // tile.keys) * sets * groups
+        self._launch("backward_distances", tile, programs, None, (*common, partial), numbers=(per_group, sets))
         return partial.sum(0).to(self.distance.dtype)
+
+    def groups_of_samples(self) -> tuple[int, int]:
+        """Number of samples in a group whose gradient of distances is added up by one program, and of groups.
+
+        A function of shapes alone: the order of addition is equal on every card.
+        """
+        programs = -(-self.num_distances // _DISTANCES) * len(self.distance) * self.heads
+        per_group = -(-self.samples // min(self.samples, -(-_LAUNCHED // programs)))
+        return per_group, -(-self.samples // per_group)
 
     def _launch(
         self,

@@ -55,22 +55,57 @@ _SMALL = Tile(16, 16, 4, 1)
 INTERPRETED = Tiles(MemoryTiles(_SMALL, _SMALL, _SMALL), BandTiles(_SMALL, _SMALL, _SMALL, _SMALL))
 """For Triton's interpreter: small, so that tests have more than one."""
 
-TILES: Mapping[tuple[int, str, int], tuple[Tile, Tile, Tile]] = {
-    (80, "bf16", 32): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (80, "bf16", 64): (Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
-    (80, "bf16", 128): (Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
-    (80, "fp32", 32): (Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-    (80, "fp32", 64): (Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-    (80, "fp32", 128): (Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
-    (90, "bf16", 32): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-    (90, "bf16", 64): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
-    (90, "bf16", 128): (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-    (90, "fp32", 32): (Tile(32, 32, 8, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-    (90, "fp32", 64): (Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-    (90, "fp32", 128): (Tile(16, 32, 4, 1), Tile(16, 16, 8, 2), Tile(16, 16, 4, 1)),
+TILES: Mapping[tuple[int, str, int], Tiles] = {
+    (80, "bf16", 32): Tiles(
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
+        None,
+    ),
+    (80, "bf16", 64): Tiles(
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 4, 2), Tile(16, 64, 4, 2)),
+    ),
+    (80, "bf16", 128): Tiles(
+        MemoryTiles(Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
+        None,
+    ),
+    (80, "fp32", 32): Tiles(
+        MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        None,
+    ),
+    (80, "fp32", 64): Tiles(
+        MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        None,
+    ),
+    (80, "fp32", 128): Tiles(
+        MemoryTiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+        None,
+    ),
+    (90, "bf16", 32): Tiles(
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
+        None,
+    ),
+    (90, "bf16", 64): Tiles(
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2)),
+    ),
+    (90, "bf16", 128): Tiles(
+        MemoryTiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        None,
+    ),
+    (90, "fp32", 32): Tiles(
+        MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        None,
+    ),
+    (90, "fp32", 64): Tiles(
+        MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        None,
+    ),
+    (90, "fp32", 128): Tiles(
+        MemoryTiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 2), Tile(16, 16, 4, 1)),
+        None,
+    ),
 }
-"""By compute capability, data type, and width of a head (the next power of 2): the tiles of `PROGRAMS`."""
-
+"""By compute capability, data type, and width of a head (the next power of 2)."""
 
 _in_use: dict[tuple[str, torch.dtype, int], Tiles] = {}
 
@@ -98,14 +133,22 @@ def admissible(device: torch.device, dtype: torch.dtype, width: int) -> tuple[Ti
     return tiles_of(major * 10 + minor, dtype, width)
 
 
-def tiles_of(capability: int, dtype: torch.dtype, width: int) -> tuple[Tile, Tile, Tile]:
-    """The tiles of `PROGRAMS`: those of the newest card in the table that is not newer than this one.
+def tiles_of(capability: int, dtype: torch.dtype, width: int) -> tuple[Tiles, ...]:
+    """The tiles of the newest card in the table that is not newer than this one; then the same with scores in memory.
 
     From compute capability 8.6 on, cards that are no data-center cards have 100 KB of shared memory a block; no tile
-    in the table takes more.
+    of the older card takes more.
     """
     card = 90 if capability >= 90 else 80
-    return TILES[card, "fp32" if dtype == torch.float32 else "bf16", max(32, padded(width))]
+    found = TILES[card, "fp32" if dtype == torch.float32 else "bf16", max(32, padded(width))]
+    return (found,) if found.band is None else (found, Tiles(found.memory, None))
+
+
+def describe(chosen: Tiles) -> str:
+    """The tiles in one line."""
+    source, programs = ("made by the programs", chosen.band) if chosen.band else ("in memory", chosen.memory)
+    each = (f"{name} {'x'.join(map(str, tile[:2]))}" for name, tile in programs._asdict().items())
+    return f"scores by position {source}, {', '.join(each)}"
 
 
 def padded(width: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.cases import case
-from benchmarks.gpu.kernel_work import operations_of_layer
+from benchmarks.gpu.kernel_work import attention_work
 from xlpretrain.errors import ConfigError
 from xlpretrain.extras import is_missing
 from xlpretrain.models import BertConfig, TransformerXLConfig, XLNetConfig
@@ -111,7 +111,7 @@ def test_checkpointed_layers_drop_the_same_and_give_the_same_bits(kind: type[Bac
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_layer_stays_within_its_operations(name: str):
     of = case(name, "base", rows=32, precision="bf16", threads=1)
-    assert operations_of_layer(of, "fused") <= OPERATIONS[name]
+    assert attention_work(of, "fused").operations <= OPERATIONS[name]
 
 
 @needs_triton
