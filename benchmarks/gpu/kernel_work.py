@@ -105,13 +105,13 @@ def rows() -> list[dict[str, Any]]:
 
 def _model(of: Case, implementation: str, *, whole: bool = False) -> tuple[Any, Tensor, Any]:
     with META:
-        whole, objective = pretraining_model(of)
-    model = whole.to(DTYPES[of.precision]).train().backbone
+        pretraining, objective = pretraining_model(of)
+    model = pretraining.to(DTYPES[of.precision]).train().backbone
     for module in model.modules():
         if isinstance(module, RelativeAttention):
             module.implementation = implementation.split(",")[0]  # type: ignore[assignment]
         if isinstance(module, Layer):
-            module.whole = whole and module.attention.implementation == "fused" and module.parts() is not None
+            module.whole = whole and implementation != "sdpa" and module.parts() is not None
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
