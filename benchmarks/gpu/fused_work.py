@@ -71,7 +71,10 @@ class FusedWork:
         """Bytes read and written by the two operators."""
         before, after = (operations.moved.total() for operations in self._products())
         forward, backward = before, before + after
-        key, distance = self._rows(self.keys), self.sets * self.heads * self.distances * self.width * self.dtype.itemsize
+        key, distance = (
+            self._rows(self.keys),
+            self.sets * self.heads * self.distances * self.width * self.dtype.itemsize,
+        )
         if band := self.tiles.band:
             query, numbers, segment = self._rows(self.in_band), *self._numbers(self.in_band)
             forward += 3 * query + 2 * key + distance + segment + numbers
@@ -83,7 +86,9 @@ class FusedWork:
             query, numbers, segment = self._rows(self.in_memory), *self._numbers(self.in_memory)
             scores = self.samples * self.heads * self.in_memory * self.distances * self.dtype.itemsize
             forward += 2 * query + 2 * key + self._read(self.tiles.memory.forward) + segment + numbers
-            read = self._read(self.tiles.memory.backward_queries) + self._read((band or self.tiles.memory).backward_keys)
+            read = self._read(self.tiles.memory.backward_queries) + self._read(
+                (band or self.tiles.memory).backward_keys
+            )
             backward += 4 * query + 2 * key + read + scores + 2 * segment + 2 * numbers
         numbers, segment = self._numbers(self.queries)
         backward += 2 * self._rows(self.queries) + 4 * key + segment + 2 * numbers

@@ -91,18 +91,26 @@ def _usage(cubin: bytes, cuobjdump: Path) -> tuple[int, int]:
     return int(numbers["REG"]), int(numbers["STACK"])
 
 
+def programs_of(tiles: Tiles) -> Iterator[tuple[str, Tile, bool]]:
+    """The programs of an attention, each with its tile; True if it makes scores by position."""
+    for kind in tiles:
+        for program, tile in ({} if kind is None else kind._asdict()).items():
+            yield program, tile, kind is tiles.band
+
+
 def rows() -> Iterator[dict[str, Any]]:
     """One row for each tile of the table: the most that any variant takes."""
     for (capability, dtype, width), tiles in TILES.items():
-        for program, tile in zip(PROGRAMS, tiles, strict=True):
+        for program, tile, band in programs_of(tiles):
             sizes = {"capability": capability, "dtype": dtype, "width": width}
-            found = [compiled(program, tile, variant, **sizes) for variant in VARIANTS]
+            found = [compiled(program, tile, variant, band=band, **sizes) for variant in VARIANTS]
             most = Resources(*(max(getattr(each, key) for each in found) for key in vars(found[0])))
             blocks = most.blocks(capability, tile)
             yield {
                 "card": CARDS[capability],
                 "dtype": dtype,
                 "head": width,
+                "scores by position": "made" if band else "in memory",
                 "program": program,
                 "queries x keys": f"{tile.queries} x {tile.keys}",
                 "warps": tile.warps,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.cases import Case, case
 from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.gpu.fused_work import FusedWork
+from benchmarks.gpu.reference import IN_MEMORY
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
@@ -28,7 +29,7 @@ ROWS = 32
 CARDS = {"A100": (312e12, 2.0e12), "H100": (989e12, 3.35e12)}
 """Dense bf16 FLOP/s and bytes/s of the cards' data sheets."""
 OPERATORS = ("fused_relative_attention", "fused_relative_attention_backward")
-IMPLEMENTATIONS = ("sdpa", "fused, scores in memory", "fused")
+IMPLEMENTATIONS = ("sdpa", IN_MEMORY, "fused")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def attention_work(of: Case, implementation: str) -> AttentionWork:
         output = attention(*arguments)
         output.backward(torch.empty_like(output))
     kept = kept_bytes(lambda: attention(*arguments), without=[*model.parameters(), *filter(_learned, arguments)])
-    inside = FusedWork.of(attention, of, arguments, in_memory=implementation == IMPLEMENTATIONS[1])
+    inside = FusedWork.of(attention, of, arguments, in_memory=implementation == IN_MEMORY)
     moved = Counter(operations.moved)
     for name, moved_bytes in zip(OPERATORS, inside.moved(), strict=True):
         if moved[name]:

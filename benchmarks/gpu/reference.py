@@ -16,7 +16,11 @@ from benchmarks.gpu.device import device
 from xlpretrain.models import attention
 from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.kernels.fused.choice import why_not
+from xlpretrain.models.kernels.fused.tiles import Tiles, admissible, use_tiles
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+
+IN_MEMORY = "fused, scores in memory"
+"""Fused attention, whose programs make no scores by position, but read them."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,19 @@ def implementations() -> list[str]:
     missing = {"blocks"} if torch.cuda.is_available() else set()
     if why_not(device()) is not None:
         missing.add("fused")
-    return [name for name in get_args(attention.Implementation) if name not in missing]
+    names = [*get_args(attention.Implementation), *([] if "fused" in missing else [IN_MEMORY])]
+    return [name for name in names if name not in missing]
 
 
 def use_attention(model: torch.nn.Module, implementation: str | None) -> None:
-    """Set the implementation of every attention of a model."""
+    """Set the implementation of every attention of a model: one of `implementations`, or None."""
     for module in model.modules():
         if isinstance(module, attention.Attention):
-            module.implementation = implementation  # type: ignore[assignment]
+            module.implementation = "fused" if implementation == IN_MEMORY else implementation  # type: ignore[assignment]
+            weight = module.query.weight
+            place = weight.device, weight.dtype, module.d_head
+            in_memory = implementation == IN_MEMORY
+            use_tiles(*place, Tiles(admissible(*place)[0].memory, None) if in_memory else None)
 
 
 def without_samples(batch: Batch) -> Batch:

@@ -1,6 +1,6 @@
 """The fused attention's programs, compiled for cards that are not here: no spills, and shared memory within limits.
 
-Also the counts of the work of one layer's attention (kernel_work.py).
+Also the counts of the work of one layer's attention (kernel_work.py, fused_work.py).
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from repository import ROOT
 
 from benchmarks.cases import case
 from benchmarks.gpu.kernel_table import SHARED_BYTES, Resources
-from benchmarks.gpu.kernel_work import attention_work
+from benchmarks.gpu.kernel_work import IMPLEMENTATIONS, attention_work
 from xlpretrain.extras import is_missing
 from xlpretrain.models.kernels.fused.tiles import TILES, Tile
 
+LEAST = {"transformer_xl": 4, "xlnet": 3.3}
+"""Times that fused attention moves fewer bytes than sdpa, projections left out (docs/fused-attention.md)."""
 SCRIPT = """
 import json, sys
-from benchmarks.gpu.kernel_table import VARIANTS, compiled
-from xlpretrain.models.kernels.fused.tiles import PROGRAMS, TILES
+from benchmarks.gpu.kernel_table import VARIANTS, compiled, programs_of
+from xlpretrain.models.kernels.fused.tiles import TILES
 capability, dtype, width = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 found = []
-for program, tile in zip(PROGRAMS, TILES[capability, dtype, width], strict=True):
+for program, tile, band in programs_of(TILES[capability, dtype, width]):
     for variant in VARIANTS:
-        seen = compiled(program, tile, variant, capability=capability, dtype=dtype, width=width)
-        found.append([program, variant, seen.spilled_bytes, seen.shared_bytes])
+        seen = compiled(program, tile, variant, band=band, capability=capability, dtype=dtype, width=width)
+        found.append([program, band, variant, seen.spilled_bytes, seen.shared_bytes])
 print(json.dumps(found))
 """
 
@@ -41,9 +43,9 @@ def test_no_program_spills(capability: int, dtype: str, width: int):
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(capability), dtype, str(width)]
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert output.returncode == 0, output.stderr
-    for program, variant, spilled, shared in json.loads(output.stdout):
-        assert spilled == 0 or dtype == "fp32", (program, variant)  # docs/fused-attention.md has those of fp32
-        assert shared <= SHARED_BYTES[capability], (program, variant)
+    for *which, spilled, shared in json.loads(output.stdout):
+        assert spilled == 0, which
+        assert shared <= SHARED_BYTES[capability], which
 
 
 def test_blocks_are_bounded_by_registers_and_by_shared_memory():
@@ -55,7 +57,8 @@ def test_blocks_are_bounded_by_registers_and_by_shared_memory():
 @pytest.mark.parametrize("model", ["transformer_xl", "xlnet"])
 def test_fused_attention_moves_and_keeps_less(model: str):
     of = case(model, "base", rows=32, precision="bf16", threads=1)
-    sdpa, fused = (attention_work(of, name) for name in ("sdpa", "fused"))
-    assert sdpa.scores_bytes >= 1.3 * fused.scores_bytes
+    sdpa, in_memory, fused = (attention_work(of, name) for name in IMPLEMENTATIONS)
+    assert sdpa.scores_bytes >= 1.3 * in_memory.scores_bytes
+    assert sdpa.scores_bytes >= LEAST[model] * fused.scores_bytes
     assert sdpa.kept_bytes >= 2 * fused.kept_bytes
-    assert fused.operations <= 71
+    assert fused.operations <= 80

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from xlpretrain.models.kernels.fused.example import Kind, Sizes, example
+from xlpretrain.models.kernels.fused.example import SMALL, Kind, Sizes, example
 from xlpretrain.models.kernels.fused.operators import draw_seed, fused_relative_attention
 from xlpretrain.models.kernels.fused.tiles import Tiles, admissible, use_tiles
 
@@ -31,11 +31,11 @@ def fastest_tiles(
     Tiles that fail to compile or to run are out; if all do, those of the table stay, and the model will say why.
 
     Args:
-        sizes: lengths of what is timed; by default those of the published base models.
+        sizes: lengths of what is timed; by default on a GPU those of the published base models.
         add_up: sums the times over the ranks, which so agree.
     """
     if sizes is None:
-        sizes = Sizes(8, 512, 512, num_heads, 0 if kind.causal else 85)
+        sizes = Sizes(8, 512, 512, num_heads, 85) if device.type == "cuda" else SMALL._replace(heads=num_heads)
     timer = timer or (_gpu_seconds if device.type == "cuda" else _seconds)
     call, candidates = _step(device, kind, sizes), admissible(device, kind.dtype, kind.width)
     costs = []
@@ -56,13 +56,12 @@ def _step(device: torch.device, kind: Kind, sizes: Sizes) -> Callable[[], object
     learned = [each.to(kind.dtype).requires_grad_() for each in (*arguments, segment)]
     towards = torch.randn_like(learned[0])
     seed = draw_seed(device) if kind.rate else None
+    query, key, value, by_position, distance, by_segment = learned
     inputs = learned[:-1] if kind.causal else learned
+    places = query, key, value, by_position, distance, None if kind.causal else by_segment, view
 
     def step() -> object:
-        by_segment = None if kind.causal else learned[-1]
-        output = fused_relative_attention(
-            *learned[:-1], by_segment, view, scale=kind.width**-0.5, rate=kind.rate, seed=seed
-        )
+        output = fused_relative_attention(*places, scale=kind.width**-0.5, rate=kind.rate, seed=seed)
         return torch.autograd.grad(output, inputs, towards)
 
     return step
@@ -72,12 +71,12 @@ def _gpu_seconds(call: Callable[[], object]) -> float:
     call()  # compiles
     times = []
     for _ in range(_REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        times.append(float(start.elapsed_time(end)) / 1e3)
     return statistics.median(times)
 
 

@@ -97,8 +97,10 @@ def why_not(device: torch.device) -> str | None:
 def fault(device: torch.device, kind: Kind, in_use: Tiles) -> str | None:
     """Compare a small attention and its gradients with the formula in fp32. Returns what is wrong; None: nothing.
 
-    in_use: the tiles, which decide what is computed. The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
+    The programs are compiled for it, which takes seconds, and are those of the model. A device that differs, or a
     compiler that fails, is a reason to use another implementation.
+
+    in_use: the tiles in use, which decide what is compiled.
     """
     try:
         difference = _difference(device, kind)

@@ -83,8 +83,8 @@ class Call:
     def launch_for_keys(self, position: Tensor | None, results: tuple[Tensor, ...]) -> None:
         """Run `backward_keys`."""
         tile = (self.tiles.band or self.tiles.memory).backward_keys
-        kinds = {"BAND": self.in_band > 0, "MEMORY": self.in_memory > 0}
-        self._launch("backward_keys", tile, -(-self.num_keys // tile.keys), position, results, **kinds)
+        programs, band, memory = -(-self.num_keys // tile.keys), self.in_band > 0, self.in_memory > 0
+        self._launch("backward_keys", tile, programs, position, results, BAND=band, MEMORY=memory)
 
     def gradient_of_distances(self, common: tuple[Tensor, ...]) -> Tensor | None:
         """Run `backward_distances`: "G R N H", of the queries whose scores are in a band; None: there are none."""

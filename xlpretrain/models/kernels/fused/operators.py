@@ -104,6 +104,7 @@ def _backward(d_output: Tensor, output: Tensor, normalizer: Tensor, *arguments: 
     if scores:
         assert d_position is not None
         d_distance = scores.add_gradients(d_position, d_by_position, d_distance)
+    assert d_distance is not None
     return d_query, d_key_value, d_by_position, d_distance, d_segment
 
 

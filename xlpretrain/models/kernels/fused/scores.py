@@ -41,11 +41,11 @@ class ScoresInMemory:
         """
         call, sets = self._call, len(self._call.distance)
         d_rows_NSJ = torch.bmm(d_scores, self._distance_NRJ)
-        d_rows_BPNJ = d_rows_NSJ.transpose(0, 1).unflatten(0, (call.samples, call.in_memory))
+        d_rows_BPNJ = d_rows_NSJ.transpose(0, 1).view(call.samples, call.in_memory, call.heads, -1)
         if self._own_BG is not None:
-            d_rows_BPNGH = d_rows_BPNJ.unflatten(3, (sets, call.width)) * self._own_BG[:, None, None, :, None]
-            d_rows_BPNJ = d_rows_BPNGH.sum(3)
+            d_rows_BPNGH = d_rows_BPNJ.view(*d_rows_BPNJ.shape[:3], sets, call.width)
+            d_rows_BPNJ = (d_rows_BPNGH * self._own_BG[:, None, None, :, None]).sum(3)
         d_by_position_BQNH[:, call.in_band :] = d_rows_BPNJ
         d_distance_NRJ = torch.bmm(d_scores.transpose(1, 2), self._rows_NSJ)
-        mine_GRNH = d_distance_NRJ.unflatten(2, (sets, call.width)).permute(2, 1, 0, 3)
+        mine_GRNH = d_distance_NRJ.view(call.heads, call.num_distances, sets, call.width).permute(2, 1, 0, 3)
         return mine_GRNH.contiguous() if d_distance_GRNH is None else d_distance_GRNH + mine_GRNH

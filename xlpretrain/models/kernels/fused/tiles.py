@@ -58,7 +58,7 @@ INTERPRETED = Tiles(MemoryTiles(_SMALL, _SMALL, _SMALL), BandTiles(_SMALL, _SMAL
 TILES: Mapping[tuple[int, str, int], Tiles] = {
     (80, "bf16", 32): Tiles(
         MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-        None,
+        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(16, 64, 4, 2)),
     ),
     (80, "bf16", 64): Tiles(
         MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
@@ -66,11 +66,11 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
     ),
     (80, "bf16", 128): Tiles(
         MemoryTiles(Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
-        None,
+        BandTiles(Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 32, 4, 2)),
     ),
     (80, "fp32", 32): Tiles(
         MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-        None,
+        BandTiles(Tile(16, 32, 4, 1), Tile(16, 32, 8, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
     ),
     (80, "fp32", 64): Tiles(
         MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
@@ -81,20 +81,20 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
         None,
     ),
     (90, "bf16", 32): Tiles(
-        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-        None,
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
     ),
     (90, "bf16", 64): Tiles(
-        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
         BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2)),
     ),
     (90, "bf16", 128): Tiles(
         MemoryTiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-        None,
+        BandTiles(Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 32, 8, 1), Tile(16, 64, 8, 2)),
     ),
     (90, "fp32", 32): Tiles(
-        MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
-        None,
+        MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+        BandTiles(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
     ),
     (90, "fp32", 64): Tiles(
         MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
@@ -105,7 +105,8 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
         None,
     ),
 }
-"""By compute capability, data type, and width of a head (the next power of 2)."""
+"""By compute capability, data type, and width of a head (the next power of 2). In fp32, with heads wider than 32, the
+programs that make scores by position spill."""
 
 _in_use: dict[tuple[str, torch.dtype, int], Tiles] = {}
 

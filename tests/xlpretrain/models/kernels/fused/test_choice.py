@@ -11,7 +11,9 @@ from xlpretrain.engine import PlainConfig
 from xlpretrain.errors import ConfigError
 from xlpretrain.extras import is_missing
 from xlpretrain.models import BertConfig, TransformerXLConfig
-from xlpretrain.models.kernels.fused.choice import Kind, choose_attention, fault, why_not
+from xlpretrain.models.kernels.fused.choice import choose_attention, fault, why_not
+from xlpretrain.models.kernels.fused.example import Kind
+from xlpretrain.models.kernels.fused.tiles import INTERPRETED, Tiles, use_tiles
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import CausalLM
 from xlpretrain.optim import AdamWConfig
@@ -55,9 +57,10 @@ def test_on_a_cpu_nothing_is_chosen_unless_asked_for():
 @pytest.mark.full
 @needs_triton
 @unused_numbers
-def test_an_engine_records_the_implementation_that_was_asked_for(group):
+@pytest.mark.parametrize("tuned", [False, True])
+def test_an_engine_records_the_implementation_and_tiles_that_were_asked_for(group, tuned):
     objective, backbone = CausalLM(seq_len=4), _decoder()
-    engine = PlainConfig(precision="fp32", attention="fused").build(
+    engine = PlainConfig(precision="fp32", attention="fused", autotune_attention=tuned).build(
         PretrainingModel(backbone, objective.head(backbone)),
         AdamWConfig(lr=1e-2),
         num_micro_batches=1,
@@ -65,6 +68,7 @@ def test_an_engine_records_the_implementation_that_was_asked_for(group):
         device=CPU,
     )
     assert engine.layout["attention"] == "fused"
+    assert str(engine.layout.get("attention_tiles", "")).startswith("scores by position") is tuned
     assert backbone.fused
 
 
@@ -73,8 +77,11 @@ def test_an_engine_records_the_implementation_that_was_asked_for(group):
 @unused_numbers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_device_that_computes_the_right_thing_has_no_fault(causal, dtype):
-    assert fault(CPU, Kind(dtype, 8, 0.1, causal)) is None
+@pytest.mark.parametrize("tiles", [INTERPRETED, Tiles(INTERPRETED.memory, None)])
+def test_a_device_that_computes_the_right_thing_has_no_fault(tiles, causal, dtype):
+    use_tiles(CPU, dtype, 8, tiles)
+    assert fault(CPU, Kind(dtype, 8, 0.1, causal), tiles) is None
+    use_tiles(CPU, dtype, 8, None)
 
 
 @pytest.mark.full
@@ -83,7 +90,21 @@ def test_a_device_that_computes_the_right_thing_has_no_fault(causal, dtype):
 def test_a_device_that_computes_something_else_has_a_fault(monkeypatch):
     import triton.language as tl
 
-    from xlpretrain.models.kernels.fused import programs
+    from xlpretrain.models.kernels.fused.programs import parts
 
-    monkeypatch.setattr(programs, "LOG2E", tl.constexpr(1.5))
-    assert "differs from the formula by" in str(fault(CPU, Kind(torch.float32, 16, 0.0, True)))
+    monkeypatch.setattr(parts, "LOG2E", tl.constexpr(1.5))
+    assert "differs from the formula by" in str(fault(CPU, Kind(torch.float32, 16, 0.0, True), INTERPRETED))
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"attention": "sdpa"}, "needs engine.attention fused, got sdpa"),
+        ({}, "needs engine.attention fused, got null"),
+        ({"attention": "fused", "deterministic": True}, "must be false if engine.deterministic is true"),
+    ],
+)
+def test_tiles_are_timed_only_for_fused_attention_that_need_not_be_deterministic(keys, problem):
+    ((key, text),) = PlainConfig(autotune_attention=True, **keys).problems()
+    assert key == "autotune_attention"
+    assert problem in text

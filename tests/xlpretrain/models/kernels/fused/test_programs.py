@@ -1,11 +1,13 @@
 """Fused attention, interpreted on the CPU, against the formula in float64: outputs, every gradient, and leaks.
 
-Modules: operators.py, reference.py, visibility.py.
+Modules: operators.py, launch.py, scores.py, reference.py, tiles.py, visibility.py; programs/: distances.py, forward.py,
+keys.py, parts.py, queries.py.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,8 +17,10 @@ from torch import Tensor
 from xlpretrain.extras import is_missing
 from xlpretrain.models.attention_mask import attention_mask
 from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.fused import launch
 from xlpretrain.models.kernels.fused.operators import fused_relative_attention
 from xlpretrain.models.kernels.fused.reference import attention_written_down, kept_weights, visible
+from xlpretrain.models.kernels.fused.tiles import INTERPRETED, BandTiles, MemoryTiles, Tile, Tiles, use_tiles
 from xlpretrain.models.kernels.fused.visibility import Visibility, visibility
 
 pytestmark = [
@@ -24,6 +28,36 @@ pytestmark = [
     # Numbers that are read past the end and not used.
     pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
 ]
+
+
+WIDTHS = [3, 8, 16, 20]
+_WIDE, _LONG = Tile(16, 32, 4, 1), Tile(32, 16, 4, 1)
+TILINGS = {
+    "band": INTERPRETED,
+    "memory": Tiles(INTERPRETED.memory, None),
+    "long": Tiles(MemoryTiles(_LONG, _WIDE, _LONG), BandTiles(_LONG, _LONG, _WIDE, _WIDE)),
+    "wide": Tiles(MemoryTiles(_WIDE, _LONG, _WIDE), BandTiles(_WIDE, _WIDE, _WIDE, _WIDE)),
+}
+"""Position scores made by the programs or in memory; tiles with as many, more and fewer queries than keys."""
+QUICK = {"band": range(10), "memory": (0, 6), "long": (3, 7), "wide": (2,)}
+EVERY_CASE = [
+    pytest.param(tiling, seed, marks=() if seed in QUICK[tiling] else pytest.mark.full)
+    for tiling in TILINGS
+    for seed in range(200)
+]
+
+
+@pytest.fixture
+def tiling(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use one of `TILINGS`."""
+    dtypes = torch.float32, torch.bfloat16
+    for dtype in dtypes:
+        for width in WIDTHS:
+            use_tiles(torch.device("cpu"), dtype, width, TILINGS[request.param])
+    yield
+    for dtype in dtypes:
+        for width in WIDTHS:
+            use_tiles(torch.device("cpu"), dtype, width, None)
 
 
 class Case(NamedTuple):
@@ -92,7 +126,7 @@ def random_case(seed: int) -> Case:
             "initial_zeros": draw.random() < 0.2,
         },
         num_heads=draw.randint(1, 3),
-        width=draw.choice([3, 8, 16, 20]),
+        width=draw.choice(WIDTHS),
         directions=directions,
         rate=draw.choice([0.0, 0.1, 0.6]),
     )
@@ -122,15 +156,15 @@ def _check(case: Case, dtype: torch.dtype, limit: float) -> None:
     assert not any(x[:, blind_BQ].any() for x in d_segment)
 
 
-@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(n, marks=pytest.mark.full) for n in range(12, 200))])
-def test_outputs_and_gradients_are_those_of_the_formula(seed: int):
+@pytest.mark.parametrize(("tiling", "seed"), EVERY_CASE, indirect=["tiling"])
+def test_outputs_and_gradients_are_those_of_the_formula(tiling: None, seed: int):
     _check(random_case(seed), torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("seed", [3, *(pytest.param(n, marks=pytest.mark.full) for n in range(300, 320))])
 def test_in_bf16_they_are_rounded(seed: int):
     """Products are in fp32; weights and their gradients are rounded to 8 bits before the next product."""
-    _check(random_case(seed), torch.bfloat16, 0.03)
+    _check(random_case(seed), torch.bfloat16, 0.04)
 
 
 def test_the_random_cases_have_everything():
@@ -151,17 +185,36 @@ def test_ranks_say_the_same_as_the_mask(seed: int):
     assert torch.equal(visible(case.view), attention_mask(case.inputs, **case.settings))
 
 
-@pytest.mark.parametrize("seed", [1, 6])
-def test_no_gradient_reaches_what_a_query_does_not_see(seed: int):
+@pytest.mark.parametrize(
+    ("tiling", "seed"), [("band", 1), ("band", 6), ("memory", 6), ("long", 4)], indirect=["tiling"]
+)
+def test_no_gradient_reaches_what_a_query_does_not_see(tiling: None, seed: int):
     case = random_case(seed)
     arguments = [x if x is None else x.requires_grad_() for x in case.arguments(torch.float32)]
     output = fused_relative_attention(*arguments, case.view, scale=1.0)
     query = output.shape[1] // 2
-    d_key, d_value = torch.autograd.grad(output[:, query].square().sum(), arguments[1:3])
+    wanted = output[:, query].square().sum()
+    d_key, d_value, d_by_position = torch.autograd.grad(wanted, [arguments[i] for i in (1, 2, 3)])
     unseen_BK = ~visible(case.view)[:, query]
     assert not d_key[unseen_BK].any()
     assert not d_value[unseen_BK].any()
     assert d_value.any() or unseen_BK.all()
+    d_by_position[:, query] = 0
+    assert not d_by_position.any()
+
+
+@pytest.mark.parametrize("tiling", ["band", pytest.param("memory", marks=pytest.mark.full)], indirect=True)
+def test_every_bit_is_equal_in_two_runs(tiling: None):
+    first, second = (_results(fused_relative_attention, random_case(5), torch.float32, torch.float32) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("seed", [7, 9])
+def test_one_program_adds_up_the_distances_of_several_samples(monkeypatch, seed: int):
+    monkeypatch.setattr(launch, "_LAUNCHED", 1)  # as if heads and distances alone were enough programs
+    case = random_case(seed)
+    assert len(case.inputs.tokens) > 1
+    _check(case, torch.float32, 1e-5)
 
 
 @pytest.mark.full
@@ -169,7 +222,7 @@ def test_the_operators_are_what_torch_expects_of_one():
     case = random_case(4)
     arguments = [x if x is None else x.requires_grad_() for x in case.arguments(torch.float32)]
     view, seed = case.view, torch.tensor([1, 2], dtype=torch.int32)
-    settings = view.queries, view.keys, seed, 0.5, 0.3, view.num_tokens, view.window, view.not_own
+    settings = view.queries, view.keys, view.directions, seed, 0.5, 0.3, view.num_tokens, view.window, view.not_own
     torch.library.opcheck(torch.ops.xlpretrain.fused_relative_attention, (*arguments, *settings))
 
 

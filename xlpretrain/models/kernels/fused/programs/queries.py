@@ -60,12 +60,10 @@ def backward_queries(
     inner = tl.sum(tl.load(output + at_query, mask=mask_query, other=0.0).to(tl.float32) * d_tile.to(tl.float32), 1)
     tl.store(delta + rows + q, inner, mask=q < end)
     log_total = tl.load(normalizer + rows + q, mask=q < end, other=float("inf"))
-    query_segment, same_score, other_score = rank, 0.0, 0.0
+    query_segment = rank
     d_same, d_other = tl.zeros([BQ], tl.float32), tl.zeros([BQ], tl.float32)
     if SEGMENTS:
         query_segment = tl.load(queries + 2 * B * Q + q, mask=q < end, other=0)
-        same_score = tl.load(segment + (rows + q) * 2, mask=q < end, other=0.0).to(tl.float32)[:, None]
-        other_score = tl.load(segment + (rows + q) * 2 + 1, mask=q < end, other=0.0).to(tl.float32)[:, None]
     if DROPOUT:
         first_key, second_key = row_keys(rows + q, seed)
     sums, position_sums = tl.zeros([BQ, HP], tl.float32), tl.zeros([BQ, HP], tl.float32)
@@ -113,6 +111,8 @@ def backward_queries(
         same = rank[:, None] == key_rank[None, :]
         if SEGMENTS:
             same = query_segment[:, None] == tl.load(keys + B * K + k, mask=k < K, other=0)[None, :]
+            same_score = tl.load(segment + (rows + q) * 2, mask=q < end, other=0.0).to(tl.float32)[:, None]
+            other_score = tl.load(segment + (rows + q) * 2 + 1, mask=q < end, other=0.0).to(tl.float32)[:, None]
             score += tl.where(same, same_score, other_score)
         score = product(query_tile, key_tile, score, PRECISION)
         seen = visible(
