@@ -46,8 +46,8 @@ class AttentionWork:
     """FLOPs without those of the projections."""
 
 
-def attention_work(of: Case, implementation: str) -> AttentionWork:
-    """Count the work of a layer's attention."""
+def attention_work(of: Case, implementation: str, *, whole: bool = False) -> AttentionWork:
+    """Count the work of a layer's attention. whole: operations are those of a layer that is computed as a whole."""
     model, mems, inputs = _model(of, implementation)
     captured: list[tuple[Any, ...]] = []
     attention = model.layers[0].attention
@@ -69,7 +69,7 @@ def attention_work(of: Case, implementation: str) -> AttentionWork:
     projections = _projections(attention, of, arguments)
     flops = inside.flops_of_sdpa() if implementation == "sdpa" else inside.flops()
     return AttentionWork(
-        _operations_of_layer(of, implementation, inside.operations()),
+        _operations_of_layer(of, implementation, inside.operations(), whole=whole),
         moved.total(),
         moved.total() - projections,
         kept,
@@ -116,11 +116,11 @@ def _model(of: Case, implementation: str, *, whole: bool = False) -> tuple[Any, 
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
-def _operations_of_layer(of: Case, implementation: str, inside: tuple[int, int]) -> int:
+def _operations_of_layer(of: Case, implementation: str, inside: tuple[int, int], *, whole: bool) -> int:
     """The difference between three layers and two, in the second micro-batch."""
     found = []
     for layers in (3, 2):
-        model, mems, inputs = _model(_with_layers(of, layers), implementation, whole=True)
+        model, mems, inputs = _model(_with_layers(of, layers), implementation, whole=whole)
         for _ in range(2):
             with counted() as operations:
                 hidden, _ = model(inputs, mems)
