@@ -5,13 +5,16 @@ Modules: parts.py, whole.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.cases import case
+from benchmarks.gpu.device_work import kept_bytes
 from benchmarks.gpu.kernel_work import attention_work
+from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.errors import ConfigError
 from xlpretrain.extras import is_missing
 from xlpretrain.models import BertConfig, TransformerXLConfig, XLNetConfig
@@ -29,6 +32,8 @@ TINY: dict[str, Any] = {
 }
 OPERATIONS = {"transformer_xl": 46, "xlnet": 57}
 """Forward and backward, in the second micro-batch of a step, with the kernels inside of the attention's operators."""
+KEPT = {"transformer_xl": 34.5, "xlnet": 37.0}
+"""Bytes kept for the backward pass, in bf16 with dropout, per new token and layer, in units of d_model bytes."""
 needs_triton = pytest.mark.skipif(is_missing("triton"), reason="Triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 
@@ -110,6 +115,24 @@ def test_checkpointed_layers_drop_the_same_and_give_the_same_bits(kind: type[Bac
 def test_a_layer_stays_within_its_operations(name: str):
     of = case(name, "base", rows=32, precision="bf16", threads=1)
     assert attention_work(of, "fused", whole=True).operations <= OPERATIONS[name]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_layer_stays_within_its_kept_bytes(name: str):
+    of, found = case(name, "base", rows=32, precision="bf16", threads=1), []
+    for layers in (3, 2):
+        with torch.device("meta"):
+            model, objective = pretraining_model(replace(of, num_layers=layers))
+        model = model.to(torch.bfloat16).train()
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.implementation = "fused"
+            if isinstance(module, Layer):
+                module.whole = True
+        given = make_batch(of, objective).to(torch.device("meta")).inputs
+        mems = model.backbone.empty_memory(of.rows, of.mem_len)
+        found.append(kept_bytes(lambda: model.backbone(given, mems), without=[*model.parameters()]))  # noqa: B023
+    assert (found[0] - found[1]) / (of.rows * of.seq_len * of.d_model) <= KEPT[name]
 
 
 @needs_triton
