@@ -20,6 +20,7 @@ from benchmarks.gpu.reference import IN_MEMORY
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
+from xlpretrain.models.stack import Layer
 from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
@@ -45,8 +46,8 @@ class AttentionWork:
     """FLOPs without those of the projections."""
 
 
-def attention_work(of: Case, implementation: str) -> AttentionWork:
-    """Count the work of a layer's attention."""
+def attention_work(of: Case, implementation: str, *, whole: bool = False) -> AttentionWork:
+    """Count the work of a layer's attention. whole: operations are those of a layer that is computed as a whole."""
     model, mems, inputs = _model(of, implementation)
     captured: list[tuple[Any, ...]] = []
     attention = model.layers[0].attention
@@ -68,7 +69,7 @@ def attention_work(of: Case, implementation: str) -> AttentionWork:
     projections = _projections(attention, of, arguments)
     flops = inside.flops_of_sdpa() if implementation == "sdpa" else inside.flops()
     return AttentionWork(
-        _operations_of_layer(of, implementation, inside.operations()),
+        _operations_of_layer(of, implementation, inside.operations(), whole=whole),
         moved.total(),
         moved.total() - projections,
         kept,
@@ -103,21 +104,23 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def _model(of: Case, implementation: str) -> tuple[Any, Tensor, Any]:
+def _model(of: Case, implementation: str, *, whole: bool = False) -> tuple[Any, Tensor, Any]:
     with META:
-        whole, objective = pretraining_model(of)
-    model = whole.to(DTYPES[of.precision]).train().backbone
+        pretraining, objective = pretraining_model(of)
+    model = pretraining.to(DTYPES[of.precision]).train().backbone
     for module in model.modules():
         if isinstance(module, RelativeAttention):
             module.implementation = implementation.split(",")[0]  # type: ignore[assignment]
+        if isinstance(module, Layer):
+            module.whole = whole and implementation != "sdpa" and module.parts() is not None
     return model, model.empty_memory(of.rows, of.mem_len), make_batch(of, objective).to(META).inputs
 
 
-def _operations_of_layer(of: Case, implementation: str, inside: tuple[int, int]) -> int:
+def _operations_of_layer(of: Case, implementation: str, inside: tuple[int, int], *, whole: bool) -> int:
     """The difference between three layers and two, in the second micro-batch."""
     found = []
     for layers in (3, 2):
-        model, mems, inputs = _model(_with_layers(of, layers), implementation)
+        model, mems, inputs = _model(_with_layers(of, layers), implementation, whole=whole)
         for _ in range(2):
             with counted() as operations:
                 hidden, _ = model(inputs, mems)

@@ -31,7 +31,8 @@ PROGRAMS = ("xlpretrain", "data_pipelines", "launcher")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OWN_PARTS = {"pydantic_core": "pydantic"}  # comes with it, in the version that it names
-EXPORTED = {"backbone_xlpretrain.py", "modeling_xlpretrain.py"}  # go with exported models, and run under transformers
+EXPORTED = {"backbone_xlpretrain.py", "modeling_xlpretrain.py", "visibility_xlpretrain.py"}
+"""Files that go with exported models, and run under transformers."""
 
 
 def name_of(requirement: str) -> str:

@@ -16,6 +16,7 @@ from xlpretrain.engine.compiled import ModuleKinds, compile_regions
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import OutputLayer
 from xlpretrain.models.kernels.fused.choice import choose_attention, set_tiles
+from xlpretrain.models.kernels.fused.layer.choice import choose_whole_layers
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import Layer
 from xlpretrain.optim import OptimizerConfig
@@ -143,6 +144,11 @@ class EngineConfig(Section, ABC):
         """True if the optimizer gets slices of parameters instead of whole ones."""
         return False
 
+    @property
+    def slices_weights(self) -> bool:
+        """True if a module's weights are whole only while it is called."""
+        return False
+
     def prepare_process(self) -> None:
         """Set what must be set before CUDA starts. Raises `ConfigError` if the environment contradicts the config."""
         if self.deterministic:
@@ -189,6 +195,8 @@ class EngineConfig(Section, ABC):
         add_up = distributed.all_reduce_sum if self.autotune_attention else None
         tiles = set_tiles(model, **place, add_up=add_up) if self.attention == "fused" else None
         attention = choose_attention(model, self.attention, **place)
+        if attention == "fused" and not (self.compile or self.slices_weights):
+            choose_whole_layers(model, **place)
         engine = self.make_engine(model, optimizer, num_micro_batches=num_micro_batches, weights=weights, device=device)
         settings = {key: getattr(self, key) for key in self.layout_keys}
         engine.layout = {"engine": self.type, **settings, "micro_batches": num_micro_batches}
@@ -249,6 +257,11 @@ class DeepSpeedConfig(EngineConfig):
     def slices_parameters(self) -> bool:
         """True for every stage that shards something."""
         return self.zero_stage > 0
+
+    @property
+    def slices_weights(self) -> bool:
+        """Stage 3 gathers the weights of a module when it is called."""
+        return self.zero_stage == 3
 
     def make_engine(
         self,

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .visibility_xlpretrain import visibility
+
 Memory = tuple[Tensor, Tensor]
 """The last M inputs of each layer [L, B, M, D], and how many of the newest ones belong to each sample [B]."""
 
@@ -26,14 +28,21 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, 
 
 
 class XLPretrainConfig(PretrainedConfig):
-    """The `model` section of the run's config. type: transformer_xl, xlnet, albert or bert."""
+    """The run's `model` section. type: transformer_xl, xlnet, albert or bert. attention: plain or fused."""
 
     model_type = "xlpretrain"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
     keys_to_ignore_at_inference = ["mems", "last_hidden_state"]
 
-    def __init__(self, vocab_size: int = 32000, type: str = "transformer_xl", sentence_head: bool = False, **keys: Any):
-        self.vocab_size, self.type, self.sentence_head = vocab_size, type, sentence_head
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        type: str = "transformer_xl",
+        sentence_head: bool = False,
+        attention: str = "plain",
+        **keys: Any,
+    ):
+        self.vocab_size, self.type, self.sentence_head, self.attention = vocab_size, type, sentence_head, attention
         keys.setdefault("tie_word_embeddings", False)  # tied weights are a single tensor here
         super().__init__(**keys)
 
@@ -74,12 +83,14 @@ class Attention(nn.Module):
 
     def forward(
         self, states: Tensor, context: Tensor, seen: Tensor, places: Places | None, biases: list
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attended states [B, Q, D] and weights [B, N, Q, K], from states [B, Q, D], context [B, K, D], seen [B, Q, K].
 
-        The output of fully masked queries is zero.
+        The output of fully masked queries is zero. Fused attention has no weights.
         """
         query, key, value = (self._heads(x) for x in (self.query(states), self.key(context), self.value(context)))
+        if places is not None and places.view is not None:
+            return self.output(self._fused(query, key, value, places, biases).flatten(-2)), None
         if places is None:
             scores = torch.einsum("bqnh,bknh->bnqk", query, key)
         else:
@@ -97,17 +108,38 @@ class Attention(nn.Module):
         attended = torch.einsum("bnqk,bknh->bqnh", weights, value) * seen.any(-1)[..., None, None]
         return self.output(attended.flatten(-2)), weights
 
+    def _fused(self, query: Tensor, key: Tensor, value: Tensor, places: Places, biases: list) -> Tensor:
+        from .fused_xlpretrain import draw_seed, fused_relative_attention
+
+        segment, dtype = None, value.dtype  # with autocast, biases are wider
+        if len(biases) > 2:
+            segment = torch.einsum("bqnh,snh->nbqs", query + biases[2], self.segment_embedding).to(dtype)
+        return fused_relative_attention(
+            (query + biases[0]).to(dtype),
+            key,
+            value,
+            (query + biases[1]).to(dtype),
+            self._heads(self.distance(places.distances))[None].to(dtype),
+            segment,
+            places.view,
+            scale=self.d_head**-0.5,
+            rate=self.dropout.p,
+            seed=draw_seed(query.device) if self.training and self.dropout.p > 0 else None,
+        )
+
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
 
 
 @dataclass
 class Places:
-    """Encoded distances K, K-1, ... [R, D]; the index of each query-key pair in them, and same segments [B, Q, K]."""
+    """Encoded distances K, K-1, ... [R, D]; the index of each query-key pair in them, and same segments [B, Q, K].
+    view: of fused attention, if that is used."""
 
     distances: Tensor
     columns: Tensor
     same_segment: Tensor
+    view: Any = None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -145,8 +177,8 @@ class Layer(GradientCheckpointingLayer):
 
     def forward(
         self, hidden: Tensor, memory: Tensor, seen: Tensor, places: Places | None, biases: list
-    ) -> tuple[Tensor, Tensor]:
-        """The layer's output [B, Q, D] and its attention weights [B, N, Q, K].
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer's output [B, Q, D] and its attention weights [B, N, Q, K], if it has any.
 
         hidden [B, Q, D]: tokens, then predictions, which are not attended to. memory [B, M, D].
         """
@@ -256,6 +288,8 @@ class BackboneOutput(NamedTuple):
 class Backbone(nn.Module):
     def __init__(self, config: XLPretrainConfig):
         super().__init__()
+        if config.attention not in ("plain", "fused"):
+            raise ValueError(f"attention must be plain or fused, got {config.attention!r}")
         self.config = config
         self.relative, own = config.type in ("transformer_xl", "xlnet"), config.weights_of_layers[-1] + 1
         self.embedding = TokenEmbedding(config, width=config.d_model) if self.relative else EncoderEmbedding(config)
@@ -288,6 +322,9 @@ class Backbone(nn.Module):
             valid: attention mask [B, T], or a longer one that begins with the tokens read before.
             hidden_from: [B, T, T], true where a token must not see another.
             predict: positions that a second stream predicts [B, P].
+
+        Raises RuntimeError if the config asks for fused attention where it cannot run. It is used for relative models,
+        except for calls with `hidden_from`, which may hide anything, or with `output_attentions`.
         """
         batch_size, num_tokens = tokens.shape
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid[:, -num_tokens:].bool()
@@ -303,6 +340,8 @@ class Backbone(nn.Module):
             if predict.shape[1]:
                 hidden = torch.cat([hidden, self.mask_embedding.expand(batch_size, predict.shape[1], -1)], dim=1)
             hidden, places = self.dropout(hidden), self._places(states.shape[2], segments, predict, hidden.dtype)
+            if self.config.attention == "fused" and hidden_from is None and not output_attentions:
+                places.view = visibility(self.config, own, valid, segments, predict)
         else:
             hidden = self.embedding(tokens, segments)
         new, all_hidden, all_weights = [], [], []

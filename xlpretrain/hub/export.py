@@ -18,6 +18,7 @@ from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
+from xlpretrain.hub.fused_code import fused_code
 from xlpretrain.hub.model_card import model_card
 from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
@@ -38,7 +39,10 @@ from xlpretrain.version import __version__
 
 MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
 BACKBONE = Path(__file__).with_name("backbone_xlpretrain.py")
-"""Code exported with models that no class of transformers implements; the first imports the second."""
+VISIBILITY = Path(__file__).with_name("visibility_xlpretrain.py")
+"""Code exported with models that no class of transformers implements; each file imports the next."""
+FUSED = "fused_xlpretrain.py"
+"""The file of `fused_code`, which is imported only where fused attention is used."""
 
 _WEIGHTS = "The weights are in the checkpoint; read them with xlpretrain.load"
 _SENTENCE = {f"sentence.{layer}.{kind}" for layer in ("pooler.linear", "classifier") for kind in ("weight", "bias")}
@@ -142,8 +146,9 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     reasons = unsupported_features(model, sentence=sentence, head=head)
     if reasons:
         described, weights = remote_code_config(config, run, sentence=sentence), dict(run.model.state_dict())
-        for source in (MODELING, BACKBONE):
+        for source in (MODELING, BACKBONE, VISIBILITY):
             shutil.copyfile(source, to / source.name)
+        (to / FUSED).write_text(fused_code(), encoding="utf-8")
     else:
         described = write_config(model, tokenizer.vocabulary, sentence=sentence)
         weights = to_transformers(run.model, model, sentence=sentence)

@@ -14,11 +14,13 @@ _SECTION, _FILES = "xlpretrain", "files"
 _NAMES = (
     "README.md",
     "backbone_xlpretrain.py",
+    "fused_xlpretrain.py",
     "loss.png",
     "model.safetensors",
     "modeling_xlpretrain.py",
     "tokenizer_as_brought.json",
     "tokenizer_config.json",
+    "visibility_xlpretrain.py",
     *TOKENIZER_FILES,
 )
 """The files of an export, besides `config.json`."""

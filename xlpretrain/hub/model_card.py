@@ -38,7 +38,7 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     ]
     if reasons:
         lines.append(
-            f"It comes with its own code (`modeling_xlpretrain.py`, `backbone_xlpretrain.py`), because no class of"
+            "It comes with its own code (`modeling_xlpretrain.py` and what that imports), because no class of"
             f" transformers implements it: {', '.join(reasons)}."
         )
     lines += [

@@ -59,7 +59,7 @@ class Attention(nn.Module):
         """Attend over memory and tokens, and project back to D. The tokens are the first T queries, and the
         memory gets no gradient."""
         implementation, scale = self._implementation(queries_BQD), self.d_head**-0.5
-        if implementation == "sdpa" and _may_be_by_hand(memory_BMD):
+        if implementation == "sdpa" and may_be_by_hand(memory_BMD):
             query_BQNH, key_BKNH, value_BKNH = self._chained(queries_BQD, memory_BMD, tokens_BTD)
         else:
             query_BQNH, key_BKNH, value_BKNH = self._projected(queries_BQD, memory_BMD, tokens_BTD)
@@ -216,7 +216,7 @@ class RelativeAttention(Attention):
         implementation = self._implementation(queries_BQD)
         biases = (content_bias_NH, position_bias_NH, *([] if segment_bias_NH is None else [segment_bias_NH]))
         distance_GRNH = self._split(self.distance(positions.distances))
-        by_hand = implementation in ("sdpa", "fused") and _may_be_by_hand(memory_BMD)
+        by_hand = implementation in ("sdpa", "fused") and may_be_by_hand(memory_BMD)
         project = self._chained if by_hand else self._projected
         query_BQNH, key_BKNH, value_BKNH = project(queries_BQD, memory_BMD, tokens_BTD)
         if implementation == "fused":
@@ -338,7 +338,7 @@ def _seen(attended_BQNH: Tensor, mask: AttentionMask) -> Tensor:
     return attended_BQNH if mask.seen is None else attended_BQNH * mask.seen
 
 
-def _may_be_by_hand(memory_BMD: Tensor) -> bool:
+def may_be_by_hand(memory_BMD: Tensor) -> bool:
     """True if backward passes of our own may be used: not in a compiler, which fuses better, and with one dtype.
 
     They give the memory no gradient; with pre-norm it has one, that of the norm's weights.

@@ -10,15 +10,16 @@ from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlpretrain.models.attention import Attention, RelativeAttention
+from xlpretrain.models.attention import Attention, RelativeAttention, may_be_by_hand
 from xlpretrain.models.attention_mask import AttentionMask, attention_mask, mask_of, view_of
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
 from xlpretrain.models.kernels.dropout import Dropout
+from xlpretrain.models.kernels.fused.layer.parts import Parts
 from xlpretrain.models.kernels.fused.visibility import visibility
 from xlpretrain.models.parts.feed_forward import (
     Activation,
@@ -29,6 +30,7 @@ from xlpretrain.models.parts.feed_forward import (
 )
 from xlpretrain.models.parts.norm import AnyNorm, LayerNormConfig
 from xlpretrain.models.parts.positions import AnyPositions, SinusoidalConfig
+from xlpretrain.models.relative_positions import RelativePositions
 from xlpretrain.schema import Problem
 
 
@@ -38,6 +40,10 @@ class Layer(nn.Module):
     Post-norm: norm(x + f(x)). Pre-norm: x + f(norm(x)), with the memory normalized like the new tokens; as in the
     originals, no final norm follows the last layer.
     """
+
+    whole: bool = False
+    """True: with fused attention, the whole layer has one backward pass of our own; see `kernels/fused/layer/whole.py`.
+    Its parts are not called then, so their hooks are not either."""
 
     def __init__(
         self,
@@ -62,13 +68,21 @@ class Layer(nn.Module):
         memory: Float[Tensor, "B M D"],
         mask: AttentionMask,
         *places: Any,
+        distance: Float[Tensor, "G R N H"] | None = None,
+        seeds: Int32[Tensor, "4 2"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
         """Hidden states after this layer: those of the T tokens, then those of the predictions, which no query attends.
 
         Args:
             memory: earlier inputs of this layer.
             places: further arguments of the attention, after the mask.
+            distance: the projected distances, for a layer that is computed as a whole.
+            seeds: of all dropout of such a layer; None: nothing is dropped there.
         """
+        if distance is not None:
+            parts = self.parts()
+            assert parts is not None and mask.view is not None
+            return parts.compute(hidden, memory, mask.view, distance, seeds, places[1:])
         num_tokens, queries = mask.added.shape[2] - memory.shape[1], hidden
         if self.pre_norm:
             memory, queries = self.attention_norm(memory), self.attention_norm(hidden)
@@ -80,6 +94,11 @@ class Layer(nn.Module):
             hidden = self.attention_norm(hidden)
             hidden = self.feed_forward_norm(hidden + self.feed_forward(hidden))
         return hidden
+
+    def parts(self) -> Parts | None:
+        """The layer's modules, if it may be computed as a whole."""
+        norms = self.attention_norm, self.feed_forward_norm
+        return None if self.pre_norm else Parts.of(self.attention, self.feed_forward, norms, self.dropout)
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """FLOPs of forward and backward, with the cost of predictions spread over the tokens."""
@@ -244,16 +263,40 @@ class StackedBackbone(Backbone):
         num_tokens = inputs.tokens.shape[1]
         if not inputs.mem_is_full:
             mems = _forget(mems, inputs.mem_valid_len)
+        further, biases = self._for_whole_layers(hidden, mems, places, biases)
         layer_inputs, by_layer = [], [bias.unbind() for bias in biases]
-        for memory, index in zip(mems, self.layer_to_weights, strict=True):
+        for memory, index, more in zip(mems, self.layer_to_weights, further, strict=True):
             layer_inputs.append(hidden.detach()[:, :num_tokens][:, : inputs.reuse_len])
             layer, own = self.layers[index], (bias[index if len(bias) > 1 else 0] for bias in by_layer)
             arguments = (hidden, memory, mask, *places, *own)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, *arguments, use_reentrant=False)
+                hidden = checkpoint(layer, *arguments, use_reentrant=False, **more)
             else:
-                hidden = layer(*arguments)
+                hidden = layer(*arguments, **more)
         return hidden, _remember(mems, layer_inputs)
+
+    def _for_whole_layers(
+        self, hidden: Tensor, mems: Tensor, places: Sequence[object], biases: Sequence[Tensor]
+    ) -> tuple[list[dict[str, Tensor]], Sequence[Tensor]]:
+        """Further arguments of each layer if it is computed as a whole, and one attention bias for each.
+
+        What all layers need is computed at once: projected distances by one product, and seeds of dropout. A bias that
+        layers share is repeated, so that its gradients are summed at once.
+        """
+        layers, num_layers = cast(list[Layer], list(self.layers)), len(self.layer_to_weights)
+        if not (layers[0].whole and self.fused and hidden.numel() and may_be_by_hand(mems)):
+            return [{}] * num_layers, biases
+        positions = cast(RelativePositions, places[0])
+        attentions = [cast(RelativeAttention, layer.attention) for layer in layers]
+        weights_UFD = torch.stack([attention.distance.weight for attention in attentions])
+        rows_UXD = positions.distances.flatten(0, 1).expand(len(layers), -1, -1)
+        shape = *positions.distances.shape[:2], attentions[0].num_heads, attentions[0].d_head
+        distances = torch.bmm(rows_UXD, weights_UFD.mT).unflatten(1, shape[:2]).unflatten(-1, shape[2:]).unbind()
+        further = [{"distance": distances[index]} for index in self.layer_to_weights]
+        if self.training:
+            drawn = torch.randint(-(2**31), 2**31 - 1, (num_layers, 4, 2), dtype=torch.int32, device=hidden.device)
+            further = [{**more, "seeds": seeds} for more, seeds in zip(further, drawn.unbind(), strict=True)]
+        return further, [bias.expand(len(layers), -1, -1) for bias in biases]
 
     def empty_memory(self, batch_size: int, mem_len: int) -> Float[Tensor, "L B M D"]:
         """Zeros with the dtype and device of the weights."""

@@ -75,6 +75,7 @@ class MLP(FeedForward):
         super().__init__()
         self.inner = nn.Linear(settings.d_model, settings.d_ff)
         self.outer = nn.Linear(settings.d_ff, settings.d_model)
+        self.activation_name: Activation = settings.activation
         self.activation = ACTIVATIONS[settings.activation]
         self.dropout = Dropout(settings.dropout)
         self.inner_dropout = Dropout(settings.inner_dropout)

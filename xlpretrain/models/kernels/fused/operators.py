@@ -86,13 +86,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     "xlpretrain::fused_relative_attention_backward",
     mutates_args=(),
     schema=f"(Tensor d_output, Tensor output, Tensor normalizer, {_ARGUMENTS})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(d_output: Tensor, output: Tensor, normalizer: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Gradients of queries, keys, values, position queries, distances and segment scores."""
+    """Gradients of queries, of keys and values ("2 B K N H"), position queries, distances and segment scores."""
     call, d_output = Call(*_contiguous(arguments)), d_output.contiguous()
-    learned = call.query, call.key, call.value, call.by_position
-    d_query, d_key, d_value, d_by_position = (torch.empty_like(tensor) for tensor in learned)
+    d_query, d_by_position = torch.empty_like(call.query), torch.empty_like(call.by_position)
+    d_key, d_value = d_key_value = call.key.new_empty(2, *call.key.shape)
     d_segment, delta = _like_segment(call.query, call.segment), _per_query(call.query)
     scores = ScoresInMemory(call) if call.in_memory else None
     position, d_position = (scores.scores, torch.empty_like(scores.scores)) if scores else (None, None)
@@ -105,7 +105,7 @@ def _backward(d_output: Tensor, output: Tensor, normalizer: Tensor, *arguments: 
         assert d_position is not None
         d_distance = scores.add_gradients(d_position, d_by_position, d_distance)
     assert d_distance is not None
-    return d_query, d_key, d_value, d_by_position, d_distance, d_segment
+    return d_query, d_key_value, d_by_position, d_distance, d_segment
 
 
 @_forward.register_fake
@@ -116,8 +116,9 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 @_backward.register_fake
 def _(d_output: Tensor, output: Tensor, normalizer: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *learned, segment = arguments[:6]
-    return (*(tensor.new_empty(tensor.shape) for tensor in learned), _like_segment(learned[0], segment))
+    query, key, _, *others, segment = arguments[:6]
+    learned = (query.new_empty(query.shape), key.new_empty(2, *key.shape))
+    return (*learned, *(tensor.new_empty(tensor.shape) for tensor in others), _like_segment(query, segment))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -128,11 +129,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _propagate(ctx: Any, d_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, output, normalizer = ctx.saved_tensors
-    *gradients, d_segment = torch.ops.xlpretrain.fused_relative_attention_backward(
+    d_query, d_key_value, *gradients, d_segment = torch.ops.xlpretrain.fused_relative_attention_backward(
         d_output, output, normalizer, *tensors, *ctx.settings
     )
-    others = len(tensors) - len(gradients) - 1 + len(ctx.settings)
-    return (*gradients, None if tensors[5] is None else d_segment, *[None] * others)
+    others = len(tensors) - len(gradients) - 4 + len(ctx.settings)
+    return (d_query, *d_key_value.unbind(), *gradients, None if tensors[5] is None else d_segment, *[None] * others)
 
 
 _forward.register_autograd(_propagate, setup_context=_keep)
