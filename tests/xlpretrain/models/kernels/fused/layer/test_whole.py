@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.gpu.device_work import kept_bytes
 
 from benchmarks.cases import case
 from benchmarks.gpu.kernel_work import attention_work
@@ -24,6 +23,7 @@ from xlpretrain.models.kernels.fused.layer import choice
 from xlpretrain.models.kernels.fused.layer.choice import Kind, choose_whole_layers, fault
 from xlpretrain.models.parts.norm import RMSNormConfig
 from xlpretrain.models.stack import Layer
+from xlpretrain.planning.device_work import kept_bytes
 
 SAMPLES, TOKENS, MEMORY, VOCAB = 2, 7, 3, 20
 TINY: dict[str, Any] = {
