@@ -66,6 +66,8 @@ class Loss:
     """Sum per term, in fp32 nats."""
     scores: Mapping[str, TokenScores] = field(default_factory=dict)
     """Individual predictions per term, for evaluation."""
+    outputs: Float[Tensor, "B ..."] | None = None
+    """The fp32 outputs for each sample, in evaluation mode, if metrics are computed from them."""
 
 
 class Head(nn.Module, ABC):
@@ -78,10 +80,6 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def flops_per_token(self) -> float:
         """Matrix-product FLOPs of forward and backward, divided by the tokens of a sample."""
-
-    def class_logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """The fp32 logits of each sample's labels; only for a classifier's head."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `class_logits`")
 
 
 class PretrainingModel(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from xlpretrain.errors import DataError
+from xlpretrain.errors import ConfigError, DataError
 
 SPECIAL_TOKENS = {
     "pad": ("<pad>", "[PAD]"),
@@ -145,6 +145,14 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def check_text(text: object, where: str) -> None:
+    """Raise `ConfigError` if `text` is not a string, and `DataError` if it is not valid Unicode."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: expected a string, got a {type(text).__name__}")
+    if (place := lone_surrogate(text)) is not None:
+        raise DataError(f"{where}: invalid Unicode: a lone surrogate at character {place}")
 
 
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:
