@@ -25,7 +25,7 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
-_TASKS = "Task: classify (a label) or regress (a number)."
+_TASKS = "Task: classify (a label), regress (a number) or tag (a tag for each word)."
 
 
 @app.command()

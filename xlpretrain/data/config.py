@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.examples.labelled import LabelledDataConfig
+from xlpretrain.data.examples.tagged import TaggedDataConfig
 from xlpretrain.data.mixture import CorpusConfig, Mixture
 from xlpretrain.data.splits import DamagePolicy, DataConfig, DataSplits
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -112,7 +113,7 @@ def _absolute(place: str) -> str:
     return place if is_url(place) else str(Path(place).absolute())
 
 
-EXAMPLES: dict[str, type[ExampleDataConfig]] = {"labelled": LabelledDataConfig}
+EXAMPLES: dict[str, type[ExampleDataConfig]] = {"labelled": LabelledDataConfig, "tagged": TaggedDataConfig}
 """The data of tasks, by the key `type`."""
 DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, **EXAMPLES})]
 """The data of a run, selected by the key `type`."""

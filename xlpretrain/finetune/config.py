@@ -77,7 +77,7 @@ def task_config(
         "global_batch_size": BATCH,
         "micro_batch_size": BATCH,
         "max_steps": total,
-        "eval": {"every_steps": every, "num_streams": BATCH, "best": kind.metric_names[0]},
+        "eval": {"every_steps": every, "num_streams": BATCH, "best": kind.criterion(own)},
         "checkpoint": {"every_steps": every, "keep": 1, "keep_best": True},
         "stop": {"patience": 3 * EVALUATIONS_PER_EPOCH},
     }

@@ -10,6 +10,7 @@ from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.objectives.tasks.classify import Classification
 from xlpretrain.objectives.tasks.regress import Regression
+from xlpretrain.objectives.tasks.tag import Tagging
 from xlpretrain.schema import Registry, TaggedUnion
 
 OBJECTIVES: Registry[Objective] = Registry(
@@ -21,6 +22,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "masked_lm": MaskedLM,
         "classify": Classification,
         "regress": Regression,
+        "tag": Tagging,
     },
 )
 

@@ -135,6 +135,11 @@ class Task(Objective):
         """The task's own config keys for these data, such as the labels. Raises `DataError` for unusable ones."""
 
     @classmethod
+    def criterion(cls, keys: Mapping[str, Any]) -> str:
+        """The metric that chooses the best checkpoint of a fine-tune. keys: as from `keys_for`."""
+        return cls.metric_names[0]
+
+    @classmethod
     def longest_sample(cls, train: ExampleDataset, layout: TokenLayout) -> int:
         """Number of tokens that hold every example, special tokens included."""
         return train.max_length + layout.num_symbols(2)
