@@ -13,7 +13,7 @@ import csv
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +34,10 @@ Metrics = Mapping[str, float | None]
 """Metrics by name; None where one is undefined, such as a correlation of constants."""
 TableRows = tuple[list[str], Iterator[Sequence[Any]]]
 """The header and the rows of a table."""
+
+
+HubTask = Literal["SequenceClassification", "TokenClassification"]
+"""The suffix of the `AutoModelFor...` class of `transformers` that loads an exported model."""
 
 
 class TaskHead(Head):
@@ -62,8 +66,17 @@ class Task(Objective):
     """The type of its data (`data.type`)."""
     metric_names: ClassVar[tuple[str, ...]]
     """The metrics, all better if larger. The first one chooses the best checkpoint of a fine-tune."""
+    hub_task: ClassVar[HubTask | None] = None
+    """The head of an exported model; None if it cannot be exported."""
+    problem_type: ClassVar[str] = "single_label_classification"
+    """The kind of a sequence classification in `transformers`."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Optional packages that the metrics need, by their keys in `extras.PACKAGES`."""
+
+    @property
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the head's outputs, such as the labels."""
 
     def layout_problems(self) -> Iterator[Problem]:
         """A problem if the layout cannot be parsed."""

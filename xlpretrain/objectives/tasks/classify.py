@@ -49,6 +49,11 @@ class Classification(SummaryTask):
         yield from self.layout_problems()
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """The labels."""
+        return self.labels
+
+    @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
         """Names of the classes: the labels."""
         return {"label": self.labels}

@@ -33,7 +33,13 @@ class Regression(SummaryTask):
 
     terms: ClassVar[tuple[str, ...]] = ("number",)
     metric_names: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    problem_type: ClassVar[str] = "regression"
     needs: ClassVar[tuple[str, ...]] = ("scipy",)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The number."""
+        return ("number",)
 
     @classmethod
     def keys_for(cls, train: ExampleDataset, valid: ExampleDataset | None) -> dict[str, Any]:

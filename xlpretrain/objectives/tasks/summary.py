@@ -9,7 +9,7 @@ Shapes: B samples, T tokens, C outputs, D d_model.
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, Unpack
+from typing import ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.models.stack import Pooler, draw
-from xlpretrain.objectives.tasks.base import Task, TaskHead
+from xlpretrain.objectives.tasks.base import HubTask, Task, TaskHead
 
 Summary = Literal["first", "last", "mean"]
 """The vector of a sample: that of its first or last token, or the mean over its tokens."""
@@ -39,11 +39,17 @@ class SummaryTask(Task):
     """The vector of a sample: that of its first or last token, or the mean over its tokens (default: that of CLS, if
     the layout has one at the start or the end, else the mean)."""
 
+    hub_task: ClassVar[HubTask | None] = "SequenceClassification"
+
+    @property
+    def resolved_summary(self) -> Summary:
+        """The summary, with the default resolved."""
+        return self.summary or self.token_layout.cls_position or "mean"
+
     @property
     def head_options(self) -> HeadOptions:
         """The options of the head."""
-        summary = self.summary or self.token_layout.cls_position or "mean"
-        return {"summary": summary, "dropout": self.dropout, "seq_len": self.seq_len}
+        return {"summary": self.resolved_summary, "dropout": self.dropout, "seq_len": self.seq_len}
 
 
 class SummaryHead(TaskHead):

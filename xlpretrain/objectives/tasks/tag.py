@@ -33,7 +33,7 @@ from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.models.stack import draw
-from xlpretrain.objectives.tasks.base import Metrics, TableRows, Task, TaskHead, example_of
+from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, Task, TaskHead, example_of
 from xlpretrain.objectives.tasks.lay_out import padded
 from xlpretrain.schema import Problem
 
@@ -51,6 +51,7 @@ class Tagging(Task):
     terms: ClassVar[tuple[str, ...]] = ("tag",)
     data_type: ClassVar[str] = "tagged"
     metric_names: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "word_accuracy")
+    hub_task: ClassVar[HubTask | None] = "TokenClassification"
     needs: ClassVar[tuple[str, ...]] = ("seqeval",)
 
     def problems(self) -> Iterator[Problem]:
@@ -63,6 +64,11 @@ class Tagging(Task):
     def is_bio(self) -> bool:
         """True if the tags mark entities in the BIO scheme."""
         return _is_bio(self.tags)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The tags."""
+        return self.tags
 
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
