@@ -25,7 +25,7 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
-_TASKS = "Task: classify (a label), regress (a number) or tag (a tag for each word)."
+_TASKS = "classify (a label), regress (a number), tag (a tag for each word) or choose (one of several texts)."
 
 
 @app.command()

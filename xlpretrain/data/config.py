@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 
+from xlpretrain.data.examples.choices import ChoicesDataConfig
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.examples.labelled import LabelledDataConfig
 from xlpretrain.data.examples.tagged import TaggedDataConfig
@@ -113,7 +114,11 @@ def _absolute(place: str) -> str:
     return place if is_url(place) else str(Path(place).absolute())
 
 
-EXAMPLES: dict[str, type[ExampleDataConfig]] = {"labelled": LabelledDataConfig, "tagged": TaggedDataConfig}
+EXAMPLES: dict[str, type[ExampleDataConfig]] = {
+    "labelled": LabelledDataConfig,
+    "tagged": TaggedDataConfig,
+    "choices": ChoicesDataConfig,
+}
 """The data of tasks, by the key `type`."""
 DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, **EXAMPLES})]
 """The data of a run, selected by the key `type`."""

@@ -343,16 +343,19 @@ class XLPretrainForSequenceClassification(XLPretrainModel):
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
         """labels: [B], indices or, with one label, numbers. logits: [B, C] in fp32."""
-        given = input_ids, attention_mask, token_type_ids, None
-        read = self._read(given, output_hidden_states, output_attentions)
-        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pooled = torch.tanh(self.head.sentence["pooler"]["linear"](self._summary(read.hidden, there)))
-        logits, loss = self.head.classifier(self.head.dropout(pooled)).float(), None
+        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
+        logits, loss = self._classify(read, input_ids, attention_mask), None
         if labels is not None and self.config.num_labels == 1:
             loss = F.mse_loss(logits[:, 0], labels.float().flatten())
         elif labels is not None:
             loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
         return self._output(read, loss=loss, logits=logits)
+
+    def _classify(self, read: BackboneOutput, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The outputs [B, C] of each sample, in fp32."""
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        pooled = torch.tanh(self.head.sentence["pooler"]["linear"](self._summary(read.hidden, there)))
+        return self.head.classifier(self.head.dropout(pooled)).float()
 
     def _summary(self, hidden: Tensor, there: Tensor) -> Tensor:
         """One vector per sample [B, D]: of its first or last token, or the mean over its tokens. there: [B, T]."""
@@ -362,6 +365,31 @@ class XLPretrainForSequenceClassification(XLPretrainModel):
         places = torch.arange(there.shape[1], device=there.device) * there
         at = there.argmax(1) if self.config.summary == "first" else places.argmax(1)
         return hidden[torch.arange(len(hidden), device=hidden.device), at]
+
+
+class XLPretrainForMultipleChoice(XLPretrainForSequenceClassification):
+    """The right one of several texts, each read together with its context."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainOutput:
+        """All inputs: [B, C, T]. labels: [B], indices of the right choices. logits: [B, C] in fp32."""
+        tokens, valid, segments = (
+            None if given is None else given.flatten(0, 1) for given in (input_ids, attention_mask, token_type_ids)
+        )
+        read = self._read((tokens, valid, segments, None), output_hidden_states, output_attentions)
+        logits, loss = self._classify(read, tokens, valid).view(input_ids.shape[:2]), None
+        if labels is not None:
+            loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
+        return self._output(read, loss=loss, logits=logits)
 
 
 class XLPretrainForTokenClassification(XLPretrainModel):

@@ -92,6 +92,10 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """The loss of one micro-batch and its streams' next memory."""
+        num_rows = len(batch.inputs.tokens)
+        if num_rows != mems.shape[1]:  # a task with several rows per sample, which have no memory
+            hidden, _ = self.backbone(batch.inputs, mems.new_zeros(len(mems), num_rows, 0, mems.shape[3]))
+            return self.head(hidden, batch), mems
         hidden, mems = self.backbone(batch.inputs.with_memory_of(mems.shape[2]), mems)
         return self.head(hidden, batch), mems
 

@@ -8,6 +8,7 @@ from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.objectives.tasks.base import Task
+from xlpretrain.objectives.tasks.choose import Choosing
 from xlpretrain.objectives.tasks.classify import Classification
 from xlpretrain.objectives.tasks.regress import Regression
 from xlpretrain.objectives.tasks.tag import Tagging
@@ -23,6 +24,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "classify": Classification,
         "regress": Regression,
         "tag": Tagging,
+        "choose": Choosing,
     },
 )
 

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 
 TEXTS = ["Bation is the word", "A much longer text, with Tring and Wone in it, and more", "Short"]
 PAIRS = [(text, other) for text, other in zip(TEXTS, reversed(TEXTS), strict=True)]
+CHOICES = [["one thing", "another", "third"], ["a", "b", "a longer choice"], ["this", "that", "those"]]
 CASES = {
     ("transformer_xl", "classify"): "XLPretrainForSequenceClassification",
     ("xlnet", "classify"): "XLNetForSequenceClassification",
@@ -33,6 +34,10 @@ CASES = {
     ("xlnet", "classify, first"): "XLPretrainForSequenceClassification",
     ("bert", "regress"): "BertForSequenceClassification",
     ("transformer_xl", "regress"): "XLPretrainForSequenceClassification",
+    ("transformer_xl", "choose"): "XLPretrainForMultipleChoice",
+    ("xlnet", "choose"): "XLNetForMultipleChoice",
+    ("albert", "choose"): "AlbertForMultipleChoice",
+    ("bert", "choose"): "BertForMultipleChoice",
     ("transformer_xl", "tag"): "XLPretrainForTokenClassification",
     ("xlnet", "tag"): "XLNetForTokenClassification",
     ("albert", "tag"): "AlbertForTokenClassification",
@@ -44,6 +49,8 @@ def _files(folder: Path, task: str, *, pairs: bool) -> dict[str, Path]:
     if task == "tag":
         words = [text.split() for text in TEXTS]
         rows = [{"tokens": of, "tags": ["X", *["Y"] * (len(of) - 1)]} for of in words]
+    elif task == "choose":
+        rows = [{"context": TEXTS[i], "choices": CHOICES[i], "label": i} for i in range(3)]
     else:
         targets = ("1", "2.5", "1") if task == "regress" else ("b", "a", "b")
         texts = [(*(PAIRS[i] if pairs else (TEXTS[i],)), target) for i, target in enumerate(targets)]
@@ -72,8 +79,8 @@ def _load(to: Path, architecture: str):
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_outputs_and_losses_are_ours(tmp_path: Path, tiny_dataset: Path, kind: str, case: str, pairs: bool):
     task, _, summary = case.partition(", ")
-    if task == "tag" and pairs:
-        pytest.skip("a sentence is one text")
+    if task in ("tag", "choose") and pairs:
+        pytest.skip("a sentence is one text, and a choice has its context")
     size = {"max_positions": 128} if kind in ("albert", "bert") else {}
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": kind, **size})
     changes = [f"objective.summary={summary}"] if summary else []
@@ -88,7 +95,11 @@ def test_outputs_and_losses_are_ours(tmp_path: Path, tiny_dataset: Path, kind: s
     for chosen in ([0, 1, 2], [0], [1], [2]):
         batch = [given[i] for i in chosen]
         texts = ([a for a, _ in batch], [b for _, b in batch]) if pairs else (batch,)
+        if task == "choose":
+            texts = ([text for text in batch for _ in range(3)], [c for i in chosen for c in CHOICES[i]])
         inputs = tokenizer(*texts, padding=True, return_tensors="pt", is_split_into_words=task == "tag")
+        if task == "choose":
+            inputs = {name: given.view(len(chosen), 3, -1) for name, given in inputs.items()}
         labels = _labels(inputs, examples, chosen, task)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -87,6 +87,13 @@ class ExampleDataset(TokenDataset):
         }
 
 
+def content_of(path: Path) -> bytes:
+    """The content of a file, or of all files in a folder; empty for standard input."""
+    if path.is_dir():
+        return b"".join(file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file())
+    return path.read_bytes() if path.is_file() else b""
+
+
 def make_sample(example: Example, *, epoch: int = 0, sample_index: int = 0, stream: int = 0) -> Sample:
     """The sample of an example."""
     tokens = np.concatenate([np.asarray(part, np.int64) for part in example.parts])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from xlpretrain.data.examples.base import ExampleDataset
+from xlpretrain.data.examples.base import ExampleDataset, content_of
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.samples import Example
 from xlpretrain.data.tables.text_tables import Table, read_table
@@ -39,7 +39,7 @@ class LabelledDataset(ExampleDataset):
             path,
             tokenizer,
             [Example(part, label, number) for number, (part, label) in enumerate(zip(parts, labels, strict=True))],
-            content=path.read_bytes() if path.is_file() else b"",
+            content=content_of(path),
             source_bytes=sum(len(part.encode()) for texts in self.texts for part in texts),
         )
         self._reopen = partial(LabelledDataset, table, path, tokenizer, text=text, label=label)

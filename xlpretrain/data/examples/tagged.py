@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from xlpretrain.data.examples.base import ExampleDataset
+from xlpretrain.data.examples.base import ExampleDataset, content_of
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.samples import Example
 from xlpretrain.data.tables.tagged_words import TaggedSentence, read_tagged
@@ -29,8 +29,7 @@ class TaggedDataset(ExampleDataset):
             for number, sentence in enumerate(sentences)
         ]
         num_bytes = sum(len(word.encode()) for sentence in sentences for word in sentence.words)
-        content = path.read_bytes() if path.is_file() else b""
-        super().__init__(path, tokenizer, examples, content=content, source_bytes=num_bytes)
+        super().__init__(path, tokenizer, examples, content=content_of(path), source_bytes=num_bytes)
         self._reopen = partial(TaggedDataset, sentences, path, tokenizer)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
 
@@ -41,7 +42,7 @@ def read_tagged(path: Path, *, words: str, tags: str) -> list[TaggedSentence]:
     kind = path.suffix.lower()
     if kind == ".conllu" and tags not in _CONLLU_COLUMNS:
         raise DataError(f"{path}: in CoNLL-U the tags are in column {' or '.join(_CONLLU_COLUMNS)}, got {tags!r}")
-    content = _read(path)
+    content = read_utf8(path)
     if kind in _JSON:
         found = list(_from_json(content, path, words=words, tags=tags))
     elif kind == ".conllu":
@@ -57,17 +58,6 @@ def read_tagged(path: Path, *, words: str, tags: str) -> list[TaggedSentence]:
                     f"{path}: line {sentence.line}: invalid Unicode: a lone surrogate at character {place} of {word!r}"
                 )
     return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def _from_columns(content: str, path: Path, *, tag_column: int, is_conllu: bool) -> Iterator[TaggedSentence]:

@@ -36,7 +36,7 @@ TableRows = tuple[list[str], Iterator[Sequence[Any]]]
 """The header and the rows of a table."""
 
 
-HubTask = Literal["SequenceClassification", "TokenClassification"]
+HubTask = Literal["SequenceClassification", "TokenClassification", "MultipleChoice"]
 """The suffix of the `AutoModelFor...` class of `transformers` that loads an exported model."""
 
 
