@@ -25,7 +25,9 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
-_TASKS = "classify (a label), regress (a number), tag (a tag for each word) or choose (one of several texts)."
+_TASKS = (
+    "classify (a label), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
+)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 from xlpretrain.data.examples.choices import ChoicesDataConfig
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.examples.labelled import LabelledDataConfig
+from xlpretrain.data.examples.questions import QuestionsDataConfig
 from xlpretrain.data.examples.tagged import TaggedDataConfig
 from xlpretrain.data.mixture import CorpusConfig, Mixture
 from xlpretrain.data.splits import DamagePolicy, DataConfig, DataSplits
@@ -118,6 +119,7 @@ EXAMPLES: dict[str, type[ExampleDataConfig]] = {
     "labelled": LabelledDataConfig,
     "tagged": TaggedDataConfig,
     "choices": ChoicesDataConfig,
+    "questions": QuestionsDataConfig,
 }
 """The data of tasks, by the key `type`."""
 DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, **EXAMPLES})]

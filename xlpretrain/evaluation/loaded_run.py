@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ class LoadedRun:
         data, objective = self.config.data, self.config.objective
         if not isinstance(data, ExampleDataConfig) or not isinstance(objective, Task):
             raise ConfigError(f"{self.folder.path}: not fine-tuned for a task; run `xlpretrain finetune` on it first")
-        return objective, data
+        report = json.loads(self.folder.figures.read_text(encoding="utf-8")) if self.folder.figures.is_file() else {}
+        return objective.tuned(report), data
 
     def predictions(self, data: ExampleDataset) -> list[Any]:
         """The task's prediction for each example of a dataset."""

@@ -253,6 +253,6 @@ def _loader(described: dict[str, Any]) -> str:
     """The call that loads the folder."""
     (architecture,) = described["architectures"]
     suffixes = ("CausalLM", "MaskedLM", *get_args(HubTask))
-    suffix = next((known for known in suffixes if architecture.endswith(known)), "PreTraining")
+    suffix = next((known for known in suffixes if architecture.endswith((known, f"{known}Simple"))), "PreTraining")
     arguments = "DIR, trust_remote_code=True" if "auto_map" in described else "DIR"
     return f"AutoModelFor{suffix}.from_pretrained({arguments})"

@@ -419,6 +419,55 @@ class XLPretrainForTokenClassification(XLPretrainModel):
         return self._output(read, loss=loss, logits=logits)
 
 
+@dataclass
+class XLPretrainAnswer(ModelOutput):
+    """Logits of the answer's first and last token [B, T], in fp32."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class XLPretrainForQuestionAnswering(XLPretrainModel):
+    """The span of a context that answers a question."""
+
+    def _add_head(self, config: XLPretrainConfig) -> None:
+        self.head = nn.Module()
+        self.head.dropout = nn.Dropout(config.task_dropout)
+        self.head.classifier = nn.Linear(config.d_model, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainAnswer:
+        """start_positions, end_positions: [B]; positions past the end are ignored."""
+        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
+        start, end = self.head.classifier(self.head.dropout(read.hidden)).float().unbind(-1)
+        if attention_mask is not None:
+            padding, lowest = ~attention_mask.bool(), torch.finfo(torch.float32).min
+            start, end = start.masked_fill(padding, lowest), end.masked_fill(padding, lowest)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            asked = ((start, start_positions.flatten()), (end, end_positions.flatten()))
+            ignored = (labels.masked_fill(labels >= input_ids.shape[1], -100) for _, labels in asked)
+            losses = [
+                mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
+                for (logits, _), labels in zip(asked, ignored, strict=True)
+            ]
+            loss = sum(losses) / 2
+        return XLPretrainAnswer(loss, start, end, read.hidden_states, read.attentions)
+
+
 def mean_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     """Mean cross entropy [] of labels other than -100; with `num_items`, their sum divided by it."""
     logits, labels = logits.flatten(0, 1), labels.flatten()

@@ -31,6 +31,9 @@ _STOCK = {
     ("MultipleChoice", "Bert"): StockHead("bert.pooler.dense", "classifier"),
     ("MultipleChoice", "Albert"): StockHead("albert.pooler", "classifier"),
     ("MultipleChoice", "XLNet"): StockHead("sequence_summary.summary", "logits_proj"),
+    ("QuestionAnswering", "Bert"): StockHead(None, "qa_outputs"),
+    ("QuestionAnswering", "Albert"): StockHead(None, "qa_outputs"),
+    ("QuestionAnswering", "XLNet"): StockHead(None, "qa_outputs"),
     ("TokenClassification", "Bert"): StockHead(None, "classifier"),
     ("TokenClassification", "Albert"): StockHead(None, "classifier"),
     ("TokenClassification", "XLNet"): StockHead(None, "classifier"),
@@ -63,7 +66,7 @@ def stock_config(config: StackConfig, task: Task, vocabulary: Vocabulary) -> _Js
     """The `config.json` for the class of transformers that implements a fine-tuned model."""
     family = _family(config)
     written = write_config(config, vocabulary, sentence=False)
-    written |= {"architectures": [f"{family}For{_hub_task(task)}"], **labels_config(task)}
+    written |= {"architectures": [_architecture(family, task)], **labels_config(task)}
     if isinstance(config, XLNetConfig):
         return written | {
             "summary_type": "last",
@@ -89,6 +92,11 @@ def own_config(task: Task) -> _Json:
     """The keys of `config.json` for the exported code of a fine-tuned model."""
     summary = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
     return {**labels_config(task), **summary, "task_dropout": task.dropout}
+
+
+def _architecture(family: str, task: Task) -> str:
+    simple = "Simple" if (family, task.hub_task) == ("XLNet", "QuestionAnswering") else ""
+    return f"{family}For{_hub_task(task)}{simple}"
 
 
 def _hub_task(task: Task) -> str:

@@ -7,6 +7,7 @@ from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
+from xlpretrain.objectives.tasks.answer import Answering
 from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.objectives.tasks.choose import Choosing
 from xlpretrain.objectives.tasks.classify import Classification
@@ -25,6 +26,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "regress": Regression,
         "tag": Tagging,
         "choose": Choosing,
+        "answer": Answering,
     },
 )
 

@@ -90,6 +90,22 @@ class Tokenizer:
         """Encode every sentence, in this thread; SentencePiece's batch method starts a thread per call."""
         return [self.encode(sentence) for sentence in sentences]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of a text, and the characters that each one covers: [start, stop) in `text` [T, 2].
+
+        A token may include the white space before a word.
+        """
+        from sentencepiece import sentencepiece_pb2
+
+        found = sentencepiece_pb2.SentencePieceText.FromString(
+            self._processor.encode(text, out_type="serialized_proto")
+        )
+        # Offsets count bytes of UTF-8; a character begins at every byte that continues none.
+        starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        characters = np.concatenate([[0], np.cumsum(starts)])
+        spans = np.array([(piece.begin, piece.end) for piece in found.pieces], np.int64).reshape(-1, 2)
+        return [piece.id for piece in found.pieces], characters[spans]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens except the unknown one."""
         text: str = self._processor.decode([int(i) for i in ids])

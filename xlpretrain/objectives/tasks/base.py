@@ -36,7 +36,7 @@ TableRows = tuple[list[str], Iterator[Sequence[Any]]]
 """The header and the rows of a table."""
 
 
-HubTask = Literal["SequenceClassification", "TokenClassification", "MultipleChoice"]
+HubTask = Literal["SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"]
 """The suffix of the `AutoModelFor...` class of `transformers` that loads an exported model."""
 
 
@@ -160,6 +160,10 @@ class Task(Objective):
     @abstractmethod
     def check(self, data: ExampleDataset) -> None:
         """Check that every example has a target that the task can learn. Raises `DataError`."""
+
+    def tuned(self, report: Mapping[str, Any]) -> Task:
+        """A copy with what was tuned on the validation file. report: that of the run. Default: unchanged."""
+        return self
 
     @abstractmethod
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
