@@ -22,6 +22,7 @@ from launcher.cli.options import (
     RunsDir,
     TakeOver,
 )
+from launcher.doctor.request import Request
 from launcher.local.options import StartOptions
 from xlpretrain.errors import USER_ERROR, ConfigError
 
@@ -88,6 +89,51 @@ def resume(
     """
     options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
     raise typer.Exit(actions.training.resume(run, overrides or [], options, here=here, nodes=nodes))
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to check.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = None,
+    runs_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--runs-dir", metavar="DIR", help="Folder that will hold the runs (default: the config's, or runs)."
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster", metavar="FILE", help="Also check Slurm against this site profile.", show_default=False
+        ),
+    ] = None,
+    on_nodes: Annotated[
+        bool, typer.Option("--on-nodes", help="Also check nodes of the cluster, in a job of 10 minutes at most.")
+    ] = False,
+    nodes: Nodes = None,
+    queue_s: Annotated[int, typer.Option("--wait", min=1, help="Seconds to wait for nodes, with --on-nodes.")] = 60,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="CHECK", help="Make this check only; can be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check machine, disks, network, a config's data and trackers, and a cluster. Exit code 2: a check failed.
+
+    Nothing existing is changed, and nothing is left behind.
+    """
+    request = Request(
+        config=str(config) if config else None,
+        overrides=tuple(overrides or ()),
+        num_processes=num_processes,
+        runs_dir=str(runs_dir) if runs_dir else None,
+        cluster=str(cluster) if cluster else None,
+        nodes=nodes,
+        queue_s=queue_s,
+    )
+    raise typer.Exit(actions.doctor.doctor(request, only=only or [], on_nodes=on_nodes, as_json=as_json))
 
 
 @app.command()

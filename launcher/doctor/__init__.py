@@ -1,1 +1,1 @@
-"""Checks of the machine, the cluster, the disks and the trackers that a run would use."""
+"""Checks of a machine, its disks and network, a config's data and trackers, and a Slurm cluster, before a run."""

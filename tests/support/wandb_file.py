@@ -22,7 +22,9 @@ def read_history(path: Path) -> Iterator[dict]:
 
 def read_run_history(folder: Path) -> list[dict]:
     """Rows of all offline segments of a run, in the order of its attempts."""
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    files = sorted(
+        folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: (path.parent.name, path.stat().st_mtime)
+    )
     return [row for file in files for row in read_history(file)]
 
 

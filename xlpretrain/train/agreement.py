@@ -75,6 +75,8 @@ def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool =
         raise LeaveLoopError("finish")
     for request in requests:
         if isinstance(request, RollBack):
+            if saver.saved_at is None and agreed.saves.writing:  # the first checkpoint
+                tell_of_failed_save(run, saver.wait())
             if saver.saved_at is not None:
                 raise LeaveLoopError(request)
             run.recorder.print(f"step {run.state.step}: {request.reason}; no checkpoint to roll back to")

@@ -44,13 +44,17 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def data_sheet_flops(name: str) -> float | None:
+    """Dense bf16 peak of a GPU by its name, in FLOP/s, from the data sheet; None if it is not known."""
+    return next((peak for model, peak in _GPU_PEAKS.items() if model in name), None)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Peak matrix-product FLOP/s of this rank: from the data sheet for a known GPU (bf16), else measured once."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for model, peak in _GPU_PEAKS.items():
-            if model in name:
-                return peak
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")

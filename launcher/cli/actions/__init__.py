@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from launcher.cli.actions import configs as configs
     from launcher.cli.actions import datasets as datasets
+    from launcher.cli.actions import doctor as doctor
     from launcher.cli.actions import evaluate as evaluate
     from launcher.cli.actions import finetune as finetune
     from launcher.cli.actions import models as models

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.cli.monitor.units import format_bytes
+from launcher.units import format_bytes
 from xlpretrain.checkpoint.files import (
     ABANDONED,
     DAMAGED,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 import zlib
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ MEMBERS = ("doc", "sent", "tok")
 """The arrays of a block, in their order in the shard."""
 
 ENDS_DTYPE = np.dtype("<u4")
+
+_PARSING = threading.Lock()
+"""Held while a header is parsed: Python before 3.11.5 raises SystemError if two threads parse at once (gh-106905)."""
 
 
 class DamagedBlockError(Exception):
@@ -92,7 +96,8 @@ def _view_array(data: memoryview, *, dtype: np.dtype, length: int, member: str) 
     try:
         if npy.read_magic(stream) != (1, 0):
             raise ValueError("an unknown version")
-        shape, _, found = npy.read_array_header_1_0(stream)
+        with _PARSING:
+            shape, _, found = npy.read_array_header_1_0(stream)
     except (ValueError, EOFError) as error:
         raise DamagedBlockError(f"its {member} array has no valid header: {error}") from None
     if found != dtype or shape != (length,):

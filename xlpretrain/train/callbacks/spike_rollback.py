@@ -63,9 +63,11 @@ class SpikeRollback(Callback):
         return RollBack(f"the loss spikes to {sums[0]:.4f}", spike.skip_before, spike.skip_after)
 
     def after_rollback(self, saved: Mapping[str, Any] | None) -> None:
-        """Count the rollback. The losses before the spike are kept, whatever step the run returned to."""
+        """Count the rollback. The next losses are compared with those before the step that the run returned to."""
         self.rollbacks += 1
-        if self._before_spike is not None:
+        if saved is not None:
+            self.recent_losses = list(saved["recent_losses"])
+        elif self._before_spike is not None:
             self.recent_losses = self._before_spike
 
     def metrics(self, step: int, sums: object) -> Metrics:

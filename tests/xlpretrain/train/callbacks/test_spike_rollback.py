@@ -54,8 +54,9 @@ def agreed_loss(callback: SpikeRollback, step: int, loss: float) -> object:
 def test_a_spike_asks_for_a_rollback_once_and_is_then_no_loss_to_compare_with():
     callback = spiking(skip_before=4, skip_after=5)
     assert agreed_loss(callback, 3, 9.0) == RollBack("the loss spikes to 9.0000", 4, 5)
-    callback.after_rollback({"rollbacks": 0, "recent_losses": []})
-    assert callback.state() == {"rollbacks": 1, "recent_losses": [3.0, 3.0]}
+    callback.after_rollback({"rollbacks": 0, "recent_losses": [3.5, 3.25]})
+    assert callback.state() == {"rollbacks": 1, "recent_losses": [3.5, 3.25]}
+    assert agreed_loss(callback, 2, 3.0) is None
     assert callback.metrics(3, ()) == {"events/rollbacks": 1}
     assert callback.agreed(3, [9.0]) is None, "the same step's loss is agreed on once"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from launcher.cli.monitor.units import format_bytes
+from launcher.units import format_bytes
 from xlpretrain.tracking.console import format_duration
 
 

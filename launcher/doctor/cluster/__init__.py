@@ -1,0 +1,1 @@
+"""Checks of a Slurm cluster, from a login node and on its nodes."""

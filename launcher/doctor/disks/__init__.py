@@ -1,0 +1,1 @@
+"""Checks of the file systems that a run writes to."""

@@ -1,0 +1,1 @@
+"""Checks of this machine: packages, processor cores, GPUs, limits."""

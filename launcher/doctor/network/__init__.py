@@ -1,0 +1,1 @@
+"""Checks of connections and of a collective between ranks."""

@@ -1,0 +1,1 @@
+"""Checks of a run's config: its data, tokenizer and trackers."""
