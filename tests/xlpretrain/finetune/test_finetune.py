@@ -26,7 +26,7 @@ from xlpretrain.data.examples.labelled import LabelledDataset
 from xlpretrain.data.samples import Example
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST
-from xlpretrain.errors import ConfigError, DataError, LaunchError
+from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
