@@ -30,6 +30,8 @@ PACKAGES = {
     "matplotlib": Package("matplotlib", "plots"),
     "mlflow": Package("mlflow", "mlflow"),
     "pyarrow": Package("pyarrow", "corpora"),
+    "scipy": Package("scipy", "classify"),
+    "seqeval": Package("seqeval", "classify"),
     "sklearn": Package("scikit-learn", "classify"),
     "submitit": Package("submitit", "slurm"),
     "tensorboard": Package("tensorboard", "tensorboard"),

@@ -25,6 +25,9 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
+_TASKS = (
+    "classify (a label), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
+)
 
 
 @app.command()
@@ -158,6 +161,7 @@ def finetune(
     ],
     valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="Held-out examples.", show_default=False)],
     overrides: Overrides = None,
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help=_TASKS)] = "classify",
     name: Annotated[
         str | None,
         typer.Option(
@@ -177,9 +181,10 @@ def finetune(
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
 ) -> None:
-    """Fine-tune a run into a classifier of texts or pairs of texts. Rerun the command to resume."""
+    """Fine-tune a run for a task on texts or pairs of texts. Rerun the command to resume."""
     code = actions.finetune.finetune(
         run,
+        task=task,
         train=train,
         valid=valid,
         name=name,
@@ -208,5 +213,5 @@ def predict(
     step: Step = None,
     precision: PrecisionOption = None,
 ) -> None:
-    """Classify new texts. If the file has labels, also print metrics."""
+    """Predict new examples with a fine-tuned run. If the file has labels, also print metrics."""
     actions.finetune.predict(run, texts, to, step=step, precision=precision)

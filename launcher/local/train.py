@@ -20,7 +20,7 @@ from launcher.local.options import StartOptions
 from launcher.local.torchrun import Ended
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledDataset
+from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.errors import FINISHED, LaunchError
 from xlpretrain.finetune.results import summarize
 from xlpretrain.run_dir import job_log, lease, outcome, rank_log
@@ -50,8 +50,8 @@ def start_training(settings: RunConfig, options: StartOptions, *, stopped_before
             resolved = Path(place) / f"{settings.name}.yaml"
             resolved.write_text(schema.dump(settings), encoding="utf-8")
             code = _run(resolved, settings, replace(options, num_processes=num_processes))
-    if code == FINISHED and isinstance(data.valid, LabelledDataset):
-        print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid).describe()}", flush=True)
+    if code == FINISHED and isinstance(data.valid, ExampleDataset):
+        print(f"{folder.path}: {summarize(xlpretrain.load(folder.path), data.valid)}", flush=True)
     return code
 
 

@@ -11,6 +11,7 @@ from xlpretrain import schema
 from xlpretrain.checkpoint.writer import save_weights_only
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.storage.dataset import TokenDataset
+from xlpretrain.finetune.results import finetune_config
 from xlpretrain.run_dir.layout import RunDir
 
 SIZES = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24}
@@ -47,14 +48,24 @@ def make_run(
         },
         name,
     )
-    manifest = TokenDataset.open(dataset / "train")
+    return _with_random_weights(config, TokenDataset.open(dataset / "train"))
+
+
+def make_task_run(source: RunDir, task: str, files: dict[str, Path], *overrides: str, name: str = "tuned") -> RunDir:
+    """Make a run that fine-tunes `source` for a task, with a checkpoint of large random weights."""
+    runs_dir = source.path.parent
+    config = finetune_config(source, task=task, **files, name=name, runs_dir=runs_dir, overrides=overrides)
+    return _with_random_weights(config, config.data.open().train.manifests[0])
+
+
+def _with_random_weights(config: RunConfig, data: TokenDataset) -> RunDir:
     torch.manual_seed(0)
-    built = config.build_model(manifest.vocabulary.size)
+    built = config.build_model(data.vocabulary.size)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     folder = config.folder
-    provenance = {"tokenizer_sha256": manifest.tokenizer_sha256, "data_sha256": manifest.fingerprint}
+    provenance = {"tokenizer_sha256": data.tokenizer_sha256, "data_sha256": data.fingerprint}
     folder.create(config=schema.dump(config), provenance=provenance)
     save_weights_only(folder.checkpoints, built)
     return folder

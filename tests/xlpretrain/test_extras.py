@@ -23,9 +23,9 @@ from launcher.local.options import StartOptions
 from launcher.slurm.job.allocation import Allocation
 from xlpretrain import schema
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
-from xlpretrain.evaluation.classification import ClassificationMetrics
 from xlpretrain.extras import PACKAGES, MissingPackageError, is_missing, optional, require
 from xlpretrain.file_system.urls import open_file_system
+from xlpretrain.objectives.tasks.class_metrics import ClassMetrics
 
 PROGRAMS = ("xlpretrain", "data_pipelines", "launcher")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -184,8 +184,8 @@ def submit(tmp_path: Path) -> None:
 def fine_tune(tmp_path: Path) -> None:
     none = tmp_path / "none"
     finetune.finetune(
-        none, train=none, valid=none, name=None, text=(), label="label", overrides=[], num_seeds=1, runs_dir=none,
-        options=StartOptions(),
+        none, task="classify", train=none, valid=none, name=None, text=(), label="label", overrides=[],
+        num_seeds=1, runs_dir=none, options=StartOptions(),
     )  # fmt: skip
 
 
@@ -201,10 +201,14 @@ def in_a_job(tmp_path: Path) -> None:
     [
         ("submitit", submit, 'xlpretrain submit needs submitit: pip install "xlpretrain[slurm]"'),
         ("submitit", in_a_job, 'a Slurm job needs submitit: pip install "xlpretrain[slurm]"'),
-        ("sklearn", fine_tune, 'xlpretrain finetune needs scikit-learn: pip install "xlpretrain[classify]"'),
         (
             "sklearn",
-            lambda _: ClassificationMetrics.compute(["a"], np.ones((1, 1)), ["a"]),
+            fine_tune,
+            'xlpretrain finetune --task classify needs scikit-learn: pip install "xlpretrain[classify]"',
+        ),
+        (
+            "sklearn",
+            lambda _: ClassMetrics.compute(["a"], np.ones((1, 1)), ["a"]),
             'scoring a classifier needs scikit-learn: pip install "xlpretrain[classify]"',
         ),
         (

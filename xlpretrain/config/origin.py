@@ -16,8 +16,9 @@ from xlpretrain.checkpoint.reader import fingerprint
 from xlpretrain.config import resume_rules, run_config
 from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import CorpusDataConfig, DataSplits
+from xlpretrain.data.config import CorpusDataConfig
 from xlpretrain.data.mixture import Mixture, names_of
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import find_tokenizer_file, load_tokenizer

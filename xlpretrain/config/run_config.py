@@ -79,9 +79,13 @@ class RunConfig(Section):
                 "max_steps",
                 f"set exactly one of max_steps, max_tokens, max_epochs; got {' and '.join(lengths) or 'none'}",
             )
-        if (self.data.type == "labelled") is self.objective.predicts_tokens:
-            wanted = "corpus" if self.objective.predicts_tokens else "labelled"
+        wanted = self.objective.data_type
+        if self.data.type != wanted:
             yield "data.type", f"must be {wanted} with objective {self.objective.type}, got {self.data.type}"
+        criteria = dict.fromkeys(("loss", "accuracy", *self.objective.metric_names))
+        if self.eval.best not in criteria:
+            expected = ", ".join(criteria)
+            yield "eval.best", f"must be one of {expected} with objective {self.objective.type}, got {self.eval.best}"
         types = [tracker.type for tracker in self.trackers]
         for number, name in enumerate(types):
             if name in types[:number]:

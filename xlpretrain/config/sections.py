@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -60,8 +60,9 @@ class EvalConfig(Section):
     """Let every token attend to equally many positions, mem_len including itself (default: model.same_length)."""
     probe: ProbeConfig | None = None
     """Periodic short fine-tuning whose accuracy is logged (default: none)."""
-    best: Literal["loss", "accuracy"] = "loss"
-    """Criterion for the best evaluation: lowest loss, or highest accuracy of the first loss term."""
+    best: str = "loss"
+    """Criterion for the best evaluation: loss (lowest), accuracy of the first loss term (highest), or a metric of the
+    task (highest), such as matthews."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield a problem for clamp_len 0, which would make all distances equal."""

@@ -1,70 +1,25 @@
-"""The data of a run: a corpus in shards, or files of labelled texts. Torch-free."""
+"""The data of a run: a corpus in shards, or files of examples. Torch-free."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 
-from xlpretrain.data.labelled import LabelledDataset, check_labels
-from xlpretrain.data.mixture import Corpus, CorpusConfig, Mixture
+from xlpretrain.data.examples.choices import ChoicesDataConfig
+from xlpretrain.data.examples.config import ExampleDataConfig
+from xlpretrain.data.examples.labelled import LabelledDataConfig
+from xlpretrain.data.examples.questions import QuestionsDataConfig
+from xlpretrain.data.examples.tagged import TaggedDataConfig
+from xlpretrain.data.mixture import CorpusConfig, Mixture
+from xlpretrain.data.splits import DamagePolicy, DataConfig, DataSplits
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.storage.remote import BlockCache, default_folder
 from xlpretrain.data.tokenizers.base import Tokenizer
-from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.file_system.urls import is_url
-from xlpretrain.schema import FormerKey, OneOrMany, Problem, Section, TaggedUnion
-
-DamagePolicy = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class DataSplits:
-    """The splits of a run, and their tokenizer."""
-
-    train: Mixture
-    valid: TokenDataset | None
-    tokenizer: Tokenizer
-
-
-class DataConfig(Section, ABC):
-    """The data of a run."""
-
-    type: str
-    shuffle_blocks: int
-    on_damage: DamagePolicy
-
-    @abstractmethod
-    def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
-        """Open and check the datasets. kept: the run's copy of the tokenizer, as a fallback. Raises `DataError`."""
-
-    @abstractmethod
-    def open_train(self, tokenizer: Tokenizer) -> Mixture:
-        """Open the training data alone. Raises `DataError`."""
-
-    @abstractmethod
-    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TokenDataset:
-        """Open another dataset of the same type. Raises `DataError`."""
-
-    @abstractmethod
-    def places(self) -> dict[str, str]:
-        """The paths and URLs of the data, by key in this section, such as `train` or `train.0.path`."""
-
-    @abstractmethod
-    def fingerprints(self, data: DataSplits) -> dict[str, str]:
-        """The digest of the content at each of `places`. data: the opened splits."""
-
-    @abstractmethod
-    def tokenizer_path(self) -> Path:
-        """The path of the tokenizer. Raises `DataError`."""
-
-    @abstractmethod
-    def absolute(self) -> Self:
-        """A copy with absolute paths."""
+from xlpretrain.schema import FormerKey, OneOrMany, Problem, TaggedUnion
 
 
 class CorpusDataConfig(DataConfig):
@@ -156,69 +111,16 @@ class CorpusDataConfig(DataConfig):
         return TokenDataset.open(split, tokenizer_sha256=tokenizer_sha256, cache=self.cache)
 
 
-class LabelledDataConfig(DataConfig):
-    """Files of labelled texts: CSV or TSV with a header, or JSON lines."""
-
-    type: Literal["labelled"] = "labelled"
-    """Kind of data."""
-    train: Path
-    """Training file."""
-    valid: Path | None = None
-    """Validation file (default: no evaluation)."""
-    tokenizer: Path
-    """Tokenizer of the model: a SentencePiece model or a tokenizer.json."""
-    text: tuple[str, ...] = Field(("text",), min_length=1, max_length=2)
-    """Column with the text, or the two columns with a pair of texts."""
-    label: str = "label"
-    """Column with the label."""
-
-    shuffle_blocks: ClassVar[int] = 1  # type: ignore[misc]
-    on_damage: ClassVar[DamagePolicy] = "error"  # type: ignore[misc]
-
-    def open(self, *, kept: Tokenizer | None = None) -> DataSplits:
-        """Read and encode the files. Raises `DataError`, also for labels of `valid` that `train` does not have.
-
-        kept: used instead of `tokenizer` if that no longer exists.
-        """
-        tokenizer = load_tokenizer(self.tokenizer) if kept is None or self.tokenizer.exists() else kept
-        train = self.open_split(self.train, tokenizer)
-        valid = None if self.valid is None else self.open_split(self.valid, tokenizer)
-        check_labels(train, valid)
-        return DataSplits(self._mixture(train), valid, tokenizer)
-
-    def open_train(self, tokenizer: Tokenizer) -> Mixture:
-        """Read and encode the training file. Raises `DataError`."""
-        return self._mixture(self.open_split(self.train, tokenizer))
-
-    def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledDataset:
-        """Read another file with the same columns. Raises `DataError`."""
-        return LabelledDataset(Path(split), tokenizer, text=self.text, label=self.label)
-
-    def _mixture(self, train: LabelledDataset) -> Mixture:
-        return Mixture([Corpus(self.train.stem, train, 1.0, None)])
-
-    def places(self) -> dict[str, str]:
-        """The paths by key: `train`, `tokenizer` and `valid`."""
-        found = {"train": self.train, "tokenizer": self.tokenizer, "valid": self.valid}
-        return {key: str(path) for key, path in found.items() if path is not None}
-
-    def fingerprints(self, data: DataSplits) -> dict[str, str]:
-        """The digest of the content at each of `places`. data: the opened splits."""
-        found = {"train": data.train.fingerprint, "tokenizer": data.tokenizer.sha256}
-        return found if data.valid is None else {**found, "valid": data.valid.fingerprint}
-
-    def tokenizer_path(self) -> Path:
-        """The tokenizer named in the config."""
-        return self.tokenizer
-
-    def absolute(self) -> Self:
-        """A copy with absolute paths."""
-        return self.model_copy(update={name: value.absolute() for name, value in self if isinstance(value, Path)})
-
-
 def _absolute(place: str) -> str:
     return place if is_url(place) else str(Path(place).absolute())
 
 
-DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, "labelled": LabelledDataConfig})]
+EXAMPLES: dict[str, type[ExampleDataConfig]] = {
+    "labelled": LabelledDataConfig,
+    "tagged": TaggedDataConfig,
+    "choices": ChoicesDataConfig,
+    "questions": QuestionsDataConfig,
+}
+"""The data of tasks, by the key `type`."""
+DataConfigUnion = Annotated[DataConfig, TaggedUnion({"corpus": CorpusDataConfig, **EXAMPLES})]
 """The data of a run, selected by the key `type`."""

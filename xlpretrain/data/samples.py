@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,26 @@ class PairTarget:
 
 
 @dataclass(frozen=True)
+class Example:
+    """An example of a task: texts and what a model should say about them.
+
+    parts: token ids of each text. target: as the file has it or, once the task has numbered it, an array-like of
+        numbers; None for no target. number: index in the file. offset: for a window of a long text, the index of its
+        first token in the text.
+    """
+
+    parts: tuple[Sequence[int], ...]
+    target: Any = None
+    number: int = 0
+    offset: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return sum(map(len, self.parts))
+
+
+@dataclass(frozen=True)
 class Sample(TokenSpan):
     """One sample of one stream.
 
@@ -54,7 +74,7 @@ class Sample(TokenSpan):
     reversed: True if the text is read backwards.
     random_segment: text from a random position in the same block, starting at a sentence; only if the objective
         requires it.
-    pair_target: only for objectives that pair sentences.
+    pair_target: only for objectives that pair sentences. example: only for tasks.
     """
 
     stream: int
@@ -64,6 +84,7 @@ class Sample(TokenSpan):
     reversed: bool = False
     random_segment: TokenSpan | None = None
     pair_target: PairTarget | None = None
+    example: Example | None = None
 
 
 def empty_sample(stream: int) -> Sample:
@@ -77,6 +98,7 @@ def empty_sample(stream: int) -> Sample:
         epoch=0,
         sample_index=0,
         pair_target=PairTarget(split=0, label=-1),
+        example=Example(([],)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.tasks.base import TaskEvalSamples
 from xlpretrain.tracking.metrics_file import Metrics
 
 Forward = Callable[[Batch, Tensor], tuple[Loss, Tensor]]
@@ -44,12 +45,12 @@ _SEED = 0  # of masks and orders, so that all evaluations have the same predicti
 class TermScore:
     """Sums over the predictions of one loss term: loss in nats, number of predictions, number of correct ones.
 
-    A prediction is correct if no other answer is more likely.
+    A prediction is correct if no other answer is more likely; None for a term without answers, such as a regression.
     """
 
     nll: float
     count: int
-    correct: int
+    correct: int | None
 
     @property
     def loss(self) -> float:
@@ -63,8 +64,8 @@ class TermScore:
 
     @property
     def accuracy(self) -> float:
-        """The share of correct predictions."""
-        return self.correct / max(self.count, 1)
+        """The share of correct predictions; NaN for a term without answers."""
+        return math.nan if self.correct is None else self.correct / max(self.count, 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class EvalResult:
     scores: scores by loss term; the first one predicts tokens, if any does. weights: weights of the terms in the loss.
     num_tokens, num_bytes: size of the text that was read. covers_all_tokens: True if each token was predicted once.
     predicts_tokens: True if the first term predicts tokens. cluster_nll, cluster_counts: summed losses and numbers of
-    predictions of the first term by text (document or sample).
+    predictions of the first term by text (document or sample). task_metrics: metrics of a task, by name.
     """
 
     scores: Mapping[str, TermScore]
@@ -85,6 +86,7 @@ class EvalResult:
     predicts_tokens: bool
     cluster_nll: np.ndarray
     cluster_counts: np.ndarray
+    task_metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def main(self) -> TermScore:
@@ -116,8 +118,9 @@ class EvalResult:
         for term, score in self.scores.items():
             if len(self.scores) > 1:
                 metrics[f"valid/loss/{term}"] = score.loss
-            metrics[f"valid/{term}_accuracy"] = score.accuracy
-        return metrics
+            if score.correct is not None:
+                metrics[f"valid/{term}_accuracy"] = score.accuracy
+        return metrics | {f"valid/{name}": value for name, value in self.task_metrics.items() if value is not None}
 
     def gain_over(self, other: EvalResult) -> tuple[float, float]:
         """The improvement over `other` in nats per prediction, and its standard error over texts.
@@ -207,6 +210,7 @@ def evaluate(
     *,
     terms: tuple[str, ...] = (),
     pause: Pause = distributed.share_any_trouble,
+    task_metrics: bool = True,
 ) -> EvalResult:
     """Evaluate on held-out text. Every rank must call it, and gets the result.
 
@@ -218,6 +222,7 @@ def evaluate(
         model: must score every term in `terms`.
         terms: loss terms to score, with the one that predicts tokens first (default: the objective's).
         pause: called before each batch.
+        task_metrics: compute the metrics of a task, which may need optional packages.
 
     Raises:
         XLPretrainError: on every rank, if one of them reads damaged data; and whatever `pause` raises.
@@ -236,16 +241,20 @@ def evaluate(
     # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, samples.num_clusters))
+    outputs = dict[int, np.ndarray]()
     mems = model.empty_memory(len(streams), task.mem_len).to(model.device)
     for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=samples.num_steps), pause)):
         with _reach(model.backbone, task.config):
             loss, mems = model.forward(batch.to(model.device), mems)
+        if task_metrics and loss.outputs is not None and isinstance(samples, TaskEvalSamples):
+            outputs |= samples.by_example(loss.outputs.cpu().numpy(), step=step, streams=streams)
         for number, term in enumerate(terms):
             scores = loss.scores[term]
-            if scores.correct is None:
+            if scores.correct is None and loss.outputs is None:
                 raise TypeError(f"{objective.type} scores no {term} in evaluation mode")
             of_sample = scores.samples.cpu().numpy()
-            nll, correct = scores.nll.double().cpu().numpy(), scores.correct.cpu().numpy()
+            nll = scores.nll.double().cpu().numpy()
+            correct = np.full(len(nll), np.nan) if scores.correct is None else scores.correct.cpu().numpy()
             for i, stream in enumerate(streams):
                 low, high = np.searchsorted(of_sample, [i, i + 1])
                 totals[i, number] += nll[low:high].sum(), high - low, correct[low:high].sum()
@@ -253,11 +262,15 @@ def evaluate(
                     texts = np.broadcast_to(samples.clusters(step=step, stream=stream), high - low)
                     np.add.at(clusters[i, 0], texts, nll[low:high])
                     np.add.at(clusters[i, 1], texts, 1)
+    found = dict[str, float | None]()
+    if task_metrics and isinstance(samples, TaskEvalSamples):
+        of_ranks = distributed.gather_objects(outputs)
+        found = dict(samples.metrics({number: row for rank in of_ranks for number, row in rank.items()}))
     by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
     cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
     return EvalResult(
         scores={
-            term: TermScore(float(nll), int(count), int(correct))
+            term: TermScore(float(nll), int(count), None if math.isnan(correct) else int(correct))
             for term, (nll, count, correct) in zip(terms, by_term, strict=True)
         },
         weights=objective.weights,
@@ -267,6 +280,7 @@ def evaluate(
         predicts_tokens=objective.predicts_tokens,
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
+        task_metrics=found,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,17 +17,19 @@ from xlpretrain.checkpoint.reader import find_best, load_weights_into
 from xlpretrain.config import origin
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import EvalConfig
-from xlpretrain.data.config import LabelledDataConfig
+from xlpretrain.data.examples.base import ExampleDataset
+from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.data.tokenizers.base import Tokenizer, lone_surrogate
+from xlpretrain.data.tokenizers.base import Tokenizer, check_text
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.errors import ConfigError, DataError
-from xlpretrain.evaluation.classification import ClassPredictions, predict_classes
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
 from xlpretrain.evaluation.held_out import EvalResult, EvalTask, EvaluatedModel, evaluate
 from xlpretrain.evaluation.likelihood import Likelihood, log_likelihoods
+from xlpretrain.evaluation.task_outputs import task_outputs
 from xlpretrain.models.pretraining_model import Batch, Loss, PretrainingModel
+from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -83,44 +87,34 @@ class LoadedRun:
         """The validation data, or None. Raises `DataError` like `train`."""
         return origin.open_valid(self.config, self.folder, self.tokenizer)
 
-    def predict(self, texts: Sequence[str | Sequence[str]]) -> list[dict[str, float]]:
-        """Classify texts, or pairs of texts: returns the probability of each label.
+    def predict(self, examples: Sequence[Any]) -> list[Any]:
+        """Predict examples of the run's task, such as texts, or pairs of texts, of a classifier.
 
-        Warns if examples are truncated. Raises `ConfigError` if the run is not a classifier or `texts` is not a list of
-        texts or pairs as it expects, and `DataError` for invalid Unicode.
+        Returns one prediction per example: for a classifier, the probability of each label.
+
+        Warns if examples are truncated. Raises `ConfigError` if the run is not fine-tuned for a task or `examples` is
+        not a list of what the task expects, and `DataError` for invalid Unicode.
         """
-        _refuse_single(texts, "predict")
-        examples = [(text,) if isinstance(text, str) else _as_example(text) for text in texts]
-        _, labels = self.is_classifier
-        found = self.predict_classes(examples)
-        if found.num_cut:
-            said = self.config.objective.describe_cut(found.num_cut, len(examples))
-            warnings.warn(said, stacklevel=2)
-        return [dict(zip(labels, row, strict=True)) for row in found.probabilities.tolist()]
+        _refuse_single(examples, "predict")
+        task, files = self.task
+        data = files.from_objects(examples, self.tokenizer)
+        if num_cut := task.num_cut(example.parts for example in data.examples):
+            warnings.warn(task.describe_cut(num_cut, len(data.examples)), stacklevel=2)
+        return task.answers(self.predictions(data))
 
     @property
-    def is_classifier(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The text columns and the labels of a classifier. Raises `ConfigError` if the run is not one."""
+    def task(self) -> tuple[Task, ExampleDataConfig]:
+        """The task of a fine-tuned run, and its data. Raises `ConfigError` for other runs."""
         data, objective = self.config.data, self.config.objective
-        if not isinstance(data, LabelledDataConfig) or not objective.class_labels:
-            raise ConfigError(f"{self.folder.path}: not a classifier; run `xlpretrain finetune` on it first")
-        return data.text, objective.class_labels
+        if not isinstance(data, ExampleDataConfig) or not isinstance(objective, Task):
+            raise ConfigError(f"{self.folder.path}: not fine-tuned for a task; run `xlpretrain finetune` on it first")
+        report = json.loads(self.folder.figures.read_text(encoding="utf-8")) if self.folder.figures.is_file() else {}
+        return objective.tuned(report), data
 
-    def predict_classes(self, examples: Sequence[Sequence[str]]) -> ClassPredictions:
-        """The distribution over labels for each example, a text or a pair of texts.
-
-        Raises `ConfigError` and `DataError` like `predict`.
-        """
-        columns, _ = self.is_classifier
-        for number, texts in enumerate(examples, 1):
-            if len(texts) != len(columns):
-                raise ConfigError(
-                    f"{self.folder.path}: expected {len(columns)} texts per example ({', '.join(columns)}), got"
-                    f" {len(texts)} in example {number}"
-                )
-            for text in texts:
-                _check_text(text, f"example {number}")
-        return predict_classes(self.model, self.config.objective, self.tokenizer, examples)
+    def predictions(self, data: ExampleDataset) -> list[Any]:
+        """The task's prediction for each example of a dataset."""
+        task, _ = self.task
+        return task.predictions(data, task_outputs(self.model, task, self.tokenizer, task.numbered(data)))
 
     def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
         """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it."""
@@ -150,7 +144,7 @@ class LoadedRun:
         """
         _refuse_single(texts, "log_likelihoods")
         for number, text in enumerate(texts, 1):
-            _check_text(text, f"text {number}")
+            check_text(text, f"text {number}")
         _check_range("batch_size", batch_size, least=1)
         if mem_len is not None:
             _check_range("mem_len", mem_len, least=0)
@@ -199,7 +193,7 @@ class LoadedRun:
             )
         layout = objective.declared(objective.token_layout, "token_layout")
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        _check_text(prompt, "the prompt")
+        check_text(prompt, "the prompt")
         _check_range("num_tokens", num_tokens, least=0)
         if mem_len is not None:
             _check_range("mem_len", mem_len, least=0)
@@ -224,19 +218,6 @@ class LoadedRun:
 def _refuse_single(texts: object, method: str) -> None:
     if isinstance(texts, str):
         raise ConfigError(f"{method}: expected a list of texts, got a single text; write {method}([text])")
-
-
-def _as_example(texts: object) -> tuple[str, ...]:
-    if not isinstance(texts, Iterable):
-        raise ConfigError(f"predict: expected texts or pairs of texts, got an element of type {type(texts).__name__}")
-    return tuple(texts)
-
-
-def _check_text(text: object, where: str) -> None:
-    if not isinstance(text, str):
-        raise ConfigError(f"{where}: expected a string, got a {type(text).__name__}")
-    if (place := lone_surrogate(text)) is not None:
-        raise DataError(f"{where}: invalid Unicode: a lone surrogate at character {place}")
 
 
 def _check_range(name: str, value: object, *, least: int) -> None:

@@ -1,23 +1,22 @@
-"""Fine-tune a pretrained run into a classifier, and write its results."""
+"""Fine-tune a pretrained run for a task, and write its results."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from xlpretrain import schema
 from xlpretrain.config import origin, run_config
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.labelled import LabelledDataset, label_numbers
+from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.errors import ConfigError
-from xlpretrain.evaluation.classification import ClassificationMetrics, write_predictions
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.extras import MissingPackageError
 from xlpretrain.file_system.atomic_files import atomic_write
-from xlpretrain.finetune.config import classifier_config
+from xlpretrain.finetune.config import task_config
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.plots import plot_confusion
 
@@ -25,6 +24,7 @@ from xlpretrain.tracking.plots import plot_confusion
 def finetune_config(
     source: RunDir,
     *,
+    task: str = "classify",
     train: Path,
     valid: Path,
     name: str,
@@ -33,14 +33,15 @@ def finetune_config(
     label: str = "label",
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """Config of a run that fine-tunes the newest checkpoint of `source` on labelled texts.
+    """Config of a run that fine-tunes the newest checkpoint of `source` for a task.
 
-    train, valid, text, label: see `classifier_config`. overrides: `key=value` changes to the result. Raises
+    task, train, valid, text, label: see `task_config`. overrides: `key=value` changes to the result. Raises
     `ConfigError` and `DataError`.
     """
     theirs = run_config.load(source.config)
-    content = classifier_config(
+    content = task_config(
         theirs,
+        task=task,
         tokenizer=origin.open_tokenizer(source, theirs),
         kept_at=origin.open_run_tokenizer(source, theirs),
         train=train,
@@ -55,19 +56,27 @@ def finetune_config(
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 
-def summarize(run: LoadedRun, valid: LabelledDataset) -> ClassificationMetrics:
-    """Write a fine-tuned run's held-out results to its folder: predictions.csv, metrics.json, confusion.png."""
-    folder = run.folder
-    columns, labels = run.is_classifier
-    probabilities = run.predict_classes(valid.texts).probabilities
-    truth = [labels[number] for number in label_numbers(valid.labels, labels)]
-    write_predictions(folder.predictions, columns, valid.texts, probabilities, labels, truth)
-    figures = ClassificationMetrics.compute(truth, probabilities, labels)
-    atomic_write(folder.figures, json.dumps({"step": run.step, **asdict(figures)}, indent=2) + "\n")
+def summarize(run: LoadedRun, valid: ExampleDataset) -> str:
+    """Write a fine-tuned run's held-out results to its folder, and return them in one line.
+
+    Writes predictions.csv, metrics.json and, for a classifier, confusion.png.
+    """
+    folder, (task, _) = run.folder, run.task
+    predictions = run.predictions(valid)
+    task.write(folder.predictions, valid, predictions)
+    report = task.report(valid, predictions)
+    atomic_write(folder.figures, json.dumps({"step": run.step, **report}, indent=2) + "\n")
+    if "confusion" in report:
+        _plot(run, report)
+    return task.describe(report)
+
+
+def _plot(run: LoadedRun, report: Mapping[str, Any]) -> None:
+    """Plot the confusion matrix, or print why not: a failed plot must not lose the metrics."""
+    place, title = run.folder.confusion, f"{run.config.name}, step {run.step}"
     try:
-        plot_confusion(figures.confusion, labels, folder.confusion, title=f"{run.config.name}, step {run.step}")
+        plot_confusion(report["confusion"], report["labels"], place, title=title)
     except MissingPackageError as error:
         print(f"note: {error}", file=sys.stderr)
-    except Exception as error:  # a failed plot must not lose the metrics
-        print(f"{folder.confusion}: cannot be plotted: {type(error).__name__}: {error}", file=sys.stderr)
-    return figures
+    except Exception as error:
+        print(f"{place}: cannot be plotted: {type(error).__name__}: {error}", file=sys.stderr)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
-from xlpretrain.data.tokenizers.token_layout import TokenLayout
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
 from xlpretrain.hub.fused_code import fused_code
 from xlpretrain.hub.model_card import model_card
+from xlpretrain.hub.task_heads import own_config, reasons_for_own_code, stock_config, stock_rules
 from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
-from xlpretrain.hub.weight_map import is_albert, weight_rules, write
+from xlpretrain.hub.weight_map import WeightRule, is_albert, weight_rules, write
 from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.models.encoder import AlbertConfig, BertConfig, EncoderConfig
 from xlpretrain.models.parts.feed_forward import GLUConfig, MLPConfig
@@ -33,6 +34,7 @@ from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
 from xlpretrain.models.xlnet import XLNetConfig
 from xlpretrain.objectives.base import HubHead
+from xlpretrain.objectives.tasks.base import HubTask, Task
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.schema import Section
 from xlpretrain.version import __version__
@@ -84,8 +86,6 @@ def refuse_unknown(run: LoadedRun) -> None:
     """Raise `LaunchError` if there is no code for the model or one of its parts, or if the objective declares no
     head."""
     objective, model = run.config.objective, run.config.model
-    if not objective.predicts_tokens:
-        raise LaunchError(f"{run.folder.path}: classifiers cannot be exported; use `xlpretrain predict`")
     if type(model) not in MODELS:
         names = ", ".join(str(kind.model_fields["type"].default) for kind in MODELS)
         raise LaunchError(
@@ -99,12 +99,15 @@ def refuse_unknown(run: LoadedRun) -> None:
                 f"{run.folder.path}: model.{key}.type {part.type} cannot be exported, since the exported code has no"
                 f" such part; expected one of {names}. {_WEIGHTS}"
             )
-    for name in ("hub_head", "token_layout"):
+    is_task = isinstance(objective, Task)
+    for name in ("hub_task" if is_task else "hub_head", "token_layout"):
         if getattr(objective, name) is None:
             raise LaunchError(
                 f"{run.folder.path}: objective {objective.type} cannot be exported because its class"
                 f" {type(objective).__name__} does not declare `{name}` (docs/extend/objective.md). {_WEIGHTS}"
             )
+    if is_task:
+        return
     shapes = {name: list(parameter.shape) for name, parameter in run.model.head.named_parameters()}
     others = [name for name in shapes if not name.startswith("output.") and name not in _SENTENCE]
     if others or shapes.get("sentence.classifier.weight", [2])[0] != 2:
@@ -141,25 +144,21 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     config, tokenizer = run.config, run.tokenizer
     model = config.model
     assert isinstance(model, StackConfig)
-    sentence = has_sentence_head(run.model)
-    head, layout = _declared(config)
-    reasons = unsupported_features(model, sentence=sentence, head=head)
+    layout = config.objective.declared(config.objective.token_layout, "token_layout")
+    complete = isinstance(config.objective, Task)
+    described, weights, reasons = _model(run, model)
     if reasons:
-        described, weights = remote_code_config(config, run, sentence=sentence), dict(run.model.state_dict())
         for source in (MODELING, BACKBONE, VISIBILITY):
             shutil.copyfile(source, to / source.name)
         (to / FUSED).write_text(fused_code(), encoding="utf-8")
-    else:
-        described = write_config(model, tokenizer.vocabulary, sentence=sentence)
-        weights = to_transformers(run.model, model, sentence=sentence)
     described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        made = laid_out_anew(tokenizer, layout)
+        made = laid_out_anew(tokenizer, layout, complete=complete)
         (to / (AS_BROUGHT if made else tokenizer.file_name)).write_bytes(tokenizer.model)
     else:
-        made = tokenizer_json(tokenizer, layout)
+        made = tokenizer_json(tokenizer, layout, complete=complete)
         (to / tokenizer.file_name).write_bytes(tokenizer.model)
     for file, content in {
         "tokenizer_config.json": tokenizer_config(tokenizer, layout, max_length=max_length),
@@ -176,14 +175,34 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     return loader
 
 
+def _model(run: LoadedRun, model: StackConfig) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """The `config.json`, the weights, and the reasons for own code, if any."""
+    objective, vocabulary = run.config.objective, run.tokenizer.vocabulary
+    if isinstance(objective, Task):
+        reasons = reasons_for_own_code(model, objective)
+        if not reasons:
+            weights = to_transformers(run.model, model, stock_rules(model, objective))
+            return stock_config(model, objective, vocabulary), weights, []
+        described = remote_code_config(run.config, run, heads=_task_heads(objective), keys=own_config(objective))
+        return described, dict(run.model.state_dict()), reasons
+    head, sentence = objective.hub_head, has_sentence_head(run.model)
+    assert head is not None, "see `refuse_unknown`"
+    reasons = unsupported_features(model, sentence=sentence, head=head)
+    if not reasons:
+        weights = to_transformers(run.model, model, weight_rules(model, sentence=sentence))
+        return write_config(model, vocabulary, sentence=sentence), weights, []
+    described = remote_code_config(run.config, run, heads=_HEADS[head], keys={"sentence_head": sentence})
+    return described, dict(run.model.state_dict()), reasons
+
+
 def has_sentence_head(model: PretrainingModel) -> bool:
     """True if the model has a head for a sentence task."""
     return getattr(model.head, "sentence", None) is not None
 
 
-def to_transformers(model: PretrainingModel, config: StackConfig, *, sentence: bool) -> dict[str, Tensor]:
+def to_transformers(model: PretrainingModel, config: StackConfig, rules: Iterator[WeightRule]) -> dict[str, Tensor]:
     """The weights under transformers' names. A missing embedding projection becomes the identity for ALBERT."""
-    weights = write(weight_rules(config, sentence=sentence), model.state_dict())
+    weights = write(rules, model.state_dict())
     if isinstance(config, EncoderConfig) and is_albert(config) and config.resolved_d_embed == config.d_model:
         weights["albert.encoder.embedding_hidden_mapping_in.weight"] = torch.eye(config.d_model)
         weights["albert.encoder.embedding_hidden_mapping_in.bias"] = torch.zeros(config.d_model)
@@ -196,36 +215,39 @@ def provenance(config: RunConfig, step: int) -> dict[str, Any]:
     return {"version": __version__, "run": config.name, "step": step, **sections}
 
 
-def _declared(config: RunConfig) -> tuple[HubHead, TokenLayout]:
-    """The head and the layout that the objective declares."""
-    objective = config.objective
-    assert objective.hub_head is not None and objective.token_layout is not None, "see `refuse_unknown`"
-    return objective.hub_head, objective.token_layout
+class OwnHeads(NamedTuple):
+    """A class in the exported code, and the `AutoModelFor...` classes that load it."""
+
+    name: str
+    auto_classes: tuple[str, ...]
 
 
-_AUTO_CLASSES: dict[HubHead, tuple[str, ...]] = {
-    "causal_lm": ("AutoModelForCausalLM",),
-    "masked_lm": ("AutoModelForPreTraining", "AutoModelForMaskedLM"),
-    "tokens": ("AutoModelForPreTraining",),
+_HEADS: dict[HubHead, OwnHeads] = {
+    "causal_lm": OwnHeads("XLPretrainForCausalLM", ("AutoModelForCausalLM",)),
+    "masked_lm": OwnHeads("XLPretrainForPreTraining", ("AutoModelForPreTraining", "AutoModelForMaskedLM")),
+    "tokens": OwnHeads("XLPretrainForPreTraining", ("AutoModelForPreTraining",)),
 }
 
 
-def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> dict[str, Any]:
-    """The `config.json` of a model exported with its own code."""
-    vocabulary, (head, layout) = run.tokenizer.vocabulary, _declared(config)
-    name = "XLPretrainForCausalLM" if head == "causal_lm" else "XLPretrainForPreTraining"
-    module = MODELING.stem
+def _task_heads(task: Task) -> OwnHeads:
+    return OwnHeads(f"XLPretrainFor{task.hub_task}", (f"AutoModelFor{task.hub_task}",))
+
+
+def remote_code_config(config: RunConfig, run: LoadedRun, *, heads: OwnHeads, keys: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a model exported with its own code. keys: those of its head."""
+    vocabulary, module = run.tokenizer.vocabulary, MODELING.stem
+    layout = config.objective.declared(config.objective.token_layout, "token_layout")
     return {
         "model_type": "xlpretrain",
-        "architectures": [name],
+        "architectures": [heads.name],
         "auto_map": {
             "AutoConfig": f"{BACKBONE.stem}.XLPretrainConfig",
             "AutoModel": f"{module}.XLPretrainModel",
-            **dict.fromkeys(_AUTO_CLASSES[head], f"{module}.{name}"),
+            **dict.fromkeys(heads.auto_classes, f"{module}.{heads.name}"),
         },
         **config.model.model_dump(mode="json"),
         "vocab_size": vocabulary.size,
-        "sentence_head": sentence,
+        **keys,
         "pad_token_id": vocabulary.pad,
         "bos_token_id": vocabulary.eod if layout.is_plain else vocabulary.cls,
         "eos_token_id": vocabulary.eod if layout.is_plain else vocabulary.sep,
@@ -235,8 +257,7 @@ def remote_code_config(config: RunConfig, run: LoadedRun, *, sentence: bool) -> 
 def _loader(described: dict[str, Any]) -> str:
     """The call that loads the folder."""
     (architecture,) = described["architectures"]
-    if "auto_map" in described:
-        auto = "AutoModelForCausalLM" if architecture.endswith("CausalLM") else "AutoModelForPreTraining"
-        return f"{auto}.from_pretrained(DIR, trust_remote_code=True)"
-    auto = "AutoModelForMaskedLM" if architecture.endswith("MaskedLM") else "AutoModelForPreTraining"
-    return f"{auto}.from_pretrained(DIR)"
+    suffixes = ("CausalLM", "MaskedLM", *get_args(HubTask))
+    suffix = next((known for known in suffixes if architecture.endswith((known, f"{known}Simple"))), "PreTraining")
+    arguments = "DIR, trust_remote_code=True" if "auto_map" in described else "DIR"
+    return f"AutoModelFor{suffix}.from_pretrained({arguments})"

@@ -12,6 +12,7 @@ from xlpretrain.data.config import CorpusDataConfig
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.tracking.metrics_file import last_evaluation
 
 _FIGURES = ("valid/", "train/loss")
@@ -28,8 +29,7 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     lines = [
         f"---\nlibrary_name: transformers\ntags:\n{tags}\n---",
         f"# {config.name}",
-        f"A {config.model.type} with {num_weights:,} parameters, pretrained from scratch with {config.objective.type}"
-        f" for {run.step:,} steps by xlpretrain.",
+        f"A {config.model.type} with {num_weights:,} parameters, {_training(run)} by xlpretrain.",
         "```python\n"
         f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("{name}"{arguments}\n'
@@ -54,6 +54,13 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
     return "\n\n".join(lines) + "\n"
 
 
+def _training(run: LoadedRun) -> str:
+    config = run.config
+    if isinstance(config.objective, Task):
+        return f"fine-tuned for the task {config.objective.type} for {run.step:,} steps"
+    return f"pretrained from scratch with {config.objective.type} for {run.step:,} steps"
+
+
 def _symbols(run: LoadedRun, *, causal: bool) -> str:
     """The sentence about special tokens in a text (see `tokenizers.export.tokenizer_config`)."""
     if not causal and isinstance(run.tokenizer, HuggingFaceTokenizer):
@@ -76,9 +83,14 @@ def _data(run: LoadedRun) -> str:
     try:
         train = run.train
     except DataError:
+        if isinstance(run.config.objective, Task):
+            return "Examples that were not available at the time of the export."
         paths = run.config.data.train if isinstance(run.config.data, CorpusDataConfig) else ()
         names = " and ".join(f"`{Path(corpus.path).parent.name}`" for corpus in paths)
         return f"The dataset {names}, which was not available at the time of the export."
+    if isinstance(run.config.objective, Task):
+        (data,) = train.manifests
+        return f"{data.num_documents:,} examples, {data.num_bytes:,} bytes of text."
     total = sum(corpus.weight for corpus in train.corpora)
     parts = (
         f"{c.manifest.num_documents:,} documents, {c.manifest.num_sentences:,} sentences, {c.manifest.num_tokens:,}"
@@ -95,7 +107,7 @@ def _data(run: LoadedRun) -> str:
 def _figures(run: LoadedRun) -> str:
     last = last_evaluation(run.folder.metrics, run.step)
     if last is None:
-        return "None during pretraining."
+        return "None during training."
     found = {k: v for k, v in last.items() if k.startswith(_FIGURES) and v is not None}
     table = "\n".join(f"| {name.removeprefix('valid/')} | {value:.4f} |" for name, value in found.items())
     return f"After step {last['step']:,}, losses in nats per prediction:\n\n| metric | value |\n|---|---|\n{table}"

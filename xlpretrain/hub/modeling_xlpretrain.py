@@ -176,15 +176,22 @@ class XLPretrainModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The table that computes the logits (the input table if tied); with `div_val`, the output layer."""
-        if self.head is None:
+        output = self._output_layer
+        if output is None:
             return None
-        return self.head.output.vectors[0] if len(self._embedding.tables) == 1 else self.head.output
+        return output.vectors[0] if len(self._embedding.tables) == 1 else output
 
     def set_output_embeddings(self, new_embeddings: nn.Embedding) -> None:
         """Replace the table. Raises ValueError if its width differs, there are several tables, or they are tied."""
-        if self.head is None or not self.head.output.tables:
+        output = self._output_layer
+        if output is None or not output.tables:
             raise ValueError("the output embedding is tied to the input: use set_input_embeddings")
-        self._replace(self.head.output.tables, new_embeddings)
+        self._replace(output.tables, new_embeddings)
+
+    @property
+    def _output_layer(self) -> Output | None:
+        """The layer that computes the logits of tokens, if there is one."""
+        return getattr(self.head, "output", None)
 
     def _replace(self, tables: nn.ModuleList, new: nn.Embedding) -> None:
         if len(tables) > 1:
@@ -211,11 +218,12 @@ class XLPretrainModel(PreTrainedModel):
             raise ValueError(
                 f"the vocabulary must have at least {smallest} tokens (adaptive_cutoffs={cutoffs}), got {new}"
             )
-        tables = [self._embedding.tables[-1], *([] if self.head is None else self.head.output.tables[-1:])]
+        output = self._output_layer
+        tables = [self._embedding.tables[-1], *([] if output is None else output.tables[-1:])]
         for table in tables:
             self._get_resized_embeddings(table, table.num_embeddings + new - old, None, mean_resizing)
-        if self.head is not None:
-            bias = self.head.output.bias
+        if output is not None:
+            bias = output.bias
             average = float(bias[smallest - 1 :].mean()) if mean_resizing else 0.0
             bias.data = F.pad(bias.data[:new], (0, max(0, new - old)), value=average)
         self.config.vocab_size = new
@@ -310,6 +318,154 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
 
     def _reorder_cache(self, past_key_values: Memory, beam_idx: Tensor) -> Memory:
         return past_key_values[0].index_select(1, beam_idx), past_key_values[1].index_select(0, beam_idx)
+
+
+class XLPretrainForSequenceClassification(XLPretrainModel):
+    """A label, or with one label a number, for a text or a pair of texts."""
+
+    def _add_head(self, config: XLPretrainConfig) -> None:
+        self.head = nn.Module()
+        self.head.sentence = nn.ModuleDict(
+            {"pooler": nn.ModuleDict({"linear": nn.Linear(config.d_model, config.d_model)})}
+        )
+        self.head.dropout = nn.Dropout(config.task_dropout)
+        self.head.classifier = nn.Linear(config.d_model, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainOutput:
+        """labels: [B], indices or, with one label, numbers. logits: [B, C] in fp32."""
+        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
+        logits, loss = self._classify(read, input_ids, attention_mask), None
+        if labels is not None and self.config.num_labels == 1:
+            loss = F.mse_loss(logits[:, 0], labels.float().flatten())
+        elif labels is not None:
+            loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
+        return self._output(read, loss=loss, logits=logits)
+
+    def _classify(self, read: BackboneOutput, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The outputs [B, C] of each sample, in fp32."""
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        pooled = torch.tanh(self.head.sentence["pooler"]["linear"](self._summary(read.hidden, there)))
+        return self.head.classifier(self.head.dropout(pooled)).float()
+
+    def _summary(self, hidden: Tensor, there: Tensor) -> Tensor:
+        """One vector per sample [B, D]: of its first or last token, or the mean over its tokens. there: [B, T]."""
+        if self.config.summary == "mean":
+            weights = there.to(hidden.dtype)[..., None]
+            return (hidden * weights).sum(1) / weights.sum(1)
+        places = torch.arange(there.shape[1], device=there.device) * there
+        at = there.argmax(1) if self.config.summary == "first" else places.argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), at]
+
+
+class XLPretrainForMultipleChoice(XLPretrainForSequenceClassification):
+    """The right one of several texts, each read together with its context."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainOutput:
+        """All inputs: [B, C, T]. labels: [B], indices of the right choices. logits: [B, C] in fp32."""
+        tokens, valid, segments = (
+            None if given is None else given.flatten(0, 1) for given in (input_ids, attention_mask, token_type_ids)
+        )
+        read = self._read((tokens, valid, segments, None), output_hidden_states, output_attentions)
+        logits, loss = self._classify(read, tokens, valid).view(input_ids.shape[:2]), None
+        if labels is not None:
+            loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
+        return self._output(read, loss=loss, logits=logits)
+
+
+class XLPretrainForTokenClassification(XLPretrainModel):
+    """A tag for each token; words are tagged by their first token."""
+
+    def _add_head(self, config: XLPretrainConfig) -> None:
+        self.head = nn.Module()
+        self.head.dropout = nn.Dropout(config.task_dropout)
+        self.head.classifier = nn.Linear(config.d_model, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainOutput:
+        """labels: [B, T]; -100 is ignored. logits: [B, T, C] in fp32."""
+        given = input_ids, attention_mask, token_type_ids, None
+        read = self._read(given, output_hidden_states, output_attentions)
+        logits = self.head.classifier(self.head.dropout(read.hidden)).float()
+        loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
+        return self._output(read, loss=loss, logits=logits)
+
+
+@dataclass
+class XLPretrainAnswer(ModelOutput):
+    """Logits of the answer's first and last token [B, T], in fp32."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class XLPretrainForQuestionAnswering(XLPretrainModel):
+    """The span of a context that answers a question."""
+
+    def _add_head(self, config: XLPretrainConfig) -> None:
+        self.head = nn.Module()
+        self.head.dropout = nn.Dropout(config.task_dropout)
+        self.head.classifier = nn.Linear(config.d_model, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> XLPretrainAnswer:
+        """start_positions, end_positions: [B]; positions past the end are ignored."""
+        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
+        start, end = self.head.classifier(self.head.dropout(read.hidden)).float().unbind(-1)
+        if attention_mask is not None:
+            padding, lowest = ~attention_mask.bool(), torch.finfo(torch.float32).min
+            start, end = start.masked_fill(padding, lowest), end.masked_fill(padding, lowest)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            asked = ((start, start_positions.flatten()), (end, end_positions.flatten()))
+            ignored = (labels.masked_fill(labels >= input_ids.shape[1], -100) for _, labels in asked)
+            losses = [
+                mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
+                for (logits, _), labels in zip(asked, ignored, strict=True)
+            ]
+            loss = sum(losses) / 2
+        return XLPretrainAnswer(loss, start, end, read.hidden_states, read.attentions)
 
 
 def mean_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

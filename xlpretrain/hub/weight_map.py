@@ -53,8 +53,8 @@ def weight_rules(config: StackConfig, *, sentence: bool = True) -> Iterator[Weig
             yield from _albert(config) if albert else _bert(config)
             if sentence:
                 pooler, classifier = _SENTENCE[albert]
-                yield from _pairs("head.sentence.pooler.linear", pooler)
-                yield from _pairs("head.sentence.classifier", classifier)
+                yield from pair_rules("head.sentence.pooler.linear", pooler)
+                yield from pair_rules("head.sentence.classifier", classifier)
         case _:
             raise ValueError(f"transformers 5 has no {config.type}")
 
@@ -86,10 +86,10 @@ def _xlnet(config: XLNetConfig) -> Iterator[WeightRule]:
             lambda ours: [ours.view(config.d_model, config.num_heads, config.resolved_d_head)],
         )
         yield WeightRule(f"{ours}attention.segment_embedding", (f"{theirs}rel_attn.seg_embed",))
-        yield from _pairs(f"{ours}attention_norm", f"{theirs}rel_attn.layer_norm")
-        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}ff.layer_1")
-        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ff.layer_2")
-        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}ff.layer_norm")
+        yield from pair_rules(f"{ours}attention_norm", f"{theirs}rel_attn.layer_norm")
+        yield from pair_rules(f"{ours}feed_forward.inner", f"{theirs}ff.layer_1")
+        yield from pair_rules(f"{ours}feed_forward.outer", f"{theirs}ff.layer_2")
+        yield from pair_rules(f"{ours}feed_forward_norm", f"{theirs}ff.layer_norm")
     for part, name in (("content", "r_w_bias"), ("position", "r_r_bias"), ("segment", "r_s_bias")):
         names = tuple(f"{layer}rel_attn.{name}" for layer in layers)
         read = _read_own if config.untie_r else _read_shared
@@ -107,17 +107,17 @@ def _albert(config: EncoderConfig) -> Iterator[WeightRule]:
         theirs = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}."
         ours = f"backbone.layers.{i}."
         for part in ("query", "key", "value"):
-            yield from _pairs(f"{ours}attention.{part}", f"{theirs}attention.{part}")
-        yield from _pairs(f"{ours}attention.output", f"{theirs}attention.dense")
-        yield from _pairs(f"{ours}attention_norm", f"{theirs}attention.LayerNorm")
-        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}ffn")
-        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
-        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
+            yield from pair_rules(f"{ours}attention.{part}", f"{theirs}attention.{part}")
+        yield from pair_rules(f"{ours}attention.output", f"{theirs}attention.dense")
+        yield from pair_rules(f"{ours}attention_norm", f"{theirs}attention.LayerNorm")
+        yield from pair_rules(f"{ours}feed_forward.inner", f"{theirs}ffn")
+        yield from pair_rules(f"{ours}feed_forward.outer", f"{theirs}ffn_output")
+        yield from pair_rules(f"{ours}feed_forward_norm", f"{theirs}full_layer_layer_norm")
     yield from _embeddings("albert.embeddings.")
     if config.resolved_d_embed != config.d_model:  # theirs always exists
-        yield from _pairs("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
-    yield from _pairs("head.output.transform", "predictions.dense")
-    yield from _pairs("head.output.norm", "predictions.LayerNorm")
+        yield from pair_rules("backbone.embedding.projection", "albert.encoder.embedding_hidden_mapping_in")
+    yield from pair_rules("head.output.transform", "predictions.dense")
+    yield from pair_rules("head.output.norm", "predictions.LayerNorm")
     yield WeightRule("head.output.bias", ("predictions.bias",))
 
 
@@ -125,15 +125,15 @@ def _bert(config: EncoderConfig) -> Iterator[WeightRule]:
     for i in range(config.num_layers):
         theirs, ours = f"bert.encoder.layer.{i}.", f"backbone.layers.{i}."
         for part in ("query", "key", "value"):
-            yield from _pairs(f"{ours}attention.{part}", f"{theirs}attention.self.{part}")
-        yield from _pairs(f"{ours}attention.output", f"{theirs}attention.output.dense")
-        yield from _pairs(f"{ours}attention_norm", f"{theirs}attention.output.LayerNorm")
-        yield from _pairs(f"{ours}feed_forward.inner", f"{theirs}intermediate.dense")
-        yield from _pairs(f"{ours}feed_forward.outer", f"{theirs}output.dense")
-        yield from _pairs(f"{ours}feed_forward_norm", f"{theirs}output.LayerNorm")
+            yield from pair_rules(f"{ours}attention.{part}", f"{theirs}attention.self.{part}")
+        yield from pair_rules(f"{ours}attention.output", f"{theirs}attention.output.dense")
+        yield from pair_rules(f"{ours}attention_norm", f"{theirs}attention.output.LayerNorm")
+        yield from pair_rules(f"{ours}feed_forward.inner", f"{theirs}intermediate.dense")
+        yield from pair_rules(f"{ours}feed_forward.outer", f"{theirs}output.dense")
+        yield from pair_rules(f"{ours}feed_forward_norm", f"{theirs}output.LayerNorm")
     yield from _embeddings("bert.embeddings.")
-    yield from _pairs("head.output.transform", "cls.predictions.transform.dense")
-    yield from _pairs("head.output.norm", "cls.predictions.transform.LayerNorm")
+    yield from pair_rules("head.output.transform", "cls.predictions.transform.dense")
+    yield from pair_rules("head.output.norm", "cls.predictions.transform.LayerNorm")
     yield WeightRule("head.output.bias", ("cls.predictions.bias",))
 
 
@@ -141,7 +141,7 @@ def _embeddings(theirs: str) -> Iterator[WeightRule]:
     yield WeightRule("backbone.embedding.tokens.tables.0.weight", (f"{theirs}word_embeddings.weight",))
     yield WeightRule("backbone.embedding.positions.weight", (f"{theirs}position_embeddings.weight",))
     yield WeightRule("backbone.embedding.segments.weight", (f"{theirs}token_type_embeddings.weight",))
-    yield from _pairs("backbone.embedding.norm", f"{theirs}LayerNorm")
+    yield from pair_rules("backbone.embedding.norm", f"{theirs}LayerNorm")
 
 
 def _read_own(theirs: Sequence[Tensor]) -> Tensor:
@@ -158,7 +158,7 @@ def _read_shared(theirs: Sequence[Tensor]) -> Tensor:
     return theirs[0][None]
 
 
-def _pairs(ours: str, theirs: str) -> Iterator[WeightRule]:
+def pair_rules(ours: str, theirs: str) -> Iterator[WeightRule]:
     """Rules for a weight and a bias."""
     for kind in ("weight", "bias"):
         yield WeightRule(f"{ours}.{kind}", (f"{theirs}.{kind}",))

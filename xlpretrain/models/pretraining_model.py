@@ -66,6 +66,8 @@ class Loss:
     """Sum per term, in fp32 nats."""
     scores: Mapping[str, TokenScores] = field(default_factory=dict)
     """Individual predictions per term, for evaluation."""
+    outputs: Float[Tensor, "B ..."] | None = None
+    """The fp32 outputs for each sample, in evaluation mode, if metrics are computed from them."""
 
 
 class Head(nn.Module, ABC):
@@ -79,10 +81,6 @@ class Head(nn.Module, ABC):
     def flops_per_token(self) -> float:
         """Matrix-product FLOPs of forward and backward, divided by the tokens of a sample."""
 
-    def class_logits(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
-        """The fp32 logits of each sample's labels; only for a classifier's head."""
-        raise NotImplementedError(f"{type(self).__name__} does not define `class_logits`")
-
 
 class PretrainingModel(nn.Module):
     """A backbone and a head, trained by an engine."""
@@ -94,6 +92,10 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """The loss of one micro-batch and its streams' next memory."""
+        num_rows = len(batch.inputs.tokens)
+        if num_rows != mems.shape[1]:  # a task with several rows per sample, which have no memory
+            hidden, _ = self.backbone(batch.inputs, mems.new_zeros(len(mems), num_rows, 0, mems.shape[3]))
+            return self.head(hidden, batch), mems
         hidden, mems = self.backbone(batch.inputs.with_memory_of(mems.shape[2]), mems)
         return self.head(hidden, batch), mems
 

@@ -66,7 +66,7 @@ class Objective(Section, ABC):
     """The config of an objective, with methods that build its parts.
 
     An objective declares the uses of its trained models other than evaluation: `token_layout`, `hub_head`,
-    `likelihood_queries`, `generates`, `class_labels`. Undeclared uses raise an error. A derived class must declare
+    `likelihood_queries`, `generates`. Undeclared uses raise an error. A derived class must declare
     `hub_head`, `likelihood_queries` and `generates` itself, since it may predict something else than its parent.
     """
 
@@ -76,7 +76,11 @@ class Objective(Section, ABC):
     requires: ClassVar[frozenset[str]]
     """Capabilities that a backbone must provide: memory, causal, two_stream, bidirectional."""
     predicts_tokens: ClassVar[bool] = True
-    """True if the objective trains on a corpus, False for labelled texts."""
+    """True if the objective trains on a corpus, False for a task on examples (`tasks/base.py`)."""
+    data_type: ClassVar[str] = "corpus"
+    """The type of the data that it trains on (`data.type`)."""
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    """Metrics of evaluations beside losses and accuracies, all better if larger (`eval.best`)."""
 
     hub_head: ClassVar[HubHead | None] = None
     """The model's head in `transformers`, with the weights of `head.output` (and `head.sentence`)."""
@@ -98,22 +102,6 @@ class Objective(Section, ABC):
         Used for fine-tuning, generation and the exported tokenizer.
         """
         return None
-
-    @property
-    def class_labels(self) -> tuple[str, ...]:
-        """The labels of a classifier, whose head has `class_logits`; empty for other objectives."""
-        return ()
-
-    def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
-        """Number of examples that a classifier truncates. examples: token ids of one or two texts each."""
-        return 0
-
-    def describe_cut(self, num_cut: int, total: int) -> str:
-        """A message about truncated examples."""
-        return (
-            f"{num_cut:,} of {total:,} examples are longer than a sample of {self.seq_len} tokens (objective.seq_len)"
-            " and are truncated"
-        )
 
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
@@ -188,6 +176,10 @@ class Objective(Section, ABC):
     def needs_boundaries(self) -> bool:
         """True if training samples must include document and sentence ends."""
         return True
+
+    def check_data(self, train: Sequence[TokenDataset], valid: TokenDataset | None) -> None:
+        """Check the content of a run's data before it starts. Default: nothing. Raises `DataError`."""
+        return
 
     def data_notes(self, data: TokenDataset) -> Iterator[str]:
         """Notes for the user about these data. Default: none."""

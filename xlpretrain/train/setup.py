@@ -21,11 +21,11 @@ from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.engine.transfers.place_memory import place_memory
@@ -58,6 +58,7 @@ def resolve_run(
     folder.refuse_if_read_only()
     begun = run_config.load(folder.config) if folder.exists() else None
     data = origin.open_data(config, folder)
+    config.objective.check_data(data.train.manifests, data.valid)
     config = data_rules.resolve(config, data.train, begun=begun)
     data_rules.validate_data(config, data.train, world_size)
     Probe.from_config(config, data)

@@ -12,8 +12,9 @@ from launcher.doctor.findings import Finding, failure, from_error, passed, skipp
 from launcher.doctor.machine.devices import num_ranks
 from launcher.doctor.request import Request
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import CorpusDataConfig, DataSplits
-from xlpretrain.data.labelled import LabelledDataset
+from xlpretrain.data.config import CorpusDataConfig
+from xlpretrain.data.examples.base import ExampleDataset
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import DataError, XLPretrainError
 from xlpretrain.extras import MissingPackageError
 from xlpretrain.file_system.credentials import without_credentials
@@ -62,7 +63,7 @@ def check_splits(data: DataSplits, places: Sequence[str]) -> Iterator[Finding]:
     splits = [*data.train.manifests, *([] if data.valid is None else [data.valid])]
     for where, split in zip(places, splits, strict=True):
         place = without_credentials(where)
-        if isinstance(split, LabelledDataset):
+        if isinstance(split, ExampleDataset):
             yield passed(f"{place}: {split.num_documents} labelled texts read and encoded")
             continue
         if split.vocabulary != data.tokenizer.vocabulary:

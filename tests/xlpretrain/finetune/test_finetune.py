@@ -21,15 +21,17 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 import xlpretrain
 from launcher.cli.actions.finetune import predict
 from xlpretrain.checkpoint.files import checkpoint_name, list_checkpoints
-from xlpretrain.data.labelled import UNLABELLED, LabelledDataset, label_numbers, make_sample
+from xlpretrain.data.examples.base import make_sample
+from xlpretrain.data.examples.labelled import LabelledDataset
+from xlpretrain.data.samples import Example
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST
-from xlpretrain.errors import ConfigError, DataError, LaunchError
-from xlpretrain.evaluation.classification import ClassificationMetrics
+from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
-from xlpretrain.objectives.classification import ClassificationCollator
+from xlpretrain.objectives.tasks.class_metrics import ClassMetrics
+from xlpretrain.objectives.tasks.classify import UNLABELLED, ClassificationCollator, label_numbers
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -66,7 +68,7 @@ def test_texts_and_pairs_fit_every_backbone(tmp_path: Path, tiny_dataset: Path, 
         model.eval()
         whole, _ = model.backbone(batch.inputs, model.backbone.empty_memory(3, 0))
         alone, _ = model.backbone(padded.inputs, model.backbone.empty_memory(1, 0))
-        torch.testing.assert_close(model.head.class_logits(whole, batch)[:1], model.head.class_logits(alone, padded))
+        torch.testing.assert_close(model.head.outputs(whole, batch)[:1], model.head.outputs(alone, padded))
 
 
 @pytest.mark.parametrize("kind", ["transformer_xl", "xlnet", "albert"])
@@ -88,7 +90,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
 
 def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
     collator = ClassificationCollator(10, CLS_FIRST, load_tokenizer(tiny_tokenizer).vocabulary)
-    tokens = collator([make_sample([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23]], label=0)]).inputs.tokens[0].tolist()
+    tokens = collator([make_sample(Example(([11, 12, 13, 14, 15, 16, 17], [21, 22, 23]), 0))]).inputs.tokens[0].tolist()
     assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
 
 
@@ -134,7 +136,7 @@ def test_every_mistake_is_said_before_anything_is_written(tmp_path: Path, tiny_d
     with pytest.raises(ConfigError, match=r"data\.type"):
         _recipe(source, files, "objective={type: masked_lm, seq_len: 32}")
     assert not (tmp_path / "runs" / "tuned").exists()
-    with pytest.raises(ConfigError, match="not a classifier"):
+    with pytest.raises(ConfigError, match="not fine-tuned for a task"):
         xlpretrain.load(source.path, device="cpu").predict(["a"])
 
 
@@ -145,7 +147,7 @@ def test_blanks_around_a_label_make_no_class(tmp_path: Path, tiny_dataset: Path)
     config = _recipe(source, files)
     assert config.objective.labels == ("aye", "nay")
     found = config.objective.evaluation_samples(config.data.open().valid, num_tokens=0, num_streams=1, mem_len=0)
-    assert [found.sample(step=step, stream=0).pair_target.label for step in range(4)] == [0, 0, 1, 1]
+    assert [found.sample(step=step, stream=0).example.target for step in range(4)] == [0, 0, 1, 1]
     # A classifier of an older version may have them in its labels.
     assert label_numbers(["aye", " aye", "x"], ("aye", " aye")) == [0, 1, UNLABELLED]
     assert label_numbers(["aye"], (" aye",)) == [0]
@@ -156,13 +158,14 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, tiny_dataset: Path):
     config = _recipe(source, _files(tmp_path, pairs=True), "objective.seq_len=16")
     data, objective = config.data.open(), config.objective
     (train,) = data.train.manifests
-    longer = sum(sum(map(len, parts)) + 3 > 16 for parts in train.parts)
-    assert 0 < longer < len(train.parts) and objective.num_cut(train.parts) == longer
+    parts = [example.parts for example in train.examples]
+    longer = sum(sum(map(len, texts)) + 3 > 16 for texts in parts)
+    assert 0 < longer < len(parts) and objective.num_cut(parts) == longer
     assert list(objective.data_notes(train)) == [
-        f"{train.path}: {longer} of {len(train.parts)} examples are longer than a sample of 16 tokens"
+        f"{train.path}: {longer} of {len(parts)} examples are longer than a sample of 16 tokens"
         " (objective.seq_len) and are truncated"
     ]
-    fits = max(sum(map(len, parts)) for parts in train.parts) + 3
+    fits = max(sum(map(len, texts)) for texts in parts) + 3
     assert list(objective.model_copy(update={"seq_len": fits}).data_notes(train)) == []
 
 
@@ -171,14 +174,14 @@ def test_figures_are_those_of_scikit_learn():
     for labels in (("n", "y"), ("a", "b", "c")):
         probabilities = rng.dirichlet(np.ones(len(labels)), 200)
         truth = [labels[i] for i in rng.integers(len(labels), size=200)]
-        figures = ClassificationMetrics.compute(truth, probabilities, labels)
+        figures = ClassMetrics.compute(truth, probabilities, labels)
         predicted = [labels[i] for i in probabilities.argmax(1)]
         assert figures.accuracy == accuracy_score(truth, predicted)
         assert figures.macro_f1 == f1_score(truth, predicted, average="macro")
         scores = probabilities[:, 1] if len(labels) == 2 else probabilities
         assert figures.roc_auc == roc_auc_score(truth, scores, multi_class="ovr")
         assert figures.confusion == confusion_matrix(truth, predicted).tolist()
-    assert ClassificationMetrics.compute(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
+    assert ClassMetrics.compute(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
 
 
 def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]):
@@ -202,7 +205,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
     truth, predicted = [sample["label"] for sample in samples], [sample["predicted"] for sample in samples]
     assert (
         truth
-        == LabelledDataset(
+        == LabelledDataset.open(
             files["valid"], load_tokenizer(folder / "tokenizer" / "spiece.model"), text=("text",), label="label"
         ).labels
     )
@@ -225,8 +228,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
         xlpretrain.load(folder, device="cpu").generate("a")
     with pytest.raises(ConfigError, match="objective classify has no likelihood of a text"):
         xlpretrain.load(folder, device="cpu").log_likelihoods(["a"])
-    with pytest.raises(LaunchError, match="classifiers cannot be exported"):
-        export(RunDir(folder), tmp_path / "out")
+    assert "AutoModelForSequenceClassification" in export(RunDir(folder), tmp_path / "out")
     assert f"its metrics are in {folder / 'metrics.json'}" in refused("report", folder)
 
 

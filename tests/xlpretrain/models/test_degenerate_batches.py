@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlpretrain.data.labelled import LabelledDataset
+from xlpretrain.data.examples.labelled import LabelledDataset
 from xlpretrain.data.samples import Sample, empty_sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.engine.base import LossTermScales
@@ -20,10 +20,12 @@ from xlpretrain.models.attention_mask import additive_mask
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.classification import Classification
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.tasks.base import Task
+from xlpretrain.objectives.tasks.classify import Classification
+from xlpretrain.objectives.tasks.regress import Regression
 
 SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 8, "d_ff": 12, "dropout": 0.1, "attention_dropout": 0.1}
 MODELS = {
@@ -43,6 +45,7 @@ OBJECTIVE_KEYS = {
     "classify, first": Classification(**LABELS, layout="cls_first"),
     "classify, last": Classification(**LABELS, layout="cls_last"),
     "classify, mean": Classification(**LABELS, layout="document"),
+    "regress": Regression(seq_len=16, layout="cls_first"),
 }
 PAIRS = [
     (model, name)
@@ -127,10 +130,11 @@ def test_segments_are_as_many_as_the_objective_says(train: TokenDataset, tmp_pat
     """An encoder looks each of them up in a table."""
     objective = OBJECTIVE_KEYS[name]
     data: TokenDataset = train
-    if isinstance(objective, Classification):
-        (tmp_path / "labelled.csv").write_text("label,a,b\nno,one,two\nyes,three,four\n")
+    if isinstance(objective, Task):
+        first, second = ("no", "yes") if isinstance(objective, Classification) else (1, 2)
+        (tmp_path / "labelled.csv").write_text(f"label,a,b\n{first},one,two\n{second},three,four\n")
         columns = ("a", "b") if paired else ("a",)
-        data = LabelledDataset(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
+        data = LabelledDataset.open(tmp_path / "labelled.csv", train.open_tokenizer(), text=columns, label="label")
     samples = objective.training_samples(data, mem_len=0, num_streams=32, seed=1, shuffle_blocks=4)
     read = [samples.sample(step=0, stream=stream) for stream in range(32)]
     segments = objective.collator(train.open_tokenizer(), seed=1)(read).inputs.segments

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlpretrain.data.tables.separated_values import read_separated
+from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
 
@@ -91,7 +91,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
     kind = path.suffix.lower() if path is not None else ""
     if kind in _REFUSED:
         raise DataError(f"{name}: is {_REFUSED[kind]}; convert it to .csv, .tsv, .json, .jsonl or one text per line")
-    content = _read_text(path, name)
+    content = read_utf8(path)
     rows: Numbered
     if kind in _DELIMITERS:
         rows = read_separated(content, _DELIMITERS[kind], name)
@@ -105,17 +105,6 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
         rows = [(n, (line.removesuffix("\r"),)) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
     _check(name, header, rows)
     return Table(name, header, [values for _, values in rows], [line for line, _ in rows])
-
-
-def _read_text(path: Path | None, name: str) -> str:
-    try:
-        return (sys.stdin.buffer.read() if path is None else path.read_bytes()).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text (byte {error.start})") from None
 
 
 def _read_objects(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from xlpretrain.errors import DataError
+from xlpretrain.errors import ConfigError, DataError
 
 SPECIAL_TOKENS = {
     "pad": ("<pad>", "[PAD]"),
@@ -90,6 +90,22 @@ class Tokenizer:
         """Encode every sentence, in this thread; SentencePiece's batch method starts a thread per call."""
         return [self.encode(sentence) for sentence in sentences]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of a text, and the characters that each one covers: [start, stop) in `text` [T, 2].
+
+        A token may include the white space before a word.
+        """
+        from sentencepiece import sentencepiece_pb2
+
+        found = sentencepiece_pb2.SentencePieceText.FromString(
+            self._processor.encode(text, out_type="serialized_proto")
+        )
+        # Offsets count bytes of UTF-8; a character begins at every byte that continues none.
+        starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        characters = np.concatenate([[0], np.cumsum(starts)])
+        spans = np.array([(piece.begin, piece.end) for piece in found.pieces], np.int64).reshape(-1, 2)
+        return [piece.id for piece in found.pieces], characters[spans]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens except the unknown one."""
         text: str = self._processor.decode([int(i) for i in ids])
@@ -145,6 +161,14 @@ def lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def check_text(text: object, where: str) -> None:
+    """Raise `ConfigError` if `text` is not a string, and `DataError` if it is not valid Unicode."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: expected a string, got a {type(text).__name__}")
+    if (place := lone_surrogate(text)) is not None:
+        raise DataError(f"{where}: invalid Unicode: a lone surrogate at character {place}")
 
 
 def find_special_tokens(pieces: Mapping[str, int], known: Mapping[str, int], name: str) -> Vocabulary:

@@ -57,6 +57,11 @@ class HuggingFaceTokenizer(Tokenizer):
         ids: list[int] = self._encoder.encode(sentence, add_special_tokens=False).ids
         return ids
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of a text, and the characters that each one covers: [start, stop) in `text` [T, 2]."""
+        found = self._encoder.encode(text, add_special_tokens=False)
+        return list(found.ids), np.array(found.offsets, np.int64).reshape(-1, 2)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
         text: str = self._tokenizer.decode([int(i) for i in ids])

@@ -30,8 +30,11 @@ _MASK = chr(0x100000)  # private use as well
 _Json = dict[str, Any]
 
 
-def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
-    """The content of `tokenizer.json`. Raises `DataError` if the format does not support the model."""
+def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout, *, complete: bool = False) -> _Json:
+    """The content of `tokenizer.json`. complete: see `post_processor`.
+
+    Raises `DataError` if the format does not support the model.
+    """
     if tokenizer.file_name != Tokenizer.file_name:
         raise DataError("transformers does not support byte or word vocabularies; no tokenizer.json for it")
     model = sentencepiece_model_pb2.ModelProto()
@@ -67,7 +70,7 @@ def tokenizer_json(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
         "added_tokens": [symbol(i, p.piece) for i, p in enumerate(pieces) if _is_symbol(p)],
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": post_processor(tokenizer, layout),
+        "post_processor": post_processor(tokenizer, layout, complete=complete),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -106,13 +109,16 @@ def tokenizer_config(tokenizer: Tokenizer, layout: TokenLayout, *, max_length: i
     return settings if max_length is None else {**settings, "model_max_length": max_length}
 
 
-def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout) -> _Json | None:
-    """A third-party `tokenizer.json` changed to another layout; None if it has this layout already."""
+def laid_out_anew(tokenizer: HuggingFaceTokenizer, layout: TokenLayout, *, complete: bool = False) -> _Json | None:
+    """A third-party `tokenizer.json` changed to another layout; None if it has this layout already.
+
+    complete: see `post_processor`.
+    """
     with optional("tokenizers", "exporting a tokenizer.json"):
         import tokenizers
 
     brought = json.loads(tokenizer.model)
-    changed = {**brought, "post_processor": post_processor(tokenizer, layout)}
+    changed = {**brought, "post_processor": post_processor(tokenizer, layout, complete=complete)}
     first, second = (tokenizers.Tokenizer.from_str(json.dumps(content)) for content in (brought, changed))
     for texts in (("a",), ("a", "b")):
         one, other = first.encode(*texts), second.encode(*texts)
@@ -196,12 +202,15 @@ def same_ids(content: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
     return any(all(content.get(key) == ours[key] for key in keys) for ours in made)
 
 
-def post_processor(tokenizer: Tokenizer, layout: TokenLayout) -> _Json:
+def post_processor(tokenizer: Tokenizer, layout: TokenLayout, *, complete: bool = False) -> _Json:
     """The post-processor that adds the special tokens and segments of a layout.
 
-    It does not add an `eod` after the last text, since a text need not be a whole document.
+    complete: add an `eod` after the last text too, as in the examples of a task; a text of a language model need not be
+        a whole document.
     """
-    single, pair = (parts[:-1] if parts[-1].what == "eod" else parts for parts in map(layout.parts, (1, 2)))
+    single, pair = (
+        parts[:-1] if parts[-1].what == "eod" and not complete else parts for parts in map(layout.parts, (1, 2))
+    )
     ids = {part.what: getattr(tokenizer.vocabulary, part.what) for part in pair if not part.is_text}
     pieces = {role: tokenizer.id_to_token(token) for role, token in ids.items()}
 

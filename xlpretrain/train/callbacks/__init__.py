@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 
 from xlpretrain.config.sections import CallbackConfig
-from xlpretrain.data.config import DataSplits
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine.base import Engine
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluation.held_out import EvalTask

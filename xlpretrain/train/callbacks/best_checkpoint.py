@@ -19,10 +19,10 @@ class BestCheckpoint(Callback):
 
     def after_evaluation(self, step: int, metrics: Metrics) -> None:
         """Compare with the best evaluation so far."""
-        by_accuracy, best = self._config.eval.best == "accuracy", self.best_value
-        term = self._config.objective.terms[0]
-        value = metrics[f"valid/{term}_accuracy" if by_accuracy else "valid/loss"]
-        if best is None or (value > best if by_accuracy else value < best):
+        criterion, best = self._config.eval.best, self.best_value
+        name = f"{self._config.objective.terms[0]}_accuracy" if criterion == "accuracy" else criterion
+        value = metrics.get(f"valid/{name}")  # a metric may be undefined
+        if value is not None and (best is None or (value < best if criterion == "loss" else value > best)):
             self.best_step, self.best_value = step, value
 
     def agreed(self, step: int, sums: object) -> Request | None:

@@ -14,21 +14,21 @@ from torch import Tensor
 from xlpretrain import distributed, schema
 from xlpretrain.config.data_rules import make_training_samples
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import DataSplits
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.order import hash_ints
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine import Engine
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.evaluation.held_out import EvalTask, EvaluatedModel, Pause, evaluate, paused
-from xlpretrain.finetune.config import classifier_config
+from xlpretrain.finetune.config import task_config
 from xlpretrain.tracking.metrics_file import Metrics
 from xlpretrain.train.callbacks.base import Callback, CallbackContext
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A small classifier run. config: as made by `classifier_config`, but shorter."""
+    """A small classifier run. config: as made by `task_config`, but shorter."""
 
     config: RunConfig
     data: DataSplits
@@ -39,7 +39,7 @@ class Probe:
         probe = run.eval.probe
         if probe is None:
             return None
-        content = classifier_config(
+        content = task_config(
             run,
             tokenizer=data.tokenizer,
             kept_at=run.folder.tokenizer / data.tokenizer.file_name,
@@ -66,7 +66,7 @@ class Probe:
             self._train(engine, pause)
             assert self.data.valid is not None, "`of` names it"
             task = EvalTask.of_run(self.config, self.data.valid, self.data.tokenizer)
-            found = evaluate(EvaluatedModel.of_engine(engine), task, pause=pause)
+            found = evaluate(EvaluatedModel.of_engine(engine), task, pause=pause, task_metrics=False)
         return {"valid/probe_accuracy": found.main.accuracy, "valid/probe_loss": found.loss}
 
     def _engine(self, weights: dict[str, Tensor], device: torch.device) -> Engine:

@@ -1,0 +1,198 @@
+"""Classification of texts or pairs of texts into one label each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from xlpretrain.data.examples.base import ExampleDataset
+from xlpretrain.data.examples.labelled import check_labels, distinct_labels, labelled
+from xlpretrain.data.samples import Example, Sample
+from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.data.tokenizers.token_layout import TokenLayout
+from xlpretrain.errors import DataError
+from xlpretrain.models.backbone import Backbone, Hidden
+from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
+from xlpretrain.objectives.tasks.base import Metrics, example_of
+from xlpretrain.objectives.tasks.class_metrics import ClassMetrics
+from xlpretrain.objectives.tasks.lay_out import lay_out, padded
+from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
+from xlpretrain.schema import Problem
+
+UNLABELLED = -1
+_MOST_NAMED = 5
+
+
+class Classification(SummaryTask):
+    """-log p(label | the text, or the pair of texts)."""
+
+    type: Literal["classify"] = "classify"
+    """Kind of objective."""
+    labels: tuple[str, ...] = Field(min_length=2)
+    """The labels."""
+
+    terms: ClassVar[tuple[str, ...]] = ("label",)
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "matthews", "roc_auc")
+    needs: ClassVar[tuple[str, ...]] = ("sklearn",)
+
+    def problems(self) -> Iterator[Problem]:
+        """Conflicts between keys."""
+        if len(set(self.labels)) < len(self.labels):
+            yield "labels", f"must be distinct, got {', '.join(self.labels)}"
+        yield from self.layout_problems()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The labels."""
+        return self.labels
+
+    @property
+    def answer_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the classes: the labels."""
+        return {"label": self.labels}
+
+    @classmethod
+    def keys_for(cls, train: ExampleDataset, valid: ExampleDataset | None) -> dict[str, Any]:
+        """The labels. Raises `DataError` if there are fewer than two, or others in the held-out file."""
+        check_labels(labelled(train), None if valid is None else labelled(valid))
+        return {"labels": distinct_labels(labelled(train))}
+
+    def check(self, data: ExampleDataset) -> None:
+        """Check that every label is one of the classifier's. Raises `DataError`."""
+        found = labelled(data).known_labels
+        numbers = label_numbers(found, self.labels)
+        strange = sorted({label for label, n in zip(found, numbers, strict=True) if n == UNLABELLED})
+        if strange:
+            expected = ", ".join(self.labels)
+            raise DataError(f"{data.path}: unknown labels {', '.join(strange)}; expected one of {expected}")
+
+    def numbered(self, data: ExampleDataset) -> list[Example]:
+        """The examples, with the index of each label."""
+        labels = labelled(data).labels
+        numbers = [UNLABELLED] * len(data.examples) if labels is None else label_numbers(labels, self.labels)
+        return [
+            replace(example, target=None if number == UNLABELLED else number)
+            for example, number in zip(data.examples, numbers, strict=True)
+        ]
+
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassificationCollator:
+        """The collator, which makes no random choices."""
+        return ClassificationCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
+
+    def head(self, backbone: Backbone) -> ClassificationHead:
+        """The head."""
+        return ClassificationHead(backbone, len(self.labels), **self.head_options)
+
+    def predictions(self, data: ExampleDataset, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The probability of each label, for each example, in fp64."""
+        logits = torch.from_numpy(np.stack(outputs)).double()
+        return list(logits.softmax(-1).numpy())
+
+    def metrics(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> Metrics:
+        """Metrics over the examples with a known label."""
+        found = self.class_metrics(data, predictions)
+        return {} if found is None else {name: getattr(found, name) for name in self.metric_names}
+
+    def class_metrics(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> ClassMetrics | None:
+        """Metrics and confusion matrix over the examples with a known label; None without any."""
+        truth = [example.target for example in self.numbered(data)]
+        known = [number for number, label in enumerate(truth) if label is not None]
+        if not known:
+            return None
+        chosen = np.stack([predictions[number] for number in known])
+        return ClassMetrics.compute([self.labels[truth[number]] for number in known], chosen, self.labels)
+
+    def report(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
+        """The metrics, the labels, and the confusion matrix: rows are labels, columns are predictions."""
+        found = self.class_metrics(data, predictions)
+        return {"num_examples": 0} if found is None else asdict(found)
+
+    def describe(self, report: Mapping[str, Any]) -> str:
+        """A report in one line."""
+        auc = report["roc_auc"]
+        shown = "undefined (a label does not occur)" if auc is None else f"{auc:.4f}"
+        figures = f"accuracy {report['accuracy']:.4f}, macro F1 {report['macro_f1']:.4f}, ROC AUC {shown}"
+        return f"{figures}, of {report['num_examples']:,} examples"
+
+    def describe_unknown(self, data: ExampleDataset) -> str | None:
+        """A message on labels that the classifier does not know."""
+        others = Counter(
+            label.strip()
+            for label, example in zip(labelled(data).labels or (), self.numbered(data), strict=False)
+            if example.target is None
+        )
+        if not others:
+            return None
+        most = ", ".join(f"{value!r} ({count:,})" for value, count in others.most_common(_MOST_NAMED))
+        more = f" and {len(others) - _MOST_NAMED:,} others" if len(others) > _MOST_NAMED else ""
+        return (
+            f"{others.total():,} of {len(data.examples):,} examples have labels unknown to the classifier: {most}{more}"
+            "; they are excluded from the metrics"
+        )
+
+    def answers(self, predictions: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """The probability of each label."""
+        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in predictions]
+
+    def lines(self, predictions: Sequence[np.ndarray]) -> Iterator[str]:
+        """The label and its probability."""
+        return (f"{self.labels[row.argmax()]}\t{row.max():.4f}" for row in predictions)
+
+    def rows(
+        self, data: ExampleDataset, predictions: Sequence[np.ndarray]
+    ) -> tuple[list[str], Iterator[Sequence[Any]]]:
+        """The texts, the label if known, the prediction, and all probabilities in full precision."""
+        header = ["predicted", *(f"p({label})" for label in self.labels)]
+        return labelled(data).rows_with(header, ([self.labels[row.argmax()], *row.tolist()] for row in predictions))
+
+
+@dataclass(frozen=True)
+class ClassificationCollator:
+    """Collates samples into tokens, padded on the right to the longest one.
+
+    A sample without a label (past the end of an evaluation) has no target.
+    """
+
+    seq_len: int
+    layout: TokenLayout
+    vocabulary: Vocabulary
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Make a batch from any number of samples, including none."""
+        examples = [example_of(sample) for sample in samples]
+        laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
+        labels = np.array([UNLABELLED if e.target is None else e.target for e in examples], np.int64)
+        asked = np.flatnonzero(labels != UNLABELLED)
+        targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
+        return Batch(inputs, targets, {"label": len(asked)})
+
+
+class ClassificationHead(SummaryHead):
+    """Maps one vector per sample to the labels."""
+
+    def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+        """The summed loss of samples with a label, and the loss of each."""
+        at, labels = batch.targets["label_positions"], batch.targets["label"]
+        logits = self.outputs(hidden, batch)
+        nll = F.cross_entropy(logits[at], labels, reduction="none")
+        correct = None if self.training else logits[at].argmax(dim=-1) == labels
+        scores = {"label": TokenScores(samples=at, nll=nll.detach(), correct=correct)}
+        return Loss({"label": nll.sum()}, scores, None if self.training else logits)
+
+
+def label_numbers(values: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The index of each value in `labels`, or `UNLABELLED`. White space around values is ignored.
+
+    (Unless a label in `labels` itself has it, as in older classifiers.)
+    """
+    number_of = {label.strip(): number for number, label in enumerate(labels)}
+    number_of |= {label: number for number, label in enumerate(labels)}
+    return [number_of.get(value, number_of.get(value.strip(), UNLABELLED)) for value in values]

@@ -1,0 +1,51 @@
+"""Inputs of the examples of a task: texts laid out with special tokens, truncated and padded.
+
+Shapes: B samples, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from xlpretrain.data.tokenizers.base import Vocabulary
+from xlpretrain.data.tokenizers.token_layout import LaidOut, TokenLayout
+from xlpretrain.models.backbone import BackboneInput
+from xlpretrain.models.kernels.packing import valid_tokens
+
+_MULTIPLE = 8  # micro-batches are padded to a multiple of this
+
+Parts = Sequence[Sequence[int]]
+"""Token ids of one or two texts."""
+
+
+def lay_out(parts: Parts, layout: TokenLayout, vocabulary: Vocabulary, *, seq_len: int) -> LaidOut:
+    """Lay out one sample. If it is too long, the longer text is truncated first."""
+    first, second = list(parts[0]), list(parts[1]) if len(parts) > 1 else []
+    texts = [first, second] if second else [first]
+    room = seq_len - layout.num_symbols(len(texts))
+    while len(first) + len(second) > room:
+        (first if len(first) > len(second) else second).pop()
+    return layout.lay_out(texts, vocabulary)
+
+
+def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) -> BackboneInput:
+    """The inputs of any number of samples, including none, padded on the right to the longest one: [B, T]."""
+    longest = max((len(sample.tokens) for sample in samples), default=1)
+    shape = (len(samples), min(-(-longest // _MULTIPLE) * _MULTIPLE, seq_len))
+    tokens, segments = np.full(shape, vocabulary.pad, np.int64), np.zeros(shape, np.int64)
+    valid = np.zeros(shape, bool)
+    for i, sample in enumerate(samples):
+        length = len(sample.tokens)
+        tokens[i, :length], segments[i, :length], valid[i, :length] = sample.tokens, sample.segments, True
+    valid_at, valid_from = valid_tokens(valid)
+    return BackboneInput(
+        tokens=torch.from_numpy(tokens),
+        mem_valid_len=torch.zeros(len(samples), dtype=torch.int64),
+        attention_mask=torch.from_numpy(valid),
+        segments=torch.from_numpy(segments),
+        valid_at=valid_at,
+        valid_from=valid_from,
+    )

@@ -1,0 +1,85 @@
+"""One vector per sample, and the outputs computed from it; for tasks on whole texts.
+
+A sample is represented by the hidden state of CLS, if the layout has one at the start (ALBERT and BERT,
+arXiv:1810.04805, section 3.2) or at the end (XLNet, arXiv:1906.08237, section 2.5), and otherwise by the mean over its
+tokens.
+
+Shapes: B samples, T tokens, C outputs, D d_model.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypedDict, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xlpretrain.models.backbone import Backbone, Hidden
+from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.models.stack import Pooler, draw
+from xlpretrain.objectives.tasks.base import HubTask, Task, TaskHead
+
+Summary = Literal["first", "last", "mean"]
+"""The vector of a sample: that of its first or last token, or the mean over its tokens."""
+
+
+class HeadOptions(TypedDict):
+    """The keyword arguments of `SummaryHead`. seq_len: length of a sample."""
+
+    summary: Summary
+    dropout: float
+    seq_len: int
+
+
+class SummaryTask(Task):
+    """A task whose outputs are computed from one vector per sample."""
+
+    summary: Summary | None = None
+    """The vector of a sample: that of its first or last token, or the mean over its tokens (default: that of CLS, if
+    the layout has one at the start or the end, else the mean)."""
+
+    hub_task: ClassVar[HubTask | None] = "SequenceClassification"
+
+    @property
+    def resolved_summary(self) -> Summary:
+        """The summary, with the default resolved."""
+        return self.summary or self.token_layout.cls_position or "mean"
+
+    @property
+    def head_options(self) -> HeadOptions:
+        """The options of the head."""
+        return {"summary": self.resolved_summary, "dropout": self.dropout, "seq_len": self.seq_len}
+
+
+class SummaryHead(TaskHead):
+    """Maps one vector per sample to `num_outputs` numbers, through a pooler."""
+
+    def __init__(self, backbone: Backbone, num_outputs: int, **options: Unpack[HeadOptions]):
+        super().__init__()
+        self.summary, self.seq_len = options["summary"], options["seq_len"]
+        # Named as in masked LM with a sentence task, to reuse its pretrained pooler.
+        self.sentence = nn.ModuleDict({"pooler": Pooler(backbone.d_model, init_std=backbone.init_std)})
+        self.dropout = nn.Dropout(options["dropout"])
+        self.classifier = nn.Linear(backbone.d_model, num_outputs)
+        draw(self.classifier, backbone.init_std)
+
+    def outputs(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B C"]:
+        """The outputs of each sample, in fp32."""
+        pooled = self.sentence["pooler"](self._summarize(hidden.tokens, batch)[:, None])
+        logits: Tensor = self.classifier(self.dropout(pooled))
+        return logits.float()
+
+    def flops_per_token(self) -> float:
+        """FLOPs per token of pooler and classifier, forward and backward; they process one vector per sample."""
+        return 6.0 * sum(p.numel() for p in self.parameters()) / self.seq_len
+
+    def _summarize(self, hidden: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B D"]:
+        valid = batch.inputs.attention_mask
+        assert valid is not None, "set by the collator"
+        if self.summary == "first":
+            return hidden[:, 0]
+        if self.summary == "mean":
+            there = valid.to(hidden.dtype)[..., None]
+            return (hidden * there).sum(1) / there.sum(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), valid.sum(1) - 1]
