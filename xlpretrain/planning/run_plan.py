@@ -12,7 +12,7 @@ import torch
 
 from xlpretrain.config import data_rules
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.config import DataSplits
+from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.file_system.urls import is_url
 from xlpretrain.models.pretraining_model import PretrainingModel
