@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-slurm test-full torture check bench bench-short bench-loop bench-ranks gpu-check house clean
+.PHONY: help setup quickstart test test-slurm test-full torture check docs bench bench-short bench-loop bench-ranks gpu-check house clean
 
 help:           ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -46,6 +46,13 @@ check: $(VENV)/.installed-dev  ## style, types, and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs  ## the documentation as a site in build/docs/site, with search and the reference of all keys
+	$(BIN)/python -W ignore tools/docs_site/build_site.py
 
 bench: $(VENV)/.installed-dev  ## training steps against transformers', into docs/benchmarks.md (resumes where it was)
 	$(BIN)/python -W ignore benchmarks/compare.py

@@ -19,6 +19,8 @@ from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import CausalLM, MaskedLM, PermutationLM
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig
+from xlpretrain.profiling.names import BACKWARD, FORWARD, UPDATE
+from xlpretrain.profiling.ranges import named
 
 EMBEDDING = {"albert": {"d_embed": 128}}
 
@@ -29,6 +31,11 @@ def build(
     """A step (forward, backward, clipping, AdamW), and the matrix-product FLOPs of it, per rank."""
     torch.set_num_threads(case.threads)
     engine, batch, flops = build_engine(case, engine_keys=engine_keys, micro_batches=micro_batches)
+    return step_of(case, engine, batch, micro_batches=micro_batches), flops
+
+
+def step_of(case: Case, engine: Engine, batch: Batch, *, micro_batches: int = 1) -> Callable[[], Any]:
+    """A step of an engine on a batch, with the ranges that a profile needs."""
     mems = engine.model.backbone.empty_memory(case.rows, case.mem_len).to(engine.device)
     counts = {term: micro_batches * distributed.world_size() * count for term, count in batch.counts.items()}
 
@@ -36,11 +43,14 @@ def build(
         nonlocal mems
         engine.start_step(counts)
         for _ in range(micro_batches):
-            loss, mems = engine.forward(batch, mems)
-            engine.backward(loss)
-        engine.update(1e-5)
+            with named(FORWARD):
+                loss, mems = engine.forward(batch, mems)
+            with named(BACKWARD):
+                engine.backward(loss)
+        with named(UPDATE):
+            engine.update(1e-5)
 
-    return step, flops
+    return step
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""Time shares of a training step of the base models, in bf16 on one thread.
+"""Shares of a training step of the base models, in bf16 on one thread, in the groups of `xlpretrain profile`.
 
 .venv/bin/python benchmarks/shares.py      prints a table in Markdown
 """
@@ -6,32 +6,23 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import MODELS, case
-from benchmarks.ours import build
-
-PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
-COPIES = frozenset({"aten::copy_", "aten::cat", "aten::fill_", "aten::zero_"})
-OPTIMIZER = ("aten::_fused_adamw_", "aten::linalg_vector_norm", "Optimizer.step")
-GROUPS = {
-    "matrix products": "products outside attention",
-    "products of attention": "scores, weighted values, and their gradients",
-    "rest of attention": "softmax, masks, shifts, dropout, layouts",
-    "loss": "the loss over the vocabulary, without its products",
-    "dropout": "outside attention",
-    "optimizer": "AdamW and the global norm",
-    "copies": "between types and layouts, concatenation, zeros",
-    "rest": "activations, norms, sums, additions",
-}
+from benchmarks.ours import build_engine, step_of
+from xlpretrain import distributed
+from xlpretrain.engine import Engine
+from xlpretrain.profiling.recording import Recording
+from xlpretrain.profiling.shares import GROUPS, StepShares, step_shares
+from xlpretrain.profiling.trace import read_trace
+from xlpretrain.train.callbacks.performance.profile import module_ranges
 
 
 def main() -> None:
@@ -40,41 +31,32 @@ def main() -> None:
     print("| share of a step | " + " | ".join(MODELS) + " | |")
     print("|---" * (len(MODELS) + 2) + "|")
     for group, what in GROUPS.items():
-        print(f"| {group} | " + " | ".join(f"{100 * found[m][group]:.1f} %" for m in MODELS) + f" | {what} |")
+        cells = (f"{100 * found[model].seconds[group] / found[model].step_s:.1f} %" for model in MODELS)
+        print(f"| {group} | {' | '.join(cells)} | {what} |")
 
 
-def shares(model: str) -> dict[str, float]:
-    """Fraction of the time of a step, by group."""
-    step, _ = build(case(model, "base", rows=2, precision="bf16", threads=1))
+def shares(model: str) -> StepShares:
+    """Shares of the second step of a model."""
+    of = case(model, "base", rows=2, precision="bf16", threads=1)
+    engine, batch, _ = build_engine(of)
+    torch.set_num_threads(of.threads)
+    step = step_of(of, engine, batch)
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        step()
-    times: Counter[str] = Counter()
-    for event in seen.events():
-        times[_group(event)] += event.self_cpu_time_total
-    torch.distributed.destroy_process_group()
-    return {group: times[group] / times.total() for group in GROUPS}
+    found = profiled(step, engine)
+    distributed.shutdown()
+    return found
 
 
-def _group(event: Any) -> str:
-    around = [event.name, *_around(event)]
-    if any(name.startswith("BlockAttention") for name in around):
-        return "products of attention" if event.name in PRODUCTS else "rest of attention"
-    if event.name in PRODUCTS:
-        return "matrix products"
-    if any(name.startswith("ChunkedLoss") for name in around):
-        return "loss"
-    if any(name.startswith("_Dropped") for name in around):
-        return "dropout"
-    if any(name.startswith(OPTIMIZER) for name in around):
-        return "optimizer"
-    return "copies" if event.name in COPIES else "rest"
-
-
-def _around(event: Any) -> Iterator[str]:
-    while event.cpu_parent is not None:
-        event = event.cpu_parent
-        yield event.name
+def profiled(step: Callable[[], Any], engine: Engine) -> StepShares:
+    """Shares of one step."""
+    recording = Recording(module_ranges(engine.model), engine.device)
+    recording.start()
+    step()
+    recording.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json.gz"
+        recording.write_trace(trace)
+        return step_shares(read_trace(trace))
 
 
 if __name__ == "__main__":

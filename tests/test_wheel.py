@@ -64,6 +64,8 @@ def test_the_wheel_alone_builds_trains_exports_and_generates_and_names_what_is_m
     assert told.count('pip install "xlpretrain[wandb]"') == 1
     assert told.count('loss.png: cannot be written: a plot needs matplotlib: pip install "xlpretrain[plots]"') == 1
     assert "step 6" in run("report", "runs/r")
+    run("report", "runs/r", "--html", "page.html", "--samples")
+    assert "uPlot" in (here / "page.html").read_text()
     run("export", "runs/r", "--to", "exported")
     assert (here / "exported" / "model.safetensors").is_file()
     assert run("generate", "runs/r", "--prompt", "one").strip()

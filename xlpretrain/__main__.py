@@ -11,7 +11,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain.errors import FINISHED, STOPPED_EARLY, XLPretrainError, exit_rank, print_error_once
+from xlpretrain.errors import (
+    FINISHED,
+    STOPPED_EARLY,
+    OutOfMemoryError,
+    XLPretrainError,
+    exit_rank,
+    print_error_once,
+)
 from xlpretrain.run_dir import rank_log
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
@@ -22,6 +29,7 @@ from xlpretrain.run_dir.watchdog import LAUNCHER, Watchdog
 from xlpretrain.tracking.console import outlive_console
 
 if TYPE_CHECKING:  # imported late: torch takes seconds
+    from xlpretrain.planning.fitting.memory_limits import MemoryLimit
     from xlpretrain.run_dir.stop import StopReason
     from xlpretrain.train.run import Run
 
@@ -62,38 +70,46 @@ def run(path: Path, overrides: list[str], *, allow_recipe_change: bool, take_ove
     with Watchdog() as watchdog:  # before the slow imports, during which the launcher may be killed
         from xlpretrain import distributed
         from xlpretrain.config import run_config
+        from xlpretrain.planning.fitting.memory_limits import memory_limit, ranks_on_this_machine
+        from xlpretrain.planning.fitting.out_of_memory import explained_if_out_of_memory
         from xlpretrain.train.setup import set_up_run
 
         config = run_config.load(path, overrides)
         config.engine.prepare_process()
         device = distributed.init(timeout_s=config.watchdog.collective_timeout_s)
+        limit = memory_limit(device, ranks_here=ranks_on_this_machine())
         try:
-            run = set_up_run(
-                config,
-                device=device,
-                allow_recipe_change=allow_recipe_change,
-                take_over=take_over,
-                launch_id=os.environ.get(LAUNCH_ID_ENV, ""),
-                watchdog=watchdog,
-            )
+            with explained_if_out_of_memory(config, limit, device=device):
+                run = set_up_run(
+                    config,
+                    device=device,
+                    allow_recipe_change=allow_recipe_change,
+                    take_over=take_over,
+                    launch_id=os.environ.get(LAUNCH_ID_ENV, ""),
+                    watchdog=watchdog,
+                )
             if keep_log:
                 rank_log.copy_to(run.folder.rank_log(distributed.rank()))
             with closing(run.lease), run.recorder:
-                stopped = _train(run)
+                stopped = _train(run, limit)
             watchdog.close()  # ranks may now end at different times
             distributed.barrier()
+        except OutOfMemoryError as error:
+            exit_rank(print_error_once(error))  # at once, since the other ranks wait for this one
         finally:
             distributed.shutdown()
     return STOPPED_EARLY if stopped else FINISHED
 
 
-def _train(run: Run) -> StopReason | None:
-    """Train, and write the final status."""
+def _train(run: Run, limit: MemoryLimit) -> StopReason | None:
+    """Train, and write the final status. limit: of memory, before the run was set up."""
+    from xlpretrain.planning.fitting.out_of_memory import explained_if_out_of_memory
     from xlpretrain.train.loop import train
 
     recorder = run.recorder
     try:
-        stopped = train(run)
+        with explained_if_out_of_memory(run.config, limit, device=run.engine.device):
+            stopped = train(run)
     except XLPretrainError as error:
         run.watchdog.close()  # all ranks have the error, and exit at different times
         recorder.write_status("failed", step=run.state.step, reason="error", message=str(error))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,9 +19,12 @@ import torch.distributed as dist
 
 from xlpretrain.errors import LaunchError, RankError, XLPretrainError
 from xlpretrain.machine import cpus
+from xlpretrain.profiling.names import COMMUNICATION
+from xlpretrain.profiling.ranges import named
 
 T = TypeVar("T")
 _OF_MACHINE = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_waited_s = 0.0
 
 
 def init(*, timeout_s: float = 1800.0) -> torch.device:
@@ -140,8 +145,26 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Sum values over ranks in float64 (exact for counts below 2^53), on the CPU. Every rank must call it."""
     total = torch.tensor(values, dtype=torch.float64)
     if world_size() > 1:
-        dist.all_reduce(total)
+        with waiting():
+            dist.all_reduce(total)
     return [float(value) for value in total.tolist()]
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Count the block's time as spent in a collective (see `waited_s`), and name it in a profile."""
+    global _waited_s
+    before_s, started = _waited_s, time.perf_counter()
+    try:
+        with named(COMMUNICATION):
+            yield
+    finally:
+        _waited_s = before_s + time.perf_counter() - started  # a block within this one is not counted twice
+
+
+def waited_s() -> float:
+    """Seconds that this process has spent in collectives in which its host waits for other ranks."""
+    return _waited_s
 
 
 def barrier() -> None:

@@ -46,6 +46,10 @@ class RankError(LaunchError):
     """An error that only this rank may have, raised before ranks can communicate."""
 
 
+class OutOfMemoryError(RankError):
+    """More memory was needed than there is, on this rank."""
+
+
 class LeaseLostError(XLPretrainError):
     """Another attempt has taken over the run folder; this one must not write to it any more."""
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.gpu.device_work import counted
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.kernels.fused.launch import Call
 from xlpretrain.models.kernels.fused.scores import ScoresInMemory
 from xlpretrain.models.kernels.fused.tiles import Tile, Tiles, tiles_of, use_tiles
+from xlpretrain.planning.device_work import counted
 
 META = torch.device("meta")
 

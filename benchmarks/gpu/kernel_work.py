@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.gpu.fused_work import FusedWork
 from benchmarks.gpu.reference import IN_MEMORY
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine.config import DTYPES
 from xlpretrain.models.attention import RelativeAttention
 from xlpretrain.models.stack import Layer
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 CASES = (("transformer_xl", "base"), ("transformer_xl", "large"), ("xlnet", "base"), ("xlnet", "large"))

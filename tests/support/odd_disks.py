@@ -48,7 +48,10 @@ def why_not_installed(program: str, package: str) -> str:
     ]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in ([*install[:4], "update"], install):
-        done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=240, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=120, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{' '.join(command)}: not done after 120 s"
     found = shutil.which(program) or Path(program).is_file()
     return "" if found else f"apt-get could not install {package}: {done.stderr.strip()[-200:]}"
 

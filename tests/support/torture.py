@@ -36,6 +36,7 @@ import yaml
 from corpus import make_documents
 from guarded import all_trackers, check_all_trackers
 from repository import ROOT
+from wandb_file import read_run_history
 
 from xlpretrain.run_dir.goodput import describe
 
@@ -131,7 +132,8 @@ class Torture:
         if self.launcher is not None and not self.ended:
             self.launcher.send_signal(signal.SIGTERM)
             self.launcher.wait(120)
-        last = commands.read_metrics(self.run)[-1]["step"]
+        logged = [row["train/step"] for row in read_run_history(self.run)]  # by attempts whose steps were lost, too
+        last = max([commands.read_metrics(self.run)[-1]["step"], *logged])
         assert self.start(f"max_steps={last + 10}").wait(300) == 0
 
 

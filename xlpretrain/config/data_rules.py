@@ -28,7 +28,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
     """Resolve a config: length in steps, end of the schedule, kind of pairs, and absolute data paths.
 
     begun: config of the started run, if any: if not set, the end of the schedule and the kind of sentence pairs are
-        taken from it.
+        taken from it, and `micro_batch_size` if it is auto.
     """
     steps = config.max_steps
     if config.max_tokens is not None:
@@ -42,11 +42,15 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "max_steps": steps,
             "max_tokens": None,
             "max_epochs": None,
+            "micro_batch_size": begun.micro_batch_size
+            if begun is not None and config.micro_batch_size == "auto"
+            else config.micro_batch_size,
             "schedule": config.schedule.model_copy(update={"total_steps": total}),
             "objective": config.objective.resolved(begun.objective if begun else None),
             "init_from": config.init_from.absolute() if config.init_from else None,
             "data": config.data.absolute(),
             "eval": config.eval.absolute(),
+            "alerts": config.alerts.absolute(),
         }
     )
     if resolved == config:  # already resolved by the launcher

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
-from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, SpikeConfig, StopConfig
+from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, ProfileConfig, SpikeConfig, StopConfig
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -22,9 +22,10 @@ from xlpretrain.objectives import AnyObjective
 from xlpretrain.objectives.base import Objective
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
+from xlpretrain.run_dir.alerts import AlertsConfig
 from xlpretrain.run_dir.layout import NAME, NAME_RULE, RunDir, is_resolved
 from xlpretrain.run_dir.watchdog import WatchdogConfig
-from xlpretrain.schema import ItemKey, Matching, Problem, Section
+from xlpretrain.schema import CountOr, ItemKey, Matching, Problem, Section
 from xlpretrain.tracking import AnyTracker, WandbConfig
 
 
@@ -47,8 +48,9 @@ class RunConfig(Section):
     """Run folder or checkpoint to load initial weights from. Optimizer state and step start from zero."""
     global_batch_size: int = Field(16, gt=0)
     """Samples per step, which is also the number of streams. Cannot change during a run."""
-    micro_batch_size: int = Field(8, gt=0)
-    """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps."""
+    micro_batch_size: Annotated[int | Literal["auto"], CountOr("auto")] = 8
+    """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps. auto: the
+    largest that fits into memory, found and tried when the run starts; resuming it keeps the number."""
     max_steps: int | None = Field(None, gt=0)
     """Steps to train for. Set exactly one of max_steps, max_tokens and max_epochs."""
     max_tokens: int | None = Field(None, gt=0)
@@ -63,7 +65,9 @@ class RunConfig(Section):
     form of the item for W&B."""
     stop: StopConfig = StopConfig()
     spike: SpikeConfig = SpikeConfig()
+    profile: ProfileConfig = ProfileConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    alerts: AlertsConfig = AlertsConfig()
     callbacks: tuple[AnyCallback, ...] = ()
     """Callbacks of installed packages, in the order of their calls: [{type: ..., ...}, ...]."""
 

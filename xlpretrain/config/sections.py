@@ -1,4 +1,5 @@
-"""Config sections whose code is in rooms above `config`: metrics, evaluation, probe, spikes, stopping, callbacks."""
+"""Config sections whose code is in rooms above `config`: metrics, evaluation, probe, spikes, stopping, profiles,
+callbacks."""
 
 from __future__ import annotations
 
@@ -102,6 +103,17 @@ class StopConfig(Section):
     exits with code 75."""
     max_nonfinite_steps: int = Field(5, gt=0)
     """Number of consecutive steps with a non-finite loss or gradient after which the run fails."""
+
+
+class ProfileConfig(Section):
+    """Profiles of single steps: a trace, and the shares of a step's time (`xlpretrain profile`)."""
+
+    first_step: int | None = Field(None, gt=0)
+    """The first step to profile (default: none)."""
+    num_steps: int = Field(3, gt=0)
+    """Number of steps to profile."""
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Ranks that write a profile."""
 
 
 class CallbackConfig(Section):

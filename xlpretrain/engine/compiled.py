@@ -32,6 +32,15 @@ def compile_regions(model: PretrainingModel, kinds: ModuleKinds, *, backend: str
             module.forward = _Region(module.forward, backend)
 
 
+def uncompiled_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and those within it, but none within a compiled one: hooks on those would be compiled, or ignored."""
+    yield module
+    if isinstance(module.forward, _Region) or getattr(module, "_compiled_call_impl", None) is not None:
+        return
+    for child in module.children():
+        yield from uncompiled_modules(child)
+
+
 class _Region:
     """The forward pass of a module: compiled in training, for any number of samples (or predictions)."""
 

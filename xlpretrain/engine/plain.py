@@ -10,6 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from xlpretrain import distributed
 from xlpretrain.engine.base import Engine, LossTermScales
 from xlpretrain.engine.clipping import clip_by_global_norm, clip_on_device
 from xlpretrain.engine.state_shards import ParameterShard, Partition, fused_tensors
@@ -96,7 +97,8 @@ class PlainEngine(Engine):
         for index in self._unwritten:
             self._gradients[index].zero_()
         if dist.get_world_size() > 1:
-            dist.all_reduce(self._flat)
+            with distributed.waiting():
+                dist.all_reduce(self._flat)
         flat = self._flat.float()
         gradients = self._views(flat)
         self._set_rates(lr)

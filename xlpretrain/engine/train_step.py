@@ -15,6 +15,8 @@ from xlpretrain.engine.determinism import explain_refusals
 from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import Batch, Loss
+from xlpretrain.profiling.names import BACKWARD, FORWARD, UPDATE
+from xlpretrain.profiling.ranges import named
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def train_step(
     new_memory: list[Tensor] = []
     for number, batch in enumerate(batches):
         remembered = memory[number] if on_host is None else on_host.fetch(number)
-        loss, kept = engine.forward(batch.to(engine.device), remembered)
+        with named(FORWARD):
+            loss, kept = engine.forward(batch.to(engine.device), remembered)
         sums = {term: sums[term] + loss.sums[term].detach() for term in sums}
         if after_forward is not None:
             after_forward(number, loss)
@@ -70,8 +73,10 @@ def train_step(
             new_memory.append(kept)
         else:
             on_host.keep(number, kept)
-        engine.backward(loss)
-    norm = engine.update(lr)
+        with named(BACKWARD):
+            engine.backward(loss)
+    with named(UPDATE):
+        norm = engine.update(lr)
     grad_norm = HostCopy(norm)
     if on_host is not None:
         on_host.advance_if_finite(grad_norm)

@@ -6,6 +6,7 @@ Written against DeepSpeed 0.19.8. Its own checkpoints, schedulers, data loading 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import warnings
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from xlpretrain import distributed
 from xlpretrain.engine.base import Engine, LossTermScales
 from xlpretrain.engine.clipping import clip_by_global_norm
 from xlpretrain.engine.state_shards import ParameterShard, Partition, fused_tensors
@@ -37,6 +39,19 @@ deepspeed.utils.logger.setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*deprecated")
 # Otherwise the first initialization on CPU compiles an unused C++ extension (50 s; an error without g++).
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_coalesced",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "all_reduce_coalesced",
+    "broadcast",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+"""Methods of DeepSpeed's communication backend that ZeRO calls."""
 
 OPTIMIZER_CLASS = {1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
 
@@ -100,6 +115,8 @@ class ZeroEngine(Engine):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=_Module(model), optimizer=client, config=dict(options), dist_init_required=False
             )
+        if device.type == "cpu":
+            _time_collectives(deepspeed.comm.comm.cdb)
         self._zero: Any = self._engine.optimizer
         if self._stage == 0:
             layout = _layout_0(names)
@@ -190,6 +207,37 @@ class ZeroEngine(Engine):
                 parameter.partition()
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+class _TimedWork:
+    """A collective under way; waiting for it is counted."""
+
+    def __init__(self, work: Any):
+        self._work = work
+
+    def wait(self, *arguments: Any, **keywords: Any) -> Any:
+        with distributed.waiting():
+            return self._work.wait(*arguments, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
+def _time_collectives(backend: Any) -> None:
+    """Count the time that DeepSpeed's collectives take. On GPUs they do not make the host wait, and are left alone."""
+
+    def timed(collective: Any) -> Any:
+        @functools.wraps(collective)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            with distributed.waiting():
+                work = collective(*arguments, **keywords)
+            return None if work is None else _TimedWork(work)
+
+        return call
+
+    for name in COLLECTIVES:
+        if name not in vars(backend):  # another engine of this process may have wrapped it
+            setattr(backend, name, timed(getattr(backend, name)))
 
 
 def _leave_check_to_norm(zero: Any) -> None:

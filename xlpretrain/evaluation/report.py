@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from xlpretrain.data.storage.dataset import TokenDataset
-from xlpretrain.errors import DataError, LaunchError
+from xlpretrain.errors import DataError, LaunchError, XLPretrainError
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
 from xlpretrain.evaluation.held_out import EvalResult, EvalTask, covered, evaluate_unigram
 from xlpretrain.evaluation.loaded_run import LoadedRun
+from xlpretrain.evaluation.report_page.page import TextSample
 from xlpretrain.run_dir.goodput import describe
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.metrics_file import last_evaluation
@@ -51,6 +52,27 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
         for mark, text in (("-", prompt), ("+", written)):
             console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
     _print_what_else(run, moved, console)
+
+
+def sample_runs(folders: Sequence[RunDir], moved: Sequence[str] = ()) -> list[TextSample]:
+    """Let runs continue the beginning of their held-out data, on one device. moved: as for `print_report`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = []
+    for folder in folders:
+        name = folder.path.absolute().name
+        try:
+            run = LoadedRun.load(folder, device=device, moved=moved)
+            if not run.config.objective.generates:
+                raise LaunchError(f"its objective, {run.config.objective.type}, generates no text")
+            valid = run.valid
+            if valid is None:
+                raise LaunchError("it has no held-out data to continue; name them with data.valid=DIR")
+            prompt, written = _sample(run, valid)
+        except XLPretrainError as error:
+            found.append(TextSample(name, problem=str(error)))
+        else:
+            found.append(TextSample(f"{name}, step {run.step:,}", prompt, written))
+    return found
 
 
 def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:

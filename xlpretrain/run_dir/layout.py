@@ -9,6 +9,7 @@ checkpoints/     step-00000100/ ...
 tokenizer/       the tokenizer of its data
 lease/           the attempt that owns the folder (lease.py)
 logs/            output of launcher and ranks (rank_log.py); stacks of hung ranks (watchdog.py)
+profiles/        traces of profiled steps: step-00000100-rank-00000.json.gz ...
 loss.png  wandb/  tensorboard/
 predictions.csv  metrics.json  confusion.png    a classifier's results on its held-out texts
 STOP             request to save and exit; `xlpretrain resume` removes it
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,6 +32,7 @@ from xlpretrain.file_system.atomic_files import atomic_write, atomic_writer, fsy
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Pattern of run names. They are also folder names, and appear in job scripts and W&B."""
 NAME_RULE = "start with a letter or a digit, and contain only letters (a-z, A-Z), digits and . _ -"
+_PROFILE = re.compile(r"step-(\d+)-rank-(\d+)\.json\.gz")
 
 State = Literal["running", "finished", "stopped", "failed"]
 Reason = Literal["", "finished", "signal", "time", "user", "disk", "error", "crash"]
@@ -41,6 +44,8 @@ class Status:
 
     goodput: accounting of the run's time until `updated_at`, by metric name.
     told: the last step that each tracker, by type, has safely received; None if an earlier version wrote the file.
+    url: page of the run in a tracker; empty if unknown.
+    straggler: the rank for which the others wait, its host, and for how long; empty if none is late.
     """
 
     state: State
@@ -55,6 +60,8 @@ class Status:
     updated_at: float = 0.0
     goodput: dict[str, float] = field(default_factory=dict)
     told: dict[str, int] | None = None
+    url: str = ""
+    straggler: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,22 @@ class RunDir:
     def stop_file(self) -> Path:
         """While this file exists, the run saves and exits, and does not restart."""
         return self.path / "STOP"
+
+    @property
+    def profiles(self) -> Path:
+        """Folder of profiles."""
+        return self.path / "profiles"
+
+    def profile_files(self, step: int, rank: int) -> tuple[Path, Path]:
+        """The trace of a rank's profile that begins with `step`, and its GPU's allocations."""
+        name = f"step-{step:08d}-rank-{rank:05d}"
+        return self.profiles / f"{name}.json.gz", self.profiles / f"{name}.memory.pickle"
+
+    def profiled(self) -> dict[int, list[int]]:
+        """The ranks with a profile, by its first step."""
+        names = sorted(path.name for path in self.profiles.glob("step-*-rank-*.json.gz"))
+        found = [(int(m[1]), int(m[2])) for name in names if (m := _PROFILE.fullmatch(name))]
+        return {step: [rank for first, rank in found if first == step] for step, _ in found}
 
     def exists(self) -> bool:
         """True if a run was started here."""

@@ -152,8 +152,8 @@ def check_available(folder: Path, *, launch_id: str, take_over: bool) -> int:
 def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
     """Acquire the lease of a run. Rank 0 calls it before it reads or writes anything in the run folder.
 
-    Removes temporary files of earlier owners next to `folder`; `checkpoints/` is left to the caller. Raises
-    `LaunchError` if another process owns the run or acquires it first.
+    Removes temporary files of earlier owners next to `folder` and in `profiles/`; `checkpoints/` is left to the caller.
+    Raises `LaunchError` if another process owns the run or acquires it first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = check_available(folder, launch_id=launch_id, take_over=take_over) + 1
@@ -168,7 +168,8 @@ def acquire(folder: Path, *, launch_id: str, take_over: bool) -> Lease:
     except (FileExistsError, LeaseLostError):
         raise LaunchError(f"{folder.parent}: another process acquired the run first") from None
     older = [_path(folder, n) for n in _numbers(folder) if n < number]
-    for left in [*older, *filter(is_temporary, folder.parent.glob(".*.tmp"))]:
+    begun = [*folder.parent.glob(".*.tmp"), *folder.parent.glob("profiles/.*.tmp")]
+    for left in [*older, *filter(is_temporary, begun)]:
         left.unlink(missing_ok=True)
     return lease
 

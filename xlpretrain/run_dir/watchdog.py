@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Self
@@ -26,6 +26,8 @@ from xlpretrain.schema import Section
 
 LAUNCHER = "XLPRETRAIN_LAUNCHER"
 """Environment variable with the launcher's `Process` as JSON."""
+NO_PROGRESS = "no progress for"
+"""Beginning of the reason with which a hung rank ends."""
 _LOOK_EVERY_S = 1.0
 _FOR_OTHERS_S = 3.0  # between writing stacks and exiting, so that the other ranks can write theirs
 
@@ -48,9 +50,13 @@ class Watchdog:
     """Watchdog of a rank. Watches the launcher at once; from `guard` on also progress and local ranks.
 
     A context manager: leaving the context ends the watch.
+
+    Attributes:
+        on_hang: called with the reason before a hung rank ends itself; it has a few seconds.
     """
 
     def __init__(self) -> None:
+        self.on_hang: Callable[[str], object] = lambda reason: None
         self._launcher = _launcher()
         self._peers: list[Process] = []
         self._left_s = float("inf")
@@ -111,12 +117,14 @@ class Watchdog:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {os.uname().nodename}, process {os.getpid()}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
+        reason = f"{NO_PROGRESS} {self._limit_s:g} s; see its stacks in {self._stacks}"
+        self.on_hang(reason)
         time.sleep(_FOR_OTHERS_S)
         for peer in self._peers:  # a hung rank may be unable to exit
             if peer.is_same_machine and peer.pid != os.getpid() and not peer.is_dead:
                 with suppress(ProcessLookupError):
                     os.kill(peer.pid, signal.SIGKILL)
-        _end(HUNG, f"no progress for {self._limit_s:g} s; see its stacks in {self._stacks}")
+        _end(HUNG, reason)
 
 
 def _launcher() -> Process | None:

@@ -7,11 +7,21 @@ A section is a frozen pydantic model next to the code that it configures; `xlpre
 from xlpretrain.schema.former_keys import current_keys
 from xlpretrain.schema.overrides import apply_overrides
 from xlpretrain.schema.registry import Registry, list_plugins, missing_plugins, plugins_of
-from xlpretrain.schema.sections import FormerKey, ItemKey, Matching, OneOrMany, Problem, Section, TaggedUnion
+from xlpretrain.schema.sections import (
+    CountOr,
+    FormerKey,
+    ItemKey,
+    Matching,
+    OneOrMany,
+    Problem,
+    Section,
+    TaggedUnion,
+)
 from xlpretrain.schema.validation import dump, explain, format_value, load, read_section, validate
 from xlpretrain.schema.yaml_text import format_problems, parse_yaml, read_yaml
 
 __all__ = [
+    "CountOr",
     "FormerKey",
     "ItemKey",
     "Matching",

@@ -124,6 +124,20 @@ class Matching:
         return core_schema.no_info_after_validator_function(check, handler(source))
 
 
+class CountOr:
+    """Annotates a field that is a positive integer or a word."""
+
+    def __init__(self, word: str):
+        self.word = word
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.union_schema(
+            [core_schema.int_schema(gt=0, strict=True), core_schema.literal_schema([self.word])],
+            custom_error_type="count_or_word",
+            custom_error_message=f"Input should be a positive integer or {self.word}",
+        )
+
+
 @dataclass(frozen=True)
 class FormerKey:
     """Annotates a field with its former key, which is still accepted, with a warning.

@@ -43,7 +43,12 @@ class Tracker(ABC):
 
     Any exception, or a call that takes longer than the config's `timeout_s`, switches the tracker off for this attempt.
     The next attempt logs again everything that the tracker missed or may have lost.
+
+    Attributes:
+        url: web page of the run, without credentials; empty if there is none. Set by the constructor.
     """
+
+    url: str = ""
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float | int]) -> None:

@@ -36,10 +36,14 @@ class GuardedTracker:
     """A tracker on its own thread. Calls do not wait for it, except for a bounded time at the start and at the end.
 
     An exception, a call that takes longer than its `timeout_s`, or a backlog switches it off, with one warning.
+
+    Attributes:
+        url: web page of the run; empty if there is none, or until the tracker has started.
     """
 
     def __init__(self, config: TrackerConfig, run: TrackedRun, *, history: Sequence[Row] = ()):
         """history: steps from `run.next_step` up to the resumed step, which the tracker must log again."""
+        self.url = ""
         self._label = config.label
         self._queue: SimpleQueue[Row | _GoBack | _Close] = SimpleQueue()
         self._told = run.next_step - 1
@@ -101,6 +105,7 @@ class GuardedTracker:
             if tracker is None or self._is_off:
                 self._is_off = True
                 return
+            self.url = tracker.url
             self._started.set()
             self._serve(tracker, history)
         except BaseException as error:  # SystemExit too
@@ -178,6 +183,11 @@ class Trackers:
     def told(self) -> dict[str, int]:
         """The last step that each tracker, by its type, is known to have kept."""
         return self._told | {name: tracker.told for name, tracker in self._trackers.items()}
+
+    @property
+    def url(self) -> str:
+        """Web page of the run in the first tracker that has one; empty if none has."""
+        return next((tracker.url for tracker in self._trackers.values() if tracker.url), "")
 
     def log(self, metrics: Row) -> None:
         """Log the metrics of one step to all trackers."""

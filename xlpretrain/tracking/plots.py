@@ -1,8 +1,8 @@
-"""Plots of loss curves and confusion matrices."""
+"""Plots of loss curves, confusion matrices and profiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,31 @@ def plot_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], pictu
     axis.set(title=title, xlabel="predicted", ylabel="label")
     axis.set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 8 else 0)
     axis.set_yticks(range(len(labels)), labels)
+    with atomic_writer(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def plot_shares(seconds: Mapping[str, Mapping[str, float]], picture: Path, *, title: str) -> None:
+    """Plot the time of a step as a stacked bar per key of `seconds`, which has the same groups for each.
+
+    Raises OSError, and `MissingPackageError` without matplotlib.
+    """
+    with optional("matplotlib", "a plot"):
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+    groups = [group for group in next(iter(seconds.values())) if any(of[group] for of in seconds.values())]
+    figure = Figure(figsize=(9, 2 + 0.4 * len(seconds)), layout="constrained")
+    axis = figure.subplots()
+    left = np.zeros(len(seconds))
+    for number, group in enumerate(groups):
+        widths = np.array([1000 * of[group] for of in seconds.values()])
+        axis.barh(list(seconds), widths, left=left, color=colormaps["tab10"](number), label=group)
+        left += widths
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel="milliseconds of a step")
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

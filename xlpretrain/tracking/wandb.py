@@ -86,6 +86,8 @@ class WandbTracker(Tracker):
             config=dict(run.config),
             settings=settings,
         )
+        if mode == "online":
+            self.url = self._run.url or ""
         self._run.define_metric("train/step")
         self._run.define_metric("*", step_metric="train/step")
 

@@ -27,8 +27,12 @@ class Callbacks:
         self.by_name = dict(by_name)
         self.pending_error: XLPretrainError | None = None
 
+    def before_fetch(self, step: int) -> None:
+        """Call `Callback.before_fetch` on each; see `Callback` for this and the other events."""
+        self._each("before_fetch", lambda callback: callback.before_fetch(step))
+
     def before_step(self, step: int) -> None:
-        """Call `Callback.before_step` on each; see `Callback` for this and the other events."""
+        """Call `before_step` on each, once the ranks have agreed on another step."""
         self._each("before_step", lambda callback: callback.before_step(step))
 
     def after_forward(self, micro_batch: MicroBatch, loss: Loss) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 from xlpretrain import distributed
 from xlpretrain.errors import XLPretrainError
+from xlpretrain.profiling.ranges import paused
 from xlpretrain.tracking.metrics_file import Metrics
 from xlpretrain.train.agreement import LeaveLoopError, act_on, agree
 from xlpretrain.train.callbacks.base import Callback, CompletedStep
@@ -94,7 +95,8 @@ def _section(run: Run, name: str, callback: Callback) -> Metrics:
     run.watchdog.progress(limit_s)
     try:
         try:
-            return callback.section(pause)
+            with paused():
+                return callback.section(pause)
         except XLPretrainError as error:
             pause(error)  # raises it on every rank
             raise

@@ -18,6 +18,8 @@ from xlpretrain.data.order import hash_ints
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.pretraining_model import Batch, Loss
+from xlpretrain.profiling.names import DATA
+from xlpretrain.profiling.ranges import named
 from xlpretrain.run_dir.stop import StopReason
 from xlpretrain.train.agreement import LeaveLoopError, act_on, agree
 from xlpretrain.train.callbacks.base import CompletedStep, MicroBatch, RollBack
@@ -72,6 +74,7 @@ def _steps(run: Run) -> None:
     finish_row(run)  # for the step at which the previous attempt stopped
     with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
         while run.state.step < run.max_steps:
+            run.callbacks.before_fetch(run.state.step)
             batches = _fetch(run, batches_of_steps)
             agreed = agree(run, batches, reason=run.stop.reason() or run.recorder.reason_to_stop())
             act_on(run, agreed, spent_on="step_s")
@@ -86,7 +89,8 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
     run.recorder.goodput.add_time("step_s")
     started = time.perf_counter()
     try:
-        return next(batches_of_steps)
+        with named(DATA):
+            return next(batches_of_steps)
     except XLPretrainError as error:
         run.pending_error = error
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import LeaseLostError
 from xlpretrain.extras import MissingPackageError
+from xlpretrain.run_dir.alerts import Alerts, Event, describe_stop
 from xlpretrain.run_dir.goodput import Goodput
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, leave
@@ -26,9 +28,12 @@ from xlpretrain.tracking.metrics_file import Metrics, MetricsFile
 from xlpretrain.tracking.plots import plot_losses
 from xlpretrain.tracking.wandb import WandbConfig
 
+logger = logging.getLogger(__name__)
+
 
 class Recorder:
-    """Writer of the run's metrics, status and plot. Only rank 0 writes, and exits the process if it loses the lease.
+    """Writer of the run's metrics, status and plot, and sender of its alerts. Only rank 0 writes and sends; it exits
+    the process if it loses the lease.
 
     Attributes:
         goodput: how the run's time was spent.
@@ -42,14 +47,16 @@ class Recorder:
         self._file = MetricsFile(folder.metrics, fence=lease.check) if rank == 0 else None
         self._console: RunConsole | None = None
         self._trackers: Trackers | None = None
+        self._alerts: Alerts | None = None
         self._unwritable: dict[Path, float] = {}  # path -> time of the first failure
         self._patience_s = config.stop.unwritable_s
         if rank == 0:
             self._console = RunConsole(max_steps=status.max_steps, log=folder.rank_log(0))
+            self._alerts = Alerts(config.alerts, folder, warn=logger.warning)
 
     def resume_at(self, state: TrainState, previous: Status | None) -> None:
-        """Drop what was recorded after the state to resume from, and start the trackers. Steps that a tracker missed,
-        or may have lost in a crash, are sent to it again.
+        """Drop what was recorded after the state to resume from, start the trackers, and send the alert of the start.
+        Steps that a tracker missed, or may have lost in a crash, are sent to it again.
 
         previous: the status of the previous attempt, if any. Raises OSError if the metrics cannot be truncated.
         """
@@ -65,6 +72,8 @@ class Recorder:
             told=_told_before(previous, rows),
         )
         self.write_status("running", step=state.step)
+        ranks = "1 rank" if self.status.world_size == 1 else f"{self.status.world_size} ranks"
+        self.alert("start", f"on {ranks}, to step {self.status.max_steps}")
 
     def go_back(self, state: TrainState) -> None:
         """Drop what was recorded after an earlier state. Raises OSError if the metrics cannot be truncated."""
@@ -94,7 +103,7 @@ class Recorder:
         """Replace status.json. A full disk does not end the run here; see `reason_to_stop`."""
         more["goodput"] = self.goodput.metrics()
         if self._trackers is not None:
-            more["told"] = self._trackers.told
+            more |= {"told": self._trackers.told, "url": self._trackers.url}
         self.status = Status(**{**vars(self.status), "state": state, "step": step, **more})
         if self._file is not None:
             write = partial(self._folder.write_status, self.status, fence=self._lease.check)
@@ -139,6 +148,16 @@ class Recorder:
         if self._console is not None:
             self._console.print(message)
 
+    def alert(self, event: Event, message: str, *, step: int | None = None) -> None:
+        """Send an alert, if the config lists its event; does not wait. step: completed steps (default: as recorded)."""
+        if self._alerts is not None:
+            status = self.status if step is None else replace(self.status, step=step)
+            self._alerts.send(event, message, status=status)
+
+    def show_straggler(self, text: str) -> None:
+        """Say in the status from the next row on which rank is late; empty if none is."""
+        self.status = replace(self.status, straggler=text)
+
     def sync(self) -> None:
         """Fsync the metrics, if they can be written; called before a checkpoint is committed. Thread-safe."""
         if self._file is not None:
@@ -165,6 +184,8 @@ class Recorder:
     ) -> None:
         if self._file is not None:
             self._try(self._file.path, self._file.sync)
+        if not self.status.launch_id:  # else the launcher does
+            self._send_end(error)
         if self._console is not None:
             self._console.close()
         if self._trackers is not None:
@@ -173,6 +194,20 @@ class Recorder:
             self.write_status(ended, step=self.status.step)  # with the last step sent to each
         if self._file is not None and (lost := self._file.close()):
             self.print(f"{self._file.path}: could not be written; its last {lost} lines are lost")
+        if self._alerts is not None:
+            self._alerts.wait()
+
+    def _send_end(self, error: BaseException | None) -> None:
+        """Send the alert on the end of an attempt that has no launcher of ours to send it."""
+        match self.status.state:
+            case "finished":
+                self.alert("finish", "")
+            case "stopped":
+                self.alert("stop", describe_stop(self.status.reason))
+            case "failed":
+                self.alert("failure", self.status.message)
+            case _ if error is not None:
+                self.alert("failure", f"{type(error).__name__}: {error}")
 
 
 def _finite(row: Mapping[str, Any]) -> Metrics:

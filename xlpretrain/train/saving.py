@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from xlpretrain.errors import CheckpointError
+from xlpretrain.profiling.names import PAUSE
+from xlpretrain.profiling.ranges import named
 from xlpretrain.run_dir.goodput import Work
 from xlpretrain.train.run import Run
 
@@ -14,14 +16,15 @@ def start_save(run: Run, *, behind: bool = True, spent_on: Work = "step_s") -> N
     """
     run.recorder.goodput.add_time(spent_on)
     run.state.callbacks = run.callbacks.state()
-    run.saver.start(
-        run.state,
-        run.engine,
-        streams=run.streams,
-        memory=run.memory,
-        stream_states=run.callbacks.stream_states(run.streams),
-        behind=behind,
-    )
+    with named(PAUSE):
+        run.saver.start(
+            run.state,
+            run.engine,
+            streams=run.streams,
+            memory=run.memory,
+            stream_states=run.callbacks.stream_states(run.streams),
+            behind=behind,
+        )
     run.recorder.goodput.add_time("save_s")
 
 

@@ -8,7 +8,7 @@ import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,9 +28,10 @@ from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
-from xlpretrain.engine.transfers.host_memories import HostMemories
+from xlpretrain.engine.transfers.place_memory import place_memory
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.planning.fitting.automatic_size import with_micro_batch_size
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.lease import Lease, Process
@@ -86,6 +87,7 @@ def set_up_run(
     """
     world_size = distributed.world_size()
     config, data, changes = resolve_run(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
+    config = with_micro_batch_size(config, vocab_size=data.train.vocabulary.size, device=device)
     watchdog = watchdog or Watchdog()  # not started
     place = config.folder.lease
     mine = distributed.run_on_rank_0(partial(lease.acquire, place, launch_id=launch_id, take_over=take_over))
@@ -116,7 +118,10 @@ def _build(
     max_steps = config.max_steps or 0
     status = Status("running", max_steps=max_steps, launch_id=launch_id, world_size=world_size)
     recorder = Recorder(config, folder, rank=distributed.rank(), run_id=run_id, status=status, lease=mine)
+    if not launch_id:  # else the launcher reports a hang
+        watchdog.on_hang = partial(recorder.alert, "stall")
     _say_what_changes(recorder, config, changes)
+    assert isinstance(config.micro_batch_size, int), "resolved"
     micro_batches = distributed.micro_batches(
         distributed.rank(),
         world_size,
@@ -169,9 +174,20 @@ def _build(
         corpora=samples.corpora,
         model=EvaluatedModel.of_engine(engine),
         print=recorder.print,
+        alert=lambda event, message, step: recorder.alert(event, message, step=step),
     )
     callbacks = Callbacks(
-        build_callbacks(context, data=data, engine=engine, probe=probe, damage=loader.damage, plot=recorder.plot)
+        build_callbacks(
+            context,
+            data=data,
+            engine=engine,
+            probe=probe,
+            damage=loader.damage,
+            plot=recorder.plot,
+            fence=mine.check,
+            hosts=distributed.gather_objects(platform.node()),
+            show_straggler=recorder.show_straggler,
+        )
     )
     for name in callbacks.load(state.callbacks, stream_states):
         recorder.print(f"dropped the saved state of callback {name!r}, which is not in the config")
@@ -184,7 +200,13 @@ def _build(
         fence=mine.check,
         before_commit=recorder.sync,
     )
-    memories = _place_memory(config, engine, memory, sizes=[len(streams) for streams in micro_batches])
+    memories = place_memory(
+        engine,
+        memory,
+        mem_len=config.model.mem_len,
+        sizes=[len(streams) for streams in micro_batches],
+        on_host=config.engine.memory_device == "host",
+    )
     saver.reserve(engine, streams=streams, memory=memories, stream_states=callbacks.stream_states(streams))
     distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
 
@@ -206,20 +228,6 @@ def _build(
         saver=saver,
         callbacks=callbacks,
     )
-
-
-def _place_memory(config: RunConfig, engine: Engine, memory: Tensor | None, *, sizes: list[int]) -> Sequence[Tensor]:
-    """Place the streams' memory, zeros if None, where the config wants it: one tensor for each micro-batch."""
-    backbone, mem_len, on_host = engine.model.backbone, config.model.mem_len, config.engine.memory_device == "host"
-    if memory is None and on_host:
-        memory = backbone.empty_memory(0, mem_len).cpu()
-        memory = memory.new_zeros(()).expand(len(memory), sum(sizes), *memory.shape[2:])
-    elif memory is None:
-        memory = backbone.empty_memory(sum(sizes), mem_len)
-    parts = torch.split(memory, sizes, dim=1)
-    if on_host:
-        return HostMemories(parts, engine.device)
-    return [part.to(engine.device) for part in parts]
 
 
 def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:

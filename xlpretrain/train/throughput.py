@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from xlpretrain.planning.devices import DEVICES, find_device
 from xlpretrain.tracking.metrics_file import Metrics
-
-# Dense bf16 peaks in FLOP/s, without sparsity, from the vendors' data sheets.
-_GPU_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
 
 
 @dataclass
@@ -45,8 +43,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def data_sheet_flops(name: str) -> float | None:
-    """Dense bf16 peak of a GPU by its name, in FLOP/s, from the data sheet; None if it is not known."""
-    return next((peak for model, peak in _GPU_PEAKS.items() if model in name), None)
+    """Dense bf16 peak of a GPU by its driver's name, in FLOP/s, else its fp16 peak; None if it is not known."""
+    known = find_device(name)
+    return None if known is None else DEVICES[known].flops("fp16")  # both are the same where there are both
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

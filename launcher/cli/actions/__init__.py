@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from launcher.cli.actions import finetune as finetune
     from launcher.cli.actions import models as models
     from launcher.cli.actions import monitor as monitor
+    from launcher.cli.actions import plan as plan
     from launcher.cli.actions import score as score
     from launcher.cli.actions import training as training
 else:

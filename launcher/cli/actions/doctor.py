@@ -23,7 +23,7 @@ from launcher.doctor.findings import Finding, Level
 from launcher.doctor.request import Request
 from launcher.slurm.profile import load_cluster
 from xlpretrain import schema
-from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError
+from xlpretrain.errors import FINISHED, USER_ERROR, ConfigError, LaunchError
 from xlpretrain.tracking.printing import AnswerConsole
 
 _STYLES = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "bold red", Level.SKIPPED: "dim"}
@@ -36,8 +36,10 @@ def doctor(request: Request, *, only: Sequence[str], on_nodes: bool, as_json: bo
     """Make the checks and print a line for each finding. Returns the exit code: 2 if any failed.
 
     only: names of checks; none: all that the request has a subject for. on_nodes: also check nodes of the cluster.
-    Raises `ConfigError` for files that are missing or no YAML and for unknown checks.
+    Raises `ConfigError` for files that are missing or no YAML and for unknown checks, `LaunchError` except on Linux.
     """
+    if sys.platform != "linux":
+        raise LaunchError(f"doctor: needs Linux, got {sys.platform}; run it on the machine or cluster that will train")
     names = _chosen(request, only, on_nodes=on_nodes)
     if request.config is not None:
         schema.read_yaml(Path(request.config))  # mistakes inside are findings

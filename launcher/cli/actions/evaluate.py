@@ -8,7 +8,8 @@ from pathlib import Path
 
 from launcher.local import torchrun
 from xlpretrain.config import run_config
-from xlpretrain.evaluation.report import print_report
+from xlpretrain.evaluation.report import print_report, sample_runs
+from xlpretrain.evaluation.report_page.page import TextSample
 from xlpretrain.evaluation.sample_viewer import show_document, show_sample
 from xlpretrain.run_dir.layout import RunDir
 
@@ -36,6 +37,11 @@ def evaluate(
 def report(run: Path, moved: Sequence[str]) -> None:
     """Print the report of a run. Raises `XLPretrainError`."""
     print_report(RunDir(run).check_exists(), list(moved))
+
+
+def samples(runs: Sequence[Path], moved: Sequence[str]) -> list[TextSample]:
+    """Text that runs generate, for their page; those that cannot say why."""
+    return sample_runs([RunDir(run) for run in runs], moved)
 
 
 def show(place: Path, *, document: int, step: int | None, stream: int, overrides: Sequence[str]) -> None:

@@ -1,13 +1,18 @@
-"""Inspect, stop and cancel runs: `xlpretrain status`, `logs`, `checkpoints`, `stop` and `cancel`. Torch-free."""
+"""Inspect, profile, compare and stop runs: `xlpretrain status`, `logs`, `profile`, `report`, `checkpoints` and so on.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.cli.monitor import checkpoints as checkpoint_list
-from launcher.cli.monitor import find_runs, lifecycle
+from launcher.cli.monitor import find_runs, lifecycle, profiles, report
 from launcher.cli.monitor import logs as run_logs
 from launcher.cli.monitor.status import show_all, show_one
+from xlpretrain.evaluation.report_page.page import TextSample
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -39,6 +44,28 @@ def logs(run: Path, *, rank: int | None, num_lines: int, follow: bool) -> None:
     run_logs.show(find(run), rank=rank, num_lines=num_lines, follow=follow)
 
 
+def profile(run: Path, *, step: int | None, rank: int | None, plot: Path | None) -> None:
+    """Print, and plot, the shares of a run's profiled steps. Raises `XLPretrainError`."""
+    profiles.show(run, step=step, rank=rank, plot=plot)
+
+
 def checkpoints(run: Path, *, verify: bool) -> bool:
     """Print the checkpoints of a run. Returns False if one is damaged. Raises `LaunchError`."""
     return checkpoint_list.show(RunDir(run).check_exists().checkpoints, verify=verify)
+
+
+def compare(runs: Sequence[Path]) -> None:
+    """Print runs side by side. Raises `LaunchError`."""
+    report.print_comparison(runs)
+
+
+def write_page(
+    runs: Sequence[Path], file: Path, *, force: bool, make_samples: Callable[[], Sequence[TextSample]]
+) -> None:
+    """Write the report on runs as an HTML page. Raises `XLPretrainError`."""
+    report.write_page(runs, file, force=force, make_samples=make_samples)
+
+
+def watch(runs: Sequence[Path], *, port: int) -> None:
+    """Serve that page, as it grows, until Ctrl-C. Raises `LaunchError`."""
+    report.watch(runs, port=port)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.cli.actions import plan
 from launcher.cli.monitor import find_runs, lifecycle
 from launcher.finished import print_if_finished
 from launcher.local.options import StartOptions
@@ -51,6 +53,8 @@ def submit(
     for each in waiting:
         submission.refuse_if_active(each.folder)
         outcome.refuse_if_stopped(each.folder)
+    for line in plan.describe_submission(waiting[0], profile):
+        print(line, file=sys.stderr)
     if dry_run:
         print(executor.script([each.folder for each in waiting], profile, name=name))
         return

@@ -85,6 +85,7 @@ def _facts(view: RunStatus) -> Table:
     if view.status is not None and view.host:
         num_ranks = view.status.world_size
         add("rank 0", f"{view.host}, {num_ranks} rank{'' if num_ranks == 1 else 's'}")
+    add("late rank", "" if view.status is None else Text(_plain(view.status.straggler), style="yellow"))
     add("message", Text(view.message, style="red"))
     add("excluded", ", ".join(SlurmFolder.of(view.run).read_excluded()))
     if view.run.stop_file.exists():

@@ -36,11 +36,12 @@ def check(request: Request) -> Iterator[Finding]:
         yield skipped("nodes: no site profile given (--cluster FILE)")
         return
     profile = load_cluster(Path(request.cluster), nodes=request.nodes)
-    own = [sys.executable, "-m", "launcher.doctor.cluster.on_nodes", request.to_json()]
-    command = own if "SLURM_JOB_ID" in os.environ else [*_salloc(profile, request), *own]
-    if shutil.which("salloc") is None:
+    is_inside = "SLURM_JOB_ID" in os.environ
+    if not is_inside and shutil.which("salloc") is None:
         yield skipped("nodes: there is no salloc here; run it inside of a job")
         return
+    own = [sys.executable, "-m", "launcher.doctor.cluster.on_nodes", request.to_json()]
+    command = own if is_inside else [*_salloc(profile, request), *own]
     said: list[str] = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -81,10 +82,9 @@ def run_steps(request: Request) -> None:
     """Inside an allocation: print the findings of each node, then those of all ranks."""
     assert request.cluster is not None
     profile = load_cluster(Path(request.cluster), nodes=request.nodes)
-    job = Allocation.current()
     for step in (_nodes_step, _ranks_step):
         try:
-            for finding in step(request, profile, job):
+            for finding in step(request, profile, Allocation.current()):
                 print(finding.to_json(), flush=True)
         except XLPretrainError as error:
             print(from_error(error).to_json(), flush=True)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from launcher.doctor.disks.places import places, scratch
 from launcher.doctor.disks.witness import LocalWitness, Witness, create
@@ -18,9 +19,17 @@ from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir.lease import HEARTBEAT_S
 
 _RACES = 20
-_LONGEST_S = 4.0
-"""Time for which a change is waited for."""
+_IN_LISTING = "a new name in a listing"
 _MOUNT_OPTIONS = "for NFS, mount it with lookupcache=none or positive, and small acdirmax and acregmax"
+
+
+class Change(NamedTuple):
+    """A change of a file, and the question whose answer shows that it is seen."""
+
+    question: str
+    file: Path
+    is_seen: Callable[[Any], bool]
+    make: Callable[[], object]
 
 
 def check(request: Request) -> Iterator[Finding]:
@@ -65,23 +74,22 @@ def check_visible(name: str, folder: Path, witness: Witness, *, prefix: str = ""
 
     prefix: as in `check_exclusive`.
     """
-    new, named, replaced, beat = (f"{prefix}{kind}" for kind in ("new", "named", "replaced", "beat"))
-    atomic_write(folder / replaced, "old")
-    (folder / beat).write_text("beat")
-    os.utime(folder / beat, (0, 0))
-    waits = {
-        "a new name in a listing": _wait(witness, "listed", new, bool, _maker(folder / new)),
-        "a new name": _wait(witness, "exists", named, bool, _maker(folder / named)),
-        "a replaced file": _wait(
-            witness, "read", replaced, lambda seen: seen == "new", lambda: atomic_write(folder / replaced, "new")
-        ),
-        "a heartbeat": _wait(witness, "modified", beat, bool, lambda: os.utime(folder / beat)),
-    }
-    slowest = max((took for took in waits.values() if took is not None), default=0.0)
-    hidden = [what for what, took in waits.items() if took is None or took > HEARTBEAT_S]
-    if "a new name in a listing" in hidden:
+    new, named, replaced, beat = (folder / f"{prefix}{kind}" for kind in ("new", "named", "replaced", "beat"))
+    atomic_write(replaced, "old")
+    beat.write_text("beat")
+    os.utime(beat, (0, 0))
+    hidden, slowest = _unseen(
+        witness,
+        {
+            _IN_LISTING: Change("listed", new, bool, _maker(new)),
+            "a new name": Change("exists", named, bool, _maker(named)),
+            "a replaced file": Change("read", replaced, "new".__eq__, lambda: atomic_write(replaced, "new")),
+            "a heartbeat": Change("modified", beat, bool, lambda: os.utime(beat)),
+        },
+    )
+    if _IN_LISTING in hidden:
         return failure(
-            f"{name}: names stay hidden: {witness.name} does not list a new file within {_LONGEST_S:g} s",
+            f"{name}: names stay hidden: {witness.name} does not list a new file within {HEARTBEAT_S:g} s",
             f"an attempt could not see that another has taken over its run: {_MOUNT_OPTIONS}; or use another disk",
         )
     if hidden:
@@ -106,15 +114,22 @@ def _maker(path: Path) -> Callable[[], None]:
     return make
 
 
-def _wait(
-    witness: Witness, question: str, file: str, seen: Callable[[object], bool], change: Callable[[], object]
-) -> float | None:
-    """Seconds from a change until the witness sees it; None if it does not. It looks once before, to fill its cache."""
-    witness.ask(question, file)()
-    change()
-    started = time.monotonic()
-    while not seen(witness.ask(question, file)()):
-        if time.monotonic() - started > _LONGEST_S:
-            return None
+def _unseen(witness: Witness, changes: dict[str, Change]) -> tuple[list[str], float]:
+    """Make changes and ask for them for `HEARTBEAT_S`. Returns those that are not seen, and the slowest other's time.
+
+    The witness looks once before, to fill its cache.
+    """
+    for change in changes.values():
+        witness.ask(change.question, change.file.name)()
+    for change in changes.values():
+        change.make()
+    started, left, slowest = time.monotonic(), dict(changes), 0.0
+    while True:
+        waited = time.monotonic() - started
+        for name, change in list(left.items()):
+            if change.is_seen(witness.ask(change.question, change.file.name)()):
+                del left[name]
+                slowest = waited
+        if not left or waited > HEARTBEAT_S:
+            return list(left), slowest
         time.sleep(0.01)
-    return time.monotonic() - started

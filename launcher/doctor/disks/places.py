@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +39,7 @@ class Place(NamedTuple):
 def places(request: Request) -> list[Place]:
     """The file systems of runs, data and temporary files; a folder that does not exist yet stands for its parent."""
     config = request.load_config()
-    used = {"runs": request.runs_folder, "TMPDIR": Path(tempfile.gettempdir())}
+    used = {"runs": request.runs_folder, "TMPDIR": Path(os.environ.get("TMPDIR") or "/tmp")}
     for key, where in config.data.places().items() if config else ():
         if not is_url(where):
             used[f"data.{key}"] = Path(where)

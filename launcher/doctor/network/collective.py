@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import torch
+
 from launcher.doctor.findings import Finding, failure, parse_findings, skipped
 from launcher.doctor.machine.devices import num_ranks
 from launcher.doctor.network.ports import loopback_problem
@@ -21,12 +23,16 @@ def check(request: Request) -> Iterator[Finding]:
     if why := loopback_problem():
         yield skipped(f"ranks of this machine cannot connect to each other: {why}")
         return
+    asked = num_ranks(request)
+    number = min(asked, torch.cuda.device_count() or len(os.sched_getaffinity(0)))
+    if number < asked:
+        yield skipped(f"{asked} ranks: only {number} are started, one per device (see `devices`)")
     said = os.memfd_create("ranks")
     kept = os.dup(1), os.dup(2)
     try:
         os.dup2(said, 1)  # the ranks inherit these
         os.dup2(said, 2)
-        ended = torchrun.launch(_MODULE, [], num_processes=num_ranks(request), grace_s=_GRACE_S)
+        ended = torchrun.launch(_MODULE, [], num_processes=number, grace_s=_GRACE_S)
     finally:
         for number, descriptor in enumerate(kept, 1):
             os.dup2(descriptor, number)

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from launcher.slurm import client as slurm
 from launcher.slurm import history
@@ -26,9 +27,12 @@ from xlpretrain import schema
 from xlpretrain.config.sections import StopConfig
 from xlpretrain.errors import FENCED, STOPPED_EARLY, USER_ERROR, XLPretrainError
 from xlpretrain.run_dir import job_log, lease, outcome
+from xlpretrain.run_dir.alerts import Alerts, AlertsConfig
 from xlpretrain.run_dir.layout import RunDir, Status
 from xlpretrain.run_dir.outcome import Saved, Verdict
 from xlpretrain.tracking.console import outlive_console
+
+S = TypeVar("S", bound=schema.Section)
 
 _MARGIN_S = 15.0  # before the time limit: left for the requeue if the ranks have not exited
 
@@ -63,20 +67,28 @@ def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
         records.write_job(Job(job.job_id, job.cluster, time.time(), profile.nodes, log))
     planned = min(len(job.nodes), profile.max_nodes) * profile.num_tasks
     before = outcome.saved(run)
+    alerts = _alerts(run)
     records.append(AttemptStart(job.job_id, job.restart, time.time(), job.nodes, planned, outcome.newest_step(run)))
     try:
         found = _train(run, job, profile)
     except XLPretrainError as error:
         found = Verdict("failed", USER_ERROR, str(error))
-    end = _decide(run, job, profile, found, before, resubmit)
+    end = _decide(run, job, profile, found, before, resubmit, alerts)
     _say(f"{end.outcome} at step {end.step}{': ' if end.message else ''}{end.message}")
+    alerts.wait()
     return end.exit_code
 
 
 def _decide(
-    run: RunDir, job: Allocation, profile: ClusterConfig, found: Verdict, before: Saved, resubmit: Resubmit
+    run: RunDir,
+    job: Allocation,
+    profile: ClusterConfig,
+    found: Verdict,
+    before: Saved,
+    resubmit: Resubmit,
+    alerts: Alerts,
 ) -> AttemptEnd:
-    """Record the end of the attempt, and requeue the job if it should restart."""
+    """Record the end of the attempt, send its alert, and requeue the job if it should restart."""
     records = SlurmFolder.of(run)
     progress = outcome.made_progress(run, before=before)
     end = AttemptEnd(time.time(), "failed", found.code, outcome.newest_step(run), found.message, progress)
@@ -86,6 +98,7 @@ def _decide(
         assert found.outcome != "crashed", "a crash restarts"
         end = replace(end, outcome=found.outcome)
         records.append(end)
+        alerts.send_end(found)
         return end
     limit = history.stop_reason(
         [*records.read_events(), end],
@@ -95,18 +108,29 @@ def _decide(
     )
     if limit is not None:
         end = replace(end, exit_code=1, message=limit)
+        found = replace(found, outcome="failed")
         _write_failure(run, job, limit)
     elif not requeue.can_requeue(job):
         end = replace(end, outcome="stopped", message=f"{found.message}; Slurm ended the job")
     else:
         end = replace(end, outcome="requeued")
     records.append(end)  # first, since Slurm kills this process seconds after a requeue
+    alerts.send_end(replace(found, message=end.message), restarting=end.outcome == "requeued")
     if end.outcome == "requeued":
         trouble = requeue.requeue(run, job, profile, end, resubmit)
         if trouble is not None and not records.is_superseded(job.job_id, job.restart):
             end = replace(end, outcome="stopped", message=f"{end.message}; {trouble}")
             records.append(end)
+            alerts.send("stop", end.message)
     return end
+
+
+def _alerts(run: RunDir) -> Alerts:
+    """Sender of this process. A config that cannot be read is reported where the ranks need it."""
+    config = AlertsConfig()
+    with suppress(XLPretrainError):
+        config = _section(SlurmFolder.of(run).config, "alerts", AlertsConfig)
+    return Alerts(config, run, warn=_say)
 
 
 def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
@@ -161,7 +185,7 @@ def _check_nodes(nodes: Sequence[str], run: RunDir, profile: ClusterConfig, wher
 def _run_ranks(
     run: RunDir, job: Allocation, profile: ClusterConfig, nodes: Sequence[str], where: dict[str, str]
 ) -> Verdict:
-    grace_s = _grace_s(SlurmFolder.of(run).config)
+    grace_s = _section(SlurmFolder.of(run).config, "stop", StopConfig).grace_s
     port, world_size = _port(job), len(nodes) * profile.num_tasks
     environment = {
         **where,
@@ -193,10 +217,9 @@ def _run_ranks(
     )
 
 
-def _grace_s(config: Path) -> int:
-    """`stop.grace_s` of the resolved config; only this section is validated here."""
-    stop = schema.read_yaml(config).get("stop") or {}
-    return schema.validate(StopConfig, stop, f"{config}: stop").grace_s
+def _section(config: Path, name: str, kind: type[S]) -> S:
+    """A section of the resolved config. The others are not validated here, which needs torch."""
+    return schema.validate(kind, schema.read_yaml(config).get(name) or {}, f"{config}: {name}")
 
 
 def _wait(process: subprocess.Popen[str], job: Allocation, *, margin_s: float) -> bool:

@@ -79,6 +79,8 @@ def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: 
         log = str(folder.path / executor.LOG)
         jobs.append(Job(job_id=job_id, cluster=cluster, submitted_at=time.time(), nodes=profile.nodes, log=log))
         SlurmFolder.of(folder).write_job(jobs[-1])
+    for line in dict.fromkeys(line for config in settings for line in config.alerts.warnings()):
+        print(f"warning: {line}; a job takes its environment from here", file=sys.stderr)
     if left_out:
         print(f"not copied with the code: {', '.join(left_out)}", file=sys.stderr)
     for folder, job in zip(folders, jobs, strict=True):

@@ -15,6 +15,7 @@ from commands import curve
 from repository import ROOT
 from slurm_cluster import SlurmCluster, wait_until
 from slurm_runs import LONG, Site, each_step_once, ends, finish, log, ranks, sick_python, starts, status, wait_for_step
+from webhook_server import receiving
 
 # Nodes and their timeouts are real, and slow on a busy machine.
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
@@ -126,13 +127,21 @@ def snapshot(run: Path) -> dict[Path, tuple[int, bytes]]:
     }
 
 
-def test_a_hung_rank_is_restarted_with_the_others(slurm_cluster, site):
+def test_a_hung_rank_is_restarted_with_the_others_and_alerts_are_sent(slurm_cluster, site):
     submit = site(slurm_cluster)
-    overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 20}
-    (job,) = submit(overrides, "--nodes", 2, tasks_per_node=1)
-    wait_for_step(submit.run, 25)
-    ranks(slurm_cluster)["node2", 1].suspend()
-    events = submit.goes_on(job)
+    overrides = {**LONG, "checkpoint.every_steps": 20, "watchdog.timeout_s": 20, "alerts.webhook": "$TEAM_WEBHOOK"}
+    with receiving() as server:
+        slurm_cluster.env["TEAM_WEBHOOK"] = server.url
+        (job,) = submit(overrides, "--nodes", 2, tasks_per_node=1)
+        wait_for_step(submit.run, 25)
+        ranks(slurm_cluster)["node2", 1].suspend()
+        events = submit.goes_on(job)
+    assert [(alert["event"], alert["restarting"]) for alert in server.alerts] == [
+        ("start", False),
+        ("stall", True),
+        ("start", False),
+        ("stop", False),
+    ]
     assert [ends(events)[0].outcome, ends(events)[-1].outcome] == ["requeued", "stopped"]
     assert "no progress for 20 s; see its stacks in" in ends(events)[0].message
     assert starts(events)[1].step >= 20

@@ -284,3 +284,15 @@ def test_a_run_whose_tracker_lacks_its_package_is_refused_before_it_starts(
     report = refusal(resolve_run, run_config.load(path), world_size=1, allow_recipe_change=False)
     assert report.endswith('pip install "xlpretrain[tensorboard]"')
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_automatic_size_is_a_word_and_a_resume_takes_the_number_that_was_found(tiny_dataset: Path):
+    report = refusal(make_config, micro_batch_size="automatic")
+    assert 'micro_batch_size  must be a positive integer or auto, got "automatic"' in report
+    assert "must be a positive integer or auto, got 0" in refusal(make_config, micro_batch_size=0)
+    train = mixture_of(tiny_dataset / "train")
+    new = data_rules.resolve(make_config(micro_batch_size="auto"), train)
+    assert new.micro_batch_size == "auto"
+    begun = new.model_copy(update={"micro_batch_size": 3})
+    assert data_rules.resolve(make_config(micro_batch_size="auto"), train, begun=begun).micro_batch_size == 3
+    assert data_rules.resolve(make_config(micro_batch_size=5), train, begun=begun).micro_batch_size == 5

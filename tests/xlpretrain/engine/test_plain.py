@@ -15,13 +15,13 @@ from tiny_model import Training, training, whole_state
 from two_rules import TWO_RULES
 
 from benchmarks.cases import MODELS, Case, case
-from benchmarks.gpu.device_work import counted
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain import distributed
 from xlpretrain.engine import PlainConfig
 from xlpretrain.engine.plain import PlainEngine
 from xlpretrain.engine.train_step import train_step
 from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
+from xlpretrain.planning.device_work import counted
 
 META = torch.device("meta")
 OPTIMIZERS = {

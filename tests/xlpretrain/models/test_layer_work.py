@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, case
-from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 OPERATIONS = {"bert": 60, "albert": 60, "transformer_xl": 70, "xlnet": 80}
 """Forward and backward, in the second micro-batch of a step."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrun import torchrun
 
-from benchmarks.gpu.device_work import counted
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS, AlbertConfig, AnyModel, BertConfig, TransformerXLConfig, XLNetConfig
@@ -24,6 +23,7 @@ from xlpretrain.models.parts.norm import RMSNormConfig
 from xlpretrain.models.parts.positions import SinusoidalConfig
 from xlpretrain.models.pretraining_model import Batch, Head, Loss, PretrainingModel
 from xlpretrain.models.stack import Pooler
+from xlpretrain.planning.device_work import counted
 
 CONFIGS = ROOT / "configs"
 VOCAB, ROWS, TOKENS, PREDICTIONS = 23, 3, 7, 2

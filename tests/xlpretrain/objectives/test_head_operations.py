@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import case
-from benchmarks.gpu.device_work import counted, kept_bytes
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.models.backbone import Hidden
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 

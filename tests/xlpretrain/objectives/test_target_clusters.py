@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu.device_work import counted, kept_bytes
 from xlpretrain.data.samples import Sample, empty_sample
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import Backbone, Hidden
@@ -15,6 +14,7 @@ from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.causal_lm import CausalLM, CausalLMCollator
 from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 WORDS, CUTOFFS = 267735, (20000, 40000, 200000)  # of WikiText-103

@@ -19,6 +19,7 @@ watchdog._LOOK_EVERY_S, watchdog._FOR_OTHERS_S = 0.05, 0.3
 run, peers = Path(sys.argv[1]), [Process(*peer) for peer in eval(sys.argv[2])]
 config = watchdog.WatchdogConfig(timeout_s=0.5, startup_s=0.5)
 with watchdog.Watchdog() as dog:
+    dog.on_hang = lambda reason: print("hung:", reason, flush=True)
     mine = lease.Lease(run / "lease", 1, (run / "lease" / "00000001").read_text())
     dog.guard(config, peers=peers, lease=mine, stacks=run / "logs" / "rank.txt")
     print("up", flush=True)
@@ -51,10 +52,11 @@ def test_a_rank_that_hangs_leaves_its_stacks_kills_who_cannot_end_and_ends(tmp_p
     peer = lease.Process.of(stopped.pid)
     process = watched(tmp_path, [peer])
     out, told = process.communicate(timeout=20)
-    assert out == "up\nwaiting\n", "progress counts"
-    assert (process.returncode, stopped.wait(5)) == (HUNG, -signal.SIGKILL)
     stacks = tmp_path / "logs" / "rank.txt"
-    assert told == f"error: rank 0 exits: no progress for 0.5 s; see its stacks in {stacks}\n"
+    reason = f"no progress for 0.5 s; see its stacks in {stacks}"
+    assert out == f"up\nwaiting\nhung: {reason}\n", "progress counts"
+    assert (process.returncode, stopped.wait(5)) == (HUNG, -signal.SIGKILL)
+    assert told == f"error: rank 0 exits: {reason}\n"
     assert "works_then_waits_for_ever" in stacks.read_text()
 
 

@@ -241,3 +241,22 @@ def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path: Path, monkey
     (tmp_path / "no_such_package").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     assert not LackingConfig().is_installed
+
+
+def test_the_page_of_a_run_is_that_of_the_first_tracker_that_has_one(tmp_path: Path):
+    class Page(Notebook):
+        url = "https://example.com/run"
+
+    class PageConfig(NotebookConfig):
+        type: Literal["second"] = "second"
+
+        def build(self, run: TrackedRun) -> Tracker:
+            return Page(self._notes, self._fault)
+
+    run = TrackedRun("id", "name", tmp_path, {})
+    trackers = Trackers([NotebookConfig(), PageConfig()], run, rows=[], told={})
+    assert trackers.url == "https://example.com/run"
+    trackers.close("finished")
+    trackers = Trackers([NotebookConfig()], run, rows=[], told={})
+    assert trackers.url == ""
+    trackers.close("finished")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 from xlpretrain.config.sections import CallbackConfig
 from xlpretrain.data.config import DataSplits
@@ -16,6 +16,8 @@ from xlpretrain.train.callbacks.damaged_samples import DamagedSamples
 from xlpretrain.train.callbacks.evaluation import Evaluation
 from xlpretrain.train.callbacks.loss_plot import LossPlot
 from xlpretrain.train.callbacks.nonfinite import NonFinite
+from xlpretrain.train.callbacks.performance.profile import Profile
+from xlpretrain.train.callbacks.performance.stragglers import Stragglers
 from xlpretrain.train.callbacks.prediction_share import PredictionShare
 from xlpretrain.train.callbacks.probe import Probe, ProbeCallback
 from xlpretrain.train.callbacks.spike_rollback import SpikeRollback
@@ -29,13 +31,21 @@ def build_callbacks(
     probe: Probe | None,
     damage: MutableMapping[int, list[str]],
     plot: Callable[[], None],
+    fence: Callable[[], None],
+    hosts: Sequence[str],
+    show_straggler: Callable[[str], None],
 ) -> dict[str, Callback]:
     """All callbacks by name, in call order, which is the same on every rank.
 
-    damage: see `Loader`. plot: draws the loss curve. Raises `XLPretrainError` if a callback cannot be built.
+    damage: see `Loader`. plot: draws the loss curve. fence: raises if this attempt no longer owns the run. hosts:
+    of each rank. show_straggler: see `Stragglers`. Raises `XLPretrainError` if a callback cannot be built.
     """
     config, objective = context.config, context.config.objective
     found: dict[str, Callback] = {}
+    if context.world_size > 1:
+        found["stragglers"] = Stragglers(context, hosts, show=show_straggler)
+    if config.profile.first_step is not None:
+        found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
         found["corpus_losses"] = CorpusLosses(context)
     if objective.predicted_share is not None:

@@ -24,6 +24,7 @@ from xlpretrain.data.samples import SampleSource
 from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.evaluation.held_out import EvaluatedModel, Pause
 from xlpretrain.models.pretraining_model import Batch, Loss
+from xlpretrain.run_dir.alerts import Event
 from xlpretrain.tracking.metrics_file import Metrics
 
 __all__ = [
@@ -45,6 +46,7 @@ class CallbackContext:
     write there, and only the callback's own files. corpora: names of the corpora of a mixture, else empty.
     model: forward passes in evaluation mode, for sections; under ZeRO-3 each is a collective.
     print: prints a line on the console and in the log of rank 0; does nothing on other ranks.
+    alert: sends an alert from rank 0 (event, message, step), if the config lists its event; returns at once.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class CallbackContext:
     corpora: Sequence[str]
     model: EvaluatedModel
     print: Callable[[str], None]
+    alert: Callable[[Event, str, int], None] = lambda event, message, step: None
 
     def is_logged(self, step: int) -> bool:
         """True if a row of metrics is recorded after `step`."""
@@ -136,6 +139,9 @@ class Callback:
     num_numbers: int = 0
     num_row_numbers: int = 0
     section_timeout_s: float | None = None
+
+    def before_fetch(self, step: int) -> None:
+        """Called before this rank waits for the data of another step, on which the ranks have yet to agree."""
 
     def before_step(self, step: int) -> None:
         """Called once the ranks have agreed to do another step."""

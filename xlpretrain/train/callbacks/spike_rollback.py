@@ -28,7 +28,7 @@ class SpikeRollback(Callback):
     def __init__(self, context: CallbackContext):
         self.rollbacks = 0
         self.recent_losses: list[float] = []
-        self._config, self._max_steps = context.config, context.max_steps
+        self._config, self._max_steps, self._alert = context.config, context.max_steps, context.alert
         self._last: CompletedStep | None = None  # until its loss is agreed
         self._before_spike: list[float] | None = None
 
@@ -60,6 +60,12 @@ class SpikeRollback(Callback):
                 " raise spike.max_rollbacks or spike.threshold, and resume"
             )
         self._before_spike = before
+        self._alert(
+            "spike",
+            f"the loss is {sums[0]:.4f}, the median of the {spike.window} steps before {statistics.median(before):.4f};"
+            f" rollback {self.rollbacks + 1} of at most {spike.max_rollbacks}",
+            step,
+        )
         return RollBack(f"the loss spikes to {sums[0]:.4f}", spike.skip_before, spike.skip_after)
 
     def after_rollback(self, saved: Mapping[str, Any] | None) -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import commands
 import pytest
+from click.testing import CliRunner
+from typer.main import get_command
 
+from launcher.cli import main
 from launcher.cli.actions import doctor
 from launcher.doctor.findings import failure, passed, skipped, warning
+from xlpretrain.errors import ConfigError
 
 
 def on_terminal(*arguments: object, **environment: str) -> str:
@@ -75,7 +79,8 @@ def test_json_is_one_object_with_every_finding(tmp_path: Path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_arguments_are_one_message(arguments: list[str], message: str):
-    assert message in commands.refused("doctor", *arguments)
+    found = CliRunner().invoke(get_command(main.app), ["doctor", *arguments])
+    assert isinstance(found.exception, ConfigError) and message in str(found.exception)
 
 
 def test_findings_are_counted_by_level():

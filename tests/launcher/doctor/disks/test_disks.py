@@ -11,6 +11,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from commands import write_config
 from odd_disks import FAKETIME, library_without_exclusive, mounted, require_installed
 from small_disk import mount_small_disk
 
@@ -39,7 +40,7 @@ def test_a_sound_disk_passes_every_check_and_nothing_is_left_on_it(tmp_path: Pat
 
 
 def test_folders_of_one_disk_are_checked_once_and_missing_ones_by_their_parent(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     (place,) = places(Request(runs_dir=str(tmp_path / "runs")))
     assert place == Place(tmp_path, ("runs", "TMPDIR"), True)
     with mount_small_disk(tmp_path / "disk", size="200k"):
@@ -47,7 +48,7 @@ def test_folders_of_one_disk_are_checked_once_and_missing_ones_by_their_parent(t
         assert (runs.folder, temporary.uses) == (tmp_path / "disk", ("TMPDIR",))
 
 
-def test_a_full_disk_fails(small_disk: Path):
+def test_a_full_disk_fails(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
     request = Request(runs_dir=str(small_disk))
     with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -56,6 +57,9 @@ def test_a_full_disk_fails(small_disk: Path):
     assert too_little.level == Level.FAIL and "0 B free" in too_little.text and "free space" in too_little.remedy
     (unwritable,) = about(small_disk, list(speed.check(request)))
     assert unwritable.level == Level.FAIL and "No space left on device" in unwritable.text
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    (temporary,) = [one for one in speed.check(Request(runs_dir="/proc")) if "(TMPDIR)" in one.text]
+    assert temporary.level == Level.FAIL and "TMPDIR" in temporary.remedy
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
@@ -67,6 +71,28 @@ def test_too_little_space_for_the_checkpoints_is_told_before_the_disk_is_full(sm
     assert space.check_space(fits, needed=free, smallest=free).level == Level.PASS
     scarce = space.check_space(fits, needed=1 << 60, smallest=1 << 20)
     assert scarce.level == Level.WARN and "checkpoint.keep" in scarce.remedy
+
+
+@pytest.mark.full
+def test_the_expected_size_of_a_checkpoint_is_that_of_a_run(tmp_path: Path, tiny_dataset: Path, monkeypatch):
+    """Without memories, which are not counted."""
+    model = {"type": "transformer_xl", "num_layers": 2, "d_model": 64, "num_heads": 2, "d_ff": 256, "mem_len": 0}
+    config = write_config(
+        tmp_path / "config.yaml",
+        tiny_dataset,
+        model=model,
+        engine={"type": "plain"},
+        max_steps=2,
+        eval={"max_tokens": 100},
+    )
+    monkeypatch.setitem(commands.EXTRA, "WANDB_MODE", "disabled")
+    commands.run("train", config, "schedule.warmup_steps=1", "--nproc", 1)
+    (saved,) = (tmp_path / "runs" / "run" / "checkpoints").glob("step-*")
+    size = sum(path.stat().st_size for path in saved.iterdir())
+    loaded = Request(config=str(config)).load_config()
+    assert loaded is not None
+    expected = space.checkpoint_bytes(loaded)
+    assert expected is not None and expected <= size <= 1.1 * expected, (expected, size)
 
 
 def test_a_disk_without_inodes_fails(tmp_path: Path):

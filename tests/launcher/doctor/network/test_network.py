@@ -83,6 +83,16 @@ def test_ranks_of_this_machine_sum_and_are_measured():
 
 
 @pytest.mark.full
+def test_no_more_ranks_are_started_than_there_are_devices():
+    """One core, however many ranks are asked for."""
+    core = min(os.sched_getaffinity(0))
+    pinned = ["-c", f"import os, sys; os.sched_setaffinity(0, {{{core}}}); os.execv(sys.argv[1], sys.argv[1:])"]
+    program = [str(commands.BIN / "xlpretrain"), "doctor", "--only", "ranks", "--nproc", "1000"]
+    out, _ = commands.run(*pinned, *program, program="python")
+    assert "1000 ranks: only 1 are started, one per device" in out and "over 1 rank, nothing to exchange" in out
+
+
+@pytest.mark.full
 def test_ranks_that_cannot_join_are_reported_with_their_last_words(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(commands.EXTRA, "GLOO_SOCKET_IFNAME", "nowhere0")
     out, _ = commands.run("doctor", "--only", "ranks", "--nproc", 2, expect=2)

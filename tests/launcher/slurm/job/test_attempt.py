@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm
+from webhook_server import receiving
 
 from launcher.slurm import history
-from launcher.slurm.job import allocation, node_check, requeue
+from launcher.slurm.job import allocation, attempt, node_check, requeue
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import AttemptEnd, AttemptStart, SlurmFolder
 from launcher.slurm.submission import plain_sbatch
 from launcher.slurm.submission.job_entry import resubmit
+from xlpretrain import schema
 from xlpretrain.errors import LaunchError
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.run_dir.outcome import Verdict
@@ -185,6 +187,34 @@ def test_a_job_is_requeued_without_failed_nodes(slurm: FakeSlurm, tmp_path: Path
     assert requeue.can_requeue(JOB)
     assert put_back(RunDir(tmp_path / "run"), slurm) is None
     assert slurm.asked[-2:] == ["scontrol requeue 7_3", "scontrol update JobId=7_3 ExcNodeList=n9,n2"]
+
+
+@pytest.mark.parametrize(("max_requeues", "restarting"), [(3, True), (0, False)])
+def test_the_supervisor_of_a_job_sends_the_alert_on_a_crash(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_requeues: int, restarting: bool
+) -> None:
+    slurm.has("scontrol", "JobState=RUNNING EndTime=2099-01-01T00:00:00 NodeAddr=127.0.0.1")
+    slurm.has("srun", "nothing was trained")
+    run = RunDir(tmp_path / "run")
+    records = SlurmFolder.of(run)
+    records.path.mkdir(parents=True)
+    run.logs.mkdir()
+    site = ClusterConfig.model_validate({"max_requeues": max_requeues, "health_check": {"enabled": False}})
+    records.cluster.write_text(schema.dump(site))
+    records.config.write_text("alerts: {webhook: $TEAM_WEBHOOK}\n")
+    job = Allocation(job_id="7", number="7", restart=0, cluster="c", nodes=("localhost",))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with receiving() as server:
+            monkeypatch.setenv("TEAM_WEBHOOK", server.url)
+            attempt._start(run, job, resubmit)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    (alert,) = server.alerts
+    assert (alert["event"], alert["restarting"]) == ("failure", restarting)
+    assert "crashed: exit code 0; no output from rank 0" in alert["message"]
+    assert ("max_requeues is 0" in alert["message"]) is not restarting
+    assert ("scontrol requeue 7" in slurm.asked) is restarting
 
 
 @pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "CANCELLED"])

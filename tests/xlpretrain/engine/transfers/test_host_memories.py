@@ -1,4 +1,7 @@
-"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories."""
+"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories.
+
+Modules: place_memory.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_storages import LiveStorages
 from tiny_model import MEMORY, VOCAB, TinyHead, Training, training
 
 from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
@@ -16,6 +18,7 @@ from xlpretrain.engine.transfers.host_copy import HostCopy
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.xlnet import XLNetConfig
+from xlpretrain.planning.counting.live_storages import LiveStorages
 
 CPU = torch.device("cpu")
 PLAIN = PlainConfig(precision="fp32")

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.device_work import counted, kept_bytes
 from xlpretrain.models.kernels import device_loss as module
 from xlpretrain.models.kernels.chunked_loss import chunked_loss
 from xlpretrain.models.kernels.device_loss import device_loss
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 VOCABULARY, WIDTH, ROWS_OF_A_CHUNK = 61, 12, 7
 META = torch.device("meta")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu.device_work import counted
 from xlpretrain.models import AlbertConfig, BertConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.packing import pack, unpack, valid_tokens
+from xlpretrain.planning.device_work import counted
 
 SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 16, "d_ff": 24, "max_positions": 9}
 MODELS = {"bert": BertConfig(**SIZES), "albert": AlbertConfig(**SIZES, d_embed=8)}

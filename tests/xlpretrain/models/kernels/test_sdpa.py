@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device_work import counted
 from xlpretrain.models import TransformerXLConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.sdpa import fused_attention, takes_packed
+from xlpretrain.planning.device_work import counted
 
 
 def _heads(num_positions: int, d_head: int) -> Tensor:

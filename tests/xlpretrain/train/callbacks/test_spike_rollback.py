@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def spiking(**changes: float) -> SpikeRollback:
 def agreed_loss(callback: SpikeRollback, step: int, loss: float) -> object:
     callback.after_step(completed(step, loss=loss))
     return callback.agreed(step, callback.numbers(step))
+
+
+def test_a_spike_sends_an_alert():
+    sent: list[tuple[str, str, int]] = []
+    context = make_context(spike={"threshold": 1.0, "window": 2, "max_rollbacks": 3})
+    callback = SpikeRollback(replace(context, alert=lambda *alert: sent.append(alert)))
+    for step, loss in enumerate([3.0, 4.0, 4.0, 9.0], start=1):
+        agreed_loss(callback, step, loss)
+    message = "the loss is 9.0000, the median of the 2 steps before 4.0000; rollback 1 of at most 3"
+    assert sent == [("spike", message, 4)]
 
 
 def test_a_spike_asks_for_a_rollback_once_and_is_then_no_loss_to_compare_with():

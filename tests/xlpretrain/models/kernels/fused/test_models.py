@@ -12,11 +12,11 @@ import pytest
 import torch
 from repository import ROOT
 
-from benchmarks.gpu.device_work import counted
 from xlpretrain.extras import is_missing
 from xlpretrain.models import TransformerXLConfig, XLNetConfig
 from xlpretrain.models.attention import Attention
 from xlpretrain.models.backbone import Backbone, BackboneConfig, BackboneInput
+from xlpretrain.planning.device_work import counted
 
 SAMPLES, TOKENS, MEMORY, VOCAB = 2, 19, 6, 40
 TINY: dict[str, Any] = {"num_layers": 2, "d_model": 12, "num_heads": 2, "d_ff": 16, "mem_len": MEMORY, "dropout": 0.0}

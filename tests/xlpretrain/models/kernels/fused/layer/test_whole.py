@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from benchmarks.cases import case
-from benchmarks.gpu.device_work import kept_bytes
 from benchmarks.gpu.kernel_work import attention_work
 from benchmarks.ours import make_batch, pretraining_model
 from xlpretrain.errors import ConfigError
@@ -24,6 +23,7 @@ from xlpretrain.models.kernels.fused.layer import choice
 from xlpretrain.models.kernels.fused.layer.choice import Kind, choose_whole_layers, fault
 from xlpretrain.models.parts.norm import RMSNormConfig
 from xlpretrain.models.stack import Layer
+from xlpretrain.planning.device_work import kept_bytes
 
 SAMPLES, TOKENS, MEMORY, VOCAB = 2, 7, 3, 20
 TINY: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.device_work import counted, kept_bytes
+from xlpretrain.planning.device_work import counted, kept_bytes
 
 META = torch.device("meta")
 

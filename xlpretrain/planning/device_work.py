@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NO_KERNEL = frozenset(
+NO_KERNEL = frozenset(
     {
         *("_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "expand", "lift_fresh"),
         *("narrow", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose"),
@@ -30,7 +29,7 @@ _NO_KERNEL = frozenset(
 )
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations while it is active.
 
     Attributes:
@@ -40,7 +39,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
         self.from_cpu: list[str] = []
@@ -58,7 +57,7 @@ class Operations(TorchDispatchMode):
         tensors = [value for value in torch.utils._pytree.tree_leaves((args, result)) if isinstance(value, Tensor)]
         if any(tensor.device.type == "cpu" for tensor in tensors):
             self.from_cpu.append(name)
-        elif name not in _NO_KERNEL:
+        elif name not in NO_KERNEL:
             self.add(name, tensors)
         return result
 
@@ -69,23 +68,28 @@ class Operations(TorchDispatchMode):
         self.moved[name] += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in distinct)
 
 
-class AsOnCuda(TorchFunctionMode):
+class AsOnCuda:
     """Replaces what CUDA has one kernel for, and the meta device takes apart: fused attention and dropout.
 
     scaled_dot_product_attention keeps its inputs, its output, and one fp32 number per query; dropout a mask of bytes.
+    The functions are exchanged, since a mode of torch would be off in the backward pass, where activation
+    checkpointing computes layers again.
     """
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(kwargs or {})
-        if function is torch.nn.functional.dropout:
-            return _dropout(*args, **given)
-        if function is not torch.nn.functional.scaled_dot_product_attention:
-            return function(*args, **given)
-        query, key, value, *more = args
-        mask = more[0] if more else given.get("attn_mask")
-        return _OneKernel.apply(query, key, value, mask)
+    def __enter__(self) -> None:
+        functional = torch.nn.functional
+        self._replaced = {name: getattr(functional, name) for name in ("dropout", "scaled_dot_product_attention")}
+        for name, function in {"dropout": _dropout, "scaled_dot_product_attention": _attention}.items():
+            setattr(functional, name, function)
+
+    def __exit__(self, *error: object) -> None:
+        for name, function in self._replaced.items():
+            setattr(torch.nn.functional, name, function)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    attended: Tensor = _OneKernel.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

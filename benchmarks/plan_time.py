@@ -1,0 +1,127 @@
+"""The planned time of a step against its measurement on this machine, for the cases of benchmarks/plan.py.
+
+    python -m benchmarks.plan_time [--only TEXT]
+
+For each case, after one calibration, that many ranks with one thread each take a few steps, each in a process of its
+own. Measured are the processor time of a step, which other programs disturb little, and its time on the clock; both are
+the fastest of the steps, on the slowest rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import xlpretrain.engine.zero  # noqa: F401  # before processes are forked
+from benchmarks.plan import Case, cases
+from xlpretrain import distributed
+from xlpretrain.engine.train_step import train_step
+from xlpretrain.engine.transfers.place_memory import place_memory
+from xlpretrain.planning.collectives import exchanges
+from xlpretrain.planning.devices import Device, measured_cpu
+from xlpretrain.planning.full_batches import full_batch
+from xlpretrain.planning.step_time import NETWORK, StepTime, step_time
+from xlpretrain.planning.work import work_of
+
+STEPS = 5
+
+
+def measured_s(of: Case) -> tuple[float, float]:
+    """Seconds of a step: processor time, and time on the clock. Call it before this process starts threads of torch."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    forking = multiprocessing.get_context("fork")
+    running, ends = [], []
+    for rank in range(of.num_ranks):
+        ours, theirs = forking.Pipe(duplex=False)
+        running.append(forking.Process(target=_rank, args=(of, rank, port, theirs)))
+        running[-1].start()
+        theirs.close()
+        ends.append(ours)
+    found = [end.recv() for end in ends]
+    for process in running:
+        process.join()
+    return max(cpu for cpu, _ in found), max(clock for _, clock in found)
+
+
+def _rank(of: Case, rank: int, port: int, told: Connection) -> None:
+    number = str(of.num_ranks)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=number, LOCAL_WORLD_SIZE=number)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    device = distributed.init(timeout_s=600)
+    config = of.load()
+    streams = config.global_batch_size
+    cuts = distributed.micro_batches(
+        rank, of.num_ranks, num_streams=streams, micro_batch_size=int(config.micro_batch_size)
+    )
+    model = config.build_model(of.vocab_size)
+    engine = config.engine.build(
+        model, config.optimizer, num_micro_batches=len(cuts), weights=config.objective.weights, device=device
+    )
+    memory = place_memory(engine, None, mem_len=config.model.mem_len, sizes=[len(cut) for cut in cuts], on_host=False)
+    batches = [full_batch(config, model.backbone, vocab_size=of.vocab_size, num_samples=len(cut)) for cut in cuts]
+    counts = {term: of.num_ranks * sum(batch.counts[term] for batch in batches) for term in batches[0].counts}
+    processor, clock = [], []
+    for step in range(STEPS):
+        began, started = time.process_time(), time.perf_counter()
+        memory = train_step(engine, batches, memory, counts=counts, lr=1e-6, seed=step).memory
+        processor.append(time.process_time() - began)
+        clock.append(time.perf_counter() - started)
+    told.send((min(processor), min(clock)))
+    distributed.barrier()
+    os._exit(0)
+
+
+def planned(of: Case, device: Device) -> StepTime:
+    """The planned step of a case."""
+    config = of.load()
+    work = work_of(config, vocab_size=of.vocab_size, num_ranks=of.num_ranks, device="cpu")
+    sizes = [p.numel() for p in config.build_model(of.vocab_size).parameters()]
+    sent = exchanges(
+        config,
+        num_parameters=sum(sizes),
+        num_tensors=len(sizes),
+        num_micro_batches=work.num_micro_batches,
+        num_ranks=of.num_ranks,
+        on_gpus=False,
+    )
+    shards = of.num_ranks if config.engine.slices_parameters else 1
+    return step_time(work, device, sent, num_ranks=of.num_ranks, per_node=of.num_ranks, update_shards=shards)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table in Markdown. Returns 1 if a plan is off by more than 30 %."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
+    options = parser.parse_args(arguments)
+    found = {}
+    for of in cases():
+        if options.only in of.name:
+            found[of] = measured_s(of)  # before the plans, which start threads
+            print(of.name, found[of], file=sys.stderr, flush=True)
+    device = measured_cpu(num_ranks=2)
+    print(device, file=sys.stderr)
+    print("| run, on two ranks | planned s | of it network | processor s | on the clock s | error |")
+    print("|---|--:|--:|--:|--:|--:|")
+    worst = 0.0
+    for of, (processor, clock) in found.items():
+        step = planned(of, device)
+        network = step.parts[NETWORK]
+        error = step.seconds / processor - 1  # transfers between processes of one machine are processor time, too
+        worst = max(worst, abs(error))
+        print(
+            f"| {of.name} | {step.seconds:.3f} | {network:.3f} | {processor:.3f} | {clock:.3f} | {error:+.0%} |",
+            flush=True,
+        )
+    return 0 if worst <= 0.3 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
