@@ -277,7 +277,7 @@ class StackedBackbone(Backbone):
 
     def _for_whole_layers(
         self, hidden: Tensor, mems: Tensor, places: Sequence[object], biases: Sequence[Tensor]
-    ) -> tuple[list[dict[str, Tensor]], Sequence[Tensor]]:
+    ) -> tuple[list[dict[str, Any]], Sequence[Tensor]]:
         """Further arguments of each layer if it is computed as a whole, and one attention bias for each.
 
         What all layers need is computed at once: projected distances by one product, and seeds of dropout. A bias that
@@ -291,8 +291,8 @@ class StackedBackbone(Backbone):
         weights_UFD = torch.stack([attention.distance.weight for attention in attentions])
         rows_UXD = positions.distances.flatten(0, 1).expand(len(layers), -1, -1)
         shape = *positions.distances.shape[:2], attentions[0].num_heads, attentions[0].d_head
-        distances = torch.bmm(rows_UXD, weights_UFD.mT).unflatten(1, shape[:2]).unflatten(-1, shape[2:]).unbind()
-        further = [{"distance": distances[index]} for index in self.layer_to_weights]
+        distances = torch.bmm(rows_UXD, weights_UFD.mT).view(-1, *shape).unbind()
+        further: list[dict[str, Any]] = [{"distance": distances[index]} for index in self.layer_to_weights]
         if self.training:
             drawn = torch.randint(-(2**31), 2**31 - 1, (num_layers, 4, 2), dtype=torch.int32, device=hidden.device)
             further = [{**more, "seeds": seeds} for more, seeds in zip(further, drawn.unbind(), strict=True)]

@@ -60,13 +60,23 @@ class Parts:
 
     def _weights(self, biases: Sequence[Tensor]) -> Weights:
         attention, feed_forward = self._attention, self._feed_forward
-        before, after = ((norm.weight, getattr(norm, "bias", None)) for norm in self._norms)
-        projections = attention.query, attention.key, attention.value, attention.output
+        norms: Sequence[Any] = self._norms
+        before, after = norms
         return Weights(
-            *(projection.weight for projection in projections),
-            *(biases if len(biases) == 3 else (*biases, None)),
-            attention.segment_embedding,
-            *before,
-            *(feed_forward.inner.weight, feed_forward.inner.bias, feed_forward.outer.weight, feed_forward.outer.bias),
-            *after,
+            query=attention.query.weight,
+            key=attention.key.weight,
+            value=attention.value.weight,
+            output=attention.output.weight,
+            content_bias=biases[0],
+            position_bias=biases[1],
+            segment_bias=biases[2] if len(biases) == 3 else None,
+            segment_embedding=attention.segment_embedding,
+            attention_norm=before.weight,
+            attention_norm_bias=getattr(before, "bias", None),
+            inner=feed_forward.inner.weight,
+            inner_bias=feed_forward.inner.bias,
+            outer=feed_forward.outer.weight,
+            outer_bias=feed_forward.outer.bias,
+            norm=after.weight,
+            norm_bias=getattr(after, "bias", None),
         )

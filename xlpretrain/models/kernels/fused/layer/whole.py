@@ -118,6 +118,7 @@ class _Layer(torch.autograd.Function):
         inner = states.flatten(0, 1) @ of.inner.t()
         active = activate(inner, of.inner_bias, within, settings.inner_rate, settings.activation)
         added = torch.addmm(of.outer_bias, active, of.outer.t()).view_as(states)
+        output: Tensor
         output, *of_output = add_norm(added, states, of.norm, of.norm_bias, last, *norm)
         ctx.save_for_backward(hidden, seeds, states, inner, *of_states, *of_output, *kept, *weights)
         ctx.given = given
@@ -195,7 +196,7 @@ def _attend(hidden: Tensor, distance: Tensor, seed: Tensor | None, given: Given,
     if given.memory.shape[1]:
         context = torch.cat([given.memory, context], dim=1)
     query, key, value = (
-        (each @ weight.t()).unflatten(-1, (num_heads, -1))
+        (each @ weight.t()).view(*each.shape[:-1], num_heads, -1)
         for each, weight in ((hidden, of.query), (context, of.key), (context, of.value))
     )
     biases = of.content_bias, of.position_bias, of.segment_bias, of.segment_embedding
