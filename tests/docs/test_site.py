@@ -67,7 +67,7 @@ def test_the_reference_has_every_key_of_every_section(reference: ModuleType):
     for row in (
         "| `global_batch_size` | integer, > 0 | `16` | Samples per step, which is also the number of streams.",
         "| `model` | section, `type`: `transformer_xl`, `xlnet`, `albert`, `bert` | required | See [transformer_xl]",
-        "| `best` | `loss` or `accuracy` | `loss` | Criterion for the best evaluation",
+        "| `best` | text | `loss` | Criterion for the best evaluation",
         "| `name` | text, must start with a letter or a digit, and contain only letters (a-z, A-Z)",
         "| `threshold` | number or null, > 0 | `null` | Nats by which",
         "| `trackers` | list of sections, `type`: `wandb`, `tensorboard`, `mlflow` | `wandb` | Trackers that get",

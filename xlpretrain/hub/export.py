@@ -18,8 +18,8 @@ from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, temporary_folder, tidy, unclaimed
 from xlpretrain.hub import exported_files
-from xlpretrain.hub.fused_code import fused_code
 from xlpretrain.hub.model_card import model_card
+from xlpretrain.hub.remote_code.fused_code import fused_code
 from xlpretrain.hub.task_heads import own_config, reasons_for_own_code, stock_config, stock_rules
 from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
@@ -39,9 +39,10 @@ from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.schema import Section
 from xlpretrain.version import __version__
 
-MODELING = Path(__file__).with_name("modeling_xlpretrain.py")
-BACKBONE = Path(__file__).with_name("backbone_xlpretrain.py")
-VISIBILITY = Path(__file__).with_name("visibility_xlpretrain.py")
+_CODE = Path(__file__).with_name("remote_code")
+MODELING = _CODE / "modeling_xlpretrain.py"
+BACKBONE = _CODE / "backbone_xlpretrain.py"
+VISIBILITY = _CODE / "visibility_xlpretrain.py"
 """Code exported with models that no class of transformers implements; each file imports the next."""
 FUSED = "fused_xlpretrain.py"
 """The file of `fused_code`, which is imported only where fused attention is used."""

@@ -18,7 +18,7 @@ from imported_runs import PERMUTATION, make_run
 
 from xlpretrain.extras import is_missing
 from xlpretrain.hub.export import export
-from xlpretrain.hub.fused_code import fused_code
+from xlpretrain.hub.remote_code.fused_code import fused_code
 
 KINDS = {
     "decoder": ("AutoModelForCausalLM", {"type": "transformer_xl", "same_length": True}, None),

@@ -18,7 +18,7 @@ from xlpretrain.models.backbone import BackboneConfig, BackboneInput, OutputLaye
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from xlpretrain.hub import modeling_xlpretrain as exported
+    from xlpretrain.hub.remote_code import modeling_xlpretrain as exported
 
 VOCAB, SAMPLES, TOKENS = 50, 3, 8
 SMALL: dict[str, Any] = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24}

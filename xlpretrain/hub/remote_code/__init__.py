@@ -1,0 +1,1 @@
+"""Code that goes with exported models, and requires only transformers and torch."""
