@@ -31,7 +31,6 @@ PACKAGES = {
     "mlflow": Package("mlflow", "mlflow"),
     "pyarrow": Package("pyarrow", "corpora"),
     "scipy": Package("scipy", "classify"),
-    "seqeval": Package("seqeval", "classify"),
     "sklearn": Package("scikit-learn", "classify"),
     "submitit": Package("submitit", "slurm"),
     "tensorboard": Package("tensorboard", "tensorboard"),

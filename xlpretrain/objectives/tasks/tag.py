@@ -28,12 +28,12 @@ from xlpretrain.data.samples import Example, Sample
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import TokenLayout
 from xlpretrain.errors import DataError
-from xlpretrain.extras import optional
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.models.stack import draw
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, Task, TaskHead, example_of
+from xlpretrain.objectives.tasks.entity_metrics import entity_scores
 from xlpretrain.objectives.tasks.lay_out import padded
 from xlpretrain.schema import Problem
 
@@ -52,7 +52,6 @@ class Tagging(Task):
     data_type: ClassVar[str] = "tagged"
     metric_names: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "word_accuracy")
     hub_task: ClassVar[HubTask | None] = "TokenClassification"
-    needs: ClassVar[tuple[str, ...]] = ("seqeval",)
 
     def problems(self) -> Iterator[Problem]:
         """Conflicts between keys."""
@@ -134,17 +133,14 @@ class Tagging(Task):
         ]
 
     def metrics(self, data: ExampleDataset, predictions: Sequence[Sequence[str]]) -> Metrics:
-        """Precision, recall and F1 of entities by seqeval (None without entities), and accuracy of words."""
+        """Precision, recall and F1 of entities (None if the tags mark none), and accuracy of words."""
         pairs = [(e.target, found) for e, found in zip(data.examples, predictions, strict=True) if e.target is not None]
         truth, found = [list(pair[0]) for pair in pairs], [list(pair[1]) for pair in pairs]
         right = sum(a == b for t, f in pairs for a, b in zip(t, f, strict=True))
         accuracy = {"word_accuracy": right / max(sum(map(len, truth)), 1)}
         if not self.is_bio:
             return {**dict.fromkeys(("f1", "precision", "recall")), **accuracy}
-        with optional("seqeval", "scoring entities"):
-            from seqeval.metrics import f1_score, precision_score, recall_score
-        of = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
-        return {name: float(score(truth, found, zero_division=0)) for name, score in of.items()} | accuracy
+        return {**entity_scores(truth, found)._asdict(), **accuracy}
 
     def describe_unknown(self, data: ExampleDataset) -> str | None:
         """A message on sentences with tags that the model does not know."""

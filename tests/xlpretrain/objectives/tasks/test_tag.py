@@ -1,6 +1,6 @@
 """Tagging: words, entities, metrics and predictions.
 
-Modules: tagged.py.
+Modules: tagged.py, entity_metrics.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from commands import run
 from imported_runs import make_run
 from labelled_files import PLAIN
-from seqeval.metrics import f1_score, precision_score, recall_score
 
 import xlpretrain
 from xlpretrain.data.examples.base import make_sample
@@ -24,6 +23,7 @@ from xlpretrain.data.tables.tagged_words import TaggedSentence
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.finetune.results import finetune_config
+from xlpretrain.objectives.tasks.entity_metrics import Entity, EntityScores, entities, entity_scores
 from xlpretrain.objectives.tasks.tag import Tagging
 
 TAGS = ("B-A", "B-B", "I-A", "I-B", "O")
@@ -44,18 +44,35 @@ def _entities(rng: random.Random) -> tuple[str, ...]:
     return tuple(found)
 
 
-def test_metrics_are_those_of_seqeval(tiny_tokenizer: Path):
-    rng, task = random.Random(0), Tagging(tags=TAGS, layout="cls_first")
-    for _ in range(50):
-        truth = [_entities(rng) for _ in range(4)]
+def test_entities_are_those_of_seqeval():
+    """Its only release has no wheel, so it is not among the packages of the tests."""
+    theirs = pytest.importorskip("seqeval.metrics")
+    rng = random.Random(0)
+    for _ in range(1000):
+        truth = [list(_entities(rng)) for _ in range(4)]
         found = [[rng.choice([tag, *TAGS]) for tag in sentence] for sentence in truth]
-        of = task.metrics(_dataset(tiny_tokenizer, list(truth)), found)
-        lists = [list(sentence) for sentence in truth]
-        assert of["f1"] == f1_score(lists, found, zero_division=0)
-        assert of["precision"] == precision_score(lists, found, zero_division=0)
-        assert of["recall"] == recall_score(lists, found, zero_division=0)
-        same = [a == b for t, f in zip(truth, found, strict=True) for a, b in zip(t, f, strict=True)]
-        assert of["word_accuracy"] == np.mean(same)
+        assert entity_scores(truth, found) == pytest.approx(
+            tuple(getattr(theirs, f"{name}_score")(truth, found, zero_division=0) for name in EntityScores._fields)
+        )
+
+
+def test_an_entity_is_found_if_its_words_and_its_type_are_right():
+    assert list(entities(["O", "B-A", "I-A", "B-A", "I-B", "I-B", "O", "I-A"])) == [
+        Entity(1, 3, "A"),
+        Entity(3, 4, "A"),
+        Entity(4, 6, "B"),
+        Entity(7, 8, "A"),
+    ]
+    truth = [["B-A", "I-A", "O", "B-B"], ["B-A"]]
+    found = [["B-A", "I-A", "O", "B-A"], ["O"]]
+    assert entity_scores(truth, found) == pytest.approx((1 / 2, 1 / 3, 2 / 5))
+    assert entity_scores([["O"]], [["O"]]) == (0, 0, 0)
+
+
+def test_words_and_entities_are_scored(tiny_tokenizer: Path):
+    task = Tagging(tags=TAGS, layout="cls_first")
+    of = task.metrics(_dataset(tiny_tokenizer, [("B-A", "I-A", "O", "B-B")]), [["B-A", "I-A", "O", "B-A"]])
+    assert of == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "word_accuracy": 0.75}
     none = task.metrics(_dataset(tiny_tokenizer, [("O", "O")]), [["O", "O"]])
     assert none == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "word_accuracy": 1.0}
     parts = Tagging(tags=("NOUN", "VERB"), layout="cls_first").metrics(
