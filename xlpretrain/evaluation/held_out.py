@@ -234,7 +234,8 @@ def evaluate(
         task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
-    collate = with_target_clusters(objective.collator(task.tokenizer, seed=_SEED), model.backbone)
+    predicting = model.backbone if objective.predicts_tokens else None
+    collate = with_target_clusters(objective.collator(task.tokenizer, seed=_SEED), predicting)
     collate = copied_ahead(collate, model.device)
     loader = Loader(samples, collate, [streams])
 

@@ -15,7 +15,7 @@ from xlpretrain.objectives.base import Collator
 def with_target_clusters(collate: Collator, backbone: Backbone | None) -> Collator:
     """A collator for the batches of a model: with an adaptive softmax it finds the targets' clusters too.
 
-    backbone: the model's; None if it is unknown.
+    backbone: the model's; None if it is unknown, or if nothing predicts tokens, as in a task.
     """
     if backbone is None or not backbone.cluster_edges:
         return collate

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.examples.base import make_sample
 from xlpretrain.data.samples import PairTarget, Sample, TokenSpan
 from xlpretrain.data.storage.dataset import EMPTY_ENDS
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
@@ -15,6 +16,7 @@ from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.tasks.base import Task
 
 
 def full_batch(config: RunConfig, backbone: Backbone, *, vocab_size: int, num_samples: int, seed: int = 0) -> Batch:
@@ -22,7 +24,7 @@ def full_batch(config: RunConfig, backbone: Backbone, *, vocab_size: int, num_sa
     generator = np.random.default_rng(seed)
     samples = [_sample(config, number, vocab_size, generator) for number in range(num_samples)]
     collate = config.objective.collator(_SizeOnly(vocab_size), seed=config.seed)
-    return with_target_clusters(collate, backbone)(samples)
+    return with_target_clusters(collate, backbone if config.objective.predicts_tokens else None)(samples)
 
 
 class _SizeOnly(Tokenizer):
@@ -37,6 +39,9 @@ class _SizeOnly(Tokenizer):
 
 def _sample(config: RunConfig, number: int, vocab_size: int, generator: np.random.Generator) -> Sample:
     objective, length, num_texts = config.objective, config.objective.span_len, 2
+    if isinstance(objective, Task):
+        example = objective.full_example(_tokens(length, vocab_size, generator).tolist())
+        return make_sample(example, sample_index=number, stream=number)
     if isinstance(objective, MaskedLM):
         length, num_texts = objective.pairing_rules.max_tokens, objective.max_texts
     return Sample(

@@ -158,7 +158,10 @@ def _build(
         if state.skipped_windows
         else samples,
         copied_ahead(
-            with_target_clusters(config.objective.collator(data.tokenizer, seed=config.seed), engine.model.backbone),
+            with_target_clusters(
+                config.objective.collator(data.tokenizer, seed=config.seed),
+                engine.model.backbone if config.objective.predicts_tokens else None,
+            ),
             device,
         ),
         micro_batches,

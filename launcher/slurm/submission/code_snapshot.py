@@ -23,6 +23,7 @@ _PARTS = ("launcher", "data_pipelines", "xlpretrain", "configs", "pyproject.toml
 _MAX_BYTES = 1_000_000
 _CACHES = re.compile(r"__pycache__|\..*_cache|.*\.py[co]|.*\.egg-info")
 _CODE = {".py", ".pyi", ".yaml", ".yml", ".toml", ".json", ".md", ".txt", ".sh", ".sbatch", ".cfg", ".ini", ".typed"}
+_ASSETS = {".css", ".js", ".jinja"}  # of the page of a report
 
 
 def copy_code(target: Path, root: Path = _ROOT, *, record: Path | None = None) -> list[str]:
@@ -118,7 +119,7 @@ def _why_not(path: Path, secrets_here: Sequence[bytes]) -> str | None:
         return "named like a secret"
     if path.is_symlink() or not path.is_file():
         return "not a plain file"
-    if path.suffix not in _CODE:
+    if path.suffix not in _CODE | _ASSETS and path.name != "LICENSE":
         return "not code"
     if path.stat().st_size > _MAX_BYTES:
         return f"larger than {_MAX_BYTES:,} bytes"

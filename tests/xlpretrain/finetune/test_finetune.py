@@ -30,8 +30,8 @@ from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
-from xlpretrain.objectives.tasks.class_metrics import ClassMetrics
 from xlpretrain.objectives.tasks.classify import UNLABELLED, ClassificationCollator, label_numbers
+from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
 from xlpretrain.run_dir.layout import RunDir
 
 

@@ -15,6 +15,7 @@ from xlpretrain.models import MODELS
 from xlpretrain.models.pretraining_model import Batch, PretrainingModel
 from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.base import Objective
+from xlpretrain.objectives.tasks.base import Task
 
 SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 32, "d_ff": 64, "dropout": 0.0}
 SMALL = {"permutation_lm": {"reuse_len": 16, "perm_size": 16, "num_predict": 8}}
@@ -145,7 +146,7 @@ def _expected_weights(name: str, module: torch.nn.Module, model: str, head: str)
         return 0.0, 0.0
     if ".projections." in name:
         return 0.0, PROJECTION_STD if model == "transformer_xl" else STD
-    fresh_classifier = head == "classify" and name == "head.classifier.weight"
+    fresh_classifier = issubclass(OBJECTIVES[head], Task) and name == "head.classifier.weight"
     pooler = ".pooler." in name
     truncated = (model in ("albert", "bert") or pooler) and not fresh_classifier
     return 0.0, STD * (TRUNCATED if truncated else 1.0)
@@ -155,7 +156,10 @@ def _expected_weights(name: str, module: torch.nn.Module, model: str, head: str)
     ("model", "head"), [(m, h) for m in MODELS for h in OBJECTIVES if OBJECTIVES[h].requires <= MODELS[m].provides]
 )
 def test_every_fresh_weight_has_the_spread_that_init_std_says(model: str, head: str):
-    keys = {"classify": {"labels": ["a", "b", "c"], "layout": "cls_first"}, **SMALL}.get(head, {})
+    own = {"classify": {"labels": ["a", "b", "c"]}, "tag": {"tags": ["a", "b"]}, "choose": {"num_choices": 2}}
+    own |= {"answer": {"max_question": 8}}
+    is_task = issubclass(OBJECTIVES[head], Task)
+    keys = {**own.get(head, {}), "layout": "cls_first"} if is_task else SMALL.get(head, {})
     objective = schema.validate(OBJECTIVES[head], {"type": head, "seq_len": 32, **keys}, "test")
     sizes = {**SIZES, "d_embed": 16, **(ADAPTIVE if model == "transformer_xl" else {})}
     torch.manual_seed(0)

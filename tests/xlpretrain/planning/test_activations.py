@@ -28,7 +28,7 @@ def test_stand_ins_take_what_real_tensors_take(model: str, checkpointing: bool):
     found = _pass_memory(real, batch, mem_len=config.model.mem_len, device="cpu")
     # More only for tensors of the batch that an operation takes together with a stand-in, and keeps as one.
     assert found.kept <= counted.kept <= 1.05 * found.kept
-    assert counted.peak() == pytest.approx(found.peak(), rel=0.05)
+    assert counted.peak() == pytest.approx(found.peak(), rel=0.1)
     assert counted.next_memory == found.next_memory
     assert counted.done == found.done
 

@@ -30,9 +30,9 @@ from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.models.stack import draw
-from xlpretrain.objectives.tasks.answer_metrics import best_threshold, exact_match, f1
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, Task, TaskHead, example_of
 from xlpretrain.objectives.tasks.lay_out import padded
+from xlpretrain.objectives.tasks.metrics.answers import best_threshold, exact_match, f1
 from xlpretrain.schema import Problem
 
 _CONSIDERED = 20  # starts and ends of a window
@@ -121,6 +121,11 @@ class Answering(Task):
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> AnsweringCollator:
         """The collator, which makes no random choices."""
         return AnsweringCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
+
+    def full_example(self, tokens: Sequence[int]) -> Example:
+        """A window of full length."""
+        room = self.seq_len - self.token_layout.num_symbols(2)
+        return Example((tokens[: self.max_question], tokens[self.max_question : room]), (0, 0))
 
     def head(self, backbone: Backbone) -> AnsweringHead:
         """The head."""

@@ -169,6 +169,10 @@ class Task(Objective):
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
         """The examples as the model reads them, with numbers as targets; None for an unknown target."""
 
+    def full_example(self, tokens: Sequence[int]) -> Example:
+        """A numbered example that fills a sample, made of `seq_len` tokens: what the largest batch is planned with."""
+        return Example((tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]), 0)
+
     @abstractmethod
     def head(self, backbone: Backbone) -> TaskHead:
         """The head (on the device), for a new backbone."""

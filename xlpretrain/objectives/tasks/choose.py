@@ -85,6 +85,11 @@ class Choosing(SummaryTask):
         """The collator, which makes no random choices."""
         return ChoosingCollator(self.seq_len, self.num_choices, self.token_layout, tokenizer.vocabulary)
 
+    def full_example(self, tokens: Sequence[int]) -> Example:
+        """A context and choices that fill a sample together with it."""
+        context, choice = tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
+        return Example((context, *[choice] * self.num_choices), 0)
+
     def head(self, backbone: Backbone) -> ChoosingHead:
         """The head."""
         return ChoosingHead(backbone, self.num_choices, **self.head_options)

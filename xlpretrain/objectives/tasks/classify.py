@@ -21,8 +21,8 @@ from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.tasks.base import Metrics, example_of
-from xlpretrain.objectives.tasks.class_metrics import ClassMetrics
 from xlpretrain.objectives.tasks.lay_out import lay_out, padded
+from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
 from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
 from xlpretrain.schema import Problem
 

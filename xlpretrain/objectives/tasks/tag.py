@@ -33,8 +33,8 @@ from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.models.stack import draw
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, Task, TaskHead, example_of
-from xlpretrain.objectives.tasks.entity_metrics import entity_scores
 from xlpretrain.objectives.tasks.lay_out import padded
+from xlpretrain.objectives.tasks.metrics.entities import entity_scores
 from xlpretrain.schema import Problem
 
 OUTSIDE = "O"
@@ -119,6 +119,10 @@ class Tagging(Task):
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TaggingCollator:
         """The collator, which makes no random choices."""
         return TaggingCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
+
+    def full_example(self, tokens: Sequence[int]) -> Example:
+        """A sentence of words of one token each."""
+        return Example(tuple([token] for token in tokens), [0] * len(tokens))
 
     def head(self, backbone: Backbone) -> TaggingHead:
         """The head."""

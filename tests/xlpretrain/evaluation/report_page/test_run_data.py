@@ -28,7 +28,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that were trained: pretraining and a classifier, of the oldest format."""
     folder = tmp_path_factory.mktemp("golden")
     with tarfile.open(TESTS / "golden" / "0.1.0" / "folders.tar.xz") as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder)
     return folder / "runs"
 
 

@@ -1,6 +1,6 @@
 """Question answering: windows, spans, thresholds, metrics.
 
-Modules: questions.py, answer_metrics.py, squad.py.
+Modules: questions.py, answers.py, squad.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xlpretrain.data.examples.questions import QuestionsDataset
 from xlpretrain.data.tables.squad import Question
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.objectives.tasks.answer import Answering
-from xlpretrain.objectives.tasks.answer_metrics import best_threshold, exact_match, f1
+from xlpretrain.objectives.tasks.metrics.answers import best_threshold, exact_match, f1
 
 
 def _dataset(tokenizer: Path, *asked: Question) -> QuestionsDataset:

@@ -1,6 +1,6 @@
 """Tagging: words, entities, metrics and predictions.
 
-Modules: tagged.py, entity_metrics.py.
+Modules: tagged.py, entities.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xlpretrain.data.tables.tagged_words import TaggedSentence
 from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.finetune.results import finetune_config
-from xlpretrain.objectives.tasks.entity_metrics import Entity, EntityScores, entities, entity_scores
+from xlpretrain.objectives.tasks.metrics.entities import Entity, EntityScores, entities, entity_scores
 from xlpretrain.objectives.tasks.tag import Tagging
 
 TAGS = ("B-A", "B-B", "I-A", "I-B", "O")
