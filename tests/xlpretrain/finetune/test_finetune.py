@@ -30,7 +30,8 @@ from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.finetune.results import finetune_config
 from xlpretrain.hub.export import export
-from xlpretrain.objectives.tasks.classify import UNLABELLED, ClassificationCollator, label_numbers
+from xlpretrain.objectives.tasks.classify import UNLABELLED, label_numbers
+from xlpretrain.objectives.tasks.lay_out import TextCollator
 from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
 from xlpretrain.run_dir.layout import RunDir
 
@@ -89,7 +90,7 @@ def test_batches_without_rows_or_labels_cost_nothing_and_reach_every_parameter(
 
 
 def test_what_is_too_long_loses_its_end_the_longer_text_of_a_pair_first(tiny_tokenizer: Path):
-    collator = ClassificationCollator(10, CLS_FIRST, load_tokenizer(tiny_tokenizer).vocabulary)
+    collator = TextCollator("label", torch.int64, 10, CLS_FIRST, load_tokenizer(tiny_tokenizer).vocabulary)
     tokens = collator([make_sample(Example(([11, 12, 13, 14, 15, 16, 17], [21, 22, 23]), 0))]).inputs.tokens[0].tolist()
     assert tokens[1:5] == [11, 12, 13, 14] and tokens[6:9] == [21, 22, 23] and len(tokens) == 10
 

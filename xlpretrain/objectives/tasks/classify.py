@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,14 +14,13 @@ from pydantic import Field
 
 from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.data.examples.labelled import check_labels, distinct_labels, labelled
-from xlpretrain.data.samples import Example, Sample
-from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
-from xlpretrain.data.tokenizers.token_layout import TokenLayout
+from xlpretrain.data.samples import Example
+from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
-from xlpretrain.objectives.tasks.base import Metrics, example_of
-from xlpretrain.objectives.tasks.lay_out import lay_out, padded
+from xlpretrain.objectives.tasks.base import Metrics
+from xlpretrain.objectives.tasks.lay_out import TextCollator
 from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
 from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
 from xlpretrain.schema import Problem
@@ -82,9 +81,9 @@ class Classification(SummaryTask):
             for example, number in zip(data.examples, numbers, strict=True)
         ]
 
-    def collator(self, tokenizer: Tokenizer, *, seed: int) -> ClassificationCollator:
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return ClassificationCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator("label", torch.int64, self.seq_len, self.token_layout, tokenizer.vocabulary)
 
     def head(self, backbone: Backbone) -> ClassificationHead:
         """The head."""
@@ -151,28 +150,6 @@ class Classification(SummaryTask):
         """The texts, the label if known, the prediction, and all probabilities in full precision."""
         header = ["predicted", *(f"p({label})" for label in self.labels)]
         return labelled(data).rows_with(header, ([self.labels[row.argmax()], *row.tolist()] for row in predictions))
-
-
-@dataclass(frozen=True)
-class ClassificationCollator:
-    """Collates samples into tokens, padded on the right to the longest one.
-
-    A sample without a label (past the end of an evaluation) has no target.
-    """
-
-    seq_len: int
-    layout: TokenLayout
-    vocabulary: Vocabulary
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Make a batch from any number of samples, including none."""
-        examples = [example_of(sample) for sample in samples]
-        laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
-        labels = np.array([UNLABELLED if e.target is None else e.target for e in examples], np.int64)
-        asked = np.flatnonzero(labels != UNLABELLED)
-        targets = {"label": torch.from_numpy(labels[asked]), "label_positions": torch.from_numpy(asked)}
-        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
-        return Batch(inputs, targets, {"label": len(asked)})
 
 
 class ClassificationHead(SummaryHead):

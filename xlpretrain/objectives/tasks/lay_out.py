@@ -6,14 +6,18 @@ Shapes: B samples, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from xlpretrain.data.samples import Sample
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.data.tokenizers.token_layout import LaidOut, TokenLayout
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.kernels.packing import valid_tokens
+from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.objectives.tasks.base import example_of
 
 _MULTIPLE = 8  # micro-batches are padded to a multiple of this
 
@@ -49,3 +53,29 @@ def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) 
         valid_at=valid_at,
         valid_from=valid_from,
     )
+
+
+@dataclass(frozen=True)
+class TextCollator:
+    """Collates samples of one or two texts into tokens, padded on the right to the longest one.
+
+    Targets: those of the samples that have one (none past the end of an evaluation), under the name of the loss term,
+    and the indices of these samples, under `<term>_positions`.
+    """
+
+    term: str
+    dtype: torch.dtype
+    seq_len: int
+    layout: TokenLayout
+    vocabulary: Vocabulary
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Make a batch from any number of samples, including none."""
+        examples = [example_of(sample) for sample in samples]
+        laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
+        asked = [number for number, example in enumerate(examples) if example.target is not None]
+        targets = {
+            self.term: torch.tensor([examples[number].target for number in asked], dtype=self.dtype),
+            f"{self.term}_positions": torch.tensor(asked, dtype=torch.int64),
+        }
+        return Batch(padded(laid_out, self.vocabulary, seq_len=self.seq_len), targets, {self.term: len(asked)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,15 +13,14 @@ import torch.nn.functional as F
 
 from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.data.examples.labelled import labelled
-from xlpretrain.data.samples import Example, Sample
-from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
-from xlpretrain.data.tokenizers.token_layout import TokenLayout
+from xlpretrain.data.samples import Example
+from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.extras import optional
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
-from xlpretrain.objectives.tasks.base import Metrics, TableRows, example_of
-from xlpretrain.objectives.tasks.lay_out import lay_out, padded
+from xlpretrain.objectives.tasks.base import Metrics, TableRows
+from xlpretrain.objectives.tasks.lay_out import TextCollator
 from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
 
 
@@ -56,9 +55,9 @@ class Regression(SummaryTask):
         """The examples, with targets as numbers."""
         return [replace(example, target=_number(example.target)) for example in data.examples]
 
-    def collator(self, tokenizer: Tokenizer, *, seed: int) -> RegressionCollator:
+    def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return RegressionCollator(self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator("number", torch.float32, self.seq_len, self.token_layout, tokenizer.vocabulary)
 
     def head(self, backbone: Backbone) -> RegressionHead:
         """The head."""
@@ -92,30 +91,6 @@ class Regression(SummaryTask):
     def rows(self, data: ExampleDataset, predictions: Sequence[float]) -> TableRows:
         """The texts, the target if known, and the prediction in full precision."""
         return labelled(data).rows_with(["predicted"], ([number] for number in predictions))
-
-
-@dataclass(frozen=True)
-class RegressionCollator:
-    """Collates samples into tokens, padded on the right to the longest one.
-
-    A sample without a number (past the end of an evaluation) has no target.
-    """
-
-    seq_len: int
-    layout: TokenLayout
-    vocabulary: Vocabulary
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Make a batch from any number of samples, including none."""
-        examples = [example_of(sample) for sample in samples]
-        laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
-        asked = [i for i, example in enumerate(examples) if example.target is not None]
-        targets = {
-            "number": torch.tensor([examples[i].target for i in asked], dtype=torch.float32),
-            "number_positions": torch.tensor(asked, dtype=torch.int64),
-        }
-        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
-        return Batch(inputs, targets, {"number": len(asked)})
 
 
 class RegressionHead(SummaryHead):

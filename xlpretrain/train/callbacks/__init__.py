@@ -42,8 +42,6 @@ def build_callbacks(
     """
     config, objective = context.config, context.config.objective
     found: dict[str, Callback] = {}
-    if context.world_size > 1:
-        found["stragglers"] = Stragglers(context, hosts, show=show_straggler)
     if config.profile.first_step is not None:
         found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
@@ -63,6 +61,8 @@ def build_callbacks(
         if (callback := _build_own(section, context)) is not None:
             same = sum(name.partition("#")[0] == section.type for name in found)
             found[f"{section.type}#{same + 1}" if same else section.type] = callback
+    if context.world_size > 1:  # the last, so that what the others do after a step is work of this rank
+        found["stragglers"] = Stragglers(context, hosts, show=show_straggler)
     return found
 
 

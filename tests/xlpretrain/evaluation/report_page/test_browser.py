@@ -72,6 +72,11 @@ def wait(driver: Any, condition: Callable[[], Any]) -> Any:
     return WebDriverWait(driver, 60).until(lambda _: condition())
 
 
+def text(driver: Any, selector: str) -> str:
+    """The text of an element, read at once: a served page replaces its elements."""
+    return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
+
+
 def find(driver: Any, selector: str) -> Any:
     return driver.find_element("css selector", selector)
 
@@ -232,13 +237,13 @@ def test_a_served_page_follows_its_run(driver: Any, tmp_path: Path):
             find(driver, "[data-zoom='in']").click()
             zoomed = shown(driver)
             append_rows(folder, rows[200:])
-            wait(driver, lambda: "400" in find(driver, "#overview td.n").text)
+            wait(driver, lambda: "400" in text(driver, "#overview td.n"))
             assert shown(driver) == zoomed
             find(driver, "[data-zoom='reset']").click()
         finally:
             server.shutdown()
             thread.join()
-    wait(driver, lambda: "cannot be reached" in find(driver, "#liveness").text)
+    wait(driver, lambda: "cannot be reached" in text(driver, "#liveness"))
     driver.get("about:blank")  # before the failed requests are on the next test's console
     console_errors(driver)
 

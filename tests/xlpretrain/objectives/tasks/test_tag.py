@@ -153,7 +153,7 @@ def test_a_tagger_from_the_command_line(tmp_path: Path, tiny_dataset: Path):
         made = ({"tokens": words, "tags": [tag_of[word] for word in words]} for words in sentences)
         files[name].write_text("".join(f"{json.dumps(line)}\n" for line in made))
     options = ["--train", files["train"], "--valid", files["valid"], "--name", "tuned", "--runs-dir", tmp_path / "runs"]
-    recipe = [*PLAIN, "optimizer.lr=0.01", "max_steps=60", "schedule.warmup_steps=5"]
+    recipe = [*PLAIN, "optimizer.lr=0.01", "max_steps=90", "schedule.warmup_steps=5", "stop.patience=99"]
     out, _ = run("finetune", source.path, "--task", "tag", *options, "--nproc", 2, *recipe)
     folder = tmp_path / "runs" / "tuned"
     metrics = json.loads((folder / "metrics.json").read_text())

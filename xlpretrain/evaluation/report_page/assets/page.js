@@ -286,14 +286,18 @@
     else delete document.documentElement.dataset.theme;
     if (charts.length) redraw();
   }
+  let printing = false;
   function print(begins) { // on white paper, with every chart of an open section
+    printing = begins;
     const chosen = one("#theme").value;
     if (begins) for (const chart of charts) chart.isNear = true;
     theme(begins ? "light" : chosen);
     if (begins) for (const { plot } of charts) plot?.setSize({ width: 330, height: 220 });
   }
   one("#theme").addEventListener("change", ({ target }) => theme(target.value));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(one("#theme").value));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    if (!printing) theme(one("#theme").value);
+  });
 
   // ---- a served page ----
   let version = null;
