@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +39,8 @@ def explained_if_out_of_memory(config: RunConfig, limit: MemoryLimit, *, device:
         if not is_out_of_memory(error):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        traceback.clear_frames(error.__traceback__)  # they hold what the step has allocated
+        gc.collect()
         kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
         try:
             vocab_size = origin.open_data(config, config.folder).tokenizer.vocabulary.size

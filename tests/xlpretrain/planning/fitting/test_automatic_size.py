@@ -83,10 +83,10 @@ def test_auto_is_the_largest_that_fits_and_a_resume_keeps_it(tmp_path: Path, tin
 
 @pytest.mark.full
 def test_too_large_a_size_ends_with_the_plan_and_a_size_that_fits(tmp_path: Path, tiny_dataset: Path):
-    path = wide_config(tmp_path, tiny_dataset, micro_batch_size=64, global_batch_size=64)
-    told = limited("train", path, "trackers=[]", data_bytes=800 * MIB, expect=2)
+    path = wide_config(tmp_path, tiny_dataset, micro_batch_size=256, global_batch_size=256)
+    told = limited("train", path, "trackers=[]", data_bytes=1100 * MIB, expect=2)
     assert "ran out of memory: " in told
-    assert re.search(r"with micro_batch_size 64:\n( .*\n)*  activations +[\d.]+ [MG]iB", told), told
+    assert re.search(r"with micro_batch_size 256:\n( .*\n)*  activations +[\d.]+ [MG]iB", told), told
     assert re.search(r"a setting that fits by the plan: micro_batch_size=\d+ \(", told), told
     assert "Traceback" not in told
     assert not list((tmp_path / "runs/run/checkpoints").glob("step-*"))
