@@ -117,7 +117,7 @@ def test_every_import_is_declared_and_optional_ones_go_by_the_table():
                 checked = rf'\b(optional|require)\("{module}"|^    package = "{module}"$'  # or a tracker's declaration
                 assert re.search(checked, text, re.MULTILINE), f"{path}: {module} without `optional`"
             elif module not in sys.stdlib_module_names and module not in PROGRAMS:
-                names = {OWN_PARTS.get(name, name.lower()) for name in owners[module]}
+                names = {OWN_PARTS.get(name.lower(), name.lower()) for name in owners[module]}
                 assert names & base, f"{path}: {module} is no dependency"
     assert {"datasketch", "ftfy", "matplotlib", "pyarrow", "sklearn", "submitit", "tokenizers", "wandb"} <= found
 
