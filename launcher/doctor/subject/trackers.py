@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from launcher.doctor.findings import Finding, failure, from_error, passed, skipped, warning
 from launcher.doctor.request import Request
 from xlpretrain.errors import XLPretrainError
+from xlpretrain.extras import optional
 from xlpretrain.file_system.credentials import without_credentials
 from xlpretrain.tracking.base import TrackerConfig, describe_failure
 from xlpretrain.tracking.mlflow import MlflowConfig
@@ -62,7 +63,8 @@ def _check_wandb(tracker: WandbConfig) -> Finding:
 
 def _judge_offline(tracker: WandbConfig) -> Finding:
     """Judge offline logging: chosen by config, environment or W&B's settings, or for want of a key."""
-    import wandb
+    with optional("wandb", "a check of its tracker"):
+        import wandb
 
     if tracker.mode == "offline":
         return passed("W&B: offline, as wandb.mode says; `wandb sync` uploads it later")
@@ -75,8 +77,9 @@ def _judge_offline(tracker: WandbConfig) -> Finding:
 
 
 def _ask_wandb(tracker: WandbConfig) -> Finding:
-    import wandb
-    from wandb.errors import AuthenticationError
+    with optional("wandb", "a check of its tracker"):
+        import wandb
+        from wandb.errors import AuthenticationError
 
     say = failure if tracker.mode == "online" else warning
     address = str(wandb.setup(wandb.Settings(silent=True)).settings.base_url)
@@ -105,8 +108,9 @@ def _check_mlflow(tracker: MlflowConfig) -> Finding:
     if why := _unreachable(uri):
         return failure(f"MLflow: {shown} does not answer: {why}", "start the server, or correct MLFLOW_TRACKING_URI")
     os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_ANSWER_S)}
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+    with optional("mlflow", "a check of its tracker"):
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
     try:
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
