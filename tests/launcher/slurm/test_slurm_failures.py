@@ -195,7 +195,7 @@ def without(folder: Path, *missing: str) -> str:
     return f"export PATH={folder}"
 
 
-def test_without_scontrol_the_run_resubmits_itself(slurm_cluster, site, tmp_path):
+def test_without_scontrol_the_run_resubmits_itself(slurm_cluster, site, tmp_path, monkeypatch):
     submit = site(slurm_cluster)
     setup = [without(tmp_path / "bin", "scontrol", "sacct")]
     (job,) = submit(LONG, "--nodes", 2, tasks_per_node=1, setup=setup)
@@ -211,7 +211,8 @@ def test_without_scontrol_the_run_resubmits_itself(slurm_cluster, site, tmp_path
     wait_for_step(tmp_path / "runs" / "two", 5)
     slurm_cluster.run("scancel", "--signal=USR2", job)
     slurm_cluster.wait_for(job, "FAILED")
-    slurm_cluster.env["PATH"] = without(tmp_path / "bin3", "sacct", "squeue").removeprefix("export PATH=")
+    path = without(tmp_path / "bin3", "sacct", "squeue").removeprefix("export PATH=")
+    monkeypatch.setitem(slurm_cluster.env, "PATH", path)
     told = submit.xlpretrain("status", tmp_path / "runs" / "two")
     assert "neither scontrol nor sbatch works here; `xlpretrain resume" in told
     assert "FAILED: stopped by a signal" in told
