@@ -113,7 +113,7 @@ class FusedWork:
         return 2.0 * self.samples * self.heads * self.width * pairs
 
     def _products(self) -> tuple[Any, Any]:
-        """What torch does before the programs read scores from memory, and after they have written their gradient."""
+        """The work of torch before the programs read scores from memory, and after they have written their gradient."""
         call = _call(self)
         other = torch.empty_like(call.distance) if self.in_band else None
         with counted() as before:

@@ -32,7 +32,7 @@ _NUMBERS |= {"keep_scale": "fp32", "scale": "fp32"}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled program takes on a card."""
+    """The resources that a compiled program takes on a card."""
 
     registers: int
     """Of each thread."""

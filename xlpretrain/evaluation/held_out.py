@@ -25,7 +25,7 @@ from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.base import Objective
-from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.objectives.tasks.base import TaskEvalSamples
 from xlpretrain.tracking.metrics_file import Metrics
 
@@ -234,21 +234,21 @@ def evaluate(
         task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), num_streams)
-    predicting = model.backbone if objective.predicts_tokens else None
-    collate = with_target_clusters(objective.collator(task.tokenizer, seed=_SEED), predicting)
+    collate = model_collator(objective, task.tokenizer, seed=_SEED, backbone=model.backbone)
     collate = copied_ahead(collate, model.device)
     loader = Loader(samples, collate, [streams])
 
     # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, samples.num_clusters))
+    of_task = samples if task_metrics and isinstance(samples, TaskEvalSamples) else None
     outputs = dict[int, np.ndarray]()
     mems = model.empty_memory(len(streams), task.mem_len).to(model.device)
     for step, (batch,) in enumerate(paused(loader.steps(start=0, stop=samples.num_steps), pause)):
         with _reach(model.backbone, task.config):
             loss, mems = model.forward(batch.to(model.device), mems)
-        if task_metrics and loss.outputs is not None and isinstance(samples, TaskEvalSamples):
-            outputs |= samples.by_example(loss.outputs.cpu().numpy(), step=step, streams=streams)
+        if of_task is not None and loss.outputs is not None:
+            outputs |= of_task.by_example(loss.outputs.cpu().numpy(), step=step, streams=streams)
         for number, term in enumerate(terms):
             scores = loss.scores[term]
             if scores.correct is None and loss.outputs is None:
@@ -264,9 +264,9 @@ def evaluate(
                     np.add.at(clusters[i, 0], texts, nll[low:high])
                     np.add.at(clusters[i, 1], texts, 1)
     found = dict[str, float | None]()
-    if task_metrics and isinstance(samples, TaskEvalSamples):
+    if of_task is not None:
         of_ranks = distributed.gather_objects(outputs)
-        found = dict(samples.metrics({number: row for rank in of_ranks for number, row in rank.items()}))
+        found = dict(of_task.metrics({number: row for rank in of_ranks for number, row in rank.items()}))
     by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
     cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
     return EvalResult(

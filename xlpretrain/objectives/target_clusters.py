@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xlpretrain.data.samples import Sample
+from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.parts.clusters import TargetClusters
 from xlpretrain.models.pretraining_model import Batch
-from xlpretrain.objectives.base import Collator
+from xlpretrain.objectives.base import Collator, Objective
+
+
+def model_collator(objective: Objective, tokenizer: Tokenizer, *, seed: int, backbone: Backbone | None) -> Collator:
+    """The collator of an objective for a model, with the targets' clusters where it predicts tokens.
+
+    seed: of the collator. backbone: see `with_target_clusters`.
+    """
+    collate = objective.collator(tokenizer, seed=seed)
+    return with_target_clusters(collate, backbone) if objective.predicts_tokens else collate
 
 
 def with_target_clusters(collate: Collator, backbone: Backbone | None) -> Collator:
     """A collator for the batches of a model: with an adaptive softmax it finds the targets' clusters too.
 
-    backbone: the model's; None if it is unknown, or if nothing predicts tokens, as in a task.
+    backbone: the model's; None if it is unknown.
     """
     if backbone is None or not backbone.cluster_edges:
         return collate

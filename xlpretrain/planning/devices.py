@@ -24,7 +24,7 @@ _TERA, _GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do: rates in FLOP/s and bytes/s, sizes in bytes, times in seconds."""
+    """The capabilities of a device: rates in FLOP/s and bytes/s, sizes in bytes, times in seconds."""
 
     name: str
     peak_flops: Mapping[str, float]

@@ -15,7 +15,7 @@ from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.models.backbone import Backbone
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.objectives.masked_lm import MaskedLM
-from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.objectives.tasks.base import Task
 
 
@@ -23,8 +23,7 @@ def full_batch(config: RunConfig, backbone: Backbone, *, vocab_size: int, num_sa
     """A micro-batch of full samples of random tokens, on the CPU, by the run's own collator."""
     generator = np.random.default_rng(seed)
     samples = [_sample(config, number, vocab_size, generator) for number in range(num_samples)]
-    collate = config.objective.collator(_SizeOnly(vocab_size), seed=config.seed)
-    return with_target_clusters(collate, backbone if config.objective.predicts_tokens else None)(samples)
+    return model_collator(config.objective, _SizeOnly(vocab_size), seed=config.seed, backbone=backbone)(samples)
 
 
 class _SizeOnly(Tokenizer):

@@ -71,7 +71,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is known of a run before it starts."""
+    """Everything known of a run before it starts."""
 
     config: RunConfig
     cluster: Cluster

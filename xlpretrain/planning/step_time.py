@@ -45,7 +45,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """What takes most of the time."""
+        """The part that takes most of the time."""
         return max(self.by_bound, key=lambda name: self.by_bound[name])
 
 

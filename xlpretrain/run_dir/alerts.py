@@ -94,7 +94,7 @@ class AlertsConfig(Section):
         return self.model_copy(update={"command": (str(Path(program[0]).absolute()), *self.command[1:])})
 
     def warnings(self) -> list[str]:
-        """What would keep alerts from being sent from this process, one line for each."""
+        """Reasons that would keep alerts from being sent from this process, one line for each."""
         found = []
         for label, check in (("webhook", self.address), ("command", partial(alert_delivery.find, self.command))):
             if getattr(self, label):
@@ -227,6 +227,6 @@ class Alerts:
 
 
 def describe_stop(reason: str) -> str:
-    """Who stopped an attempt, in words; from a verdict's message or the reason in a status."""
+    """The cause of a stop, in words; from a verdict's message or the reason in a status."""
     first, *more = reason.removeprefix("stopped early: ").split("; ", 1)
     return "; ".join([_STOPS.get("user" if first == STOPPED_BY_USER else first, first), *more])

@@ -30,7 +30,7 @@ from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.engine.transfers.place_memory import place_memory
 from xlpretrain.evaluation.held_out import EvaluatedModel
-from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.planning.fitting.automatic_size import with_micro_batch_size
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir, Status
@@ -158,10 +158,7 @@ def _build(
         if state.skipped_windows
         else samples,
         copied_ahead(
-            with_target_clusters(
-                config.objective.collator(data.tokenizer, seed=config.seed),
-                engine.model.backbone if config.objective.predicts_tokens else None,
-            ),
+            model_collator(config.objective, data.tokenizer, seed=config.seed, backbone=engine.model.backbone),
             device,
         ),
         micro_batches,

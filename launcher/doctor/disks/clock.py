@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.doctor.disks.places import places, scratch
-from launcher.doctor.findings import Finding, failure, passed, skipped, warning
+from launcher.doctor.disks.places import OTHER_DISK, Place, examine
+from launcher.doctor.findings import Finding, failure, passed, warning
 from launcher.doctor.request import Request
 from xlpretrain.run_dir.lease import HEARTBEAT_S, STALE_S
 
@@ -18,17 +18,11 @@ _TICKS = 5
 
 def check(request: Request) -> Iterator[Finding]:
     """Check the clock against each file system that holds runs or data."""
-    for place in places(request):
-        if not place.is_shared:
-            continue
-        if not place.writable:
-            yield skipped(f"{place.name}: this user may not write there")
-            continue
-        try:
-            with scratch(place.folder, request) as folder:
-                yield judge(place.name, off_s=offset(folder), tick_s=granularity(folder))
-        except OSError as error:
-            yield failure(f"{place.name}: cannot be written: {error.strerror}", "use another disk for runs_dir")
+
+    def compare(place: Place, folder: Path) -> Iterator[Finding]:
+        yield judge(place.name, off_s=offset(folder), tick_s=granularity(folder))
+
+    return examine(request, compare, shared_only=True, remedy=OTHER_DISK)
 
 
 def judge(name: str, *, off_s: float, tick_s: float) -> Finding:

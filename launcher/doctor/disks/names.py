@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launcher.doctor.disks.places import places, scratch
+from launcher.doctor.disks.places import OTHER_DISK, Place, examine
 from launcher.doctor.disks.witness import LocalWitness, Witness, create
-from launcher.doctor.findings import Finding, failure, passed, skipped, warning
+from launcher.doctor.findings import Finding, failure, passed, warning
 from launcher.doctor.request import Request
 from xlpretrain.file_system.atomic_files import atomic_write
 from xlpretrain.run_dir.lease import HEARTBEAT_S
@@ -34,18 +34,13 @@ class Change(NamedTuple):
 
 def check(request: Request) -> Iterator[Finding]:
     """Check each file system that holds runs or data, with another process of this machine."""
-    for place in places(request):
-        if not place.is_shared:
-            continue
-        if not place.writable:
-            yield skipped(f"{place.name}: this user may not write there")
-            continue
-        try:
-            with scratch(place.folder, request) as folder, LocalWitness(folder) as witness:
-                yield check_exclusive(place.name, folder, witness)
-                yield check_visible(place.name, folder, witness)
-        except OSError as error:
-            yield failure(f"{place.name}: cannot be written: {error.strerror}", "use another disk for runs_dir")
+
+    def ask(place: Place, folder: Path) -> Iterator[Finding]:
+        with LocalWitness(folder) as witness:
+            yield check_exclusive(place.name, folder, witness)
+            yield check_visible(place.name, folder, witness)
+
+    return examine(request, ask, shared_only=True, remedy=OTHER_DISK)
 
 
 def check_exclusive(name: str, folder: Path, witness: Witness, *, prefix: str = "") -> Finding:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from launcher.doctor import channel
+from launcher.doctor.findings import Finding, failure, skipped
 from launcher.doctor.request import SCRATCH, Request
 from xlpretrain.file_system.urls import is_url
 
@@ -36,6 +37,9 @@ class Place(NamedTuple):
         return self.uses != ("TMPDIR",)
 
 
+OTHER_DISK = "use another disk for runs_dir"
+
+
 def places(request: Request) -> list[Place]:
     """The file systems of runs, data and temporary files; a folder that does not exist yet stands for its parent."""
     config = request.load_config()
@@ -56,6 +60,27 @@ def existing_folder(path: Path) -> Path:
     """The path if it is a folder, else its nearest parent that is one."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def examine(
+    request: Request, judge: Callable[[Place, Path], Iterator[Finding]], *, shared_only: bool, remedy: str
+) -> Iterator[Finding]:
+    """Judge each file system by means of a folder made in it.
+
+    judge: yields findings, given the place and the folder. shared_only: leave out one that holds only temporary files.
+    remedy: for one that cannot be written.
+    """
+    for place in places(request):
+        if shared_only and not place.is_shared:
+            continue
+        if not place.writable:
+            yield skipped(f"{place.name}: this user may not write there")
+            continue
+        try:
+            with scratch(place.folder, request) as folder:
+                yield from judge(place, folder)
+        except OSError as error:
+            yield failure(f"{place.name}: cannot be written: {error.strerror}", remedy)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.doctor.disks.places import places, scratch
-from launcher.doctor.findings import Finding, failure, passed, skipped, warning
+from launcher.doctor.disks.places import Place, examine
+from launcher.doctor.findings import Finding, passed, warning
 from launcher.doctor.request import Request
 from launcher.units import format_bytes
 from xlpretrain.file_system.atomic_files import atomic_write
@@ -24,18 +24,12 @@ _FSYNCS = 5
 
 def check(request: Request) -> Iterator[Finding]:
     """Write, flush and rename files on each file system that a run writes to."""
-    for place in places(request):
-        if not place.writable:
-            yield skipped(f"{place.name}: this user may not write there")
-            continue
-        try:
-            with scratch(place.folder, request) as folder:
-                yield _judge(place.name, rate(folder), *times_of_small_files(folder))
-        except OSError as error:
-            yield failure(
-                f"{place.name}: cannot be written: {error.strerror}",
-                "free space or raise the quota there, or use another disk (runs_dir; for temporary files: TMPDIR)",
-            )
+
+    def measure(place: Place, folder: Path) -> Iterator[Finding]:
+        yield _judge(place.name, rate(folder), *times_of_small_files(folder))
+
+    remedy = "free space or raise the quota there, or use another disk (runs_dir; for temporary files: TMPDIR)"
+    return examine(request, measure, shared_only=False, remedy=remedy)
 
 
 def _judge(name: str, bytes_per_s: float, fsync_s: float, replace_s: float) -> Finding:

@@ -22,7 +22,7 @@ from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.permutation_lm import PermutationLM
-from xlpretrain.objectives.target_clusters import with_target_clusters
+from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.objectives.tasks.answer import Answering
 from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.objectives.tasks.choose import Choosing
@@ -103,8 +103,7 @@ def test_nothing_to_predict_is_a_loss_and_gradients_of_exactly_zero(
     """All parameters have a gradient: ZeRO 2 and 3 wait for each of them on every rank."""
     chosen = OBJECTIVE_KEYS[objective]
     built = _model(model, chosen, train.vocabulary.size, device, implementation)
-    predicting = built.backbone if chosen.predicts_tokens else None
-    collate = with_target_clusters(chosen.collator(train.open_tokenizer(), seed=1), predicting)
+    collate = model_collator(chosen, train.open_tokenizer(), seed=1, backbone=built.backbone)
     batch = collate(samples).to(torch.device(device))
     assert set(batch.counts.values()) == {0}
     for mem_len in (0, 3) if MODELS[model].mem_len else (0,):

@@ -53,7 +53,7 @@ class ChoicesDataConfig(ExampleDataConfig):
     def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
         """No keys: the formats have fixed names. Raises `ConfigError` for other columns."""
         if text or label != "label":
-            raise ConfigError("--text, --label: multiple-choice files have fixed names (docs/tasks.md)")
+            raise ConfigError("--text, --label: multiple-choice files have fixed names (docs/finetune.md)")
         return {}
 
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> ChoicesDataset:

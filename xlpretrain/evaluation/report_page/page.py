@@ -53,7 +53,7 @@ class TextSample:
 
 @dataclass(frozen=True)
 class PageOptions:
-    """What a page shows besides its runs. refresh_s: seconds between refreshes, if the page is served."""
+    """The content of a page besides its runs. refresh_s: seconds between refreshes, if the page is served."""
 
     samples: Sequence[TextSample] = field(default=())
     refresh_s: float | None = None
@@ -121,7 +121,7 @@ def _title(runs: Sequence[RunData]) -> str:
 
 
 def _describe(run: RunData, runs: Sequence[RunData]) -> dict[str, Any]:
-    """What the template shows of a run."""
+    """The values that the template shows of a run."""
     used, origin = run.goodput(), find_origin(run, runs)
     shares = {part: getattr(used, part) / used.total_s if used.total_s else 0.0 for part in GOODPUT_PARTS}
     return {

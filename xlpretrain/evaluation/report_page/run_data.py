@@ -68,7 +68,7 @@ class RunData:
         return np.asarray(logged - logged[:1] + self.running_s()[:1])
 
     def goodput(self) -> Goodput:
-        """How the time was spent until the newest of status and metrics."""
+        """The time by its use until the newest of status and metrics."""
         last = {name: float(values[-1]) for name, values in self.table.items() if name.startswith("goodput/")}
         of_status = Goodput.from_metrics(self.status.goodput if self.status else {})
         of_rows = Goodput.from_metrics({name: value for name, value in last.items() if np.isfinite(value)})

@@ -77,7 +77,7 @@ class Answering(Task):
 
     def problems(self) -> Iterator[Problem]:
         """Conflicts between keys."""
-        yield from self.layout_problems()
+        yield from super().problems()
         if self.seq_len < self.max_question + 8:
             yield "seq_len", f"must leave room after a question of max_question {self.max_question}, got {self.seq_len}"
 

@@ -78,16 +78,12 @@ class Task(Objective):
     def output_names(self) -> tuple[str, ...]:
         """The names of the head's outputs, such as the labels."""
 
-    def layout_problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """A problem if the layout cannot be parsed."""
         try:
             TokenLayout.parse(self.layout)
         except ValueError as error:
             yield "layout", f"must be one of {', '.join(LAYOUTS)}, or written out as SINGLE | PAIR: {error}"
-
-    def problems(self) -> Iterator[Problem]:
-        """Conflicts between keys."""
-        yield from self.layout_problems()
 
     @property
     def token_layout(self) -> TokenLayout:

@@ -27,8 +27,8 @@ from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, example_of
-from xlpretrain.objectives.tasks.lay_out import lay_out, padded
-from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
+from xlpretrain.objectives.tasks.lay_out import lay_out, padded, targets_of
+from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask, probabilities
 
 
 class Choosing(SummaryTask):
@@ -96,7 +96,7 @@ class Choosing(SummaryTask):
 
     def predictions(self, data: ExampleDataset, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The probability of each choice, for each example, in fp64."""
-        return list(torch.from_numpy(np.stack(outputs)).double().softmax(-1).numpy())
+        return probabilities(outputs)
 
     def metrics(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> Metrics:
         """The share of questions with a known answer whose likeliest choice is right."""
@@ -143,12 +143,9 @@ class ChoosingCollator:
             for choice in choices or [[]] * self.num_choices:  # a sample past the end of an evaluation has no choices
                 parts = [context, choice] if context and choice else [context or choice]
                 laid_out.append(lay_out(parts, self.layout, self.vocabulary, seq_len=self.seq_len))
-        asked = [i for i, example in enumerate(examples) if example.target is not None]
-        targets = {
-            "choice": torch.tensor([examples[i].target for i in asked], dtype=torch.int64),
-            "choice_positions": torch.tensor(asked, dtype=torch.int64),
-        }
-        return Batch(padded(laid_out, self.vocabulary, seq_len=self.seq_len), targets, {"choice": len(asked)})
+        targets = targets_of(examples, "choice", torch.int64)
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
+        return Batch(inputs, targets, {"choice": len(targets["choice"])})
 
 
 class ChoosingHead(SummaryHead):

@@ -19,10 +19,10 @@ from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
-from xlpretrain.objectives.tasks.base import Metrics
+from xlpretrain.objectives.tasks.base import Metrics, TableRows
 from xlpretrain.objectives.tasks.lay_out import TextCollator
 from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
-from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask
+from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask, probabilities
 from xlpretrain.schema import Problem
 
 UNLABELLED = -1
@@ -45,7 +45,7 @@ class Classification(SummaryTask):
         """Conflicts between keys."""
         if len(set(self.labels)) < len(self.labels):
             yield "labels", f"must be distinct, got {', '.join(self.labels)}"
-        yield from self.layout_problems()
+        yield from super().problems()
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -91,8 +91,7 @@ class Classification(SummaryTask):
 
     def predictions(self, data: ExampleDataset, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The probability of each label, for each example, in fp64."""
-        logits = torch.from_numpy(np.stack(outputs)).double()
-        return list(logits.softmax(-1).numpy())
+        return probabilities(outputs)
 
     def metrics(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> Metrics:
         """Metrics over the examples with a known label."""
@@ -144,9 +143,7 @@ class Classification(SummaryTask):
         """The label and its probability."""
         return (f"{self.labels[row.argmax()]}\t{row.max():.4f}" for row in predictions)
 
-    def rows(
-        self, data: ExampleDataset, predictions: Sequence[np.ndarray]
-    ) -> tuple[list[str], Iterator[Sequence[Any]]]:
+    def rows(self, data: ExampleDataset, predictions: Sequence[np.ndarray]) -> TableRows:
         """The texts, the label if known, the prediction, and all probabilities in full precision."""
         header = ["predicted", *(f"p({label})" for label in self.labels)]
         return labelled(data).rows_with(header, ([self.labels[row.argmax()], *row.tolist()] for row in predictions))

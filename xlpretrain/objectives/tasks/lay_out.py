@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from xlpretrain.data.samples import Sample
+from xlpretrain.data.samples import Example, Sample
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.data.tokenizers.token_layout import LaidOut, TokenLayout
 from xlpretrain.models.backbone import BackboneInput
@@ -55,13 +56,19 @@ def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) 
     )
 
 
+def targets_of(examples: Sequence[Example], term: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The targets of the samples that have one (none past the end of an evaluation), under the name of the loss term,
+    and the indices of these samples, under `<term>_positions`."""
+    asked = [number for number, example in enumerate(examples) if example.target is not None]
+    return {
+        term: torch.tensor([examples[number].target for number in asked], dtype=dtype),
+        f"{term}_positions": torch.tensor(asked, dtype=torch.int64),
+    }
+
+
 @dataclass(frozen=True)
 class TextCollator:
-    """Collates samples of one or two texts into tokens, padded on the right to the longest one.
-
-    Targets: those of the samples that have one (none past the end of an evaluation), under the name of the loss term,
-    and the indices of these samples, under `<term>_positions`.
-    """
+    """Collates samples of one or two texts into tokens, padded on the right to the longest one."""
 
     term: str
     dtype: torch.dtype
@@ -73,9 +80,6 @@ class TextCollator:
         """Make a batch from any number of samples, including none."""
         examples = [example_of(sample) for sample in samples]
         laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
-        asked = [number for number, example in enumerate(examples) if example.target is not None]
-        targets = {
-            self.term: torch.tensor([examples[number].target for number in asked], dtype=self.dtype),
-            f"{self.term}_positions": torch.tensor(asked, dtype=torch.int64),
-        }
-        return Batch(padded(laid_out, self.vocabulary, seq_len=self.seq_len), targets, {self.term: len(asked)})
+        targets = targets_of(examples, self.term, self.dtype)
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
+        return Batch(inputs, targets, {self.term: len(targets[self.term])})

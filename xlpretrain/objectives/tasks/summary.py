@@ -9,8 +9,10 @@ Shapes: B samples, T tokens, C outputs, D d_model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, TypedDict, Unpack
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,6 +52,11 @@ class SummaryTask(Task):
     def head_options(self) -> HeadOptions:
         """The options of the head."""
         return {"summary": self.resolved_summary, "dropout": self.dropout, "seq_len": self.seq_len}
+
+
+def probabilities(outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The softmax of each sample's logits, in fp64."""
+    return list(torch.from_numpy(np.stack(outputs)).double().softmax(-1).numpy())
 
 
 class SummaryHead(TaskHead):

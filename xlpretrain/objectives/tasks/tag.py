@@ -57,7 +57,7 @@ class Tagging(Task):
         """Conflicts between keys."""
         if len(set(self.tags)) < len(self.tags):
             yield "tags", f"must be distinct, got {', '.join(self.tags)}"
-        yield from self.layout_problems()
+        yield from super().problems()
 
     @property
     def is_bio(self) -> bool:

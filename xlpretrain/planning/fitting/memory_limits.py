@@ -53,7 +53,7 @@ def memory_limit(device: torch.device, *, ranks_here: int, root: Path = Path("/"
 
 
 def _address_space(root: Path) -> tuple[int, str] | None:
-    """What RLIMIT_DATA and RLIMIT_AS leave; limits of a process."""
+    """The bytes that RLIMIT_DATA and RLIMIT_AS leave; limits of a process."""
     found = []
     for name, field in (("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")):
         limit, _ = resource.getrlimit(getattr(resource, name))
@@ -63,7 +63,7 @@ def _address_space(root: Path) -> tuple[int, str] | None:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[int, str]]:
-    """What each memory cgroup of this process leaves, versions 2 and 1; pages of files do not count as taken."""
+    """The bytes left by each memory cgroup of this process, versions 2 and 1; pages of files do not count as taken."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -79,7 +79,7 @@ _SUMMED = (
 
 @dataclass(frozen=True)
 class Given:
-    """What has no gradient, besides the seeds."""
+    """The arguments without a gradient, besides the seeds."""
 
     memory: Float[Tensor, "B M D"]
     view: Visibility
@@ -157,7 +157,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _Attended(NamedTuple):
-    """What the backward pass of the attention needs."""
+    """The tensors that the backward pass of the attention needs."""
 
     context: Tensor
     """Memory and tokens, "B K D"."""

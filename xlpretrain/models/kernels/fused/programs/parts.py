@@ -159,7 +159,7 @@ def rotated_back(tile, shift, at, AXIS: tl.constexpr):
 @triton.jit
 @no_type_check
 def completed(now, earlier, earliest, shift, at, TWO: tl.constexpr):
-    """What the last three tiles, rotated back, say of the oldest block for which none will say more."""
+    """The oldest block, complete by now, from the last three tiles rotated back."""
     size: tl.constexpr = now.shape[1]
     if TWO:
         now, earlier = tl.where(shift >= size, earlier, now), tl.where(shift >= size, earliest, earlier)
