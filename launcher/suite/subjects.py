@@ -50,7 +50,7 @@ class Subject:
 def find_subjects(arguments: Sequence[str]) -> tuple[list[Subject], list[Problem]]:
     """The checkpoints that the command names, and what is wrong with the others.
 
-    arguments: run folders (the newest intact checkpoint), RUN@STEP, RUN@all (all that exist), or folders of checkpoints.
+    arguments: run folders (their newest intact checkpoint), RUN@STEP, RUN@all (every checkpoint), or checkpoints.
     """
     found: dict[str, Subject] = {}
     problems: list[Problem] = []
