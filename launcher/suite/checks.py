@@ -13,6 +13,7 @@ from launcher.suite.sources import prepare
 from xlpretrain.config import origin, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.examples.config import ExampleDataConfig
+from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import DataError, XLPretrainError
 from xlpretrain.extras import require
 from xlpretrain.objectives import find_task
@@ -105,7 +106,7 @@ def _check_parts(config: RunConfig, task: FinetuneTask) -> None:
     if not isinstance(objective, Task) or not isinstance(data, ExampleDataConfig):
         raise DataError(f"expected a task, got objective {objective.type}; remove it from overrides")
     if task.parts:
-        tokenizer = data.open().tokenizer
+        tokenizer = load_tokenizer(data.tokenizer)
         for path in task.parts.values():
             objective.check(data.open_split(path, tokenizer))
 

@@ -178,7 +178,7 @@ def _report(
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs failed; rerun the command to try them again", file=sys.stderr)
     num_left = sum(job.read() is None for job in jobs) - len(failed)
-    if stopped:
+    if stopped and num_left:
         name = signal.Signals(stopped).name
         print(f"stopped by {name}: {num_left} jobs are left; rerun the command to continue", file=sys.stderr)
         return STOPPED_EARLY

@@ -86,7 +86,7 @@ def write_blimp(folder: Path, *, count: int = 4) -> Path:
 
 
 def write_babylm(folder: Path, *, num_rows: int = 4) -> Path:
-    """Write `evaluation_data/full_eval` of the BabyLM evaluation: blimp_filtered, supplement_filtered, glue_filtered."""
+    """Write `evaluation_data/full_eval` of the BabyLM evaluation: minimal pairs and glue_filtered/."""
     write_blimp(folder / "made", count=2)
     (folder / "made" / "data").rename(folder / "blimp_filtered")
     (folder / "made").rmdir()

@@ -40,7 +40,7 @@ def test_every_mistake_of_a_file_is_in_one_report(tmp_path: Path):
     with pytest.raises(ConfigError) as raised:
         load_suite(suite)
     for problem in (
-        "tasks.0.metrics    a task of type classify has the metrics accuracy, macro_f1, matthews, roc_auc, f1, got bleu",
+        "tasks.0.metrics    a task of type classify has the metrics accuracy, macro_f1, matthews, roc_auc, f1",
         "tasks.0.overrides  seed is set by the suite",
         "tasks.1.type       format, columns and {column} are for classify and regress, got tag",
         "tasks.1.name       a is there twice",

@@ -82,7 +82,7 @@ def test_a_record_is_read_as_written_and_other_folders_are_refused(job: Job, tmp
     assert read.tasks == record.tasks and read.subjects.keys() == {"r@5"}
     assert read.subjects["r@5"].fingerprint == "abc"
     assert Record.read(tmp_path / "nowhere") == Record()
-    with pytest.raises(LaunchError, match="has files, but no suite.json"):
+    with pytest.raises(LaunchError, match="has files, but no suite"):
         Record.read(tmp_path)
     (job.folder / "suite.json").write_text("{")
     with pytest.raises(LaunchError, match="cannot be read"):

@@ -19,7 +19,7 @@ from launcher.suite.results.report import print_table, to_csv, to_markdown, writ
 from launcher.suite.results.scores import Row, Scores, collect
 from launcher.suite.subjects import Subject
 
-SUBJECTS = [Subject(Path("/runs/bert"), step, f"{step}") for step in (100, 200)] + [Subject(Path("/runs/txl"), 200, "t")]
+SUBJECTS = [Subject(Path(f"/runs/{run}"), step, run) for run, step in (("bert", 100), ("bert", 200), ("txl", 200))]
 FIGURE = PublishedFigure(model="BERT", value=84.6, source="a paper | table 1")
 TASKS = (
     FinetuneTask(
