@@ -56,22 +56,23 @@ def check_jobs(jobs: Sequence[Job]) -> Iterator[Problem]:
 
     A task that a run has begun has been checked then. Nothing is written but temporary files.
     """
-    firsts = {(job.subject.path, job.task.name): job for job in reversed(jobs)}
-    begun = {(job.subject.path, job.task.name) for job in jobs if job.is_begun}
+    checked = {(job.subject.path, job.task.name) for job in jobs if job.is_begun}
+    errors: dict[str, str | None] = {}
     with tempfile.TemporaryDirectory(prefix="xlpretrain-suite-") as place:
-        done: dict[str, str | None] = {}
-        for key, job in reversed(firsts.items()):
-            if key in begun:
+        for job in jobs:
+            name = job.task.name
+            if (job.subject.path, name) in checked:
                 continue
-            if job.task.name not in done:
-                done[job.task.name] = _error_of_files(job.task, Path(place))
-                if (error := done[job.task.name]) is not None:
-                    yield job.task.name, error
-            if done[job.task.name] is None:
+            checked.add((job.subject.path, name))
+            if name not in errors:
+                errors[name] = _error_of_files(job.task, Path(place))
+                if (message := errors[name]) is not None:
+                    yield name, message
+            if errors[name] is None:
                 try:
                     _check(Job(Path(place), job.subject, job.task, job.seed))
                 except XLPretrainError as error:
-                    yield f"{job.task.name} of {job.subject.run}", _indented(error)
+                    yield f"{name} of {job.subject.run}", _indented(error)
 
 
 def _error_of_files(task: SuiteTask, place: Path) -> str | None:

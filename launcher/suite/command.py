@@ -140,16 +140,16 @@ def _told(event: Event, job: Job, code: int | None, seconds: float, *, since: in
     """Text for an event of a job. since: size of its log before it started."""
     if event == "started":
         return "started"
-    took = f"after {format_duration(seconds)}"
-    if event == "stopped":
+    took, found = f"after {format_duration(seconds)}", job.read()
+    if event == "stopped" and found is None:
         return f"stopped {took}; rerun the command to continue it"
-    if event == "failed":
+    if event == "failed" and found is None:
         why = (
             f"exit code {code}" if code is not None and code >= 0 else f"killed by {signal.Signals(-(code or 0)).name}"
         )
         words = job_log.last_words(job.log, since=since)
         return f"failed {took}, {why}{f': {words}' if words else ''} ({job.log})"
-    metrics = (job.read() or {}).get("", {})
+    metrics = (found or {}).get("", {})
     shown = ", ".join(
         f"{name} {'undefined' if (value := metrics.get(name)) is None else format(job.task.scale * value, '.2f')}"
         for name in job.task.reported
@@ -167,7 +167,7 @@ def _report(
     stopped: int,
 ) -> int:
     """Print and write the table of all checkpoints of the folder. Returns the exit code."""
-    failed = [name for name, event in ended.items() if event == "failed"]
+    failed = [job.label for job in jobs if ended.get(job.label) == "failed" and job.read() is None]
     every = list(list_jobs(config, list(subjects.values()), folder))
     scores = collect(config, every, failed)
     print()
@@ -180,7 +180,8 @@ def _report(
     num_left = sum(job.read() is None for job in jobs) - len(failed)
     if stopped and num_left:
         name = signal.Signals(stopped).name
-        print(f"stopped by {name}: {num_left} jobs are left; rerun the command to continue", file=sys.stderr)
+        left = "1 job is" if num_left == 1 else f"{num_left} jobs are"
+        print(f"stopped by {name}: {left} left; rerun the command to continue", file=sys.stderr)
         return STOPPED_EARLY
     return FAILED if failed else FINISHED
 
