@@ -203,8 +203,8 @@ def suite(
     items: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN... [KEY=VALUE]...",
-            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them. Then changes to the configs of all"
+            metavar="RUN|KEY=VALUE",
+            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; changes to the configs of all"
             " fine-tunes.",
             show_default=False,
         ),
