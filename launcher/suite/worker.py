@@ -124,7 +124,7 @@ def second_f1(report: dict[str, Any]) -> float | None:
     if len(confusion) != 2:
         return None
     (_, missed_0), (missed_1, right) = confusion
-    return 2 * right / max(2 * right + missed_0 + missed_1, 1)
+    return float(2 * right / max(2 * right + missed_0 + missed_1, 1))
 
 
 def _score(job: Job, task: PairsTask) -> Metrics:
