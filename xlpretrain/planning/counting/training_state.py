@@ -54,9 +54,9 @@ class StateMemory:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes that all engines need. largest: elements of the largest parameter; groups: elements of optimizer groups;
-    keys: fp32 numbers of optimizer state per parameter; step: bytes of the optimizer's temporary tensors if nothing is
-    sharded."""
+    """Sizes that all engines need. total: elements of all parameters, frozen ones too; largest: elements of the largest
+    parameter; groups: elements of optimizer groups; state: bytes of optimizer state; step: bytes of the optimizer's
+    temporary tensors if nothing is sharded."""
 
     total: int
     largest: int
@@ -76,7 +76,7 @@ class _Sizes:
 
     @property
     def saved(self) -> int:
-        return FP32 * self.elements + self.state
+        return FP32 * self.total + self.state
 
 
 def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device: DeviceKind) -> StateMemory:
@@ -95,8 +95,7 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
 
 
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    groups = config.optimizer.parameter_groups(parameters)
+    groups = config.optimizer.parameter_groups(dict(model.named_parameters()))
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     steps = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
@@ -119,7 +118,7 @@ def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
         held={
             "weights": sizes.weight * sizes.total,
             "master weights": FP32 * sizes.total if is_mixed else 0,
-            "gradients": sizes.gradient * sizes.total,
+            "gradients": sizes.gradient * sizes.elements,
             "optimizer state": sizes.state,
         },
         gathered=0,
@@ -127,7 +126,7 @@ def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
         accumulates=False,
         elements=sizes.elements,
         reduction=0,
-        update=(FP32 * sizes.total if sizes.gradient != FP32 else 0) + sizes.step,
+        update=(FP32 * sizes.elements if sizes.gradient != FP32 else 0) + sizes.step,
         setup=FP32 * sizes.total * (2 if is_mixed else 1),
         saved=sizes.saved // num_ranks,
         untouched=0,
@@ -146,7 +145,7 @@ def _stage_0(sizes: _Sizes, num_ranks: int) -> StateMemory:
         held_gradient=FP32,
         accumulates=True,
         elements=sizes.elements,
-        reduction=FP32 * min(sizes.total, _BUCKET),
+        reduction=FP32 * min(sizes.elements, _BUCKET),
         update=sizes.step,
         setup=FP32 * sizes.total,
         saved=sizes.saved // num_ranks,
@@ -174,7 +173,7 @@ def _stage_1_2(
     gradients = FP32 * share if shares_gradient else sizes.gradient * share
     return StateMemory(
         held={
-            "weights": sizes.weight * padded,
+            "weights": sizes.weight * (padded + sizes.total - sizes.elements),
             "master weights": FP32 * share,
             "gradients": gradients if stage == 2 else 0,
             "optimizer state": sizes.state // num_ranks,
@@ -201,15 +200,15 @@ def _stage_3(sizes: _Sizes, num_ranks: int, options: Mapping[str, Any], device: 
     Weights that are gathered for the forward pass stay so until the backward pass has used them, unless others of more
     than `stage3_max_reuse_distance` elements are used in between. A bucket is reduced in fp32, in two copies.
     """
-    share = -(-sizes.total // num_ranks)
+    share = -(-sizes.elements // num_ranks)
     bucket = int(options.get("reduce_bucket_size", _BUCKET))
-    filled = min(sizes.total, bucket)
+    filled = min(sizes.elements, bucket)
     reuse = int(options.get("stage3_max_reuse_distance", 2 * _LARGEST_LIVE)) // 2
     live = int(options.get("stage3_max_live_parameters", 2 * _LARGEST_LIVE))
     in_bucket = sizes.gradient * (bucket if device == "cuda" else filled)
     return StateMemory(
         held={
-            "weights": sizes.weight * share,
+            "weights": sizes.weight * -(-sizes.total // num_ranks),
             "master weights": FP32 * share if sizes.weight != FP32 else 0,
             "gradients": sizes.gradient * share,
             "optimizer state": sizes.state // num_ranks,
