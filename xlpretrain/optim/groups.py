@@ -92,6 +92,10 @@ def _close_names(pattern: str, names: Sequence[str]) -> str:
     literal = pattern.strip("*")
     close = [name for name in names if literal and literal in name][:3]
     close = close or difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+    if not close:  # a short pattern: compare its parts
+        parts = {part for name in names for part in name.split(".")}
+        similar = {match for part in pattern.split(".") for match in difflib.get_close_matches(part, parts)}
+        close = [name for name in names if similar & set(name.split("."))][:3]
     return f"close names: {', '.join(close)}" if close else f"this model has {', '.join(names[:3])}, ..."
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.engine.config import DTYPES, DeepSpeedConfig, options_on_gpus
-from xlpretrain.optim import LambConfig
+from xlpretrain.optim import LambConfig, MuonConfig
 from xlpretrain.planning.activations import DeviceKind
 
 FP32 = 4
@@ -97,18 +97,31 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
     groups = config.optimizer.parameter_groups(dict(model.named_parameters()))
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
-    steps = 0
+    step = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
-        steps = max((n for n, group in zip(in_groups, groups, strict=True) if group["params"][0].ndim > 1), default=0)
+        step = FP32 * max((n for n, g in zip(in_groups, groups, strict=True) if g["params"][0].ndim > 1), default=0)
+    elif isinstance(config.optimizer, MuonConfig):
+        step = _step_of_muon(config.optimizer, groups, is_sliced=config.engine.slices_parameters)
     return _Sizes(
         total=sum(parameter.numel() for parameter in model.parameters()),
         largest=max((parameter.numel() for parameter in model.parameters()), default=0),
         groups=in_groups,
         state=FP32 * sum(len(group["state_keys"]) * n for n, group in zip(in_groups, groups, strict=True)),
-        step=FP32 * steps,
+        step=step,
         weight=DTYPES[config.engine.precision].itemsize,
         gradient=DTYPES[config.engine.grad_dtype].itemsize,
     )
+
+
+def _step_of_muon(optimizer: MuonConfig, groups: Sequence[Mapping[str, Any]], *, is_sliced: bool) -> int:
+    """`Muon.step`: the momentum and its copy in the data type of the iteration, of a whole group if it is sliced (then
+    with two buffers to send), else of one parameter; and four tensors of a matrix in the iteration."""
+    matrices = [[p.numel() for p in g["params"]] for g in groups if g["state_keys"] == ("momentum_buffer",)]
+    itemsize = DTYPES[optimizer.orthogonalize_in].itemsize
+    largest = max(max(sizes) for sizes in matrices)
+    if not is_sliced:
+        return (FP32 + 5 * itemsize) * largest
+    return (FP32 + 3 * itemsize) * max(sum(sizes) for sizes in matrices) + 4 * itemsize * largest
 
 
 def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
