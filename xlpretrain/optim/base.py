@@ -129,7 +129,10 @@ class OptimizerConfig(Section, ABC):
     def freeze(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Exclude the frozen parameters from gradients, and return them in their order."""
         names = self.frozen_names(parameters)
-        return {name: parameter.requires_grad_(False) for name, parameter in parameters.items() if name in names}
+        frozen = {name: parameter for name, parameter in parameters.items() if name in names}
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        return frozen
 
     @property
     def uses_names(self) -> bool:

@@ -77,7 +77,7 @@ def pattern_problems(
         if index in used:
             continue
         matched = [name for name in names if fnmatchcase(name, group.match)]
-        if matched and frozen.issuperset(matched):
+        if matched and frozen >= set(matched):
             what = f"every parameter that {group.match!r} matches is frozen ({matched[0]}); remove the group"
             yield f"groups.{index}.match", what
         elif matched := [name for name in matched if name not in frozen]:

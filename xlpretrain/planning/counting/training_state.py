@@ -116,7 +116,9 @@ def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
 def _step_of_muon(optimizer: MuonConfig, groups: Sequence[Mapping[str, Any]], *, is_sliced: bool) -> int:
     """`Muon.step`: the momentum and its copy in the data type of the iteration, of a whole group if it is sliced (then
     with two buffers to send), else of one parameter; and four tensors of a matrix in the iteration."""
-    matrices = [[p.numel() for p in g["params"]] for g in groups if g["state_keys"] == ("momentum_buffer",)]
+    matrices: list[list[int]] = [
+        [p.numel() for p in group["params"]] for group in groups if group["state_keys"] == ("momentum_buffer",)
+    ]
     itemsize = DTYPES[optimizer.orthogonalize_in].itemsize
     largest = max(max(sizes) for sizes in matrices)
     if not is_sliced:
