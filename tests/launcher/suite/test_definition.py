@@ -27,7 +27,7 @@ def test_every_mistake_of_a_file_is_in_one_report(tmp_path: Path):
     with pytest.raises(ConfigError) as raised:
         load_suite(suite)
     text = str(raised.value)
-    assert 'tasks.0.type   must be one of classify, regress, tag, choose, answer, pairs, got "clasify"' in text
+    assert "tasks.0.type   must be one of classify, " in text and 'pairs, got "clasify"' in text
     assert "did you mean classify?" in text and "did you mean valid?" in text
     assert "tasks.2.data   required key is missing" in text
     suite = _write(
