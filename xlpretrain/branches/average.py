@@ -30,8 +30,8 @@ def average(
 ) -> tuple[RunDir, list[int]]:
     """Write the mean of the weights of some checkpoints to the new run folder runs_dir/name, atomically.
 
-    Sums are in float64; the result is rounded to fp32 once. The new run has the parent's config, tokenizer and data, and
-    weights only: it can be evaluated, exported, fine-tuned, and be another run's init_from, but not resumed.
+    Sums are in float64; the result is rounded to fp32 once. The new run has the parent's config, tokenizer and data, but
+    only weights: it can be evaluated, exported, fine-tuned, and be another run's init_from, but not resumed.
 
     Args:
         steps: of the checkpoints, two or more.
@@ -44,10 +44,11 @@ def average(
     Raises:
         XLPretrainError: a checkpoint is missing or damaged, or their parameters differ. Nothing is written.
     """
-    folder = RunDir((runs_dir or parent.path.absolute().parent) / name)
+    runs_dir = runs_dir or parent.path.absolute().parent
+    folder = RunDir(runs_dir / name)
     refuse_existing(folder)
     config = run_config.load(parent.config)
-    child = moved_to(config, folder)
+    child = moved_to(config, name=name, runs_dir=runs_dir)
     sources = find_checkpoints(parent, sorted(set(steps)) if steps else _newest(parent, last))
     if len(sources) < 2:
         raise CheckpointError(f"{parent.path}: a mean needs at least two checkpoints, got {len(sources)}")
@@ -76,9 +77,10 @@ def average(
 def _newest(parent: RunDir, count: int) -> list[int]:
     there = [parse_step(path) or 0 for path in list_checkpoints(parent.checkpoints)]
     if there and len(there) < count:
+        known = ", ".join(map(str, sorted(there)))
         raise CheckpointError(
-            f"{parent.path}: has only {len(there)} checkpoints ({', '.join(map(str, sorted(there)))}), not {count}; a run"
-            " keeps more with checkpoint.keep or checkpoint.keep_every"
+            f"{parent.path}: has only {len(there)} checkpoints ({known}), not {count}; a run keeps more with"
+            " checkpoint.keep or checkpoint.keep_every"
         )
     return sorted(there[:count])
 

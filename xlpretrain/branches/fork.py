@@ -55,11 +55,12 @@ def fork(
     Raises:
         XLPretrainError: the changes are not allowed, or the checkpoint is missing or damaged. Nothing is written.
     """
-    folder = RunDir((runs_dir or parent.path.absolute().parent) / name)
+    runs_dir = runs_dir or parent.path.absolute().parent
+    folder = RunDir(runs_dir / name)
     refuse_existing(folder)
     begun = run_config.load(parent.config)
     config, data, changed = _changed(parent, begun, overrides)
-    child = moved_to(config, folder)
+    child = moved_to(config, name=name, runs_dir=runs_dir)
     newest = [parse_step(path) or 0 for path in list_checkpoints(parent.checkpoints)][:1]
     [source] = find_checkpoints(parent, newest if step is None and newest else [step or 0])
     manifest = _check(source, child, vocab_size=data.tokenizer.vocabulary.size)

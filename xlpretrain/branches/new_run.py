@@ -34,16 +34,15 @@ def find_checkpoints(parent: RunDir, steps: Sequence[int]) -> list[Path]:
         raise CheckpointError(f"{parent.path}: has no checkpoints")
     missing = [str(step) for step in steps if step not in there]
     if missing:
-        raise CheckpointError(
-            f"{parent.path}: no checkpoint of step {', '.join(missing)}; there are those of {', '.join(map(str, there))}"
-        )
+        known = ", ".join(map(str, there))
+        raise CheckpointError(f"{parent.path}: no checkpoint of step {', '.join(missing)}; there are those of {known}")
     return [parent.checkpoints / checkpoint_name(step) for step in steps]
 
 
-def moved_to(config: RunConfig, folder: RunDir) -> RunConfig:
-    """The config of a run in another folder. Raises `ConfigError` if the folder cannot be a run's name."""
-    place = {"name": folder.path.name, "runs_dir": str(folder.path.parent)}
-    return schema.validate(RunConfig, config.model_dump(mode="json") | place, str(folder.path))
+def moved_to(config: RunConfig, *, name: str, runs_dir: Path) -> RunConfig:
+    """The config of a run in another folder. Raises `ConfigError` if that cannot be a run's name."""
+    place = {"name": name, "runs_dir": str(runs_dir)}
+    return schema.validate(RunConfig, config.model_dump(mode="json") | place, str(runs_dir / name))
 
 
 def inherited(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -334,8 +334,8 @@ def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
     kind, name = lacking
     if all(parameter.kinds == ["weight"] for parameter in saved.values()):
         raise CheckpointError(
-            f"{checkpoint.folder}: has only weights (it was imported, or is an average), so a run cannot resume from it; start a new run"
-            " with init_from"
+            f"{checkpoint.folder}: has only weights (it was imported, or is an average), so a run cannot resume from"
+            " it; start a new run with init_from"
         )
     raise CheckpointError(
         f"{checkpoint.folder}: has no {kind} of {name}, which this optimizer needs, but {', '.join(saved[name].kinds)};"

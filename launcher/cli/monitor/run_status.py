@@ -26,9 +26,9 @@ class RunStatus:
     """The status of a run as other processes can see it.
 
     state: Slurm's state while the run is in Slurm, else its own. is_live: True while it is running. job: its last job,
-    if it was ever submitted. branch: the run it was forked from. max_steps: 0 if unknown. left_s: estimated seconds of work until it is finished.
+    if it was ever submitted. max_steps: 0 if unknown. left_s: estimated seconds of work until it is finished.
     heartbeat_s: seconds since the last heartbeat; None if there was none or the run exited cleanly. host: rank 0's.
-    message: reason of a failure.
+    message: reason of a failure. branch: the run it was forked from.
     """
 
     run: RunDir
