@@ -30,7 +30,7 @@ def average(
 ) -> tuple[RunDir, list[int]]:
     """Write the mean of the weights of some checkpoints to the new run folder runs_dir/name, atomically.
 
-    Sums are in float64; the result is rounded to fp32 once. The new run has the parent's config, tokenizer and data, but
+    Sums are in float64 and rounded to fp32 once. The new run has the parent's config, tokenizer and data, but
     only weights: it can be evaluated, exported, fine-tuned, and be another run's init_from, but not resumed.
 
     Args:
