@@ -32,8 +32,7 @@ from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import CheckpointError, ConfigError
-from xlpretrain.run_dir.branch import Branch
-from xlpretrain.run_dir.layout import RunDir
+from xlpretrain.run_dir.layout import Branch, RunDir
 
 _LENGTHS = ("max_steps", "max_tokens", "max_epochs")
 

@@ -15,9 +15,8 @@ from launcher.slurm.records import AttemptEnd, AttemptStart, Job, SlurmFolder
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.run_dir import job_log, lease
-from xlpretrain.run_dir.branch import Branch, read_branch
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status
 from xlpretrain.run_dir.outcome import STOPPED_BY_USER
 
 
@@ -71,7 +70,7 @@ def _collect_one(run: RunDir, job: Job | None, states: Mapping[str, JobState] | 
     if run.stop_file.exists() and own not in ("running", "finished", "failed"):
         own = STOPPED_BY_USER
     job_state = (states or {}).get(job.job_id) if job else None
-    branch = read_branch(run)
+    branch = run.read_branch()
     step = max((status.step if status else 0), rows[-1]["step"] if rows else 0, branch.step if branch else 0)
     max_steps = status.max_steps if status and status.max_steps else _planned_steps(run)
     speed = _last(rows, "time/tokens_per_second")

@@ -111,7 +111,7 @@ def test_the_commands(trunk: RunDir):
     assert forked.exit_code == 0, forked.exception
     assert f"to train it: xlpretrain resume {runs / 'child'}" in forked.output
     shown = xlpretrain_command("status", runs / "child").output
-    assert f"{trunk.path}, step 4; max_steps: 8 -> 6; schedule.total_steps: 8 -> 6" in shown
+    assert f"{trunk.path}, step 4; schedule.total_steps: 8 -> 6; max_steps: 8 -> 6" in shown
     assert "not started" in shown
     assert "4/6" in shown
     assert xlpretrain_command("average", trunk.path, "--last", 2, "--name", "mean").exit_code == 0

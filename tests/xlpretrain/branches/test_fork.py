@@ -1,4 +1,4 @@
-"""Forks go on from a checkpoint of their parent, in every bit or as changed. Modules: new_run.py, branch.py."""
+"""Forks go on from a checkpoint of their parent, in every bit or as changed. Modules: new_run.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from xlpretrain.branches.fork import fork
 from xlpretrain.checkpoint.files import checkpoint_name, verify_whole
 from xlpretrain.config import run_config
 from xlpretrain.errors import XLPretrainError
-from xlpretrain.run_dir.branch import read_branch
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -107,7 +106,7 @@ def test_files_are_shared_by_links_or_copied(trunk: RunDir, monkeypatch: pytest.
 
 def test_a_fork_knows_its_parent_and_what_is_changed(trunk: RunDir):
     child, notes = fork(trunk, step=4, name="child", overrides=["optimizer.lr=0.001", "stop.patience=3"])
-    branch = read_branch(child)
+    branch = child.read_branch()
     assert branch is not None
     assert (branch.run, branch.id, branch.step) == (str(trunk.path), trunk.read_provenance()["id"], 4)
     assert branch.changed == {"optimizer.lr": [3e-3, 1e-3], "stop.patience": [None, 3]}
@@ -117,15 +116,15 @@ def test_a_fork_knows_its_parent_and_what_is_changed(trunk: RunDir):
     provenance = child.read_provenance()
     assert provenance["id"] != branch.id
     assert provenance["data_sha256"] == trunk.read_provenance()["data_sha256"]
-    assert read_branch(trunk) is None
+    assert trunk.read_branch() is None
     resume(child)
-    assert read_branch(child) == branch  # also after an attempt
+    assert child.read_branch() == branch  # also after an attempt
     grandchild = forked(child, step=6, name="grandchild")
-    assert read_branch(grandchild).place == "child, step 6"
+    assert grandchild.read_branch().place == "child, step 6"
 
 
 def test_the_newest_checkpoint_is_the_default(trunk: RunDir):
-    assert read_branch(forked(trunk, "max_steps=20")).step == 8
+    assert forked(trunk, "max_steps=20").read_branch().step == 8
 
 
 def test_the_best_checkpoint_comes_along(trunk: RunDir):

@@ -12,8 +12,7 @@ from pydantic import PrivateAttr
 from xlpretrain import schema
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.run_dir.branch import Branch
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status
 from xlpretrain.run_dir.lease import Lease, acquire
 from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig
 from xlpretrain.tracking.metrics_file import read_metrics

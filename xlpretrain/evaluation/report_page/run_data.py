@@ -14,9 +14,8 @@ from xlpretrain import schema
 from xlpretrain.checkpoint.files import parse_step
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.evaluation.report_page.columns import MetricsColumns
-from xlpretrain.run_dir.branch import Branch, branch_of
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status, branch_of
 
 GOODPUT_PARTS = ("step_s", "data_wait_s", "save_s", "eval_s", "restart_s", "lost_s")
 
