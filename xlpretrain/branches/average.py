@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain import schema
-from xlpretrain.branches.new_run import find_checkpoints, inherited, moved_to, refuse_existing, written_whole
+from xlpretrain.branches.new_run import beside, find_checkpoints, inherited, moved_to, refuse_existing, written_whole
 from xlpretrain.checkpoint.files import DamagedError, list_checkpoints, parse_step, verify_whole
 from xlpretrain.checkpoint.reader import Checkpoint, fingerprint
 from xlpretrain.checkpoint.train_state import TrainState
@@ -44,7 +44,7 @@ def average(
     Raises:
         XLPretrainError: a checkpoint is missing or damaged, or their parameters differ. Nothing is written.
     """
-    runs_dir = runs_dir or parent.path.absolute().parent
+    runs_dir = runs_dir or beside(parent)
     folder = RunDir(runs_dir / name)
     refuse_existing(folder)
     config = run_config.load(parent.config)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.branches.new_run import find_checkpoints, inherited, moved_to, refuse_existing, written_whole
+from xlpretrain.branches.new_run import beside, find_checkpoints, inherited, moved_to, refuse_existing, written_whole
 from xlpretrain.checkpoint.files import (
     MANIFEST,
     CheckpointManifest,
@@ -54,7 +54,7 @@ def fork(
     Raises:
         XLPretrainError: the changes are not allowed, or the checkpoint is missing or damaged. Nothing is written.
     """
-    runs_dir = runs_dir or parent.path.absolute().parent
+    runs_dir = runs_dir or beside(parent)
     folder = RunDir(runs_dir / name)
     refuse_existing(folder)
     begun = run_config.load(parent.config)

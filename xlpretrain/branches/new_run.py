@@ -39,6 +39,12 @@ def find_checkpoints(parent: RunDir, steps: Sequence[int]) -> list[Path]:
     return [parent.checkpoints / checkpoint_name(step) for step in steps]
 
 
+def beside(parent: RunDir) -> Path:
+    """The folder that holds a run's folder."""
+    place = parent.path
+    return place.parent if place.name not in ("", "..") else Path(os.path.abspath(place)).parent  # noqa: PTH100 (..)
+
+
 def moved_to(config: RunConfig, *, name: str, runs_dir: Path) -> RunConfig:
     """The config of a run in another folder. Raises `ConfigError` if that cannot be a run's name."""
     place = {"name": name, "runs_dir": str(runs_dir)}

@@ -49,13 +49,9 @@ def write_plot(paths: Sequence[Path], file: Path) -> None:
 
     Raises `LaunchError`, and `MissingPackageError` without matplotlib.
     """
-    curves = []
-    for run in [_read(reader) for reader in _open(paths)]:
-        label = run.label if run.branch is None else f"{run.label} (from {run.branch.place})"
-        columns = {name: run.column(name) for name in ("train/loss", "valid/loss", "train/lr")}
-        curves.append(RunCurves(label, run.steps, columns))
+    runs = [_read(reader) for reader in _open(paths)]
     try:
-        plot_runs(curves, file)
+        plot_runs([_curves(run, runs) for run in runs], file)
     except OSError as error:
         raise LaunchError(f"{file}: cannot be written: {error.strerror}") from None
     print(f"wrote {file}: {len(paths)} run{'' if len(paths) == 1 else 's'}")
@@ -95,6 +91,21 @@ def _open(paths: Sequence[Path]) -> list[RunReader]:
 def _read(reader: RunReader) -> RunData:
     reader.refresh()
     return reader.read()
+
+
+def _curves(run: RunData, runs: Sequence[RunData]) -> RunCurves:
+    """The curves of a run. Those of a fork begin with its parent's values at that step, if the parent is there."""
+    columns = {name: run.column(name) for name in ("train/loss", "valid/loss", "train/lr")}
+    if run.branch is None:
+        return RunCurves(run.label, run.steps, columns)
+    steps, label, at = run.steps, f"{run.label} (from {run.branch.place})", run.branch.step
+    parent = next((other for other in runs if other.provenance.get("id") == run.branch.id), None)
+    if parent is not None and at in parent.steps:
+        row = int(np.flatnonzero(parent.steps == at)[0])
+        steps = np.concatenate([[at], steps])
+        first = {name: parent.column(name)[row] for name in ("valid/loss", "train/lr")}
+        columns = {name: np.concatenate([[first.get(name, np.nan)], values]) for name, values in columns.items()}
+    return RunCurves(label, steps, columns)
 
 
 def _figures_table(runs: Sequence[RunData]) -> Table:
