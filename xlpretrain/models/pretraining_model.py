@@ -20,14 +20,15 @@ class Batch:
 
     targets: for a term that predicts tokens, the target tokens under the term's name and, under `<term>_positions`,
     their ascending flat indices sample * width + position, in the query stream if there is one, else in the tokens.
-    counts: number of predictions of each loss term in the micro-batch, known before the forward pass.
+    counts: number of predictions of each loss term in the micro-batch (or the sum of their weights), known before the
+        forward pass.
     clusters: the clusters of the targets under the term's name, for an adaptive softmax; missing ones are found in the
         forward pass, for which the host waits for the device.
     """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
     clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:

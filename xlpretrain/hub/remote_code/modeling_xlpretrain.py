@@ -321,7 +321,7 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
 
 
 class XLPretrainForSequenceClassification(XLPretrainModel):
-    """A label, or with one label a number, for a text or a pair of texts."""
+    """A label, several labels, or a number for a text or a pair of texts (`problem_type` of the config)."""
 
     def _add_head(self, config: XLPretrainConfig) -> None:
         self.head = nn.Module()
@@ -342,10 +342,12 @@ class XLPretrainForSequenceClassification(XLPretrainModel):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
-        """labels: [B], indices or, with one label, numbers. logits: [B, C] in fp32."""
+        """labels: [B], indices or numbers; several labels: [B, C], 0 or 1. logits: [B, C] in fp32."""
         read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
         logits, loss = self._classify(read, input_ids, attention_mask), None
-        if labels is not None and self.config.num_labels == 1:
+        if labels is not None and self.config.problem_type == "multi_label_classification":
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+        elif labels is not None and self.config.num_labels == 1:
             loss = F.mse_loss(logits[:, 0], labels.float().flatten())
         elif labels is not None:
             loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)

@@ -165,6 +165,10 @@ class Task(Objective):
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
         """The examples as the model reads them, with numbers as targets; None for an unknown target."""
 
+    def training_examples(self, data: ExampleDataset) -> Sequence[Example]:
+        """The numbered examples of the training file. Default: with equal weights."""
+        return self.numbered(data)
+
     def full_example(self, tokens: Sequence[int]) -> Example:
         """A numbered example that fills a sample, made of `seq_len` tokens: what the largest batch is planned with."""
         return Example((tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]), 0)
@@ -222,7 +226,9 @@ class Task(Objective):
         """Every example once per epoch."""
         data = examples_of(manifest)
         self.check(data)
-        return ExampleSamples(data, self.numbered(data), num_streams=streams["num_streams"], seed=streams["seed"])
+        return ExampleSamples(
+            data, self.training_examples(data), num_streams=streams["num_streams"], seed=streams["seed"]
+        )
 
     def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> TaskEvalSamples:
         """Every example once."""

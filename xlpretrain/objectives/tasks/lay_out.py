@@ -5,7 +5,8 @@ Shapes: B samples, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +59,25 @@ def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) 
 
 def targets_of(examples: Sequence[Example], term: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The targets of the samples that have one (none past the end of an evaluation), under the name of the loss term,
-    and the indices of these samples, under `<term>_positions`."""
+    the indices of these samples, under `<term>_positions`, and their weights, if any, under `<term>_weights`."""
     asked = [number for number, example in enumerate(examples) if example.target is not None]
+    weights = [examples[number].weights for number in asked]
     return {
         term: torch.tensor([examples[number].target for number in asked], dtype=dtype),
         f"{term}_positions": torch.tensor(asked, dtype=torch.int64),
+        **weights_tensor([weight for weight in weights if weight is not None], term),
     }
+
+
+def weights_tensor(weights: Sequence[float], term: str) -> dict[str, Tensor]:
+    """The weights of all targets of a term, under `<term>_weights`; nothing without any."""
+    return {f"{term}_weights": torch.tensor(weights, dtype=torch.float32)} if weights else {}
+
+
+def count_of(targets: Mapping[str, Tensor], term: str) -> float:
+    """The number of targets of a term or, if they are weighted, the sum of their weights."""
+    weights = targets.get(f"{term}_weights")
+    return len(targets[term]) if weights is None else math.fsum(weights.tolist())
 
 
 @dataclass(frozen=True)
@@ -82,4 +96,4 @@ class TextCollator:
         laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
         targets = targets_of(examples, self.term, self.dtype)
         inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
-        return Batch(inputs, targets, {self.term: len(targets[self.term])})
+        return Batch(inputs, targets, {self.term: count_of(targets, self.term)})

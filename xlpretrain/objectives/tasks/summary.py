@@ -9,6 +9,7 @@ Shapes: B samples, T tokens, C outputs, D d_model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal, TypedDict, Unpack
 
@@ -21,6 +22,8 @@ from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.models.stack import Pooler, draw
 from xlpretrain.objectives.tasks.base import HubTask, Task, TaskHead
+
+_MOST_NAMED = 5
 
 Summary = Literal["first", "last", "mean"]
 """The vector of a sample: that of its first or last token, or the mean over its tokens."""
@@ -57,6 +60,21 @@ class SummaryTask(Task):
 def probabilities(outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The softmax of each sample's logits, in fp64."""
     return list(torch.from_numpy(np.stack(outputs)).double().softmax(-1).numpy())
+
+
+def unknown_labels_note(labels: Counter[str], num_examples: int, *, total: int) -> str | None:
+    """A message on labels that a classifier does not know; None if there are none.
+
+    labels: the unknown labels, with the number of each. num_examples, total: examples with one, and all examples.
+    """
+    if not labels:
+        return None
+    most = ", ".join(f"{label!r} ({count:,})" for label, count in labels.most_common(_MOST_NAMED))
+    more = f" and {len(labels) - _MOST_NAMED:,} others" if len(labels) > _MOST_NAMED else ""
+    return (
+        f"{num_examples:,} of {total:,} examples have labels unknown to the classifier: {most}{more}; they are excluded"
+        " from the metrics"
+    )
 
 
 class SummaryHead(TaskHead):
