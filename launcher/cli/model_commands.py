@@ -25,7 +25,10 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
-_TASKS = "classify (a label), multilabel (any number of labels), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
+_TASKS = (
+    "classify (a label), multilabel (any number of labels), regress (a number), tag (a tag for each word), choose (one"
+    " of several texts), answer (a span)."
+)
 
 
 @app.command()

@@ -28,7 +28,8 @@ class LeaveLoopError(Exception):
 class StepDecision:
     """The outcome that all ranks agree on at a step boundary.
 
-    counts: number of the step's predictions (or the sum of their weights), per loss term. requests: requests of the callbacks.
+    counts: number of the step's predictions (or the sum of their weights), per loss term. requests: requests of the
+    callbacks.
     """
 
     counts: dict[str, float]

@@ -42,16 +42,16 @@ class LabelMetrics:
             for i in range(len(labels))
         ]
         known = [value for value in average if value is not None]
-        rows = zip(*precision_recall_fscore_support(wanted, found, zero_division=0), strict=True)
+        precision, recall, f1, support = precision_recall_fscore_support(wanted, found, zero_division=0)
         per_label = {
             label: {
-                "support": int(n),
-                "precision": float(p),
-                "recall": float(r),
-                "f1": float(f),
-                "average_precision": a,
+                "support": int(support[i]),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "average_precision": average[i],
             }
-            for label, (p, r, f, n), a in zip(labels, rows, average, strict=True)
+            for i, label in enumerate(labels)
         }
         return cls(
             num_examples=len(truth),
