@@ -116,9 +116,9 @@ def test_files_that_cannot_be_learned_are_refused(tmp_path: Path, tiny_dataset: 
         recipe([("x", "a"), ("y", "[]")], good)
     with pytest.raises(DataError, match="no text has a label; at least two"):
         recipe([("x", "[]")], good)
-    with pytest.raises(ConfigError, match="--label: expected one column, got a, b .*--task multilabel"):
+    with pytest.raises(ConfigError, match=r"--label: expected one column, got a, b .*--task multilabel"):
         recipe(good, good, task="classify", label=("a", "b"))
-    with pytest.raises(ConfigError, match="data.train, data.valid: set them with --train and --valid"):
+    with pytest.raises(ConfigError, match=r"data\.train, data\.valid: set them with --train and --valid"):
         recipe(good, good, overrides=["data.valid=other.csv"])
     columns = _write(tmp_path / "columns.csv", [("x", 1, 0), ("y", 1, 0)], ("text", "a", "b"))
     with pytest.raises(DataError, match="no text has the label b; remove the column, or add texts"):
