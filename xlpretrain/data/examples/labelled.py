@@ -24,15 +24,15 @@ MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
 class LabelledDataset(ExampleDataset):
     """A table with a label for each text or pair of texts.
 
-    texts, labels: the examples' texts and labels, as in the file; labels is None if the file has none. The target of
-    an example is its label, as a string.
+    texts, labels: the examples' texts and labels, as in the file; labels is None if the file has none. line_numbers:
+    their first lines in the file. The target of an example is its label, as a string.
     """
 
     def __init__(self, table: Table, path: Path, tokenizer: Tokenizer, *, text: Sequence[str], label: str):
         """Encode a table. Raises `DataError` if a column is missing."""
         self.texts = table.columns_of(text)
         self.labels = table.column(label) if label in table.columns else None
-        self.columns = tuple(text)
+        self.columns, self.line_numbers = tuple(text), table.line_numbers
         parts = [tuple(tokenizer.encode_batch(texts)) for texts in self.texts]
         labels: Sequence[str | None] = self.labels if self.labels is not None else [None] * len(parts)
         super().__init__(

@@ -50,7 +50,6 @@ class MultilabelledDataset(LabelledDataset):
         if several and there:
             self.labels = ["" if of is None else json.dumps(of, ensure_ascii=False) for of in found]
         self.names, self.separator = tuple(label) if several else (), separator
-        self.line_numbers = table.line_numbers
         self.examples = [replace(example, target=of) for example, of in zip(self.examples, found, strict=True)]
         self._reopen = partial(
             MultilabelledDataset, table, path, tokenizer, text=text, label=label, separator=separator

@@ -115,6 +115,6 @@ def _number(text: str | None) -> float | None:
 
 
 def _check(data: ExampleDataset) -> None:
-    for number, example in enumerate(data.examples, 1):
+    for line, example in zip(labelled(data).line_numbers, data.examples, strict=True):
         if _number(example.target) is None:
-            raise DataError(f"{data.path}: example {number}: the label must be a finite number, got {example.target!r}")
+            raise DataError(f"{data.path}: line {line}: the label must be a finite number, got {example.target!r}")

@@ -293,6 +293,8 @@ def _check(data: ExampleDataset, tags: Sequence[str], *, source: str) -> None:
     strange = sorted({tag for example in data.examples for tag in example.target or ()} - set(tags))
     if strange:
         raise DataError(f"{data.path}: tags that are not in {source}: {', '.join(strange)}")
+    if nameless := {"B-", "I-"} & set(tags):
+        raise DataError(f"{data.path}: the tag {min(nameless)} lacks the type of the entity, as in B-PER")
     if not _is_bio(tags):
         return
     for example, sentence in zip(data.examples, tagged(data).words_and_tags, strict=True):
