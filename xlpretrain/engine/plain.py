@@ -70,7 +70,7 @@ class PlainEngine(Engine):
             replicated=True,
         )
 
-    def start_step(self, counts: Mapping[str, float]) -> None:
+    def start_step(self, counts: Mapping[str, int | float]) -> None:
         self._scales.start(counts)
         self._unwritten = set(range(len(self._parameters)))
 

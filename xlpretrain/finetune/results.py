@@ -54,7 +54,8 @@ def finetune_config(
     changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides, RunConfig)
     if any(changed[key] != value for key, value in place.items()):
         raise ConfigError("name, runs_dir: set them with --name and --runs-dir")
-    if any(changed["data"].get(key) != content["data"][key] for key in ("train", "valid")):
+    files = {"train": str(train.absolute()), "valid": str(valid.absolute())}
+    if any(changed["data"].get(key) != path for key, path in files.items()):
         raise ConfigError("data.train, data.valid: set them with --train and --valid")
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 

@@ -28,7 +28,7 @@ class Batch:
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
-    counts: Mapping[str, float]
+    counts: Mapping[str, int | float]
     clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:

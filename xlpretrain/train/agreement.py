@@ -32,7 +32,7 @@ class StepDecision:
     callbacks.
     """
 
-    counts: dict[str, float]
+    counts: dict[str, int | float]
     stop: StopReason | None
     saves: SaveVotes
     requests: list[Request]

@@ -120,7 +120,7 @@ CASES: list[tuple[str, str, str | bytes, str]] = [
     ("answer", "data.json", _squad(answers=[{"text": "sky"}]), "expected an answer with text and answer_start"),
     ("answer", "data.json", _squad(answers=["sky"]), 'expected an answer with text and answer_start, got "sky"'),
     ("answer", "data.json", _squad(answers={"text": ["sky"]}), "answers must be a list, got {"),
-    ("answer", "data.json", _squad(answers=None), "question 'q1': has no answers"),
+    ("answer", "data.json", _squad(answers=None), "question 'q1': answers must be a list, got null"),
     ("answer", "data.json", _squad(context=" "), "question 'q1': has no context"),
     ("answer", "data.json", _squad(context=None), "question 'q1': context and question must be strings"),
     ("answer", "data.json", _squad(is_impossible=True), "is_impossible is true, but it has answers"),
@@ -133,7 +133,7 @@ CASES: list[tuple[str, str, str | bytes, str]] = [
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> RunDir:
     """A run to fine-tune."""
-    return make_run(tmp_path_factory.mktemp("bad") / "runs", tiny_dataset, {"type": "bert"})
+    return make_run(tmp_path_factory.mktemp("bad") / "runs", tiny_dataset, {"type": "bert", "max_positions": 80})
 
 
 def _recipe(source: RunDir, task: str, train: Path, valid: Path) -> None:

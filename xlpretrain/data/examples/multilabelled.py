@@ -104,8 +104,7 @@ class MultilabelledDataConfig(ExampleDataConfig):
         return self._dataset(table, Path(table.name), tokenizer, text=columns)
 
     def _dataset(self, table: Table, path: Path, tokenizer: Tokenizer, *, text: Sequence[str]) -> MultilabelledDataset:
-        options = {"label": self.label, "separator": self.separator}
-        return MultilabelledDataset(table, path, tokenizer, text=text, **options)
+        return MultilabelledDataset(table, path, tokenizer, text=text, label=self.label, separator=self.separator)
 
 
 def multilabelled(data: ExampleDataset) -> MultilabelledDataset:

@@ -74,7 +74,7 @@ def weights_tensor(weights: Sequence[float], term: str) -> dict[str, Tensor]:
     return {f"{term}_weights": torch.tensor(weights, dtype=torch.float32)} if weights else {}
 
 
-def count_of(targets: Mapping[str, Tensor], term: str) -> float:
+def count_of(targets: Mapping[str, Tensor], term: str) -> int | float:
     """The number of targets of a term or, if they are weighted, the sum of their weights."""
     weights = targets.get(f"{term}_weights")
     return len(targets[term]) if weights is None else math.fsum(weights.tolist())

@@ -62,6 +62,8 @@ def test_the_loss_is_torchs_mean_over_the_whole_batch(tmp_path: Path, tiny_datas
     (train,) = data.train.manifests
     torch.manual_seed(0)
     model = config.build_model(data.tokenizer.vocabulary.size)
+    with torch.no_grad():
+        model.head.classifier.weight.mul_(50)
     samples = objective.training_samples(train, mem_len=0, num_streams=12, seed=0, shuffle_blocks=1)
     chosen = [samples.sample(step=0, stream=stream) for stream in range(12)]
     collate, term = objective.collator(data.tokenizer, seed=0), objective.terms[0]
@@ -110,7 +112,7 @@ def test_evaluations_are_not_weighted(tmp_path: Path, tiny_dataset: Path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("{nay: 2}", "objective.class_weights: nay: expected classes among maybe, no, yes"),
+        ("{nay: 2}", r"objective\.class_weights +nay: expected classes among maybe, no, yes"),
         ("{'yes': 0}", "class_weights.*greater than 0"),
         ("{'yes': -1}", "class_weights.*greater than 0"),
         ("{'yes': .inf}", "class_weights.*finite"),

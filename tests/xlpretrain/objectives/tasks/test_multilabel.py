@@ -162,15 +162,15 @@ def test_the_loss_is_the_binary_cross_entropy(tmp_path: Path, tiny_dataset: Path
     files = {name: _write(tmp_path / f"{name}.csv", rows, ("text", "label")) for name in ("train", "valid")}
     run = xlpretrain.load(make_task_run(source, "multilabel", files).path, device="cpu")
     objective, samples = run.task[0], run.task[0].evaluation_samples(run.valid, num_tokens=0, num_streams=4, mem_len=0)
-    # The fourth stream is empty.
+    # One of the streams is empty.
     batch = objective.collator(run.tokenizer, seed=0)([samples.sample(step=0, stream=i) for i in range(4)])
     with torch.no_grad():
         loss, _ = run.model(batch, run.model.backbone.empty_memory(4, 0))
-    labels = torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 0, 1]])
-    expected = F.binary_cross_entropy_with_logits(loss.outputs[:3], labels)
+    labels, outputs = torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 0, 1]]), loss.outputs[batch.targets["labels_positions"]]
+    expected = F.binary_cross_entropy_with_logits(outputs, labels)
     assert batch.counts == {"labels": 3}
     torch.testing.assert_close(loss.sums["labels"] / 3, expected)
-    assert loss.scores["labels"].correct.tolist() == ((loss.outputs[:3] > 0) == (labels > 0)).all(1).tolist()
+    assert loss.scores["labels"].correct.tolist() == ((outputs > 0) == (labels > 0)).all(1).tolist()
     empty = objective.collator(run.tokenizer, seed=0)([])
     loss, _ = run.model(empty, run.model.backbone.empty_memory(0, 0))
     assert float(loss.sums["labels"].detach()) == 0
