@@ -93,7 +93,9 @@ class Classification(SummaryTask):
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return TextCollator("label", torch.int64, self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator(
+            "label", torch.int64, self.max_tokens, self.token_layout, tokenizer.vocabulary, self.part_len
+        )
 
     def head(self, backbone: Backbone) -> ClassificationHead:
         """The head."""

@@ -37,10 +37,13 @@ def lay_out(parts: Parts, layout: TokenLayout, vocabulary: Vocabulary, *, seq_le
     return layout.lay_out(texts, vocabulary)
 
 
-def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) -> BackboneInput:
-    """The inputs of any number of samples, including none, padded on the right to the longest one: [B, T]."""
+def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int, whole: bool = False) -> BackboneInput:
+    """The inputs of any number of samples, including none, padded on the right to the longest one: [B, T].
+
+    whole: pad to `seq_len` instead.
+    """
     longest = max((len(sample.tokens) for sample in samples), default=1)
-    shape = (len(samples), min(-(-longest // _MULTIPLE) * _MULTIPLE, seq_len))
+    shape = (len(samples), seq_len if whole else min(-(-longest // _MULTIPLE) * _MULTIPLE, seq_len))
     tokens, segments = np.full(shape, vocabulary.pad, np.int64), np.zeros(shape, np.int64)
     valid = np.zeros(shape, bool)
     for i, sample in enumerate(samples):
@@ -82,18 +85,24 @@ def count_of(targets: Mapping[str, Tensor], term: str) -> int | float:
 
 @dataclass(frozen=True)
 class TextCollator:
-    """Collates samples of one or two texts into tokens, padded on the right to the longest one."""
+    """Collates samples of one or two texts into tokens, padded on the right to the longest one.
+
+    part_len: read texts in parts of this length. Then they are padded to `seq_len`, so that all ranks read equally many
+    parts, which ZeRO-3 requires.
+    """
 
     term: str
     dtype: torch.dtype
     seq_len: int
     layout: TokenLayout
     vocabulary: Vocabulary
+    part_len: int | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch from any number of samples, including none."""
         examples = [example_of(sample) for sample in samples]
         laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
         targets = targets_of(examples, self.term, self.dtype)
-        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
-        return Batch(inputs, targets, {self.term: count_of(targets, self.term)})
+        whole = self.part_len is not None
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len, whole=whole)
+        return Batch(inputs, targets, {self.term: count_of(targets, self.term)}, part_len=self.part_len)

@@ -102,7 +102,9 @@ class MultilabelClassification(SummaryTask):
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return TextCollator("labels", torch.float32, self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator(
+            "labels", torch.float32, self.max_tokens, self.token_layout, tokenizer.vocabulary, self.part_len
+        )
 
     def head(self, backbone: Backbone) -> MultilabelHead:
         """The head."""

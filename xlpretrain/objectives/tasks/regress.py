@@ -57,7 +57,9 @@ class Regression(SummaryTask):
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return TextCollator("number", torch.float32, self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator(
+            "number", torch.float32, self.max_tokens, self.token_layout, tokenizer.vocabulary, self.part_len
+        )
 
     def head(self, backbone: Backbone) -> RegressionHead:
         """The head."""
