@@ -15,6 +15,7 @@ from labelled_files import _write
 
 import xlpretrain
 from xlpretrain.data.examples.base import make_sample
+from xlpretrain.data.tokenizers.open import load_tokenizer
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluation.loaded_run import LoadedRun
 from xlpretrain.evaluation.task_outputs import task_outputs
@@ -61,16 +62,20 @@ def test_parts_with_all_the_memory_are_the_whole_text(tmp_path: Path, tiny_datas
     torch.testing.assert_close(loss.outputs[batch.targets["label_positions"]], _outputs(whole), rtol=1e-5, atol=1e-5)
 
 
-def test_a_text_is_seen_beyond_a_sample_and_a_shorter_memory_forgets(tmp_path: Path, tiny_dataset: Path):
+def test_a_text_is_seen_beyond_a_sample_and_a_shorter_memory_forgets(
+    tmp_path: Path, tiny_dataset: Path, tiny_tokenizer: Path
+):
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"})
-    ends = [f"Bation {' '.join(['x'] * 12)}", f"Tring {' '.join(['x'] * 12)}"]
-    starts = [" ".join(reversed(text.split())) for text in ends]
+    tokenizer, words = load_tokenizer(tiny_tokenizer), ["Bation", "Tring"]
+    fill = " ".join(["x"] * ((28 - len(tokenizer.encode(words[0]))) // len(tokenizer.encode("x"))))
+    ends, starts = [f"{word} {fill}" for word in words], [f"{fill} {word}" for word in words]
+    assert all(24 < len(tokenizer.encode(text)) + 2 <= 32 for text in (*ends, *starts))
     last = "objective.summary=last"
     for name, changes, sees_start, sees_end in [
         ("cut", ["objective.seq_len=8"], True, False),
         ("mean", PARTS, True, True),
         ("last", [*PARTS, last], True, True),
-        # Two layers: what is further back than twice the memory cannot reach the last token.
+        # By way of two layers, two parts back are seen from the last one.
         ("short", [*PARTS[:2], "model.mem_len=4", last], False, True),
     ]:
         run = _run(source, tmp_path, *changes, name=name)
