@@ -66,9 +66,11 @@ def test_a_text_is_seen_beyond_a_sample_and_a_shorter_memory_forgets(
     tmp_path: Path, tiny_dataset: Path, tiny_tokenizer: Path
 ):
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": "transformer_xl"})
-    tokenizer, words = load_tokenizer(tiny_tokenizer), ["Bation", "Tring"]
+    tokenizer, words = load_tokenizer(tiny_tokenizer), ["a", "e"]
     fill = " ".join(["x"] * ((28 - len(tokenizer.encode(words[0]))) // len(tokenizer.encode("x"))))
     ends, starts = [f"{word} {fill}" for word in words], [f"{fill} {word}" for word in words]
+    assert len({len(tokenizer.encode(text)) for text in (*ends, *starts)}) == 1
+    assert tokenizer.encode(words[0]) != tokenizer.encode(words[1])
     assert all(24 < len(tokenizer.encode(text)) + 2 <= 32 for text in (*ends, *starts))
     last = "objective.summary=last"
     for name, changes, sees_start, sees_end in [
