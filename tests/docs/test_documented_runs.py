@@ -24,7 +24,7 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface")),
     *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {
@@ -84,6 +84,8 @@ PLACEHOLDERS = {
     "--text COLUMN": "--text text",
     "--label COLUMN": "--label label",
     "--seeds N": "--seeds 1",
+    "--step N": "--step 2",
+    "--steps A,B": "--steps 2,4",
     "TEXT": '"A text"',
 }
 """Values that a reader would put in."""
