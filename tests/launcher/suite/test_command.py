@@ -132,7 +132,7 @@ def test_a_suite_killed_and_interrupted_ends_with_a_whole_table(tmp_path: Path, 
     command = ("suite", source, "--suite", suite, "--to", out, "--nproc", 1)
     first = start(*command)
     place = out / "run@0" / "cls-seed-1"
-    while not (place / "metrics.jsonl").exists():
+    while not list((place / "checkpoints").glob("step-*")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.kill()  # its worker saves and exits
