@@ -7,7 +7,7 @@ parameters, N ranks; a parameter of several modules counts once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,10 +88,15 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
     options = dict(options_on_gpus(engine.actual_stage, num_ranks=num_ranks)) if device == "cuda" else {}
     options |= engine.deepspeed.get("zero_optimization", {})
     if engine.actual_stage == 0:
-        return _stage_0(sizes, num_ranks)
-    if engine.actual_stage == 3:
-        return _stage_3(sizes, num_ranks, options, device)
-    return _stage_1_2(sizes, num_ranks, options, device, stage=engine.actual_stage)
+        state = _stage_0(sizes, num_ranks)
+    elif engine.actual_stage == 3:
+        state = _stage_3(sizes, num_ranks, options, device)
+    else:
+        state = _stage_1_2(sizes, num_ranks, options, device, stage=engine.actual_stage)
+    if device != "cpu":
+        return state
+    copies = FP32 * (sizes.total - sizes.elements)  # of frozen parameters, on the host
+    return replace(state, held={**state.held, "master weights": state.held["master weights"] + copies})
 
 
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
