@@ -42,7 +42,7 @@ MUON = MuonConfig(
     grad_clip=0.5,
     orthogonalize_in="fp32",
     matrices=("backbone.mix.*",),
-    adamw=AdamWRule(lr=1.5e-3),
+    others=AdamWRule(lr=1.5e-3),
 )
 FROZEN = ("backbone.embedding.*", "backbone.norm.weight")
 FROZEN_NAMES = ("backbone.embedding.weight", "backbone.norm.weight")
