@@ -1,0 +1,182 @@
+"""The task of a fine-tuned model in a transformers folder: the class of its head, its labels and its kind of loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from xlpretrain import schema
+from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, CLS_LAST, DOCUMENT
+from xlpretrain.errors import CheckpointError, ConfigError
+from xlpretrain.hub.task_heads import OWN_CLASSIFIER, POOLED_TASKS, head_config, stock_head
+from xlpretrain.objectives import AnyObjective
+from xlpretrain.objectives.tasks.base import Task
+from xlpretrain.schema import Problem, Section
+
+_Json = dict[str, Any]
+
+FAMILIES = {"bert": "Bert", "albert": "Albert", "xlnet": "XLNet", "xlpretrain": "XLPretrain"}
+"""Prefix of the classes' names, by model_type."""
+_MAX_LENGTH = (512, 384)
+"""Tokens of a sample, and of a window of question answering, if the model's own limit is not smaller."""
+_DEFAULT_NAMES = ("LABEL_0", "LABEL_1")
+_UNTOLD = {"MultipleChoice": ("num_choices",), "QuestionAnswering": ("may_lack_answers",)}
+_SUMMARIES = {"last": "last", "cls_index": "last", "first": "first", "mean": "mean"}
+
+
+class ForeignTask(NamedTuple):
+    """The task of a fine-tuned model.
+
+    objective, data: keys of these sections of a run's config, not validated yet; `data` without paths. untold: keys of
+    the objective that the source does not record, some of which may be in it. notes: for the user.
+    """
+
+    objective: _Json
+    data: _Json
+    untold: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_task_class(theirs: Mapping[str, Any], kind: str, source: str) -> str | None:
+    """What the model's class predicts, such as SequenceClassification; None for a model without the head of a task.
+
+    Raises `ConfigError` for a class whose head xlpretrain lacks.
+    """
+    names = [str(name) for name in theirs.get("architectures") or ()]
+    name = names[0] if len(names) == 1 else ""
+    family, _, task = name.partition("For")
+    body = f'; to import only the body, set "architectures": ["{family}Model"]'
+    if name == "XLNetForQuestionAnswering":
+        raise ConfigError(
+            f"{source}: {name} has a beam search over starts and ends and a classifier of unanswerable questions, which"
+            f" xlpretrain lacks; fine-tune XLNetForQuestionAnsweringSimple (AutoModelForQuestionAnswering){body}"
+        )
+    if name == "TransfoXLForSequenceClassification":
+        raise ConfigError(
+            f"{source}: {name} classifies the last token without a pooler, and xlpretrain's classifiers have one{body}"
+        )
+    task = task.removesuffix("Simple")
+    if kind not in FAMILIES or task not in (*POOLED_TASKS, "TokenClassification", "QuestionAnswering"):
+        return None
+    return task
+
+
+def read_task(
+    theirs: Mapping[str, Any], task: str, *, kind: str, model: _Json, weights: Mapping[str, Tensor], source: str
+) -> ForeignTask:
+    """Read the task of a fine-tuned model.
+
+    Args:
+        theirs: content of `config.json`.
+        task: from `find_task_class`.
+        model: section of a run's config.
+        source: path of `config.json`, for messages.
+
+    Raises:
+        ConfigError, CheckpointError: xlpretrain lacks such a task, or the classifier is missing.
+    """
+    recorded = theirs.get("xlpretrain") or {}
+    trained = None
+    if recorded.get("objective"):
+        trained = schema.validate(_Objective, {"objective": recorded["objective"]}, source).objective
+    if isinstance(trained, Task) and trained.hub_task == task and _is_unchanged(theirs, trained, FAMILIES[kind]):
+        return ForeignTask(recorded["objective"], recorded.get("data") or {})
+    classifier = OWN_CLASSIFIER if kind == "xlpretrain" else stock_head(task, FAMILIES[kind]).classifier
+    if f"{classifier}.weight" not in weights:
+        raise CheckpointError(f"{source}: the weights do not match the config: missing: {classifier}.weight")
+    found, num_outputs = list(_summary_problems(theirs, task, kind)), len(weights[f"{classifier}.weight"])
+    names, unnamed = _names(theirs, num_outputs)
+    found += [("id2label", unnamed)] if unnamed else []
+    expected = {"MultipleChoice": 1, "QuestionAnswering": 2}.get(task, num_outputs)
+    if num_outputs != expected:
+        found.append(("architectures", f"{classifier} must have {expected} outputs for {task}, got {num_outputs}"))
+    keys, problem = _keys(task, theirs.get("problem_type"), names)
+    found += [("problem_type", problem)] if problem else []
+    if found:
+        raise ConfigError(schema.format_problems(source, found))
+    layout = trained.token_layout if trained is not None else CLS_LAST if kind == "xlnet" else CLS_FIRST
+    layout = layout or DOCUMENT
+    seq_len = min(_MAX_LENGTH[task == "QuestionAnswering"], model.get("max_positions", 512))
+    keys |= {"layout": str(layout), "seq_len": seq_len, "dropout": _dropout(theirs, task, kind)}
+    if task == "QuestionAnswering":
+        keys |= {"max_question": min(64, seq_len // 2)}
+    summary = _summary(theirs, kind)
+    if task in POOLED_TASKS and summary != (layout.cls_position or "mean"):
+        keys["summary"] = summary
+    untold = ("seq_len", *(() if trained is not None else ("layout",)), *_UNTOLD.get(task, ()))
+    return ForeignTask(keys, {}, untold, tuple(_ignored(theirs, kind, task)))
+
+
+class _Objective(Section):
+    objective: AnyObjective
+
+
+def _is_unchanged(theirs: Mapping[str, Any], task: Task, family: str) -> bool:
+    """True if `config.json` still describes the head that was exported; a user may have given it other labels."""
+    written = head_config(family, task)
+    given = {"id2label": {str(number): name for number, name in enumerate(_DEFAULT_NAMES)}, **theirs}
+    return all(given.get(key) == value for key, value in written.items() if key != "label2id")
+
+
+def _names(theirs: Mapping[str, Any], num_outputs: int) -> tuple[list[str], str | None]:
+    """The names of the outputs in order, and the reason why there are none."""
+    found = theirs.get("id2label") or {str(number): f"LABEL_{number}" for number in range(num_outputs)}
+    numbers = [str(number) for number in range(num_outputs)]
+    if not isinstance(found, dict) or {*found} != {*numbers}:
+        return [], f"must name the {num_outputs} outputs of the classifier, got {found}"
+    return [str(found[number]) for number in numbers], None
+
+
+def _keys(task: str, problem: str | None, names: Sequence[str]) -> tuple[_Json, str | None]:
+    """Type and outputs of the objective, and the reason why there is none."""
+    if task == "TokenClassification":
+        return {"type": "tag", "tags": list(names)}, None
+    if task != "SequenceClassification":
+        return {"type": {"MultipleChoice": "choose", "QuestionAnswering": "answer"}[task]}, None
+    if problem == "regression" or (problem is None and len(names) == 1):
+        many = f"must be of a single number, but the classifier has {len(names)} outputs"
+        return {"type": "regress"}, many if len(names) > 1 else None
+    if problem in (None, "single_label_classification"):
+        return {"type": "classify", "labels": list(names)}, None
+    return {}, f"must be single_label_classification or regression, got {problem!r}, which xlpretrain lacks"
+
+
+def _summary(theirs: Mapping[str, Any], kind: str) -> str:
+    """The vector of a text, in our words."""
+    if kind == "xlpretrain":
+        return str(theirs.get("summary", "mean"))
+    return _SUMMARIES.get(theirs.get("summary_type", "last"), "") if kind == "xlnet" else "first"
+
+
+def _summary_problems(theirs: Mapping[str, Any], task: str, kind: str) -> Iterator[Problem]:
+    """Options of XLNet's summary of a text that xlpretrain lacks."""
+    if kind != "xlnet" or task not in POOLED_TASKS:
+        return
+    if not _summary(theirs, kind):
+        yield "summary_type", f"must be one of {', '.join(_SUMMARIES)}, got {theirs['summary_type']!r}"
+    for key, value in {"summary_use_proj": True, "summary_activation": "tanh", "summary_proj_to_labels": False}.items():
+        if theirs.get(key, value) != value:
+            yield key, f"must be {json.dumps(value)}, got {json.dumps(theirs[key])}, which xlpretrain lacks"
+
+
+def _ignored(theirs: Mapping[str, Any], kind: str, task: str) -> Iterator[str]:
+    """Notes on options that change nothing about the outputs."""
+    if kind == "xlnet" and task in POOLED_TASKS and theirs.get("summary_first_dropout"):
+        yield f"ignored: summary_first_dropout={theirs['summary_first_dropout']}, a dropout before the pooler"
+
+
+def _dropout(theirs: Mapping[str, Any], task: str, kind: str) -> float:
+    """Dropout before the classifier, with the defaults of the stock classes."""
+    if kind == "xlpretrain":
+        return float(theirs.get("task_dropout", 0.1))
+    if kind == "xlnet":
+        return float(theirs.get("summary_last_dropout", 0.1)) if task in POOLED_TASKS else 0.0
+    if task == "QuestionAnswering":
+        return 0.0
+    key, default = ("classifier_dropout", None) if kind == "bert" else ("classifier_dropout_prob", 0.1)
+    found = theirs.get(key, default)
+    body = theirs.get("hidden_dropout_prob", 0.1 if kind == "bert" else 0.0)
+    return float(body if found is None else found)
