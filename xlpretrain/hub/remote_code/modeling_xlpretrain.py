@@ -193,7 +193,8 @@ class XLPretrainForPreTraining(XLPretrainModel):
         read = self._read(given, output_hidden_states, output_attentions)
         logits = self.head.output(read.hidden if predict is None else read.hidden[:, input_ids.shape[1] :])
         loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
-        sentence = None if self.head.sentence is None else self.head.sentence(read.hidden, attention_mask)
+        there = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        sentence = None if self.head.sentence is None else self.head.sentence(read.hidden, there)
         return self._output(read, loss=loss, logits=logits, sentence_logits=sentence)
 
 
