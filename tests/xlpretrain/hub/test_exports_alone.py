@@ -1,4 +1,7 @@
-"""Exported fine-tuned models, used with transformers alone: tests/support/transformers_alone.py, in one process."""
+"""Exported fine-tuned models, used with transformers alone: tests/support/transformers_alone.py, in one process.
+
+Modules: heads_xlpretrain.py.
+"""
 
 from __future__ import annotations
 

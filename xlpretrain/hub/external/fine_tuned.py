@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,6 +23,12 @@ FAMILIES = {"bert": "Bert", "albert": "Albert", "xlnet": "XLNet", "xlpretrain": 
 _MAX_LENGTH = (512, 384)
 """Tokens of a sample, and of a window of question answering, if the model's own limit is not smaller."""
 _DEFAULT_NAMES = ("LABEL_0", "LABEL_1")
+_TYPES = {"TokenClassification": "tag", "MultipleChoice": "choose", "QuestionAnswering": "answer"}
+_PROBLEMS = {"single_label_classification": "classify", "regression": "regress"}
+"""Types of objectives, by task and, for sequence classification, by problem_type."""
+_NAMES = {"classify": "labels", "tag": "tags"}
+"""Key of the names of the outputs, by type of objective."""
+_NUM_OUTPUTS = {"MultipleChoice": 1, "QuestionAnswering": 2}
 _UNTOLD = {"MultipleChoice": ("num_choices",), "QuestionAnswering": ("may_lack_answers",)}
 _SUMMARIES = {"last": "last", "cls_index": "last", "first": "first", "mean": "mean"}
 
@@ -30,10 +36,11 @@ _SUMMARIES = {"last": "last", "cls_index": "last", "first": "first", "mean": "me
 class ForeignTask(NamedTuple):
     """The task of a fine-tuned model.
 
-    objective, data: keys of these sections of a run's config, not validated yet; `data` without paths. untold: keys of
-    the objective that the source does not record, some of which may be in it. notes: for the user.
+    model, objective, data: keys of these sections of a run's config, not validated yet; `data` without paths. untold:
+    keys of the objective that the source does not record, some of which may be in it. notes: for the user.
     """
 
+    model: _Json
     objective: _Json
     data: _Json
     untold: tuple[str, ...] = ()
@@ -78,36 +85,23 @@ def read_task(
     Raises:
         ConfigError, CheckpointError: xlpretrain lacks such a task, or the classifier is missing.
     """
-    recorded = theirs.get("xlpretrain") or {}
-    trained = None
+    recorded, trained = theirs.get("xlpretrain") or {}, None
     if recorded.get("objective"):
         trained = schema.validate(_Objective, {"objective": recorded["objective"]}, source).objective
     if isinstance(trained, Task) and trained.hub_task == task and _is_unchanged(theirs, trained, FAMILIES[kind]):
-        return ForeignTask(recorded["objective"], recorded.get("data") or {})
-    classifier = OWN_CLASSIFIER if kind == "xlpretrain" else stock_head(task, FAMILIES[kind]).classifier
-    if f"{classifier}.weight" not in weights:
-        raise CheckpointError(f"{source}: the weights do not match the config: missing: {classifier}.weight")
-    found, num_outputs = list(_summary_problems(theirs, task, kind)), len(weights[f"{classifier}.weight"])
-    names, unnamed = _names(theirs, num_outputs)
-    found += [("id2label", unnamed)] if unnamed else []
-    expected = {"MultipleChoice": 1, "QuestionAnswering": 2}.get(task, num_outputs)
-    if num_outputs != expected:
-        found.append(("architectures", f"{classifier} must have {expected} outputs for {task}, got {num_outputs}"))
-    keys, problem = _keys(task, theirs.get("problem_type"), names)
-    found += [("problem_type", problem)] if problem else []
-    if found:
-        raise ConfigError(schema.format_problems(source, found))
-    layout = trained.token_layout if trained is not None else CLS_LAST if kind == "xlnet" else CLS_FIRST
-    layout = layout or DOCUMENT
+        return ForeignTask(model, recorded["objective"], recorded.get("data") or {})
+    objective = _outputs(theirs, task, kind, weights, source)
+    layout = (trained.token_layout or DOCUMENT) if trained is not None else CLS_LAST if kind == "xlnet" else CLS_FIRST
     seq_len = min(_MAX_LENGTH[task == "QuestionAnswering"], model.get("max_positions", 512))
-    keys |= {"layout": str(layout), "seq_len": seq_len, "dropout": _dropout(theirs, task, kind)}
+    objective |= {"layout": str(layout), "seq_len": seq_len, "dropout": _dropout(theirs, task, kind)}
     if task == "QuestionAnswering":
-        keys |= {"max_question": min(64, seq_len // 2)}
+        objective |= {"max_question": min(64, seq_len // 2)}
     summary = _summary(theirs, kind)
     if task in POOLED_TASKS and summary != (layout.cls_position or "mean"):
-        keys["summary"] = summary
+        objective["summary"] = summary
+    no_memory = {key: value for key, value in {"mem_len": 0, "same_length": False}.items() if key in model}
     untold = ("seq_len", *(() if trained is not None else ("layout",)), *_UNTOLD.get(task, ()))
-    return ForeignTask(keys, {}, untold, tuple(_ignored(theirs, kind, task)))
+    return ForeignTask(model | no_memory, objective, {}, untold, tuple(_ignored(theirs, task, kind, model)))
 
 
 class _Objective(Section):
@@ -121,27 +115,37 @@ def _is_unchanged(theirs: Mapping[str, Any], task: Task, family: str) -> bool:
     return all(given.get(key) == value for key, value in written.items() if key != "label2id")
 
 
-def _names(theirs: Mapping[str, Any], num_outputs: int) -> tuple[list[str], str | None]:
-    """The names of the outputs in order, and the reason why there are none."""
-    found = theirs.get("id2label") or {str(number): f"LABEL_{number}" for number in range(num_outputs)}
-    numbers = [str(number) for number in range(num_outputs)]
-    if not isinstance(found, dict) or {*found} != {*numbers}:
-        return [], f"must name the {num_outputs} outputs of the classifier, got {found}"
-    return [str(found[number]) for number in numbers], None
+def _outputs(theirs: Mapping[str, Any], task: str, kind: str, weights: Mapping[str, Tensor], source: str) -> _Json:
+    """Type of the objective, and the names of its outputs. Raises `ConfigError` and `CheckpointError`."""
+    classifier = OWN_CLASSIFIER if kind == "xlpretrain" else stock_head(task, FAMILIES[kind]).classifier
+    if f"{classifier}.weight" not in weights:
+        raise CheckpointError(f"{source}: the weights do not match the config: missing: {classifier}.weight")
+    num_outputs = len(weights[f"{classifier}.weight"])
+    found = list(_summary_problems(theirs, task, kind))
+    if num_outputs != _NUM_OUTPUTS.get(task, num_outputs):
+        what = f"{classifier} must have {_NUM_OUTPUTS[task]} outputs for {task}, got {num_outputs}"
+        found.append(("architectures", what))
+    objective: _Json = {"type": _TYPES.get(task) or _PROBLEMS.get(_problem(theirs, num_outputs))}
+    if objective["type"] is None:
+        what = f"must be one of {', '.join(_PROBLEMS)}, got {theirs['problem_type']!r}, which xlpretrain lacks"
+        found.append(("problem_type", what))
+    if objective["type"] == "regress" and num_outputs > 1:
+        found.append(("problem_type", f"must be of a single number, but the classifier has {num_outputs} outputs"))
+    if key := _NAMES.get(str(objective["type"])):
+        names = theirs.get("id2label") or {str(number): f"LABEL_{number}" for number in range(num_outputs)}
+        if isinstance(names, dict) and {*names} == {str(number) for number in range(num_outputs)}:
+            objective[key] = [str(names[str(number)]) for number in range(num_outputs)]
+        else:
+            found.append(("id2label", f"must name the {num_outputs} outputs of the classifier, got {names}"))
+    if found:
+        raise ConfigError(schema.format_problems(source, found))
+    return objective
 
 
-def _keys(task: str, problem: str | None, names: Sequence[str]) -> tuple[_Json, str | None]:
-    """Type and outputs of the objective, and the reason why there is none."""
-    if task == "TokenClassification":
-        return {"type": "tag", "tags": list(names)}, None
-    if task != "SequenceClassification":
-        return {"type": {"MultipleChoice": "choose", "QuestionAnswering": "answer"}[task]}, None
-    if problem == "regression" or (problem is None and len(names) == 1):
-        many = f"must be of a single number, but the classifier has {len(names)} outputs"
-        return {"type": "regress"}, many if len(names) > 1 else None
-    if problem in (None, "single_label_classification"):
-        return {"type": "classify", "labels": list(names)}, None
-    return {}, f"must be single_label_classification or regression, got {problem!r}, which xlpretrain lacks"
+def _problem(theirs: Mapping[str, Any], num_outputs: int) -> str:
+    """The kind of a sequence classification, with the default of transformers."""
+    default = "regression" if num_outputs == 1 else "single_label_classification"
+    return str(theirs.get("problem_type") or default)
 
 
 def _summary(theirs: Mapping[str, Any], kind: str) -> str:
@@ -162,8 +166,10 @@ def _summary_problems(theirs: Mapping[str, Any], task: str, kind: str) -> Iterat
             yield key, f"must be {json.dumps(value)}, got {json.dumps(theirs[key])}, which xlpretrain lacks"
 
 
-def _ignored(theirs: Mapping[str, Any], kind: str, task: str) -> Iterator[str]:
-    """Notes on options that change nothing about the outputs."""
+def _ignored(theirs: Mapping[str, Any], task: str, kind: str, model: _Json) -> Iterator[str]:
+    """Notes on options that do not change the outputs."""
+    if model.get("mem_len"):
+        yield f"ignored: mem_len={model['mem_len']}, since samples of a task have no memory"
     if kind == "xlnet" and task in POOLED_TASKS and theirs.get("summary_first_dropout"):
         yield f"ignored: summary_first_dropout={theirs['summary_first_dropout']}, a dropout before the pooler"
 

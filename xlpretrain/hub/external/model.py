@@ -99,13 +99,10 @@ def read_external_model(source: Path) -> ExternalModel:
         objective = recorded.get("objective") or _objective(model, sentence=found.sentence)
         return replace(found, model=model, objective=objective)
     model = _model_section(theirs, source, kind, sentence=False)
-    if model.get("mem_len"):
-        notes += (f"ignored: mem_len={model['mem_len']}, since samples of a task have no memory",)
-        model |= {"mem_len": 0, **({"same_length": False} if "same_length" in model else {})}
     task = read_task(theirs, task_class, kind=kind, model=model, weights=weights, source=path)
-    untold += tuple(f"objective.{key}" for key in task.untold)
-    notes += task.notes
-    return replace(found, model=model, objective=task.objective, data=task.data, untold=untold, notes=notes)
+    untold, notes = (*untold, *(f"objective.{key}" for key in task.untold)), (*notes, *task.notes)
+    sections = {"model": task.model, "objective": task.objective, "data": task.data}
+    return replace(found, **sections, untold=untold, notes=notes)
 
 
 def _read_config(source: Path) -> _Json:
