@@ -51,11 +51,13 @@ class Export:
     def labels(self, inputs: Inputs) -> Inputs:
         count = len(inputs["input_ids"])
         if self.task == "QuestionAnswering":
-            return {name: torch.arange(count) % 3 + 1 for name in ("start_positions", "end_positions")}
+            first = inputs["attention_mask"].argmax(1) + 1  # padding is never right
+            return {"start_positions": first, "end_positions": first + torch.arange(count) % 2}
         if self.task == "TokenClassification":
             return {"labels": (inputs["input_ids"] % 2).masked_fill(inputs["attention_mask"] == 0, -100)}
         number = torch.arange(count) % 2
-        return {"labels": number.float() if self.config.num_labels == 1 else number}
+        is_number = self.task == "SequenceClassification" and self.config.num_labels == 1
+        return {"labels": number.float() if is_number else number}
 
     def logits(self, model: Any, inputs: Inputs) -> torch.Tensor:
         with torch.no_grad():
@@ -106,13 +108,18 @@ def pipelines_give_the_models_outputs(export: Export) -> None:
             assert [each["entity"] for each in found] == [export.config.id2label[int(n)] for n in expected.indices]
             scores = torch.tensor([float(each["score"]) for each in found])
             torch.testing.assert_close(scores, expected.values, rtol=1e-4, atol=1e-4)
-            assert "".join(text[each["start"] : each["end"]] for each in found).replace(" ", "") == text.replace(
-                " ", ""
-            )
+            assert found[-1]["end"] == len(text)
         pipe = transformers.pipeline(
             "token-classification", export.folder, trust_remote_code=True, aggregation_strategy="first"
         )
-        assert isinstance(pipe(TEXTS[1]), list)
+        for text in TEXTS:  # words have the tag of their first token
+            given = export.tokenizer(text.split(), is_split_into_words=True, return_tensors="pt")
+            tags = export.logits(model, given)[0].argmax(-1)
+            places = given.word_ids(0)
+            first = [places.index(number) for number in range(len(text.split()))]
+            groups = pipe(text.split(), is_split_into_words=True)
+            found = [each["entity_group"] for each in groups for _ in text[each["start"] : each["end"]].split()]
+            assert found == [export.config.id2label[int(tags[at])] for at in first]
 
 
 def autocast_computes_and_trains(export: Export) -> None:
@@ -154,7 +161,8 @@ def the_usual_ways_to_load_give_the_same(export: Export) -> None:
     rough = export.load(dtype=torch.bfloat16)
     assert {p.dtype for p in rough.parameters()} == {torch.bfloat16}
     there = exact > -1e30
-    assert (export.logits(rough, batch).float() - exact)[there].abs().max() < 0.2 * exact[there].abs().max()
+    error = (export.logits(rough, batch).float() - exact)[there].abs().max() / exact[there].abs().max()
+    assert error < (0.2 if export.own else 0.5), error
     with torch.device("meta"):
         empty = export.auto.from_config(export.config, trust_remote_code=True)
     assert {p.device.type for p in empty.parameters()} == {"meta"}
@@ -266,7 +274,10 @@ def trainer_trains_saves_and_predicts(export: Export) -> None:
         export.tokenizer.save_pretrained(f"{place}/saved")
         again = Export(f"{place}/saved")
         batch = export.inputs(TEXTS)
-        assert torch.equal(again.logits(again.load(), batch), export.logits(trainer.model.eval(), batch))
+        saved, kept = again.load().state_dict(), trainer.model.state_dict()
+        assert saved.keys() == kept.keys() and all(torch.equal(saved[name], kept[name]) for name in kept)
+        found, expected = again.logits(again.load(), batch), export.logits(trainer.model.eval(), batch)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         again.load().save_pretrained(f"{place}/twice")
         assert {path.name for path in Path(f"{place}/saved").glob("*.py")} == {
             path.name for path in Path(f"{place}/twice").glob("*.py")
@@ -323,6 +334,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     exports = json.loads(Path(sys.argv[1]).read_text())
     results = {name: dict(failures(Export(folder))) for name, folder in exports.items()}
     ours = {"xlpretrain", "launcher", "data_pipelines"} & {name.partition(".")[0] for name in sys.modules}

@@ -72,10 +72,11 @@ def stock_config(config: StackConfig, task: Task, vocabulary: Vocabulary) -> _Js
 
 def head_config(family: str, task: Task) -> _Json:
     """The keys of `config.json` that describe the head of a class. family: prefix of its name, XLPretrain for ours."""
+    keys: _Json
     match family:
         case "XLPretrain":
-            summary = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
-            keys = {**summary, "task_dropout": task.dropout}
+            keys = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
+            keys |= {"task_dropout": task.dropout}
         case "XLNet":
             keys = {
                 "summary_type": "last",
