@@ -101,8 +101,7 @@ def read_external_model(source: Path) -> ExternalModel:
     model = _model_section(theirs, source, kind, sentence=False)
     task = read_task(theirs, task_class, kind=kind, model=model, weights=weights, source=path)
     untold, notes = (*untold, *(f"objective.{key}" for key in task.untold)), (*notes, *task.notes)
-    sections = {"model": task.model, "objective": task.objective, "data": task.data}
-    return replace(found, **sections, untold=untold, notes=notes)
+    return replace(found, model=task.model, objective=task.objective, data=task.data, untold=untold, notes=notes)
 
 
 def _read_config(source: Path) -> _Json:
