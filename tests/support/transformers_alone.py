@@ -117,7 +117,7 @@ def pipelines_give_the_models_outputs(export: Export) -> None:
             tags = export.logits(model, given)[0].argmax(-1)
             places = given.word_ids(0)
             first = [places.index(number) for number in range(len(text.split()))]
-            groups = pipe(text.split(), is_split_into_words=True)
+            (groups,) = pipe([text.split()], is_split_into_words=True)
             found = [each["entity_group"] for each in groups for _ in text[each["start"] : each["end"]].split()]
             assert found == [export.config.id2label[int(tags[at])] for at in first]
 
