@@ -155,7 +155,7 @@ def the_usual_ways_to_load_give_the_same(export: Export) -> None:
         assert torch.equal(export.logits(export.load(**options), batch), exact), options
     rough = export.load(dtype=torch.bfloat16)
     dtypes = {p.dtype for p in rough.parameters()}
-    assert dtypes == {torch.bfloat16} or not export.own and torch.bfloat16 in dtypes, dtypes
+    assert dtypes == {torch.bfloat16} or (not export.own and torch.bfloat16 in dtypes), dtypes
     there = exact > -1e30
     error = (export.logits(rough, batch).float() - exact)[there].abs().max() / exact[there].abs().max()
     assert error < (0.2 if export.own else 0.5), error
