@@ -26,7 +26,8 @@ Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
 _TASKS = (
-    "classify (a label), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
+    "classify (a label), multilabel (any number of labels), regress (a number), tag (a tag for each word), choose (one"
+    " of several texts), answer (a span)."
 )
 
 
@@ -178,7 +179,14 @@ def finetune(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column with the text; twice for a pair (default: all but the label's)."),
     ] = None,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the label.")] = "label",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column with the label (default: label). Task multilabel: several times for columns of 0 and 1.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Number of runs (seeds 1, 2, ...); reports mean and standard deviation.")
     ] = 1,
@@ -195,7 +203,7 @@ def finetune(
         valid=valid,
         name=name,
         text=tuple(text or ()),
-        label=label,
+        label=tuple(label or ("label",)),
         overrides=overrides or [],
         num_seeds=seeds,
         runs_dir=runs_dir,

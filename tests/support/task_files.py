@@ -20,7 +20,8 @@ def task_files(folder: Path, task: str, *, pairs: bool = False) -> dict[str, Pat
     elif task == "answer":
         rows = []
     else:
-        targets = ("1", "2.5", "1") if task == "regress" else ("b", "a", "b")
+        of_task = {"regress": ("1", "2.5", "1"), "multilabel": ("a|b", "c", "[]")}
+        targets = of_task.get(task, ("b", "a", "b"))
         texts = [(*(PAIRS[i] if pairs else (TEXTS[i],)), target) for i, target in enumerate(targets)]
         columns = ("first", "second", "label") if pairs else ("text", "label")
         rows = [dict(zip(columns, row, strict=True)) for row in texts]

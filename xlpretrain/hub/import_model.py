@@ -196,7 +196,7 @@ def _examples(
     """The section `data` of a fine-tuned model. tokenizer: its place in the run folder. Raises `XLPretrainError`."""
     columns = foreign.data
     if not columns and data is not None and not any(override.startswith("data.") for override in overrides):
-        columns = EXAMPLES[task.data_type].columns_in(data, text=(), label="label")
+        columns = EXAMPLES[task.data_type].columns_in(data, text=(), label=("label",))
     return {
         "type": task.data_type,
         "train": str((tokenizer.parents[1] / "data" if data is None else data).absolute()),

@@ -49,6 +49,8 @@ def reasons_for_own_code(config: StackConfig, task: Task) -> list[str]:
         expected = "last" if isinstance(config, XLNetConfig) else "first"
         if task.resolved_summary != expected:
             found.append(f"a different summary of a text ({task.resolved_summary})")
+        if task.num_parts > 1:
+            found.append("texts read in parts with a memory")
     return found
 
 
@@ -76,6 +78,7 @@ def head_config(family: str, task: Task) -> _Json:
     match family:
         case "XLPretrain":
             keys = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
+            keys |= {"part_len": task.part_len} if isinstance(task, SummaryTask) and task.part_len else {}
             keys |= {"task_dropout": task.dropout}
         case "XLNet":
             keys = {

@@ -24,9 +24,13 @@ _MAX_LENGTH = (512, 384)
 """Tokens of a sample, and of a window of question answering, if the model's own limit is not smaller."""
 _DEFAULT_NAMES = ("LABEL_0", "LABEL_1")
 _TYPES = {"TokenClassification": "tag", "MultipleChoice": "choose", "QuestionAnswering": "answer"}
-_PROBLEMS = {"single_label_classification": "classify", "regression": "regress"}
+_PROBLEMS = {
+    "single_label_classification": "classify",
+    "multi_label_classification": "multilabel",
+    "regression": "regress",
+}
 """Types of objectives, by task and, for sequence classification, by problem_type."""
-_NAMES = {"classify": "labels", "tag": "tags"}
+_NAMES = {"classify": "labels", "multilabel": "labels", "tag": "tags"}
 """Key of the names of the outputs, by type of objective."""
 _NUM_OUTPUTS = {"MultipleChoice": 1, "QuestionAnswering": 2}
 _UNTOLD = {"MultipleChoice": ("num_choices",), "QuestionAnswering": ("may_lack_answers",)}

@@ -257,7 +257,7 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
 
 
 class _XLPretrainForTask(XLPretrainModel):
-    """A task with `labels`. Samples do not continue each other: there is no memory."""
+    """A task with `labels`. Samples do not continue each other: there is no memory, except between parts of a text."""
 
     _pooled = False
     """True for one vector of outputs per sample, False for one per token."""
@@ -273,9 +273,28 @@ class _XLPretrainForTask(XLPretrainModel):
 
         given: tokens [B, T], attention mask and segments, or None.
         """
+        if getattr(self.config, "part_len", None):
+            return self.head(self._read_parts(*given), given[1]), {}
         read = self._read((*given, self.backbone.empty_memory(len(given[0]), 0)), hidden_states, attentions)
         layers = {"hidden_states": read.hidden_states, "attentions": read.attentions}
         return self.head(read.hidden, given[1]), layers
+
+    def _read_parts(self, tokens: Tensor, valid: Tensor | None, segments: Tensor | None) -> Tensor:
+        """The hidden states [B, T, D] of texts read in parts of `part_len` tokens, each with the memory of those before
+        it, from their first token on."""
+        there = torch.ones_like(tokens) if valid is None else valid
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        places, start = torch.arange(tokens.shape[1], device=there.device), there.argmax(1, keepdim=True)
+        first_at = (places + start) % len(places)  # moves padding from the left to the right
+        tokens, there, segments = (given.gather(1, first_at) for given in (tokens, there, segments))
+        mems, hidden = None, []
+        for at in range(0, len(places), self.config.part_len):
+            here = slice(at, at + self.config.part_len)
+            read = self._read((tokens[:, here], there[:, here], segments[:, here], mems), False, False)
+            mems = read.mems
+            hidden.append(read.hidden)
+        back = ((places - start) % len(places))[..., None].expand(-1, -1, hidden[0].shape[-1])
+        return torch.cat(hidden, dim=1).gather(1, back)
 
     @can_return_tuple
     def forward(

@@ -34,6 +34,7 @@ with warnings.catch_warnings():
 NAMES = {"id2label": {0: "nay", 1: "aye", 2: "abstention"}, "label2id": {"nay": 0, "aye": 1, "abstention": 2}}
 TASKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "classify": ("ForSequenceClassification", NAMES, []),
+    "multilabel": ("ForSequenceClassification", {"problem_type": "multi_label_classification", **NAMES}, []),
     "regress": ("ForSequenceClassification", {"num_labels": 1}, []),
     "tag": ("ForTokenClassification", NAMES, []),
     "choose": ("ForMultipleChoice", {}, ["objective.num_choices=3"]),
@@ -41,6 +42,7 @@ TASKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 }
 EXAMPLES: dict[str, list[Any]] = {
     "classify": TEXTS,
+    "multilabel": TEXTS,
     "regress": TEXTS,
     "tag": [text.split() for text in TEXTS],
     "choose": [(TEXTS[0], ["one thing", "another", "third"]), (TEXTS[1], ["a", "b", "a longer choice"])],
@@ -119,7 +121,7 @@ def test_a_model_fine_tuned_elsewhere_gives_its_outputs_and_its_weights_again(
     objective = run.config.objective
     assert objective.type == task
     assert getattr(objective, "labels", getattr(objective, "tags", ())) == (
-        ("nay", "aye", "abstention") if task in ("classify", "tag") else ()
+        ("nay", "aye", "abstention") if task in ("classify", "multilabel", "tag") else ()
     )
     assert "objective.seq_len=" in str(notes) and "objective.layout=" in str(notes)
     assert_same_outputs(run, theirs)
@@ -203,13 +205,7 @@ def configure(folder: Path, **changed: Any) -> None:
 
 REFUSED = {
     "beam search": ("xlnet", "ForQuestionAnswering", {}, {}, "XLNetForQuestionAnswering has a beam search"),
-    "several labels": (
-        "bert",
-        "ForSequenceClassification",
-        {},
-        {"problem_type": "multi_label_classification"},
-        "problem_type",
-    ),
+    "problem": ("bert", "ForSequenceClassification", {}, {"problem_type": "ranking"}, "problem_type +must be one of"),
     "numbers": ("bert", "ForSequenceClassification", {"num_labels": 3}, {"problem_type": "regression"}, "3 outputs"),
     "labels": (
         "bert",
@@ -339,7 +335,7 @@ def test_the_commands_import_predict_go_on_and_export(save: Save, tmp_path: Path
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["architectures"] == ["AlbertForSequenceClassification"]
     assert described["id2label"] == {"0": "nay", "1": "aye", "2": "abstention"}
-    configure(folder, problem_type="multi_label_classification")
+    configure(folder, problem_type="ranking")
     assert "problem_type" in refused("import", folder, "--name", "other", "--runs-dir", runs)
     assert not (runs / "other").exists()
 
