@@ -130,6 +130,7 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
         columns=(),
         mem_len=None,
         batch_size=8,
+        within_word=False,
         to=None,
     )
     err = capsys.readouterr().err
