@@ -69,6 +69,6 @@ def parse_lengths(flag: str, text: str, *, least: int) -> list[int]:
         lengths = {least - 1}
     if min(lengths) < least:
         raise ConfigError(
-            f"{flag}: expected one number of at least {least}, or several separated by commas, such as 128,512; got {text}"
+            f"{flag}: expected a number of at least {least}, or several separated by commas (128,512), got {text!r}"
         )
     return sorted(lengths, key=lambda length: (length < 0, length))

@@ -310,9 +310,7 @@ def evaluate(
         "max-tokens": max_tokens,
         "precision": precision and precision.value,
     }
-    code = actions.evaluate.evaluate(
-        runs, moved, options, to=to, plot=plot, recl=recl, num_processes=num_processes
-    )
+    code = actions.evaluate.evaluate(runs, moved, options, to=to, plot=plot, recl=recl, num_processes=num_processes)
     raise typer.Exit(code)
 
 

@@ -58,10 +58,8 @@ def is_even(lengths: Sequence[int]) -> bool:
     return len(steps) > 0 and bool(steps[0] > 0 and (steps == steps[0]).all())
 
 
-def relative_gain(
-    losses: Float[np.ndarray, "N C T"], *, model: int, short: int, long: int, share: float
-) -> float:
-    """The relative reduction of perplexity g_i(c, c') of a model over the group's best predictions with a short context.
+def relative_gain(losses: Float[np.ndarray, "N C T"], *, model: int, short: int, long: int, share: float) -> float:
+    """The relative reduction of perplexity g_i(c, c') by a model over the group's best predictions with a short one.
 
     A prediction that is worse than the best one with the short context counts as equal to it. short, long: indices of
     the contexts c and c'.

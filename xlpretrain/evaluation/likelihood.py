@@ -3,8 +3,8 @@
 A causal model gives log p(text) token by token, starting after an end-of-document token, with the memory; the end of
 the text is not included. Masked and permutation models give the pseudo-log-likelihood instead (Salazar et al. 2020,
 arXiv:1910.14659, equation 1): the sum of log p(token | all the others), with one sample per token. A token is then easy
-to guess from the later tokens of its own word, so that a rare word of many tokens may be found likely; within words from
-left to right (Kauf and Ivanova 2023, arXiv:2305.10588, PLL-word-l2r) these tokens are hidden too.
+to guess from the later tokens of its own word, which makes rare words of many tokens seem likely. PLL-word-l2r (Kauf
+and Ivanova 2023, arXiv:2305.10588) hides those too.
 """
 
 from __future__ import annotations

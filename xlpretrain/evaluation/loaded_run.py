@@ -116,9 +116,7 @@ class LoadedRun:
         task, _ = self.task
         return task.predictions(data, task_outputs(self.model, task, self.tokenizer, task.numbered(data)))
 
-    def evaluate(
-        self, split: Path | str | None = None, *, config: EvalConfig, keep_losses: bool = False
-    ) -> EvalResult:
+    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig, keep_losses: bool = False) -> EvalResult:
         """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it.
 
         keep_losses: keep the loss of each prediction.

@@ -84,7 +84,12 @@ class MemoryCurve:
 
 
 def measure_curves(
-    runs: Sequence[Path], settings: CurveSettings, *, device: torch.device, dtype: torch.dtype | None, moved: Sequence[str]
+    runs: Sequence[Path],
+    settings: CurveSettings,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    moved: Sequence[str],
 ) -> list[MemoryCurve]:
     """Evaluate runs with every memory length, loading each once. Every rank must call it.
 
@@ -240,8 +245,8 @@ def print_curves(
     if recl:
         lengths = list(curves[0].results)
         console.print(
-            f"\nRelative effective context length in tokens, by steps of {lengths[1] - lengths[0]} from {lengths[0]}, of"
-            f" {len(curves)} compared as a group (Dai et al. 2019; threshold {THRESHOLD:g}); r: share of hard tokens"
+            f"\nRelative effective context length in tokens, in steps of {lengths[1] - lengths[0]} from {lengths[0]};"
+            f" group of {len(curves)}, threshold {THRESHOLD:g}; r: share of the tokens, the hardest ones"
         )
         console.print(_recl_table(curves, recl))
 

@@ -72,9 +72,7 @@ def show(place: Path, *, document: int, step: int | None, stream: int, overrides
         show_sample(place, step=step, stream=stream, overrides=list(overrides))
 
 
-def _check_curve(
-    options: Mapping[str, object], *, to: Path | None, plot: Path | None, recl: bool
-) -> None:
+def _check_curve(options: Mapping[str, object], *, to: Path | None, plot: Path | None, recl: bool) -> None:
     """Refuse what a curve cannot do before anything is loaded. Raises `XLPretrainError`."""
     for flag, path, suffixes in (("--to", to, (".json", ".csv")), ("--plot", plot, (".png",))):
         if path is None:
