@@ -104,14 +104,13 @@ def _score_curves(
     if distributed.rank() == 0:
         recl = memory_curve.context_lengths(curves) if options.recl else {}
         memory_curve.print_curves(curves, recl, AnswerConsole())
-        try:
-            if options.to is not None:
-                memory_curve.write_curves(options.to, curves, recl)
-            if options.plot is not None:
-                memory_curve.plot_curves(options.plot, curves)
-                print(f"plot: {options.plot}")
-        except OSError as error:
-            trouble = DataError(f"{error.filename or 'the results'}: cannot be written: {error.strerror}")
+        for path in filter(None, (options.to, options.plot)):
+            try:
+                memory_curve.write_curves(path, curves, recl)
+            except OSError as error:
+                trouble = DataError(f"{path}: cannot be written: {error.strerror}")
+            else:
+                print(f"written: {path}")
     distributed.share_any_trouble(trouble)
 
 

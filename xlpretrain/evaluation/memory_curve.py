@@ -187,7 +187,16 @@ def rows_of(curves: Sequence[MemoryCurve]) -> list[dict[str, Any]]:
 
 
 def write_curves(path: Path, curves: Sequence[MemoryCurve], recl: Mapping[float, Sequence[ContextLength]]) -> None:
-    """Write all figures as .json, or one row per evaluation as .csv. Raises OSError."""
+    """Write all figures as .json, one row per evaluation as .csv, or a plot as .png. Raises OSError."""
+    if path.suffix == ".png":
+        lines = [
+            Line(
+                curve.name, list(curve.results), [found.loss for found in curve.results.values()], curve.trained_mem_len
+            )
+            for curve in curves
+        ]
+        plot_memory_curves(lines, path)
+        return
     rows = rows_of(curves)
     with atomic_writer(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
@@ -211,20 +220,6 @@ def write_curves(path: Path, curves: Sequence[MemoryCurve], recl: Mapping[float,
                 ]
             json.dump(content, file, indent=1)
             file.write("\n")
-
-
-def plot_curves(path: Path, curves: Sequence[MemoryCurve]) -> None:
-    """Plot the loss over the memory length, a line per curve. Raises OSError."""
-    lines = [
-        Line(
-            curve.name,
-            list(curve.results),
-            [result.loss for result in curve.results.values()],
-            curve.trained_mem_len,
-        )
-        for curve in curves
-    ]
-    plot_memory_curves(lines, path)
 
 
 def print_curves(

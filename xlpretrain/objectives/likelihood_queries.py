@@ -26,8 +26,8 @@ class LikelihoodQuery:
     """A sample, and the tokens of the text that the objective's first loss term predicts in it.
 
     tokens: ids of the sample. positions: indices of the tokens with predictions. answers: the target id of each
-    prediction. segments: segments of the tokens (default: all 0). hidden: indices of further tokens that are hidden from
-    the predictions; not for stream queries.
+    prediction. segments: segments of the tokens (default: all 0). hidden: indices of other tokens that are hidden too,
+    without a prediction; not for stream queries.
     """
 
     kind: QueryKind
