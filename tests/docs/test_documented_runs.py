@@ -24,7 +24,7 @@ from repository import ROOT
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
-    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("memory", "planning", "report", "running", "slurm")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
