@@ -77,7 +77,9 @@ def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
         axis.plot(line.mem_lens, line.losses, "o-", label=line.name)
     for number, trained in enumerate(sorted({line.trained for line in lines} - {0})):
         axis.axvline(trained, color="gray", linestyle=":", label="" if number else "memory in training", zorder=0)
-    axis.set_xscale("symlog", base=2, linthresh=min((length for length in lengths if length), default=1))
+    shortest = min((length for length in lengths if length), default=1)
+    axis.set_xscale("symlog", base=2, linthresh=shortest)
+    axis.set_xlim(0.85 * lengths[0] if lengths[0] else -0.15 * shortest, 1.15 * max(lengths[-1], shortest))
     axis.set_xticks(lengths, [str(length) for length in lengths])
     axis.minorticks_off()
     axis.set(xlabel="memory length at evaluation (positions)", ylabel="held-out loss (nats per prediction)")

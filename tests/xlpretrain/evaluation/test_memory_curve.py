@@ -11,6 +11,8 @@ import commands
 import numpy as np
 import pytest
 import torch
+from built_datasets import build_dataset, write_jsonl
+from corpus import make_documents
 from imported_runs import make_run
 
 from launcher.cli.actions.evaluate import evaluate as evaluate_command
@@ -33,7 +35,8 @@ from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.printing import AnswerConsole
 
 CPU = torch.device("cpu")
-OTHERS = {"seq_len": None, "same_length": None, "num_streams": None, "max_tokens": 2000}
+STREAMS = 8
+OTHERS = {"seq_len": None, "same_length": None, "num_streams": STREAMS, "max_tokens": 1536}
 
 
 def curves_of(*runs: RunDir, mem_lens=(None,), clamp_lens=(None,), recl: bool = False, **others) -> list[MemoryCurve]:
@@ -42,14 +45,27 @@ def curves_of(*runs: RunDir, mem_lens=(None,), clamp_lens=(None,), recl: bool = 
 
 
 def once(run: RunDir, **settings) -> EvalResult:
-    config = EvalConfig(**{"max_tokens": 2000, "num_streams": 2, **settings})
+    config = EvalConfig(**{"max_tokens": 1536, "num_streams": STREAMS, **settings})
     return LoadedRun.load(run, device=CPU).evaluate(config=config)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> RunDir:
+def dataset(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A dataset in blocks of 256 tokens, so that evaluations are short."""
+    folder = tmp_path_factory.mktemp("small")
+    return build_dataset(
+        folder / "data",
+        sources=[{"type": "jsonl", "path": str(write_jsonl(folder / "corpus.jsonl", make_documents(40)))}],
+        tokenizer={"path": str(tiny_tokenizer)},
+        splits={"valid": 0.5},
+        block_tokens=256,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> RunDir:
     """A run with memory 12 and samples of 16 tokens."""
-    return make_run(tmp_path_factory.mktemp("runs"), tiny_dataset, {"type": "transformer_xl"}, name="trained")
+    return make_run(tmp_path_factory.mktemp("runs"), dataset, {"type": "transformer_xl"}, name="trained")
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +111,8 @@ def test_each_limit_of_distances_is_a_curve(run: RunDir):
     assert clamped.reference == 24  # that of training is not among them
 
 
-def test_xlnet_makes_the_same_predictions_with_every_memory(tmp_path: Path, tiny_dataset: Path):
-    (curve,) = curves_of(make_run(tmp_path, tiny_dataset, {"type": "xlnet"}), mem_lens=(0, 12, 36))
+def test_xlnet_makes_the_same_predictions_with_every_memory(tmp_path: Path, dataset: Path):
+    (curve,) = curves_of(make_run(tmp_path, dataset, {"type": "xlnet"}), mem_lens=(0, 12, 36))
     counts = [found.cluster_counts for found in curve.results.values()]
     assert all(np.array_equal(each, counts[0]) for each in counts)
     assert len({found.main.nll for found in curve.results.values()}) == 3
@@ -105,19 +121,17 @@ def test_xlnet_makes_the_same_predictions_with_every_memory(tmp_path: Path, tiny
 def test_the_losses_of_tokens_come_in_the_order_of_the_text(run: RunDir):
     """Without a memory, samples that begin at the same tokens have the same losses whatever the streams."""
     loaded = LoadedRun.load(run, device=CPU)
-    settings = {"max_tokens": 16_384, "mem_len": 0}
-    kept = [
-        loaded.evaluate(config=EvalConfig(num_streams=streams, **settings), keep_losses=True) for streams in (1, 4, 16)
-    ]
+    settings = {"max_tokens": 1536, "mem_len": 0}
+    kept = [loaded.evaluate(config=EvalConfig(num_streams=streams, **settings), keep_losses=True) for streams in (4, 8)]
     for found in kept:
-        assert found.prediction_nll is not None and found.prediction_nll.shape == (16_384,)
+        assert found.prediction_nll is not None and found.prediction_nll.shape == (1536,)
         assert found.prediction_nll.sum() == pytest.approx(found.main.nll)
         assert found.prediction_nll == pytest.approx(kept[0].prediction_nll, rel=1e-4, abs=1e-5)
     assert once(run, mem_len=0).prediction_nll is None
 
 
-def test_context_lengths_are_those_of_the_losses_of_both_models(run: RunDir, tmp_path: Path, tiny_dataset: Path):
-    other = make_run(tmp_path, tiny_dataset, {"type": "transformer_xl", "num_layers": 1}, name="other")
+def test_context_lengths_are_those_of_the_losses_of_both_models(run: RunDir, tmp_path: Path, dataset: Path):
+    other = make_run(tmp_path, dataset, {"type": "transformer_xl", "num_layers": 1}, name="other")
     curves = curves_of(run, other, mem_lens=(4, 8, 12), same_length=True, recl=True)
     assert [curve.name for curve in curves] == ["trained", "other"]
     losses = np.array(
@@ -125,7 +139,7 @@ def test_context_lengths_are_those_of_the_losses_of_both_models(run: RunDir, tmp
             [
                 LoadedRun.load(each, device=CPU)
                 .evaluate(
-                    config=EvalConfig(max_tokens=2000, num_streams=2, mem_len=mem_len, same_length=True),
+                    config=EvalConfig(max_tokens=1536, num_streams=STREAMS, mem_len=mem_len, same_length=True),
                     keep_losses=True,
                 )
                 .prediction_nll
@@ -139,11 +153,11 @@ def test_context_lengths_are_those_of_the_losses_of_both_models(run: RunDir, tmp
     }
 
 
-def test_what_cannot_be_compared_is_refused(run: RunDir, tmp_path: Path, tiny_dataset: Path, build_small, capsys):
-    bert = make_run(tmp_path, tiny_dataset, {"type": "bert"}, name="bert")
+def test_what_cannot_be_compared_is_refused(run: RunDir, tmp_path: Path, dataset: Path, build_small, capsys):
+    bert = make_run(tmp_path, dataset, {"type": "bert"}, name="bert")
     with pytest.raises(ConfigError, match=r"eval\.mem_len +must be 0, since bert has no memory, got 12"):
         curves_of(run, bert, mem_lens=(0, 12))
-    xlnet = make_run(tmp_path, tiny_dataset, {"type": "xlnet"}, name="xlnet")
+    xlnet = make_run(tmp_path, dataset, {"type": "xlnet"}, name="xlnet")
     with pytest.raises(ConfigError, match="--recl needs a model that predicts each token from those before it"):
         curves_of(xlnet, mem_lens=(4, 8), recl=True)
     with pytest.raises(ConfigError, match=r"eval\.same_length +not supported by xlnet"):
@@ -180,14 +194,14 @@ def test_figures_are_written_as_they_are_printed(curve: MemoryCurve, tmp_path: P
 
 
 @pytest.mark.full
-def test_two_ranks_find_the_same_as_one(run: RunDir, tmp_path: Path, tiny_dataset: Path, small_disk: Path):
-    other = make_run(tmp_path, tiny_dataset, {"type": "transformer_xl", "num_layers": 1}, name="other")
+def test_two_ranks_find_the_same_as_one(run: RunDir, tmp_path: Path, dataset: Path, small_disk: Path):
+    other = make_run(tmp_path, dataset, {"type": "transformer_xl", "num_layers": 1}, name="other")
     file, picture = tmp_path / "curves.json", tmp_path / "curves.png"
     out, err = commands.run(
-        *("eval", run.path, other.path, "--mem-len", "12,4,8", "--clamp-len", "6", "--max-tokens", 2000),
-        *("--num-streams", 2, "--recl", "--to", file, "--plot", picture, "--nproc", 2),
+        *("eval", run.path, other.path, "--mem-len", "12,4,8", "--clamp-len", "6", "--max-tokens", 1536),
+        *("--num-streams", STREAMS, "--recl", "--to", file, "--plot", picture, "--nproc", 2),
     )
-    curves = curves_of(run, other, mem_lens=(4, 8, 12), clamp_lens=(6,), recl=True, same_length=True, num_streams=2)
+    curves = curves_of(run, other, mem_lens=(4, 8, 12), clamp_lens=(6,), recl=True, same_length=True)
     found = json.loads(file.read_text())
     assert [row["loss"] for row in found["rows"]] == pytest.approx([row["loss"] for row in rows_of(curves)], abs=1e-9)
     lengths = context_lengths(curves)
@@ -197,7 +211,9 @@ def test_two_ranks_find_the_same_as_one(run: RunDir, tmp_path: Path, tiny_datase
     assert "Relative effective context length in tokens, in steps of 4 from 4; group of 2" in out
     assert f"written: {picture}" in out and picture.stat().st_size > 1000
     assert err.count(" nats\n") == 6
-    plain, _ = commands.run("eval", run.path, "--mem-len", "12", "--max-tokens", 2000, "--nproc", 1)
+    plain, _ = commands.run(
+        "eval", run.path, "--mem-len", "12", "--max-tokens", 1536, "--num-streams", STREAMS, "--nproc", 1
+    )
     assert f"nats each       {once(run, mem_len=12).loss:.9f}" in plain
     with suppress(OSError), (small_disk / "rest").open("wb") as rest:
         while True:
@@ -205,7 +221,7 @@ def test_two_ranks_find_the_same_as_one(run: RunDir, tmp_path: Path, tiny_datase
             rest.flush()
     full = small_disk / "curve.png"
     assert f"{full}: cannot be written: No space left on device" in commands.refused(
-        "eval", run.path, "--mem-len", "4,8", "--max-tokens", 2000, "--plot", full
+        "eval", run.path, "--mem-len", "4,8", "--max-tokens", 1536, "--plot", full
     )
     assert not full.exists()
 
