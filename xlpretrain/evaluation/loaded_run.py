@@ -114,7 +114,8 @@ class LoadedRun:
     def predictions(self, data: ExampleDataset) -> list[Any]:
         """The task's prediction for each example of a dataset."""
         task, _ = self.task
-        return task.predictions(data, task_outputs(self.model, task, self.tokenizer, task.numbered(data)))
+        examples, mem_len = task.numbered(data), self.config.model.mem_len
+        return task.predictions(data, task_outputs(self.model, task, self.tokenizer, examples, mem_len=mem_len))
 
     def evaluate(self, split: Path | str | None = None, *, config: EvalConfig, keep_losses: bool = False) -> EvalResult:
         """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it.

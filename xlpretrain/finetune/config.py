@@ -28,7 +28,8 @@ def task_config(
     train: Path,
     valid: Path,
     text: Sequence[str] = (),
-    label: str = "label",
+    label: str | Sequence[str] = "label",
+    data_overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Config keys of a run that fine-tunes the backbone of `theirs` for a task, without name and init_from.
 
@@ -38,7 +39,8 @@ def task_config(
         kept_at: path of its file.
         train, valid: files of examples, in a format of the task.
         text: column of the text, or two columns of a pair (default: all columns but the label's, one or two).
-        label: column of the target.
+        label: column of the target, or several columns for a task that reads them.
+        data_overrides: `data.key=value` changes that apply before the files are read.
 
     Raises:
         ConfigError, DataError: the files are unusable, or the objective of `theirs` declares no token layout.
@@ -51,8 +53,9 @@ def task_config(
         "train": str(train.absolute()),
         "valid": str(valid.absolute()),
         "tokenizer": str(kept_at.absolute()),
-        **files.columns_in(train, text=text, label=label),
+        **files.columns_in(train, text=text, label=(label,) if isinstance(label, str) else label),
     }
+    data = schema.apply_overrides({"data": data}, data_overrides, RunConfig)["data"]
     opened = schema.validate(files, data, f"{task} with {train}")
     examples, held_out = opened.open_split(train, tokenizer), opened.open_split(valid, tokenizer)
     own = kind.keys_for(examples, held_out)

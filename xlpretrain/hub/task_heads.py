@@ -48,6 +48,8 @@ def reasons_for_own_code(config: StackConfig, task: Task) -> list[str]:
         expected = "last" if isinstance(config, XLNetConfig) else "first"
         if task.resolved_summary != expected:
             found.append(f"a different summary of a text ({task.resolved_summary})")
+        if task.num_parts > 1:
+            found.append("texts read in parts with a memory")
     return found
 
 
@@ -91,7 +93,8 @@ def labels_config(task: Task) -> _Json:
 def own_config(task: Task) -> _Json:
     """The keys of `config.json` for the exported code of a fine-tuned model."""
     summary = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
-    return {**labels_config(task), **summary, "task_dropout": task.dropout}
+    parts = {"part_len": task.part_len} if isinstance(task, SummaryTask) and task.part_len else {}
+    return {**labels_config(task), **summary, **parts, "task_dropout": task.dropout}
 
 
 def _architecture(family: str, task: Task) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -83,20 +85,81 @@ class InverseSqrt(Schedule):
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` (Hu et al., "MiniCPM", 2024)."""
+    """Warm-up, stable, decay: constant, then down to `min_lr_ratio` over the last steps (Hu et al., "MiniCPM", 2024).
+
+    One run in its stable phase can be the trunk of many short decays (docs/branches.md).
+    """
 
     type: Literal["wsd"] = "wsd"
     """Kind of schedule."""
     decay_ratio: float = Field(0.1, gt=0, le=1)
-    """The fraction of the steps after the warm-up over which the rate decays."""
+    """The fraction of the steps after the warm-up over which the rate decays, unless decay_steps is set."""
+    decay_steps: int | None = Field(None, gt=0)
+    """Number of steps over which the rate decays, before total_steps (default: decay_ratio of them)."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """Shape of the decay. 1-sqrt is 1 minus the square root of the share of its steps (Hägele et al., "Scaling laws and
+    compute-optimal training beyond fixed training durations", 2024, section 3)."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a problem if the warm-up or the decay does not fit into the schedule."""
+        yield from super().problems()
+        if self.total_steps is not None and self.decay_steps is not None:
+            left = self.total_steps - self.warmup_steps
+            if self.decay_steps > left > 0:
+                yield "decay_steps", f"must be at most total_steps - warmup_steps ({left}), got {self.decay_steps}"
 
     def decay(self, progress: float, step: int) -> float:
-        """1, then linear down to `min_lr_ratio`."""
-        fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
+        """1, then down to `min_lr_ratio` in the chosen shape."""
+        if self.decay_steps is None or self.total_steps is None:
+            fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
+        else:
+            fallen = min(1.0, max(0.0, (step - (self.total_steps - self.decay_steps)) / self.decay_steps))
+        if self.decay_shape == "cosine":
+            fallen = (1 - math.cos(math.pi * fallen)) / 2
+        elif self.decay_shape == "1-sqrt":
+            fallen = math.sqrt(fallen)
         return 1 - fallen * (1 - self.min_lr_ratio)
 
 
+Point = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+class Points(Schedule):
+    """Piecewise linear between given points; constant before the first and after the last."""
+
+    type: Literal["points"] = "points"
+    """Kind of schedule."""
+    points: tuple[Point, ...] = Field(min_length=1)
+    """Pairs [position, rate], in the order of their positions: [[0, 0.01], [0.1, 1], [1, 0]]. The rate is a fraction of
+    the peak rate, and that of the next update; at a position that is given twice it jumps to the second value."""
+    position: Literal["fraction", "step"] = "fraction"
+    """Unit of the positions: fraction (of total_steps), or step (the number of completed updates)."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield unordered points, fractions above 1, and keys that the points replace."""
+        for number, ((before, _), (after, _)) in enumerate(pairwise(self.points), 1):
+            if after < before:
+                yield f"points.{number}", f"must not lie before the point at {before:g}, got {after:g}"
+        if self.position == "fraction" and self.points[-1][0] > 1:
+            last = self.points[-1][0]
+            yield "points", f"must lie within 0 and 1, got {last:g}; for steps, set schedule.position=step"
+        for key in ("warmup_steps", "min_lr_ratio"):
+            if value := getattr(self, key):
+                yield key, f"must be 0 with type points, whose points give all rates, got {value:g}"
+
+    def decay(self, progress: float, step: int) -> float:
+        """Linear between the two points around `progress`, or around `step`."""
+        position = progress if self.position == "fraction" else step
+        after = bisect_right(self.points, position, key=lambda point: point[0])
+        if after in (0, len(self.points)):
+            return self.points[max(0, after - 1)][1]
+        (left, low), (right, high) = self.points[after - 1 : after + 1]
+        return low + (high - low) * (position - left) / (right - left)
+
+
 SCHEDULES: Registry[Schedule] = Registry(
-    "schedule", Schedule, {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
+    "schedule",
+    Schedule,
+    {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD, "points": Points},
 )
 AnySchedule = Annotated[Schedule, TaggedUnion(SCHEDULES)]

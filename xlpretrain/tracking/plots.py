@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Plots of loss curves, memory curves, confusion matrices and profiles."""
+=======
+"""Plots of loss curves, of one run and of several, confusion matrices and profiles."""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -53,6 +57,7 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
         figure.savefig(temporary, dpi=120, format="png")
 
 
+<<<<<<< HEAD
 class Line(NamedTuple):
     """A curve over memory lengths in positions, ascending. trained: the length in training; 0: no memory."""
 
@@ -85,6 +90,41 @@ def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
     axis.set(xlabel="memory length at evaluation (positions)", ylabel="held-out loss (nats per prediction)")
     axis.grid(alpha=0.3)
     axis.legend()
+=======
+class RunCurves(NamedTuple):
+    """Metrics of a run for `plot_runs`: values by name at each of `steps`, NaN where a metric is missing."""
+
+    label: str
+    steps: np.ndarray
+    metrics: Mapping[str, np.ndarray]
+
+
+def plot_runs(runs: Sequence[RunCurves], picture: Path) -> None:
+    """Plot training loss (smoothed), held-out loss and learning rate of runs in common axes.
+
+    Raises OSError, and `MissingPackageError` without matplotlib.
+    """
+    with optional("matplotlib", "a plot"):
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    labels = ("training loss, smoothed (nats)", "held-out loss (nats)", "learning rate")
+    for number, run in enumerate(runs):
+        color = colormaps["tab10"](number % 10)
+        for axis, metric in zip(axes, ("train/loss", "valid/loss", "train/lr"), strict=True):
+            known = np.isfinite(run.metrics[metric])
+            steps, values = run.steps[known], run.metrics[metric][known]
+            if metric == "train/loss":
+                values = _smooth(values)
+            axis.plot(steps, values, "o-" if metric == "valid/loss" else "-", color=color, label=run.label, ms=4)
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    axes[-1].set(xlabel="step")
+>>>>>>> main
     with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

@@ -133,6 +133,30 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert "has no rows" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")
 
 
+@pytest.mark.parametrize("within_word", [False, True])
+def test_minimal_pairs_are_scored_within_words_too(
+    tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str], within_word: bool
+):
+    trained, pairs = _load(tmp_path, tiny_dataset, "bert"), tmp_path / "pairs.tsv"
+    texts = [text.replace("\n", " ") for text in _texts()]
+    pairs.write_text("".join(f"{good}\t{bad}\n" for good, bad in (texts[:2], texts[2:])))
+    score(
+        trained.folder.path,
+        pairs,
+        step=None,
+        precision=None,
+        pairs=True,
+        columns=(),
+        mem_len=None,
+        batch_size=8,
+        within_word=within_word,
+        to=None,
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    nats = [one.nats for one in trained.log_likelihoods(texts, within_word=within_word)]
+    assert [nat for row in rows for nat in (row["good"], row["bad"])] == pytest.approx(nats, rel=1e-5)
+
+
 def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused(
     tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -32,6 +32,10 @@ CASES = {
     ("bert", "classify"): "BertForSequenceClassification",
     ("bert", "classify, mean"): "XLPretrainForSequenceClassification",
     ("xlnet", "classify, first"): "XLPretrainForSequenceClassification",
+    ("transformer_xl", "multilabel"): "XLPretrainForSequenceClassification",
+    ("xlnet", "multilabel"): "XLNetForSequenceClassification",
+    ("albert", "multilabel"): "AlbertForSequenceClassification",
+    ("bert", "multilabel"): "BertForSequenceClassification",
     ("bert", "regress"): "BertForSequenceClassification",
     ("transformer_xl", "regress"): "XLPretrainForSequenceClassification",
     ("transformer_xl", "choose"): "XLPretrainForMultipleChoice",
@@ -58,7 +62,8 @@ def _files(folder: Path, task: str, *, pairs: bool) -> dict[str, Path]:
     elif task == "answer":
         rows = []
     else:
-        targets = ("1", "2.5", "1") if task == "regress" else ("b", "a", "b")
+        of_task = {"regress": ("1", "2.5", "1"), "multilabel": ("a|b", "c", "[]")}
+        targets = of_task.get(task, ("b", "a", "b"))
         texts = [(*(PAIRS[i] if pairs else (TEXTS[i],)), target) for i, target in enumerate(targets)]
         columns = ("first", "second", "label") if pairs else ("text", "label")
         rows = [dict(zip(columns, row, strict=True)) for row in texts]

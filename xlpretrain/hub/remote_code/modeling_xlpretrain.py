@@ -321,7 +321,7 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
 
 
 class XLPretrainForSequenceClassification(XLPretrainModel):
-    """A label, or with one label a number, for a text or a pair of texts."""
+    """A label, several labels, or a number for a text or a pair of texts (`problem_type` of the config)."""
 
     def _add_head(self, config: XLPretrainConfig) -> None:
         self.head = nn.Module()
@@ -342,14 +342,41 @@ class XLPretrainForSequenceClassification(XLPretrainModel):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
-        """labels: [B], indices or, with one label, numbers. logits: [B, C] in fp32."""
-        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
+        """labels: [B], indices or numbers; several labels: [B, C], 0 or 1. logits: [B, C] in fp32."""
+        given = input_ids, attention_mask, token_type_ids
+        if getattr(self.config, "part_len", None):
+            read = self._read_parts(*given)
+        else:
+            read = self._read((*given, None), output_hidden_states, output_attentions)
         logits, loss = self._classify(read, input_ids, attention_mask), None
-        if labels is not None and self.config.num_labels == 1:
+        if labels is not None and self.config.problem_type == "multi_label_classification":
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+        elif labels is not None and self.config.num_labels == 1:
             loss = F.mse_loss(logits[:, 0], labels.float().flatten())
         elif labels is not None:
             loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
         return self._output(read, loss=loss, logits=logits)
+
+    def _read_parts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> BackboneOutput:
+        """Read texts in parts of `part_len` tokens, each with the memory of those before it, from their first token on.
+
+        Gives only the hidden states [B, T, D] and the last memory.
+        """
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        places, start = torch.arange(input_ids.shape[1], device=there.device), there.argmax(1, keepdim=True)
+        first_at = (places + start) % len(places)  # moves padding from the left to the right
+        tokens, there, segments = (given.gather(1, first_at) for given in (input_ids, there, segments))
+        mems, hidden = None, []
+        for at in range(0, len(places), self.config.part_len):
+            here = slice(at, at + self.config.part_len)
+            read = self._read((tokens[:, here], there[:, here], segments[:, here], mems), False, False)
+            mems = read.mems
+            hidden.append(read.hidden)
+        back = ((places - start) % len(places))[..., None].expand(-1, -1, hidden[0].shape[-1])
+        return BackboneOutput(torch.cat(hidden, dim=1).gather(1, back), mems, None, None)
 
     def _classify(self, read: BackboneOutput, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The outputs [B, C] of each sample, in fp32."""
