@@ -177,6 +177,12 @@ def score(
         int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 32,
+    within_word: Annotated[
+        bool,
+        typer.Option(
+            "--within-word", help="Hide a token's later ones of the same word too (masked and permuted models)."
+        ),
+    ] = False,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores to this file, as JSON lines (default: print).")
     ] = None,
@@ -195,6 +201,7 @@ def score(
         columns=tuple(text or ()),
         mem_len=mem_len,
         batch_size=batch_size,
+        within_word=within_word,
         to=to,
     )
 
