@@ -25,6 +25,11 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
+NewName = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new run folder.", show_default=False)]
+NextTo = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", metavar="DIR", help="Folder for the new run (default: RUN's).", show_default=False),
+]
 _TASKS = (
     "classify (a label), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
 )
@@ -64,6 +69,41 @@ def import_model(
 ) -> None:
     """Import a Hugging Face transformers model, or the authors' PyTorch Transformer-XL, as a run folder."""
     actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
+
+
+@app.command()
+def fork(
+    run: RunPath,
+    name: NewName,
+    overrides: Overrides = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=1, help="Checkpoint to begin from (default: the newest).", show_default=False),
+    ] = None,
+    runs_dir: NextTo = None,
+) -> None:
+    """Begin a new run from a checkpoint of RUN, with its optimizer state, memories and position in the data.
+
+    KEY=VALUE may change the schedule, the optimizer's rates, the length, and all that a resume may change.
+    """
+    actions.models.fork(run, overrides or [], step=step, name=name, runs_dir=runs_dir)
+
+
+@app.command()
+def average(
+    run: RunPath,
+    name: NewName,
+    last: Annotated[
+        int | None, typer.Option("--last", min=2, help="Number of newest checkpoints.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="A,B,...", help="Steps of the checkpoints instead.", show_default=False),
+    ] = None,
+    runs_dir: NextTo = None,
+) -> None:
+    """Write the mean of the weights of several checkpoints as a run to evaluate, export or fine-tune."""
+    actions.models.average(run, last=last, steps=steps, name=name, runs_dir=runs_dir)
 
 
 @app.command()

@@ -317,6 +317,7 @@ def report(
         bool, typer.Option("--watch", help="Serve the page to browsers on this machine, refreshed, until Ctrl-C.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --watch; 0: any free one.")] = 8642,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot of the losses.")] = None,
 ) -> None:
     """Summarize a run: held-out metrics, a text sample, files and next steps. Compare several runs.
 
@@ -329,6 +330,8 @@ def report(
         raise ConfigError("--samples goes with --html FILE; without it, the report of one run has a sample anyway")
     if moved and html is None and (watch or len(runs) > 1):
         raise ConfigError(f"{moved[0]}: only the report of one run and --samples read data; leave it out")
+    if plot is not None:
+        actions.monitor.plot(runs, plot)
     if watch:
         actions.monitor.watch(runs, port=port)
     elif html is not None:
@@ -337,7 +340,7 @@ def report(
             return actions.evaluate.samples(runs, moved) if samples else []
 
         actions.monitor.write_page(runs, html, force=force, make_samples=make_samples)
-    elif len(runs) > 1:
+    elif len(runs) > 1 or plot is not None:
         actions.monitor.compare(runs)
     else:
         actions.evaluate.report(runs[0], moved)

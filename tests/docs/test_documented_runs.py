@@ -23,7 +23,7 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface")),
     *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
 ]
 NOT_RUN = {
@@ -82,6 +82,8 @@ PLACEHOLDERS = {
     "--text COLUMN": "--text text",
     "--label COLUMN": "--label label",
     "--seeds N": "--seeds 1",
+    "--step N": "--step 2",
+    "--steps A,B": "--steps 2,4",
     "TEXT": '"A text"',
 }
 """Values that a reader would put in."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.writer import save_weights_only
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.weights_only import save_weights
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer
@@ -74,7 +75,7 @@ def import_model(
             temporary.create(config=schema.dump(config), provenance=provenance)
             if vocabulary is not None:
                 temporary.keep_tokenizer(vocabulary.file_name, vocabulary.model)
-            save_weights_only(temporary.checkpoints, model)
+            save_weights(temporary.checkpoints, dict(model.named_parameters()), TrainState(), made="imported")
             temporary.write_status(Status("finished", "finished", max_steps=1, message=f"imported from {source}"))
             publish_dir(path, folder.path)
     except OSError as error:

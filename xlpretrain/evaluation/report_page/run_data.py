@@ -14,6 +14,7 @@ from xlpretrain import schema
 from xlpretrain.checkpoint.files import parse_step
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.evaluation.report_page.columns import MetricsColumns
+from xlpretrain.run_dir.branch import Branch, branch_of
 from xlpretrain.run_dir.goodput import Goodput
 from xlpretrain.run_dir.layout import RunDir, Status
 
@@ -57,6 +58,11 @@ class RunData:
     def column(self, metric: str) -> np.ndarray:
         """A metric at the logged steps; NaN where it is missing."""
         return self.table.get(metric, np.full(len(self.steps), np.nan))
+
+    @property
+    def branch(self) -> Branch | None:
+        """The run that it was forked from, if it is a fork; its curves begin there."""
+        return branch_of(self.provenance)
 
     def running_s(self) -> np.ndarray:
         """Seconds of the run's attempts until each logged step, without pauses that the user asked for."""
