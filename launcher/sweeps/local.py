@@ -61,7 +61,7 @@ def _check(settings: Sequence[RunConfig], options: StartOptions, num_processes: 
             resolve_run(each, world_size=world_size, allow_recipe_change=options.allow_recipe_change)
             outcome.refuse_if_stopped(each.folder)
         except XLPretrainError as error:
-            problems.append(f"{each.name}: {error}")
+            problems.append(str(error) if str(error).startswith(each.name) else f"{each.name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
 

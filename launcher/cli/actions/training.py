@@ -19,8 +19,8 @@ from launcher.slurm.submission import submit as submission
 from launcher.sweeps.local import run_sweep
 from launcher.sweeps.variants import variants
 from xlpretrain.config import run_config
-from xlpretrain.errors import ConfigError, LaunchError, MissingPackageError
-from xlpretrain.extras import require
+from xlpretrain.errors import ConfigError, LaunchError
+from xlpretrain.extras import MissingPackageError, require
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir
 
