@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from xlpretrain.checkpoint.files import (
     CHUNK,
     DAMAGED,
     MANIFEST,
+    CheckpointManifest,
     DamagedError,
     checkpoint_name,
     clear_temporary,
@@ -231,6 +232,19 @@ def fingerprint(source: Path) -> str:
     raise _none_there(source)
 
 
+def check_resumable(
+    folder: Path, shapes: Mapping[str, torch.Size], kinds: Mapping[str, Sequence[str]]
+) -> CheckpointManifest:
+    """The manifest of a checkpoint from which a run with these parameters and kinds of state can resume.
+
+    Raises `CheckpointError` for other parameters or a lacking kind, `DamagedError`, OSError.
+    """
+    with Checkpoint(folder) as checkpoint:
+        _check_model(checkpoint, shapes, other_head=False)
+        _check_kinds(checkpoint, [(kind, name, 0, 0) for name, of in kinds.items() for kind in of])
+        return checkpoint.manifest
+
+
 def find_best(checkpoints: Path) -> Path:
     """Checkpoint of the best evaluation, according to the newest one; else the folder of all checkpoints."""
     for folder in list_checkpoints(checkpoints):
@@ -331,8 +345,8 @@ def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
     kind, name = lacking
     if all(parameter.kinds == ["weight"] for parameter in saved.values()):
         raise CheckpointError(
-            f"{checkpoint.folder}: has only weights (it was imported), so a run cannot resume from it; start a new run"
-            " with init_from"
+            f"{checkpoint.folder}: has only weights (it was imported, or is an average), so a run cannot resume from"
+            " it; start a new run with init_from"
         )
     raise CheckpointError(
         f"{checkpoint.folder}: has no {kind} of {name}, which this optimizer needs, but {', '.join(saved[name].kinds)};"

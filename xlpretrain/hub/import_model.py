@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.writer import save_weights_only
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.weights_only import save_weights
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.config import EXAMPLES
 from xlpretrain.data.examples.config import ExampleDataConfig
@@ -100,7 +101,7 @@ def _write(
             temporary.create(config=config, provenance=provenance)
             if tokenizer is not None:
                 temporary.keep_tokenizer(tokenizer.file_name, tokenizer.model)
-            save_weights_only(temporary.checkpoints, model)
+            save_weights(temporary.checkpoints, dict(model.named_parameters()), TrainState(), made="imported")
             temporary.write_status(Status("finished", "finished", max_steps=1, message=message))
             publish_dir(path, folder.path)
     except OSError as error:
