@@ -55,20 +55,26 @@ def import_model(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Config keys that the model does not record, such as model.mem_len=384.",
+            help="Config keys that the model does not record, such as model.mem_len=384 or objective.num_choices=4.",
             show_default=False,
         ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="SPLIT|FILE",
+            help="Split to evaluate it on, or a file of examples if it is fine-tuned.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option("--tokenizer", metavar="FILE", help="Tokenizer to use in place of its own.", show_default=False),
     ] = None,
 ) -> None:
-    """Import a Hugging Face transformers model, or the authors' PyTorch Transformer-XL, as a run folder."""
+    """Import a Hugging Face transformers model, pretrained or fine-tuned, or the authors' Transformer-XL, as a run."""
     actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
 
 

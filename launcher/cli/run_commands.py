@@ -37,10 +37,20 @@ def train(
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="KEY=V1,V2", help="Train one run per value; with several sweeps, one per combination."
+        ),
+    ] = None,
+    num_jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Number of runs of a sweep to train at a time, on equal shares.")
+    ] = 1,
 ) -> None:
     """Train on this machine, or resume a started run. Exit code 0: finished; 75: stopped early, rerun to resume."""
     options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
-    raise typer.Exit(actions.training.train(config, overrides or [], options))
+    code = actions.training.train(config, overrides or [], options, sweeps=sweep or [], num_jobs=num_jobs)
+    raise typer.Exit(code)
 
 
 @app.command()
