@@ -39,7 +39,7 @@ class PlainEngine(Engine):
         named = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
         state_keys = {name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items()}
-        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
+        self.kinds = {name: optimizer.kinds(name, parameter.shape) for name, parameter in named.items()}
         self._parameters = list(named.values())
         if dist.get_world_size() > 1:
             for parameter in self._parameters:
@@ -68,6 +68,7 @@ class PlainEngine(Engine):
             {master: state_keys[name] for name, master in masters.items()},
             fused=fused_tensors(model),
             replicated=True,
+            average=optimizer.average,
         )
 
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -114,6 +115,7 @@ class PlainEngine(Engine):
         if norm < float("inf"):
             self._optimizer.step()
             self._state.num_updates += 1
+            self._state.update_average()
             self._copy_to_model()
         return torch.tensor(norm, dtype=torch.float64)
 
@@ -124,6 +126,7 @@ class PlainEngine(Engine):
         self._optimizer.step()
         self._optimizer.found_inf = None  # type: ignore[attr-defined]
         self._state.num_updates = self._state.num_updates + clipped.is_finite
+        self._state.update_average(clipped.is_finite)
         self._copy_to_model()
         return clipped.norm
 

@@ -100,7 +100,7 @@ class ZeroEngine(Engine):
         self._stage = stage
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         state_keys = {name: optimizer.state_keys(name, shape) for name, shape in self.shapes.items()}
-        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
+        self.kinds = {name: optimizer.kinds(name, shape) for name, shape in self.shapes.items()}
         names = {parameter: name for name, parameter in model.named_parameters()}
         tensors = fused_tensors(model)
         client = optimizer.build({name: parameter for parameter, name in names.items()})
@@ -139,6 +139,7 @@ class ZeroEngine(Engine):
             masters,
             fused=tensors,
             replicated=self._stage == 0,
+            average=optimizer.average,
         )
         self._engine.train()
 
@@ -167,7 +168,9 @@ class ZeroEngine(Engine):
         if self._stage == 0:
             return torch.tensor(self._step_0(), dtype=torch.float64)
         self._engine.step()
-        self._state.num_updates += self._engine.was_step_applied()  # DeepSpeed has read the norm to decide on it
+        if self._engine.was_step_applied():  # DeepSpeed has read the norm to decide on it
+            self._state.num_updates += 1
+            self._state.update_average()
         norm = self._engine.get_global_grad_norm()
         # Its own tensor, since DeepSpeed's may be a buffer that it uses again.
         return norm.detach().double() if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
@@ -180,6 +183,7 @@ class ZeroEngine(Engine):
         if norm < float("inf"):
             self._engine.step()
             self._state.num_updates += 1
+            self._state.update_average()
         else:
             self._engine.zero_grad()
         return norm

@@ -33,7 +33,23 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.optim.groups import OTHERS, GroupConfig, StateKeys, first_matches, layer_factors, pattern_problems
 from xlpretrain.schema import Problem, Section, format_problems
 
+AVERAGE = "average"
+"""Kind of state of the moving average of a parameter."""
+
 ParameterView = Literal["elements", "slices", "parameters"]
+
+
+class AverageConfig(Section):
+    """An exponential moving average of the weights, evaluated beside them.
+
+    After update t = 1, 2, ... that counts: average += (1 - decay) / (1 - decay^t) * (weights - average). So the weights
+    after update s have the share decay^(t - s) of the sum of all shares, and initial weights have none.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay rate. The average covers about the last every / (1 - decay) updates."""
+    every: Annotated[int, Field(gt=0)] = 1
+    """Number of updates between two that count."""
 
 
 class OptimizerConfig(Section, ABC):
@@ -53,6 +69,9 @@ class OptimizerConfig(Section, ABC):
     """Layer-wise learning-rate decay: this factor is applied once per layer from the head (1) down to the embedding, on
     top of lr_factor (null: none)."""
 
+    average: AverageConfig | None = None
+    """Keep a moving average of the weights as state, in fp32 (null: none)."""
+
     parameter_view: ClassVar[ParameterView]
     """The view of parameters that an update needs: single elements; slices of parameters, given by
     `LayerwiseOptimizer.set_parameter_slices`; or whole parameters, which ZeRO stages above 0 do not have and therefore
@@ -61,6 +80,10 @@ class OptimizerConfig(Section, ABC):
     @abstractmethod
     def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
         """Names of a parameter's fp32 state tensors, of the parameter's shape, besides the scalar `step`."""
+
+    def kinds(self, name: str, shape: Sequence[int]) -> tuple[str, ...]:
+        """Kinds of state that an engine keeps for a parameter: `weight`, the state keys, and `average` if asked for."""
+        return ("weight", *self.state_keys(name, shape), *(() if self.average is None else (AVERAGE,)))
 
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -227,7 +227,7 @@ def _update(config: RunConfig, model: PretrainingModel) -> dict[Operation, int]:
     """
     moved = 0
     for name, parameter in model.named_parameters():
-        state = 1 + len(config.optimizer.state_keys(name, parameter.shape))
+        state = len(config.optimizer.kinds(name, parameter.shape))
         layerwise = 4 * _FP32 if config.optimizer.parameter_view == "slices" else 0
         weights = DTYPES[config.engine.precision].itemsize if config.engine.precision != "fp32" else 0
         moved += parameter.numel() * (4 * _FP32 + 2 * state * _FP32 + layerwise + weights)

@@ -98,6 +98,7 @@ def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = config.optimizer.parameter_groups(parameters)
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    averages = int(config.optimizer.average is not None)
     steps = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
         steps = max((n for n, group in zip(in_groups, groups, strict=True) if group["params"][0].ndim > 1), default=0)
@@ -105,7 +106,7 @@ def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
         total=sum(parameter.numel() for parameter in model.parameters()),
         largest=max((parameter.numel() for parameter in model.parameters()), default=0),
         groups=in_groups,
-        state=FP32 * sum(len(group["state_keys"]) * n for n, group in zip(in_groups, groups, strict=True)),
+        state=FP32 * sum((len(group["state_keys"]) + averages) * n for n, group in zip(in_groups, groups, strict=True)),
         step=FP32 * steps,
         weight=DTYPES[config.engine.precision].itemsize,
         gradient=DTYPES[config.engine.grad_dtype].itemsize,
