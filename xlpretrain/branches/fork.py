@@ -109,7 +109,7 @@ def _check(source: Path, config: RunConfig, *, vocab_size: int) -> CheckpointMan
     """The manifest of a checkpoint that a run with this config can resume from. Raises `CheckpointError`."""
     with torch.device("meta"):
         named = dict(config.build_model(vocab_size).named_parameters())
-    kinds = {name: config.optimizer.kinds(name, each.shape) for name, each in named.items()}
+    kinds = config.optimizer.kinds({name: each.shape for name, each in named.items()})
     try:
         return check_resumable(source, {name: each.shape for name, each in named.items()}, kinds)
     except (DamagedError, OSError) as error:

@@ -277,7 +277,7 @@ def _weights(
     if found is None:
         raise _none_there(source)
     parameters = found[0].manifest.parameters.values()
-    if any(kind == AVERAGE for kind, *_ in reads) and any(AVERAGE not in each.kinds for each in parameters):
+    if any(kind == AVERAGE for kind, *_ in reads) and all(AVERAGE not in each.kinds for each in parameters):
         raise CheckpointError(
             f"{found[0].folder}: has no moving average of the weights; a run keeps one with optimizer.average.decay"
         )

@@ -59,9 +59,7 @@ PARTS: dict[str, tuple[type[Section], ...]] = {
 """Parts of layers implemented by the same code, by the model's key."""
 
 
-def export(
-    folder: RunDir, to: Path, *, step: int | None = None, force: bool = False, weights: str = "trained"
-) -> str:
+def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False, weights: str = "trained") -> str:
     """Export a run's model, with its tokenizer and a model card, to the folder `to`; returns the code that loads it.
 
     The folder is written atomically. Weights are always fp32.

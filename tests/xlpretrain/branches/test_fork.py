@@ -192,3 +192,11 @@ def test_checkpoints_that_cannot_be_used_are_named(trunk: RunDir, tmp_path: Path
     assert "is damaged (no manifest)" in refusal(trunk, step=6)
     shutil.rmtree(trunk.checkpoints)
     assert "has no checkpoints" in refusal(trunk, step=None)
+
+
+def test_parameters_may_be_frozen_but_have_no_state_to_go_on_with_afterwards(trunk: RunDir):
+    child = forked(trunk, "optimizer.frozen=[backbone.embedding.*]", step=4)
+    resume(child)
+    error = refusal(child, "optimizer.frozen=[]", step=6, name="grandchild")
+    assert "has no exp_avg of backbone.embedding.weight" in error
+    assert forked(child, step=6, name="grandchild").read_branch().changed == {}
