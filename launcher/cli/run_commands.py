@@ -21,6 +21,8 @@ from launcher.cli.options import (
     RunPath,
     RunsDir,
     TakeOver,
+    Weights,
+    WeightsOption,
 )
 from launcher.doctor.request import Request
 from launcher.local.options import StartOptions
@@ -270,6 +272,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Maximum number of tokens to score (default: all).")
     ] = None,
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.TRAINED,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
@@ -282,6 +285,7 @@ def evaluate(
         "num-streams": num_streams,
         "max-tokens": max_tokens,
         "precision": precision and precision.value,
+        "weights": weights.value,
     }
     raise typer.Exit(actions.evaluate.evaluate(run, moved or [], options, num_processes=num_processes))
 

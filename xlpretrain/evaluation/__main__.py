@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--num-streams", type=int)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--weights", choices=("trained", "average"), default="trained")
     options = parser.parse_args()
     try:
         _score(options)
@@ -50,7 +51,9 @@ def _score(options: argparse.Namespace) -> None:
     device = distributed.init()
     try:
         dtype = options.precision and DTYPES[options.precision]
-        run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved, dtype=dtype)
+        run = LoadedRun.load(
+            RunDir(options.run), device=device, moved=options.moved, dtype=dtype, weights=options.weights
+        )
         names = ("mem_len", "seq_len", "clamp_len", "same_length", "max_tokens")
         changes = {name: getattr(options, name) for name in names}
         changes["num_streams"] = options.num_streams or run.config.eval.num_streams
