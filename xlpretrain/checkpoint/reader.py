@@ -196,7 +196,8 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
 def load_weights(source: Path, engine: Engine, weights: str = "trained") -> list[str]:
     """Load the weights of a run's newest intact checkpoint. Every rank must call it.
 
-    The backbone must match. The head may differ: parameters of the same name are loaded, others are initialized.
+    The backbone must match. The head may differ: parameters of the same name and shape are loaded, others are
+    initialized.
 
     Args:
         source: a run folder, its `checkpoints` folder, or a checkpoint.
@@ -211,7 +212,7 @@ def load_weights(source: Path, engine: Engine, weights: str = "trained") -> list
     kind = _kind_of(weights)
     reads = [(kind, *piece) for piece in engine.ranges_to_load()]
     with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
-        fresh = engine.shapes.keys() - checkpoint.manifest.parameters.keys()
+        fresh = engine.shapes.keys() - _loaded(checkpoint, engine.shapes, other_head=True).keys()
         engine.load_weights(lambda _, *piece: checkpoint.read(kind, *piece), fresh=fresh)
     return sorted(fresh)
 
@@ -304,7 +305,7 @@ def _newest_whole(
     """Find the newest checkpoint that every rank can read, and the skipped newer ones with the reasons.
 
     `source` is a folder of checkpoints, or a checkpoint itself. None: there has never been one.
-    other_head: the head may differ; parameters missing in the checkpoint are not read.
+    other_head: the head may differ; parameters that the checkpoint lacks, or has in another shape, are not read.
     """
     own = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
     passed_over: list[tuple[Path, str]] = []
@@ -332,10 +333,8 @@ def _open(
     """Open and verify a checkpoint; else return the error: a `CheckpointError` if the model does not match."""
     try:
         checkpoint = Checkpoint(folder)
-        saved = checkpoint.manifest.parameters
-        if other_head:
-            shapes = {name: shape for name, shape in shapes.items() if name in saved or not name.startswith(_HEAD)}
-            reads = [read for read in reads if read[1] in shapes]
+        shapes = _loaded(checkpoint, shapes, other_head=other_head)
+        reads = [read for read in reads if read[1] in shapes]
         _check_model(checkpoint, shapes, other_head=other_head)
         _check_kinds(checkpoint, reads)
         checkpoint.verify(reads, streams)
@@ -344,6 +343,18 @@ def _open(
     except (DamagedError, CheckpointError) as error:
         return None, error
     return checkpoint, None
+
+
+def _loaded(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_head: bool) -> Mapping[str, torch.Size]:
+    """The parameters to load: all, or with another head all but those of the head that the checkpoint does not fit."""
+    saved = checkpoint.manifest.parameters
+    if not other_head:
+        return shapes
+
+    def fits(name: str, shape: torch.Size) -> bool:
+        return name in saved and tuple(saved[name].shape) == tuple(shape)
+
+    return {name: shape for name, shape in shapes.items() if not name.startswith(_HEAD) or fits(name, shape)}
 
 
 def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:

@@ -76,7 +76,7 @@ class PlainEngine(Engine):
             average=optimizer.average,
         )
 
-    def start_step(self, counts: Mapping[str, int]) -> None:
+    def start_step(self, counts: Mapping[str, int | float]) -> None:
         self._scales.start(counts)
         self._unwritten = set(range(len(self._parameters)))
 

@@ -11,9 +11,11 @@ from typing import Any
 import xlpretrain
 from xlpretrain.branches import average as averages
 from xlpretrain.branches import fork as forks
+from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.hub import export as exports
 from xlpretrain.hub import import_model as imports
+from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -32,7 +34,10 @@ def import_model(
     )
     for note in notes:
         print(note)
-    print(f"{folder.path}: to start a run from it, set init_from={folder.path}")
+    if isinstance(run_config.load(folder.config).objective, Task):
+        print(f"{folder.path}: use it with `xlpretrain predict {folder.path}`, or go on with `xlpretrain finetune`")
+    else:
+        print(f"{folder.path}: to start a run from it, set init_from={folder.path}")
 
 
 def fork(run: Path, overrides: Sequence[str], *, step: int | None, name: str, runs_dir: Path | None) -> None:
