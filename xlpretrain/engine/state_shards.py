@@ -175,8 +175,8 @@ class Partition:
         decay, every = self._average.decay, self._average.every
         if made is None:
             if self.num_updates % every == 0:
-                weight = (1 - decay) / (1 - decay ** int(self.num_updates // every))
-                torch._foreach_lerp_(list(self._averages.values()), list(self._averages), weight)
+                share = (1 - decay) / (1 - decay ** int(self.num_updates // every))
+                torch._foreach_lerp_(list(self._averages.values()), list(self._averages), share)
             return
         count = torch.as_tensor(self.num_updates).double()  # nothing is read on the host
         counts = made * (count % every == 0)
