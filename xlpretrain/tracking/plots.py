@@ -1,4 +1,4 @@
-"""Plots of loss curves, of one run and of several, memory curves, confusion matrices and profiles."""
+"""Plots of loss curves of one run and of several, memory curves, confusion matrices and profiles."""
 
 from __future__ import annotations
 
