@@ -102,6 +102,7 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
     groups = config.optimizer.parameter_groups(dict(model.named_parameters()))
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    averages = int(config.optimizer.average is not None)
     step = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
         step = FP32 * max((n for n, g in zip(in_groups, groups, strict=True) if g["params"][0].ndim > 1), default=0)
@@ -111,7 +112,7 @@ def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
         total=sum(parameter.numel() for parameter in model.parameters()),
         largest=max((parameter.numel() for parameter in model.parameters()), default=0),
         groups=in_groups,
-        state=FP32 * sum(len(group["state_keys"]) * n for n, group in zip(in_groups, groups, strict=True)),
+        state=FP32 * sum((len(group["state_keys"]) + averages) * n for n, group in zip(in_groups, groups, strict=True)),
         step=step,
         weight=DTYPES[config.engine.precision].itemsize,
         gradient=DTYPES[config.engine.grad_dtype].itemsize,
