@@ -17,6 +17,8 @@ from launcher.cli.options import (
     RunPath,
     RunsDir,
     TakeOver,
+    Weights,
+    WeightsOption,
 )
 from launcher.local.options import StartOptions
 
@@ -42,9 +44,10 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
     step: Step = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing export.")] = False,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    actions.models.export(run, to, step=step, force=force)
+    actions.models.export(run, to, step=step, force=force, weights=weights.value)
 
 
 @app.command("import")
@@ -55,20 +58,26 @@ def import_model(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Config keys that the model does not record, such as model.mem_len=384.",
+            help="Config keys that the model does not record, such as model.mem_len=384 or objective.num_choices=4.",
             show_default=False,
         ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="SPLIT|FILE",
+            help="Split to evaluate it on, or a file of examples if it is fine-tuned.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option("--tokenizer", metavar="FILE", help="Tokenizer to use in place of its own.", show_default=False),
     ] = None,
 ) -> None:
-    """Import a Hugging Face transformers model, or the authors' PyTorch Transformer-XL, as a run folder."""
+    """Import a Hugging Face transformers model, pretrained or fine-tuned, or the authors' Transformer-XL, as a run."""
     actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
 
 
@@ -133,6 +142,7 @@ def generate(
     ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Generate text with a causal language model, at a constant cost per token; prints prompt and continuation."""
     actions.models.generate(
@@ -140,6 +150,7 @@ def generate(
         prompt,
         step=step,
         precision=precision,
+        weights=weights.value,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -171,6 +182,12 @@ def score(
         int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 32,
+    within_word: Annotated[
+        bool,
+        typer.Option(
+            "--within-word", help="Hide a token's later ones of the same word too (masked and permuted models)."
+        ),
+    ] = False,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores to this file, as JSON lines (default: print).")
     ] = None,
@@ -189,6 +206,7 @@ def score(
         columns=tuple(text or ()),
         mem_len=mem_len,
         batch_size=batch_size,
+        within_word=within_word,
         to=to,
     )
 

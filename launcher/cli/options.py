@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from xlpretrain.errors import ConfigError
+
 
 class Precision(StrEnum):
     """Types of weights in which a trained model can be used."""
@@ -19,16 +21,22 @@ class Precision(StrEnum):
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Type of the weights (default: as trained).", show_default=False)
 ]
+
+
+class Weights(StrEnum):
+    """Weights of a checkpoint."""
+
+    TRAINED = "trained"
+    AVERAGE = "average"
+
+
+WeightsOption = Annotated[
+    Weights, typer.Option("--weights", help="The trained weights, or their moving average (optimizer.average).")
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
-]
-Moved = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="DATA.KEY=PATH", help="Current path of the run's data, such as data.train=DIR.", show_default=False
-    ),
 ]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
@@ -63,3 +71,16 @@ TakeOver = Annotated[
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]
+
+
+def parse_lengths(flag: str, text: str, *, least: int) -> list[int]:
+    """Ascending lengths from numbers separated by commas, each once; below 0 comes last. Raises `ConfigError`."""
+    try:
+        lengths = {int(number) for number in text.split(",")}
+    except ValueError:
+        lengths = {least - 1}
+    if min(lengths) < least:
+        raise ConfigError(
+            f"{flag}: expected a number of at least {least}, or several separated by commas (128,512), got {text!r}"
+        )
+    return sorted(lengths, key=lambda length: (length < 0, length))

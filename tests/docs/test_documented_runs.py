@@ -24,7 +24,7 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface", "memory")),
     *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {

@@ -52,15 +52,17 @@ class LoadedRun:
         step: int | None = None,
         dtype: torch.dtype | None = None,
         moved: Sequence[str] = (),
+        weights: str = "trained",
     ) -> LoadedRun:
         """Load the newest intact checkpoint of a run (or the best one, if the run keeps it), or that of `step`.
 
         Args:
             dtype: type of the weights (default: the training precision).
             moved: new locations of its data, such as `data.train=DIR`.
+            weights: of the checkpoint: those that were trained, or their moving average.
 
         Raises:
-            CheckpointError: there is no such checkpoint.
+            CheckpointError: there is no such checkpoint, or it has no moving average.
         """
         config = origin.load_config(folder, moved)
         size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
@@ -69,7 +71,7 @@ class LoadedRun:
             source = folder.checkpoints / checkpoint_name(step)
         else:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
-        found = load_weights_into(model, source)
+        found = load_weights_into(model, source, weights)
         return cls(folder, config, model.to(device, dtype or DTYPES[config.engine.precision]).eval(), found, device)
 
     @cached_property
@@ -117,16 +119,24 @@ class LoadedRun:
         examples, mem_len = task.numbered(data), self.config.model.mem_len
         return task.predictions(data, task_outputs(self.model, task, self.tokenizer, examples, mem_len=mem_len))
 
-    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
-        """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it."""
+    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig, keep_losses: bool = False) -> EvalResult:
+        """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it.
+
+        keep_losses: keep the loss of each prediction.
+        """
+        model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
+        task = EvalTask.of_run(self.config, self.held_out(split), self.tokenizer, config)
+        return evaluate(model, task, keep_losses=keep_losses)
+
+    def held_out(self, split: Path | str | None = None) -> TokenDataset:
+        """A split, a folder or URL, by default the run's own held-out one. Raises `DataError` if there is none."""
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); pass one with --data")
-        model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
-        return evaluate(model, EvalTask.of_run(self.config, valid, self.tokenizer, config))
+        return valid
 
     def log_likelihoods(
-        self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
+        self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32, within_word: bool = False
     ) -> list[Likelihood]:
         """The likelihood of each text: `.nats` (at most 0), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
 
@@ -136,6 +146,8 @@ class LoadedRun:
         Args:
             mem_len: memory length of a causal model (default: as trained).
             batch_size: samples per batch.
+            within_word: when a token is scored, also hide the later tokens of its word (Kauf and Ivanova 2023,
+                arXiv:2305.10588, PLL-word-l2r). Not for a causal model.
 
         With bf16 weights (see `precision` of `xlpretrain.load`) the error is up to about 0.1 nats per sentence.
 
@@ -156,6 +168,7 @@ class LoadedRun:
             texts,
             mem_len=self.config.model.mem_len if mem_len is None else mem_len,
             batch_size=batch_size,
+            within_word=within_word,
         )
 
     def generate(

@@ -1,4 +1,4 @@
-"""Plots of loss curves, of one run and of several, confusion matrices and profiles."""
+"""Plots of loss curves of one run and of several, memory curves, confusion matrices and profiles."""
 
 from __future__ import annotations
 
@@ -50,6 +50,42 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
     with atomic_writer(picture, fence=fence) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+class Line(NamedTuple):
+    """A curve over memory lengths in positions, ascending. trained: the length in training; 0: no memory."""
+
+    name: str
+    mem_lens: Sequence[int]
+    losses: Sequence[float]
+    trained: int
+
+
+def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
+    """Plot held-out losses over the memory length at evaluation; a dotted line marks each memory length of training.
+
+    The axis is logarithmic beyond the shortest memory. Raises OSError, and `MissingPackageError` without matplotlib.
+    """
+    with optional("matplotlib", "--plot"):
+        from matplotlib.figure import Figure
+
+    lengths = sorted({length for line in lines for length in line.mem_lens})
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    for line in lines:
+        axis.plot(line.mem_lens, line.losses, "o-", label=line.name)
+    for number, trained in enumerate(sorted({line.trained for line in lines} - {0})):
+        axis.axvline(trained, color="gray", linestyle=":", label="" if number else "memory in training", zorder=0)
+    shortest = min((length for length in lengths if length), default=1)
+    axis.set_xscale("symlog", base=2, linthresh=shortest)
+    axis.set_xlim(0.85 * lengths[0] if lengths[0] else -0.15 * shortest, 1.15 * max(lengths[-1], shortest))
+    axis.set_xticks(lengths, [str(length) for length in lengths])
+    axis.minorticks_off()
+    axis.set(xlabel="memory length at evaluation (positions)", ylabel="held-out loss (nats per prediction)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 
