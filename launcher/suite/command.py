@@ -70,8 +70,7 @@ def run_suite(
         problems += check_jobs(jobs) if not problems else []
     if problems:
         raise ConfigError(format_problems(suite, problems))
-    each = options.num_processes or 1
-    slots = divide_machine(options.num_jobs or max(len(visible_gpus()) // each, 1), num_processes=each)
+    slots = slots_of(options)
     with _lease(folder):
         record.write(folder)
         for task in config.tasks:
@@ -79,6 +78,12 @@ def run_suite(
                 print(note)
         ended, stopped = _run(jobs, config, options, slots)
     return _report(folder, config, record.subjects, jobs, ended, stopped=stopped)
+
+
+def slots_of(options: SuiteOptions) -> list[Slot]:
+    """What each job at a time may use. Raises `ConfigError` if there are too few GPUs."""
+    each = options.num_processes or 1
+    return divide_machine(options.num_jobs or max(len(visible_gpus()) // each, 1), num_processes=each)
 
 
 def _run(

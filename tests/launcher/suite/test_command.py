@@ -18,7 +18,10 @@ from imported_runs import make_run
 from labelled_files import _files, _write
 from made_suites import write_glue, write_pairs
 
-from launcher.suite.command import SuiteOptions, run_suite, slots
+from launcher import pool
+from launcher.pool import Slot
+from launcher.suite import command
+from launcher.suite.command import SuiteOptions, run_suite, slots_of
 from xlpretrain.errors import ConfigError, LaunchError
 from xlpretrain.run_dir import lease
 
@@ -101,18 +104,19 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, tiny_dataset: Path):
     held.close()
 
 
-def test_each_job_has_gpus_of_its_own():
-    assert slots(SuiteOptions(), []) == [{}] and slots(SuiteOptions(num_jobs=2), []) == [{}, {}]
-    four = ["4", "5", "6", "7"]
-    names = [environment["CUDA_VISIBLE_DEVICES"] for environment in slots(SuiteOptions(), four)]
-    assert names == four
-    names = [environment["CUDA_VISIBLE_DEVICES"] for environment in slots(SuiteOptions(num_processes=2), four)]
-    assert names == ["4,5", "6,7"]
-    assert len(slots(SuiteOptions(num_jobs=1, num_processes=2), four)) == 1
-    with pytest.raises(ConfigError, match="--jobs 3: 3 times 2 processes need more than 4 GPUs"):
-        slots(SuiteOptions(num_jobs=3, num_processes=2), four)
-    with pytest.raises(ConfigError, match="--nproc 5: there are 4 GPUs"):
-        slots(SuiteOptions(num_processes=5), four)
+def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    for gpus in ([], ["4", "5", "6", "7"]):
+        monkeypatch.setattr(pool, "visible_gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(command, "visible_gpus", lambda gpus=gpus: gpus)
+        if not gpus:
+            assert slots_of(SuiteOptions()) == [Slot()]
+    assert [slot.gpus for slot in slots_of(SuiteOptions())] == [["4"], ["5"], ["6"], ["7"]]
+    assert [slot.gpus for slot in slots_of(SuiteOptions(num_processes=2))] == [["4", "5"], ["6", "7"]]
+    assert len(slots_of(SuiteOptions(num_jobs=1, num_processes=2))) == 1
+    with pytest.raises(ConfigError, match="--jobs 3: 3 times 2 processes need 6 GPUs, not 4"):
+        slots_of(SuiteOptions(num_jobs=3, num_processes=2))
+    with pytest.raises(ConfigError, match="5 processes need 5 GPUs, not 4"):
+        slots_of(SuiteOptions(num_processes=5))
 
 
 def _rows(out: Path) -> dict[tuple[str, str, str], dict[str, str]]:
