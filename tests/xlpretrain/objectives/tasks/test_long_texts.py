@@ -133,7 +133,6 @@ def test_the_exported_model_reads_parts(tmp_path: Path, tiny_dataset: Path, kind
             names = ("input_ids", "attention_mask", "token_type_ids")
             left = model(**dict(zip(names, moved, strict=True)))
             torch.testing.assert_close(left.logits[0], expected, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(left.last_hidden_state[0, by:], right.last_hidden_state[row, :length])
 
 
 def test_parts_need_a_memory(tmp_path: Path, tiny_dataset: Path):
