@@ -24,7 +24,12 @@ def __getattr__(name: str) -> Any:
 
 
 def load(
-    run: str | Path, *, step: int | None = None, device: str | None = None, precision: str | None = None
+    run: str | Path,
+    *,
+    step: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    weights: str = "trained",
 ) -> LoadedRun:
     """Load a trained or imported run: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
 
@@ -34,6 +39,7 @@ def load(
         device: such as "cpu" (default: the GPU if there is one).
         precision: of the weights, "fp32" or "bf16" (default: as trained). In bf16, log-likelihoods of sentences are
             off by up to about 0.1 nats.
+        weights: "trained", or "average" for their moving average, if the run keeps one (optimizer.average).
 
     Raises:
         LaunchError, CheckpointError: no run in the folder, or no intact checkpoint.
@@ -54,4 +60,5 @@ def load(
         device=place,
         step=step,
         dtype=DTYPES[precision] if precision is not None else None,
+        weights=weights,
     )

@@ -17,6 +17,8 @@ from launcher.cli.options import (
     RunPath,
     RunsDir,
     TakeOver,
+    Weights,
+    WeightsOption,
 )
 from launcher.local.options import StartOptions
 
@@ -42,9 +44,10 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.", show_default=False)],
     step: Step = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing export.")] = False,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    actions.models.export(run, to, step=step, force=force)
+    actions.models.export(run, to, step=step, force=force, weights=weights.value)
 
 
 @app.command("import")
@@ -139,6 +142,7 @@ def generate(
     ignore_eod: Annotated[bool, typer.Option("--ignore-eod", help="Continue past the end-of-document symbol.")] = False,
     step: Step = None,
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Generate text with a causal language model, at a constant cost per token; prints prompt and continuation."""
     actions.models.generate(
@@ -146,6 +150,7 @@ def generate(
         prompt,
         step=step,
         precision=precision,
+        weights=weights.value,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,

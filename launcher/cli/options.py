@@ -21,6 +21,18 @@ class Precision(StrEnum):
 PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Type of the weights (default: as trained).", show_default=False)
 ]
+
+
+class Weights(StrEnum):
+    """Weights of a checkpoint."""
+
+    TRAINED = "trained"
+    AVERAGE = "average"
+
+
+WeightsOption = Annotated[
+    Weights, typer.Option("--weights", help="The trained weights, or their moving average (optimizer.average).")
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

@@ -20,6 +20,8 @@ from launcher.cli.options import (
     RunPath,
     RunsDir,
     TakeOver,
+    Weights,
+    WeightsOption,
     parse_lengths,
 )
 from launcher.doctor.request import Request
@@ -303,6 +305,7 @@ def evaluate(
         typer.Option("--recl", help="Relative effective context length of the runs as a group (with --same-length)."),
     ] = False,
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.TRAINED,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte.
@@ -319,6 +322,7 @@ def evaluate(
         "num-streams": num_streams,
         "max-tokens": max_tokens,
         "precision": precision and precision.value,
+        "weights": weights.value,
     }
     code = actions.evaluate.evaluate(runs, moved, options, to=to, plot=plot, recl=recl, num_processes=num_processes)
     raise typer.Exit(code)

@@ -109,9 +109,7 @@ def _check(source: Path, config: RunConfig, *, vocab_size: int) -> CheckpointMan
     """The manifest of a checkpoint that a run with this config can resume from. Raises `CheckpointError`."""
     with torch.device("meta"):
         named = dict(config.build_model(vocab_size).named_parameters())
-    frozen = config.optimizer.frozen_names(named)
-    keys = {name: config.optimizer.state_keys(name, each.shape) for name, each in named.items() if name not in frozen}
-    kinds = {name: ("weight", *keys.get(name, ())) for name in named}
+    kinds = config.optimizer.kinds({name: each.shape for name, each in named.items()})
     try:
         return check_resumable(source, {name: each.shape for name, each in named.items()}, kinds)
     except (DamagedError, OSError) as error:

@@ -36,12 +36,15 @@ from xlpretrain.checkpoint.files import (
 )
 from xlpretrain.checkpoint.train_state import TrainState, best_step
 from xlpretrain.engine.base import Engine
-from xlpretrain.errors import CheckpointError
+from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.optim.base import AVERAGE
 
 Range = tuple[str, str, int, int]
 """(kind, parameter name, start, stop)."""
 _HEAD = "head."
+_KINDS = {"trained": "weight", "average": AVERAGE}
+"""Weights of a checkpoint that can be used: those that were trained, or their moving average (`optimizer.average`)."""
 FileRange = tuple[str, str, int, int]
 """(file, key, start, stop): elements of a tensor along the dimension it is split in."""
 
@@ -111,7 +114,12 @@ class Checkpoint:
         parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._state_ranges(name, streams)]
         return torch.cat([empty, *parts])
 
+    def stored_kind(self, kind: str, name: str) -> str:
+        """The kind to read for a kind of a parameter: a moving average that was not kept begins with the weights."""
+        return "weight" if kind == AVERAGE and AVERAGE not in self.manifest.parameters[name].kinds else kind
+
     def _ranges(self, kind: str, name: str, start: int, stop: int) -> Iterator[FileRange]:
+        kind = self.stored_kind(kind, name)
         for low, high, file in self.manifest.parameters[name].ranges:
             if max(start, low) < min(stop, high):
                 yield file, tensor_key(kind, name, low), max(start, low) - low, min(stop, high) - low
@@ -185,7 +193,7 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
     return RestoreResult(TrainState.from_json(manifest.state), memory, differences, stream_states)
 
 
-def load_weights(source: Path, engine: Engine) -> list[str]:
+def load_weights(source: Path, engine: Engine, weights: str = "trained") -> list[str]:
     """Load the weights of a run's newest intact checkpoint. Every rank must call it.
 
     The backbone must match. The head may differ: parameters of the same name and shape are loaded, others are
@@ -193,6 +201,7 @@ def load_weights(source: Path, engine: Engine) -> list[str]:
 
     Args:
         source: a run folder, its `checkpoints` folder, or a checkpoint.
+        weights: trained, or average for their moving average.
 
     Returns:
         Names of the newly initialized parameters.
@@ -200,19 +209,20 @@ def load_weights(source: Path, engine: Engine) -> list[str]:
     Raises:
         CheckpointError: on every rank.
     """
-    reads = [("weight", *piece) for piece in engine.ranges_to_load()]
+    kind = _kind_of(weights)
+    reads = [(kind, *piece) for piece in engine.ranges_to_load()]
     with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
         fresh = engine.shapes.keys() - _loaded(checkpoint, engine.shapes, other_head=True).keys()
-        engine.load_weights(checkpoint.read, fresh=fresh)
+        engine.load_weights(lambda _, *piece: checkpoint.read(kind, *piece), fresh=fresh)
     return sorted(fresh)
 
 
 @torch.no_grad()
-def load_weights_into(model: PretrainingModel, source: Path) -> int:
+def load_weights_into(model: PretrainingModel, source: Path, weights: str = "trained") -> int:
     """Load all weights into a model without an engine; see `load_weights`. Returns the checkpoint's step."""
     parameters = dict(model.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    reads = [("weight", name, 0, parameter.numel()) for name, parameter in parameters.items()]
+    reads = [(_kind_of(weights), name, 0, parameter.numel()) for name, parameter in parameters.items()]
     with _weights(source, shapes, reads) as checkpoint:
         for read, parameter in zip(reads, parameters.values(), strict=True):
             parameter.copy_(checkpoint.read(*read).view_as(parameter))
@@ -255,12 +265,23 @@ def find_best(checkpoints: Path) -> Path:
     return checkpoints
 
 
+def _kind_of(weights: str) -> str:
+    if weights not in _KINDS:
+        raise ConfigError(f"weights must be {' or '.join(_KINDS)}, got {weights!r}")
+    return _KINDS[weights]
+
+
 def _weights(
     source: Path, shapes: Mapping[str, torch.Size], reads: list[Range], *, other_head: bool = False
 ) -> Checkpoint:
     found = _newest_whole(_place(source), shapes, reads, other_head=other_head)
     if found is None:
         raise _none_there(source)
+    parameters = found[0].manifest.parameters.values()
+    if any(kind == AVERAGE for kind, *_ in reads) and all(AVERAGE not in each.kinds for each in parameters):
+        raise CheckpointError(
+            f"{found[0].folder}: has no moving average of the weights; a run keeps one with optimizer.average.decay"
+        )
     return found[0]
 
 
@@ -339,7 +360,8 @@ def _loaded(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_h
 def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
     """Raise `CheckpointError` if a parameter lacks a kind of state that is to be read."""
     saved = checkpoint.manifest.parameters
-    lacking = next(((kind, name) for kind, name, *_ in reads if kind not in saved[name].kinds), None)
+    kinds = ((checkpoint.stored_kind(kind, name), name) for kind, name, *_ in reads)
+    lacking = next(((kind, name) for kind, name in kinds if kind not in saved[name].kinds), None)
     if lacking is None:
         return
     kind, name = lacking

@@ -46,6 +46,8 @@ class RunConfig(Section):
     engine: AnyEngine = DeepSpeedConfig()
     init_from: Path | None = None
     """Run folder or checkpoint to load initial weights from. Optimizer state and step start from zero."""
+    init_weights: Literal["trained", "average"] = "trained"
+    """Weights of init_from to begin with: those that were trained, or their moving average (optimizer.average)."""
     global_batch_size: int = Field(16, gt=0)
     """Samples per step, which is also the number of streams. Cannot change during a run."""
     micro_batch_size: Annotated[int | Literal["auto"], CountOr("auto")] = 8

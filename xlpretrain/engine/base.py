@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -45,7 +46,7 @@ class Engine(ABC):
     shapes: Mapping[str, torch.Size]
     """Shape of every parameter by name; tied parameters appear once. (Under ZeRO-3 the model's tensors are empty.)"""
     kinds: Mapping[str, tuple[str, ...]]
-    """Kinds of state kept for each parameter, by name: `weight`, then the optimizer's state keys."""
+    """Kinds of state kept for each parameter, by name: `weight`, the optimizer's state keys, `average` if kept."""
     groups: Sequence[GroupSummary]
     """Parameter groups of the optimizer."""
     layout: Mapping[str, str | int]
@@ -80,6 +81,20 @@ class Engine(ABC):
     @abstractmethod
     def evaluate(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """Run one micro-batch in evaluation mode, without gradients."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the moving average (`optimizer.average`) in place of the weights. For evaluation only.
+
+        No other state may be saved or loaded meanwhile. The weights are the same in every bit afterwards.
+        """
+        self._state.swap_average()
+        self._copy_to_model()
+        try:
+            yield
+        finally:
+            self._state.swap_average()
+            self._copy_to_model()
 
     def state_ranges(self) -> list[StateShard]:
         """The state that this rank must save to resume. Call it only between steps."""

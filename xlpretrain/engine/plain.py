@@ -42,7 +42,7 @@ class PlainEngine(Engine):
         state_keys = {
             name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items() if name not in frozen
         }
-        self.kinds = {name: ("weight", *state_keys.get(name, ())) for name in named}
+        self.kinds = optimizer.kinds(self.shapes)
         if dist.get_world_size() > 1:
             for parameter in named.values():
                 dist.broadcast(parameter.data, src=0)
@@ -73,6 +73,7 @@ class PlainEngine(Engine):
             fused=fused_tensors(model),
             replicated=True,
             frozen=[shards[name] for name in frozen],
+            average=optimizer.average,
         )
 
     def start_step(self, counts: Mapping[str, int | float]) -> None:
@@ -119,6 +120,7 @@ class PlainEngine(Engine):
         if norm < float("inf"):
             self._optimizer.step()
             self._state.num_updates += 1
+            self._state.update_average()
             self._copy_masters()
         return torch.tensor(norm, dtype=torch.float64)
 
@@ -129,6 +131,7 @@ class PlainEngine(Engine):
         self._optimizer.step()
         self._optimizer.found_inf = None  # type: ignore[attr-defined]
         self._state.num_updates = self._state.num_updates + clipped.is_finite
+        self._state.update_average(clipped.is_finite)
         self._copy_masters()
         return clipped.norm
 

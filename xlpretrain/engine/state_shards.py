@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xlpretrain.optim.base import LayerwiseOptimizer, TensorSlice
+from xlpretrain.optim.base import AVERAGE, AverageConfig, LayerwiseOptimizer, TensorSlice
 from xlpretrain.optim.groups import StateKeys
 
 
@@ -21,7 +21,7 @@ from xlpretrain.optim.groups import StateKeys
 class StateShard:
     """Training state that this rank owns: elements [start, stop) of a flattened parameter.
 
-    kind: `weight` (the fp32 master), or one of the parameter's state keys (`exp_avg`, `exp_avg_sq`).
+    kind: `weight` (the fp32 master), one of the parameter's state keys (`exp_avg`, `exp_avg_sq`), or `average`.
     tensor: a live 1-D fp32 view; the shards of all ranks cover every parameter exactly once.
     """
 
@@ -95,6 +95,7 @@ class Partition:
         fused: Mapping[str, FusedTensors],
         replicated: bool,
         frozen: Sequence[ParameterShard] = (),
+        average: AverageConfig | None = None,
     ):
         """Initialize the optimizer's state with zeros for each state key of each master.
 
@@ -102,13 +103,17 @@ class Partition:
             masters: every master of this rank, even one that is all padding, with its group's state keys.
             replicated: True if every rank holds all of the state and saves a share of it.
             frozen: parameters that are not trained, whole on every rank, each in a tensor of its own.
+            average: of the masters, kept beside them; it begins with their values.
         """
         self.shards, self.frozen = list(shards), list(frozen)
         self.replicated = replicated
         self.optimizer = optimizer
         self.num_updates: int | Tensor = 0
         self.master_weights = list(masters)
-        self._kinds = {master: ("weight", *keys) for master, keys in masters.items()}
+        self._average = average
+        self._averages = {} if average is None else {master: master.detach().clone() for master in masters}
+        more = () if average is None else (AVERAGE,)
+        self._kinds = {master: ("weight", *keys, *more) for master, keys in masters.items()}
         self._kinds |= {shard.master: ("weight",) for shard in self.frozen}
         for master, keys in masters.items():
             # One step counter each: torch increments it in place, so a shared one would be incremented repeatedly.
@@ -155,9 +160,44 @@ class Partition:
                 values = drawn[i] if i in drawn else read(kind, shard.name, shard.start, shard.stop)
                 shard.view(self._tensor(shard.master, kind)).copy_(values)
 
+        if updates is None:
+            for master, average in self._averages.items():
+                average.copy_(master)
+
+    @torch.no_grad()
+    def update_average(self, made: Tensor | None = None) -> None:
+        """Let the masters count in the moving average, if there is one; called after `num_updates` is increased.
+
+        made: 1 if the device has decided to update, else 0 (default: it was decided on the host, and updated).
+        """
+        if self._average is None:
+            return
+        decay, every = self._average.decay, self._average.every
+        if made is None:
+            if self.num_updates % every == 0:
+                share = (1 - decay) / (1 - decay ** int(self.num_updates // every))
+                torch._foreach_lerp_(list(self._averages.values()), list(self._averages), share)
+            return
+        count = torch.as_tensor(self.num_updates).double()  # nothing is read on the host
+        counts = made * (count % every == 0)
+        weight = (counts * (1 - decay) / (1 - decay ** (count / every).clamp(min=1))).float()
+        steps = torch._foreach_sub(list(self._averages), list(self._averages.values()))
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(list(self._averages.values()), steps)
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchange the masters and their moving average."""
+        for master, average in self._averages.items():
+            held = master.detach().clone()
+            master.copy_(average)
+            average.copy_(held)
+
     def _tensor(self, master: Tensor, kind: str) -> Tensor:
         if kind == "weight":
             return master
+        if kind == AVERAGE:
+            return self._averages[master]
         state: Tensor = self.optimizer.state[master][kind]
         return state
 

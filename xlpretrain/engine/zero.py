@@ -102,7 +102,7 @@ class ZeroEngine(Engine):
         named = dict(model.named_parameters())
         frozen = optimizer.freeze(named)
         state_keys = {name: optimizer.state_keys(name, p.shape) for name, p in named.items() if name not in frozen}
-        self.kinds = {name: ("weight", *state_keys.get(name, ())) for name in named}
+        self.kinds = optimizer.kinds(self.shapes)
         copies = {name: _copy_of_first_rank(parameter, device) for name, parameter in frozen.items()}
         self._frozen = [(parameter, copies[name]) for name, parameter in frozen.items()]
         names = {named[name]: name for name in state_keys}
@@ -144,6 +144,7 @@ class ZeroEngine(Engine):
             fused=tensors,
             replicated=self._stage == 0,
             frozen=[ParameterShard(copy, 0, name, 0, copy.numel()) for name, copy in copies.items()],
+            average=optimizer.average,
         )
         self._engine.train()
 
@@ -172,7 +173,9 @@ class ZeroEngine(Engine):
         if self._stage == 0:
             return torch.tensor(self._step_0(), dtype=torch.float64)
         self._engine.step()
-        self._state.num_updates += self._engine.was_step_applied()  # DeepSpeed has read the norm to decide on it
+        if self._engine.was_step_applied():  # DeepSpeed has read the norm to decide on it
+            self._state.num_updates += 1
+            self._state.update_average()
         norm = self._engine.get_global_grad_norm()
         # Its own tensor, since DeepSpeed's may be a buffer that it uses again.
         return norm.detach().double() if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
@@ -185,6 +188,7 @@ class ZeroEngine(Engine):
         if norm < float("inf"):
             self._engine.step()
             self._state.num_updates += 1
+            self._state.update_average()
         else:
             self._engine.zero_grad()
         return norm

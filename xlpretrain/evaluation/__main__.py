@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--num-streams", type=int)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--weights", choices=("trained", "average"), default="trained")
     parser.add_argument("--recl", action="store_true")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--to", type=Path)
@@ -80,7 +81,9 @@ def _score_once(
     from xlpretrain import distributed
     from xlpretrain.evaluation.loaded_run import LoadedRun
 
-    run = LoadedRun.load(RunDir(options.runs[0]), device=device, moved=options.moved, dtype=dtype)
+    run = LoadedRun.load(
+        RunDir(options.runs[0]), device=device, moved=options.moved, dtype=dtype, weights=options.weights
+    )
     config = settings.of(run.config, mem_len=settings.mem_lens[0], clamp_len=settings.clamp_lens[0])
     started = time.perf_counter()
     found = run.evaluate(options.data, config=config)
@@ -99,7 +102,9 @@ def _score_curves(
     from xlpretrain.evaluation import memory_curve
     from xlpretrain.tracking.printing import AnswerConsole
 
-    curves = memory_curve.measure_curves(options.runs, settings, device=device, dtype=dtype, moved=options.moved)
+    curves = memory_curve.measure_curves(
+        options.runs, settings, device=device, dtype=dtype, moved=options.moved, weights=options.weights
+    )
     trouble: XLPretrainError | None = None
     if distributed.rank() == 0:
         recl = memory_curve.context_lengths(curves) if options.recl else {}

@@ -52,15 +52,17 @@ class LoadedRun:
         step: int | None = None,
         dtype: torch.dtype | None = None,
         moved: Sequence[str] = (),
+        weights: str = "trained",
     ) -> LoadedRun:
         """Load the newest intact checkpoint of a run (or the best one, if the run keeps it), or that of `step`.
 
         Args:
             dtype: type of the weights (default: the training precision).
             moved: new locations of its data, such as `data.train=DIR`.
+            weights: of the checkpoint: those that were trained, or their moving average.
 
         Raises:
-            CheckpointError: there is no such checkpoint.
+            CheckpointError: there is no such checkpoint, or it has no moving average.
         """
         config = origin.load_config(folder, moved)
         size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
@@ -69,7 +71,7 @@ class LoadedRun:
             source = folder.checkpoints / checkpoint_name(step)
         else:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
-        found = load_weights_into(model, source)
+        found = load_weights_into(model, source, weights)
         return cls(folder, config, model.to(device, dtype or DTYPES[config.engine.precision]).eval(), found, device)
 
     @cached_property

@@ -90,6 +90,7 @@ def measure_curves(
     device: torch.device,
     dtype: torch.dtype | None,
     moved: Sequence[str],
+    weights: str = "trained",
 ) -> list[MemoryCurve]:
     """Evaluate runs with every memory length, loading each once. Every rank must call it.
 
@@ -112,7 +113,7 @@ def measure_curves(
     curves, contents = list[MemoryCurve](), list[str]()
     names = [path.absolute().name for path in runs]
     for path, name in zip(runs, names if len(set(names)) == len(names) else map(str, runs), strict=True):
-        run = LoadedRun.load(RunDir(path), device=device, moved=moved, dtype=dtype)
+        run = LoadedRun.load(RunDir(path), device=device, moved=moved, dtype=dtype, weights=weights)
         contents.append(run.held_out(settings.data).fingerprint)
         curves += _curves_of(run, settings, name)
     results = [result for curve in curves for result in curve.results.values()]

@@ -43,7 +43,23 @@ from xlpretrain.optim.groups import (
 )
 from xlpretrain.schema import Problem, Section, format_problems
 
+AVERAGE = "average"
+"""Kind of state of the moving average of a parameter."""
+
 ParameterView = Literal["elements", "slices", "parameters"]
+
+
+class AverageConfig(Section):
+    """An exponential moving average of the weights, evaluated beside them.
+
+    After update t = 1, 2, ... that counts: average += (1 - decay) / (1 - decay^t) * (weights - average). So the weights
+    after update s have the share decay^(t - s) of the sum of all shares, and initial weights have none.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay rate. The average covers about the last every / (1 - decay) updates."""
+    every: Annotated[int, Field(gt=0)] = 1
+    """Number of updates between two that count."""
 
 
 class OptimizerConfig(Section, ABC):
@@ -66,6 +82,9 @@ class OptimizerConfig(Section, ABC):
     """Shell patterns of parameters that are not trained, such as backbone.embedding.*: they have neither gradient nor
     optimizer state, and do not count in the gradient norm."""
 
+    average: AverageConfig | None = None
+    """Keep a moving average of the weights as state, in fp32 (null: none)."""
+
     parameter_view: ClassVar[ParameterView]
     """The view of parameters that an update needs: single elements; slices of parameters, given by
     `LayerwiseOptimizer.set_parameter_slices`; or whole parameters, which ZeRO stages above 0 do not have and therefore
@@ -74,6 +93,15 @@ class OptimizerConfig(Section, ABC):
     @abstractmethod
     def state_keys(self, name: str, shape: Sequence[int]) -> StateKeys:
         """Names of a parameter's fp32 state tensors, of the parameter's shape, besides the scalar `step`."""
+
+    def kinds(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, ...]]:
+        """Kinds of state that an engine keeps for each parameter: `weight`; if it is trained, its state keys; and
+        `average` if asked for."""
+        frozen, averages = self.frozen_names(shapes), () if self.average is None else (AVERAGE,)
+        return {
+            name: ("weight", *(() if name in frozen else (*self.state_keys(name, shape), *averages)))
+            for name, shape in shapes.items()
+        }
 
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -66,7 +66,7 @@ class MuonConfig(OptimizerConfig):
     (0.2 sqrt(max(A, B)), with which steps are as large as AdamW's, so that its rates and decays fit)."""
     matrices: tuple[Annotated[str, Field(min_length=1)], ...] = ("backbone.layers.*",)
     """Shell patterns of the parameters that Muon updates, if they are matrices; AdamW updates all others."""
-    adamw: AdamWRule = AdamWRule()
+    others: AdamWRule = AdamWRule()
     """AdamW for all other parameters."""
 
     parameter_view: ClassVar[ParameterView] = "slices"
@@ -93,8 +93,8 @@ class MuonConfig(OptimizerConfig):
             raise ConfigError(format_problems("optimizer", [("matrices", problem)]))
         for group in groups:
             if group["state_keys"] != _MOMENTUM:
-                group["lr_factor"] *= self.adamw.lr / self.lr
-                group |= self.adamw.model_dump(include={"betas", "eps", "bias_correction"})
+                group["lr_factor"] *= self.others.lr / self.lr
+                group |= self.others.model_dump(include={"betas", "eps", "bias_correction"})
         return Muon(groups, self)
 
 

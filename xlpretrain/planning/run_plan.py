@@ -250,8 +250,9 @@ def _totals(config: RunConfig, data: DataSplits | None, model: PretrainingModel,
 def checkpoint_bytes(config: RunConfig, model: PretrainingModel) -> int:
     """Size of a checkpoint: fp32 weights and optimizer state, and the streams' memories."""
     state = 0
+    kinds = config.optimizer.kinds({name: parameter.shape for name, parameter in model.named_parameters()})
     for name, parameter in model.named_parameters():
-        state += 4 * parameter.numel() * (1 + len(config.optimizer.state_keys(name, parameter.shape)))
+        state += 4 * parameter.numel() * len(kinds[name])
     with torch.device("meta"):
         memory = model.backbone.empty_memory(config.global_batch_size, config.model.mem_len)
     return state + int(memory.numel()) * (2 if config.engine.precision == "bf16" else 4)

@@ -226,8 +226,9 @@ def _update(config: RunConfig, model: PretrainingModel) -> dict[Operation, int]:
     A layer-wise optimizer writes its step and reads it twice, for its norm and to apply it, and the weights once more.
     """
     moved = 0
+    kinds = config.optimizer.kinds({name: parameter.shape for name, parameter in model.named_parameters()})
     for name, parameter in model.named_parameters():
-        state = 1 + len(config.optimizer.state_keys(name, parameter.shape))
+        state = len(kinds[name])
         layerwise = 4 * _FP32 if config.optimizer.parameter_view == "slices" else 0
         weights = DTYPES[config.engine.precision].itemsize if config.engine.precision != "fp32" else 0
         moved += parameter.numel() * (4 * _FP32 + 2 * state * _FP32 + layerwise + weights)

@@ -147,7 +147,7 @@ def _build(
         for difference in restored.differences:
             recorder.print(f"not the checkpoint's layout, so results match only within rounding: {difference}")
     elif config.init_from is not None:
-        fresh = load_weights(config.init_from, engine)
+        fresh = load_weights(config.init_from, engine, config.init_weights)
         recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     loader = Loader(
         SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)

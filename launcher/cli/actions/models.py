@@ -19,9 +19,9 @@ from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.run_dir.layout import RunDir
 
 
-def export(run: Path, to: Path, *, step: int | None, force: bool) -> None:
+def export(run: Path, to: Path, *, step: int | None, force: bool, weights: str) -> None:
     """Export a run's model for transformers and print how to load it. Raises `XLPretrainError`."""
-    loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force)
+    loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force, weights=weights)
     print(f"{to}: load it in transformers with {loader.replace('DIR', repr(str(to)))}")
 
 
@@ -64,7 +64,9 @@ def average(run: Path, *, last: int | None, steps: str | None, name: str, runs_d
     print(f"{folder.path}: mean of the weights of steps {', '.join(f'{step:,}' for step in found)}")
 
 
-def generate(run: Path, prompt: str | None, *, step: int | None, precision: str | None, **sampling: Any) -> None:
+def generate(
+    run: Path, prompt: str | None, *, step: int | None, precision: str | None, weights: str, **sampling: Any
+) -> None:
     """Print a prompt and its continuation. Raises `XLPretrainError`.
 
     Args:
@@ -72,11 +74,12 @@ def generate(run: Path, prompt: str | None, *, step: int | None, precision: str 
         prompt: text to continue; None: standard input.
         step: checkpoint to use; None: the newest.
         precision: type of the weights; None: as trained.
+        weights: those that were trained, or their moving average.
         sampling: passed to `LoadedRun.generate`.
     """
     if prompt is None:
         prompt = _read_prompt()
-    print(prompt + xlpretrain.load(run, step=step, precision=precision).generate(prompt, **sampling))
+    print(prompt + xlpretrain.load(run, step=step, precision=precision, weights=weights).generate(prompt, **sampling))
 
 
 def _read_prompt() -> str:

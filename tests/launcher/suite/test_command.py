@@ -132,7 +132,7 @@ def test_a_suite_killed_and_interrupted_ends_with_a_whole_table(tmp_path: Path, 
     command = ("suite", source, "--suite", suite, "--to", out, "--nproc", 1)
     first = start(*command)
     place = out / "run@0" / "cls-seed-1"
-    while not (place / "metrics.jsonl").exists():
+    while not list((place / "checkpoints").glob("step-*")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.kill()  # its worker saves and exits
@@ -144,7 +144,8 @@ def test_a_suite_killed_and_interrupted_ends_with_a_whole_table(tmp_path: Path, 
         assert second.poll() is None, second.communicate()
         time.sleep(0.05)
     second.send_signal(2)
-    _, err = finish(second, expect=75)
+    printed, err = finish(second, expect=75)
+    assert "failed" not in printed, printed + place.with_name("cls-seed-1.log").read_text()
     assert re.search(r"stopped by SIGINT: (1 job is|2 jobs are) left; rerun the command to continue", err)
     assert _rows(out)["pairs", "", "run@0"]["state"] == "unfinished"
     done = place.with_name("cls-seed-1.json").stat().st_mtime_ns

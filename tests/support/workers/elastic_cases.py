@@ -61,7 +61,7 @@ RECIPES["muon"] = {
     "optimizer": {
         "type": "muon",
         "lr": 0.02,
-        "adamw": {"lr": 3e-3},
+        "others": {"lr": 3e-3},
         "orthogonalize_in": "fp32",
         "layer_decay": 0.8,
         "frozen": ["*.layers.0.attention.*", "head.output.bias"],

@@ -42,7 +42,7 @@ MUON = MuonConfig(
     grad_clip=0.5,
     orthogonalize_in="fp32",
     matrices=("backbone.mix.*",),
-    adamw=AdamWRule(lr=1.5e-3),
+    others=AdamWRule(lr=1.5e-3),
 )
 FROZEN = ("backbone.embedding.*", "backbone.norm.weight")
 FROZEN_NAMES = ("backbone.embedding.weight", "backbone.norm.weight")
@@ -266,7 +266,6 @@ DEFAULT = {
     "two_rules": (two_rules, _pick("zero 1 fp32", "zero 2 bf16") | MANY_SUB_GROUPS),
     "frozen": (frozen, _pick("zero 1 fp32", "zero 3 bf16, all sharded")),
     "muon": (muon, _pick("zero 2 fp32") | MANY_SUB_GROUPS),
-    "muon_on_albert": (muon_on_albert, _pick("zero 3 fp32")),
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
     "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
@@ -288,7 +287,6 @@ FULL = {
     "on_gpus": (on_gpus, _pick("zero 1 fp32", "zero 2 fp32", "zero 1 bf16")),
     "two_rules": (two_rules, ALL | MANY_SUB_GROUPS),
     "muon": (muon, FP32 | MANY_SUB_GROUPS),
-    "muon_on_albert": (muon_on_albert, FP32),
 }
 MUON_CASES = {
     "muon": (muon, FP32 | MANY_SUB_GROUPS),

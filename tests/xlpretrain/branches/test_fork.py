@@ -198,5 +198,5 @@ def test_parameters_may_be_frozen_but_have_no_state_to_go_on_with_afterwards(tru
     child = forked(trunk, "optimizer.frozen=[backbone.embedding.*]", step=4)
     resume(child)
     error = refusal(child, "optimizer.frozen=[]", step=6, name="grandchild")
-    assert "has no exp_avg of backbone.embedding.weight" in error
+    assert "has no exp_avg of backbone.embedding." in error
     assert forked(child, step=6, name="grandchild").read_branch().changed == {}

@@ -138,16 +138,13 @@ def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Nu
 
 
 def _check_muon(measured: Numbers) -> None:
-    expected, on_albert = muon(FP32["plain fp32"]), muon_on_albert(FP32["plain fp32"])
+    expected = muon(FP32["plain fp32"])
     for name, found in measured["muon"].items():
         assert len(found["losses"]) == 20
         assert _largest_difference(found["losses"], expected["losses"]) < 1e-4, name
-        for values in found["singular values"]:  # without the iteration the smallest are thousandths of the largest
+        for values in found["singular values"]:  # without the iteration: from 0.02 to 0.49
             assert len(values) == 17 and min(values) > 0.6 and max(values) < 1.3, (name, values)
-    for name, found in measured["muon_on_albert"].items():
-        assert _largest_difference(found["losses"], on_albert["losses"]) < 1e-4, name
-        assert found["groups"] == on_albert["groups"], name
-    # Seen as one matrix, the three of the fused weight make other steps.
+    # The three matrices of the fused weight are updated like three parameters.
     separate = muon(FP32["plain fp32"], fused=False)
     assert _largest_difference(separate["losses"], expected["losses"]) < 1e-4
 
@@ -157,11 +154,17 @@ def test_muon_on_any_partition_is_that_of_whole_matrices(measured: Numbers, alon
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("nproc", [2, 3])
 def test_muon_is_the_same_on_two_and_three_ranks_and_close_in_bf16(alone: Numbers, tmp_path: Path, nproc: int) -> None:
-    torchrun("engine_cases.py", tmp_path / "measured.json", "muon", nproc=nproc)
+    torchrun("engine_cases.py", tmp_path / "measured.json", "muon", nproc=nproc, timeout_s=700)
     found = json.loads((tmp_path / "measured.json").read_text())
     _check_muon(found)
+    on_albert = muon_on_albert(FP32["plain fp32"])
+    assert len(found["muon_on_albert"]) >= 5
+    for name, shared in found["muon_on_albert"].items():
+        assert _largest_difference(shared["losses"], on_albert["losses"]) < 1e-4, name
+        assert shared["groups"] == on_albert["groups"], name
     expected = [loss for loss, _ in muon_in_bf16(FP32["plain fp32"])["losses"]]
     assert len(found["muon_in_bf16"]) >= 10
     for name, rounded in found["muon_in_bf16"].items():

@@ -297,6 +297,7 @@ def test_it_resumes_in_every_bit_and_several_seeds_have_a_mean_and_a_spread(tmp_
     files = _files(tmp_path, pairs=True)
     options = ["--train", files["train"], "--valid", files["valid"], "--runs-dir", tmp_path / "runs", "--nproc", 2]
     changes = [*PLAIN, "optimizer.lr=0.01", "max_steps=40", "schedule.warmup_steps=5", "eval.every_steps=5"]
+    changes += ["optimizer.layer_decay=0.9", 'optimizer.frozen=["backbone.embedding.positions.*"]']
     command = ["finetune", source.path, *options, *changes, "checkpoint.every_steps=5", "--name"]
     run(*command, "whole")
     process = start(*command, "killed")

@@ -73,7 +73,7 @@ def test_matrices_are_updated_as_by_torch_in_every_bit(options: dict[str, Any]) 
 
 
 def test_a_run_under_plain_is_one_of_torchs_muon_and_adamw_in_every_bit(one_process: None) -> None:
-    optimizer = MuonConfig(lr=3e-3, grad_clip=0.0, matrices=("*.mix.*",), adamw=AdamWRule(lr=1.5e-3))
+    optimizer = MuonConfig(lr=3e-3, grad_clip=0.0, matrices=("*.mix.*",), others=AdamWRule(lr=1.5e-3))
     run = training(PlainConfig(precision="fp32"), num_streams=5, num_micro_batches=1, optimizer=optimizer)
     twin, scales = tiny_model(), LossTermScales(WEIGHTS)
     others = {name: p for name, p in twin.named_parameters() if name != "backbone.mix.weight"}
@@ -154,7 +154,7 @@ def test_matrices_of_layers_have_momentum_and_everything_else_has_moments() -> N
         "backbone.layers.0.segments": (2, 2, 4),
         "head.weight": (7, 4),
     }
-    config = MuonConfig(lr=0.02, adamw=AdamWRule(lr=0.005), layer_decay=0.5)
+    config = MuonConfig(lr=0.02, others=AdamWRule(lr=0.005), layer_decay=0.5)
     optimizer = config.build({name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()})
     found = {n: (g["state_keys"][0], g["lr_factor"]) for g in optimizer.param_groups for n in g["names"]}
     assert found == {
@@ -193,11 +193,11 @@ def test_patterns_without_a_matrix_are_refused(patterns: list[str], problem: str
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"momentum": 1.0}, {"ns_steps": 0}, {"adjust_lr_fn": "none"}, {"orthogonalize_in": "fp16"}, {"adamw.lr": 0.0}],
+    [{"momentum": 1.0}, {"ns_steps": 0}, {"adjust_lr_fn": "none"}, {"orthogonalize_in": "fp16"}, {"others.lr": 0.0}],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     key, value = next(iter(wrong.items()))
-    given = {"adamw": {"lr": value}} if key == "adamw.lr" else wrong
+    given = {"others": {"lr": value}} if key == "others.lr" else wrong
     with pytest.raises(ConfigError, match=f"optimizer.{key}"):
         schema.validate(Holder, {"optimizer": {"type": "muon", **given}}, "test")
     holder = Holder(optimizer=MuonConfig())

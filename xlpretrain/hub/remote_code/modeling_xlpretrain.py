@@ -274,10 +274,11 @@ class _XLPretrainForTask(XLPretrainModel):
         given: tokens [B, T], attention mask and segments, or None.
         """
         if getattr(self.config, "part_len", None):
-            return self.head(self._read_parts(*given), given[1]), {}
+            hidden = self._read_parts(*given)
+            return self.head(hidden, given[1]), {"last_hidden_state": hidden}
         read = self._read((*given, self.backbone.empty_memory(len(given[0]), 0)), hidden_states, attentions)
-        layers = {"hidden_states": read.hidden_states, "attentions": read.attentions}
-        return self.head(read.hidden, given[1]), layers
+        layers = {name: getattr(read, name) for name in ("hidden_states", "attentions")}
+        return self.head(read.hidden, given[1]), {"last_hidden_state": read.hidden, **layers}
 
     def _read_parts(self, tokens: Tensor, valid: Tensor | None, segments: Tensor | None) -> Tensor:
         """The hidden states [B, T, D] of texts read in parts of `part_len` tokens, each with the memory of those before
@@ -360,6 +361,7 @@ class XLPretrainAnswer(ModelOutput):
     loss: Tensor | None = None
     start_logits: Tensor | None = None
     end_logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 

@@ -7,7 +7,7 @@ parameters, N ranks; a parameter of several modules counts once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,15 +88,21 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
     options = dict(options_on_gpus(engine.actual_stage, num_ranks=num_ranks)) if device == "cuda" else {}
     options |= engine.deepspeed.get("zero_optimization", {})
     if engine.actual_stage == 0:
-        return _stage_0(sizes, num_ranks)
-    if engine.actual_stage == 3:
-        return _stage_3(sizes, num_ranks, options, device)
-    return _stage_1_2(sizes, num_ranks, options, device, stage=engine.actual_stage)
+        state = _stage_0(sizes, num_ranks)
+    elif engine.actual_stage == 3:
+        state = _stage_3(sizes, num_ranks, options, device)
+    else:
+        state = _stage_1_2(sizes, num_ranks, options, device, stage=engine.actual_stage)
+    if device != "cpu":
+        return state
+    copies = FP32 * (sizes.total - sizes.elements)  # of frozen parameters, on the host
+    return replace(state, held={**state.held, "master weights": state.held["master weights"] + copies})
 
 
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
     groups = config.optimizer.parameter_groups(dict(model.named_parameters()))
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    averages = int(config.optimizer.average is not None)
     step = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
         step = FP32 * max((n for n, g in zip(in_groups, groups, strict=True) if g["params"][0].ndim > 1), default=0)
@@ -106,7 +112,7 @@ def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
         total=sum(parameter.numel() for parameter in model.parameters()),
         largest=max((parameter.numel() for parameter in model.parameters()), default=0),
         groups=in_groups,
-        state=FP32 * sum(len(group["state_keys"]) * n for n, group in zip(in_groups, groups, strict=True)),
+        state=FP32 * sum((len(group["state_keys"]) + averages) * n for n, group in zip(in_groups, groups, strict=True)),
         step=step,
         weight=DTYPES[config.engine.precision].itemsize,
         gradient=DTYPES[config.engine.grad_dtype].itemsize,

@@ -52,7 +52,8 @@ def build_callbacks(
     found["damaged_samples"] = DamagedSamples(context, damage)
     found["spike_rollback"] = SpikeRollback(context)
     if data.valid is not None:
-        found["evaluation"] = Evaluation(context, EvalTask.of_run(config, data.valid, data.tokenizer))
+        task, averaged = EvalTask.of_run(config, data.valid, data.tokenizer), config.optimizer.average is not None
+        found["evaluation"] = Evaluation(context, task, averaged=engine.averaged if averaged else None)
     if probe is not None and config.eval.probe is not None:
         found["probe"] = ProbeCallback(context, probe, engine, every_steps=config.eval.probe.every_steps)
     found["best_checkpoint"] = BestCheckpoint(context)

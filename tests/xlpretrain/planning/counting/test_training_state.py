@@ -13,6 +13,7 @@ from xlpretrain.planning.counting.training_state import state_memory
 
 MODEL = {"type": "bert", "num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 256, "max_positions": 40}
 ADAMW, LAMB = {"type": "adamw"}, {"type": "lamb"}
+FROZEN = {"type": "muon", "frozen": ["backbone.embedding.*", "backbone.layers.0.*"]}
 
 
 def tensor_bytes() -> int:
@@ -28,11 +29,13 @@ def tensor_bytes() -> int:
     [
         ({"type": "plain", "precision": "bf16"}, LAMB),
         ({"type": "plain", "precision": "fp32"}, ADAMW),
+        ({"type": "plain", "precision": "bf16"}, FROZEN),
         pytest.param({"zero_stage": 0, "precision": "fp32"}, ADAMW, marks=pytest.mark.full),
         pytest.param({"zero_stage": 1, "precision": "fp32"}, ADAMW, marks=pytest.mark.full),
         pytest.param({"zero_stage": 1}, ADAMW, marks=pytest.mark.full),
         pytest.param({"zero_stage": 2}, LAMB, marks=pytest.mark.full),
         pytest.param({"zero_stage": 3}, ADAMW, marks=pytest.mark.full),
+        pytest.param({"zero_stage": 3}, FROZEN, marks=pytest.mark.full),
     ],
     ids=lambda value: "-".join(str(each) for each in value.values()),
 )
@@ -70,3 +73,17 @@ def test_tied_weights_count_once_and_lamb_needs_a_step():
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
     assert state.update == 4 * matrices
     assert state.saved == 12 * total // 3
+
+
+def test_muon_needs_a_matrix_or_if_sliced_a_group_of_them():
+    plain, sliced = (
+        state_memory(config, config.build_model(VOCAB), num_ranks=2, device="cuda").update
+        for config in (
+            planned_config("bert", model=MODEL, engine=engine, optimizer={"type": "muon"})
+            for engine in ({"type": "plain"}, {"zero_stage": 3})
+        )
+    )
+    largest, matrices = 64 * 256, 2 * (4 * 64 * 64 + 2 * 64 * 256)
+    assert plain == (4 + 5 * 2) * largest
+    gradient = 4 * matrices  # in fp32, which stage 3 makes
+    assert 2 * sliced == gradient + (4 + 3 * 2) * matrices + 4 * 2 * largest
