@@ -27,6 +27,7 @@ from xlpretrain.objectives.tasks.answer import Answering
 from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.objectives.tasks.choose import Choosing
 from xlpretrain.objectives.tasks.classify import Classification
+from xlpretrain.objectives.tasks.multilabel import MultilabelClassification
 from xlpretrain.objectives.tasks.regress import Regression
 from xlpretrain.objectives.tasks.tag import Tagging
 
@@ -48,6 +49,7 @@ OBJECTIVE_KEYS = {
     "classify, first": Classification(**LABELS, layout="cls_first"),
     "classify, last": Classification(**LABELS, layout="cls_last"),
     "classify, mean": Classification(**LABELS, layout="document"),
+    "multilabel": MultilabelClassification(**LABELS, layout="cls_first"),
     "regress": Regression(seq_len=16, layout="cls_first"),
     "tag": Tagging(seq_len=16, tags=("no", "yes"), layout="cls_first"),
     "choose": Choosing(seq_len=16, num_choices=2, layout="cls_first"),

@@ -156,7 +156,13 @@ def _expected_weights(name: str, module: torch.nn.Module, model: str, head: str)
     ("model", "head"), [(m, h) for m in MODELS for h in OBJECTIVES if OBJECTIVES[h].requires <= MODELS[m].provides]
 )
 def test_every_fresh_weight_has_the_spread_that_init_std_says(model: str, head: str):
-    own = {"classify": {"labels": ["a", "b", "c"]}, "tag": {"tags": ["a", "b"]}, "choose": {"num_choices": 2}}
+    labels = {"labels": ["a", "b", "c"]}
+    own = {
+        "classify": labels,
+        "multilabel": labels,
+        "tag": {"tags": ["a", "b"]},
+        "choose": {"num_choices": 2},
+    }
     own |= {"answer": {"max_question": 8}}
     is_task = issubclass(OBJECTIVES[head], Task)
     keys = {**own.get(head, {}), "layout": "cls_first"} if is_task else SMALL.get(head, {})
