@@ -3,8 +3,8 @@
     python -m benchmarks.plan_time [--only TEXT]
 
 For each case the CPU is calibrated, then that many ranks with one thread each take a few steps; all in processes of
-their own. Measured are the time of a step on the clock and its processor time, which other programs disturb little; both
-are the fastest of the steps, on the slowest rank. The error is that of the plan against the clock.
+their own. Measured are the time of a step on the clock and its processor time, which other programs disturb little;
+both are the fastest of the steps, on the slowest rank. The error is that of the plan against the clock.
 """
 
 from __future__ import annotations

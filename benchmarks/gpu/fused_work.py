@@ -64,7 +64,7 @@ class FusedWork:
         """Kernels of the forward and of the backward operator."""
         launches = (self.in_band > 0) + (self.in_memory > 0)
         before, after = self._products()
-        distances = 3 if self.in_band else 0  # a program, a sum, and the rounding of the sum
+        distances = 2 if self.in_band else 0  # the gradient in parts, and their sum
         return launches + before.total, launches + 1 + distances + before.total + after.total
 
     def moved(self) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.kernel_table import CARDS, Resources, _usage
-from xlpretrain.models.kernels.fused.layer.operators import ACTIVATION_TILE, SUM_TILE, Tile, head_tile, norm_tile
+from xlpretrain.models.kernels.fused.launch import SUM_COLUMNS, SUM_ROWS, SUM_WARPS
+from xlpretrain.models.kernels.fused.layer.operators import ACTIVATION_TILE, Tile, head_tile, norm_tile
 
 WIDTHS = (512, 768, 1024, 4096)
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
@@ -34,7 +35,7 @@ def cases() -> Iterator[tuple[str, str, Tile, Mapping[str, Any]]]:
     for head in HEADS:
         for program in ("bias_queries", "bias_queries_backward"):
             yield program, str(head), head_tile(head), {"H": head, "SEGMENTS": True}
-    yield "column_sums", "any", SUM_TILE, {}
+    yield "column_sums", "any", Tile(SUM_ROWS, SUM_COLUMNS, SUM_WARPS), {}
 
 
 def compiled(program: str, tile: Tile, constants: Mapping[str, Any], *, capability: int, dtype: str) -> Resources:
@@ -43,9 +44,10 @@ def compiled(program: str, tile: Tile, constants: Mapping[str, Any], *, capabili
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from xlpretrain.models.kernels.fused import programs as of_attention
     from xlpretrain.models.kernels.fused.layer import programs
 
-    function = getattr(programs, program)
+    function = getattr(programs, program, None) or getattr(of_attention, program)
     settings = {**constants, "BR": tile.rows, "BC": tile.columns}
     signature, attributes = {}, {}
     for index, name in enumerate(function.arg_names):

@@ -67,7 +67,7 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
         found += config.objective.data_problems(manifest)
         found += config.model.data_problems(num_segments=config.objective.num_segments(manifest))
     found = list(dict.fromkeys(found))
-    if config.optimizer.groups or config.optimizer.layer_decay is not None:
+    if config.optimizer.uses_names:
         names = config.parameter_names(train.vocabulary.size)
         found += [(f"optimizer.{path}", what) for path, what in config.optimizer.name_problems(names)]
     if config.data.type == "corpus":

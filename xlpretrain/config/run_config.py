@@ -126,9 +126,14 @@ class RunConfig(Section):
         return RunDir(self.runs_dir / self.name)
 
     def build_model(self, vocab_size: int) -> PretrainingModel:
-        """Build backbone and head with weights initialized from torch's global generator, in fp32."""
+        """Build backbone and head with weights initialized from torch's global generator, in fp32.
+
+        Parameters that the optimizer freezes require no gradient.
+        """
         backbone = self.model.build(vocab_size)
-        return PretrainingModel(backbone, self.objective.head(backbone))
+        model = PretrainingModel(backbone, self.objective.head(backbone))
+        self.optimizer.freeze(dict(model.named_parameters()))
+        return model
 
     def parameter_names(self, vocab_size: int) -> list[str]:
         """Names of the model's parameters, tied ones once; no memory is taken for them."""

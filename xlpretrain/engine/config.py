@@ -182,8 +182,8 @@ class EngineConfig(Section, ABC):
         """
         if self.slices_parameters and optimizer.parameter_view == "parameters":
             problem = (
-                f"{optimizer.type} needs whole parameters, but {self._named()} has only slices of them; use adamw or"
-                " lamb, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
+                f"{optimizer.type} needs whole parameters, but {self._named()} has only slices of them; use adamw,"
+                " lamb or muon, or engine.type plain, or engine.zero_stage 0 with engine.precision fp32"
             )
             raise ConfigError(format_problems("engine", [("optimizer.type", problem)]))
         if self.deterministic:

@@ -37,37 +37,42 @@ class PlainEngine(Engine):
         self._scales = LossTermScales(weights)
         self._max_norm = optimizer.grad_clip
         named = dict(model.named_parameters())
+        frozen = optimizer.freeze(named)
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
-        state_keys = {name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items()}
-        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
-        self._parameters = list(named.values())
+        state_keys = {
+            name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items() if name not in frozen
+        }
+        self.kinds = {name: ("weight", *state_keys.get(name, ())) for name in named}
         if dist.get_world_size() > 1:
-            for parameter in self._parameters:
+            for parameter in named.values():
                 dist.broadcast(parameter.data, src=0)
-        if precision == torch.float32:
-            self._masters = list(self._parameters)
-        else:
-            self._masters = [torch.nn.Parameter(p.detach().clone()) for p in self._parameters]
-            for parameter in self._parameters:
+        masters = dict(named)
+        if precision != torch.float32:
+            masters = {name: torch.nn.Parameter(p.detach().clone()) for name, p in named.items()}
+            for parameter in named.values():
                 parameter.data = parameter.data.to(precision)
+        self._frozen = [(parameter, masters[name]) for name, parameter in frozen.items()]
+        self._parameters = [named[name] for name in state_keys]
+        self._masters = [masters[name] for name in state_keys]
 
         self._flat = torch.zeros(sum(p.numel() for p in self._parameters), dtype=grad_dtype, device=device)
         self._gradients = self._views(self._flat)
         self._unwritten: set[int] = set()
         for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
-        masters = dict(zip(named, self._masters, strict=True))
         self._optimizer = optimizer.build(masters)
         # torch's convention for optimizers that take `found_inf`, and with 1 change nothing.
         takes_found_inf = getattr(self._optimizer, "_step_supports_amp_scaling", False)
         self._decides_on_device = device.type != "cpu" and takes_found_inf
-        self.groups = summarize_groups(self._optimizer, {m: name for name, m in masters.items()}, state_keys)
+        self.groups = summarize_groups(self._optimizer, {masters[name]: name for name in state_keys}, state_keys)
+        shards = {name: ParameterShard(master, 0, name, 0, master.numel()) for name, master in masters.items()}
         self._state = Partition(
-            [ParameterShard(master, 0, name, 0, master.numel()) for name, master in masters.items()],
+            [shards[name] for name in state_keys],
             self._optimizer,
-            {master: state_keys[name] for name, master in masters.items()},
+            {masters[name]: keys for name, keys in state_keys.items()},
             fused=fused_tensors(model),
             replicated=True,
+            frozen=[shards[name] for name in frozen],
         )
 
     def start_step(self, counts: Mapping[str, int]) -> None:
@@ -114,7 +119,7 @@ class PlainEngine(Engine):
         if norm < float("inf"):
             self._optimizer.step()
             self._state.num_updates += 1
-            self._copy_to_model()
+            self._copy_masters()
         return torch.tensor(norm, dtype=torch.float64)
 
     def _step_on_device(self, flat: Float[Tensor, " N"]) -> Float64[Tensor, ""]:
@@ -124,7 +129,7 @@ class PlainEngine(Engine):
         self._optimizer.step()
         self._optimizer.found_inf = None  # type: ignore[attr-defined]
         self._state.num_updates = self._state.num_updates + clipped.is_finite
-        self._copy_to_model()
+        self._copy_masters()
         return clipped.norm
 
     def _views(self, flat: Float[Tensor, " N"]) -> list[Tensor]:
@@ -143,5 +148,11 @@ class PlainEngine(Engine):
 
     @torch.no_grad()
     def _copy_to_model(self) -> None:
+        self._copy_masters()
+        for parameter, master in self._frozen:
+            parameter.copy_(master)  # of itself in fp32
+
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
         if self._parameters[0] is not self._masters[0]:
             torch._foreach_copy_(tuple(self._parameters), tuple(self._masters))

@@ -53,11 +53,13 @@ class ParameterShard:
 
 @dataclass(frozen=True)
 class FusedTensors:
-    """Tensors number `first` to `first + count - 1` of the model, stored in one parameter, of `size` elements each."""
+    """Tensors number `first` to `first + count - 1` of the model, stored in one parameter, of `size` elements and
+    `shape` each."""
 
     first: int
     count: int
     size: int
+    shape: tuple[int, ...]
 
 
 def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
@@ -70,7 +72,8 @@ def fused_tensors(model: nn.Module) -> dict[str, FusedTensors]:
     for name, parameter in model.named_parameters():
         count = getattr(parameter, "num_fused", 1)
         assert parameter.shape[:1].numel() % count == 0, f"{name} of shape {parameter.shape} is not {count} tensors"
-        found[name] = FusedTensors(first, count, parameter.numel() // count)
+        shape = (parameter.shape[0] // count, *parameter.shape[1:]) if parameter.ndim else ()
+        found[name] = FusedTensors(first, count, parameter.numel() // count, shape)
         first += count
     return found
 
@@ -91,19 +94,22 @@ class Partition:
         *,
         fused: Mapping[str, FusedTensors],
         replicated: bool,
+        frozen: Sequence[ParameterShard] = (),
     ):
         """Initialize the optimizer's state with zeros for each state key of each master.
 
         Args:
             masters: every master of this rank, even one that is all padding, with its group's state keys.
             replicated: True if every rank holds all of the state and saves a share of it.
+            frozen: parameters that are not trained, whole on every rank, each in a tensor of its own.
         """
-        self.shards = shards
+        self.shards, self.frozen = list(shards), list(frozen)
         self.replicated = replicated
         self.optimizer = optimizer
         self.num_updates: int | Tensor = 0
         self.master_weights = list(masters)
         self._kinds = {master: ("weight", *keys) for master, keys in masters.items()}
+        self._kinds |= {shard.master: ("weight",) for shard in self.frozen}
         for master, keys in masters.items():
             # One step counter each: torch increments it in place, so a shared one would be incremented repeatedly.
             state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32, device=master.device)}
@@ -120,15 +126,16 @@ class Partition:
 
     def ranges(self) -> list[StateShard]:
         """Live views of the weights and optimizer state that this rank saves."""
+        together = self.shards + self.frozen
         return [
             StateShard(kind, shard.name, shard.start, shard.stop, shard.view(self._tensor(shard.master, kind)))
-            for shard in (_share(self.shards) if self.replicated else self.shards)
+            for shard in (_share(together) if self.replicated else self.shards + _share(self.frozen))
             for kind in self._kinds[shard.master]
         ]
 
     def ranges_to_load(self) -> list[tuple[str, int, int]]:
         """The ranges (name, start, stop) that `load` reads, for each kind of a parameter's state."""
-        return [(shard.name, shard.start, shard.stop) for shard in self.shards]
+        return [(shard.name, shard.start, shard.stop) for shard in self.shards + self.frozen]
 
     @torch.no_grad()
     def load(self, read: ReadRange, updates: int | None, *, fresh: Set[str] = frozenset()) -> None:
@@ -137,12 +144,13 @@ class Partition:
         fresh: parameters that keep their initial values.
         """
         self.num_updates = made = updates or 0
-        drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(self.shards) if shard.name in fresh}
+        shards = self.shards + self.frozen
+        drawn = {i: shard.view(shard.master).clone() for i, shard in enumerate(shards) if shard.name in fresh}
         for master in self.master_weights:
             for kind in self._kinds[master]:
                 self._tensor(master, kind).detach().zero_()
             self.optimizer.state[master]["step"].fill_(made)
-        for i, shard in enumerate(self.shards):
+        for i, shard in enumerate(shards):
             for kind in self._kinds[shard.master] if updates is not None else ("weight",):
                 values = drawn[i] if i in drawn else read(kind, shard.name, shard.start, shard.stop)
                 shard.view(self._tensor(shard.master, kind)).copy_(values)
@@ -159,7 +167,9 @@ def _slices(shard: ParameterShard, tensors: FusedTensors) -> list[TensorSlice]:
     found = []
     for index in range(shard.start // tensors.size, -(-shard.stop // tensors.size)):
         start, stop = max(shard.start, index * tensors.size), min(shard.stop, (index + 1) * tensors.size)
-        found.append(TensorSlice(tensors.first + index, shard.offset + start - shard.start, stop - start))
+        place = shard.offset + start - shard.start
+        within = start - index * tensors.size
+        found.append(TensorSlice(tensors.first + index, place, stop - start, within, tensors.shape))
     return found
 
 

@@ -99,11 +99,15 @@ class ZeroEngine(Engine):
         self._max_norm = optimizer.grad_clip
         self._stage = stage
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        state_keys = {name: optimizer.state_keys(name, shape) for name, shape in self.shapes.items()}
-        self.kinds = {name: ("weight", *keys) for name, keys in state_keys.items()}
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        named = dict(model.named_parameters())
+        frozen = optimizer.freeze(named)
+        state_keys = {name: optimizer.state_keys(name, p.shape) for name, p in named.items() if name not in frozen}
+        self.kinds = {name: ("weight", *state_keys.get(name, ())) for name in named}
+        copies = {name: _copy_of_first_rank(parameter, device) for name, parameter in frozen.items()}
+        self._frozen = [(parameter, copies[name]) for name, parameter in frozen.items()]
+        names = {named[name]: name for name in state_keys}
         tensors = fused_tensors(model)
-        client = optimizer.build({name: parameter for parameter, name in names.items()})
+        client = optimizer.build(named)
         assert isinstance(client, LayerwiseOptimizer) == (optimizer.parameter_view == "slices"), (
             f"{optimizer.type}.parameter_view does not match the optimizer that it builds"
         )
@@ -139,6 +143,7 @@ class ZeroEngine(Engine):
             masters,
             fused=tensors,
             replicated=self._stage == 0,
+            frozen=[ParameterShard(copy, 0, name, 0, copy.numel()) for name, copy in copies.items()],
         )
         self._engine.train()
 
@@ -196,6 +201,10 @@ class ZeroEngine(Engine):
     @torch.no_grad()
     def _copy_to_model(self) -> None:
         zero = self._zero
+        for parameter, copy in self._frozen:
+            # At stage 3 all ranks get what rank 0 writes; at the others there is nothing to gather.
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                parameter.copy_(copy)
         if self._stage in (1, 2):
             zero.update_lp_params()
         elif self._stage == 3:
@@ -207,6 +216,13 @@ class ZeroEngine(Engine):
                 parameter.partition()
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _copy_of_first_rank(parameter: Tensor, device: torch.device) -> Tensor:
+    """Rank 0's values of a parameter in fp32, on the CPU. Every rank must call it."""
+    value = parameter.detach().to(device, copy=True)
+    dist.broadcast(value, src=0)
+    return value.cpu()
 
 
 class _TimedWork:

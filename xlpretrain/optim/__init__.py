@@ -5,12 +5,13 @@ from typing import Annotated
 from xlpretrain.optim.adamw import AdamWConfig
 from xlpretrain.optim.base import OptimizerConfig
 from xlpretrain.optim.lamb import LambConfig
+from xlpretrain.optim.muon import MuonConfig
 from xlpretrain.schema import Registry, TaggedUnion
 
-__all__ = ["OPTIMIZERS", "AdamWConfig", "AnyOptimizer", "LambConfig", "OptimizerConfig"]
+__all__ = ["OPTIMIZERS", "AdamWConfig", "AnyOptimizer", "LambConfig", "MuonConfig", "OptimizerConfig"]
 
 OPTIMIZERS: Registry[OptimizerConfig] = Registry(
-    "optimizer", OptimizerConfig, {"adamw": AdamWConfig, "lamb": LambConfig}
+    "optimizer", OptimizerConfig, {"adamw": AdamWConfig, "lamb": LambConfig, "muon": MuonConfig}
 )
 
 AnyOptimizer = Annotated[OptimizerConfig, TaggedUnion(OPTIMIZERS)]

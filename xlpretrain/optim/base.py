@@ -8,7 +8,8 @@ each master the engine initializes `optimizer.state`: zeros for each state key, 
 updates so far, which the optimizer may increment.
 
 An element-wise optimizer (AdamW) works on masters without changes. A layer-wise one (LAMB) needs norms of whole
-tensors; `LayerwiseOptimizer.set_parameter_slices` gives it the location of each tensor in the masters.
+tensors, one of whole matrices (Muon) assembles them (`whole_tensors.py`); `LayerwiseOptimizer.set_parameter_slices`
+gives them the location of each tensor in the masters.
 
 A tensor is a weight matrix or vector as in the paper. A parameter shared by many layers is one tensor. A parameter that
 stacks several tensors along its first dimension (query, key and value in one matrix) declares it with an attribute:
@@ -20,7 +21,7 @@ stacks several tensors along its first dimension (query, key and value in one ma
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,7 +31,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xlpretrain.errors import ConfigError
-from xlpretrain.optim.groups import OTHERS, GroupConfig, StateKeys, first_matches, layer_factors, pattern_problems
+from xlpretrain.optim.groups import (
+    OTHERS,
+    GroupConfig,
+    StateKeys,
+    first_matches,
+    layer_factors,
+    matching,
+    pattern_problems,
+    unmatched_problems,
+)
 from xlpretrain.schema import Problem, Section, format_problems
 
 ParameterView = Literal["elements", "slices", "parameters"]
@@ -52,6 +62,9 @@ class OptimizerConfig(Section, ABC):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Layer-wise learning-rate decay: this factor is applied once per layer from the head (1) down to the embedding, on
     top of lr_factor (null: none)."""
+    frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Shell patterns of parameters that are not trained, such as backbone.embedding.*: they have neither gradient nor
+    optimizer state, and do not count in the gradient norm."""
 
     parameter_view: ClassVar[ParameterView]
     """The view of parameters that an update needs: single elements; slices of parameters, given by
@@ -72,20 +85,23 @@ class OptimizerConfig(Section, ABC):
     def parameter_groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Non-empty parameter groups for torch, in the order of `groups`, then the rest; in each, matrices first.
 
-        Parameters that differ in any of these are split into separate groups: two dimensions or more (matrices decay),
-        learning-rate factor, and state keys. Keys of a group: `params` and their `names`, the pattern as `label`,
-        `lr_factor`, by which the engine multiplies the scheduled rate, `weight_decay`, and `state_keys`.
+        Frozen parameters are left out. Parameters that differ in any of these are split into separate groups: two
+        dimensions or more (matrices decay), learning-rate factor, and state keys. Keys of a group: `params` and their
+        `names`, the pattern as `label`, `lr_factor`, by which the engine multiplies the scheduled rate, `weight_decay`,
+        and `state_keys`.
 
         Raises:
-            ConfigError: a pattern applies to no parameter, or there are no layers for `layer_decay`.
+            ConfigError: a pattern applies to no parameter, all are frozen, or there are no layers for `layer_decay`.
         """
         names = list(parameters)
         if problems := list(self.name_problems(names)):
             raise ConfigError(format_problems("optimizer", problems))
-        matches = first_matches(self.groups, names)
+        matches, frozen = first_matches(self.groups, names), self.frozen_names(names)
         factors = {} if self.layer_decay is None else layer_factors(names, self.layer_decay)
         found: dict[tuple[int, bool, float, StateKeys], dict[str, Any]] = {}
         for name, parameter in parameters.items():
+            if name in frozen:
+                continue
             rule = matches.get(name, len(self.groups))
             given = self.groups[rule] if name in matches else GroupConfig(match=OTHERS)
             is_vector, factor = parameter.ndim < 2, given.lr_factor * factors.get(name, 1.0)
@@ -106,20 +122,47 @@ class OptimizerConfig(Section, ABC):
             group["names"].append(name)
         return [found[key] for key in sorted(found, key=lambda key: key[:2])]
 
+    def frozen_names(self, names: Iterable[str]) -> set[str]:
+        """The names of parameters that are not trained."""
+        return matching(self.frozen, names)
+
+    def freeze(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Exclude the frozen parameters from gradients, and return them in their order."""
+        names = self.frozen_names(parameters)
+        frozen = {name: parameter for name, parameter in parameters.items() if name in names}
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        return frozen
+
+    @property
+    def uses_names(self) -> bool:
+        """True if some keys refer to a model's parameters, so that `name_problems` may find a problem."""
+        return bool(self.groups or self.frozen) or self.layer_decay is not None
+
     def name_problems(self, names: Sequence[str]) -> Iterator[Problem]:
         """Yield problems of this section for a model with these parameter names; paths are relative to the section."""
-        yield from pattern_problems(self.groups, names)
+        frozen = self.frozen_names(names)
+        yield from unmatched_problems("frozen", self.frozen, names)
+        if frozen.issuperset(names):
+            yield "frozen", f"matches every parameter ({', '.join(self.frozen)}), so nothing is left to train"
+            return
+        yield from pattern_problems(self.groups, names, frozen=frozen)
         if self.layer_decay is not None and not layer_factors(names, self.layer_decay):
             yield "layer_decay", "this model has no parameters named layers.N., which identify its layers; use groups"
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Elements [offset, offset + size) of a flattened master, which belong to tensor number `tensor` of the model."""
+    """Elements [offset, offset + size) of a flattened master, which belong to tensor number `tensor` of the model.
+
+    start: their place in the flattened tensor. shape: that of the whole tensor.
+    """
 
     tensor: int
     offset: int
     size: int
+    start: int = 0
+    shape: tuple[int, ...] = ()
 
     def of(self, tensor: Tensor) -> Tensor:
         """The slice of a master, or of a tensor with its layout."""
@@ -127,7 +170,7 @@ class TensorSlice:
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
-    """An optimizer that needs norms of whole tensors and computes them from slices."""
+    """An optimizer that needs norms of whole tensors, or whole tensors, and computes them from slices."""
 
     @abstractmethod
     def set_parameter_slices(

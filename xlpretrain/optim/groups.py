@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +38,8 @@ class GroupConfig(Section):
     """Shell pattern (`*`, `?`, `[...]`) for whole parameter names, such as backbone.embedding.* or *.bias; `*` also
     matches dots."""
     lr_factor: Annotated[float, Field(ge=0)] = 1.0
-    """Learning rate of the group as a multiple of the scheduled one; 0 freezes its weights."""
+    """Learning rate of the group as a multiple of the scheduled one. With 0 its weights stay, but their gradients and
+    optimizer state are computed; optimizer.frozen saves both."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """Weight decay of the group's matrices (null: optimizer.weight_decay)."""
 
@@ -54,14 +55,32 @@ def first_matches(groups: Sequence[GroupConfig], names: Iterable[str]) -> dict[s
     return found
 
 
-def pattern_problems(groups: Sequence[GroupConfig], names: Sequence[str]) -> Iterator[Problem]:
-    """Yield a problem for each pattern that applies to none of a model's parameter names."""
-    used = set(first_matches(groups, names).values())
+def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """The names that at least one of the shell patterns matches."""
+    wanted = tuple(patterns)
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)}
+
+
+def unmatched_problems(key: str, patterns: Sequence[str], names: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each pattern in the list at `key` that matches none of a model's parameter names."""
+    for index, pattern in enumerate(patterns):
+        if not matching([pattern], names):
+            yield f"{key}.{index}", f"{pattern!r} matches no parameter; {_close_names(pattern, names)}"
+
+
+def pattern_problems(
+    groups: Sequence[GroupConfig], names: Sequence[str], *, frozen: Set[str] = frozenset()
+) -> Iterator[Problem]:
+    """Yield a problem for each pattern that applies to none of a model's parameter names, or to frozen ones alone."""
+    used = set(first_matches(groups, [name for name in names if name not in frozen]).values())
     for index, group in enumerate(groups):
         if index in used:
             continue
         matched = [name for name in names if fnmatchcase(name, group.match)]
-        if matched:
+        if matched and frozen >= set(matched):
+            what = f"every parameter that {group.match!r} matches is frozen ({matched[0]}); remove the group"
+            yield f"groups.{index}.match", what
+        elif matched := [name for name in matched if name not in frozen]:
             earlier = next(g.match for g in groups if fnmatchcase(matched[0], g.match))
             what = f"every parameter that {group.match!r} matches is in an earlier group ({matched[0]}: {earlier!r})"
             yield f"groups.{index}.match", f"{what}; put the narrower pattern first"
@@ -73,6 +92,10 @@ def _close_names(pattern: str, names: Sequence[str]) -> str:
     literal = pattern.strip("*")
     close = [name for name in names if literal and literal in name][:3]
     close = close or difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+    if not close:  # a short pattern: compare its parts
+        parts = {part for name in names for part in name.split(".")}
+        similar = {match for part in pattern.split(".") for match in difflib.get_close_matches(part, parts)}
+        close = [name for name in names if similar & set(name.split("."))][:3]
     return f"close names: {', '.join(close)}" if close else f"this model has {', '.join(names[:3])}, ..."
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -96,7 +98,45 @@ class WSD(Schedule):
         return 1 - fallen * (1 - self.min_lr_ratio)
 
 
+Point = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+class Points(Schedule):
+    """Piecewise linear between given points; constant before the first and after the last."""
+
+    type: Literal["points"] = "points"
+    """Kind of schedule."""
+    points: tuple[Point, ...] = Field(min_length=1)
+    """Pairs [position, rate], in the order of their positions: [[0, 0.01], [0.1, 1], [1, 0]]. The rate is a fraction of
+    the peak rate, and that of the next update; at a position that is given twice it jumps to the second value."""
+    position: Literal["fraction", "step"] = "fraction"
+    """Unit of the positions: fraction (of total_steps), or step (the number of completed updates)."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield unordered points, fractions above 1, and keys that the points replace."""
+        for number, ((before, _), (after, _)) in enumerate(pairwise(self.points), 1):
+            if after < before:
+                yield f"points.{number}", f"must not lie before the point at {before:g}, got {after:g}"
+        if self.position == "fraction" and self.points[-1][0] > 1:
+            last = self.points[-1][0]
+            yield "points", f"must lie within 0 and 1, got {last:g}; for steps, set schedule.position=step"
+        for key in ("warmup_steps", "min_lr_ratio"):
+            if value := getattr(self, key):
+                yield key, f"must be 0 with type points, whose points give all rates, got {value:g}"
+
+    def decay(self, progress: float, step: int) -> float:
+        """Linear between the two points around `progress`, or around `step`."""
+        position = progress if self.position == "fraction" else step
+        after = bisect_right(self.points, position, key=lambda point: point[0])
+        if after in (0, len(self.points)):
+            return self.points[max(0, after - 1)][1]
+        (left, low), (right, high) = self.points[after - 1 : after + 1]
+        return low + (high - low) * (position - left) / (right - left)
+
+
 SCHEDULES: Registry[Schedule] = Registry(
-    "schedule", Schedule, {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD}
+    "schedule",
+    Schedule,
+    {"cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt, "wsd": WSD, "points": Points},
 )
 AnySchedule = Annotated[Schedule, TaggedUnion(SCHEDULES)]

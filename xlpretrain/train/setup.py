@@ -130,7 +130,7 @@ def _build(
         micro_batch_size=config.micro_batch_size,
     )
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
-    _print_groups(recorder, engine)
+    _print_groups(recorder, engine, config)
     if tiles := engine.layout.get("attention_tiles"):
         recorder.print(f"fastest fused attention: {tiles}")
     if device.type == "cuda" and world_size == 1 and config.engine.type == "deepspeed":
@@ -241,8 +241,11 @@ def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -
         recorder.print(f"changed since the last attempt: {key}: {before!r} -> {now!r}")
 
 
-def _print_groups(recorder: Recorder, engine: Engine) -> None:
+def _print_groups(recorder: Recorder, engine: Engine, config: RunConfig) -> None:
     """Print the optimizer's parameter groups, unless they are the usual two (matrices; biases and norms)."""
+    if frozen := config.optimizer.frozen_names(engine.shapes):
+        size = sum(engine.shapes[name].numel() for name in frozen)
+        recorder.print(f"frozen: {len(frozen)} tensors, {size:,} parameters")
     if len(engine.groups) > 2 or any(group.lr_factor != 1 for group in engine.groups):
         for group in engine.groups:
             recorder.print(f"optimizer group {group}")

@@ -56,6 +56,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": {"type": "lamb", "lr": 0.01, "grad_clip": 0.5},
     },
 }
+RECIPES["muon"] = {
+    **RECIPES["transformer_xl"],
+    "optimizer": {
+        "type": "muon",
+        "lr": 0.02,
+        "adamw": {"lr": 3e-3},
+        "orthogonalize_in": "fp32",
+        "layer_decay": 0.8,
+        "frozen": ["*.layers.0.attention.*", "head.output.bias"],
+    },
+}
 RECIPES["dropout"] = {
     **RECIPES["transformer_xl"],
     "model": {**RECIPES["transformer_xl"]["model"], "dropout": 0.1, "attention_dropout": 0.1},

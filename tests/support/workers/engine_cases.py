@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from reference_lamb import albert_model, gated_model
-from tiny_model import WEIGHTS, Training, tiny_batch, training, whole_state
+from tiny_model import WEIGHTS, WIDTH, Training, rate, tiny_batch, training, whole_state
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_rules import TWO_RULES
 
@@ -19,8 +19,9 @@ from xlpretrain.engine.config import DeepSpeedConfig, EngineConfig, PlainConfig,
 from xlpretrain.engine.zero import norm_by_group
 from xlpretrain.errors import exit_rank
 from xlpretrain.models.pretraining_model import PretrainingModel
-from xlpretrain.optim import AdamWConfig, LambConfig, OptimizerConfig
+from xlpretrain.optim import AdamWConfig, LambConfig, MuonConfig, OptimizerConfig
 from xlpretrain.optim.base import TensorSlice
+from xlpretrain.optim.muon import AdamWRule
 
 SHARD_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
@@ -36,6 +37,15 @@ BF16 = {
 }
 ONE_BY_ONE = {"zero_optimization": {"sub_group_size": 1, "stage3_param_persistence_threshold": 0}}
 LAMB = LambConfig(grad_clip=0.5)
+MUON = MuonConfig(
+    lr=3e-3,
+    grad_clip=0.5,
+    orthogonalize_in="fp32",
+    matrices=("backbone.mix.*",),
+    adamw=AdamWRule(lr=1.5e-3),
+)
+FROZEN = ("backbone.embedding.*", "backbone.norm.weight")
+FROZEN_NAMES = ("backbone.embedding.weight", "backbone.norm.weight")
 
 
 def losses(config: EngineConfig, *, steps: int = 20) -> Any:
@@ -64,6 +74,53 @@ def lamb_on_albert(config: EngineConfig) -> Any:
     return _lamb_run(config, albert_model()).steps(0, 20)
 
 
+def muon(config: EngineConfig, *, bf16: bool = False, fused: bool = True) -> Any:
+    """A fused weight of three matrices, and a matrix of one element, which one of two ranks lacks."""
+    optimizer = MUON.model_copy(update={"orthogonalize_in": "bf16"}) if bf16 else MUON
+    run = _run_on(config, gated_model(fused=fused), optimizer)
+    before = whole_state(run.engine)
+    found = run.steps(0, 1)
+    after = whole_state(run.engine)
+    step = sum(
+        after[key] - before[key] for key in after if key[0] == "weight" and key[1].startswith("backbone.mix.weights")
+    )
+    return {"losses": found + run.steps(1, 20), "singular values": _singular_values(step)}
+
+
+def _singular_values(step: torch.Tensor) -> list[list[float]]:
+    """Those of the three matrices of a fused weight's first update, as multiples of the rate."""
+    return [torch.linalg.svdvals(part.view(WIDTH, -1).double() / rate(0)).tolist() for part in step.chunk(3)]
+
+
+def muon_in_bf16(config: EngineConfig) -> Any:
+    return muon(config, bf16=True)
+
+
+def muon_on_albert(config: EngineConfig) -> Any:
+    run = _run_on(config, albert_model(), MUON.model_copy(update={"matrices": ("backbone.layers.*",)}))
+    return {"losses": run.steps(0, 20), "groups": [str(group) for group in run.engine.groups]}
+
+
+def frozen(config: EngineConfig) -> Any:
+    """An embedding, tied to the head, and a vector that stay; gone on with by another engine from the state."""
+    optimizer = AdamWConfig(grad_clip=0.5, frozen=FROZEN)
+    run = training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer)
+    before = whole_state(run.engine)
+    found = run.steps(0, 10)
+    after = whole_state(run.engine)
+    other = training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer, seed=1)
+    other.engine.load_state(lambda kind, name, start, stop: after[kind, name][start:stop], updates=10)
+    other.memory = list(run.memory)
+    return {
+        "losses": found,
+        "moved": sorted(name for (kind, name) in after if not torch.equal(before[kind, name], after[kind, name])),
+        "kinds": {name: list(run.engine.kinds[name]) for name in FROZEN_NAMES},
+        "has gradient": sorted({name for name, p in run.engine.model.named_parameters() if p.requires_grad}),
+        "goes on": other.steps(10, 12),
+        "uninterrupted": run.steps(10, 12),
+    }
+
+
 def lamb_that_takes_three_tensors_for_one(config: EngineConfig) -> Any:
     model = gated_model(fused=True)
     model.backbone.mix.weights[0].num_fused = 1
@@ -80,8 +137,12 @@ def lamb_on_flat_slices(config: EngineConfig) -> Any:
 
 
 def _lamb_run(config: EngineConfig, model: PretrainingModel) -> Training:
+    return _run_on(config, model, LAMB)
+
+
+def _run_on(config: EngineConfig, model: PretrainingModel, optimizer: OptimizerConfig) -> Training:
     config = config.model_copy(update={"activation_checkpointing": True})
-    return training(config, num_streams=7, num_micro_batches=2, optimizer=LAMB, model=model)
+    return training(config, num_streams=7, num_micro_batches=2, optimizer=optimizer, model=model)
 
 
 def rows_of_none(config: EngineConfig) -> Any:
@@ -203,6 +264,9 @@ DEFAULT = {
     "lamb_that_takes_three_tensors_for_one": (lamb_that_takes_three_tensors_for_one, _pick("zero 2 fp32")),
     "uncorrected_adamw": (uncorrected_adamw, _pick("zero 2 fp32")),
     "two_rules": (two_rules, _pick("zero 1 fp32", "zero 2 bf16") | MANY_SUB_GROUPS),
+    "frozen": (frozen, _pick("zero 1 fp32", "zero 3 bf16, all sharded")),
+    "muon": (muon, _pick("zero 2 fp32") | MANY_SUB_GROUPS),
+    "muon_on_albert": (muon_on_albert, _pick("zero 3 fp32")),
     "rows_of_none": (rows_of_none, _pick("zero 2 fp32", "zero 3 bf16, all sharded")),
     "no_number": (no_number, {name: config for name, config in ONE_OF_EACH.items() if "all sharded" not in name}),
     "no_number_with_lamb": (no_number_with_lamb, _pick("zero 3 fp32")),
@@ -223,10 +287,18 @@ FULL = {
     "uncorrected_adamw": (uncorrected_adamw, FP32),
     "on_gpus": (on_gpus, _pick("zero 1 fp32", "zero 2 fp32", "zero 1 bf16")),
     "two_rules": (two_rules, ALL | MANY_SUB_GROUPS),
+    "muon": (muon, FP32 | MANY_SUB_GROUPS),
+    "muon_on_albert": (muon_on_albert, FP32),
+}
+MUON_CASES = {
+    "muon": (muon, FP32 | MANY_SUB_GROUPS),
+    "muon_in_bf16": (muon_in_bf16, ALL),
+    "muon_on_albert": (muon_on_albert, FP32),
 }
 TIERS: dict[str, dict[str, tuple[Any, dict[str, EngineConfig]]]] = {
     "default": DEFAULT,
     "full": FULL,
+    "muon": MUON_CASES,
     "compiled": {
         "compiled": (compiled, _pick("plain fp32", "zero 1 bf16", "zero 2 fp32", "zero 3 fp32", "zero 3 bf16"))
     },

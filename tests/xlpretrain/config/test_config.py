@@ -195,7 +195,11 @@ def test_groups_are_compared_with_the_models_names_before_work_starts(tiny_datas
     objective = {"type": "causal_lm", "seq_len": 16} if model == "transformer_xl" else {"type": "masked_lm"}
     config = partial(make_config, model=keys, objective=objective)
     fitting = {"groups": [{"match": "backbone.embedding.*", "lr_factor": 0.5}], "layer_decay": 0.9}
-    data_rules.validate_data(config(optimizer=fitting), train, 1)
+    data_rules.validate_data(config(optimizer=fitting | {"frozen": ["*.bias"]}), train, 1)
+    data_rules.validate_data(config(optimizer={"type": "muon"}), train, 1)
+    for wrong in ({"frozen": ["*.bais"]}, {"type": "muon", "matrices": ["layers.*"]}):
+        report = refusal(data_rules.validate_data, config(optimizer=wrong), train, 1)
+        assert f"optimizer.{list(wrong)[-1]}.0  {list(wrong.values())[-1][0]!r} matches no parameter; close" in report
     wrong = config(optimizer={"groups": [{"match": "backbone.*"}, {"match": "embedding.*"}]})
     report = refusal(data_rules.validate_data, wrong, train, 1)
     assert "optimizer.groups.1.match  'embedding.*' matches no parameter; close names: backbone.embedding." in report

@@ -19,7 +19,20 @@ from tiny_model import training
 from torch import nn
 from torchrun import torchrun
 from two_rules import TWO_RULES, OneGroup
-from workers.engine_cases import FP32, gradient, lamb, losses, rows_of_none, two_rules, uncorrected_adamw
+from workers.engine_cases import (
+    FP32,
+    FROZEN_NAMES,
+    frozen,
+    gradient,
+    lamb,
+    losses,
+    muon,
+    muon_in_bf16,
+    muon_on_albert,
+    rows_of_none,
+    two_rules,
+    uncorrected_adamw,
+)
 
 from xlpretrain import distributed
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
@@ -122,6 +135,49 @@ def test_adamw_without_bias_correction_is_the_same_on_any_partition(measured: Nu
     expected = uncorrected_adamw(FP32["plain fp32"])
     for name, found in measured["uncorrected_adamw"].items():
         assert _largest_difference(found, expected) < 1e-5, name
+
+
+def _check_muon(measured: Numbers) -> None:
+    expected, on_albert = muon(FP32["plain fp32"]), muon_on_albert(FP32["plain fp32"])
+    for name, found in measured["muon"].items():
+        assert len(found["losses"]) == 20
+        assert _largest_difference(found["losses"], expected["losses"]) < 1e-4, name
+        for values in found["singular values"]:  # without the iteration the smallest are thousandths of the largest
+            assert len(values) == 17 and min(values) > 0.6 and max(values) < 1.3, (name, values)
+    for name, found in measured["muon_on_albert"].items():
+        assert _largest_difference(found["losses"], on_albert["losses"]) < 1e-4, name
+        assert found["groups"] == on_albert["groups"], name
+    # Seen as one matrix, the three of the fused weight make other steps.
+    separate = muon(FP32["plain fp32"], fused=False)
+    assert _largest_difference(separate["losses"], expected["losses"]) < 1e-4
+
+
+def test_muon_on_any_partition_is_that_of_whole_matrices(measured: Numbers, alone: Numbers) -> None:
+    _check_muon(measured)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("nproc", [2, 3])
+def test_muon_is_the_same_on_two_and_three_ranks_and_close_in_bf16(alone: Numbers, tmp_path: Path, nproc: int) -> None:
+    torchrun("engine_cases.py", tmp_path / "measured.json", "muon", nproc=nproc)
+    found = json.loads((tmp_path / "measured.json").read_text())
+    _check_muon(found)
+    expected = [loss for loss, _ in muon_in_bf16(FP32["plain fp32"])["losses"]]
+    assert len(found["muon_in_bf16"]) >= 10
+    for name, rounded in found["muon_in_bf16"].items():
+        worst = max(abs(a - b) / b for (a, _), b in zip(rounded["losses"], expected, strict=True))
+        assert worst < 0.01, (name, worst)
+
+
+def test_frozen_parameters_move_in_no_bit_and_have_neither_state_nor_gradient(
+    measured: Numbers, alone: Numbers
+) -> None:
+    expected = frozen(FP32["plain fp32"])
+    for name, found in {"plain fp32": expected, **measured["frozen"]}.items():
+        assert _largest_difference(found["losses"], expected["losses"]) < (1e-5 if "fp32" in name else 2e-2), name
+        assert set(found["moved"]).isdisjoint(FROZEN_NAMES) and set(found["moved"]) == set(found["has gradient"]), name
+        assert found["kinds"] == {key: ["weight"] for key in FROZEN_NAMES}, name
+        assert found["goes on"] == found["uninterrupted"], name
 
 
 class _WholeParametersConfig(OptimizerConfig):

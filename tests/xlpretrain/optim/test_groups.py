@@ -85,6 +85,38 @@ def test_each_layer_below_the_head_has_its_factor_on_top_of_its_groups():
     assert factors["backbone.embedding.tokens.weight"] == 0.125
 
 
+def test_frozen_parameters_are_in_no_group_and_layers_keep_their_factors():
+    frozen = ["*.embedding.*", "*.layers.1.*"]
+    found = outline(adamw(layer_decay=0.5, frozen=frozen))
+    assert found == [
+        (["backbone.layers.0.attention.query.weight"], 0.25, 0.5),
+        (["head.output.weight"], 1.0, 0.5),
+        (["backbone.content_bias"], 1.0, 0.0),
+        (["backbone.layers.0.norm.bias"], 0.25, 0.0),
+    ]
+    named = parameters()
+    assert list(adamw(frozen=frozen).freeze(named)) == [NAMES[0], NAMES[4], NAMES[5]]
+    assert [name for name, parameter in named.items() if parameter.requires_grad] == [*NAMES[1:4], NAMES[6]]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "problem"),
+    [
+        (["backbone.*", "zzz"], r"frozen.1 +'zzz' matches no parameter; this model has backbone.embedding"),
+        (["*"], r"frozen +matches every parameter \(\*\), so nothing is left to train"),
+        (
+            ["*.layers.*"],
+            r"groups.0.match +every parameter that '\*.query.weight' matches is frozen \(.*remove the group",
+        ),
+    ],
+)
+def test_frozen_patterns_that_leave_nothing_to_do_are_refused(frozen: list[str], problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        adamw(
+            {"match": "*.query.weight"} if "*.layers.*" in frozen else {"match": "*"}, frozen=frozen
+        ).parameter_groups(parameters())
+
+
 @pytest.mark.parametrize(
     ("patterns", "problem"),
     [

@@ -2,10 +2,10 @@ import pytest
 
 from xlpretrain import schema
 from xlpretrain.errors import ConfigError
-from xlpretrain.optim.schedules import SCHEDULES, WSD, Cosine, InverseSqrt, Linear
+from xlpretrain.optim.schedules import WSD, Cosine, InverseSqrt, Linear, Points
 
 
-@pytest.mark.parametrize("kind", SCHEDULES.values())
+@pytest.mark.parametrize("kind", [Cosine, Linear, InverseSqrt, WSD])
 def test_warm_up_is_linear_and_ends_at_the_top(kind):
     schedule = kind(warmup_steps=4, total_steps=100)
     assert [schedule.factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
@@ -52,3 +52,34 @@ def test_wsd_is_constant_and_then_falls():
 def test_a_warm_up_longer_than_the_schedule_is_refused():
     with pytest.raises(ConfigError, match=r"warmup_steps +must be below total_steps \(5\), got 10"):
         schema.validate(Linear, {"warmup_steps": 10, "total_steps": 5}, "x.yaml")
+
+
+def test_points_are_joined_by_lines_and_stay_constant_outside():
+    schedule = Points(points=((0.1, 0.5), (0.3, 1.0), (0.8, 1.0), (0.8, 0.4), (1.0, 0.0)), total_steps=100)
+    found = [schedule.factor(step) for step in (0, 10, 20, 30, 79, 80, 90, 100, 500)]
+    assert found == pytest.approx([0.5, 0.5, 0.75, 1.0, 1.0, 0.4, 0.2, 0.0, 0.0])
+    in_steps = Points(points=((0, 0.0), (4, 1.0), (8, 3.0)), position="step", total_steps=1000)
+    assert [in_steps.factor(step) for step in (0, 1, 4, 6, 8, 999)] == [0.0, 0.25, 1.0, 2.0, 3.0, 3.0]
+    assert Points(points=((0.5, 0.7),), total_steps=10).factor(3) == 0.7
+
+
+def test_two_points_make_a_linear_schedule():
+    points, linear = Points(points=((0, 1), (1, 0.2)), total_steps=37), Linear(min_lr_ratio=0.2, total_steps=37)
+    assert [points.factor(k) for k in range(40)] == pytest.approx([linear.factor(k) for k in range(40)], abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"points": []}, "points"),
+        ({"points": [[0, 1], [0.5, -1]]}, r"points.1.1"),
+        ({"points": [[0, 1], [0.5, 1, 2]]}, r"points.1"),
+        ({"points": [[0.5, 1], [0.1, 0]]}, r"points.1 +must not lie before the point at 0.5, got 0.1"),
+        ({"points": [[0, 1], [200, 0]]}, r"points +must lie within 0 and 1, got 200; for steps, set .*position=step"),
+        ({"points": [[0, 1], [1, 0]], "warmup_steps": 10}, r"warmup_steps +must be 0 with type points, .* got 10"),
+        ({"points": [[0, 1], [1, 0]], "min_lr_ratio": 0.1}, r"min_lr_ratio +must be 0 with type points, .* got 0.1"),
+    ],
+)
+def test_points_that_make_no_schedule_are_refused(keys, problem):
+    with pytest.raises(ConfigError, match=problem):
+        schema.validate(Points, keys, "x.yaml")

@@ -9,7 +9,7 @@ from pathlib import Path
 from xlpretrain.models.kernels import fused
 
 _FOLDER = Path(fused.__file__).parent
-_PROGRAMS = ("parts", "forward", "queries", "keys", "distances")
+_PROGRAMS = ("parts", "forward", "queries", "keys", "distances", "sums")
 _SOURCES = (
     *("tiles.py", "visibility.py"),
     *(f"programs/{name}.py" for name in _PROGRAMS),

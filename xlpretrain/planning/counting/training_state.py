@@ -14,7 +14,7 @@ from torch import nn
 
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.engine.config import DTYPES, DeepSpeedConfig, options_on_gpus
-from xlpretrain.optim import LambConfig
+from xlpretrain.optim import LambConfig, MuonConfig
 from xlpretrain.planning.activations import DeviceKind
 
 FP32 = 4
@@ -54,9 +54,9 @@ class StateMemory:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes that all engines need. largest: elements of the largest parameter; groups: elements of optimizer groups;
-    keys: fp32 numbers of optimizer state per parameter; step: bytes of the optimizer's temporary tensors if nothing is
-    sharded."""
+    """Sizes that all engines need. total: elements of all parameters, frozen ones too; largest: elements of the largest
+    parameter; groups: elements of optimizer groups; state: bytes of optimizer state; step: bytes of the optimizer's
+    temporary tensors if nothing is sharded."""
 
     total: int
     largest: int
@@ -76,7 +76,7 @@ class _Sizes:
 
     @property
     def saved(self) -> int:
-        return FP32 * self.elements + self.state
+        return FP32 * self.total + self.state
 
 
 def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device: DeviceKind) -> StateMemory:
@@ -95,21 +95,35 @@ def state_memory(config: RunConfig, model: nn.Module, *, num_ranks: int, device:
 
 
 def _sizes(config: RunConfig, model: nn.Module) -> _Sizes:
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    groups = config.optimizer.parameter_groups(parameters)
+    groups = config.optimizer.parameter_groups(dict(model.named_parameters()))
     in_groups = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
-    steps = 0
+    step = 0
     if isinstance(config.optimizer, LambConfig):  # `Lamb.step`: a step of the size of each group of matrices
-        steps = max((n for n, group in zip(in_groups, groups, strict=True) if group["params"][0].ndim > 1), default=0)
+        step = FP32 * max((n for n, g in zip(in_groups, groups, strict=True) if g["params"][0].ndim > 1), default=0)
+    elif isinstance(config.optimizer, MuonConfig):
+        step = _step_of_muon(config.optimizer, groups, is_sliced=config.engine.slices_parameters)
     return _Sizes(
         total=sum(parameter.numel() for parameter in model.parameters()),
         largest=max((parameter.numel() for parameter in model.parameters()), default=0),
         groups=in_groups,
         state=FP32 * sum(len(group["state_keys"]) * n for n, group in zip(in_groups, groups, strict=True)),
-        step=FP32 * steps,
+        step=step,
         weight=DTYPES[config.engine.precision].itemsize,
         gradient=DTYPES[config.engine.grad_dtype].itemsize,
     )
+
+
+def _step_of_muon(optimizer: MuonConfig, groups: Sequence[Mapping[str, Any]], *, is_sliced: bool) -> int:
+    """`Muon.step`: the momentum and its copy in the data type of the iteration, of a whole group if it is sliced (then
+    with two buffers to send), else of one parameter; and four tensors of a matrix in the iteration."""
+    matrices: list[list[int]] = [
+        [p.numel() for p in group["params"]] for group in groups if group["state_keys"] == ("momentum_buffer",)
+    ]
+    itemsize = DTYPES[optimizer.orthogonalize_in].itemsize
+    largest = max(max(sizes) for sizes in matrices)
+    if not is_sliced:
+        return (FP32 + 5 * itemsize) * largest
+    return (FP32 + 3 * itemsize) * max(sum(sizes) for sizes in matrices) + 4 * itemsize * largest
 
 
 def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
@@ -119,7 +133,7 @@ def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
         held={
             "weights": sizes.weight * sizes.total,
             "master weights": FP32 * sizes.total if is_mixed else 0,
-            "gradients": sizes.gradient * sizes.total,
+            "gradients": sizes.gradient * sizes.elements,
             "optimizer state": sizes.state,
         },
         gathered=0,
@@ -127,7 +141,7 @@ def _plain(sizes: _Sizes, num_ranks: int) -> StateMemory:
         accumulates=False,
         elements=sizes.elements,
         reduction=0,
-        update=(FP32 * sizes.total if sizes.gradient != FP32 else 0) + sizes.step,
+        update=(FP32 * sizes.elements if sizes.gradient != FP32 else 0) + sizes.step,
         setup=FP32 * sizes.total * (2 if is_mixed else 1),
         saved=sizes.saved // num_ranks,
         untouched=0,
@@ -146,7 +160,7 @@ def _stage_0(sizes: _Sizes, num_ranks: int) -> StateMemory:
         held_gradient=FP32,
         accumulates=True,
         elements=sizes.elements,
-        reduction=FP32 * min(sizes.total, _BUCKET),
+        reduction=FP32 * min(sizes.elements, _BUCKET),
         update=sizes.step,
         setup=FP32 * sizes.total,
         saved=sizes.saved // num_ranks,
@@ -174,7 +188,7 @@ def _stage_1_2(
     gradients = FP32 * share if shares_gradient else sizes.gradient * share
     return StateMemory(
         held={
-            "weights": sizes.weight * padded,
+            "weights": sizes.weight * (padded + sizes.total - sizes.elements),
             "master weights": FP32 * share,
             "gradients": gradients if stage == 2 else 0,
             "optimizer state": sizes.state // num_ranks,
@@ -201,15 +215,15 @@ def _stage_3(sizes: _Sizes, num_ranks: int, options: Mapping[str, Any], device: 
     Weights that are gathered for the forward pass stay so until the backward pass has used them, unless others of more
     than `stage3_max_reuse_distance` elements are used in between. A bucket is reduced in fp32, in two copies.
     """
-    share = -(-sizes.total // num_ranks)
+    share = -(-sizes.elements // num_ranks)
     bucket = int(options.get("reduce_bucket_size", _BUCKET))
-    filled = min(sizes.total, bucket)
+    filled = min(sizes.elements, bucket)
     reuse = int(options.get("stage3_max_reuse_distance", 2 * _LARGEST_LIVE)) // 2
     live = int(options.get("stage3_max_live_parameters", 2 * _LARGEST_LIVE))
     in_bucket = sizes.gradient * (bucket if device == "cuda" else filled)
     return StateMemory(
         held={
-            "weights": sizes.weight * share,
+            "weights": sizes.weight * -(-sizes.total // num_ranks),
             "master weights": FP32 * share if sizes.weight != FP32 else 0,
             "gradients": sizes.gradient * share,
             "optimizer state": sizes.state // num_ranks,

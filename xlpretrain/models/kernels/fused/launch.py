@@ -15,6 +15,8 @@ _DROPPED = 2**31
 """Number of levels of a dropout rate."""
 _LAUNCHED, _DISTANCES = 1024, 64
 """Number of programs of about so many distances at which their gradient is not split any further."""
+SUM_ROWS, SUM_COLUMNS, SUM_WARPS = 32, 64, 4
+"""The tile of `column_sums`."""
 
 
 class Call:
@@ -95,7 +97,7 @@ class Call:
         partial = self.distance.new_empty(groups, *self.distance.shape, dtype=torch.float32)
         programs = -(-self.num_distances // tile.keys) * sets * groups
         self._launch("backward_distances", tile, programs, None, (*common, partial), numbers=(per_group, sets))
-        return partial.sum(0).to(self.distance.dtype)
+        return sum_partials(partial, self.distance.dtype)
 
     def groups_of_samples(self) -> tuple[int, int]:
         """Number of samples in a group whose gradient of distances is added up by one program, and of groups.
@@ -132,6 +134,18 @@ class Call:
             **kinds,
             **constants(tile, self.width),
         )
+
+
+def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the first dimension of partial sums in fp32, in a fixed order, rounded once to a data type."""
+    with optional("triton", "engine.attention: fused"):
+        from xlpretrain.models.kernels.fused import programs as all_programs
+
+    output = partials.new_empty(partials.shape[1:], dtype=dtype)
+    grid = (-(-output.numel() // SUM_COLUMNS),)
+    numbers = len(partials), output.numel()
+    all_programs.column_sums[grid](partials, output, *numbers, BR=SUM_ROWS, BC=SUM_COLUMNS, num_warps=SUM_WARPS)
+    return output
 
 
 def constants(tile: Tile, width: int) -> dict[str, Any]:

@@ -57,12 +57,12 @@ INTERPRETED = Tiles(MemoryTiles(_SMALL, _SMALL, _SMALL), BandTiles(_SMALL, _SMAL
 
 TILES: Mapping[tuple[int, str, int], Tiles] = {
     (80, "bf16", 32): Tiles(
-        MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(16, 64, 4, 2)),
+        MemoryTiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 64, 4, 2)),
     ),
     (80, "bf16", 64): Tiles(
         MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
-        BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 4, 2), Tile(16, 64, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 32, 4, 2), Tile(16, 32, 4, 2)),
     ),
     (80, "bf16", 128): Tiles(
         MemoryTiles(Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
@@ -82,7 +82,7 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
     ),
     (90, "bf16", 32): Tiles(
         MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+        BandTiles(Tile(64, 64, 8, 2), Tile(16, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2)),
     ),
     (90, "bf16", 64): Tiles(
         MemoryTiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
@@ -94,14 +94,14 @@ TILES: Mapping[tuple[int, str, int], Tiles] = {
     ),
     (90, "fp32", 32): Tiles(
         MemoryTiles(Tile(32, 32, 8, 2), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
-        BandTiles(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+        BandTiles(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 8, 1)),
     ),
     (90, "fp32", 64): Tiles(
         MemoryTiles(Tile(32, 32, 4, 2), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
         None,
     ),
     (90, "fp32", 128): Tiles(
-        MemoryTiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 2), Tile(16, 16, 4, 1)),
+        MemoryTiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1)),
         None,
     ),
 }

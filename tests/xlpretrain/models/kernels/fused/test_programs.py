@@ -1,7 +1,7 @@
 """Fused attention, interpreted on the CPU, against the formula in float64: outputs, every gradient, and leaks.
 
 Modules: operators.py, launch.py, scores.py, reference.py, tiles.py, visibility.py; programs/: distances.py, forward.py,
-keys.py, parts.py, queries.py.
+keys.py, parts.py, queries.py, sums.py.
 """
 
 from __future__ import annotations

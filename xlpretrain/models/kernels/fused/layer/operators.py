@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain.extras import optional
+from xlpretrain.models.kernels.fused.launch import sum_partials
 
 _DROPPED = 2**31
 """Number of levels of a dropout rate."""
@@ -42,7 +43,6 @@ def head_tile(width: int) -> Tile:
 
 
 ACTIVATION_TILE = Tile(16, 128)
-SUM_TILE = Tile(32, 64)
 
 
 def partial_sums(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -333,10 +333,7 @@ def _(d_content: Tensor, d_position: Tensor, d_segment: Tensor, by_content: Tens
 )
 def column_sums(partials: Tensor, dtype: torch.dtype) -> Tensor:
     """The sums of all columns, in a data type."""
-    output = partials.new_empty(partials.shape[1], dtype=dtype)
-    grid = (-(-partials.shape[1] // SUM_TILE.columns),)
-    _launch("column_sums", grid, (partials, output), tuple(partials.shape), SUM_TILE)
-    return output
+    return sum_partials(partials, dtype)
 
 
 @column_sums.register_fake

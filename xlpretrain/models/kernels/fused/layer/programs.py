@@ -6,8 +6,8 @@ the hidden states or of the feed-forward's inner layer. Numbers are in fp32 betw
 of the attention's programs: a function of a seed, the row and the column, so the backward pass needs no mask.
 
 Gradients of weights and biases are sums over rows. Each of P programs sums its own rows into a row of `partials`
-(P x COLUMNS, fp32), which one matrix holds for a whole layer, and `column_sums` adds those in a fixed order: nothing
-is added atomically, and results are the same in every bit.
+(P x COLUMNS, fp32), which one matrix holds for a whole layer, and `column_sums` of the attention's programs adds those
+in a fixed order: nothing is added atomically, and results are the same in every bit.
 """
 
 from __future__ import annotations
@@ -251,16 +251,3 @@ def bias_queries_backward(
         tl.store(partials + 2 * N * H, tl.sum(for_segment, 0), mask=column < H)
         tl.store(partials + 3 * N * H, tl.sum(for_same, 0), mask=column < H)
         tl.store(partials + 4 * N * H, tl.sum(for_other, 0), mask=column < H)
-
-
-@triton.jit
-@no_type_check
-def column_sums(partials, output, P, COLUMNS, BR: tl.constexpr, BC: tl.constexpr):
-    """The sum of each of BC columns over P rows."""
-    column = tl.program_id(0) * BC + tl.arange(0, BC)
-    sums = tl.zeros([BR, BC], tl.float32)
-    for start in range(0, P, BR):
-        row = start + tl.arange(0, BR)
-        at = row.to(tl.int64)[:, None] * COLUMNS + column[None, :]
-        sums += tl.load(partials + at, mask=(row < P)[:, None] & (column < COLUMNS)[None, :], other=0.0)
-    tl.store(output + column, tl.sum(sums, 0).to(output.dtype.element_ty), mask=column < COLUMNS)

@@ -29,5 +29,6 @@ from xlpretrain.models.kernels.fused.programs.distances import backward_distance
 from xlpretrain.models.kernels.fused.programs.forward import forward
 from xlpretrain.models.kernels.fused.programs.keys import backward_keys
 from xlpretrain.models.kernels.fused.programs.queries import backward_queries
+from xlpretrain.models.kernels.fused.programs.sums import column_sums
 
-__all__ = ["backward_distances", "backward_keys", "backward_queries", "forward"]
+__all__ = ["backward_distances", "backward_keys", "backward_queries", "column_sums", "forward"]
