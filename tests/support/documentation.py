@@ -25,6 +25,7 @@ from typer.main import get_command
 from data_pipelines.config import DataConfig
 from launcher.cli import main
 from launcher.slurm.profile import ClusterConfig
+from launcher.suite.definition import SuiteConfig
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.evaluation.loaded_run import LoadedRun
@@ -43,7 +44,7 @@ PAGES = [
 ]
 DECISIONS = [f"docs/decisions/{p.name}" for p in ROOT.glob("docs/decisions/*.md")]
 PROGRAMS = ("xlpretrain", "launcher", "data_pipelines")
-SCHEMAS = (RunConfig, DataConfig, ClusterConfig)
+SCHEMAS = (RunConfig, DataConfig, ClusterConfig, SuiteConfig)
 LANGUAGES = ("sh", "yaml", "python", "text", "diff", "toml")
 OTHER_PROGRAMS = {".", "cp", "sbatch", "wandb", "export", "pip"}
 """Programs of documented commands besides `xlpretrain`, `torchrun`, `python` and `make`."""

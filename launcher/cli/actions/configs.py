@@ -19,11 +19,15 @@ _ROOT = _LAUNCHER.parent
 
 
 def shipped_files() -> dict[str, Path]:
-    """The configs that come with xlpretrain and the files for Slurm, by name: in a wheel, or in the repository."""
+    """The configs and suites that come with xlpretrain and the files for Slurm, by name.
+
+    They are in a wheel, or in the repository.
+    """
     inside = _LAUNCHER / "configs"  # where the wheel has them (pyproject.toml)
     configs, slurm = (inside, inside / "slurm") if inside.is_dir() else (_ROOT / "configs", _ROOT / "slurm")
     return {
         **{path.stem: path for path in sorted(configs.glob("*.yaml"))},
+        **{path.stem: path for path in sorted((_LAUNCHER / "suite" / "builtin").glob("*.yaml"))},
         "slurm_site": slurm / "clusters" / "example.yaml",
         "pretrain.sbatch": slurm / "pretrain.sbatch",
     }
@@ -57,7 +61,7 @@ def copy_shipped(name: str) -> None:
 
 
 def show(path: Path, overrides: Sequence[str], *, explain: bool) -> None:
-    """Print the complete config of a run or dataset, as YAML or, with explain, key by key with descriptions."""
+    """Print the complete config of a run, dataset or suite, as YAML or, with explain, key by key with descriptions."""
     config = _load(path, overrides)
     if not explain:
         print(schema.dump(config), end="")
@@ -90,6 +94,11 @@ def _load(path: Path, overrides: Sequence[str]) -> Section:
     data = schema.read_yaml(path)
     if "sources" in data or "out" in data:
         return schema.load(DataConfig, path, overrides)
-    from xlpretrain.config import run_config  # imports torch, which dataset configs and --list do not need
+    # The others import torch, which dataset configs and --list do not need.
+    if "tasks" in data:
+        from launcher.suite.definition import SuiteConfig
+
+        return schema.load(SuiteConfig, path, overrides)
+    from xlpretrain.config import run_config
 
     return run_config.load(path, overrides)
