@@ -62,6 +62,7 @@ SMALL_RUN = [
     "eval.max_tokens=500",
     "checkpoint.every_steps=2",
 ]
+SMALL_XLNET = ["objective.perm_size=16", "objective.num_predict=4"]
 SMALL_DATA = ["tokenizer.vocab_size=300", "block_tokens=1024", "splits.valid=0.1"]
 """Overrides that follow those of the page."""
 PLACEHOLDERS = {
@@ -114,6 +115,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     suite.write_text(suite.read_text().replace("num_seeds: 3", "num_seeds: 1"))
     made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
     subprocess.run(made, cwd=folder, check=True)
+    (folder / "documentation" / "corpus.jsonl").write_bytes(documents)  # with enough words for a tokenizer
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
     write_pairs(folder / "pairs.jsonl", 8)
     commands.EXTRA["WANDB_MODE"] = "disabled"
@@ -133,6 +135,7 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
             arguments += [*SMALL_DATA, *more]
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
             arguments += SMALL_RUN  # as the run that the workshop has begun
+            arguments += SMALL_XLNET if "examples/documentation/xlnet.yaml" in words else []
         case ["xlpretrain", "finetune" | "suite", *_]:
             arguments += ["max_steps=4", "schedule.warmup_steps=1", "--nproc", "1"]
         case ["cp", *_]:
