@@ -25,8 +25,14 @@ app = typer.Typer()
 Step = Annotated[
     int | None, typer.Option("--step", min=0, help="Checkpoint to use (default: the newest).", show_default=False)
 ]
+NewName = Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new run folder.", show_default=False)]
+NextTo = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", metavar="DIR", help="Folder for the new run (default: RUN's).", show_default=False),
+]
 _TASKS = (
-    "classify (a label), regress (a number), tag (a tag for each word), choose (one of several texts), answer (a span)."
+    "classify (a label), multilabel (any number of labels), regress (a number), tag (a tag for each word), choose (one"
+    " of several texts), answer (a span)."
 )
 
 
@@ -49,21 +55,62 @@ def import_model(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Config keys that the model does not record, such as model.mem_len=384.",
+            help="Config keys that the model does not record, such as model.mem_len=384 or objective.num_choices=4.",
             show_default=False,
         ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="SPLIT", help="Split to evaluate it on.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="SPLIT|FILE",
+            help="Split to evaluate it on, or a file of examples if it is fine-tuned.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option("--tokenizer", metavar="FILE", help="Tokenizer to use in place of its own.", show_default=False),
     ] = None,
 ) -> None:
-    """Import a Hugging Face transformers model, or the authors' PyTorch Transformer-XL, as a run folder."""
+    """Import a Hugging Face transformers model, pretrained or fine-tuned, or the authors' Transformer-XL, as a run."""
     actions.models.import_model(source, overrides or [], name=name, runs_dir=runs_dir, data=data, tokenizer=tokenizer)
+
+
+@app.command()
+def fork(
+    run: RunPath,
+    name: NewName,
+    overrides: Overrides = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=1, help="Checkpoint to begin from (default: the newest).", show_default=False),
+    ] = None,
+    runs_dir: NextTo = None,
+) -> None:
+    """Begin a new run from a checkpoint of RUN, with its optimizer state, memories and position in the data.
+
+    KEY=VALUE may change the schedule, the optimizer's rates, the length, and all that a resume may change.
+    """
+    actions.models.fork(run, overrides or [], step=step, name=name, runs_dir=runs_dir)
+
+
+@app.command()
+def average(
+    run: RunPath,
+    name: NewName,
+    last: Annotated[
+        int | None, typer.Option("--last", min=2, help="Number of newest checkpoints.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="A,B,...", help="Steps of the checkpoints instead.", show_default=False),
+    ] = None,
+    runs_dir: NextTo = None,
+) -> None:
+    """Write the mean of the weights of several checkpoints as a run to evaluate, export or fine-tune."""
+    actions.models.average(run, last=last, steps=steps, name=name, runs_dir=runs_dir)
 
 
 @app.command()
@@ -130,6 +177,12 @@ def score(
         int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch.")] = 32,
+    within_word: Annotated[
+        bool,
+        typer.Option(
+            "--within-word", help="Hide a token's later ones of the same word too (masked and permuted models)."
+        ),
+    ] = False,
     to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores to this file, as JSON lines (default: print).")
     ] = None,
@@ -148,6 +201,7 @@ def score(
         columns=tuple(text or ()),
         mem_len=mem_len,
         batch_size=batch_size,
+        within_word=within_word,
         to=to,
     )
 
@@ -172,7 +226,14 @@ def finetune(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column with the text; twice for a pair (default: all but the label's)."),
     ] = None,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the label.")] = "label",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column with the label (default: label). Task multilabel: several times for columns of 0 and 1.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Number of runs (seeds 1, 2, ...); reports mean and standard deviation.")
     ] = 1,
@@ -189,7 +250,7 @@ def finetune(
         valid=valid,
         name=name,
         text=tuple(text or ()),
-        label=label,
+        label=tuple(label or ("label",)),
         overrides=overrides or [],
         num_seeds=seeds,
         runs_dir=runs_dir,

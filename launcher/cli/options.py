@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from xlpretrain.errors import ConfigError
+
 
 class Precision(StrEnum):
     """Types of weights in which a trained model can be used."""
@@ -23,12 +25,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.",
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the config, such as optimizer.lr=1e-4.", show_default=False),
-]
-Moved = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="DATA.KEY=PATH", help="Current path of the run's data, such as data.train=DIR.", show_default=False
-    ),
 ]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
@@ -63,3 +59,16 @@ TakeOver = Annotated[
     ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]
+
+
+def parse_lengths(flag: str, text: str, *, least: int) -> list[int]:
+    """Ascending lengths from numbers separated by commas, each once; below 0 comes last. Raises `ConfigError`."""
+    try:
+        lengths = {int(number) for number in text.split(",")}
+    except ValueError:
+        lengths = {least - 1}
+    if min(lengths) < least:
+        raise ConfigError(
+            f"{flag}: expected a number of at least {least}, or several separated by commas (128,512), got {text!r}"
+        )
+    return sorted(lengths, key=lambda length: (length < 0, length))

@@ -13,7 +13,6 @@ from launcher.cli.options import (
     Cluster,
     ConfigFile,
     MaxRestarts,
-    Moved,
     Nodes,
     NumProcesses,
     Overrides,
@@ -21,6 +20,7 @@ from launcher.cli.options import (
     RunPath,
     RunsDir,
     TakeOver,
+    parse_lengths,
 )
 from launcher.doctor.request import Request
 from launcher.local.options import StartOptions
@@ -37,10 +37,20 @@ def train(
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="KEY=V1,V2", help="Train one run per value; with several sweeps, one per combination."
+        ),
+    ] = None,
+    num_jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Number of runs of a sweep to train at a time, on equal shares.")
+    ] = 1,
 ) -> None:
     """Train on this machine, or resume a started run. Exit code 0: finished; 75: stopped early, rerun to resume."""
     options = StartOptions(num_processes, max_restarts, allow_recipe_change, take_over)
-    raise typer.Exit(actions.training.train(config, overrides or [], options))
+    code = actions.training.train(config, overrides or [], options, sweeps=sweep or [], num_jobs=num_jobs)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -246,18 +256,31 @@ def cancel(run: RunPath) -> None:
 
 @app.command("eval")
 def evaluate(
-    run: RunPath,
-    moved: Moved = None,
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [DATA.KEY=PATH ...]",
+            help="Run folders; current paths of their data, such as data.valid=DIR.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[
         str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out split).")
     ] = None,
     mem_len: Annotated[
-        int | None, typer.Option(min=0, help="Memory length in positions (default: as trained).")
+        str | None,
+        typer.Option(
+            "--mem-len", metavar="N[,N...]", help="Memory length in positions, or several (default: as trained)."
+        ),
     ] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="New tokens per sample (default: as trained).")] = None,
     clamp_len: Annotated[
-        int | None,
-        typer.Option(min=-1, help="Clamp relative distances to this length; -1: no limit (default: as trained)."),
+        str | None,
+        typer.Option(
+            "--clamp-len",
+            metavar="N[,N...]",
+            help="Clamp relative distances to this length, or each of several; -1: no limit (default: as trained).",
+        ),
     ] = None,
     same_length: Annotated[
         bool | None,
@@ -269,21 +292,36 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of tokens to score (default: all).")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Plot the loss over the memory length.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write the figures as .json, or a table as .csv.")
+    ] = None,
+    recl: Annotated[
+        bool,
+        typer.Option("--recl", help="Relative effective context length of the runs as a group (with --same-length)."),
+    ] = False,
     precision: PrecisionOption = None,
     num_processes: NumProcesses = None,
 ) -> None:
-    """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte."""
+    """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte.
+
+    Several memory lengths or runs give a table: the curve of the loss over the memory length, on the same predictions.
+    """
+    runs, moved = _runs_and_paths(items)
     options = {
         "data": data,
-        "mem-len": mem_len,
+        "mem-len": None if mem_len is None else parse_lengths("--mem-len", mem_len, least=0),
         "seq-len": seq_len,
-        "clamp-len": clamp_len,
+        "clamp-len": None if clamp_len is None else parse_lengths("--clamp-len", clamp_len, least=-1),
         "same-length": same_length,
         "num-streams": num_streams,
         "max-tokens": max_tokens,
         "precision": precision and precision.value,
     }
-    raise typer.Exit(actions.evaluate.evaluate(run, moved or [], options, num_processes=num_processes))
+    code = actions.evaluate.evaluate(runs, moved, options, to=to, plot=plot, recl=recl, num_processes=num_processes)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -307,6 +345,7 @@ def report(
         bool, typer.Option("--watch", help="Serve the page to browsers on this machine, refreshed, until Ctrl-C.")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --watch; 0: any free one.")] = 8642,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot of the losses.")] = None,
 ) -> None:
     """Summarize a run: held-out metrics, a text sample, files and next steps. Compare several runs.
 
@@ -319,6 +358,8 @@ def report(
         raise ConfigError("--samples goes with --html FILE; without it, the report of one run has a sample anyway")
     if moved and html is None and (watch or len(runs) > 1):
         raise ConfigError(f"{moved[0]}: only the report of one run and --samples read data; leave it out")
+    if plot is not None:
+        actions.monitor.plot(runs, plot)
     if watch:
         actions.monitor.watch(runs, port=port)
     elif html is not None:
@@ -327,7 +368,7 @@ def report(
             return actions.evaluate.samples(runs, moved) if samples else []
 
         actions.monitor.write_page(runs, html, force=force, make_samples=make_samples)
-    elif len(runs) > 1:
+    elif len(runs) > 1 or plot is not None:
         actions.monitor.compare(runs)
     else:
         actions.evaluate.report(runs[0], moved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from launcher.pool import Command, Event, Pool, Slot, divide_machine, visible_gpus
 from launcher.suite.checks import check_jobs, missing_files, prepare_files
 from launcher.suite.definition import SuiteConfig, load_suite
 from launcher.suite.jobs import Job, list_jobs
-from launcher.suite.pool import Command, Event, Pool
 from launcher.suite.record import Record
 from launcher.suite.results.report import print_table, write_report
 from launcher.suite.results.scores import collect
@@ -73,45 +70,26 @@ def run_suite(
         problems += check_jobs(jobs) if not problems else []
     if problems:
         raise ConfigError(format_problems(suite, problems))
-    environments = slots(options, visible_devices())
+    each = options.num_processes or 1
+    slots = divide_machine(options.num_jobs or max(len(visible_gpus()) // each, 1), num_processes=each)
     with _lease(folder):
         record.write(folder)
         for task in config.tasks:
             for note in prepare_files(task, folder):
                 print(note)
-        ended, stopped = _run(jobs, config, options, environments)
+        ended, stopped = _run(jobs, config, options, slots)
     return _report(folder, config, record.subjects, jobs, ended, stopped=stopped)
 
 
-def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
-
-
-def slots(options: SuiteOptions, devices: Sequence[str]) -> list[dict[str, str]]:
-    """Environment variables for each job at a time: the devices of its processes. Raises `ConfigError`."""
-    each = options.num_processes or 1
-    if not devices:
-        return [{}] * (options.num_jobs or 1)
-    if each > len(devices):
-        raise ConfigError(f"--nproc {each}: there are {len(devices)} GPUs")
-    num_jobs = options.num_jobs or len(devices) // each
-    if num_jobs * each > len(devices):
-        raise ConfigError(f"--jobs {num_jobs}: {num_jobs} times {each} processes need more than {len(devices)} GPUs")
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[n * each : (n + 1) * each])} for n in range(num_jobs)]
-
-
 def _run(
-    jobs: Sequence[Job], config: SuiteConfig, options: SuiteOptions, environments: Sequence[Mapping[str, str]]
+    jobs: Sequence[Job], config: SuiteConfig, options: SuiteOptions, slots: Sequence[Slot]
 ) -> tuple[dict[str, Event], int]:
     """Run all unfinished jobs. Returns how each ended, and the signal that stopped them; 0: none."""
     left = [job for job in jobs if job.read() is None]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are finished already", flush=True)
     by_name = {job.label: job for job in left}
-    num_processes = options.num_processes or (None if len(environments) == 1 and not environments[0] else 1)
+    num_processes = options.num_processes or (None if list(slots) == [Slot()] else 1)
     numbers = {name: f"[{number}/{len(left)}]" for number, name in enumerate(by_name, 1)}
 
     sizes = {name: job.log.stat().st_size if job.log.exists() else 0 for name, job in by_name.items()}
@@ -132,7 +110,7 @@ def _run(
             )
         ]
     ]
-    pool = Pool(environments, tell)
+    pool = Pool(slots, tell)
     return pool.run(commands), pool.stopped_by
 
 

@@ -26,8 +26,13 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
+<<<<<<< HEAD
     *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("memory", "planning", "report", "running", "slurm")),
+=======
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface")),
     *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
+>>>>>>> main
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
@@ -88,6 +93,8 @@ PLACEHOLDERS = {
     "--text COLUMN": "--text text",
     "--label COLUMN": "--label label",
     "--seeds N": "--seeds 1",
+    "--step N": "--step 2",
+    "--steps A,B": "--steps 2,4",
     "TEXT": '"A text"',
 }
 """Values that a reader would put in."""

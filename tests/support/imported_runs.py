@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from xlpretrain import schema
-from xlpretrain.checkpoint.writer import save_weights_only
+from xlpretrain.checkpoint.train_state import TrainState
+from xlpretrain.checkpoint.weights_only import save_weights
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.finetune.results import finetune_config
@@ -67,5 +68,5 @@ def _with_random_weights(config: RunConfig, data: TokenDataset) -> RunDir:
     folder = config.folder
     provenance = {"tokenizer_sha256": data.tokenizer_sha256, "data_sha256": data.fingerprint}
     folder.create(config=schema.dump(config), provenance=provenance)
-    save_weights_only(folder.checkpoints, built)
+    save_weights(folder.checkpoints, dict(built.named_parameters()), TrainState(), made="imported")
     return folder

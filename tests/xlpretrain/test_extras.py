@@ -31,7 +31,7 @@ PROGRAMS = ("xlpretrain", "data_pipelines", "launcher")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OWN_PARTS = {"pydantic_core": "pydantic", "markupsafe": "jinja2"}  # comes with it, in a version that it names
-EXPORTED = {"backbone_xlpretrain.py", "modeling_xlpretrain.py", "visibility_xlpretrain.py"}
+EXPORTED = {f"{name}_xlpretrain.py" for name in ("backbone", "heads", "modeling", "visibility")}
 """Files that go with exported models, and run under transformers."""
 
 

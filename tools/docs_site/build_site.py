@@ -20,7 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "docs"
 SITE = BUILD / "site"
-GUIDES = ["data.md", "masked-lm.md", "permutation-lm.md", "running.md", "slurm.md", "gpu.md", "finetune.md"]
+GUIDES = [
+    "data.md",
+    "masked-lm.md",
+    "permutation-lm.md",
+    "running.md",
+    "branches.md",
+    "slurm.md",
+    "gpu.md",
+    "finetune.md",
+]
 """The first guides, in this order; any others follow by name."""
 _LINK = re.compile(r"(!?\[(?:[^\]\[]|\[[^\]]*\])*\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
 _CODE = re.compile(r"(^(`{3,}).*?^\2`*$|`+[^`]+`+)", re.MULTILINE | re.DOTALL)

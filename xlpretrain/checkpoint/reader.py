@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from xlpretrain.checkpoint.files import (
     CHUNK,
     DAMAGED,
     MANIFEST,
+    CheckpointManifest,
     DamagedError,
     checkpoint_name,
     clear_temporary,
@@ -187,7 +188,8 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
 def load_weights(source: Path, engine: Engine) -> list[str]:
     """Load the weights of a run's newest intact checkpoint. Every rank must call it.
 
-    The backbone must match. The head may differ: parameters of the same name are loaded, others are initialized.
+    The backbone must match. The head may differ: parameters of the same name and shape are loaded, others are
+    initialized.
 
     Args:
         source: a run folder, its `checkpoints` folder, or a checkpoint.
@@ -200,7 +202,7 @@ def load_weights(source: Path, engine: Engine) -> list[str]:
     """
     reads = [("weight", *piece) for piece in engine.ranges_to_load()]
     with _weights(source, engine.shapes, reads, other_head=True) as checkpoint:
-        fresh = engine.shapes.keys() - checkpoint.manifest.parameters.keys()
+        fresh = engine.shapes.keys() - _loaded(checkpoint, engine.shapes, other_head=True).keys()
         engine.load_weights(checkpoint.read, fresh=fresh)
     return sorted(fresh)
 
@@ -228,6 +230,19 @@ def fingerprint(source: Path) -> str:
             open_manifest(folder)
             return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     raise _none_there(source)
+
+
+def check_resumable(
+    folder: Path, shapes: Mapping[str, torch.Size], kinds: Mapping[str, Sequence[str]]
+) -> CheckpointManifest:
+    """The manifest of a checkpoint from which a run with these parameters and kinds of state can resume.
+
+    Raises `CheckpointError` for other parameters or a lacking kind, `DamagedError`, OSError.
+    """
+    with Checkpoint(folder) as checkpoint:
+        _check_model(checkpoint, shapes, other_head=False)
+        _check_kinds(checkpoint, [(kind, name, 0, 0) for name, of in kinds.items() for kind in of])
+        return checkpoint.manifest
 
 
 def find_best(checkpoints: Path) -> Path:
@@ -269,7 +284,7 @@ def _newest_whole(
     """Find the newest checkpoint that every rank can read, and the skipped newer ones with the reasons.
 
     `source` is a folder of checkpoints, or a checkpoint itself. None: there has never been one.
-    other_head: the head may differ; parameters missing in the checkpoint are not read.
+    other_head: the head may differ; parameters that the checkpoint lacks, or has in another shape, are not read.
     """
     own = [source] if (source / MANIFEST).is_file() else list_checkpoints(source)
     passed_over: list[tuple[Path, str]] = []
@@ -297,10 +312,8 @@ def _open(
     """Open and verify a checkpoint; else return the error: a `CheckpointError` if the model does not match."""
     try:
         checkpoint = Checkpoint(folder)
-        saved = checkpoint.manifest.parameters
-        if other_head:
-            shapes = {name: shape for name, shape in shapes.items() if name in saved or not name.startswith(_HEAD)}
-            reads = [read for read in reads if read[1] in shapes]
+        shapes = _loaded(checkpoint, shapes, other_head=other_head)
+        reads = [read for read in reads if read[1] in shapes]
         _check_model(checkpoint, shapes, other_head=other_head)
         _check_kinds(checkpoint, reads)
         checkpoint.verify(reads, streams)
@@ -309,6 +322,18 @@ def _open(
     except (DamagedError, CheckpointError) as error:
         return None, error
     return checkpoint, None
+
+
+def _loaded(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], *, other_head: bool) -> Mapping[str, torch.Size]:
+    """The parameters to load: all, or with another head all but those of the head that the checkpoint does not fit."""
+    saved = checkpoint.manifest.parameters
+    if not other_head:
+        return shapes
+
+    def fits(name: str, shape: torch.Size) -> bool:
+        return name in saved and tuple(saved[name].shape) == tuple(shape)
+
+    return {name: shape for name, shape in shapes.items() if not name.startswith(_HEAD) or fits(name, shape)}
 
 
 def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
@@ -320,8 +345,8 @@ def _check_kinds(checkpoint: Checkpoint, reads: list[Range]) -> None:
     kind, name = lacking
     if all(parameter.kinds == ["weight"] for parameter in saved.values()):
         raise CheckpointError(
-            f"{checkpoint.folder}: has only weights (it was imported), so a run cannot resume from it; start a new run"
-            " with init_from"
+            f"{checkpoint.folder}: has only weights (it was imported, or is an average), so a run cannot resume from"
+            " it; start a new run with init_from"
         )
     raise CheckpointError(
         f"{checkpoint.folder}: has no {kind} of {name}, which this optimizer needs, but {', '.join(saved[name].kinds)};"

@@ -21,7 +21,6 @@ from threading import Event
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from xlpretrain.checkpoint.files import (
@@ -40,14 +39,12 @@ from xlpretrain.checkpoint.files import (
     remove,
     set_aside,
     temporary_name,
-    tensor_key,
     verify_whole,
 )
-from xlpretrain.checkpoint.train_state import TrainState, best_step
+from xlpretrain.checkpoint.train_state import best_step
 from xlpretrain.errors import CheckpointError
 from xlpretrain.file_system.atomic_files import atomic_write, fsync
 from xlpretrain.machine.host_buffer import host_buffer
-from xlpretrain.models.pretraining_model import PretrainingModel
 
 _DTYPES = {
     torch.float64: "F64",
@@ -363,34 +360,3 @@ def _commit(folder: Path, place: SaveTarget, copied: StateSnapshot) -> None:
         stay={place.verified, best_step(copied.state) if place.keep_best else None},
         owner=place.owner,
     )
-
-
-def save_weights_only(checkpoints: Path, model: PretrainingModel) -> None:
-    """Write the weights of a model as the checkpoint of step 0. For a single process. Raises OSError."""
-    parameters = dict(model.named_parameters())
-    flat = {tensor_key("weight", name, 0): p.detach().float().flatten().contiguous() for name, p in parameters.items()}
-    place = SaveTarget(
-        checkpoints=checkpoints,
-        rank=0,
-        world_size=1,
-        owner=0,
-        fence=lambda: None,
-        before_commit=lambda: None,
-        keep=1,
-        keep_every=None,
-        keep_best=False,
-        verified=None,
-    )
-    copied = StateSnapshot(
-        step=0,
-        attempt=0,
-        content=memoryview(save(flat)),
-        ranges=[("weight", name, 0, parameter.numel()) for name, parameter in parameters.items()],
-        streams=(0, 0),
-        state=vars(TrainState()),
-        layout={"world_size": 1, "engine": "imported", "precision": "fp32", "torch": torch.__version__},
-        updates=0,
-        shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},
-        kinds=dict.fromkeys(parameters, ("weight",)),
-    )
-    write_checkpoint(place, copied, Event())

@@ -7,9 +7,16 @@ weights, and `corpora`, the names of its corpora in metrics. Runs of earlier ver
 
 from __future__ import annotations
 
+import getpass
+import os
+import platform
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.reader import fingerprint
@@ -120,19 +127,37 @@ def check_init(config: RunConfig, data: DataSplits) -> None:
         )
 
 
-def check_resume(begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool) -> Changes:
-    """The changes with which a run resumes. Raises `ConfigError` and `DataError` for forbidden changes."""
+def check_resume(
+    begun: RunConfig, config: RunConfig, data: DataSplits, *, allow_recipe_change: bool, forking: bool = False
+) -> Changes:
+    """The changes with which a run resumes or is forked. Raises `ConfigError` and `DataError` for forbidden ones."""
     folder = config.folder
     was, now = folder.read_provenance().get("contents", {}), _contents_of_data(config, data)
     if config.init_from is not None and config.init_from != begun.init_from and "init_from" in was:
         now["init_from"] = fingerprint(config.init_from)
     changes = resume_rules.check_resume(
-        begun, config, folder=folder.path, allow_recipe_change=allow_recipe_change, was=was, now=now
+        begun,
+        config,
+        folder=folder.path,
+        allow_recipe_change=allow_recipe_change,
+        forking=forking,
+        was=was,
+        now=now,
     )
     _check_train(folder, data.train)
     before, after = folder.read_provenance().get("plugins", {}), schema.plugins_of(config)
     versions = {key: (before[key], after[key]) for key in after if before.get(key, after[key]) != after[key]}
     return {**changes, **versions}
+
+
+def begun_here() -> dict[str, Any]:
+    """The part of the provenance that says when, where and by whom a run was begun."""
+    return {
+        "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
 
 
 def record(config: RunConfig, data: DataSplits) -> dict[str, Any]:

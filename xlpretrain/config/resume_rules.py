@@ -1,4 +1,4 @@
-"""Rules for resuming: config keys of a started run that may change."""
+"""Rules for resuming and forking: config keys of a started run that may change."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ Changes = Mapping[str, tuple[Any, Any]]
 """Changed keys: their values in the previous attempt, and now."""
 
 _RECIPE = ("optimizer", "schedule")
+_FIXED_IN_FORKS = ("optimizer.type",)
+_ADVICE_FOR_FORKS = (
+    "a fork goes on with its parent's model, tokenizer, data, objective, batch size, seed and type of optimizer; for"
+    " others, start a new run from its weights (init_from)"
+)
 
 
 def check_resume(
@@ -48,12 +53,14 @@ def check_resume(
     *,
     folder: Path,
     allow_recipe_change: bool,
+    forking: bool = False,
     was: Mapping[str, str] = MappingProxyType({}),
     now: Mapping[str, str] = MappingProxyType({}),
 ) -> Changes:
     """Return the changes with which a run resumes.
 
     Args:
+        forking: the changes are those of a fork, which keeps the type of optimizer.
         was, now: digests by key of the content at the config's paths, at the start of the run and now. They are
             compared in place of the paths; if `was` lacks a key, its path may change.
 
@@ -67,6 +74,7 @@ def check_resume(
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
     same = {key for key in now if was.get(key, now[key]) == now[key] and before.get(key) is not None}
     refused = [key for key in changed if key not in same and not {key, key.split(".")[0]} & set(allowed)]
+    refused += [key for key in _FIXED_IN_FORKS if forking and key in changed]
     refused += [key for key in now if key not in changed and key not in same]
     if refused:
         hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""
@@ -82,5 +90,5 @@ def check_resume(
             for key in refused
         ]
         advice = f"use another name for a new run{'; optimizer and schedule may change ' + hint if hint else ''}"
-        raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {advice}")
+        raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {_ADVICE_FOR_FORKS if forking else advice}")
     return {key: (before.get(key), after.get(key)) for key in changed}

@@ -62,7 +62,7 @@ class EvalConfig(Section):
     """Periodic short fine-tuning whose accuracy is logged (default: none)."""
     best: str = "loss"
     """Criterion for the best evaluation: loss (lowest), accuracy of the first loss term (highest), or a metric of the
-    task (highest), such as matthews."""
+    task (highest), such as matthews. On a tie, the lower loss is better."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield a problem for clamp_len 0, which would make all distances equal."""

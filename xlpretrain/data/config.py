@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_serializer
 from xlpretrain.data.examples.choices import ChoicesDataConfig
 from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.examples.labelled import LabelledDataConfig
+from xlpretrain.data.examples.multilabelled import MultilabelledDataConfig
 from xlpretrain.data.examples.questions import QuestionsDataConfig
 from xlpretrain.data.examples.tagged import TaggedDataConfig
 from xlpretrain.data.mixture import CorpusConfig, Mixture
@@ -117,6 +118,7 @@ def _absolute(place: str) -> str:
 
 EXAMPLES: dict[str, type[ExampleDataConfig]] = {
     "labelled": LabelledDataConfig,
+    "multilabelled": MultilabelledDataConfig,
     "tagged": TaggedDataConfig,
     "choices": ChoicesDataConfig,
     "questions": QuestionsDataConfig,

@@ -49,13 +49,14 @@ class Example:
 
     parts: token ids of each text. target: as the file has it or, once the task has numbered it, an array-like of
         numbers; None for no target. number: index in the file. offset: for a window of a long text, the index of its
-        first token in the text.
+        first token in the text. weights: weight of the target in the training loss, or of each target; None: 1.
     """
 
     parts: tuple[Sequence[int], ...]
     target: Any = None
     number: int = 0
     offset: int = 0
+    weights: Any = None
 
     @property
     def num_tokens(self) -> int:

@@ -22,7 +22,7 @@ class LossTermScales:
         self._weights = weights
         self._scales: dict[str, float] = {}
 
-    def start(self, counts: Mapping[str, int]) -> None:
+    def start(self, counts: Mapping[str, int | float]) -> None:
         """Start a step with these counts over all micro-batches and ranks; a term with count 0 contributes nothing."""
         self._scales = {term: w / counts[term] if counts[term] else 0.0 for term, w in self._weights.items()}
 
@@ -55,7 +55,7 @@ class Engine(ABC):
     _state: Partition
 
     @abstractmethod
-    def start_step(self, counts: Mapping[str, int]) -> None:
+    def start_step(self, counts: Mapping[str, int | float]) -> None:
         """Start a step whose loss terms have `counts` predictions over all micro-batches and ranks."""
 
     @abstractmethod

@@ -75,7 +75,7 @@ class PlainEngine(Engine):
             frozen=[shards[name] for name in frozen],
         )
 
-    def start_step(self, counts: Mapping[str, int]) -> None:
+    def start_step(self, counts: Mapping[str, int | float]) -> None:
         self._scales.start(counts)
         self._unwritten = set(range(len(self._parameters)))
 

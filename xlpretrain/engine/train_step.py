@@ -40,7 +40,7 @@ def train_step(
     batches: Sequence[Batch],
     memory: Sequence[Tensor],
     *,
-    counts: Mapping[str, int],
+    counts: Mapping[str, int | float],
     lr: float,
     seed: int,
     after_forward: Callable[[int, Loss], None] | None = None,

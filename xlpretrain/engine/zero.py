@@ -147,7 +147,7 @@ class ZeroEngine(Engine):
         )
         self._engine.train()
 
-    def start_step(self, counts: Mapping[str, int]) -> None:
+    def start_step(self, counts: Mapping[str, int | float]) -> None:
         self._scales.start(counts)
         self._backwards = 0
 

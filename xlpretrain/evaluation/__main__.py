@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlpretrain.errors import XLPretrainError, print_error_once
+from xlpretrain.errors import DataError, XLPretrainError, print_error_once
 from xlpretrain.run_dir.layout import RunDir
 
 if TYPE_CHECKING:  # imported late, so that Ctrl-C during torch's slow import prints no traceback
+    import torch
+
     from xlpretrain.config.run_config import RunConfig
     from xlpretrain.config.sections import EvalConfig
     from xlpretrain.evaluation.held_out import EvalResult
+    from xlpretrain.evaluation.memory_curve import CurveSettings
 
 
 def main() -> int:
@@ -23,16 +26,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m xlpretrain.evaluation.__main__", description="One rank of `xlpretrain eval`."
     )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("moved", nargs="*")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--moved", action="append", default=[])
     parser.add_argument("--data")
-    parser.add_argument("--mem-len", type=int)
+    parser.add_argument("--mem-len", type=_numbers, default=[None])
     parser.add_argument("--seq-len", type=int)
-    parser.add_argument("--clamp-len", type=int)
+    parser.add_argument("--clamp-len", type=_numbers, default=[None])
     parser.add_argument("--same-length", action=argparse.BooleanOptionalAction)
     parser.add_argument("--num-streams", type=int)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--recl", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--to", type=Path)
     options = parser.parse_args()
     try:
         _score(options)
@@ -41,31 +47,71 @@ def main() -> int:
     return 0
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _score(options: argparse.Namespace) -> None:
-    from xlpretrain import distributed, schema
-    from xlpretrain.config.sections import EvalConfig
+    from xlpretrain import distributed
     from xlpretrain.engine.config import DTYPES
-    from xlpretrain.evaluation.loaded_run import LoadedRun
+    from xlpretrain.evaluation.memory_curve import CurveSettings
 
     device = distributed.init()
     try:
         dtype = options.precision and DTYPES[options.precision]
-        run = LoadedRun.load(RunDir(options.run), device=device, moved=options.moved, dtype=dtype)
-        names = ("mem_len", "seq_len", "clamp_len", "same_length", "max_tokens")
-        changes = {name: getattr(options, name) for name in names}
-        changes["num_streams"] = options.num_streams or run.config.eval.num_streams
-        config = schema.validate(EvalConfig, run.config.eval.model_dump(mode="json") | changes, "xlpretrain eval")
-        started = time.perf_counter()
-        found = run.evaluate(options.data, config=config)
-        elapsed = time.perf_counter() - started
-        if distributed.rank() == 0:
-            read = f"{found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text"
-            print(f"step {run.step}, {describe_lengths(run.config, config)}: {read}")
-            print(describe(found))
-            print(f"({found.num_tokens / elapsed:,.0f} tokens per second)")
+        names = ("seq_len", "same_length", "num_streams", "max_tokens")
+        others = {name: getattr(options, name) for name in names}
+        settings = CurveSettings(
+            data=options.data, mem_lens=options.mem_len, clamp_lens=options.clamp_len, others=others, recl=options.recl
+        )
+        is_single = len(options.runs) == len(options.mem_len) == len(options.clamp_len) == 1
+        if is_single and not (options.recl or options.plot or options.to):
+            _score_once(options, settings, device, dtype)
+        else:
+            _score_curves(options, settings, device, dtype)
         distributed.barrier()
     finally:
         distributed.shutdown()
+
+
+def _score_once(
+    options: argparse.Namespace, settings: CurveSettings, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    from xlpretrain import distributed
+    from xlpretrain.evaluation.loaded_run import LoadedRun
+
+    run = LoadedRun.load(RunDir(options.runs[0]), device=device, moved=options.moved, dtype=dtype)
+    config = settings.of(run.config, mem_len=settings.mem_lens[0], clamp_len=settings.clamp_lens[0])
+    started = time.perf_counter()
+    found = run.evaluate(options.data, config=config)
+    elapsed = time.perf_counter() - started
+    if distributed.rank() == 0:
+        read = f"{found.num_tokens:,} tokens, {found.num_bytes:,} bytes of text"
+        print(f"step {run.step}, {describe_lengths(run.config, config)}: {read}")
+        print(describe(found))
+        print(f"({found.num_tokens / elapsed:,.0f} tokens per second)")
+
+
+def _score_curves(
+    options: argparse.Namespace, settings: CurveSettings, device: torch.device, dtype: torch.dtype | None
+) -> None:
+    from xlpretrain import distributed
+    from xlpretrain.evaluation import memory_curve
+    from xlpretrain.tracking.printing import AnswerConsole
+
+    curves = memory_curve.measure_curves(options.runs, settings, device=device, dtype=dtype, moved=options.moved)
+    trouble: XLPretrainError | None = None
+    if distributed.rank() == 0:
+        recl = memory_curve.context_lengths(curves) if options.recl else {}
+        memory_curve.print_curves(curves, recl, AnswerConsole())
+        for path in filter(None, (options.to, options.plot)):
+            try:
+                memory_curve.write_curves(path, curves, recl)
+            except OSError as error:
+                trouble = DataError(f"{path}: cannot be written: {error.strerror}")
+            else:
+                print(f"written: {path}")
+    distributed.share_any_trouble(trouble)
 
 
 def describe_lengths(run: RunConfig, config: EvalConfig) -> str:

@@ -76,6 +76,7 @@ class EvalResult:
     num_tokens, num_bytes: size of the text that was read. covers_all_tokens: True if each token was predicted once.
     predicts_tokens: True if the first term predicts tokens. cluster_nll, cluster_counts: summed losses and numbers of
     predictions of the first term by text (document or sample). task_metrics: metrics of a task, by name.
+    prediction_nll: loss of each prediction of the first term, in the order of the text; None unless asked for.
     """
 
     scores: Mapping[str, TermScore]
@@ -87,6 +88,7 @@ class EvalResult:
     cluster_nll: np.ndarray
     cluster_counts: np.ndarray
     task_metrics: Mapping[str, float | None] = field(default_factory=dict)
+    prediction_nll: np.ndarray | None = None
 
     @property
     def main(self) -> TermScore:
@@ -211,6 +213,7 @@ def evaluate(
     terms: tuple[str, ...] = (),
     pause: Pause = distributed.share_any_trouble,
     task_metrics: bool = True,
+    keep_losses: bool = False,
 ) -> EvalResult:
     """Evaluate on held-out text. Every rank must call it, and gets the result.
 
@@ -223,6 +226,7 @@ def evaluate(
         terms: loss terms to score, with the one that predicts tokens first (default: the objective's).
         pause: called before each batch.
         task_metrics: compute the metrics of a task, which may need optional packages.
+        keep_losses: keep the loss of each prediction.
 
     Raises:
         XLPretrainError: on every rank, if one of them reads damaged data; and whatever `pause` raises.
@@ -241,6 +245,7 @@ def evaluate(
     # Per stream and term: loss, predictions, correct ones. Per stream and text: loss and predictions of the first term.
     totals = np.zeros((len(streams), len(terms), 3))
     clusters = np.zeros((len(streams), 2, samples.num_clusters))
+    losses: list[list[np.ndarray]] = [[] for _ in streams]
     of_task = samples if task_metrics and isinstance(samples, TaskEvalSamples) else None
     outputs = dict[int, np.ndarray]()
     mems = model.empty_memory(len(streams), task.mem_len).to(model.device)
@@ -263,12 +268,18 @@ def evaluate(
                     texts = np.broadcast_to(samples.clusters(step=step, stream=stream), high - low)
                     np.add.at(clusters[i, 0], texts, nll[low:high])
                     np.add.at(clusters[i, 1], texts, 1)
+                    if keep_losses:
+                        losses[i].append(nll[low:high])
     found = dict[str, float | None]()
     if of_task is not None:
         of_ranks = distributed.gather_objects(outputs)
         found = dict(of_task.metrics({number: row for rank in of_ranks for number, row in rank.items()}))
     by_term = np.concatenate(distributed.gather_objects(totals)).sum(axis=0)
     cluster_nll, cluster_counts = np.concatenate(distributed.gather_objects(clusters)).sum(axis=0)
+    kept = None
+    if keep_losses:
+        of_streams = [loss for of_rank in distributed.gather_objects(losses) for stream in of_rank for loss in stream]
+        kept = np.concatenate([np.empty(0), *of_streams])
     return EvalResult(
         scores={
             term: TermScore(float(nll), int(count), None if math.isnan(correct) else int(correct))
@@ -282,6 +293,7 @@ def evaluate(
         cluster_nll=cluster_nll,
         cluster_counts=cluster_counts,
         task_metrics=found,
+        prediction_nll=kept,
     )
 
 

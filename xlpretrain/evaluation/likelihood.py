@@ -2,22 +2,25 @@
 
 A causal model gives log p(text) token by token, starting after an end-of-document token, with the memory; the end of
 the text is not included. Masked and permutation models give the pseudo-log-likelihood instead (Salazar et al. 2020,
-arXiv:1910.14659, equation 1): the sum of log p(token | all the others), with one sample per token.
+arXiv:1910.14659, equation 1): the sum of log p(token | all the others), with one sample per token. A token is then easy
+to guess from the later tokens of its own word, which makes rare words of many tokens seem likely. PLL-word-l2r (Kauf
+and Ivanova 2023, arXiv:2305.10588) hides those too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
+from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.base import Objective
-from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, collate_queries
+from xlpretrain.objectives.likelihood_queries import LikelihoodQuery, collate_queries, hide_rest_of_word
 
 _NOTHING = LikelihoodQuery("stream", [], [], [])
 
@@ -61,6 +64,7 @@ def log_likelihoods(
     *,
     mem_len: int,
     batch_size: int = 32,
+    within_word: bool = False,
 ) -> list[Likelihood]:
     """The likelihood of each text, in evaluation mode.
 
@@ -69,15 +73,17 @@ def log_likelihoods(
 
     Args:
         mem_len: memory length, for queries that follow one another.
+        within_word: hide the later tokens of a token's word too. Words are those of `Tokenizer.word_starts`.
 
     Raises:
-        ConfigError: the objective declares no likelihood of a text.
+        ConfigError: the objective declares no likelihood of a text, or a causal one with `within_word`.
     """
     encoded, vocabulary = tokenizer.encode_batch(list(texts)), tokenizer.vocabulary
+    begins_word = tokenizer.word_starts() if within_word else None
     chains = [
         (text, chain)
         for text, tokens in enumerate(encoded)
-        for chain in _chains(objective.likelihood_queries(tokens, vocabulary))
+        for chain in _chains(_queries(objective, tokens, vocabulary, begins_word))
     ]
     chains.sort(key=lambda found: sum(len(query.tokens) for query in found[1]))
     nats, device = np.zeros(len(encoded)), next(model.parameters()).device
@@ -102,6 +108,19 @@ def log_likelihoods(
         Likelihood(total, len(tokens), len(text.encode()))
         for total, tokens, text in zip(nats.tolist(), encoded, texts, strict=True)
     ]
+
+
+def _queries(
+    objective: Objective, tokens: Sequence[int], vocabulary: Vocabulary, begins_word: np.ndarray | None
+) -> Iterator[LikelihoodQuery]:
+    """The objective's queries, with the rest of words hidden if `begins_word` is given. Raises `ConfigError`."""
+    for query in objective.likelihood_queries(tokens, vocabulary):
+        if begins_word is not None and query.kind == "stream":
+            raise ConfigError(
+                f"objective {objective.type} predicts each token from those before it only, so there is nothing to hide"
+                " within words; leave out within_word (--within-word)"
+            )
+        yield query if begins_word is None else hide_rest_of_word(query, begins_word)
 
 
 def _chains(queries: Iterable[LikelihoodQuery]) -> list[list[LikelihoodQuery]]:

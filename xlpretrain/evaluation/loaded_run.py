@@ -114,18 +114,27 @@ class LoadedRun:
     def predictions(self, data: ExampleDataset) -> list[Any]:
         """The task's prediction for each example of a dataset."""
         task, _ = self.task
-        return task.predictions(data, task_outputs(self.model, task, self.tokenizer, task.numbered(data)))
+        examples, mem_len = task.numbered(data), self.config.model.mem_len
+        return task.predictions(data, task_outputs(self.model, task, self.tokenizer, examples, mem_len=mem_len))
 
-    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig) -> EvalResult:
-        """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it."""
+    def evaluate(self, split: Path | str | None = None, *, config: EvalConfig, keep_losses: bool = False) -> EvalResult:
+        """Evaluate on a split, a folder or URL (default: the run's held-out split). Every rank must call it.
+
+        keep_losses: keep the loss of each prediction.
+        """
+        model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
+        task = EvalTask.of_run(self.config, self.held_out(split), self.tokenizer, config)
+        return evaluate(model, task, keep_losses=keep_losses)
+
+    def held_out(self, split: Path | str | None = None) -> TokenDataset:
+        """A split, a folder or URL, by default the run's own held-out one. Raises `DataError` if there is none."""
         valid = self.valid if split is None else self.config.data.open_split(split, self.tokenizer)
         if valid is None:
             raise DataError("the run has no held-out split (data.valid); pass one with --data")
-        model = EvaluatedModel.of_backbone(self._forward, self.model.backbone, self.device)
-        return evaluate(model, EvalTask.of_run(self.config, valid, self.tokenizer, config))
+        return valid
 
     def log_likelihoods(
-        self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32
+        self, texts: Sequence[str], *, mem_len: int | None = None, batch_size: int = 32, within_word: bool = False
     ) -> list[Likelihood]:
         """The likelihood of each text: `.nats` (at most 0), `.num_tokens`, `.perplexity`, `.bits_per_byte`.
 
@@ -135,6 +144,8 @@ class LoadedRun:
         Args:
             mem_len: memory length of a causal model (default: as trained).
             batch_size: samples per batch.
+            within_word: when a token is scored, also hide the later tokens of its word (Kauf and Ivanova 2023,
+                arXiv:2305.10588, PLL-word-l2r). Not for a causal model.
 
         With bf16 weights (see `precision` of `xlpretrain.load`) the error is up to about 0.1 nats per sentence.
 
@@ -155,6 +166,7 @@ class LoadedRun:
             texts,
             mem_len=self.config.model.mem_len if mem_len is None else mem_len,
             batch_size=batch_size,
+            within_word=within_word,
         )
 
     def generate(

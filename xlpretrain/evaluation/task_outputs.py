@@ -18,9 +18,12 @@ _BATCH = 32
 
 @torch.no_grad()
 def task_outputs(
-    model: PretrainingModel, task: Task, tokenizer: Tokenizer, examples: Sequence[Example]
+    model: PretrainingModel, task: Task, tokenizer: Tokenizer, examples: Sequence[Example], *, mem_len: int = 0
 ) -> list[np.ndarray]:
-    """The head's outputs for each example, as `Task.numbered` gives them."""
+    """The head's outputs for each example, as `Task.numbered` gives them.
+
+    mem_len: memory length in positions, for texts that are read in parts.
+    """
     assert isinstance(model.head, TaskHead), "the head of a task"
     device = next(model.parameters()).device
     samples = [make_sample(example) for example in examples]
@@ -31,7 +34,10 @@ def task_outputs(
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
         batch = collate([samples[i] for i in chosen]).to(device)
-        hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(batch.inputs.tokens), 0))
+        if batch.part_len is not None:
+            hidden = model.read_parts(batch, mem_len)
+        else:
+            hidden, _ = model.backbone(batch.inputs, model.backbone.empty_memory(len(batch.inputs.tokens), 0))
         for number, output in zip(chosen, model.head.outputs(hidden, batch).cpu().numpy(), strict=True):
             found[number] = output
     return found

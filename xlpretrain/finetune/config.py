@@ -13,6 +13,7 @@ from xlpretrain.data.config import EXAMPLES
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.models.backbone import BackboneConfig
 from xlpretrain.objectives import find_task
+from xlpretrain.objectives.base import Objective
 
 BATCH, EPOCHS, DROPOUT = 32, 6, 0.1
 EVALUATIONS_PER_EPOCH = 2
@@ -28,7 +29,8 @@ def task_config(
     train: Path,
     valid: Path,
     text: Sequence[str] = (),
-    label: str = "label",
+    label: str | Sequence[str] = "label",
+    data_overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Config keys of a run that fine-tunes the backbone of `theirs` for a task, without name and init_from.
 
@@ -38,7 +40,8 @@ def task_config(
         kept_at: path of its file.
         train, valid: files of examples, in a format of the task.
         text: column of the text, or two columns of a pair (default: all columns but the label's, one or two).
-        label: column of the target.
+        label: column of the target, or several columns for a task that reads them.
+        data_overrides: `data.key=value` changes that apply before the files are read.
 
     Raises:
         ConfigError, DataError: the files are unusable, or the objective of `theirs` declares no token layout.
@@ -51,11 +54,12 @@ def task_config(
         "train": str(train.absolute()),
         "valid": str(valid.absolute()),
         "tokenizer": str(kept_at.absolute()),
-        **files.columns_in(train, text=text, label=label),
+        **files.columns_in(train, text=text, label=(label,) if isinstance(label, str) else label),
     }
+    data = schema.apply_overrides({"data": data}, data_overrides, RunConfig)["data"]
     opened = schema.validate(files, data, f"{task} with {train}")
     examples, held_out = opened.open_split(train, tokenizer), opened.open_split(valid, tokenizer)
-    own = kind.keys_for(examples, held_out)
+    own = _numbered_as_before(kind.keys_for(examples, held_out), task, theirs.objective)
     longest = max(8, kind.longest_sample(examples, layout))
     per_epoch = math.ceil(len(examples.examples) / BATCH)
     every = math.ceil(per_epoch / EVALUATIONS_PER_EPOCH)
@@ -81,6 +85,14 @@ def task_config(
         "checkpoint": {"every_steps": every, "keep": 1, "keep_best": True},
         "stop": {"patience": 3 * EVALUATIONS_PER_EPOCH},
     }
+
+
+def _numbered_as_before(own: dict[str, Any], task: str, before: Objective) -> dict[str, Any]:
+    """The task's keys, with labels or tags in the order of a model fine-tuned for the same ones, so that its classifier
+    can be trained on."""
+    was = before.model_dump(mode="json") if before.type == task else {}
+    names = [key for key in ("labels", "tags") if key in own and key in was]
+    return own | {key: was[key] for key in names if sorted(was[key]) == sorted(own[key])}
 
 
 def _rate(model: BackboneConfig) -> float:

@@ -30,7 +30,7 @@ def finetune_config(
     name: str,
     runs_dir: Path,
     text: Sequence[str] = (),
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     overrides: Sequence[str] = (),
 ) -> RunConfig:
     """Config of a run that fine-tunes the newest checkpoint of `source` for a task.
@@ -48,11 +48,15 @@ def finetune_config(
         valid=valid,
         text=text,
         label=label,
+        data_overrides=[override for override in overrides if override.lstrip().startswith("data.")],
     )
     place = {"name": name, "runs_dir": str(runs_dir)}
     changed = schema.apply_overrides(content | place | {"init_from": str(source.path.absolute())}, overrides, RunConfig)
     if any(changed[key] != value for key, value in place.items()):
         raise ConfigError("name, runs_dir: set them with --name and --runs-dir")
+    files = {"train": str(train.absolute()), "valid": str(valid.absolute())}
+    if any(changed["data"].get(key) != path for key, path in files.items()):
+        raise ConfigError("data.train, data.valid: set them with --train and --valid")
     return schema.validate(RunConfig, changed, f"fine-tuning {source.path}")
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xlpretrain.config.run_config import RunConfig
+from xlpretrain.data.examples.config import ExampleDataConfig
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.loaded_run import LoadedRun
@@ -20,7 +20,7 @@ from xlpretrain.file_system.atomic_dirs import final_place, named, publish_dir, 
 from xlpretrain.hub import exported_files
 from xlpretrain.hub.model_card import model_card
 from xlpretrain.hub.remote_code.fused_code import fused_code
-from xlpretrain.hub.task_heads import own_config, reasons_for_own_code, stock_config, stock_rules
+from xlpretrain.hub.task_heads import head_config, reasons_for_own_code, stock_config, stock_rules
 from xlpretrain.hub.tokenizers.export import AS_BROUGHT, laid_out_anew, tokenizer_config, tokenizer_json
 from xlpretrain.hub.transformers_config import unsupported_features, write_config
 from xlpretrain.hub.weight_map import WeightRule, is_albert, weight_rules, write
@@ -41,6 +41,7 @@ from xlpretrain.version import __version__
 
 _CODE = Path(__file__).with_name("remote_code")
 MODELING = _CODE / "modeling_xlpretrain.py"
+HEADS = _CODE / "heads_xlpretrain.py"
 BACKBONE = _CODE / "backbone_xlpretrain.py"
 VISIBILITY = _CODE / "visibility_xlpretrain.py"
 """Code exported with models that no class of transformers implements; each file imports the next."""
@@ -149,10 +150,10 @@ def _write(run: LoadedRun, to: Path, *, name: str) -> str:
     complete = isinstance(config.objective, Task)
     described, weights, reasons = _model(run, model)
     if reasons:
-        for source in (MODELING, BACKBONE, VISIBILITY):
+        for source in (MODELING, HEADS, BACKBONE, VISIBILITY):
             shutil.copyfile(source, to / source.name)
         (to / FUSED).write_text(fused_code(), encoding="utf-8")
-    described |= {"dtype": "float32", "xlpretrain": provenance(config, run.step)}
+    described |= {"dtype": "float32", "xlpretrain": provenance(run)}
     save_file({name: t.contiguous() for name, t in weights.items()}, to / "model.safetensors", {"format": "pt"})
     max_length = model.max_positions if isinstance(model, EncoderConfig) else None
     if isinstance(tokenizer, HuggingFaceTokenizer):
@@ -184,7 +185,8 @@ def _model(run: LoadedRun, model: StackConfig) -> tuple[dict[str, Any], dict[str
         if not reasons:
             weights = to_transformers(run.model, model, stock_rules(model, objective))
             return stock_config(model, objective, vocabulary), weights, []
-        described = remote_code_config(run.config, run, heads=_task_heads(objective), keys=own_config(objective))
+        own = OwnHeads(f"XLPretrainFor{objective.hub_task}", ())
+        described = remote_code_config(run, heads=own, keys=head_config("XLPretrain", objective))
         return described, dict(run.model.state_dict()), reasons
     head, sentence = objective.hub_head, has_sentence_head(run.model)
     assert head is not None, "see `refuse_unknown`"
@@ -192,7 +194,7 @@ def _model(run: LoadedRun, model: StackConfig) -> tuple[dict[str, Any], dict[str
     if not reasons:
         weights = to_transformers(run.model, model, weight_rules(model, sentence=sentence))
         return write_config(model, vocabulary, sentence=sentence), weights, []
-    described = remote_code_config(run.config, run, heads=_HEADS[head], keys={"sentence_head": sentence})
+    described = remote_code_config(run, heads=_HEADS[head], keys={"sentence_head": sentence})
     return described, dict(run.model.state_dict()), reasons
 
 
@@ -210,14 +212,19 @@ def to_transformers(model: PretrainingModel, config: StackConfig, rules: Iterato
     return weights
 
 
-def provenance(config: RunConfig, step: int) -> dict[str, Any]:
-    """Information about the run for `config.json`."""
-    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "objective")}
-    return {"version": __version__, "run": config.name, "step": step, **sections}
+def provenance(run: LoadedRun) -> dict[str, Any]:
+    """Information about the run for `config.json`. An import restores the sections of its config."""
+    config = run.config
+    sections = {"model": config.model.model_dump(mode="json"), "objective": config.objective.model_dump(mode="json")}
+    if isinstance(config.objective, Task):
+        task, data = run.task
+        names = data.model_dump(mode="json", exclude={"type", *ExampleDataConfig.model_fields})
+        sections |= {"objective": task.model_dump(mode="json"), "data": names}
+    return {"version": __version__, "run": config.name, "step": run.step, **sections}
 
 
 class OwnHeads(NamedTuple):
-    """A class in the exported code, and the `AutoModelFor...` classes that load it."""
+    """A class in the exported code, and the `AutoModelFor...` classes that load it, besides those of tasks."""
 
     name: str
     auto_classes: tuple[str, ...]
@@ -230,13 +237,9 @@ _HEADS: dict[HubHead, OwnHeads] = {
 }
 
 
-def _task_heads(task: Task) -> OwnHeads:
-    return OwnHeads(f"XLPretrainFor{task.hub_task}", (f"AutoModelFor{task.hub_task}",))
-
-
-def remote_code_config(config: RunConfig, run: LoadedRun, *, heads: OwnHeads, keys: dict[str, Any]) -> dict[str, Any]:
+def remote_code_config(run: LoadedRun, *, heads: OwnHeads, keys: dict[str, Any]) -> dict[str, Any]:
     """The `config.json` of a model exported with its own code. keys: those of its head."""
-    vocabulary, module = run.tokenizer.vocabulary, MODELING.stem
+    config, vocabulary, module = run.config, run.tokenizer.vocabulary, MODELING.stem
     layout = config.objective.declared(config.objective.token_layout, "token_layout")
     return {
         "model_type": "xlpretrain",
@@ -245,9 +248,11 @@ def remote_code_config(config: RunConfig, run: LoadedRun, *, heads: OwnHeads, ke
             "AutoConfig": f"{BACKBONE.stem}.XLPretrainConfig",
             "AutoModel": f"{module}.XLPretrainModel",
             **dict.fromkeys(heads.auto_classes, f"{module}.{heads.name}"),
+            **{f"AutoModelFor{task}": f"{module}.XLPretrainFor{task}" for task in get_args(HubTask)},
         },
         **config.model.model_dump(mode="json"),
         "vocab_size": vocabulary.size,
+        "summary": layout.cls_position or "mean",
         **keys,
         "pad_token_id": vocabulary.pad,
         "bos_token_id": vocabulary.eod if layout.is_plain else vocabulary.cls,

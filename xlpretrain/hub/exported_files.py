@@ -15,6 +15,7 @@ _NAMES = (
     "README.md",
     "backbone_xlpretrain.py",
     "fused_xlpretrain.py",
+    "heads_xlpretrain.py",
     "loss.png",
     "model.safetensors",
     "modeling_xlpretrain.py",

@@ -55,10 +55,11 @@ def model_card(run: LoadedRun, *, name: str, loader: str, reasons: Sequence[str]
 
 
 def _training(run: LoadedRun) -> str:
-    config = run.config
-    if isinstance(config.objective, Task):
-        return f"fine-tuned for the task {config.objective.type} for {run.step:,} steps"
-    return f"pretrained from scratch with {config.objective.type} for {run.step:,} steps"
+    objective, imported = run.config.objective, "imported_from" in run.folder.read_provenance()
+    for_steps = " and imported" if imported else f" for {run.step:,} steps"
+    if isinstance(objective, Task):
+        return f"fine-tuned for the task {objective.type}{for_steps}"
+    return f"pretrained from scratch with {objective.type}{for_steps}"
 
 
 def _symbols(run: LoadedRun, *, causal: bool) -> str:

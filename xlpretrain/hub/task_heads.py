@@ -17,28 +17,29 @@ from xlpretrain.objectives.tasks.summary import SummaryTask
 _Json = dict[str, Any]
 
 
-class StockHead(NamedTuple):
-    """The names of a stock class's modules: the pooler (None if it has none) and the classifier."""
+class HeadNames(NamedTuple):
+    """The names of a head's modules: the pooler (None if it has none) and the classifier."""
 
     pooler: str | None
     classifier: str
 
 
-_STOCK = {
-    ("SequenceClassification", "Bert"): StockHead("bert.pooler.dense", "classifier"),
-    ("SequenceClassification", "Albert"): StockHead("albert.pooler", "classifier"),
-    ("SequenceClassification", "XLNet"): StockHead("sequence_summary.summary", "logits_proj"),
-    ("MultipleChoice", "Bert"): StockHead("bert.pooler.dense", "classifier"),
-    ("MultipleChoice", "Albert"): StockHead("albert.pooler", "classifier"),
-    ("MultipleChoice", "XLNet"): StockHead("sequence_summary.summary", "logits_proj"),
-    ("QuestionAnswering", "Bert"): StockHead(None, "qa_outputs"),
-    ("QuestionAnswering", "Albert"): StockHead(None, "qa_outputs"),
-    ("QuestionAnswering", "XLNet"): StockHead(None, "qa_outputs"),
-    ("TokenClassification", "Bert"): StockHead(None, "classifier"),
-    ("TokenClassification", "Albert"): StockHead(None, "classifier"),
-    ("TokenClassification", "XLNet"): StockHead(None, "classifier"),
+POOLED_TASKS = ("SequenceClassification", "MultipleChoice")
+"""Tasks whose outputs are computed from one vector per sample."""
+_POOLED = {
+    "Bert": HeadNames("bert.pooler.dense", "classifier"),
+    "Albert": HeadNames("albert.pooler", "classifier"),
+    "XLNet": HeadNames("sequence_summary.summary", "logits_proj"),
 }
-"""Stock heads by what the task predicts and by family."""
+OWN_CLASSIFIER = "head.classifier"
+"""The classifier's name here and in exported code."""
+
+
+def stock_head(task: str, family: str) -> HeadNames:
+    """The head of a stock class, by what it predicts (`HubTask`) and the prefix of its name."""
+    if task in POOLED_TASKS:
+        return _POOLED[family]
+    return HeadNames(None, "qa_outputs" if task == "QuestionAnswering" else "classifier")
 
 
 def reasons_for_own_code(config: StackConfig, task: Task) -> list[str]:
@@ -48,6 +49,8 @@ def reasons_for_own_code(config: StackConfig, task: Task) -> list[str]:
         expected = "last" if isinstance(config, XLNetConfig) else "first"
         if task.resolved_summary != expected:
             found.append(f"a different summary of a text ({task.resolved_summary})")
+        if task.num_parts > 1:
+            found.append("texts read in parts with a memory")
     return found
 
 
@@ -56,28 +59,40 @@ def stock_rules(config: StackConfig, task: Task) -> Iterator[WeightRule]:
     for rule in weight_rules(config, sentence=False):
         if rule.ours.startswith("backbone."):
             yield rule
-    stock = _STOCK[_hub_task(task), _family(config)]
+    stock = stock_head(_hub_task(task), _family(config))
     if stock.pooler is not None:
         yield from pair_rules("head.sentence.pooler.linear", stock.pooler)
-    yield from pair_rules("head.classifier", stock.classifier)
+    yield from pair_rules(OWN_CLASSIFIER, stock.classifier)
 
 
 def stock_config(config: StackConfig, task: Task, vocabulary: Vocabulary) -> _Json:
     """The `config.json` for the class of transformers that implements a fine-tuned model."""
     family = _family(config)
     written = write_config(config, vocabulary, sentence=False)
-    written |= {"architectures": [_architecture(family, task)], **labels_config(task)}
-    if isinstance(config, XLNetConfig):
-        return written | {
-            "summary_type": "last",
-            "summary_use_proj": True,
-            "summary_activation": "tanh",
-            "summary_last_dropout": task.dropout,
-        }
-    return written | {"classifier_dropout_prob" if family == "Albert" else "classifier_dropout": task.dropout}
+    return written | {"architectures": [_architecture(family, task)]} | head_config(family, task)
 
 
-def labels_config(task: Task) -> _Json:
+def head_config(family: str, task: Task) -> _Json:
+    """The keys of `config.json` that describe the head of a class. family: prefix of its name, XLPretrain for ours."""
+    keys: _Json
+    match family:
+        case "XLPretrain":
+            keys = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
+            keys |= {"part_len": task.part_len} if isinstance(task, SummaryTask) and task.part_len else {}
+            keys |= {"task_dropout": task.dropout}
+        case "XLNet":
+            keys = {
+                "summary_type": "last",
+                "summary_use_proj": True,
+                "summary_activation": "tanh",
+                "summary_last_dropout": task.dropout,
+            }
+        case _:
+            keys = {"classifier_dropout_prob" if family == "Albert" else "classifier_dropout": task.dropout}
+    return {**_labels_config(task), **keys}
+
+
+def _labels_config(task: Task) -> _Json:
     """The keys of `config.json` that describe a task's outputs."""
     names = task.output_names
     problem = {"SequenceClassification": task.problem_type}.get(_hub_task(task))
@@ -86,12 +101,6 @@ def labels_config(task: Task) -> _Json:
         "label2id": {name: number for number, name in enumerate(names)},
         **({"problem_type": problem} if problem else {}),
     }
-
-
-def own_config(task: Task) -> _Json:
-    """The keys of `config.json` for the exported code of a fine-tuned model."""
-    summary = {"summary": task.resolved_summary} if isinstance(task, SummaryTask) else {}
-    return {**labels_config(task), **summary, "task_dropout": task.dropout}
 
 
 def _architecture(family: str, task: Task) -> str:

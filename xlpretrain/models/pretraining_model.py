@@ -20,15 +20,19 @@ class Batch:
 
     targets: for a term that predicts tokens, the target tokens under the term's name and, under `<term>_positions`,
     their ascending flat indices sample * width + position, in the query stream if there is one, else in the tokens.
-    counts: number of predictions of each loss term in the micro-batch, known before the forward pass.
+    counts: number of predictions of each loss term in the micro-batch (or the sum of their weights), known before the
+        forward pass.
+    part_len: read the samples in parts of this length, each with the memory of those before it, from an empty memory
+        on; hidden states are those of all parts. None: as one part, with the memory of the stream.
     clusters: the clusters of the targets under the term's name, for an adaptive softmax; missing ones are found in the
         forward pass, for which the host waits for the device.
     """
 
     inputs: BackboneInput
     targets: Mapping[str, Tensor]
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | float]
     clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
+    part_len: int | None = None
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:
         """The sample index of each prediction of a term that predicts tokens."""
@@ -43,7 +47,7 @@ class Batch:
         """The same batch with every tensor replaced by `change(tensor)`."""
         targets = {name: change(tensor) for name, tensor in self.targets.items()}
         clusters = {name: found.map(change) for name, found in self.clusters.items()}
-        return Batch(self.inputs.map(change), targets, self.counts, clusters)
+        return Batch(self.inputs.map(change), targets, self.counts, clusters, self.part_len)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,32 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch, mems: Float[Tensor, "L B M D"]) -> tuple[Loss, Float[Tensor, "L B M D"]]:
         """The loss of one micro-batch and its streams' next memory."""
+        if batch.part_len is not None:
+            return self.head(self.read_parts(batch, mems.shape[2]), batch), mems
         num_rows = len(batch.inputs.tokens)
         if num_rows != mems.shape[1]:  # a task with several rows per sample, which have no memory
             hidden, _ = self.backbone(batch.inputs, mems.new_zeros(len(mems), num_rows, 0, mems.shape[3]))
             return self.head(hidden, batch), mems
         hidden, mems = self.backbone(batch.inputs.with_memory_of(mems.shape[2]), mems)
         return self.head(hidden, batch), mems
+
+    def read_parts(self, batch: Batch, mem_len: int) -> Hidden:
+        """The hidden states of samples read in parts. Gradients stay within a part: the memory is detached."""
+        inputs, length = batch.inputs, batch.part_len
+        assert length is not None and inputs.attention_mask is not None and inputs.segments is not None
+        mems, hidden = self.backbone.empty_memory(len(inputs.tokens), mem_len), []
+        for start in range(0, inputs.tokens.shape[1], length):
+            here, known = slice(start, start + length), min(start, mem_len)
+            part = BackboneInput(
+                tokens=inputs.tokens[:, here],
+                mem_valid_len=torch.full_like(inputs.mem_valid_len, known),
+                attention_mask=inputs.attention_mask[:, here],
+                segments=inputs.segments[:, here],
+                mem_is_full=known == mem_len,
+            )
+            read, mems = self.backbone(part, mems)
+            hidden.append(read.tokens)
+        return Hidden(torch.cat(hidden, dim=1))
 
     def flops_per_token(self, seq_len: int, mem_len: int, num_predictions: int = 0) -> float:
         """Matrix-product FLOPs of forward and backward for one token of a sample of `seq_len`."""

@@ -11,6 +11,7 @@ from xlpretrain.objectives.tasks.answer import Answering
 from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.objectives.tasks.choose import Choosing
 from xlpretrain.objectives.tasks.classify import Classification
+from xlpretrain.objectives.tasks.multilabel import MultilabelClassification
 from xlpretrain.objectives.tasks.regress import Regression
 from xlpretrain.objectives.tasks.tag import Tagging
 from xlpretrain.schema import Registry, TaggedUnion
@@ -23,6 +24,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "permutation_lm": PermutationLM,
         "masked_lm": MaskedLM,
         "classify": Classification,
+        "multilabel": MultilabelClassification,
         "regress": Regression,
         "tag": Tagging,
         "choose": Choosing,

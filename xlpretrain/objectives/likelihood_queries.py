@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,8 @@ class LikelihoodQuery:
     """A sample, and the tokens of the text that the objective's first loss term predicts in it.
 
     tokens: ids of the sample. positions: indices of the tokens with predictions. answers: the target id of each
-    prediction. segments: segments of the tokens (default: all 0).
+    prediction. segments: segments of the tokens (default: all 0). hidden: indices of other tokens that are hidden too,
+    without a prediction; not for stream queries.
     """
 
     kind: QueryKind
@@ -34,6 +35,7 @@ class LikelihoodQuery:
     positions: Sequence[int]
     answers: Ids
     segments: Ids | None = None
+    hidden: Sequence[int] = ()
 
 
 def stream_queries(context: Sequence[int], *, seq_len: int, ahead: int = 1) -> Iterator[LikelihoodQuery]:
@@ -66,6 +68,21 @@ def pseudo_likelihood_queries(
             yield LikelihoodQuery(kind, sample.tokens, [at], [int(sample.tokens[at])], sample.segments)
 
 
+def hide_rest_of_word(query: LikelihoodQuery, begins_word: np.ndarray) -> LikelihoodQuery:
+    """Hide the later tokens of the word that a query predicts a token of.
+
+    The sum of such queries is the pseudo-log-likelihood PLL-word-l2r of Kauf and Ivanova 2023 (arXiv:2305.10588).
+
+    begins_word: mask of the tokens that begin a word, by id [V]; special tokens are among them.
+    """
+    begins = begins_word[np.asarray(query.tokens, np.int64)]
+    hidden = list[int]()
+    for at in query.positions:
+        next_words = np.flatnonzero(begins[at + 1 :])
+        hidden += range(at + 1, at + 1 + int(next_words[0]) if len(next_words) else len(begins))
+    return replace(query, hidden=hidden)
+
+
 def collate_queries(
     queries: Sequence[LikelihoodQuery],
     vocabulary: Vocabulary,
@@ -81,15 +98,16 @@ def collate_queries(
     kind = queries[0].kind
     shape = (len(queries), seq_len if kind == "stream" else max(len(query.tokens) for query in queries))
     tokens, segments = np.full(shape, vocabulary.pad, np.int64), np.zeros(shape, np.int64)
-    present, asked = np.zeros(shape, bool), np.zeros(shape, bool)
+    present, asked, hidden = (np.zeros(shape, bool) for _ in range(3))
     for i, query in enumerate(queries):
         length = len(query.tokens)
         tokens[i, :length], present[i, :length] = query.tokens, True
         if query.segments is not None:
             segments[i, :length] = query.segments
         asked[i, list(query.positions)] = True
+        hidden[i, [*query.positions, *query.hidden]] = True
     if kind == "masked":
-        tokens[asked] = vocabulary.mask
+        tokens[hidden] = vocabulary.mask
     stream, last = kind == "stream", kind == "second_stream"
     valid_at, valid_from = valid_tokens(present)
     inputs = BackboneInput(
@@ -99,7 +117,7 @@ def collate_queries(
         segments=None if stream else torch.from_numpy(segments),
         valid_at=None if stream else valid_at,
         valid_from=None if stream else valid_from,
-        perm_rank=torch.from_numpy(asked.astype(np.int64)) if last else None,
+        perm_rank=torch.from_numpy(hidden.astype(np.int64)) if last else None,
         target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,
     )
     answers = np.concatenate([np.asarray(query.answers, np.int64) for query in queries])

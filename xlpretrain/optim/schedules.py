@@ -85,16 +85,39 @@ class InverseSqrt(Schedule):
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: constant, then linear over the last `decay_ratio` (Hu et al., "MiniCPM", 2024)."""
+    """Warm-up, stable, decay: constant, then down to `min_lr_ratio` over the last steps (Hu et al., "MiniCPM", 2024).
+
+    One run in its stable phase can be the trunk of many short decays (docs/branches.md).
+    """
 
     type: Literal["wsd"] = "wsd"
     """Kind of schedule."""
     decay_ratio: float = Field(0.1, gt=0, le=1)
-    """The fraction of the steps after the warm-up over which the rate decays."""
+    """The fraction of the steps after the warm-up over which the rate decays, unless decay_steps is set."""
+    decay_steps: int | None = Field(None, gt=0)
+    """Number of steps over which the rate decays, before total_steps (default: decay_ratio of them)."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """Shape of the decay. 1-sqrt is 1 minus the square root of the share of its steps (Hägele et al., "Scaling laws and
+    compute-optimal training beyond fixed training durations", 2024, section 3)."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a problem if the warm-up or the decay does not fit into the schedule."""
+        yield from super().problems()
+        if self.total_steps is not None and self.decay_steps is not None:
+            left = self.total_steps - self.warmup_steps
+            if self.decay_steps > left > 0:
+                yield "decay_steps", f"must be at most total_steps - warmup_steps ({left}), got {self.decay_steps}"
 
     def decay(self, progress: float, step: int) -> float:
-        """1, then linear down to `min_lr_ratio`."""
-        fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
+        """1, then down to `min_lr_ratio` in the chosen shape."""
+        if self.decay_steps is None or self.total_steps is None:
+            fallen = max(0.0, (progress - (1 - self.decay_ratio)) / self.decay_ratio)
+        else:
+            fallen = min(1.0, max(0.0, (step - (self.total_steps - self.decay_steps)) / self.decay_steps))
+        if self.decay_shape == "cosine":
+            fallen = (1 - math.cos(math.pi * fallen)) / 2
+        elif self.decay_shape == "1-sqrt":
+            fallen = math.sqrt(fallen)
         return 1 - fallen * (1 - self.min_lr_ratio)
 
 

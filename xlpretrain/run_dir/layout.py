@@ -2,7 +2,7 @@
 
 config.yaml      resolved config; a resume must match it
 changes.jsonl    config changes: one line for each attempt that changed anything
-provenance.json  the run's id, digests of its data and initial weights (origin.py), host, versions
+provenance.json  the run's id, digests of its data and initial weights (origin.py), host, versions, a fork's parent
 metrics.jsonl    one line per logged step
 status.json      current state, or why and at which step the run ended
 checkpoints/     step-00000100/ ...
@@ -62,6 +62,48 @@ class Status:
     told: dict[str, int] | None = None
     url: str = ""
     straggler: str = ""
+
+
+FORKED_FROM = "forked_from"
+"""Key of the provenance of a fork."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The parent of a forked run.
+
+    run: the parent's folder when the run was forked. id: the parent's id. step: of the checkpoint that the run began
+    from. checkpoint: SHA-256 of its manifest. changed: config keys with the parent's and the fork's value.
+    """
+
+    run: str
+    id: str
+    step: int
+    checkpoint: str
+    changed: Mapping[str, tuple[Any, Any]]
+
+    @property
+    def place(self) -> str:
+        """The parent and the step, in short: `trunk, step 300`."""
+        return f"{Path(self.run).name}, step {self.step:,}"
+
+    def describe(self) -> str:
+        """The parent, the step and the changes, in one line."""
+        changes = "; ".join(f"{key}: {before!r} -> {now!r}" for key, (before, now) in self.changed.items())
+        return f"{self.run}, step {self.step:,}; {changes or 'nothing changed'}"
+
+    def to_provenance(self) -> dict[str, Any]:
+        """The entry of the provenance."""
+        return {FORKED_FROM: asdict(self)}
+
+
+def branch_of(provenance: Mapping[str, Any]) -> Branch | None:
+    """The parent that a provenance names; None for a run that is no fork."""
+    found = provenance.get(FORKED_FROM)
+    try:
+        return None if found is None else Branch(**found)
+    except TypeError:  # written by another version
+        return None
 
 
 @dataclass(frozen=True)
@@ -238,6 +280,13 @@ class RunDir:
         """Read the provenance stored by `create`."""
         data: dict[str, Any] = json.loads(self.provenance.read_text(encoding="utf-8"))
         return data
+
+    def read_branch(self) -> Branch | None:
+        """The parent of a fork; None if the run is no fork or its provenance cannot be read."""
+        try:
+            return branch_of(self.read_provenance())
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def read_status(self) -> Status | None:
         """Read the status; None if there is none yet."""

@@ -1,9 +1,14 @@
-"""Plots of loss curves, confusion matrices and profiles."""
+<<<<<<< HEAD
+"""Plots of loss curves, memory curves, confusion matrices and profiles."""
+=======
+"""Plots of loss curves, of one run and of several, confusion matrices and profiles."""
+>>>>>>> main
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +54,78 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
     below.set(xlabel="step", ylabel="learning rate")
     below.grid(alpha=0.3)
     with atomic_writer(picture, fence=fence) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+<<<<<<< HEAD
+class Line(NamedTuple):
+    """A curve over memory lengths in positions, ascending. trained: the length in training; 0: no memory."""
+
+    name: str
+    mem_lens: Sequence[int]
+    losses: Sequence[float]
+    trained: int
+
+
+def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
+    """Plot held-out losses over the memory length at evaluation; a dotted line marks each memory length of training.
+
+    The axis is logarithmic beyond the shortest memory. Raises OSError, and `MissingPackageError` without matplotlib.
+    """
+    with optional("matplotlib", "--plot"):
+        from matplotlib.figure import Figure
+
+    lengths = sorted({length for line in lines for length in line.mem_lens})
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    for line in lines:
+        axis.plot(line.mem_lens, line.losses, "o-", label=line.name)
+    for number, trained in enumerate(sorted({line.trained for line in lines} - {0})):
+        axis.axvline(trained, color="gray", linestyle=":", label="" if number else "memory in training", zorder=0)
+    shortest = min((length for length in lengths if length), default=1)
+    axis.set_xscale("symlog", base=2, linthresh=shortest)
+    axis.set_xlim(0.85 * lengths[0] if lengths[0] else -0.15 * shortest, 1.15 * max(lengths[-1], shortest))
+    axis.set_xticks(lengths, [str(length) for length in lengths])
+    axis.minorticks_off()
+    axis.set(xlabel="memory length at evaluation (positions)", ylabel="held-out loss (nats per prediction)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+=======
+class RunCurves(NamedTuple):
+    """Metrics of a run for `plot_runs`: values by name at each of `steps`, NaN where a metric is missing."""
+
+    label: str
+    steps: np.ndarray
+    metrics: Mapping[str, np.ndarray]
+
+
+def plot_runs(runs: Sequence[RunCurves], picture: Path) -> None:
+    """Plot training loss (smoothed), held-out loss and learning rate of runs in common axes.
+
+    Raises OSError, and `MissingPackageError` without matplotlib.
+    """
+    with optional("matplotlib", "a plot"):
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    labels = ("training loss, smoothed (nats)", "held-out loss (nats)", "learning rate")
+    for number, run in enumerate(runs):
+        color = colormaps["tab10"](number % 10)
+        for axis, metric in zip(axes, ("train/loss", "valid/loss", "train/lr"), strict=True):
+            known = np.isfinite(run.metrics[metric])
+            steps, values = run.steps[known], run.metrics[metric][known]
+            if metric == "train/loss":
+                values = _smooth(values)
+            axis.plot(steps, values, "o-" if metric == "valid/loss" else "-", color=color, label=run.label, ms=4)
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    axes[-1].set(xlabel="step")
+>>>>>>> main
+    with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

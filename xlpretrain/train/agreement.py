@@ -28,10 +28,11 @@ class LeaveLoopError(Exception):
 class StepDecision:
     """The outcome that all ranks agree on at a step boundary.
 
-    counts: number of the step's predictions, per loss term. requests: requests of the callbacks.
+    counts: number of the step's predictions (or the sum of their weights), per loss term. requests: requests of the
+    callbacks.
     """
 
-    counts: dict[str, int]
+    counts: dict[str, int | float]
     stop: StopReason | None
     saves: SaveVotes
     requests: list[Request]
@@ -53,7 +54,8 @@ def agree(run: Run, batches: Sequence[Batch], *, reason: StopReason | None) -> S
         *callback_numbers,
     ]
     numbers = iter(distributed.all_reduce_sum(values))
-    counts = {term: int(next(numbers)) for term in terms}
+    sums = {term: next(numbers) for term in terms}
+    counts = {term: int(total) if total.is_integer() else total for term, total in sums.items()}
     asked = [known for known in STOP_REASONS if next(numbers)]
     if next(numbers):
         distributed.share_trouble(error)

@@ -99,7 +99,7 @@ def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:
         run.recorder.goodput.add_time("data_wait_s")
 
 
-def _step(run: Run, batches: list[Batch], counts: dict[str, int]) -> CompletedStep:
+def _step(run: Run, batches: list[Batch], counts: dict[str, int | float]) -> CompletedStep:
     """Run one training step and advance the step counter."""
     config, step = run.config, run.state.step
     lr = config.optimizer.lr * config.schedule.factor(step)

@@ -18,7 +18,7 @@ from xlpretrain.errors import LeaseLostError
 from xlpretrain.extras import MissingPackageError
 from xlpretrain.run_dir.alerts import Alerts, Event, describe_stop
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import FORKED_FROM, RunDir, Status
 from xlpretrain.run_dir.lease import Lease, leave
 from xlpretrain.run_dir.stop import StopReason
 from xlpretrain.tracking.base import TrackedRun
@@ -65,6 +65,8 @@ class Recorder:
         rows = self._file.truncate_to_step(state.recorded_step)
         self.goodput = _accounts(rows, state, previous, started_at=self._started_at)
         config = self._config.model_dump(mode="json")
+        if branch := self._folder.read_branch():
+            config[FORKED_FROM] = vars(branch)
         self._trackers = Trackers(
             self._config.trackers,
             TrackedRun(self._run_id, self._config.name, self._folder.path, config),

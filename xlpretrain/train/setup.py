@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import platform
 import secrets
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -287,13 +283,7 @@ def _build_engine(
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:
     """Create the run folder or update the existing one. Returns the run's id, which never changes."""
-    began = {
-        "began_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": platform.node(),
-        "user": getpass.getuser() if os.environ.get("USER") else str(os.getuid()),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-    }
-    provenance = {**({} if folder.exists() else began), **origin.record(config, data)}
+    provenance = {**({} if folder.exists() else origin.begun_here()), **origin.record(config, data)}
     provenance.setdefault("id", provenance.get("wandb_id") or secrets.token_hex(4))  # wandb_id: its former key
     if changes:
         folder.record_changes(changes, step=outcome.newest_step(folder), fence=fence)

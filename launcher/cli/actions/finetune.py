@@ -29,7 +29,7 @@ def finetune(
     valid: Path,
     name: str | None,
     text: Sequence[str],
-    label: str,
+    label: Sequence[str],
     overrides: list[str],
     num_seeds: int,
     runs_dir: Path,

@@ -66,6 +66,11 @@ def write_page(
     report.write_page(runs, file, force=force, make_samples=make_samples)
 
 
+def plot(runs: Sequence[Path], file: Path) -> None:
+    """Plot runs over each other. Raises `XLPretrainError`."""
+    report.write_plot(runs, file)
+
+
 def watch(runs: Sequence[Path], *, port: int) -> None:
     """Serve that page, as it grows, until Ctrl-C. Raises `LaunchError`."""
     report.watch(runs, port=port)

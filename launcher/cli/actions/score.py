@@ -30,6 +30,7 @@ def score(
     columns: tuple[str, ...],
     mem_len: int | None,
     batch_size: int,
+    within_word: bool,
     to: Path | None,
 ) -> None:
     """Print or write a JSON object for each text or pair, then the totals (on stderr if stdout has the objects)."""
@@ -40,7 +41,8 @@ def score(
     if len(columns) != 1 + pairs:
         raise DataError(f"--text: expected {1 + pairs} columns, got {len(columns)}: {', '.join(columns)}")
     rows = table.columns_of(columns)
-    found = run.log_likelihoods([text for row in rows for text in row], mem_len=mem_len, batch_size=batch_size)
+    texts = [text for row in rows for text in row]
+    found = run.log_likelihoods(texts, mem_len=mem_len, batch_size=batch_size, within_word=within_word)
     with ExitStack() as stack:
         out = sys.stdout if to is None else stack.enter_context(stack.enter_context(atomic_writer(to)).open("w"))
         for i in range(len(rows)):

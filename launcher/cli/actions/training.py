@@ -8,24 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.cli.actions import plan
-from launcher.cli.monitor import find_runs, lifecycle
+from launcher.cli.monitor import find_runs, lifecycle, report
 from launcher.finished import print_if_finished
 from launcher.local.options import StartOptions
 from launcher.local.train import start_training
 from launcher.slurm.profile import load_cluster
 from launcher.slurm.records import AttemptStart, SlurmFolder
-from launcher.slurm.submission import executor, sweep
+from launcher.slurm.submission import executor
 from launcher.slurm.submission import submit as submission
+from launcher.sweeps.local import run_sweep
+from launcher.sweeps.variants import variants
 from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, LaunchError
-from xlpretrain.extras import require
+from xlpretrain.extras import MissingPackageError, require
 from xlpretrain.run_dir import lease, outcome
 from xlpretrain.run_dir.layout import RunDir
 
 
-def train(config: Path, overrides: Sequence[str], options: StartOptions) -> int:
-    """Train on this machine. Returns the exit code. Raises `XLPretrainError`."""
-    return start_training(run_config.load(config, overrides), options)
+def train(
+    config: Path, overrides: Sequence[str], options: StartOptions, *, sweeps: Sequence[str], num_jobs: int
+) -> int:
+    """Train a run or a sweep of runs on this machine. Returns the exit code. Raises `XLPretrainError`.
+
+    At the end of a sweep, prints a table of its runs and writes a plot of their losses.
+    """
+    if not sweeps:
+        if num_jobs > 1:
+            raise ConfigError(f"--jobs {num_jobs}: a single run is one job; give several by --sweep KEY=V1,V2")
+        return start_training(run_config.load(config, overrides), options)
+    runs, code = run_sweep(config, overrides, sweeps, options, num_jobs=num_jobs)
+    if begun := [run.path for run in runs if run.exists()]:
+        print()
+        report.print_comparison(begun)
+        try:
+            report.write_plot(begun, runs[0].path.parent / f"{run_config.load(config, overrides).name}-sweep.png")
+        except MissingPackageError as error:
+            print(f"no plot: {error}", file=sys.stderr)
+    return code
 
 
 def submit(
@@ -41,10 +60,9 @@ def submit(
     """Submit a run or a sweep of runs. Raises `XLPretrainError`; then new run folders are removed again."""
     require("submitit", "xlpretrain submit")
     profile = load_cluster(cluster, nodes=nodes)
-    variants = sweep.variants(sweeps)
     name = run_config.load(config, overrides).name
     settings = []
-    for variant in variants:
+    for variant in variants(sweeps):
         loaded = run_config.load(config, [*overrides, *variant.overrides, f"name={name}{variant.suffix}"])
         settings.append(submission.check(loaded, profile, allow_recipe_change=allow_recipe_change))
     waiting = [each for each in settings if not print_if_finished(each)]

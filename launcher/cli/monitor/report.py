@@ -1,4 +1,7 @@
-"""`xlpretrain report` of several runs: a table in the terminal, a page in a file, a page that is served. Torch-free."""
+"""`xlpretrain report` of several runs: a table in the terminal, a plot or a page in a file, a page that is served.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from rich.text import Text
 
 from launcher.cli.monitor.find_runs import require
 from launcher.units import format_bytes
+from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.report_page import page as report_page
 from xlpretrain.evaluation.report_page.comparison import ConfigRow, compare
 from xlpretrain.evaluation.report_page.figures import Figures, figures_of, show, show_count
@@ -18,6 +22,7 @@ from xlpretrain.evaluation.report_page.page import PageOptions, TextSample
 from xlpretrain.evaluation.report_page.run_data import RunData, RunReader, open_runs
 from xlpretrain.evaluation.report_page.server import serve
 from xlpretrain.tracking.console import format_duration
+from xlpretrain.tracking.plots import RunCurves, plot_runs
 from xlpretrain.tracking.printing import AnswerConsole
 
 _REFRESH_S = 5.0
@@ -37,6 +42,19 @@ def print_comparison(paths: Sequence[Path]) -> None:
     for run in runs:
         for problem in run.problems:
             console.print(f"{run.label}: {problem}")
+
+
+def write_plot(paths: Sequence[Path], file: Path) -> None:
+    """Plot the losses and rates of some runs over each other; forks begin where they branch off.
+
+    Raises `LaunchError`, and `MissingPackageError` without matplotlib.
+    """
+    runs = [_read(reader) for reader in _open(paths)]
+    try:
+        plot_runs([_curves(run, runs) for run in runs], file)
+    except OSError as error:
+        raise LaunchError(f"{file}: cannot be written: {error.strerror}") from None
+    print(f"wrote {file}: {len(paths)} run{'' if len(paths) == 1 else 's'}")
 
 
 def write_page(
@@ -75,6 +93,21 @@ def _read(reader: RunReader) -> RunData:
     return reader.read()
 
 
+def _curves(run: RunData, runs: Sequence[RunData]) -> RunCurves:
+    """The curves of a run. Those of a fork begin with its parent's values at that step, if the parent is there."""
+    columns = {name: run.column(name) for name in ("train/loss", "valid/loss", "train/lr")}
+    if run.branch is None:
+        return RunCurves(run.label, run.steps, columns)
+    steps, label, at = run.steps, f"{run.label} (from {run.branch.place})", run.branch.step
+    parent = next((other for other in runs if other.provenance.get("id") == run.branch.id), None)
+    if parent is not None and at in parent.steps:
+        row = int(np.flatnonzero(parent.steps == at)[0])
+        steps = np.concatenate([[at], steps])
+        first = {name: parent.column(name)[row] for name in ("valid/loss", "train/lr")}
+        columns = {name: np.concatenate([[first.get(name, np.nan)], values]) for name, values in columns.items()}
+    return RunCurves(label, steps, columns)
+
+
 def _figures_table(runs: Sequence[RunData]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("run", overflow="fold")
@@ -82,9 +115,13 @@ def _figures_table(runs: Sequence[RunData]) -> Table:
     names = ("step", "tokens", "training loss", "best held-out", "at step", "tokens/s", "goodput", "restarts", "time")
     for name in names:
         table.add_column(name, justify="right")
+    has_forks = any(run.branch for run in runs)
+    if has_forks:
+        table.add_column("forked from", overflow="fold")
     for run in runs:
         found = figures_of(run)
-        table.add_row(Text(run.label), Text(found.state), *_cells(found))
+        parent = [Text("-" if run.branch is None else run.branch.place)] if has_forks else []
+        table.add_row(Text(run.label), Text(found.state), *_cells(found), *parent)
     return table
 
 

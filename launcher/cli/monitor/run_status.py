@@ -16,7 +16,7 @@ from xlpretrain import schema
 from xlpretrain.errors import ConfigError
 from xlpretrain.run_dir import job_log, lease
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status
 from xlpretrain.run_dir.outcome import STOPPED_BY_USER
 
 
@@ -27,7 +27,7 @@ class RunStatus:
     state: Slurm's state while the run is in Slurm, else its own. is_live: True while it is running. job: its last job,
     if it was ever submitted. max_steps: 0 if unknown. left_s: estimated seconds of work until it is finished.
     heartbeat_s: seconds since the last heartbeat; None if there was none or the run exited cleanly. host: rank 0's.
-    message: reason of a failure.
+    message: reason of a failure. branch: the run it was forked from.
     """
 
     run: RunDir
@@ -47,6 +47,7 @@ class RunStatus:
     restarts: int
     host: str
     message: str
+    branch: Branch | None = None
 
     @property
     def share(self) -> float | None:
@@ -69,7 +70,8 @@ def _collect_one(run: RunDir, job: Job | None, states: Mapping[str, JobState] | 
     if run.stop_file.exists() and own not in ("running", "finished", "failed"):
         own = STOPPED_BY_USER
     job_state = (states or {}).get(job.job_id) if job else None
-    step = max((status.step if status else 0), rows[-1]["step"] if rows else 0)
+    branch = run.read_branch()
+    step = max((status.step if status else 0), rows[-1]["step"] if rows else 0, branch.step if branch else 0)
     max_steps = status.max_steps if status and status.max_steps else _planned_steps(run)
     speed = _last(rows, "time/tokens_per_second")
     step_s = _seconds_per_step(rows)
@@ -93,6 +95,7 @@ def _collect_one(run: RunDir, job: Job | None, states: Mapping[str, JobState] | 
         restarts=len(starts) - 1 if starts else int((status.goodput if status else {}).get("goodput/restarts") or 0),
         host=_host(status, starts, job_state),
         message=_message(run, status, events, crashed=own == "crashed"),
+        branch=branch,
     )
 
 

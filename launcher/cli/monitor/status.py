@@ -70,6 +70,7 @@ def _facts(view: RunStatus) -> Table:
 
     add("run", _plain(str(view.run.path)))
     add("state", _styled(view.state))
+    add("forked from", "" if view.branch is None else _plain(view.branch.describe()))
     if view.job is not None:
         nodes = view.job_state.nodes if view.job_state is not None else ""
         where = f", on {nodes}" if nodes else f", {view.job.nodes} nodes requested"

@@ -44,24 +44,41 @@ def test_a_causal_model_adds_up_the_tokens_with_the_memory_carried_from_row_to_r
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["albert", "xlnet"])
-def test_the_others_add_up_each_token_given_all_the_others(tmp_path: Path, tiny_dataset: Path, kind: str):
+@pytest.mark.parametrize("within_word", [False, True])
+@pytest.mark.parametrize("kind", ["albert", "bert", "xlnet"])
+def test_the_others_add_up_each_token_given_all_the_others(
+    tmp_path: Path, tiny_dataset: Path, kind: str, within_word: bool
+):
+    """By hand, one token at a time; within words, given all others but the rest of its own word."""
     trained = _load(tmp_path, tiny_dataset, kind)
     texts, vocabulary = _texts(), trained.tokenizer.vocabulary
-    for text, one in zip(texts, trained.log_likelihoods(texts, batch_size=5), strict=True):
+    if within_word:
+        exact = trained.log_likelihoods(texts)
+        assert all(
+            a.nats != b.nats for a, b in zip(exact, trained.log_likelihoods(texts, within_word=True), strict=True)
+        )
+    found = trained.log_likelihoods(texts, batch_size=5, within_word=within_word)
+    assert [one.nats for one in found] == pytest.approx(
+        [trained.log_likelihoods([text], batch_size=1, within_word=within_word)[0].nats for text in texts], rel=1e-5
+    )
+    for text, one in zip(texts, found, strict=True):
         ids, total = trained.tokenizer.encode(text), 0.0
         room = trained.config.objective.seq_len - 2
         for start in range(0, len(ids), room):
             part = ids[start : start + room]
             for at, answer in enumerate(part):
-                hidden_ids = [*part[:at], vocabulary.mask, *part[at + 1 :]]  # for XLNet, whatever stands there
+                stop = at + 1
+                while within_word and stop < len(part) and _continues(trained.tokenizer.id_to_token(part[stop])):
+                    stop += 1
+                # For XLNet, whatever stands there.
+                hidden_ids = [*part[:at], *[vocabulary.mask] * (stop - at), *part[stop:]]
                 row = [*hidden_ids, vocabulary.sep, vocabulary.cls]
                 segments, order, predict = [0] * len(row), None, None
-                if kind == "albert":
+                if kind != "xlnet":
                     row = [vocabulary.cls, *hidden_ids, vocabulary.sep]
                 else:
                     segments[-1] = 2
-                    order = torch.tensor([[int(place == at) for place in range(len(row))]])
+                    order = torch.tensor([[int(at <= place < stop) for place in range(len(row))]])
                     predict = torch.tensor([[at]])
                 inputs = BackboneInput(
                     torch.tensor([row]),
@@ -74,6 +91,11 @@ def test_the_others_add_up_each_token_given_all_the_others(tmp_path: Path, tiny_
                 state = hidden.tokens[0, at + 1] if predict is None else hidden.predictions[0, 0]
                 total += float(trained.model.head.output.log_probs(state[None])[0, answer])
         assert one.nats == pytest.approx(total, rel=1e-5)
+
+
+def _continues(piece: str) -> bool:
+    """True for a piece of the tiny vocabulary that continues a word."""
+    return piece.isalpha() and not piece.startswith("\N{LOWER ONE EIGHTH BLOCK}")
 
 
 def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset: Path):
@@ -111,6 +133,30 @@ def test_the_command_scores_texts_and_minimal_pairs(tmp_path: Path, tiny_dataset
     assert "has no rows" in refused("score", trained.folder.path, "--input", tmp_path / "empty.csv")
 
 
+@pytest.mark.parametrize("within_word", [False, True])
+def test_minimal_pairs_are_scored_within_words_too(
+    tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str], within_word: bool
+):
+    trained, pairs = _load(tmp_path, tiny_dataset, "bert"), tmp_path / "pairs.tsv"
+    texts = [text.replace("\n", " ") for text in _texts()]
+    pairs.write_text("".join(f"{good}\t{bad}\n" for good, bad in (texts[:2], texts[2:])))
+    score(
+        trained.folder.path,
+        pairs,
+        step=None,
+        precision=None,
+        pairs=True,
+        columns=(),
+        mem_len=None,
+        batch_size=8,
+        within_word=within_word,
+        to=None,
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    nats = [one.nats for one in trained.log_likelihoods(texts, within_word=within_word)]
+    assert [nat for row in rows for nat in (row["good"], row["bad"])] == pytest.approx(nats, rel=1e-5)
+
+
 def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused(
     tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -130,6 +176,7 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
         columns=(),
         mem_len=None,
         batch_size=8,
+        within_word=False,
         to=None,
     )
     err = capsys.readouterr().err
@@ -144,6 +191,9 @@ def test_longer_texts_than_a_sample_are_counted_and_impossible_arguments_refused
         trained.log_likelihoods(["A text."], batch_size=-1)
     with pytest.raises(ConfigError, match="mem_len must be an integer of at least 0, got -1"):
         trained.log_likelihoods(["A text."], mem_len=-1)
+    causal = _load(tmp_path, tiny_dataset, "transformer_xl")
+    with pytest.raises(ConfigError, match=r"objective causal_lm predicts each token from those before .*--within-word"):
+        causal.log_likelihoods(["A text."], within_word=True)
     with pytest.raises(DataError, match="text 1: invalid Unicode: a lone surrogate at character 0"):
         trained.log_likelihoods(["\udcff"])
     with pytest.raises(ConfigError, match="precision must be one of fp32, bf16, got 'fp16'"):

@@ -194,10 +194,12 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
     metrics = json.loads((folder / "metrics.json").read_text())
     assert f"accuracy {metrics['accuracy']:.4f}" in out and metrics["accuracy"] > 0.5
     logged = {
-        sample["step"]: sample["valid/label_accuracy"] for sample in read_metrics(folder) if "valid/loss" in sample
+        sample["step"]: (sample["valid/label_accuracy"], -sample["valid/loss"])
+        for sample in read_metrics(folder)
+        if "valid/loss" in sample
     }
     best = max(logged, key=lambda step: (logged[step], -step))
-    assert metrics["step"] == best and metrics["accuracy"] == pytest.approx(logged[best])
+    assert metrics["step"] == best and metrics["accuracy"] == pytest.approx(logged[best][0])
     assert {path.name for path in list_checkpoints(folder / "checkpoints")} == {
         checkpoint_name(step) for step in (best, max(sample["step"] for sample in read_metrics(folder)))
     }

@@ -5,7 +5,6 @@ Modules: task_heads.py, task_outputs.py.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from imported_runs import make_run, make_task_run
+from task_files import CHOICES, PAIRS, TEXTS, task_files
 
 import xlpretrain
 from xlpretrain.evaluation.task_outputs import task_outputs
@@ -22,9 +22,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
-TEXTS = ["Bation is the word", "A much longer text, with Tring and Wone in it, and more", "Short"]
-PAIRS = [(text, other) for text, other in zip(TEXTS, reversed(TEXTS), strict=True)]
-CHOICES = [["one thing", "another", "third"], ["a", "b", "a longer choice"], ["this", "that", "those"]]
 CASES = {
     ("transformer_xl", "classify"): "XLPretrainForSequenceClassification",
     ("xlnet", "classify"): "XLNetForSequenceClassification",
@@ -32,6 +29,10 @@ CASES = {
     ("bert", "classify"): "BertForSequenceClassification",
     ("bert", "classify, mean"): "XLPretrainForSequenceClassification",
     ("xlnet", "classify, first"): "XLPretrainForSequenceClassification",
+    ("transformer_xl", "multilabel"): "XLPretrainForSequenceClassification",
+    ("xlnet", "multilabel"): "XLNetForSequenceClassification",
+    ("albert", "multilabel"): "AlbertForSequenceClassification",
+    ("bert", "multilabel"): "BertForSequenceClassification",
     ("bert", "regress"): "BertForSequenceClassification",
     ("transformer_xl", "regress"): "XLPretrainForSequenceClassification",
     ("transformer_xl", "choose"): "XLPretrainForMultipleChoice",
@@ -47,35 +48,6 @@ CASES = {
     ("albert", "tag"): "AlbertForTokenClassification",
     ("bert", "tag"): "BertForTokenClassification",
 }
-
-
-def _files(folder: Path, task: str, *, pairs: bool) -> dict[str, Path]:
-    if task == "tag":
-        words = [text.split() for text in TEXTS]
-        rows = [{"tokens": of, "tags": ["X", *["Y"] * (len(of) - 1)]} for of in words]
-    elif task == "choose":
-        rows = [{"context": TEXTS[i], "choices": CHOICES[i], "label": i} for i in range(3)]
-    elif task == "answer":
-        rows = []
-    else:
-        targets = ("1", "2.5", "1") if task == "regress" else ("b", "a", "b")
-        texts = [(*(PAIRS[i] if pairs else (TEXTS[i],)), target) for i, target in enumerate(targets)]
-        columns = ("first", "second", "label") if pairs else ("text", "label")
-        rows = [dict(zip(columns, row, strict=True)) for row in texts]
-    found = {name: folder / f"{name}.jsonl" for name in ("train", "valid")}
-    if task == "answer":
-        asked = [
-            {"id": str(i), "question": "Which?", "answers": [{"text": text[2:7], "answer_start": 2}]}
-            for i, text in enumerate(TEXTS)
-        ]
-        paragraphs = [{"context": text, "qas": [qa]} for text, qa in zip(TEXTS, asked, strict=True)]
-        found = {name: folder / f"{name}.json" for name in found}
-    for path in found.values():
-        if task == "answer":
-            path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
-            continue
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return found
 
 
 def _load(to: Path, architecture: str):
@@ -100,7 +72,7 @@ def test_outputs_and_losses_are_ours(tmp_path: Path, tiny_dataset: Path, kind: s
     size = {"max_positions": 128} if kind in ("albert", "bert") else {}
     source = make_run(tmp_path / "runs", tiny_dataset, {"type": kind, **size})
     changes = [f"objective.summary={summary}"] if summary else []
-    folder = make_task_run(source, task, _files(tmp_path, task, pairs=pairs), *changes)
+    folder = make_task_run(source, task, task_files(tmp_path, task, pairs=pairs), *changes)
     export(folder, tmp_path / "out")
     model, tokenizer = _load(tmp_path / "out", CASES[kind, case])
     run = xlpretrain.load(folder.path, device="cpu")

@@ -1,15 +1,24 @@
+import numpy as np
 import pytest
+import tokenizers
 import torch
+from corpus import make_documents
 from imported_runs import make_run
 
 import xlpretrain
 from xlpretrain import schema
 from xlpretrain.data.tokenizers.base import Vocabulary
+from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.data.tokenizers.token_layout import CLS_FIRST, DOCUMENT
 from xlpretrain.errors import ConfigError
 from xlpretrain.objectives import OBJECTIVES
 from xlpretrain.objectives.causal_lm import CausalLM
-from xlpretrain.objectives.likelihood_queries import collate_queries, pseudo_likelihood_queries, stream_queries
+from xlpretrain.objectives.likelihood_queries import (
+    collate_queries,
+    hide_rest_of_word,
+    pseudo_likelihood_queries,
+    stream_queries,
+)
 
 VOCABULARY = Vocabulary(size=100, pad=0, unk=1, cls=2, sep=3, mask=4, eod=5)
 TEXT = [10, 11, 12, 13, 14]
@@ -42,6 +51,51 @@ def test_a_pseudo_likelihood_hides_each_token_from_its_own_sample():
     assert batch.inputs.tokens[0].tolist() == [2, 10, 11, 12, 3]
     assert batch.inputs.target_positions.flatten().tolist() == [1, 2, 3, 1, 2]
     assert torch.equal(batch.inputs.perm_rank.argmax(1), batch.inputs.target_positions[:, 0])
+
+
+def test_the_rest_of_a_word_is_hidden_too_and_only_one_token_is_predicted():
+    begins_word = np.ones(100, bool)
+    begins_word[[11, 12, 14]] = False  # words: 10 11 12, and 13 14
+    queries = [
+        hide_rest_of_word(query, begins_word)
+        for query in pseudo_likelihood_queries(TEXT, VOCABULARY, CLS_FIRST, seq_len=9, kind="masked")
+    ]
+    batch = collate_queries(queries, VOCABULARY, terms=("mlm",), seq_len=9, mem_valid_len=[0] * 5)
+    assert batch.inputs.tokens.tolist() == [
+        [2, 4, 4, 4, 13, 14, 3],
+        [2, 10, 4, 4, 13, 14, 3],
+        [2, 10, 11, 4, 13, 14, 3],
+        [2, 10, 11, 12, 4, 4, 3],
+        [2, 10, 11, 12, 13, 4, 3],
+    ]
+    assert batch.targets["mlm"].tolist() == TEXT
+    assert batch.targets["mlm_positions"].tolist() == [1, 9, 17, 25, 33]
+    permuted = pseudo_likelihood_queries(TEXT, VOCABULARY, CLS_FIRST, seq_len=9, kind="second_stream")
+    queries = [hide_rest_of_word(query, begins_word) for query in permuted]
+    batch = collate_queries(queries, VOCABULARY, terms=("plm",), seq_len=9, mem_valid_len=[0] * 5)
+    assert batch.inputs.perm_rank[0].tolist() == [0, 1, 1, 1, 0, 0, 0]
+    assert batch.inputs.perm_rank[4].tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert batch.inputs.target_positions.tolist() == [[1], [2], [3], [4], [5]]
+
+
+def test_the_words_of_wordpiece_are_those_of_the_library():
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = (
+        tokenizers.normalizers.BertNormalizer(),
+        tokenizers.pre_tokenizers.BertPreTokenizer(),
+    )
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=120, special_tokens=symbols, show_progress=False)
+    made.train_from_iterator([*make_documents(50), "1984 日本語"], trainer)
+    tokenizer = HuggingFaceTokenizer(made.to_str().encode(), name="wordpieces")
+    for text in [*make_documents(5, seed=2), "Sted-gigo's 1984: 日本語 (é)."]:
+        encoded = made.encode(text, add_special_tokens=False)
+        ids, words = tokenizer.encode(text), encoded.word_ids
+        assert ids == encoded.ids
+        queries = pseudo_likelihood_queries(ids, tokenizer.vocabulary, CLS_FIRST, seq_len=10_000, kind="masked")
+        for at, query in enumerate(queries):
+            hidden = hide_rest_of_word(query, tokenizer.word_starts()).hidden
+            assert [place - 1 for place in hidden] == [i for i in range(at + 1, len(ids)) if words[i] == words[at]]
 
 
 def test_every_objective_says_what_can_be_done_with_it_and_a_derived_one_says_it_anew():

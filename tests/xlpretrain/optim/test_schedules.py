@@ -54,6 +54,28 @@ def test_a_warm_up_longer_than_the_schedule_is_refused():
         schema.validate(Linear, {"warmup_steps": 10, "total_steps": 5}, "x.yaml")
 
 
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        ("linear", [1.0, 0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [1.0, 0.868198, 0.55, 0.231802, 0.1]),
+        ("1-sqrt", [1.0, 0.55, 0.363604, 0.220577, 0.1]),
+    ],
+)
+def test_wsd_decays_in_the_last_steps_in_a_shape(shape: str, values: list[float]):
+    schedule = WSD(warmup_steps=10, total_steps=100, decay_steps=40, decay_shape=shape, min_lr_ratio=0.1)
+    assert [schedule.factor(step) for step in range(10, 60)] == [1.0] * 50
+    assert [schedule.factor(step) for step in range(60, 101, 10)] == pytest.approx(values, abs=1e-6)
+    assert schedule.factor(1000) == pytest.approx(0.1)
+    by_ratio = WSD(warmup_steps=10, total_steps=100, decay_ratio=4 / 9, decay_shape=shape, min_lr_ratio=0.1)
+    assert [by_ratio.factor(step) for step in range(101)] == pytest.approx([schedule.factor(s) for s in range(101)])
+
+
+def test_a_decay_longer_than_the_schedule_is_refused():
+    with pytest.raises(ConfigError, match=r"decay_steps +must be at most total_steps - warmup_steps \(90\), got 91"):
+        schema.validate(WSD, {"warmup_steps": 10, "total_steps": 100, "decay_steps": 91}, "x.yaml")
+
+
 def test_points_are_joined_by_lines_and_stay_constant_outside():
     schedule = Points(points=((0.1, 0.5), (0.3, 1.0), (0.8, 1.0), (0.8, 0.4), (1.0, 0.0)), total_steps=100)
     found = [schedule.factor(step) for step in (0, 10, 20, 30, 79, 80, 90, 100, 500)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from pydantic import PrivateAttr
 
 from xlpretrain import schema
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status
 from xlpretrain.run_dir.lease import Lease, acquire
+from xlpretrain.tracking.base import TrackedRun, Tracker, TrackerConfig
 from xlpretrain.tracking.metrics_file import read_metrics
 from xlpretrain.train import recorder as recorder_module
 from xlpretrain.train.recorder import Recorder
@@ -106,3 +109,35 @@ def test_rest_after_a_finished_or_stopped_run_is_nobodys_and_setting_up_is_count
         recorder.resume_at(TrainState(step=10), ended)
         assert recorder.goodput.restart_s == restart_s
         assert (recorder.goodput.step_s, recorder.goodput.lost_s, recorder.goodput.restarts) == (50.0, 0.0, 1)
+
+
+class Diary(Tracker):
+    """Keeps nothing."""
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        pass
+
+
+class DiaryConfig(TrackerConfig):
+    """A tracker that notes the config of its run."""
+
+    type: Literal["diary"] = "diary"
+    _configs: list[Mapping[str, Any]] = PrivateAttr(default_factory=list)
+
+    def build(self, run: TrackedRun) -> Tracker:
+        self._configs.append(run.config)
+        return Diary()
+
+
+def test_trackers_are_told_the_parent_of_a_fork(config: RunConfig, lease: Lease):
+    diary = DiaryConfig()
+    branch = Branch("runs/trunk", "ab12", 20, "0" * 64, {"optimizer.lr": (1e-3, 1e-4)})
+    for provenance in ({}, branch.to_provenance()):
+        config.folder.create(config="", provenance=provenance)
+        with make_recorder(config.model_copy(update={"trackers": (diary,)}), lease) as recorder:
+            recorder.resume_at(TrainState(step=20), None)
+    original, forked = diary._configs
+    assert "forked_from" not in original
+    assert forked["forked_from"]["step"] == 20
+    assert forked["forked_from"]["changed"] == {"optimizer.lr": [1e-3, 1e-4]}
+    assert forked["max_steps"] == original["max_steps"]

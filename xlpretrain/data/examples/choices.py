@@ -50,9 +50,9 @@ class ChoicesDataConfig(ExampleDataConfig):
     """Kind of data."""
 
     @classmethod
-    def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
+    def columns_in(cls, train: Path, *, text: Sequence[str], label: Sequence[str]) -> dict[str, Any]:
         """No keys: the formats have fixed names. Raises `ConfigError` for other columns."""
-        if text or label != "label":
+        if text or tuple(label) != ("label",):
             raise ConfigError("--text, --label: multiple-choice files have fixed names (docs/finetune.md)")
         return {}
 

@@ -12,6 +12,7 @@ from xlpretrain.data.mixture import Corpus, Mixture
 from xlpretrain.data.splits import DamagePolicy, DataConfig, DataSplits
 from xlpretrain.data.tokenizers.base import Tokenizer
 from xlpretrain.data.tokenizers.open import load_tokenizer
+from xlpretrain.errors import ConfigError
 
 
 class ExampleDataConfig(DataConfig):
@@ -29,10 +30,11 @@ class ExampleDataConfig(DataConfig):
 
     @classmethod
     @abstractmethod
-    def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
+    def columns_in(cls, train: Path, *, text: Sequence[str], label: Sequence[str]) -> dict[str, Any]:
         """The config keys that name the columns of a training file.
 
-        text, label: columns that the user named; `text` may be empty. Raises `XLPretrainError` if they cannot be found.
+        text, label: columns that the user named, at least one of `label` (by default `label`); `text` may be empty.
+        Raises `XLPretrainError` if they cannot be found.
         """
 
     @abstractmethod
@@ -81,3 +83,13 @@ class ExampleDataConfig(DataConfig):
     def absolute(self) -> Self:
         """A copy with absolute paths."""
         return self.model_copy(update={name: value.absolute() for name, value in self if isinstance(value, Path)})
+
+
+def only_column(label: Sequence[str]) -> str:
+    """The one column of targets. Raises `ConfigError` if the user named several."""
+    if len(label) != 1:
+        raise ConfigError(
+            f"--label: expected one column, got {', '.join(label) or 'none'} (several labels for a text: --task"
+            " multilabel)"
+        )
+    return label[0]

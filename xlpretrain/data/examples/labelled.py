@@ -11,28 +11,28 @@ from typing import Any, Literal
 from pydantic import Field
 
 from xlpretrain.data.examples.base import ExampleDataset, content_of
-from xlpretrain.data.examples.config import ExampleDataConfig
+from xlpretrain.data.examples.config import ExampleDataConfig, only_column
 from xlpretrain.data.samples import Example
 from xlpretrain.data.tables.text_tables import Table, read_table
 from xlpretrain.data.tokenizers.base import Tokenizer, check_text
 from xlpretrain.errors import ConfigError, DataError
 
-_MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
+MISSING = frozenset({"", "nan", "-nan", "<na>", "#n/a"})
 """Spellings of missing values in files from other programs, in lower case."""
 
 
 class LabelledDataset(ExampleDataset):
     """A table with a label for each text or pair of texts.
 
-    texts, labels: the examples' texts and labels, as in the file; labels is None if the file has none. The target of
-    an example is its label, as a string.
+    texts, labels: the examples' texts and labels, as in the file; labels is None if the file has none. line_numbers:
+    their first lines in the file. The target of an example is its label, as a string.
     """
 
     def __init__(self, table: Table, path: Path, tokenizer: Tokenizer, *, text: Sequence[str], label: str):
         """Encode a table. Raises `DataError` if a column is missing."""
         self.texts = table.columns_of(text)
         self.labels = table.column(label) if label in table.columns else None
-        self.columns = tuple(text)
+        self.columns, self.line_numbers = tuple(text), table.line_numbers
         parts = [tuple(tokenizer.encode_batch(texts)) for texts in self.texts]
         labels: Sequence[str | None] = self.labels if self.labels is not None else [None] * len(parts)
         super().__init__(
@@ -49,7 +49,7 @@ class LabelledDataset(ExampleDataset):
         """Read and encode a file to train or evaluate on. Raises `DataError` if a column or a label is missing."""
         table = read_table(path)
         for line, value in zip(table.line_numbers, table.column(label), strict=True):
-            if value.strip().lower() in _MISSING:
+            if value.strip().lower() in MISSING:
                 got = f", but {value.strip()}" if value.strip() else ""
                 raise DataError(f"{path}: line {line}: no label ({label}){got}; add one, or remove the row")
         return cls(table, path, tokenizer, text=text, label=label)
@@ -84,21 +84,13 @@ class LabelledDataConfig(ExampleDataConfig):
     """Column with the label."""
 
     @classmethod
-    def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
+    def columns_in(cls, train: Path, *, text: Sequence[str], label: Sequence[str]) -> dict[str, Any]:
         """The columns: by default, the text is in all columns but the label's. Raises `ConfigError`."""
-        if not text:
-            text = [column for column in read_table(train).columns if column != label]
-            if not 1 <= len(text) <= 2:
-                raise ConfigError(
-                    f"{train}: unknown text column; besides {label!r} it has {', '.join(text) or 'none'};"
-                    " name it with --text COLUMN (twice for pairs)"
-                )
-        return {"text": list(text), "label": label}
+        return {"text": text_columns(train, text, label), "label": only_column(label)}
 
     def from_objects(self, objects: Iterable[object], tokenizer: Tokenizer) -> LabelledDataset:
         """Texts, or pairs of texts. Raises `ConfigError` for anything else, and `DataError` for invalid Unicode."""
-        rows = [_texts_of(given, number, self.text) for number, given in enumerate(objects, 1)]
-        table = Table("the examples", self.text, rows, range(1, len(rows) + 1))
+        table = objects_table(objects, self.text)
         return LabelledDataset(table, Path(table.name), tokenizer, text=self.text, label=self.label)
 
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> LabelledDataset:
@@ -111,6 +103,24 @@ class LabelledDataConfig(ExampleDataConfig):
         only = len(self.text) == 1 and len(table.columns) == 1
         columns = table.columns if only else self.text  # a single column is the text, whatever its name
         return LabelledDataset(table, Path(table.name), tokenizer, text=columns, label=self.label)
+
+
+def text_columns(train: Path, text: Sequence[str], label: Sequence[str]) -> list[str]:
+    """The columns of the texts: those named, or by default all but the labels'. Raises `ConfigError`, `DataError`."""
+    found = list(text) or [column for column in read_table(train, lists=label).columns if column not in label]
+    if not 1 <= len(found) <= 2:
+        besides = ", ".join(map(repr, label))
+        raise ConfigError(
+            f"{train}: unknown text column; besides {besides} it has {', '.join(found) or 'none'};"
+            " name it with --text COLUMN (twice for pairs)"
+        )
+    return found
+
+
+def objects_table(objects: Iterable[object], columns: Sequence[str]) -> Table:
+    """Texts, or pairs of texts, given in Python as a table. Raises `ConfigError` and `DataError`."""
+    rows = [_texts_of(given, number, columns) for number, given in enumerate(objects, 1)]
+    return Table("the examples", tuple(columns), rows, range(1, len(rows) + 1))
 
 
 def _texts_of(given: object, number: int, columns: Sequence[str]) -> tuple[str, ...]:

@@ -46,9 +46,9 @@ class QuestionsDataConfig(ExampleDataConfig):
     """Kind of data."""
 
     @classmethod
-    def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
+    def columns_in(cls, train: Path, *, text: Sequence[str], label: Sequence[str]) -> dict[str, Any]:
         """No keys: the format has fixed names. Raises `ConfigError` for other columns."""
-        if text or label != "label":
+        if text or tuple(label) != ("label",):
             raise ConfigError("--text, --label: files of questions are in the format of SQuAD, with fixed names")
         return {}
 

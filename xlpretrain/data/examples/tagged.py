@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xlpretrain.data.examples.base import ExampleDataset, content_of
-from xlpretrain.data.examples.config import ExampleDataConfig
+from xlpretrain.data.examples.config import ExampleDataConfig, only_column
 from xlpretrain.data.samples import Example
 from xlpretrain.data.tables.tagged_words import TaggedSentence, read_tagged
 from xlpretrain.data.tokenizers.base import Tokenizer, check_text
@@ -49,12 +49,13 @@ class TaggedDataConfig(ExampleDataConfig):
     """Key of the tags in JSON lines; UPOS or XPOS in CoNLL-U."""
 
     @classmethod
-    def columns_in(cls, train: Path, *, text: Sequence[str], label: str) -> dict[str, Any]:
+    def columns_in(cls, train: Path, *, text: Sequence[str], label: Sequence[str]) -> dict[str, Any]:
         """The keys that the user named; by default tokens and tags, in CoNLL-U the column UPOS."""
         if len(text) > 1:
             raise ConfigError(f"--text: expected one key of words, got {', '.join(text)}")
+        tags = only_column(label)
         default = "UPOS" if train.suffix.lower() == ".conllu" else "tags"
-        return {"words": text[0] if text else "tokens", "tags": default if label == "label" else label}
+        return {"words": text[0] if text else "tokens", "tags": default if tags == "label" else tags}
 
     def open_split(self, split: Path | str, tokenizer: Tokenizer) -> TaggedDataset:
         """Read a file to train or evaluate on. Raises `DataError` if a sentence has no tags."""

@@ -95,6 +95,9 @@ def _from_race(path: Path) -> Iterator[MultipleChoice]:
     keys = ("article", "questions", "options")
     if not isinstance(value, dict) or any(key not in value for key in keys):
         raise DataError(f"{path}: expected an object with {', '.join(keys)}, as in RACE")
+    for key in ("questions", "options", "answers"):
+        if not isinstance(value.get(key, []), list):
+            raise DataError(f"{path}: {key} must be a list, got {json.dumps(value[key])[:40]}")
     answers = value.get("answers") or [None] * len(value["questions"])
     if not len(value["questions"]) == len(value["options"]) == len(answers):
         raise DataError(f"{path}: questions, options and answers differ in number")

@@ -70,7 +70,10 @@ def _of_article(article: Any, path: Path) -> Iterator[Question]:
                     raise DataError(f"{where}: invalid Unicode: a lone surrogate")
             if not context.strip():
                 raise DataError(f"{where}: has no context")
-            answers = None if "answers" not in asked else tuple(_span(a, context, where) for a in asked["answers"])
+            given = asked.get("answers")
+            if "answers" in asked and not isinstance(given, list):
+                raise DataError(f"{where}: answers must be a list, got {json.dumps(given)[:40]}")
+            answers = None if given is None else tuple(_span(answer, context, where) for answer in given)
             impossible = bool(asked.get("is_impossible", False))
             if impossible and answers:
                 raise DataError(f"{where}: is_impossible is true, but it has answers")
@@ -78,6 +81,8 @@ def _of_article(article: Any, path: Path) -> Iterator[Question]:
 
 
 def _span(answer: Any, context: str, where: str) -> tuple[int, int]:
+    if not isinstance(answer, dict) or not isinstance(answer.get("text"), str) or "answer_start" not in answer:
+        raise DataError(f"{where}: expected an answer with text and answer_start, got {json.dumps(answer)[:60]}")
     text, start = answer["text"], answer["answer_start"]
     if not isinstance(start, int) or not text or context[start : start + len(text)] != text or start < 0:
         raise DataError(f"{where}: the answer {text!r} is not in the context at answer_start {start!r}")

@@ -100,4 +100,6 @@ def _from_json(content: str, path: Path, *, words: str, tags: str) -> Iterator[T
 def _sentence(words: Sequence[str], tags: Sequence[str], line: int, path: Path) -> TaggedSentence:
     if tags and len(tags) != len(words):
         raise DataError(f"{path}: line {line}: the sentence has {len(words)} words but {len(tags)} tags")
+    if blank := next((number for number, tag in enumerate(tags, 1) if not tag.strip()), None):
+        raise DataError(f"{path}: line {line}: word {blank} of the sentence has no tag")
     return TaggedSentence(tuple(words), tuple(tags) or None, line)

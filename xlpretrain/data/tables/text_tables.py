@@ -74,7 +74,9 @@ def is_separated(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() in _DELIMITERS
 
 
-def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequence[str] = ()) -> Table:
+def read_table(
+    path: Path | None, *, columns: Sequence[str] = (), optional: Sequence[str] = (), lists: Sequence[str] = ()
+) -> Table:
     """Read a .csv, .tsv, .json or .jsonl file; other files, and standard input, have one text per line.
 
     See `read_separated` for separators and quotes. Column names are stripped.
@@ -83,6 +85,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
         path: the file, or None for standard input.
         columns: column names of a .csv or .tsv file without a header (default: the first line is the header).
         optional: columns that may be missing, null or NaN in JSON; they become empty strings.
+        lists: columns that may have lists in JSON; a list becomes its JSON text.
 
     Raises:
         DataError: the file cannot be read, has no rows, has rows of different lengths, or has an unsupported format.
@@ -99,7 +102,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
         if not columns and rows:
             header, rows = tuple(column.strip() for column in rows[0][1]), rows[1:]
     elif kind in (".json", ".jsonl", ".ndjson"):
-        header, rows = _read_objects(content, name, may_be_array=kind == ".json", optional=optional)
+        header, rows = _read_objects(content, name, may_be_array=kind == ".json", optional=optional, lists=lists)
     else:
         header = (TEXT,)
         rows = [(n, (line.removesuffix("\r"),)) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
@@ -108,7 +111,7 @@ def read_table(path: Path | None, *, columns: Sequence[str] = (), optional: Sequ
 
 
 def _read_objects(
-    content: str, name: str, *, may_be_array: bool, optional: Sequence[str]
+    content: str, name: str, *, may_be_array: bool, optional: Sequence[str], lists: Sequence[str]
 ) -> tuple[tuple[str, ...], Numbered]:
     """The keys and values of JSON objects, one per line or in an array. All must have the keys of the first."""
     if may_be_array and content.lstrip()[:1] == "[":
@@ -129,15 +132,22 @@ def _read_objects(
             shown = json.dumps(value)[:40]
             raise DataError(f"{where}: expected an object such as {{{TEXT!r}: ...}}, got {shown}")
         header = header or tuple(value)
+        value = {key: _written(of) if key in lists else of for key, of in value.items()}
         missing = [key for key in header if not _is_value(value.get(key))]
         if required := [key for key in missing if key not in optional]:
-            raise DataError(f"{where}: no text or number for {', '.join(required)}")
+            got = " (got a list)" if any(isinstance(value.get(key), list) for key in required) else ""
+            raise DataError(f"{where}: no text or number for {', '.join(required)}{got}")
         rows.append((number, tuple("" if key in missing else str(value[key]) for key in header)))
     return header, rows
 
 
 def _is_value(value: object) -> bool:
     return isinstance(value, str | int | float) and value == value  # excludes NaN
+
+
+def _written(value: Any) -> Any:
+    """The JSON text of a list; any other value unchanged."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _parse(text: str, where: str) -> Any:

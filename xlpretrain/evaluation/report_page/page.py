@@ -122,7 +122,8 @@ def _title(runs: Sequence[RunData]) -> str:
 
 def _describe(run: RunData, runs: Sequence[RunData]) -> dict[str, Any]:
     """The values that the template shows of a run."""
-    used, origin = run.goodput(), find_origin(run, runs)
+    used, origin, branch = run.goodput(), find_origin(run, runs), run.branch
+    forked = [] if branch is None else [{"step": branch.step, "changed": branch.changed}]
     shares = {part: getattr(used, part) / used.total_s if used.total_s else 0.0 for part in GOODPUT_PARTS}
     return {
         "label": run.label,
@@ -135,12 +136,13 @@ def _describe(run: RunData, runs: Sequence[RunData]) -> dict[str, Any]:
         "world_size": run.status.world_size if run.status else None,
         "problems": run.problems,
         "origin": None if origin is None else f"{origin[0].label}, step {origin[1]:,}",
+        "branch": None if branch is None else branch.place,
         "goodput": [(part, _PART_NAMES[part], getattr(used, part), share) for part, share in shares.items()],
         "interruptions": run.interruptions(),
         "corpora": figures.corpora_of(run),
         "changes": [
             {**change, "rows": [(key, *_two(change["changed"][key])) for key in change["changed"]]}
-            for change in run.changes
+            for change in [*forked, *run.changes]
         ],
         "provenance": list(flatten(run.provenance)) if run.provenance else [],
         "scores": run.scores,

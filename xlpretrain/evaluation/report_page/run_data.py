@@ -15,7 +15,7 @@ from xlpretrain.checkpoint.files import parse_step
 from xlpretrain.errors import LaunchError, XLPretrainError
 from xlpretrain.evaluation.report_page.columns import MetricsColumns
 from xlpretrain.run_dir.goodput import Goodput
-from xlpretrain.run_dir.layout import RunDir, Status
+from xlpretrain.run_dir.layout import Branch, RunDir, Status, branch_of
 
 GOODPUT_PARTS = ("step_s", "data_wait_s", "save_s", "eval_s", "restart_s", "lost_s")
 
@@ -57,6 +57,11 @@ class RunData:
     def column(self, metric: str) -> np.ndarray:
         """A metric at the logged steps; NaN where it is missing."""
         return self.table.get(metric, np.full(len(self.steps), np.nan))
+
+    @property
+    def branch(self) -> Branch | None:
+        """The run that it was forked from, if it is a fork; its curves begin there."""
+        return branch_of(self.provenance)
 
     def running_s(self) -> np.ndarray:
         """Seconds of the run's attempts until each logged step, without pauses that the user asked for."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,14 +15,17 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.tokenizers.base import Vocabulary
 from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.hub.external import transfo_xl
+from xlpretrain.hub.external.fine_tuned import find_task_class, read_task
 from xlpretrain.hub.external.weight_files import check_weights, read_file, read_weights
 from xlpretrain.hub.external.weight_names import BODIES, TIED, complete, find_kind, unwrap
+from xlpretrain.hub.task_heads import stock_rules
 from xlpretrain.hub.transformers_config import find_untold, read_config, validate_model, write_config
 from xlpretrain.hub.weight_map import read, weight_rules
 from xlpretrain.models.encoder import EncoderConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.models.stack import StackConfig
 from xlpretrain.models.transformer_xl import TransformerXLConfig
+from xlpretrain.objectives.tasks.base import Task
 
 _Json = dict[str, Any]
 _STOCK = ("xlnet", "albert", "bert")
@@ -35,7 +38,8 @@ class ExternalModel:
     """A third-party model. kind: the model_type of its config.json, or transfo-xl.
 
     folder: None for a file. model, objective: sections of a run's config, not validated yet. weights: under their
-    original names. untold: keys of the model section that the source does not record. notes: assumptions, for the user.
+    original names. data: keys of that section without paths, for a task. untold: keys that the source does not record.
+    notes: assumptions, for the user.
     """
 
     source: Path
@@ -45,10 +49,11 @@ class ExternalModel:
     objective: _Json
     vocab_size: int
     weights: Mapping[str, Tensor]
+    data: _Json = field(default_factory=dict)
     untold: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    needed: ClassVar[frozenset[str]] = frozenset({"pre_norm"})
+    needed: ClassVar[frozenset[str]] = frozenset({"model.pre_norm", "objective.num_choices"})
     """Keys that the user must set if the source does not record them: they change the result, but no shapes."""
 
     @property
@@ -76,7 +81,8 @@ def read_external_model(source: Path) -> ExternalModel:
         model = transfo_xl.infer_config(weights, str(source))
         size = len(weights["crit.out_layers.0.bias"]) if model["div_val"] == 1 else 0
         size = size or sum(len(t) for name, t in weights.items() if "out_layers" in name and name.endswith("bias"))
-        return ExternalModel(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, transfo_xl.UNTOLD)
+        untold = tuple(f"model.{key}" for key in transfo_xl.UNTOLD)
+        return ExternalModel(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, untold=untold)
     theirs = _read_config(source)
     weights = unwrap(read_weights(source))
     kind, notes = _find_kind(theirs, weights, source)
@@ -84,11 +90,18 @@ def read_external_model(source: Path) -> ExternalModel:
     vocab_size = theirs.get("vocab_size")
     if not isinstance(vocab_size, int):
         raise ConfigError(f"{source / 'config.json'}: vocab_size must be the number of tokens, got {vocab_size!r}")
-    found = ExternalModel(source, source, kind, {}, {}, vocab_size, weights)
-    model = _model_section(theirs, source, kind, sentence=found.sentence)
-    objective = (theirs.get("xlpretrain") or {}).get("objective") or _objective(model, sentence=found.sentence)
-    untold = () if (theirs.get("xlpretrain") or {}).get("model") else find_untold(theirs, kind)
-    return ExternalModel(source, source, kind, model, objective, vocab_size, weights, untold, notes)
+    path, recorded = str(source / "config.json"), theirs.get("xlpretrain") or {}
+    untold = () if recorded.get("model") else tuple(f"model.{key}" for key in find_untold(theirs, kind))
+    found = ExternalModel(source, source, kind, {}, {}, vocab_size, weights, untold=untold, notes=notes)
+    task_class = find_task_class(theirs, kind, path)
+    if task_class is None:
+        model = _model_section(theirs, source, kind, sentence=found.sentence)
+        objective = recorded.get("objective") or _objective(model, sentence=found.sentence)
+        return replace(found, model=model, objective=objective)
+    model = _model_section(theirs, source, kind, sentence=False)
+    task = read_task(theirs, task_class, kind=kind, model=model, weights=weights, source=path)
+    untold, notes = (*untold, *(f"objective.{key}" for key in task.untold)), (*notes, *task.notes)
+    return replace(found, model=task.model, objective=task.objective, data=task.data, untold=untold, notes=notes)
 
 
 def _read_config(source: Path) -> _Json:
@@ -133,7 +146,7 @@ def load_weights(foreign: ExternalModel, model: PretrainingModel, config: RunCon
     ours, notes = dict(foreign.weights), list[str]()
     assert isinstance(config.model, StackConfig)
     if foreign.kind in _STOCK:
-        ours, notes = _from_stock(foreign, config.model, sentence=getattr(model.head, "sentence", None) is not None)
+        ours, notes = _from_stock(foreign, config, sentence=getattr(model.head, "sentence", None) is not None)
     elif isinstance(config.model, TransformerXLConfig) and foreign.kind == "transfo-xl":
         num_tails = len(foreign.weights.get("crit.cluster_weight", ()))
         if not foreign.lacks_token_head and num_tails != len(config.model.adaptive_cutoffs):
@@ -145,7 +158,7 @@ def load_weights(foreign: ExternalModel, model: PretrainingModel, config: RunCon
             ours = transfo_xl.translate(foreign.weights, config.model, foreign.source, downwards=foreign.folder is None)
         except KeyError as error:
             raise CheckpointError(f"{foreign.source}: missing weights: {error}") from None
-    if foreign.lacks_token_head:
+    if foreign.lacks_token_head and not isinstance(config.objective, Task):
         fresh = {n: p.detach() for n, p in model.named_parameters() if n.startswith("head.output.") and n not in ours}
         ours |= fresh
         notes.append(f"newly initialized, because {foreign.source} has no LM head: {', '.join(sorted(fresh))}")
@@ -166,7 +179,8 @@ def _model_section(theirs: _Json, source: Path, kind: str, *, sentence: bool) ->
         return dict(recorded)
     if recorded:  # options that their keys lack, if those are unchanged
         written = write_config(validate_model(recorded, path), Vocabulary(*[0] * 7), sentence=sentence)
-        irrelevant = ("architectures", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+        symbols = ("pad_token_id", "bos_token_id", "eos_token_id")
+        irrelevant = ("architectures", "vocab_size", "classifier_dropout_prob", *symbols)
         if all(theirs.get(key) == value for key, value in written.items() if key not in irrelevant):
             return dict(recorded)
     return read_config(theirs, path).model_dump(mode="json")
@@ -184,31 +198,45 @@ def _objective(model: _Json, *, sentence: bool) -> _Json:
             return {"type": "masked_lm", "seq_len": min(512, model["max_positions"]), "sentence_task": task}
 
 
-def _from_stock(foreign: ExternalModel, config: StackConfig, *, sentence: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors, and notes on those that were ignored."""
+def _from_stock(foreign: ExternalModel, config: RunConfig, *, sentence: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Our tensors, and notes on those that were ignored. sentence: True for a head with a sentence task."""
     theirs, notes, source = dict(foreign.weights), list[str](), foreign.source
+    model, task = config.model, config.objective if isinstance(config.objective, Task) else None
+    assert isinstance(model, StackConfig)
     for copy, original in TIED.items():
         if copy in theirs and original in theirs and not torch.equal(theirs.pop(copy), theirs[original]):
             raise CheckpointError(f"{source}: {copy} differs from {original}; xlpretrain requires them to be tied")
-    if foreign.lacks_token_head:  # such as a classifier
+    if task is not None:
+        rules = list(stock_rules(model, task))
+        pooler = _SENTENCE.get(foreign.kind, ("no pooler",))[0]
+        if not any(name.startswith(pooler) for rule in rules for name in rule.theirs):
+            theirs = _without(theirs, (pooler,), "the task needs no pooler", notes)
+    elif foreign.lacks_token_head:  # such as a classifier
         places = (BODIES[foreign.kind], *_SENTENCE.get(foreign.kind, ()))
         other = sorted(name for name in theirs if not name.startswith(places))
         notes += [f"ignored, the head of another task: {', '.join(other)}"] if other else []
         theirs = {name: tensor for name, tensor in theirs.items() if name not in other}
-    if not sentence:
-        left = sorted(n for part in _SENTENCE.get(foreign.kind, ()) for n in theirs if n.startswith(part))
-        notes += [f"ignored, because there is no sentence task: {', '.join(left)}"] if left else []
-        theirs = {name: tensor for name, tensor in theirs.items() if name not in left}
-    if isinstance(config, EncoderConfig) and config.resolved_d_embed == config.d_model and foreign.kind == "albert":
+    if task is None and not sentence:
+        theirs = _without(theirs, _SENTENCE.get(foreign.kind, ()), "there is no sentence task", notes)
+    if isinstance(model, EncoderConfig) and model.resolved_d_embed == model.d_model and foreign.kind == "albert":
         mapping = "albert.encoder.embedding_hidden_mapping_in."
         weight, bias = theirs.pop(f"{mapping}weight", None), theirs.pop(f"{mapping}bias", None)
         if weight is None or bias is None or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
             raise CheckpointError(
                 f"{source}: {mapping}weight is not the identity, and xlpretrain has no such projection"
             )
-    rules = list(weight_rules(config, sentence=sentence))
-    if foreign.lacks_token_head:
-        rules = [rule for rule in rules if not rule.ours.startswith("head.output.")]
+    if task is None:
+        headless = foreign.lacks_token_head
+        rules = list(weight_rules(model, sentence=sentence))
+        rules = [rule for rule in rules if not (headless and rule.ours.startswith("head.output."))]
     expected = {name: theirs[name].shape if name in theirs else torch.Size() for rule in rules for name in rule.theirs}
     check_weights({name: tensor.shape for name, tensor in theirs.items()}, expected, source)
     return read(iter(rules), theirs), notes
+
+
+def _without(theirs: dict[str, Tensor], parts: Sequence[str], reason: str, notes: list[str]) -> dict[str, Tensor]:
+    """The tensors except those of some modules, with a note on them. parts: prefixes of names."""
+    left = sorted(name for part in parts for name in theirs if name.startswith(part))
+    if left:
+        notes.append(f"ignored, because {reason}: {', '.join(left)}")
+    return {name: tensor for name, tensor in theirs.items() if name not in left}

@@ -9,7 +9,6 @@ head, D d_model, E width of token vectors, V vocabulary, L layers applied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -28,7 +27,8 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, 
 
 
 class XLPretrainConfig(PretrainedConfig):
-    """The run's `model` section. type: transformer_xl, xlnet, albert or bert. attention: plain or fused."""
+    """The run's `model` section. type: transformer_xl, xlnet, albert or bert. attention: plain or fused.
+    summary: the vector of a text for its labels: first or last token, or mean. task_dropout: before the classifier."""
 
     model_type = "xlpretrain"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
@@ -40,9 +40,12 @@ class XLPretrainConfig(PretrainedConfig):
         type: str = "transformer_xl",
         sentence_head: bool = False,
         attention: str = "plain",
+        summary: str = "mean",
+        task_dropout: float = 0.1,
         **keys: Any,
     ):
         self.vocab_size, self.type, self.sentence_head, self.attention = vocab_size, type, sentence_head, attention
+        self.summary, self.task_dropout = summary, task_dropout
         keys.setdefault("tie_word_embeddings", False)  # tied weights are a single tensor here
         super().__init__(**keys)
 
@@ -131,8 +134,7 @@ class Attention(nn.Module):
         return projected.view(*projected.shape[:-1], self.num_heads, self.d_head)
 
 
-@dataclass
-class Places:
+class Places(NamedTuple):
     """Encoded distances K, K-1, ... [R, D]; the index of each query-key pair in them, and same segments [B, Q, K].
     view: of fused attention, if that is used."""
 
@@ -261,13 +263,14 @@ class EncoderEmbedding(nn.Module):
         self.norm, self.dropout = config.build_norm(width), nn.Dropout(config.dropout)
         self.projection = nn.Linear(width, config.d_model) if width != config.d_model else None
 
-    def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:
-        hidden = self.tokens(tokens) + self.segments(segments)
+    def forward(self, tokens: Tensor, segments: Tensor, valid: Tensor) -> Tensor:
+        """The embeddings of tokens [B, T]; padding has no positions, on either side."""
+        hidden, at = self.tokens(tokens) + self.segments(segments), (valid.cumsum(1) - 1).clamp(min=0)
         if self.positions is None:
-            at = torch.arange(tokens.shape[1], device=tokens.device)
-            hidden = hidden + sinusoids(at, self.width, base=self.base).to(hidden.dtype)
+            known = sinusoids(torch.arange(tokens.shape[1], device=tokens.device), self.width, base=self.base)
+            hidden = hidden + known.to(hidden.dtype)[at]
         else:
-            hidden = hidden + self.positions.weight[: tokens.shape[1]]
+            hidden = hidden + self.positions(at)
         hidden = self.dropout(self.norm(hidden))
         return hidden if self.projection is None else self.projection(hidden)
 
@@ -330,7 +333,7 @@ class Backbone(nn.Module):
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid[:, -num_tokens:].bool()
         segments = torch.zeros_like(tokens) if segments is None else segments
         predict = tokens[:, :0] if predict is None else predict
-        states, remembered = self.empty_memory(batch_size) if mems is None else mems
+        states, remembered = self.empty_memory(batch_size, self.config.mem_len) if mems is None else mems
         own = torch.arange(states.shape[2], 0, -1, device=tokens.device) <= remembered[:, None]
         states = states.masked_fill(~own[..., None], 0)
         seen = self._seen(own, valid, hidden_from, predict)
@@ -341,9 +344,9 @@ class Backbone(nn.Module):
                 hidden = torch.cat([hidden, self.mask_embedding.expand(batch_size, predict.shape[1], -1)], dim=1)
             hidden, places = self.dropout(hidden), self._places(states.shape[2], segments, predict, hidden.dtype)
             if self.config.attention == "fused" and hidden_from is None and not output_attentions:
-                places.view = visibility(self.config, own, valid, segments, predict)
+                places = places._replace(view=visibility(self.config, own, valid, segments, predict))
         else:
-            hidden = self.embedding(tokens, segments)
+            hidden = self.embedding(tokens, segments, valid)
         new, all_hidden, all_weights = [], [], []
         for memory, index in zip(states, self.config.weights_of_layers, strict=True):
             new.append(torch.cat([memory, hidden[:, :num_tokens].detach()], dim=1)[:, num_tokens:])
@@ -360,9 +363,9 @@ class Backbone(nn.Module):
             tuple(all_weights) if output_attentions else None,
         )
 
-    def empty_memory(self, batch_size: int) -> Memory:
+    def empty_memory(self, batch_size: int, mem_len: int) -> Memory:
         config, weight = self.config, self.layers[0].attention_norm.weight
-        states = weight.new_zeros(len(config.weights_of_layers), batch_size, config.mem_len, config.d_model)
+        states = weight.new_zeros(len(config.weights_of_layers), batch_size, mem_len, config.d_model)
         return states, torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
 
     def _seen(self, memory: Tensor, valid: Tensor, hidden_from: Tensor | None, predict: Tensor) -> Tensor:
@@ -378,7 +381,7 @@ class Backbone(nn.Module):
         if getattr(self.config, "initial_memory", "none") == "zeros":
             memory = torch.ones_like(memory)
         seen = torch.cat([memory[:, None].expand(-1, seen.shape[1], -1), seen & valid[:, None]], dim=2)
-        if getattr(self.config, "same_length", False):
+        if getattr(self.config, "same_length", False) and mem_len > 0:
             keys = torch.arange(seen.shape[2], device=valid.device)
             seen = seen & (keys > keys[mem_len:, None] - mem_len)
         return seen

@@ -1,6 +1,7 @@
 """A model pretrained with xlpretrain, for Hugging Face transformers. Requires only transformers and torch.
 
-These are the classes that transformers loads; the layers, and the legend of shapes, are in `backbone_xlpretrain.py`.
+These are the classes that transformers loads. Their heads are in `heads_xlpretrain.py`; the layers, and the legend of
+shapes, in `backbone_xlpretrain.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbone_xlpretrain import (
-    ACTIVATIONS,
     Attention,
     Backbone,
     BackboneOutput,
@@ -24,73 +24,7 @@ from .backbone_xlpretrain import (
     TokenEmbedding,
     XLPretrainConfig,
 )
-
-
-class Output(nn.Module):
-    """A full softmax over the vocabulary or, with cutoffs, an adaptive one (arXiv:1609.04309)."""
-
-    def __init__(self, config: XLPretrainConfig, embedding: TokenEmbedding):
-        super().__init__()
-        self._embedding = (embedding,)  # in a tuple, to not register its tensors twice
-        encoder, width = config.type in ("albert", "bert"), config.embed_size
-        self.cutoffs = tuple(getattr(config, "adaptive_cutoffs", None) or ())
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.cluster_weight = nn.Parameter(torch.zeros(len(self.cutoffs), width)) if self.cutoffs else None
-        self.cluster_bias = nn.Parameter(torch.zeros(len(self.cutoffs))) if self.cutoffs else None
-        own = embedding.tables if not getattr(config, "tie_embeddings", True) else []
-        self.tables = nn.ModuleList(nn.Embedding(*table.weight.shape) for table in own)
-        tied = getattr(config, "tie_projections", None) or [False, *([True] * len(self.cutoffs))]
-        untied = [i for i, is_tied in enumerate(tied) if embedding.projections and not is_tied and not encoder]
-        self.projections = nn.ModuleDict(
-            {str(i): nn.Linear(config.d_model, width // embedding.div_val**i, bias=False) for i in untied}
-        )
-        self.transform = nn.Linear(config.d_model, width) if encoder else None
-        self.norm = config.build_norm(width) if encoder else None
-        self.activation = ACTIVATIONS[config.activation]
-
-    @property
-    def vectors(self) -> nn.ModuleList:
-        """The tables that compute the logits: the head's own or the embedding's."""
-        return self.tables or self._embedding[0].tables
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities [.., V] in fp32; without cutoffs, unnormalized."""
-        if self.transform is not None:
-            hidden = self.norm(self.activation(self.transform(hidden)))
-        head = self._logits(0, hidden)
-        if not self.cutoffs:
-            return head
-        head, size = head.log_softmax(-1), self.cutoffs[0]
-        tails = (self._logits(i + 1, hidden).log_softmax(-1) + head[..., size + i, None] for i in range(self.num_tails))
-        return torch.cat([head[..., :size], *tails], dim=-1)
-
-    @property
-    def num_tails(self) -> int:
-        return len(self.cutoffs)
-
-    def _logits(self, cluster: int, hidden: Tensor) -> Tensor:
-        embedding, tables, single = self._embedding[0], self.vectors, len(self.vectors) == 1
-        start, end = [0, *self.cutoffs, len(self.bias)][cluster : cluster + 2]
-        weight, bias = tables[0].weight[start:end] if single else tables[cluster].weight, self.bias[start:end]
-        if cluster == 0 and self.cutoffs:
-            weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
-        if str(cluster) in self.projections:
-            hidden = self.projections[str(cluster)](hidden)
-        elif embedding.projections:
-            hidden = embedding.projections[0 if single else cluster].transposed(hidden)
-        return F.linear(hidden, weight, bias).float()
-
-
-class Sentence(nn.Module):
-    """Binary classification of a sample from its first token, for sentence tasks."""
-
-    def __init__(self, config: XLPretrainConfig):
-        super().__init__()
-        self.pooler = nn.ModuleDict({"linear": nn.Linear(config.d_model, config.d_model)})
-        self.classifier = nn.Linear(config.d_model, 2)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.classifier(torch.tanh(self.pooler["linear"](hidden[:, 0])))
+from .heads_xlpretrain import Output, Sentence, TaskHead, mean_loss
 
 
 @dataclass
@@ -112,6 +46,7 @@ class XLPretrainModel(PreTrainedModel):
     config_class = XLPretrainConfig
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch`
+    _no_split_modules = ["Layer"]
 
     def __init__(self, config: XLPretrainConfig):
         super().__init__(config)
@@ -258,7 +193,8 @@ class XLPretrainForPreTraining(XLPretrainModel):
         read = self._read(given, output_hidden_states, output_attentions)
         logits = self.head.output(read.hidden if predict is None else read.hidden[:, input_ids.shape[1] :])
         loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
-        sentence = None if self.head.sentence is None else self.head.sentence(read.hidden)
+        there = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :]
+        sentence = None if self.head.sentence is None else self.head.sentence(read.hidden, there)
         return self._output(read, loss=loss, logits=logits, sentence_logits=sentence)
 
 
@@ -320,16 +256,45 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
         return past_key_values[0].index_select(1, beam_idx), past_key_values[1].index_select(0, beam_idx)
 
 
-class XLPretrainForSequenceClassification(XLPretrainModel):
-    """A label, or with one label a number, for a text or a pair of texts."""
+class _XLPretrainForTask(XLPretrainModel):
+    """A task with `labels`. Samples do not continue each other: there is no memory, except between parts of a text."""
+
+    _pooled = False
+    """True for one vector of outputs per sample, False for one per token."""
 
     def _add_head(self, config: XLPretrainConfig) -> None:
-        self.head = nn.Module()
-        self.head.sentence = nn.ModuleDict(
-            {"pooler": nn.ModuleDict({"linear": nn.Linear(config.d_model, config.d_model)})}
-        )
-        self.head.dropout = nn.Dropout(config.task_dropout)
-        self.head.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.head = TaskHead(config, self._num_outputs(config), pooled=self._pooled)
+
+    def _num_outputs(self, config: XLPretrainConfig) -> int:
+        return config.num_labels
+
+    def _apply_head(self, given: tuple, hidden_states: bool | None, attentions: bool | None) -> tuple[Tensor, dict]:
+        """The head's outputs and the keyword arguments for what the layers computed.
+
+        given: tokens [B, T], attention mask and segments, or None.
+        """
+        if getattr(self.config, "part_len", None):
+            return self.head(self._read_parts(*given), given[1]), {}
+        read = self._read((*given, self.backbone.empty_memory(len(given[0]), 0)), hidden_states, attentions)
+        layers = {"hidden_states": read.hidden_states, "attentions": read.attentions}
+        return self.head(read.hidden, given[1]), layers
+
+    def _read_parts(self, tokens: Tensor, valid: Tensor | None, segments: Tensor | None) -> Tensor:
+        """The hidden states [B, T, D] of texts read in parts of `part_len` tokens, each with the memory of those before
+        it, from their first token on."""
+        there = torch.ones_like(tokens) if valid is None else valid
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        places, start = torch.arange(tokens.shape[1], device=there.device), there.argmax(1, keepdim=True)
+        first_at = (places + start) % len(places)  # moves padding from the left to the right
+        tokens, there, segments = (given.gather(1, first_at) for given in (tokens, there, segments))
+        mems, hidden = None, []
+        for at in range(0, len(places), self.config.part_len):
+            here = slice(at, at + self.config.part_len)
+            read = self._read((tokens[:, here], there[:, here], segments[:, here], mems), False, False)
+            mems = read.mems
+            hidden.append(read.hidden)
+        back = ((places - start) % len(places))[..., None].expand(-1, -1, hidden[0].shape[-1])
+        return torch.cat(hidden, dim=1).gather(1, back)
 
     @can_return_tuple
     def forward(
@@ -342,81 +307,50 @@ class XLPretrainForSequenceClassification(XLPretrainModel):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainOutput:
-        """labels: [B], indices or, with one label, numbers. logits: [B, C] in fp32."""
-        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
-        logits, loss = self._classify(read, input_ids, attention_mask), None
-        if labels is not None and self.config.num_labels == 1:
-            loss = F.mse_loss(logits[:, 0], labels.float().flatten())
-        elif labels is not None:
-            loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
-        return self._output(read, loss=loss, logits=logits)
-
-    def _classify(self, read: BackboneOutput, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The outputs [B, C] of each sample, in fp32."""
-        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pooled = torch.tanh(self.head.sentence["pooler"]["linear"](self._summary(read.hidden, there)))
-        return self.head.classifier(self.head.dropout(pooled)).float()
-
-    def _summary(self, hidden: Tensor, there: Tensor) -> Tensor:
-        """One vector per sample [B, D]: of its first or last token, or the mean over its tokens. there: [B, T]."""
-        if self.config.summary == "mean":
-            weights = there.to(hidden.dtype)[..., None]
-            return (hidden * weights).sum(1) / weights.sum(1)
-        places = torch.arange(there.shape[1], device=there.device) * there
-        at = there.argmax(1) if self.config.summary == "first" else places.argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), at]
-
-
-class XLPretrainForMultipleChoice(XLPretrainForSequenceClassification):
-    """The right one of several texts, each read together with its context."""
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> XLPretrainOutput:
-        """All inputs: [B, C, T]. labels: [B], indices of the right choices. logits: [B, C] in fp32."""
-        tokens, valid, segments = (
-            None if given is None else given.flatten(0, 1) for given in (input_ids, attention_mask, token_type_ids)
-        )
-        read = self._read((tokens, valid, segments, None), output_hidden_states, output_attentions)
-        logits, loss = self._classify(read, tokens, valid).view(input_ids.shape[:2]), None
+        """Logits in fp32; their shape, and the labels, are described by the class."""
+        shape, given = input_ids.shape, (input_ids, attention_mask, token_type_ids)
+        flat = tuple(None if part is None else part.flatten(0, -2) for part in given)
+        logits, layers = self._apply_head(flat, output_hidden_states, output_attentions)
+        logits, loss = logits.view(shape[:2]) if len(shape) == 3 else logits, None
         if labels is not None:
-            loss = mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
-        return self._output(read, loss=loss, logits=logits)
+            loss = mean_loss(logits, labels, num_items_in_batch, self._problem(labels))
+        return XLPretrainOutput(loss=loss, logits=logits, **layers)
+
+    def _problem(self, labels: Tensor) -> str | None:
+        return None
 
 
-class XLPretrainForTokenClassification(XLPretrainModel):
-    """A tag for each token; words are tagged by their first token."""
+class XLPretrainForSequenceClassification(_XLPretrainForTask):
+    """A label, several labels or numbers for a text or a pair of texts. logits: [B, C].
 
-    def _add_head(self, config: XLPretrainConfig) -> None:
-        self.head = nn.Module()
-        self.head.dropout = nn.Dropout(config.task_dropout)
-        self.head.classifier = nn.Linear(config.d_model, config.num_labels)
+    labels: [B], indices; [B] or [B, C], numbers, if `config.problem_type` is regression or there is one label; [B, C],
+    0 or 1, if it is multi_label_classification or they are floating-point numbers.
+    """
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> XLPretrainOutput:
-        """labels: [B, T]; -100 is ignored. logits: [B, T, C] in fp32."""
-        given = input_ids, attention_mask, token_type_ids, None
-        read = self._read(given, output_hidden_states, output_attentions)
-        logits = self.head.classifier(self.head.dropout(read.hidden)).float()
-        loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
-        return self._output(read, loss=loss, logits=logits)
+    _pooled = True
+
+    def _problem(self, labels: Tensor) -> str | None:
+        found = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        return self.config.problem_type or ("regression" if self.config.num_labels == 1 else found)
+
+
+class XLPretrainForMultipleChoice(_XLPretrainForTask):
+    """The right one of several texts, each read together with its context. logits: [B, C].
+
+    All inputs: [B, C, T]. labels: [B], indices of the right choices.
+    """
+
+    _pooled = True
+
+    def _num_outputs(self, config: XLPretrainConfig) -> int:
+        return 1
+
+
+class XLPretrainForTokenClassification(_XLPretrainForTask):
+    """A tag for each token; words are tagged by their first token. logits: [B, T, C].
+
+    labels: [B, T]; -100 is ignored.
+    """
 
 
 @dataclass
@@ -430,13 +364,11 @@ class XLPretrainAnswer(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class XLPretrainForQuestionAnswering(XLPretrainModel):
+class XLPretrainForQuestionAnswering(_XLPretrainForTask):
     """The span of a context that answers a question."""
 
-    def _add_head(self, config: XLPretrainConfig) -> None:
-        self.head = nn.Module()
-        self.head.dropout = nn.Dropout(config.task_dropout)
-        self.head.classifier = nn.Linear(config.d_model, 2)
+    def _num_outputs(self, config: XLPretrainConfig) -> int:
+        return 2
 
     @can_return_tuple
     def forward(
@@ -451,26 +383,13 @@ class XLPretrainForQuestionAnswering(XLPretrainModel):
         num_items_in_batch: Tensor | int | None = None,
     ) -> XLPretrainAnswer:
         """start_positions, end_positions: [B]; positions past the end are ignored."""
-        read = self._read((input_ids, attention_mask, token_type_ids, None), output_hidden_states, output_attentions)
-        start, end = self.head.classifier(self.head.dropout(read.hidden)).float().unbind(-1)
+        given = input_ids, attention_mask, token_type_ids
+        logits, layers = self._apply_head(given, output_hidden_states, output_attentions)
         if attention_mask is not None:
-            padding, lowest = ~attention_mask.bool(), torch.finfo(torch.float32).min
-            start, end = start.masked_fill(padding, lowest), end.masked_fill(padding, lowest)
-        loss = None
+            logits = logits.masked_fill(~attention_mask.bool()[..., None], torch.finfo(torch.float32).min)
+        (start, end), loss = logits.unbind(-1), None
         if start_positions is not None and end_positions is not None:
-            asked = ((start, start_positions.flatten()), (end, end_positions.flatten()))
-            ignored = (labels.masked_fill(labels >= input_ids.shape[1], -100) for _, labels in asked)
-            losses = [
-                mean_loss(logits[:, None], labels[:, None], num_items_in_batch)
-                for (logits, _), labels in zip(asked, ignored, strict=True)
-            ]
+            asked = (labels.masked_fill(labels >= start.shape[1], -100) for labels in (start_positions, end_positions))
+            losses = (mean_loss(of, labels, num_items_in_batch) for of, labels in zip((start, end), asked, strict=True))
             loss = sum(losses) / 2
-        return XLPretrainAnswer(loss, start, end, read.hidden_states, read.attentions)
-
-
-def mean_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Mean cross entropy [] of labels other than -100; with `num_items`, their sum divided by it."""
-    logits, labels = logits.flatten(0, 1), labels.flatten()
-    if num_items is None:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="sum") / num_items
+        return XLPretrainAnswer(loss, start, end, **layers)

@@ -91,14 +91,24 @@ class Task(Objective):
         return TokenLayout.parse(self.layout)
 
     @property
+    def max_tokens(self) -> int:
+        """Maximum length of an example, including special tokens."""
+        return self.seq_len
+
+    @property
+    def max_tokens_key(self) -> str:
+        """The config key of `max_tokens`, for messages."""
+        return "objective.seq_len"
+
+    @property
     def span_len(self) -> int:
         """The length of a sample."""
-        return self.seq_len
+        return self.max_tokens
 
     @property
     def new_tokens(self) -> int:
         """The length of a sample."""
-        return self.seq_len
+        return self.max_tokens
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
         """Conflicts with the rest of the config: samples are not consecutive."""
@@ -123,15 +133,15 @@ class Task(Objective):
         """Number of examples that are truncated. examples: token ids of one or two texts each."""
         layout = self.token_layout
         return sum(
-            sum(map(len, parts)) > self.seq_len - layout.num_symbols(2 if len(parts) == 2 and parts[1] else 1)
+            sum(map(len, parts)) > self.max_tokens - layout.num_symbols(2 if len(parts) == 2 and parts[1] else 1)
             for parts in examples
         )
 
     def describe_cut(self, num_cut: int, total: int) -> str:
         """A message about truncated examples."""
         return (
-            f"{num_cut:,} of {total:,} examples are longer than a sample of {self.seq_len} tokens (objective.seq_len)"
-            " and are truncated"
+            f"{num_cut:,} of {total:,} examples are longer than a sample of {self.max_tokens} tokens"
+            f" ({self.max_tokens_key}) and are truncated"
         )
 
     def num_segments(self, data: TokenDataset) -> int:
@@ -164,6 +174,10 @@ class Task(Objective):
     @abstractmethod
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
         """The examples as the model reads them, with numbers as targets; None for an unknown target."""
+
+    def training_examples(self, data: ExampleDataset) -> Sequence[Example]:
+        """The numbered examples of the training file. Default: with equal weights."""
+        return self.numbered(data)
 
     def full_example(self, tokens: Sequence[int]) -> Example:
         """A numbered example that fills a sample, made of `seq_len` tokens: what the largest batch is planned with."""
@@ -222,7 +236,9 @@ class Task(Objective):
         """Every example once per epoch."""
         data = examples_of(manifest)
         self.check(data)
-        return ExampleSamples(data, self.numbered(data), num_streams=streams["num_streams"], seed=streams["seed"])
+        return ExampleSamples(
+            data, self.training_examples(data), num_streams=streams["num_streams"], seed=streams["seed"]
+        )
 
     def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> TaskEvalSamples:
         """Every example once."""

@@ -29,6 +29,7 @@ from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, example_of
 from xlpretrain.objectives.tasks.lay_out import lay_out, padded, targets_of
 from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask, probabilities
+from xlpretrain.schema import Problem
 
 
 class Choosing(SummaryTask):
@@ -43,6 +44,12 @@ class Choosing(SummaryTask):
     data_type: ClassVar[str] = "choices"
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
     hub_task: ClassVar[HubTask | None] = "MultipleChoice"
+
+    def problems(self) -> Iterator[Problem]:
+        """Conflicts between keys."""
+        if self.num_parts > 1:
+            yield "num_parts", f"must be 1 for multiple choice, got {self.num_parts}"
+        yield from super().problems()
 
     @property
     def new_tokens(self) -> int:
@@ -73,7 +80,8 @@ class Choosing(SummaryTask):
         _check(data, self.num_choices)
 
     def numbered(self, data: ExampleDataset) -> Sequence[Example]:
-        """The examples: their targets are indices already."""
+        """The examples: their targets are indices already. Raises `DataError` for another number of choices."""
+        self.check(data)
         return data.examples
 
     def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:

@@ -20,13 +20,13 @@ from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.objectives.tasks.base import Metrics, TableRows
+from xlpretrain.objectives.tasks.class_weights import ClassWeights, weight_problems, weighted_sum, weights_of_classes
 from xlpretrain.objectives.tasks.lay_out import TextCollator
 from xlpretrain.objectives.tasks.metrics.classes import ClassMetrics
-from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask, probabilities
+from xlpretrain.objectives.tasks.summary import SummaryHead, SummaryTask, probabilities, unknown_labels_note
 from xlpretrain.schema import Problem
 
 UNLABELLED = -1
-_MOST_NAMED = 5
 
 
 class Classification(SummaryTask):
@@ -36,6 +36,9 @@ class Classification(SummaryTask):
     """Kind of objective."""
     labels: tuple[str, ...] = Field(min_length=2)
     """The labels."""
+    class_weights: ClassWeights = None
+    """Weights of the labels in the training loss: balanced, inversely proportional to their number of examples; or a
+    mapping such as {pos: 3}, with 1 for labels without one (default: all 1)."""
 
     terms: ClassVar[tuple[str, ...]] = ("label",)
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "matthews", "roc_auc")
@@ -45,6 +48,7 @@ class Classification(SummaryTask):
         """Conflicts between keys."""
         if len(set(self.labels)) < len(self.labels):
             yield "labels", f"must be distinct, got {', '.join(self.labels)}"
+        yield from weight_problems(self.class_weights, self.labels)
         yield from super().problems()
 
     @property
@@ -81,9 +85,17 @@ class Classification(SummaryTask):
             for example, number in zip(data.examples, numbers, strict=True)
         ]
 
+    def training_examples(self, data: ExampleDataset) -> Sequence[Example]:
+        """The numbered examples, with the weights of their labels."""
+        examples = self.numbered(data)
+        weights = weights_of_classes(self.class_weights, self.labels, (e.target for e in examples))
+        return examples if weights is None else [replace(e, weights=weights[e.target]) for e in examples]
+
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return TextCollator("label", torch.int64, self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator(
+            "label", torch.int64, self.max_tokens, self.token_layout, tokenizer.vocabulary, self.part_len
+        )
 
     def head(self, backbone: Backbone) -> ClassificationHead:
         """The head."""
@@ -126,14 +138,7 @@ class Classification(SummaryTask):
             for label, example in zip(labelled(data).labels or (), self.numbered(data), strict=False)
             if example.target is None
         )
-        if not others:
-            return None
-        most = ", ".join(f"{value!r} ({count:,})" for value, count in others.most_common(_MOST_NAMED))
-        more = f" and {len(others) - _MOST_NAMED:,} others" if len(others) > _MOST_NAMED else ""
-        return (
-            f"{others.total():,} of {len(data.examples):,} examples have labels unknown to the classifier: {most}{more}"
-            "; they are excluded from the metrics"
-        )
+        return unknown_labels_note(others, others.total(), total=len(data.examples))
 
     def answers(self, predictions: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """The probability of each label."""
@@ -159,7 +164,7 @@ class ClassificationHead(SummaryHead):
         nll = F.cross_entropy(logits[at], labels, reduction="none")
         correct = None if self.training else logits[at].argmax(dim=-1) == labels
         scores = {"label": TokenScores(samples=at, nll=nll.detach(), correct=correct)}
-        return Loss({"label": nll.sum()}, scores, None if self.training else logits)
+        return Loss({"label": weighted_sum(nll, batch, "label")}, scores, None if self.training else logits)
 
 
 def label_numbers(values: Sequence[str], labels: Sequence[str]) -> list[int]:

@@ -5,7 +5,8 @@ Shapes: B samples, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +37,13 @@ def lay_out(parts: Parts, layout: TokenLayout, vocabulary: Vocabulary, *, seq_le
     return layout.lay_out(texts, vocabulary)
 
 
-def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) -> BackboneInput:
-    """The inputs of any number of samples, including none, padded on the right to the longest one: [B, T]."""
+def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int, whole: bool = False) -> BackboneInput:
+    """The inputs of any number of samples, including none, padded on the right to the longest one: [B, T].
+
+    whole: pad to `seq_len` instead.
+    """
     longest = max((len(sample.tokens) for sample in samples), default=1)
-    shape = (len(samples), min(-(-longest // _MULTIPLE) * _MULTIPLE, seq_len))
+    shape = (len(samples), seq_len if whole else min(-(-longest // _MULTIPLE) * _MULTIPLE, seq_len))
     tokens, segments = np.full(shape, vocabulary.pad, np.int64), np.zeros(shape, np.int64)
     valid = np.zeros(shape, bool)
     for i, sample in enumerate(samples):
@@ -58,28 +62,47 @@ def padded(samples: Sequence[LaidOut], vocabulary: Vocabulary, *, seq_len: int) 
 
 def targets_of(examples: Sequence[Example], term: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The targets of the samples that have one (none past the end of an evaluation), under the name of the loss term,
-    and the indices of these samples, under `<term>_positions`."""
+    the indices of these samples, under `<term>_positions`, and their weights, if any, under `<term>_weights`."""
     asked = [number for number, example in enumerate(examples) if example.target is not None]
+    weights = [examples[number].weights for number in asked]
     return {
         term: torch.tensor([examples[number].target for number in asked], dtype=dtype),
         f"{term}_positions": torch.tensor(asked, dtype=torch.int64),
+        **weights_tensor([weight for weight in weights if weight is not None], term),
     }
+
+
+def weights_tensor(weights: Sequence[float], term: str) -> dict[str, Tensor]:
+    """The weights of all targets of a term, under `<term>_weights`; nothing without any."""
+    return {f"{term}_weights": torch.tensor(weights, dtype=torch.float32)} if weights else {}
+
+
+def count_of(targets: Mapping[str, Tensor], term: str) -> int | float:
+    """The number of targets of a term or, if they are weighted, the sum of their weights."""
+    weights = targets.get(f"{term}_weights")
+    return len(targets[term]) if weights is None else math.fsum(weights.tolist())
 
 
 @dataclass(frozen=True)
 class TextCollator:
-    """Collates samples of one or two texts into tokens, padded on the right to the longest one."""
+    """Collates samples of one or two texts into tokens, padded on the right to the longest one.
+
+    part_len: read texts in parts of this length. Then they are padded to `seq_len`, so that all ranks read equally many
+    parts, which ZeRO-3 requires.
+    """
 
     term: str
     dtype: torch.dtype
     seq_len: int
     layout: TokenLayout
     vocabulary: Vocabulary
+    part_len: int | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch from any number of samples, including none."""
         examples = [example_of(sample) for sample in samples]
         laid_out = [lay_out(e.parts, self.layout, self.vocabulary, seq_len=self.seq_len) for e in examples]
         targets = targets_of(examples, self.term, self.dtype)
-        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
-        return Batch(inputs, targets, {self.term: len(targets[self.term])})
+        whole = self.part_len is not None
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len, whole=whole)
+        return Batch(inputs, targets, {self.term: count_of(targets, self.term)}, part_len=self.part_len)

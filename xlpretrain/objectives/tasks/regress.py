@@ -64,7 +64,9 @@ class Regression(SummaryTask):
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> TextCollator:
         """The collator, which makes no random choices."""
-        return TextCollator("number", torch.float32, self.seq_len, self.token_layout, tokenizer.vocabulary)
+        return TextCollator(
+            "number", torch.float32, self.max_tokens, self.token_layout, tokenizer.vocabulary, self.part_len
+        )
 
     def head(self, backbone: Backbone) -> RegressionHead:
         """The head."""
@@ -124,6 +126,6 @@ def _number(text: str | None) -> float | None:
 
 
 def _check(data: ExampleDataset) -> None:
-    for number, example in enumerate(data.examples, 1):
+    for line, example in zip(labelled(data).line_numbers, data.examples, strict=True):
         if _number(example.target) is None:
-            raise DataError(f"{data.path}: example {number}: the label must be a finite number, got {example.target!r}")
+            raise DataError(f"{data.path}: line {line}: the label must be a finite number, got {example.target!r}")

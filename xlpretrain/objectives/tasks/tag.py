@@ -33,7 +33,8 @@ from xlpretrain.models.backbone import Backbone, Hidden
 from xlpretrain.models.pretraining_model import Batch, Loss, TokenScores
 from xlpretrain.models.stack import draw
 from xlpretrain.objectives.tasks.base import HubTask, Metrics, TableRows, Task, TaskHead, example_of
-from xlpretrain.objectives.tasks.lay_out import padded
+from xlpretrain.objectives.tasks.class_weights import ClassWeights, weight_problems, weighted_sum, weights_of_classes
+from xlpretrain.objectives.tasks.lay_out import count_of, padded, weights_tensor
 from xlpretrain.objectives.tasks.metrics.entities import entity_scores
 from xlpretrain.schema import Problem
 
@@ -47,6 +48,9 @@ class Tagging(Task):
     """Kind of objective."""
     tags: tuple[str, ...] = Field(min_length=2)
     """The tags."""
+    class_weights: ClassWeights = None
+    """Weights of the tags in the training loss: balanced, inversely proportional to their number of words; or a mapping
+    such as {O: 0.2}, with 1 for tags without one (default: all 1)."""
 
     terms: ClassVar[tuple[str, ...]] = ("tag",)
     data_type: ClassVar[str] = "tagged"
@@ -57,6 +61,7 @@ class Tagging(Task):
         """Conflicts between keys."""
         if len(set(self.tags)) < len(self.tags):
             yield "tags", f"must be distinct, got {', '.join(self.tags)}"
+        yield from weight_problems(self.class_weights, self.tags)
         yield from super().problems()
 
     @property
@@ -103,6 +108,12 @@ class Tagging(Task):
         target."""
         number_of = {tag: number for number, tag in enumerate(self.tags)}
         return [replace(example, target=_numbers(example.target, number_of)) for example in data.examples]
+
+    def training_examples(self, data: ExampleDataset) -> list[Example]:
+        """The numbered examples, with the weight of each word's tag."""
+        examples = self.numbered(data)
+        weights = weights_of_classes(self.class_weights, self.tags, (tag for e in examples for tag in e.target))
+        return examples if weights is None else [replace(e, weights=[weights[t] for t in e.target]) for e in examples]
 
     def num_cut(self, examples: Iterable[Sequence[Sequence[int]]]) -> int:
         """Number of sentences that are truncated. examples: token ids of each word."""
@@ -204,7 +215,7 @@ class TaggingCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch from any number of samples, including none."""
-        laid_out, starts, tags = [], [], []
+        laid_out, starts, tags, weights = [], [], [], list[float]()
         room = self.seq_len - self.layout.num_symbols(1)
         for example in map(example_of, samples):
             ends = list(accumulate(map(len, example.parts)))
@@ -214,6 +225,7 @@ class TaggingCollator:
             laid_out.append(sample)
             starts.append([first + end - len(word) for word, end in zip(words, ends, strict=False)])
             tags.append([] if example.target is None else list(example.target)[: len(words)])
+            weights += [] if example.weights is None else list(example.weights)[: len(words)]
         width = max(map(len, starts), default=0)
         positions = np.zeros((len(samples), width), np.int64)
         for row, found in zip(positions, starts, strict=True):
@@ -224,7 +236,9 @@ class TaggingCollator:
             "tag": torch.tensor([tag for found in tags for tag in found], dtype=torch.int64),
             "tag_positions": torch.tensor(at, dtype=torch.int64),
         }
-        return Batch(padded(laid_out, self.vocabulary, seq_len=self.seq_len), targets, {"tag": len(at)})
+        targets |= weights_tensor(weights, "tag")
+        inputs = padded(laid_out, self.vocabulary, seq_len=self.seq_len)
+        return Batch(inputs, targets, {"tag": count_of(targets, "tag")})
 
 
 class TaggingHead(TaskHead):
@@ -244,7 +258,7 @@ class TaggingHead(TaskHead):
         nll = F.cross_entropy(logits, tags, reduction="none")
         correct = None if self.training else logits.argmax(dim=-1) == tags
         scores = TokenScores(samples=at // max(outputs.shape[1], 1), nll=nll.detach(), correct=correct)
-        return Loss({"tag": nll.sum()}, {"tag": scores}, None if self.training else outputs)
+        return Loss({"tag": weighted_sum(nll, batch, "tag")}, {"tag": scores}, None if self.training else outputs)
 
     def outputs(self, hidden: Hidden, batch: Batch) -> Float[Tensor, "B W C"]:
         """The logits of each word, in fp32."""
@@ -279,6 +293,8 @@ def _check(data: ExampleDataset, tags: Sequence[str], *, source: str) -> None:
     strange = sorted({tag for example in data.examples for tag in example.target or ()} - set(tags))
     if strange:
         raise DataError(f"{data.path}: tags that are not in {source}: {', '.join(strange)}")
+    if nameless := {"B-", "I-"} & set(tags):
+        raise DataError(f"{data.path}: the tag {min(nameless)} lacks the type of the entity, as in B-PER")
     if not _is_bio(tags):
         return
     for example, sentence in zip(data.examples, tagged(data).words_and_tags, strict=True):

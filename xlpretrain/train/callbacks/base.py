@@ -95,7 +95,7 @@ class CompletedStep:
 
     step: int
     sums: Mapping[str, Tensor]
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | float]
     norm: HostCopy
     lr: float
     host_sums: Mapping[str, HostCopy]

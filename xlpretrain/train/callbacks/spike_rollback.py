@@ -42,7 +42,7 @@ class SpikeRollback(Callback):
         last, weights = self._last, self._config.objective.weights
         if last is None:
             return [0.0]
-        return [sum(weights[term] * float(s) / max(last.counts[term], 1) for term, s in last.host_sums.items())]
+        return [sum(weights[term] * float(s) / (last.counts[term] or 1) for term, s in last.host_sums.items())]
 
     def agreed(self, step: int, sums: Sequence[float]) -> RollBack | None:
         """Request a rollback if the last step's loss is a spike. Raises `TrainingError` after too many of them."""

@@ -22,7 +22,7 @@ from launcher.local.options import StartOptions
 from launcher.slurm.profile import ClusterConfig
 from launcher.slurm.records import SlurmFolder
 from launcher.slurm.submission import executor
-from launcher.slurm.submission.sweep import variants
+from launcher.sweeps.variants import variants
 from xlpretrain.config import run_config
 from xlpretrain.errors import ConfigError, XLPretrainError
 from xlpretrain.run_dir.layout import RunDir, Status

@@ -48,7 +48,7 @@ def test_metrics_are_those_of_scipy(tmp_path: Path, tiny_tokenizer: Path):
 @pytest.mark.parametrize("target", ["high", "inf", "1,5"])
 def test_a_target_that_is_no_number_is_refused(tmp_path: Path, tiny_tokenizer: Path, target: str):
     data = _dataset(tmp_path / "data.csv", tiny_tokenizer, [1, target])
-    with pytest.raises(DataError, match=f"example 2: the label must be a finite number, got '{target}'"):
+    with pytest.raises(DataError, match=f"line 3: the label must be a finite number, got '{target}'"):
         TASK.check(data)
 
 

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import IO, Literal
+
+from xlpretrain.errors import ConfigError
 
 Event = Literal["started", "finished", "failed", "stopped"]
 """`stopped`: by a signal to this process."""
@@ -21,24 +23,61 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
+class Slot:
+    """What a process may use. gpus: names as in CUDA_VISIBLE_DEVICES; cores: numbers of CPUs. None: all."""
+
+    gpus: Sequence[str] | None = None
+    cores: Sequence[int] | None = None
+
+
+def divide_machine(num_slots: int, *, num_processes: int | None = None) -> list[Slot]:
+    """Divide the GPUs of this machine, or the cores of one without GPUs. A single slot has all of them.
+
+    num_processes: GPUs of a slot (None: an equal share). Raises `ConfigError` if there are too few GPUs.
+    """
+    if not (gpus := visible_gpus()):
+        cores = sorted(os.sched_getaffinity(0))
+        if num_slots == 1 or num_slots > len(cores):
+            return [Slot()] * num_slots
+        each = len(cores) // num_slots
+        return [Slot(cores=cores[n * each : (n + 1) * each]) for n in range(num_slots)]
+    if num_slots == 1 and num_processes is None:
+        return [Slot()]
+    each = num_processes or max(len(gpus) // num_slots, 1)
+    if num_slots * each > len(gpus):
+        raise ConfigError(
+            f"--jobs {num_slots}: {num_slots} times {each} processes need {num_slots * each} GPUs, not {len(gpus)}"
+        )
+    return [Slot(gpus=gpus[n * each : (n + 1) * each]) for n in range(num_slots)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch  # takes seconds
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+@dataclass(frozen=True)
 class Command:
-    """A process to run. log: file to which its output is appended."""
+    """A process to run. log: file to which its output is appended; None: it has the output of this process."""
 
     name: str
     arguments: Sequence[str]
-    log: Path
+    log: Path | None
 
 
 @dataclass
 class Pool:
-    """Runs commands in as many slots as there are environments.
+    """Runs commands, one in each slot at a time.
 
-    environments: variables of each slot, such as the devices of its processes. tell: called with each event, its
-    command, its exit code (None when it starts) and its duration in seconds. stopped_by: the first signal that this
-    process has received; 0: none.
+    tell: called with each event, its command, its exit code (None when it starts) and its duration in seconds.
+    stopped_by: the first signal that this process has received; 0: none.
     """
 
-    environments: Sequence[Mapping[str, str]]
+    slots: Sequence[Slot]
     tell: Callable[[Event, Command, int | None, float], None]
     stopped_by: int = 0
     _running: dict[int, tuple[Command, subprocess.Popen[bytes], float]] = field(default_factory=dict)
@@ -53,7 +92,7 @@ class Pool:
         waiting = list(reversed(commands))
         with self._signals():
             while self._running or (waiting and not self.stopped_by):
-                for slot in range(len(self.environments)):
+                for slot in range(len(self.slots)):
                     if slot not in self._running and waiting and not self.stopped_by:
                         self._start(slot, waiting.pop())
                 for command, event in self._collect():
@@ -62,17 +101,21 @@ class Pool:
         return ended
 
     def _start(self, slot: int, command: Command) -> None:
-        command.log.parent.mkdir(parents=True, exist_ok=True)
         self.tell("started", command, None, 0.0)
-        with command.log.open("ab") as log:
+        given = self.slots[slot]
+        devices = {} if given.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(given.gpus)}
+        with _output(command.log) as output:
             process = subprocess.Popen(
                 command.arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self.environments[slot]},
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **devices},
                 start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
             )
+        if given.cores is not None:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, given.cores)  # of all that it starts, too
         self._running[slot] = command, process, time.monotonic()
         if self.stopped_by:  # by a signal that came before it was in the table
             self._forward(self.stopped_by)
@@ -105,3 +148,13 @@ class Pool:
         for _, process, _ in list(self._running.values()):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
+
+
+@contextmanager
+def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
+    if log is None:
+        yield None
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        yield file

@@ -1,0 +1,1 @@
+"""Runs made from the checkpoints of another run: forks, and means of weights."""
