@@ -26,13 +26,8 @@ from repository import ROOT
 
 PAGES = [
     "README.md",
-<<<<<<< HEAD
-    *(f"docs/{name}.md" for name in ("data", "doctor", "finetune", "huggingface")),
-    *(f"docs/{name}.md" for name in ("memory", "planning", "report", "running", "slurm")),
-=======
-    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface")),
+    *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface", "memory")),
     *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
->>>>>>> main
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",

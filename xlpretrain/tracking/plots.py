@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Plots of loss curves, memory curves, confusion matrices and profiles."""
-=======
-"""Plots of loss curves, of one run and of several, confusion matrices and profiles."""
->>>>>>> main
+"""Plots of loss curves of one run and of several, memory curves, confusion matrices and profiles."""
 
 from __future__ import annotations
 
@@ -57,7 +53,6 @@ def plot_losses(metrics: Path, picture: Path, *, title: str, fence: Callable[[],
         figure.savefig(temporary, dpi=120, format="png")
 
 
-<<<<<<< HEAD
 class Line(NamedTuple):
     """A curve over memory lengths in positions, ascending. trained: the length in training; 0: no memory."""
 
@@ -90,7 +85,10 @@ def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
     axis.set(xlabel="memory length at evaluation (positions)", ylabel="held-out loss (nats per prediction)")
     axis.grid(alpha=0.3)
     axis.legend()
-=======
+    with atomic_writer(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
 class RunCurves(NamedTuple):
     """Metrics of a run for `plot_runs`: values by name at each of `steps`, NaN where a metric is missing."""
 
@@ -124,7 +122,6 @@ def plot_runs(runs: Sequence[RunCurves], picture: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     axes[-1].set(xlabel="step")
->>>>>>> main
     with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

@@ -1,79 +1,18 @@
-"""Sweeps on this machine, and the processes that run them. Modules: local.py, variants.py, pool.py."""
+"""Sweeps on this machine. Modules: local.py, variants.py."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import sys
-import threading
-import time
 from pathlib import Path
 
 import commands
 import pytest
 
-from launcher import pool
-from launcher.pool import Command, Pool, Slot, divide_machine
-from xlpretrain.errors import STOPPED_EARLY, ConfigError
+from xlpretrain.errors import STOPPED_EARLY
 from xlpretrain.run_dir.layout import RunDir
 
 PLAIN = {"engine": {"type": "plain"}, "max_steps": 6, "checkpoint": {"every_steps": 3}, "eval": {"every_steps": 3}}
-
-
-def python(name: str, code: str, log: Path | None = None) -> Command:
-    """A command that runs some code."""
-    return Command(name, [sys.executable, "-c", code], log)
-
-
-def test_gpus_are_divided_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "visible_gpus", lambda: list("01234567"))
-    assert divide_machine(1) == [Slot()]
-    assert [slot.gpus for slot in divide_machine(3)] == [["0", "1"], ["2", "3"], ["4", "5"]]
-    assert [slot.gpus for slot in divide_machine(2, num_processes=1)] == [["0"], ["1"]]
-    with pytest.raises(ConfigError, match="--jobs 9: 9 times 1 processes need 9 GPUs, not 8"):
-        divide_machine(9)
-
-
-def test_cores_are_divided_evenly_where_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "visible_gpus", list)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5, 8, 9})
-    assert [slot.cores for slot in divide_machine(2)] == [[3, 4], [5, 8]]
-    assert divide_machine(6) == [Slot()] * 6
-
-
-def test_a_slot_runs_its_commands_one_after_another_on_its_devices(tmp_path: Path) -> None:
-    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], len(os.sched_getaffinity(0)), flush=True); exit({})"
-    names = {str(number): tmp_path / "logs" / str(number) for number in range(3)}
-    slot = Slot(gpus=["4", "6"], cores=[min(os.sched_getaffinity(0))])
-    events: list[tuple[str, str, int | None]] = []
-    found = Pool([slot], lambda event, command, code, _: events.append((event, command.name, code))).run(
-        [python(name, "import time; time.sleep(0.2)\n" + code.format(name), log) for name, log in names.items()]
-    )
-    assert found == {"0": "finished", "1": "failed", "2": "failed"}
-    assert [event[:2] for event in events[::2]] == [("started", name) for name in names]
-    assert [event[2] for event in events[1::2]] == [0, 1, 2]
-    assert {log.read_text() for log in names.values()} == {"4,6 1\n"}
-
-
-def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    code = (
-        "import signal, pathlib, time\nsignal.signal(signal.SIGTERM, lambda *_: exit(75))\n"
-        f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)"
-    )
-
-    def interrupt() -> None:
-        while not ready.exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    running = Pool([Slot()], lambda *_: None)
-    assert running.run([python("first", code), python("second", code)]) == {"first": "stopped"}
-    assert running.stopped_by == signal.SIGTERM
-    thread.join()
 
 
 def test_problems_of_all_runs_are_one_report(tmp_path: Path, tiny_dataset: Path) -> None:
