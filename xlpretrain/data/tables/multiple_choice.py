@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from xlpretrain.errors import DataError
 
 _COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 """The questions of COPA, spelled out."""
+
+_BLANK = re.compile(r"(?<!\w)_+(?!\w)|(?<=[^\W_])_(?=\W*$)")
+"""The blank of a question, as in RACE; not the underscores of a name such as `max_steps`."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ def read_choices(path: Path) -> list[MultipleChoice]:
     """Read a file, or a folder of RACE's files.
 
     - .jsonl, .json: objects with `choices`, a list, and optionally `context`, `question` and `label`; a question is put
-      before each choice, or each choice into its blank `_`. Or COPA's `premise`, `choice1`, `choice2` and `question`
-      (SuperGLUE).
+      before each choice, or each choice into its blanks `_` (names such as `max_steps` have none). Or COPA's `premise`,
+      `choice1`, `choice2` and `question` (SuperGLUE).
     - .csv, .tsv: SWAG's `sent1`, `sent2`, `ending0`, `ending1`, ... and `label`.
     - a folder: every .txt and .json file in it, with RACE's `article`, `questions`, `options` and `answers`.
 
@@ -122,8 +126,9 @@ def _question(context: Any, question: Any, choices: Any, label: Any, where: str)
         raise DataError(f"{where}: expected a list of at least two choices, got {json.dumps(choices)[:60]}")
     if not all(isinstance(text, str) for text in (context, question, *choices)):
         raise DataError(f"{where}: context, question and choices must be strings")
-    if "_" in question:
-        made = [question.replace("_", choice) for choice in choices]
+    pieces = _BLANK.split(question)
+    if len(pieces) > 1:
+        made = [choice.join(pieces) for choice in choices]
     else:
         made = [f"{question} {choice}".strip() for choice in choices]
     return MultipleChoice(context, tuple(made), _index(label, len(choices), where), where)

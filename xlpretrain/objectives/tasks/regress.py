@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
 
 from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.data.examples.labelled import labelled
@@ -29,6 +32,9 @@ class Regression(SummaryTask):
 
     type: Literal["regress"] = "regress"
     """Kind of objective."""
+    initial: float = Field(0.0, allow_inf_nan=False)
+    """Prediction before training. A fine-tune sets it to the mean of the training targets: to learn it from 0, the
+    pooler's tanh may saturate, and predictions are constant from then on."""
 
     terms: ClassVar[tuple[str, ...]] = ("number",)
     metric_names: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
@@ -42,10 +48,11 @@ class Regression(SummaryTask):
 
     @classmethod
     def keys_for(cls, train: ExampleDataset, valid: ExampleDataset | None) -> dict[str, Any]:
-        """No keys. Raises `DataError` for a target that is not a finite number."""
+        """The mean of the training targets. Raises `DataError` for a target that is not a finite number."""
         for data in (train, *([] if valid is None else [valid])):
             _check(data)
-        return {}
+        targets = [number for example in train.examples if (number := _number(example.target)) is not None]
+        return {"initial": fmean(targets)}
 
     def check(self, data: ExampleDataset) -> None:
         """Check that every target is a finite number. Raises `DataError`."""
@@ -63,7 +70,9 @@ class Regression(SummaryTask):
 
     def head(self, backbone: Backbone) -> RegressionHead:
         """The head."""
-        return RegressionHead(backbone, 1, **self.head_options)
+        head = RegressionHead(backbone, 1, **self.head_options)
+        nn.init.constant_(head.classifier.bias, self.initial)
+        return head
 
     def predictions(self, data: ExampleDataset, outputs: Sequence[np.ndarray]) -> list[float]:
         """The number for each example."""

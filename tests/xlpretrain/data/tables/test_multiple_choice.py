@@ -31,6 +31,22 @@ def test_json_lines(tmp_path: Path):
     assert _read(tmp_path / "a.json", json.dumps(lines)) == expected
 
 
+@pytest.mark.parametrize(
+    ("question", "with_choice"),
+    [
+        ("A _ , a ___.", "A b , a b."),
+        ("It is called_.", "It is calledb."),  # as in some questions of RACE
+        ("Set max_steps in", "Set max_steps in b"),
+        ("Call __init__", "Call __init__ b"),
+        ("Set max_steps to _.", "Set max_steps to b."),
+    ],
+)
+def test_an_underscore_in_a_name_is_no_blank(question: str, with_choice: str, tmp_path: Path):
+    content = json.dumps({"question": question, "choices": ["a", "b"], "label": 1})
+    ((_, (_, chosen), _),) = _read(tmp_path / "a.jsonl", content)
+    assert chosen == with_choice
+
+
 def test_copa(tmp_path: Path):
     line = {"premise": "It rained.", "choice1": "Wet.", "choice2": "Dry.", "question": "effect", "label": 0, "idx": 3}
     found = ("It rained.", ("What happened as a result? Wet.", "What happened as a result? Dry."), 0)

@@ -62,6 +62,7 @@ def test_the_loss_is_the_squared_error(tmp_path: Path, tiny_dataset: Path):
     model = config.build_model(data.tokenizer.vocabulary.size).eval()
     samples = config.objective.evaluation_samples(data.valid, num_tokens=0, num_streams=5, mem_len=0)
     batch = config.objective.collator(data.tokenizer, seed=0)([samples.sample(step=0, stream=i) for i in range(5)])
+    assert config.objective.initial == model.head.classifier.bias.item() == 2.0  # the mean of the targets
     with torch.no_grad():
         loss, _ = model(batch, model.backbone.empty_memory(5, 0))
     expected = sum((float(loss.outputs[i, 0]) - i) ** 2 for i in range(5))
