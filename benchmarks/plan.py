@@ -139,11 +139,11 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table. Returns 1 if a plan is off by more than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name begins with TEXT")
     parser.add_argument("--out", type=Path, help="also write the measurements to this JSON file, and reuse those in it")
     options = parser.parse_args(arguments)
     known = json.loads(options.out.read_text()) if options.out and options.out.is_file() else {}
-    chosen = [case for case in cases() if options.only in case.name]
+    chosen = [case for case in cases() if case.name.startswith(options.only)]
     import_libraries(DeepSpeedConfig())  # before ranks are forked
     for case in chosen:  # before the plans, which start threads
         if case.name not in known:
