@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlpretrain.data.tables.json_text import json_lines
 from xlpretrain.data.tables.text_tables import read_table
 from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.errors import DataError
@@ -111,14 +112,7 @@ def _read_plain_tsv(path: Path, columns: Sequence[str]) -> Rows:
 
 def _read_objects(path: Path) -> Rows:
     rows, places = [], []
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from None
+    for _, where, value in json_lines(read_utf8(path), str(path)):
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object, got {json.dumps(value)[:40]}")
         rows.append({key: str(item) for key, item in value.items() if isinstance(item, str | int | float)})

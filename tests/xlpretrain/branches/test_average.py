@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from branched_runs import train_trunk
 from builds import tree
 from click.testing import CliRunner, Result
 from imported_runs import make_run
@@ -24,20 +22,6 @@ from xlpretrain.checkpoint.reader import Checkpoint
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.hub.export import export
 from xlpretrain.run_dir.layout import RunDir
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
-        return train_trunk(tmp_path_factory.mktemp("trunk"), tiny_dataset)
-
-
-@pytest.fixture
-def trunk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A copy of the trunk."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    return RunDir(shutil.copytree(trained, tmp_path / "runs" / "trunk"))
 
 
 def weights(run: RunDir, step: int) -> dict[str, Tensor]:

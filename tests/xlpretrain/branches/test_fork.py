@@ -9,7 +9,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from branched_runs import STEPS, train_trunk
+from branched_runs import STEPS
 from builds import tree
 from make_golden import read_state
 
@@ -19,20 +19,6 @@ from xlpretrain.checkpoint.files import checkpoint_name, verify_whole
 from xlpretrain.config import run_config
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.run_dir.layout import RunDir
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_WORLD_SIZE", "64")  # one thread
-        return train_trunk(tmp_path_factory.mktemp("trunk"), tiny_dataset)
-
-
-@pytest.fixture
-def trunk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A copy of the trunk."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    return RunDir(shutil.copytree(trained, tmp_path / "runs" / "trunk"))
 
 
 def forked(trunk: RunDir, *overrides: str, step: int | None = None, name: str = "child") -> RunDir:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlpretrain.data.tables.json_text import json_lines, parse_json
 from xlpretrain.data.tables.text_tables import read_table
 from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
@@ -71,10 +72,9 @@ def read_choices(path: Path) -> list[MultipleChoice]:
 def _from_lines(path: Path) -> Iterator[MultipleChoice]:
     content = read_utf8(path)
     if path.suffix.lower() == ".json" and content.lstrip()[:1] == "[":
-        values = [(value, f"{path}: element {n}") for n, value in enumerate(_parse(content, str(path)), 1)]
+        values = [(value, f"{path}: element {n}") for n, value in enumerate(parse_json(content, str(path)), 1)]
     else:
-        lines = [(line, f"{path}: line {n}") for n, line in enumerate(content.split("\n"), 1) if line.strip()]
-        values = [(_parse(line, where), where) for line, where in lines]
+        values = [(value, where) for _, where, value in json_lines(content, str(path))]
     for value, where in values:
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object, got {json.dumps(value)[:40]}")
@@ -91,7 +91,7 @@ def _from_lines(path: Path) -> Iterator[MultipleChoice]:
 
 
 def _from_race(path: Path) -> Iterator[MultipleChoice]:
-    value = _parse(read_utf8(path), str(path))
+    value = parse_json(read_utf8(path), str(path))
     keys = ("article", "questions", "options")
     if not isinstance(value, dict) or any(key not in value for key in keys):
         raise DataError(f"{path}: expected an object with {', '.join(keys)}, as in RACE")
@@ -145,10 +145,3 @@ def _index(label: Any, num_choices: int, where: str) -> int | None:
         last = max(letters)
         raise DataError(f"{where}: the label must be 0 to {num_choices - 1}, or A to {last}, got {label!r}")
     return number
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from None

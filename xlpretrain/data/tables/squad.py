@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlpretrain.data.tables.json_text import parse_json
 from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
@@ -38,11 +39,9 @@ def read_squad(path: Path) -> list[Question]:
 
     Raises `DataError`, also for an answer that is not at its place in the context.
     """
+    value = parse_json(read_utf8(path), str(path))
     try:
-        value = json.loads(read_utf8(path))
         found = [question for article in value["data"] for question in _of_article(article, path)]
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
     except (KeyError, TypeError, AttributeError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xlpretrain.data.tables.json_text import json_lines
 from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
 from xlpretrain.errors import DataError
@@ -80,16 +81,10 @@ def _from_columns(content: str, path: Path, *, tag_column: int, is_conllu: bool)
 
 
 def _from_json(content: str, path: Path, *, words: str, tags: str) -> Iterator[TaggedSentence]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from None
+    for number, where, value in json_lines(content, str(path)):
         if not isinstance(value, dict) or words not in value:
-            raise DataError(f"{where}: expected an object with the keys {words!r} and {tags!r}, got {line[:40]}")
+            shown = json.dumps(value)[:40]
+            raise DataError(f"{where}: expected an object with the keys {words!r} and {tags!r}, got {shown}")
         given = [value[words], value.get(tags, [])]
         if not all(isinstance(items, list) and all(isinstance(item, str) for item in items) for items in given):
             raise DataError(f"{where}: {words!r} and {tags!r} must be lists of strings")

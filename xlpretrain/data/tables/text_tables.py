@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xlpretrain.data.tables.json_text import json_lines, parse_json
 from xlpretrain.data.tables.separated_values import read_separated
 from xlpretrain.data.tables.utf8 import read_utf8
 from xlpretrain.data.tokenizers.base import lone_surrogate
@@ -115,7 +116,7 @@ def _read_objects(
 ) -> tuple[tuple[str, ...], Numbered]:
     """The keys and values of JSON objects, one per line or in an array. All must have the keys of the first."""
     if may_be_array and content.lstrip()[:1] == "[":
-        values = _parse(content, name)
+        values = parse_json(content, name)
         objects = [(number, value, f"{name}: element {number}") for number, value in enumerate(values, 1)]
     elif may_be_array and _is_one_object(content):
         raise DataError(
@@ -123,8 +124,7 @@ def _read_objects(
             " to_json(orient='records'))"
         )
     else:
-        lines = ((n, line, f"{name}: line {n}") for n, line in enumerate(content.split("\n"), 1) if line.strip())
-        objects = [(number, _parse(line, where), where) for number, line, where in lines]
+        objects = [(number, value, where) for number, where, value in json_lines(content, name)]
     header: tuple[str, ...] = ()
     rows: Numbered = []
     for number, value, where in objects:
@@ -148,13 +148,6 @@ def _is_value(value: object) -> bool:
 def _written(value: Any) -> Any:
     """The JSON text of a list; any other value unchanged."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
 
 
 def _is_one_object(content: str) -> bool:

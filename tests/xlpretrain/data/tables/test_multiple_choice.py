@@ -1,6 +1,6 @@
 """Files of multiple-choice questions.
 
-Modules: utf8.py.
+Modules: utf8.py, json_text.py.
 """
 
 from __future__ import annotations
