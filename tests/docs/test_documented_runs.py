@@ -78,6 +78,7 @@ PLACEHOLDERS = {
     "RUN": "runs/quickstart",
     "runs/mine": "runs/quickstart",
     "NAME": "named",
+    "--suite FILE": "--suite reviews/suite.yaml",
     "--train FILE": "--train reviews/train.csv",
     "--valid FILE": "--valid reviews/valid.csv",
     "--data FILE": "--data reviews/test.csv",
@@ -118,6 +119,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
     subprocess.run(made, cwd=folder, check=True)
     (folder / "documentation" / "corpus.jsonl").write_bytes(documents)  # with enough words for a tokenizer
+    task = "{name: reviews, train: reviews/train.csv, valid: reviews/valid.csv}"
+    (folder / "reviews" / "suite.yaml").write_text(f"{{num_seeds: 1, overrides: [max_steps=4], tasks: [{task}]}}")
     (folder / "pairs.tsv").write_text("".join(f"{make_sentence(rng)}\t{make_sentence(rng)}\n" for _ in range(8)))
     write_pairs(folder / "pairs.jsonl", 8)
     commands.EXTRA["WANDB_MODE"] = "disabled"

@@ -13,9 +13,9 @@ STEPS = (2, 4, 6, 8)
 """Steps of the checkpoints; the last one is the end of the run."""
 
 
-def train_trunk(folder: Path, dataset: Path, **changes: Any) -> Path:
+def train_trunk(folder: Path, dataset: Path, *, dropout: float = 0.1, **changes: Any) -> Path:
     """Train folder/runs/trunk for 8 steps at a constant rate after the warm-up, with memory and dropout."""
-    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_ff": 64, "mem_len": 24, "dropout": 0.1}
+    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_ff": 64, "mem_len": 24, "dropout": dropout}
     content = {
         "name": "trunk",
         "model": {"type": "transformer_xl", **sizes},

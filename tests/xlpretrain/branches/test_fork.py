@@ -9,7 +9,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from branched_runs import STEPS
+from branched_runs import STEPS, train_trunk
 from builds import tree
 from make_golden import read_state
 
@@ -66,7 +66,8 @@ def test_the_parent_stays_as_it_is_and_may_be_deleted(trunk: RunDir):
 
 
 @pytest.mark.full
-def test_a_fork_goes_on_with_other_ranks_and_another_engine(trunk: RunDir):
+def test_a_fork_goes_on_with_other_ranks_and_another_engine(tmp_path: Path, tiny_dataset: Path):
+    trunk = RunDir(train_trunk(tmp_path, tiny_dataset, dropout=0.0))  # its masks depend on the number of ranks
     child = forked(trunk, "engine.type=deepspeed", "engine.zero_stage=2", step=4)
     commands.run("resume", child.path, "--nproc", 2)
     continuation = {at: row for at, row in commands.curve(trunk.path).items() if at > 4}
