@@ -104,7 +104,7 @@ def test_every_objective_says_what_can_be_done_with_it_and_a_derived_one_says_it
         "causal_lm": ("causal_lm", True),
         "permutation_lm": ("masked_lm", False),
         "masked_lm": ("masked_lm", False),
-        **dict.fromkeys(("classify", "regress", "tag", "choose", "answer"), (None, False)),
+        **dict.fromkeys(("classify", "multilabel", "regress", "tag", "choose", "answer"), (None, False)),
     }
 
     class Ahead(CausalLM):
