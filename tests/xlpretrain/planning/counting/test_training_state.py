@@ -17,9 +17,9 @@ FROZEN = {"type": "muon", "frozen": ["backbone.embedding.*", "backbone.layers.0.
 
 
 def tensor_bytes() -> int:
-    """Bytes of the distinct storages of all tensors of this process."""
+    """Bytes of the distinct storages of all tensors of this process, but for those without any (DeepSpeed has some)."""
     gc.collect()
-    found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+    found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and not thing.is_meta)
     return sum({s._cdata: s.nbytes() for s in (tensor.untyped_storage() for tensor in found)}.values())
 
 
