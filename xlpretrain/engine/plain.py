@@ -39,9 +39,7 @@ class PlainEngine(Engine):
         named = dict(model.named_parameters())
         frozen = optimizer.freeze(named)
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
-        state_keys = {
-            name: optimizer.state_keys(name, parameter.shape) for name, parameter in named.items() if name not in frozen
-        }
+        state_keys = optimizer.trained_state_keys(self.shapes)
         self.kinds = optimizer.kinds(self.shapes)
         if dist.get_world_size() > 1:
             for parameter in named.values():

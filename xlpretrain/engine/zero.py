@@ -101,7 +101,7 @@ class ZeroEngine(Engine):
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         named = dict(model.named_parameters())
         frozen = optimizer.freeze(named)
-        state_keys = {name: optimizer.state_keys(name, p.shape) for name, p in named.items() if name not in frozen}
+        state_keys = optimizer.trained_state_keys(self.shapes)
         self.kinds = optimizer.kinds(self.shapes)
         copies = {name: _copy_of_first_rank(parameter, device) for name, parameter in frozen.items()}
         self._frozen = [(parameter, copies[name]) for name, parameter in frozen.items()]

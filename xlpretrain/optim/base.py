@@ -97,11 +97,13 @@ class OptimizerConfig(Section, ABC):
     def kinds(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, ...]]:
         """Kinds of state that an engine keeps for each parameter: `weight`; if it is trained, its state keys; and
         `average` if asked for."""
-        frozen, averages = self.frozen_names(shapes), () if self.average is None else (AVERAGE,)
-        return {
-            name: ("weight", *(() if name in frozen else (*self.state_keys(name, shape), *averages)))
-            for name, shape in shapes.items()
-        }
+        keys, averages = self.trained_state_keys(shapes), () if self.average is None else (AVERAGE,)
+        return {name: ("weight", *((*keys[name], *averages) if name in keys else ())) for name in shapes}
+
+    def trained_state_keys(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, StateKeys]:
+        """The state keys of each parameter that is trained."""
+        frozen = self.frozen_names(shapes)
+        return {name: self.state_keys(name, shape) for name, shape in shapes.items() if name not in frozen}
 
     @abstractmethod
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
