@@ -14,6 +14,7 @@ from types import FrameType
 from typing import IO, Literal
 
 from xlpretrain.errors import ConfigError
+from xlpretrain.run_dir import job_log
 
 Event = Literal["started", "finished", "failed", "stopped"]
 """`stopped`: by a signal to this process."""
@@ -24,7 +25,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @dataclass(frozen=True)
 class Slot:
-    """What a process may use. gpus: names as in CUDA_VISIBLE_DEVICES; cores: numbers of CPUs. None: all."""
+    """The devices that a process may use. gpus: names as in CUDA_VISIBLE_DEVICES; cores: numbers of CPUs. None: all."""
 
     gpus: Sequence[str] | None = None
     cores: Sequence[int] | None = None
@@ -148,6 +149,13 @@ class Pool:
         for _, process, _ in list(self._running.values()):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
+
+
+def describe_failure(code: int | None, log: Path | None, *, since: int = 0) -> str:
+    """The exit code or signal of a process, and the last words of its log. since: size of the log when it started."""
+    why = f"exit code {code}" if code is not None and code >= 0 else f"killed by {signal.Signals(-(code or 0)).name}"
+    words = "" if log is None else job_log.last_words(log, since=since)
+    return f"{why}: {words}" if words else why
 
 
 @contextmanager

@@ -70,6 +70,18 @@ TakeOver = Annotated[
         help="Take over a run that another process still appears to own; that process will exit.",
     ),
 ]
+RunsAndPaths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN... [DATA.KEY=PATH ...]",
+        help="Run folders; current paths of their data, such as data.valid=DIR.",
+        show_default=False,
+    ),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", metavar="KEY=V1,V2", help="One run per value; with several sweeps, one per combination."),
+]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder that holds the runs.")]
 
 

@@ -18,7 +18,9 @@ from launcher.cli.options import (
     Overrides,
     PrecisionOption,
     RunPath,
+    RunsAndPaths,
     RunsDir,
+    Sweeps,
     TakeOver,
     Weights,
     WeightsOption,
@@ -39,12 +41,7 @@ def train(
     allow_recipe_change: AllowRecipeChange = False,
     max_restarts: MaxRestarts = 0,
     take_over: TakeOver = False,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep", metavar="KEY=V1,V2", help="Train one run per value; with several sweeps, one per combination."
-        ),
-    ] = None,
+    sweep: Sweeps = None,
     num_jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Number of runs of a sweep to train at a time, on equal shares.")
     ] = 1,
@@ -117,12 +114,7 @@ def submit(
     cluster: Cluster,
     overrides: Overrides = None,
     nodes: Nodes = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep", metavar="KEY=V1,V2", help="Submit one run per value; with several sweeps, one per combination."
-        ),
-    ] = None,
+    sweep: Sweeps = None,
     allow_recipe_change: AllowRecipeChange = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script without submitting it.")] = False,
 ) -> None:
@@ -258,14 +250,7 @@ def cancel(run: RunPath) -> None:
 
 @app.command("eval")
 def evaluate(
-    items: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN... [DATA.KEY=PATH ...]",
-            help="Run folders; current paths of their data, such as data.valid=DIR.",
-            show_default=False,
-        ),
-    ],
+    items: RunsAndPaths,
     data: Annotated[
         str | None, typer.Option("--data", help="Folder or URL of a split (default: the run's held-out split).")
     ] = None,
@@ -330,14 +315,7 @@ def evaluate(
 
 @app.command()
 def report(
-    items: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN... [DATA.KEY=PATH ...]",
-            help="Run folders; current paths of their data, such as data.valid=DIR.",
-            show_default=False,
-        ),
-    ],
+    items: RunsAndPaths,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page to open in a browser.")
     ] = None,

@@ -76,7 +76,7 @@ def check_jobs(jobs: Sequence[Job]) -> Iterator[Problem]:
 
 
 def _error_of_files(task: SuiteTask, place: Path) -> str | None:
-    """What is wrong with a task's files for any run; None if nothing is."""
+    """The fault of a task's files for any run; None if they have none."""
     try:
         if isinstance(task, FinetuneTask):
             for package in find_task(task.type).needs:

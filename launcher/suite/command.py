@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.pool import Command, Event, Pool, Slot, divide_machine, visible_gpus
+from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine, visible_gpus
 from launcher.suite.checks import check_jobs, missing_files, prepare_files
 from launcher.suite.definition import SuiteConfig, load_suite
 from launcher.suite.jobs import Job, list_jobs
@@ -19,7 +19,7 @@ from launcher.suite.results.scores import collect
 from launcher.suite.subjects import Subject, find_subjects
 from launcher.suite.worker import Request
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, ConfigError, LaunchError
-from xlpretrain.run_dir import job_log, lease
+from xlpretrain.run_dir import lease
 from xlpretrain.schema import format_problems
 from xlpretrain.tracking.console import format_duration, outlive_console
 
@@ -81,7 +81,7 @@ def run_suite(
 
 
 def slots_of(options: SuiteOptions) -> list[Slot]:
-    """What each job at a time may use. Raises `ConfigError` if there are too few GPUs."""
+    """The devices of each job at a time. Raises `ConfigError` if there are too few GPUs."""
     each = options.num_processes or 1
     return divide_machine(options.num_jobs or max(len(visible_gpus()) // each, 1), num_processes=each)
 
@@ -127,11 +127,7 @@ def _told(event: Event, job: Job, code: int | None, seconds: float, *, since: in
     if event == "stopped" and found is None:
         return f"stopped {took}; rerun the command to continue it"
     if event == "failed" and found is None:
-        why = (
-            f"exit code {code}" if code is not None and code >= 0 else f"killed by {signal.Signals(-(code or 0)).name}"
-        )
-        words = job_log.last_words(job.log, since=since)
-        return f"failed {took}, {why}{f': {words}' if words else ''} ({job.log})"
+        return f"failed {took}, {describe_failure(code, job.log, since=since)} ({job.log})"
     metrics = (found or {}).get("", {})
     shown = ", ".join(
         f"{name} {'undefined' if (value := metrics.get(name)) is None else format(job.task.scale * value, '.2f')}"

@@ -10,12 +10,12 @@ from pathlib import Path
 from launcher.finished import print_if_finished
 from launcher.local import torchrun
 from launcher.local.options import StartOptions
-from launcher.pool import Command, Event, Pool, Slot, divide_machine
+from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine
 from launcher.sweeps.variants import Variant, variants
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.errors import FINISHED, STOPPED_EARLY, ConfigError, XLPretrainError
-from xlpretrain.run_dir import job_log, outcome
+from xlpretrain.run_dir import outcome
 from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.tracking.console import format_duration, outlive_console
 from xlpretrain.train.setup import resolve_run
@@ -106,6 +106,4 @@ def _described(event: Event, command: Command, code: int | None, seconds: float)
         return f"finished {took}"
     if code == STOPPED_EARLY or event == "stopped":
         return f"stopped early {took}; rerun the command to resume it"
-    why = f"exit code {code}" if code is not None and code >= 0 else f"killed by {signal.Signals(-(code or 0)).name}"
-    words = job_log.last_words(command.log) if command.log is not None else ""
-    return f"failed {took}, {why}{f': {words}' if words else ''}"
+    return f"failed {took}, {describe_failure(code, command.log)}"

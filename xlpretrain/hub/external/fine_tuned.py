@@ -52,7 +52,7 @@ class ForeignTask(NamedTuple):
 
 
 def find_task_class(theirs: Mapping[str, Any], kind: str, source: str) -> str | None:
-    """What the model's class predicts, such as SequenceClassification; None for a model without the head of a task.
+    """The kind of the model's class, such as SequenceClassification; None for a model without the head of a task.
 
     Raises `ConfigError` for a class whose head xlpretrain lacks.
     """
