@@ -10,18 +10,23 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.mixture import Mixture, MixtureSamples
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.errors import ConfigError
+from xlpretrain.objectives.mixed.samples import GroupedSamples
 from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
     """Training samples of a run's streams. Raises `DataError`."""
-    make = partial(
-        config.objective.training_samples,
-        mem_len=config.model.mem_len,
-        num_streams=config.global_batch_size,
-        shuffle_blocks=config.data.shuffle_blocks,
-    )
-    return train.samples(make, seed=config.seed)
+    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+    samples = []
+    for group in groups:
+        make = partial(
+            group.objective.training_samples,
+            mem_len=group.mem_len,
+            num_streams=len(group.streams),
+            shuffle_blocks=config.data.shuffle_blocks,
+        )
+        samples.append(train.samples(make, seed=group.seed(config.seed)))
+    return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
@@ -95,14 +100,13 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 f" {data.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
             return
-    samples = None if single else make_training_samples(config, train)
-    if (
-        isinstance(samples, MixtureSamples)
-        and samples.num_steps is not None
-        and samples.num_steps < (config.max_steps or 0)
-    ):
+    if single:
+        return
+    mixtures = [group for group in make_training_samples(config, train).groups if isinstance(group, MixtureSamples)]
+    ends = [mixture.num_steps for mixture in mixtures if mixture.num_steps is not None]
+    if ends and min(ends) < (config.max_steps or 0):
         yield (
             "max_steps",
-            f"must be at most {samples.num_steps}, when all corpora of data.train reach their max_epochs, got"
+            f"must be at most {min(ends)}, when all corpora of data.train reach their max_epochs, got"
             f" {config.max_steps}; lower it, or raise or remove max_epochs of a corpus",
         )

@@ -60,7 +60,15 @@ PARTS: dict[str, tuple[type[Section], ...]] = {
 """Parts of layers implemented by the same code, by the model's key."""
 
 
-def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False, weights: str = "trained") -> str:
+def export(
+    folder: RunDir,
+    to: Path,
+    *,
+    step: int | None = None,
+    force: bool = False,
+    weights: str = "trained",
+    part: str | None = None,
+) -> str:
     """Export a run's model, with its tokenizer and a model card, to the folder `to`; returns the code that loads it.
 
     The folder is written atomically. Weights are always fp32.
@@ -69,12 +77,15 @@ def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = F
         step: checkpoint to export (default: the newest intact one).
         force: overwrite `to` if it is an exported model without other files.
         weights: those that were trained, or their moving average.
+        part: of a mixed objective (default: the first that declares a head).
 
     Raises:
         XLPretrainError: no such run or checkpoint, a tokenizer that transformers does not support, or `to` exists.
     """
     place = _place(to, force=force)
-    run = LoadedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32, weights=weights)
+    run = LoadedRun.load(
+        folder, device=torch.device("cpu"), step=step, dtype=torch.float32, weights=weights, part=part, use="hub_head"
+    )
     refuse_unknown(run)
     try:
         with temporary_folder(place) as temporary:

@@ -248,11 +248,11 @@ def _print_groups(recorder: Recorder, engine: Engine, config: RunConfig) -> None
 
 
 def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
-    if not isinstance(samples, MixtureSamples):
-        return
-    for corpus, share in effective_shares(train):
-        recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
-    for step, name in samples.exhausted_at:
+    if isinstance(samples.groups[0], MixtureSamples):
+        for corpus, share in effective_shares(train):
+            recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
+    exhausted = [found for group in samples.groups if isinstance(group, MixtureSamples) for found in group.exhausted_at]
+    for step, name in exhausted:
         recorder.print(f"{name}: read max_epochs times by step {step}; then its share goes to the other corpora")
 
 

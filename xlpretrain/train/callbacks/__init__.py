@@ -46,8 +46,11 @@ def build_callbacks(
         found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
         found["corpus_losses"] = CorpusLosses(context)
-    if objective.predicted_share is not None:
-        found["prediction_share"] = PredictionShare(context, objective.predicted_share)
+    views = objective.by_part.values() or [objective]
+    for number, view in enumerate(views):
+        if (share := view.predicted_share) is not None:
+            watched = PredictionShare(context, share, term=view.terms[0], part=number)
+            found.setdefault("prediction_share", watched)  # of the first such part
     found["nonfinite"] = NonFinite(context)
     found["damaged_samples"] = DamagedSamples(context, damage)
     found["spike_rollback"] = SpikeRollback(context)
