@@ -22,7 +22,6 @@ import xlpretrain.engine.zero  # noqa: F401  # before processes are forked
 from benchmarks.plan import Case, cases
 from xlpretrain import distributed
 from xlpretrain.engine.train_step import train_step
-from xlpretrain.engine.transfers.place_memory import place_memory
 from xlpretrain.planning.collectives import exchanges
 from xlpretrain.planning.devices import Device, measured_cpu
 from xlpretrain.planning.full_batches import full_batch
@@ -65,7 +64,7 @@ def _rank(of: Case, rank: int, port: int, told: Connection) -> None:
     engine = config.engine.build(
         model, config.optimizer, num_micro_batches=len(cuts), weights=config.objective.weights, device=device
     )
-    memory = place_memory(engine, None, mem_len=config.model.mem_len, sizes=[len(cut) for cut in cuts], on_host=False)
+    memory: Sequence[Tensor] = [model.backbone.empty_memory(len(cut), config.model.mem_len) for cut in cuts]
     batches = [full_batch(config, model.backbone, vocab_size=of.vocab_size, num_samples=len(cut)) for cut in cuts]
     counts = {term: of.num_ranks * sum(batch.counts[term] for batch in batches) for term in batches[0].counts}
     processor, clock = [], []

@@ -228,6 +228,11 @@ def streams_of(rank: int, world_size: int, num_streams: int) -> range:
     return range(rank * num_streams // world_size, (rank + 1) * num_streams // world_size)
 
 
+def join_ranges(ranges: Sequence[range]) -> Sequence[int]:
+    """The numbers in all of these ranges, in order: a range if there is one, else a list."""
+    return ranges[0] if len(ranges) == 1 else [number for some in ranges for number in some]
+
+
 def micro_batches(rank: int, world_size: int, *, num_streams: int, micro_batch_size: int) -> list[range]:
     """Split a rank's streams into micro-batches of similar size; every rank has the same number of them.
 

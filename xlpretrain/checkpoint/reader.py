@@ -53,12 +53,13 @@ FileRange = tuple[str, str, int, int]
 class RestoreResult:
     """State of a run at a checkpoint, with the memory of this rank's streams (on the CPU, in the weights' dtype).
 
+    memory: one tensor for each range of streams that was asked for; M may differ between ranges.
     stream_states: state of this rank's streams by callback, on the CPU; the first dimension is the streams.
     differences: changes of the environment, such as "world_size: 2 -> 1"; without any, the resume is bit-identical.
     """
 
     state: TrainState
-    memory: Shaped[Tensor, "L S M D"]
+    memory: list[Shaped[Tensor, "L S M D"]]
     differences: list[str]
     stream_states: dict[str, Tensor]
 
@@ -79,11 +80,13 @@ class Checkpoint:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def verify(self, ranges: Iterable[Range], streams: range = range(0)) -> None:
+    def verify(self, ranges: Iterable[Range], streams: Sequence[range] = ()) -> None:
         """Verify every chunk that contains these (kind, name, start, stop), or the memory of these streams."""
         wanted: dict[str, set[int]] = {}
-        segments = [s for request in ranges for s in self._ranges(*request)] + list(self._memory_ranges(streams))
-        segments += [s for name in self.manifest.stream_states for s in self._state_ranges(name, streams)]
+        segments = [s for request in ranges for s in self._ranges(*request)]
+        for some in streams:
+            segments += self._memory_ranges(some)
+            segments += [s for name in self.manifest.stream_states for s in self._state_ranges(name, some)]
         for file, key, start, stop in segments:
             if file not in self._offsets:
                 self._offsets[file] = self._read_header(file, wanted.setdefault(file, set()))
@@ -101,15 +104,15 @@ class Checkpoint:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def read_memory(self, streams: range) -> Shaped[Tensor, "L S M D"]:
-        """Read the memory of these streams, on the CPU, in the saved dtype."""
-        first, _, file = self.manifest.memory[0]
+        """Read the memory of these streams, on the CPU, in the saved dtype. M must be the same for all of them."""
+        first, file = self._file_of_stream(streams.start)
         empty = self._file(file).get_slice(memory_key(first))[:, 0:0]
         parts = [self._file(file).get_slice(key)[:, a:b] for file, key, a, b in self._memory_ranges(streams)]
         return torch.cat([empty, *parts], dim=1)
 
     def read_stream_state(self, name: str, streams: range) -> Shaped[Tensor, "S ..."]:
         """A callback's state of these streams, on the CPU."""
-        first, _, file = self.manifest.memory[0]
+        first, file = self._file_of_stream(streams.start)
         empty = self._file(file).get_slice(stream_state_key(name, first))[0:0]
         parts = [self._file(file).get_slice(key)[a:b] for file, key, a, b in self._state_ranges(name, streams)]
         return torch.cat([empty, *parts])
@@ -123,6 +126,10 @@ class Checkpoint:
         for low, high, file in self.manifest.parameters[name].ranges:
             if max(start, low) < min(stop, high):
                 yield file, tensor_key(kind, name, low), max(start, low) - low, min(stop, high) - low
+
+    def _file_of_stream(self, stream: int) -> tuple[int, str]:
+        """The first stream of the saved range that a stream is in, and its file; the last range for streams past it."""
+        return next((low, file) for low, _, file in reversed(self.manifest.memory) if low <= stream)
 
     def _memory_ranges(self, streams: range) -> Iterator[FileRange]:
         return self._stream_ranges(memory_key, streams)
@@ -157,14 +164,14 @@ class Checkpoint:
         return self._files[name]
 
 
-def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0) -> RestoreResult | None:
+def restore(checkpoints: Path, engine: Engine, *, streams: Sequence[range], owner: int = 0) -> RestoreResult | None:
     """Resume from the newest intact checkpoint; None if there has never been one. Every rank must call it.
 
     Ranks verify what they need, and agree on a checkpoint before any of them changes its engine. Skipped checkpoints
     move to `damaged/`.
 
     Args:
-        streams: streams of this rank.
+        streams: streams of this rank, as ranges; the memory of each is read into a tensor of its own.
         owner: number of this attempt; partial checkpoints of it and of earlier attempts are removed first.
 
     Raises:
@@ -181,8 +188,11 @@ def restore(checkpoints: Path, engine: Engine, *, streams: range, owner: int = 0
         manifest = checkpoint.manifest
         engine.load_state(checkpoint.read, manifest.updates)
         dtype = engine.model.backbone.empty_memory(0, 0).dtype
-        memory = checkpoint.read_memory(streams).to(dtype)
-        stream_states = {name: checkpoint.read_stream_state(name, streams) for name in manifest.stream_states}
+        memory = [checkpoint.read_memory(some).to(dtype) for some in streams]
+        stream_states = {
+            name: torch.cat([checkpoint.read_stream_state(name, some) for some in streams])
+            for name in manifest.stream_states
+        }
     if distributed.rank() == 0:
         for folder, reason in passed_over:
             quarantine(folder, reason)
@@ -298,7 +308,7 @@ def _newest_whole(
     source: Path,
     shapes: Mapping[str, torch.Size],
     reads: list[Range],
-    streams: range = range(0),
+    streams: Sequence[range] = (),
     *,
     other_head: bool = False,
 ) -> tuple[Checkpoint, list[tuple[Path, str]]] | None:
@@ -328,7 +338,7 @@ def _newest_whole(
 
 
 def _open(
-    folder: Path, reads: list[Range], streams: range, shapes: Mapping[str, torch.Size], *, other_head: bool
+    folder: Path, reads: list[Range], streams: Sequence[range], shapes: Mapping[str, torch.Size], *, other_head: bool
 ) -> tuple[Checkpoint | None, Exception | None]:
     """Open and verify a checkpoint; else return the error: a `CheckpointError` if the model does not match."""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
@@ -119,12 +120,11 @@ class Saver:
         self,
         engine: Engine,
         *,
-        streams: range,
-        memory: Sequence[Shaped[Tensor, "L _ M D"]],
+        memory: Mapping[range, Sequence[Shaped[Tensor, "L _ M D"]]],
         stream_states: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Allocate the copy buffers now, so that the first save is as fast as later ones."""
-        self._host.copy(_tensors(engine.state_ranges(), streams, memory, stream_states))
+        self._host.copy(_tensors(engine.state_ranges(), memory, stream_states))
 
     def votes(self, step: int) -> SaveVotes:
         """This rank's report after `step`."""
@@ -165,16 +165,15 @@ class Saver:
         state: TrainState,
         engine: Engine,
         *,
-        streams: range,
-        memory: Sequence[Shaped[Tensor, "L _ M D"]],
+        memory: Mapping[range, Sequence[Shaped[Tensor, "L _ M D"]]],
         stream_states: Mapping[str, Tensor] = MappingProxyType({}),
         behind: bool = True,
     ) -> None:
         """Copy the state, then write it on a thread. Every rank must call it after the same step, with none writing.
 
         Args:
-            streams: streams of this rank; `memory` is theirs, in one or more consecutive parts.
-            stream_states: state of the same streams by callback; the same names on every rank.
+            memory: by consecutive streams of this rank, in one or more parts; M may differ between ranges.
+            stream_states: state of all these streams by callback, in the same order; the same names on every rank.
             behind: training continues meanwhile, so the thread runs at the lowest priority.
         """
         assert self._thread is None, "one save at a time"
@@ -187,9 +186,9 @@ class Saver:
         copied = StateSnapshot(
             step=state.step,
             attempt=self._attempts,
-            content=self._host.copy(_tensors(ranges, streams, memory, stream_states)),
+            content=self._host.copy(_tensors(ranges, memory, stream_states)),
             ranges=[(r.kind, r.name, r.start, r.stop) for r in ranges],
-            streams=(streams.start, streams.stop),
+            streams=[(streams.start, streams.stop) for streams in memory if streams],
             state=asdict(state),
             layout=layout(engine),
             updates=engine.num_updates,
@@ -262,11 +261,14 @@ class Saver:
 
 
 def _tensors(
-    ranges: Sequence[StateShard], streams: range, memory: Sequence[Tensor], stream_states: Mapping[str, Tensor]
+    ranges: Sequence[StateShard], memory: Mapping[range, Sequence[Tensor]], stream_states: Mapping[str, Tensor]
 ) -> dict[str, Saved]:
     """Tensors that this rank saves, by key; those with larger elements first, so that all are aligned."""
     tensors: dict[str, Saved] = {tensor_key(r.kind, r.name, r.start): r.tensor for r in ranges}
-    if streams:
-        tensors[memory_key(streams.start)] = memory
-        tensors |= {stream_state_key(name, streams.start): state for name, state in stream_states.items()}
+    sizes = [len(streams) for streams in memory]
+    parts_of_states = {name: torch.split(state, sizes) for name, state in stream_states.items()}
+    for i, (streams, parts) in enumerate(memory.items()):
+        if streams:
+            tensors[memory_key(streams.start)] = parts
+            tensors |= {stream_state_key(name, streams.start): of[i] for name, of in parts_of_states.items()}
     return dict(sorted(tensors.items(), key=lambda item: -dtype_of(item[1]).itemsize))

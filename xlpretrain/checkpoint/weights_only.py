@@ -38,7 +38,7 @@ def save_weights(checkpoints: Path, weights: Mapping[str, Tensor], state: TrainS
         attempt=0,
         content=memoryview(save(flat)),
         ranges=[("weight", name, 0, weight.numel()) for name, weight in weights.items()],
-        streams=(0, 0),
+        streams=(),
         state=vars(state),
         layout={"world_size": 1, "engine": made, "precision": "fp32", "torch": torch.__version__},
         updates=0,

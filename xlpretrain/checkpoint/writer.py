@@ -165,14 +165,15 @@ class StateSnapshot:
     """Copy of a state, taken by the training loop.
 
     attempt: number of this save within the attempt of the run. content: bytes of this rank's file. ranges: its (kind,
-    name, start, stop); streams: [first, stop) of its memory. The rest is for the manifest, and equal on every rank.
+    name, start, stop); streams: [first, stop) of each of its memories. The rest is for the manifest, equal on every
+    rank.
     """
 
     step: int
     attempt: int
     content: memoryview
     ranges: list[tuple[str, str, int, int]]
-    streams: tuple[int, int]
+    streams: Sequence[tuple[int, int]]
     state: dict[str, Any]
     layout: dict[str, Any]
     updates: int
@@ -301,7 +302,7 @@ def _write_manifest(folder: Path, copied: StateSnapshot, done: Mapping[str, dict
         layout=copied.layout,
         updates=copied.updates,
         parameters=dict(_parameters(copied.shapes, copied.kinds, owned)),
-        memory=sorted((*e["streams"], name) for name, e in files.items() if len(range(*e["streams"]))),
+        memory=sorted((*streams, name) for name, entry in files.items() for streams in entry["streams"]),
         files={name: FileEntry(**entry["file"]) for name, entry in files.items()},
         stream_states=list(copied.stream_states),
     )

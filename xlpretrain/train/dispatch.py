@@ -93,7 +93,7 @@ class Callbacks:
                     states[name] = json.loads(json.dumps(state))
         return states
 
-    def stream_states(self, streams: range) -> dict[str, Tensor]:
+    def stream_states(self, streams: Sequence[int]) -> dict[str, Tensor]:
         """The per-stream state of each callback that has one, for this rank's streams."""
         states = {}
         for name, callback in self.by_name.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
 from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
 from xlpretrain.engine.transfers.host_memories import HostMemories
+from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
 from xlpretrain.train.throughput import StepTimer
@@ -24,7 +23,7 @@ def roll_back(run: Run, request: RollBack) -> None:
     then = run.state
     at, _ = shifted_step(then.step - 1, then.skipped_windows)
     _abandon_newer(run, max(then.step - 1 - request.skip_before, 0))
-    restored = restore(run.folder.checkpoints, run.engine, streams=run.streams, owner=run.lease.number)
+    restored = restore(run.folder.checkpoints, run.engine, streams=run.stream_ranges, owner=run.lease.number)
     assert restored is not None, "there was one"
     first, _ = shifted_step(restored.state.step, then.skipped_windows)
     window = (max(first, at - request.skip_before), at + request.skip_after + 1)
@@ -34,8 +33,7 @@ def roll_back(run: Run, request: RollBack) -> None:
         failed_saves=then.failed_saves,
     )
     run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
-    sizes = [memory.shape[1] for memory in run.memory]
-    parts = torch.split(restored.memory, sizes, dim=1)
+    parts = cut_memory(restored.memory, run.stream_ranges, run.loader.micro_batches)
     if isinstance(run.memory, HostMemories):
         run.memory.refill(parts)
     else:

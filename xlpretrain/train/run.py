@@ -13,7 +13,9 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import shifted_step
+from xlpretrain.distributed import join_ranges
 from xlpretrain.engine.base import Engine
+from xlpretrain.engine.transfers.place_memory import memory_by_range
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.run_dir.layout import RunDir
@@ -29,7 +31,8 @@ from xlpretrain.train.throughput import StepTimer
 class Run:
     """One rank's view of a run, ready to continue from `state.step`.
 
-    streams: the streams of this rank. memory: one tensor per micro-batch, for consecutive streams. saver: writes the
+    stream_ranges: the streams of this rank; each micro-batch is a part of one of the ranges. memory: one tensor per
+    micro-batch, for its streams. saver: writes the
     checkpoints. peak_flops: total over all ranks. pending_error: a user error raised on this rank, held until the ranks
     agree on it.
     """
@@ -41,7 +44,7 @@ class Run:
     engine: Engine
     loader: Loader[Batch]
     samples: TrainSamples
-    streams: range
+    stream_ranges: Sequence[range]
     state: TrainState
     memory: Sequence[Tensor]
     stop: StopRequest
@@ -52,6 +55,15 @@ class Run:
     callbacks: Callbacks
     pending_error: XLPretrainError | None = None
     step_timer: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """The streams of this rank: a range, or a list if there are several."""
+        return join_ranges(self.stream_ranges)
+
+    def memory_of_streams(self) -> dict[range, list[Tensor]]:
+        """The memory of this rank's streams by range, each in the parts that its micro-batches have."""
+        return memory_by_range(self.memory, self.stream_ranges, self.loader.micro_batches)
 
     @property
     def data_step(self) -> int:

@@ -20,8 +20,7 @@ def start_save(run: Run, *, behind: bool = True, spent_on: Work = "step_s") -> N
         run.saver.start(
             run.state,
             run.engine,
-            streams=run.streams,
-            memory=run.memory,
+            memory=run.memory_of_streams(),
             stream_states=run.callbacks.stream_states(run.streams),
             behind=behind,
         )

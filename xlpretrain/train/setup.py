@@ -24,7 +24,7 @@ from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
-from xlpretrain.engine.transfers.place_memory import place_memory
+from xlpretrain.engine.transfers.place_memory import fresh_memory, place_memory
 from xlpretrain.evaluation.held_out import EvaluatedModel
 from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.planning.fitting.automatic_size import with_micro_batch_size
@@ -137,7 +137,7 @@ def _build(
     _say_what_is_cut(recorder, config, data)
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
-    streams = distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)
+    streams = [distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)]
     state, stream_states = TrainState(), dict[str, Tensor]()
     memory = None
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
@@ -164,7 +164,7 @@ def _build(
         config=config,
         rank=distributed.rank(),
         world_size=world_size,
-        streams=streams,
+        streams=distributed.join_ranges(streams),
         max_steps=max_steps,
         device=device,
         run_folder=folder.path,
@@ -197,17 +197,15 @@ def _build(
         fence=mine.check,
         before_commit=recorder.sync,
     )
+    on_host = config.engine.memory_device == "host"
     memories = place_memory(
         engine,
-        memory,
-        mem_len=config.model.mem_len,
-        sizes=[len(streams) for streams in micro_batches],
-        on_host=config.engine.memory_device == "host",
+        memory or [fresh_memory(engine, len(some), config.model.mem_len, on_host=on_host) for some in streams],
+        ranges=streams,
+        micro_batches=micro_batches,
+        on_host=on_host,
     )
-    saver.reserve(engine, streams=streams, memory=memories, stream_states=callbacks.stream_states(streams))
-    distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
-
-    return Run(
+    run = Run(
         config=config,
         folder=folder,
         lease=mine,
@@ -215,7 +213,7 @@ def _build(
         engine=engine,
         loader=loader,
         samples=samples,
-        streams=streams,
+        stream_ranges=streams,
         state=state,
         memory=memories,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
@@ -225,6 +223,9 @@ def _build(
         saver=saver,
         callbacks=callbacks,
     )
+    saver.reserve(engine, memory=run.memory_of_streams(), stream_states=callbacks.stream_states(run.streams))
+    distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
+    return run
 
 
 def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:

@@ -43,7 +43,7 @@ def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
     saver = Saver(folder, CheckpointConfig(**config))
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
     state = TrainState(step=step, tokens=step * 63, wandb_id="abc", skipped_windows=[(3, 5)])
-    saver.start(state, run.engine, streams=streams, memory=run.memory)
+    saver.start(state, run.engine, memory={streams: run.memory})
     if failure := saver.wait():
         raise CheckpointError(failure)
     return folder / f"step-{step:08d}"
@@ -51,9 +51,9 @@ def save(folder: Path, run: Training, step: int, **config: Any) -> Path:
 
 def restore(folder: Path, run: Training) -> RestoreResult | None:
     streams = distributed.streams_of(distributed.rank(), distributed.world_size(), STREAMS)
-    restored = reader.restore(folder, run.engine, streams=streams)
+    restored = reader.restore(folder, run.engine, streams=[streams])
     if restored is not None:
-        run.memory = list(restored.memory.split([len(m) for m in run.micro_batches], dim=1))
+        run.memory = list(restored.memory[0].split([len(m) for m in run.micro_batches], dim=1))
     return restored
 
 

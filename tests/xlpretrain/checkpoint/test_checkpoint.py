@@ -26,6 +26,7 @@ from launcher.cli.monitor import checkpoints
 from xlpretrain.checkpoint import reader
 from xlpretrain.checkpoint.files import list_checkpoints
 from xlpretrain.checkpoint.reader import load_weights, load_weights_into
+from xlpretrain.checkpoint.saver import CheckpointConfig, Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.errors import CheckpointError
 
@@ -121,16 +122,32 @@ def test_state_and_memories_come_back_as_they_were(tmp_path: Path, run: Training
     restored = restore(tmp_path, again)
     assert restored is not None
     assert restored.state == TrainState(step=1, tokens=63, wandb_id="abc", skipped_windows=[(3, 5)])
-    assert torch.equal(restored.memory, torch.cat(run.memory, dim=1))
+    assert torch.equal(restored.memory[0], torch.cat(run.memory, dim=1))
     expected = whole_state(run.engine)
     assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
 
 
 def test_memories_are_cut_by_stream_for_any_rank(tmp_path: Path, run: Training) -> None:
     save(tmp_path, run, 1)
-    restored = reader.restore(tmp_path, begin(PLAIN).engine, streams=range(2, 5))
+    restored = reader.restore(tmp_path, begin(PLAIN).engine, streams=[range(2, 5), range(0), range(STREAMS, STREAMS)])
     assert restored is not None
-    assert torch.equal(restored.memory, torch.cat(run.memory, dim=1)[:, 2:5])
+    assert torch.equal(restored.memory[0], torch.cat(run.memory, dim=1)[:, 2:5])
+    assert [part.shape[1] for part in restored.memory] == [3, 0, 0]
+
+
+def test_ranges_of_streams_have_memories_of_their_own_length(tmp_path: Path, run: Training) -> None:
+    long, short = torch.rand(2, 3, 5, 4), torch.rand(2, STREAMS - 3, 2, 4)
+    states = {"seen": torch.arange(STREAMS)}
+    saver = Saver(tmp_path, CheckpointConfig())
+    memory = {range(3): [long[:, :1], long[:, 1:]], range(3, STREAMS): [short]}
+    saver.start(TrainState(step=1), run.engine, memory=memory, stream_states=states)
+    assert saver.wait() is None
+    asked = [range(1, 3), range(4, STREAMS), range(3, 3)]
+    restored = reader.restore(tmp_path, begin(PLAIN).engine, streams=asked)
+    assert restored is not None
+    assert torch.equal(restored.memory[0], long[:, 1:]) and torch.equal(restored.memory[1], short[:, 1:])
+    assert restored.memory[2].shape == (2, 0, 2, 4)
+    assert restored.stream_states["seen"].tolist() == [1, 2, *range(4, STREAMS)]
 
 
 def test_only_the_newest_stay(tmp_path: Path, run: Training) -> None:

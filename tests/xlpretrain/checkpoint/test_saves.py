@@ -37,7 +37,7 @@ def saver(folder: Path, *, fence: Callable[[], None] = lambda: None, owner: int 
 
 
 def begin_to_save(saver: Saver, run: Training, step: int) -> None:
-    saver.start(TrainState(step=step), run.engine, streams=range(STREAMS), memory=run.memory)
+    saver.start(TrainState(step=step), run.engine, memory={range(STREAMS): run.memory})
 
 
 def state_with_best(value: float) -> TrainState:
@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 def test_a_save_holds_the_state_of_its_step_whatever_the_loop_does_meanwhile(tmp_path: Path, run: Training) -> None:
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None, every_steps=1)
-    behind.reserve(run.engine, streams=range(STREAMS), memory=run.memory)
+    behind.reserve(run.engine, memory={range(STREAMS): run.memory})
     expected, mems = whole_state(run.engine), torch.cat(run.memory, dim=1).clone()
     begin_to_save(behind, run, 1)
     run.steps(1, 4)
@@ -62,7 +62,7 @@ def test_a_save_holds_the_state_of_its_step_whatever_the_loop_does_meanwhile(tmp
     assert behind.wait() is None and behind.saved_at == 1
     again = begin(PLAIN, seed=1)
     restored = restore(tmp_path, again)
-    assert restored is not None and restored.state.step == 1 and torch.equal(restored.memory, mems)
+    assert restored is not None and restored.state.step == 1 and torch.equal(restored.memory[0], mems)
     assert all(torch.equal(expected[key], values) for key, values in whole_state(again.engine).items())
 
 
@@ -125,8 +125,7 @@ def test_what_an_evaluation_found_after_a_save_is_noted_in_it(tmp_path: Path, ru
     may_write = threading.Event()
     behind = saver(tmp_path, fence=lambda: may_write.wait(60) and None)
     before, after = TrainState(step=1, unrecorded={"train/loss": 2.5}), state_with_best(2.0)
-    streams, memory = range(STREAMS), run.memory
-    behind.start(before, run.engine, streams=streams, memory=memory)
+    behind.start(before, run.engine, memory={range(STREAMS): run.memory})
     assert behind.amend(after) is None  # it is still being written
     may_write.set()
     assert behind.wait() is None
@@ -186,7 +185,7 @@ def test_a_start_removes_what_older_ones_were_writing_and_nothing_else(tmp_path:
     for name in (".tmp-3-step-00000002-1", ".tmp-4-step-00000002-1", ".tmp-5-step-00000002-1"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rank-00000.safetensors").touch()
-    assert reader.restore(tmp_path, begin(PLAIN).engine, streams=range(STREAMS), owner=4) is not None
+    assert reader.restore(tmp_path, begin(PLAIN).engine, streams=[range(STREAMS)], owner=4) is not None
     assert names(tmp_path) == [".tmp-5-step-00000002-1", "step-00000001"]
 
 
@@ -202,7 +201,7 @@ def test_pruning_keeps_what_no_save_wrote(tmp_path: Path, run: Training) -> None
     (tmp_path / "step-00000002").symlink_to(moved)
     for step in (3, 4, 5):
         save(tmp_path, run, step, keep=1)
-    assert reader.restore(tmp_path, begin(PLAIN).engine, streams=range(STREAMS), owner=9) is not None
+    assert reader.restore(tmp_path, begin(PLAIN).engine, streams=[range(STREAMS)], owner=9) is not None
     mine = [".tmp-2024-backup", ".tmp-mine", "elsewhere", "kept", "step-00000001-best"]
     assert names(tmp_path) == sorted([*mine, "step-00000005"])
     assert names(tmp_path / "kept" / "step-00000001") == ["notes.txt"]
@@ -308,7 +307,7 @@ def test_states_of_streams_lie_beside_the_memories_whatever_their_elements(
     states = {"odd": torch.tensor([[1, 0, 1]] * STREAMS).to(dtype), "flags": torch.arange(STREAMS) % 2 == 0}
     saving = saver(tmp_path)
     memory = run.memory
-    saving.start(TrainState(step=1), run.engine, streams=range(STREAMS), memory=memory, stream_states=states)
+    saving.start(TrainState(step=1), run.engine, memory={range(STREAMS): memory}, stream_states=states)
     assert saving.wait() is None
     again = begin(PLAIN, seed=1)
     restored = restore(tmp_path, again)

@@ -1,33 +1,66 @@
-"""The place of the streams' memory: on the engine's device, or on the host."""
+"""The place of the streams' memory, on the engine's device or on the host, and its division into micro-batches.
+
+A rank's streams are one or more ranges, and each of its micro-batches is a part of one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.transfers.host_memories import HostMemories
 
 
+def fresh_memory(engine: Engine, num_streams: int, mem_len: int, *, on_host: bool) -> Tensor:
+    """Memory [L, S, M, D] of streams that have read nothing: zeros, which on the host take no space of their own."""
+    if not on_host:
+        return engine.model.backbone.empty_memory(num_streams, mem_len)
+    memory = engine.model.backbone.empty_memory(0, mem_len).cpu()
+    return memory.new_zeros(()).expand(len(memory), num_streams, *memory.shape[2:])
+
+
 def place_memory(
-    engine: Engine, memory: Tensor | None, *, mem_len: int, sizes: Sequence[int], on_host: bool
+    engine: Engine,
+    memory: Sequence[Tensor],
+    *,
+    ranges: Sequence[range],
+    micro_batches: Sequence[range],
+    on_host: bool,
 ) -> Sequence[Tensor]:
-    """Place a rank's memory, zeros if None: one tensor [L, B, M, D] for each micro-batch.
+    """Place a rank's memory: one tensor [L, B, M, D] for each micro-batch.
 
     Args:
-        memory: [L, sum(sizes), M, D], on any device.
-        sizes: streams of each micro-batch.
+        memory: [L, S, M, D] for each range of the rank's streams, on any device; M may differ.
         on_host: in host memory instead of the engine's device.
     """
-    backbone = engine.model.backbone
-    if memory is None and on_host:
-        memory = backbone.empty_memory(0, mem_len).cpu()
-        memory = memory.new_zeros(()).expand(len(memory), sum(sizes), *memory.shape[2:])
-    elif memory is None:
-        memory = backbone.empty_memory(sum(sizes), mem_len)
-    parts = torch.split(memory, list(sizes), dim=1)
+    parts = cut_memory(memory, ranges, micro_batches)
     if on_host:
         return HostMemories(parts, engine.device)
     return [part.to(engine.device) for part in parts]
+
+
+def cut_memory(memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]) -> list[Tensor]:
+    """Divide the memory of each range, [L, S, M, D], by micro-batches; returns one tensor for each of them."""
+    found = []
+    for streams in micro_batches:
+        i = _range_of(streams, ranges)
+        found.append(memory[i][:, streams.start - ranges[i].start : streams.stop - ranges[i].start])
+    return found
+
+
+def memory_by_range(
+    memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]
+) -> dict[range, list[Tensor]]:
+    """The parts of each range that is not empty, in order; the reverse of `cut_memory`."""
+    found: dict[range, list[Tensor]] = {streams: [] for streams in ranges if streams}
+    for i, streams in enumerate(micro_batches):
+        if streams:
+            found[ranges[_range_of(streams, ranges)]].append(memory[i])
+    return found
+
+
+def _range_of(streams: range, ranges: Sequence[range]) -> int:
+    """The index of the range that a micro-batch is a part of. An empty one is never at the end of another range."""
+    return next(i for i in reversed(range(len(ranges))) if ranges[i].start <= streams.start)

@@ -25,7 +25,7 @@ from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.engine.train_step import train_step
-from xlpretrain.engine.transfers.place_memory import place_memory
+from xlpretrain.engine.transfers.place_memory import fresh_memory, memory_by_range, place_memory
 from xlpretrain.errors import exit_rank
 from xlpretrain.planning.fitting.resident import import_libraries, resident_bytes, start_peak
 from xlpretrain.planning.full_batches import full_batch
@@ -79,12 +79,17 @@ def steps(config: RunConfig, *, vocab_size: int, device: torch.device, num_steps
         weights=config.objective.weights,
         device=device,
     )
-    memory = place_memory(
-        engine, None, mem_len=config.model.mem_len, sizes=sizes, on_host=config.engine.memory_device == "host"
-    )
     streams = distributed.streams_of(rank, world_size, config.global_batch_size)
+    on_host = config.engine.memory_device == "host"
+    memory = place_memory(
+        engine,
+        [fresh_memory(engine, len(streams), config.model.mem_len, on_host=on_host)],
+        ranges=[streams],
+        micro_batches=cuts,
+        on_host=on_host,
+    )
     saver = Saver(Path(os.devnull), config.checkpoint)
-    saver.reserve(engine, streams=streams, memory=memory)
+    saver.reserve(engine, memory=memory_by_range(memory, [streams], cuts))
     made = {
         size: full_batch(config, engine.model.backbone, vocab_size=vocab_size, num_samples=size) for size in set(sizes)
     }

@@ -1,7 +1,4 @@
-"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories.
-
-Modules: place_memory.py.
-"""
+"""Memories on the host: the same steps in every bit, and what a step and a save allocate for memories."""
 
 from __future__ import annotations
 
@@ -73,8 +70,8 @@ def test_a_step_allocates_the_next_memories_and_on_the_host_none(run: Training, 
 
 def test_a_save_allocates_nothing(run: Training, tmp_path: Path) -> None:
     saver = Saver(tmp_path, CheckpointConfig())
-    saver.reserve(run.engine, streams=range(STREAMS), memory=run.memory)
+    saver.reserve(run.engine, memory={range(STREAMS): run.memory})
     with LiveStorages() as live:
-        saver.start(TrainState(step=1), run.engine, streams=range(STREAMS), memory=run.memory)
+        saver.start(TrainState(step=1), run.engine, memory={range(STREAMS): run.memory})
     assert saver.wait() is None
     assert live.peak_bytes == 0
