@@ -10,6 +10,7 @@ from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.mixture import Mixture, MixtureSamples
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.errors import ConfigError
+from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives.mixed.samples import GroupedSamples
 from xlpretrain.schema import Problem
 
@@ -27,6 +28,16 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
         )
         samples.append(train.samples(make, seed=group.seed(config.seed)))
     return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
+
+
+def flops_per_step(config: RunConfig, model: PretrainingModel) -> float:
+    """Matrix-product FLOPs of forward and backward of a step of a run's model."""
+    found = 0.0
+    for group in config.objective.stream_groups(config.global_batch_size, config.model.mem_len):
+        objective = group.objective
+        per_token = model.flops_per_token(objective.seq_len, group.mem_len, objective.num_predictions)
+        found += len(group.streams) * objective.seq_len * per_token
+    return found
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:

@@ -38,7 +38,9 @@ def roll_back(run: Run, request: RollBack) -> None:
         run.memory.refill(parts)
     else:
         run.memory = [part.to(run.engine.device) for part in parts]
-    samples = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
+    groups = run.config.objective.stream_groups(run.config.global_batch_size, run.config.model.mem_len)
+    new_tokens = [group.objective.new_tokens for group in groups]
+    samples = SkippedWindows(run.samples, run.state.skipped_windows, new_tokens)
     run.loader = replace(run.loader, samples=samples)
     run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)

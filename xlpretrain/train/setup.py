@@ -15,6 +15,7 @@ from xlpretrain.checkpoint.reader import load_weights, restore
 from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config import data_rules, origin, run_config
+from xlpretrain.config.data_rules import flops_per_step
 from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.data.loader import Loader
@@ -119,12 +120,10 @@ def _build(
         watchdog.on_hang = partial(recorder.alert, "stall")
     _say_what_changes(recorder, config, changes)
     assert isinstance(config.micro_batch_size, int), "resolved"
-    micro_batches = distributed.micro_batches(
-        distributed.rank(),
-        world_size,
-        num_streams=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-    )
+    rank, groups = distributed.rank(), config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+    micro_batches = [
+        cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)
+    ]
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine, config)
     if tiles := engine.layout.get("attention_tiles"):
@@ -137,7 +136,7 @@ def _build(
     _say_what_is_cut(recorder, config, data)
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
-    streams = [distributed.streams_of(distributed.rank(), world_size, config.global_batch_size)]
+    streams = [group.streams_of(rank, world_size) for group in groups]
     state, stream_states = TrainState(), dict[str, Tensor]()
     memory = None
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
@@ -150,7 +149,7 @@ def _build(
         fresh = load_weights(config.init_from, engine, config.init_weights)
         recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     loader = Loader(
-        SkippedWindows(samples, state.skipped_windows, config.objective.new_tokens)
+        SkippedWindows(samples, state.skipped_windows, [group.objective.new_tokens for group in groups])
         if state.skipped_windows
         else samples,
         copied_ahead(
@@ -162,7 +161,7 @@ def _build(
     )
     context = CallbackContext(
         config=config,
-        rank=distributed.rank(),
+        rank=rank,
         world_size=world_size,
         streams=distributed.join_ranges(streams),
         max_steps=max_steps,
@@ -200,7 +199,11 @@ def _build(
     on_host = config.engine.memory_device == "host"
     memories = place_memory(
         engine,
-        memory or [fresh_memory(engine, len(some), config.model.mem_len, on_host=on_host) for some in streams],
+        memory
+        or [
+            fresh_memory(engine, len(some), group.mem_len, on_host=on_host)
+            for some, group in zip(streams, groups, strict=True)
+        ],
         ranges=streams,
         micro_batches=micro_batches,
         on_host=on_host,
@@ -269,9 +272,7 @@ def _build_engine(
     """Build the fresh model in its engine; also return its FLOPs per new token, counted before ZeRO-3 shards it."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
-    objective = config.objective
-    flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
-    flops *= objective.seq_len / objective.new_tokens
+    flops = flops_per_step(config, model) / config.tokens_per_step
     engine = config.engine.build(
         model,
         config.optimizer,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from xlpretrain import distributed, schema
+from xlpretrain import schema
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS
-from xlpretrain.models.pretraining_model import Batch, PretrainingModel
+from xlpretrain.models.backbone import Hidden
+from xlpretrain.models.pretraining_model import Batch, Head, Loss, PretrainingModel
 from xlpretrain.objectives.mixed.head import MixedHead
 from xlpretrain.objectives.mixed.objective import MixedObjective
 from xlpretrain.objectives.mixed.samples import GroupedSamples
@@ -36,7 +37,7 @@ STREAMS = 6
 
 @pytest.fixture(params=MIXES.values(), ids=MIXES.keys())
 def made(request, tiny_dataset: Path) -> tuple[PretrainingModel, MixedObjective, list[Batch]]:
-    """A model, its objective, and a batch of two samples of each part."""
+    """A model, its objective, and a batch of two samples of each part, then one without samples."""
     model, parts = request.param
     share = 1 / len(parts)
     keys = {"type": "mixed", "seq_len": 32, "parts": [{"share": share, "objective": part} for part in parts]}
@@ -58,7 +59,7 @@ def made(request, tiny_dataset: Path) -> tuple[PretrainingModel, MixedObjective,
     collate = objective.collator(data.open_tokenizer(), seed=7)
     batches = [collate([samples.sample(step=3, stream=stream) for stream in group.streams[:2]]) for group in groups]
     assert [batch.part for batch in batches] == list(range(len(parts)))
-    return PretrainingModel(backbone, objective.head(backbone)), objective, batches
+    return PretrainingModel(backbone, objective.head(backbone)), objective, [*batches, collate([])]
 
 
 def test_a_part_computes_what_its_objective_alone_would(made):
@@ -76,7 +77,7 @@ def test_a_part_computes_what_its_objective_alone_would(made):
             assert batch.counts[f"{label}/{term}"] > 0
             assert torch.equal(loss.sums[f"{label}/{term}"], expected.sums[term])
         others = set(objective.terms) - set(loss.scores)
-        assert all(float(loss.sums[term]) == 0 and batch.counts[term] == 0 for term in others)
+        assert all(float(loss.sums[term].detach()) == 0 and batch.counts[term] == 0 for term in others)
         assert set(loss.sums) == set(batch.counts) == set(objective.terms)
 
 
@@ -85,10 +86,10 @@ def test_every_batch_uses_every_parameter_in_the_same_order(made):
     model, objective, batches = made
     called: list[str] = []
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    nothing = objective.collator
-    orders, empty = [], _empty(batches[0])
-    for batch in (*batches, empty):
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    orders = []
+    for batch in batches:
         model.zero_grad()
         called.clear()
         loss, _ = model(batch, model.backbone.empty_memory(len(batch.inputs.tokens), 0))
@@ -96,14 +97,7 @@ def test_every_batch_uses_every_parameter_in_the_same_order(made):
         sum(loss.sums.values()).backward()
         unused = [name for name, p in model.named_parameters() if p.grad is None]
         assert unused == []
-    assert all(order == orders[0] for order in orders)
-    assert nothing is not None
-
-
-def _empty(batch: Batch) -> Batch:
-    counts = dict.fromkeys(batch.counts, 0)
-    cut = batch.map(lambda tensor: tensor[:0])
-    return Batch(cut.inputs, cut.targets, counts)
+    assert orders == len(orders) * [orders[0]]
 
 
 def test_parameters_have_the_names_of_the_parts_alone(made):
@@ -113,27 +107,33 @@ def test_parameters_have_the_names_of_the_parts_alone(made):
         alone = PretrainingModel(model.backbone, part.objective.head(model.backbone))
         assert {name for name, _ in alone.named_parameters()} <= names
     assert len(names) == len({id(p) for p in model.parameters()})
-    assert sum(".output." in name or "sentence" in name for name in names) == sum(n.startswith("head.") for n in names)
+    heads = {name.split(".")[1] for name in names if name.startswith("head.")}
+    assert heads <= {"output", "sentence"}
 
 
 def test_heads_follow_the_mode_of_the_model(made):
     model, objective, batches = made
     model.eval()
-    loss, _ = model(batches[-1], model.backbone.empty_memory(2, 0))
+    loss, _ = model(batches[-2], model.backbone.empty_memory(2, 0))
     assert all(score.correct is not None for score in loss.scores.values())
     model.train()
-    loss, _ = model(batches[-1], model.backbone.empty_memory(2, 0))
+    loss, _ = model(batches[-2], model.backbone.empty_memory(2, 0))
     assert all(score.correct is None for score in loss.scores.values())
     flops = [part.objective.head(model.backbone).flops_per_token() for part in objective.parts]
     assert model.head.flops_per_token() == pytest.approx(sum(flops) / len(flops))
 
 
 def test_a_head_with_parameters_of_its_own_is_refused():
-    class Own(nn.Module):
+    class Own(Head):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(1))
 
+        def forward(self, hidden: Hidden, batch: Batch) -> Loss:
+            return Loss({})
+
+        def flops_per_token(self) -> float:
+            return 0.0
+
     with pytest.raises(ConfigError, match="part odd: Own has parameters that belong to no module"):
-        MixedHead({"odd": Own()}, [1.0])  # type: ignore[dict-item]
-    assert distributed.world_size() == 1
+        MixedHead({"odd": Own()}, [1.0])
