@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("mixed-objectives.png"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     config = run_config.load(options.config, options.overrides)
     if not isinstance(config.objective, MixedObjective):
         sys.exit(f"{options.config}: expected a mixed objective, got {config.objective.type}")

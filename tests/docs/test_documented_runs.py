@@ -27,7 +27,7 @@ from repository import ROOT
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface", "memory")),
-    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
+    *(f"docs/{name}.md" for name in ("mixed-objectives", "planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",

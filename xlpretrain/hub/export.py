@@ -205,8 +205,10 @@ def _model(run: LoadedRun, model: StackConfig) -> tuple[dict[str, Any], dict[str
     reasons = unsupported_features(model, sentence=sentence, head=head)
     if not reasons:
         weights = to_transformers(run.model, model, weight_rules(model, sentence=sentence))
-        return write_config(model, vocabulary, sentence=sentence), weights, []
-    described = remote_code_config(run, heads=_HEADS[head], keys={"sentence_head": sentence})
+        return write_config(model, vocabulary, sentence=sentence, causal=head == "causal_lm"), weights, []
+    is_decoder = isinstance(model, TransformerXLConfig)  # and nothing else
+    keys = {"sentence_head": sentence, **({"causal": True} if head == "causal_lm" and not is_decoder else {})}
+    described = remote_code_config(run, heads=_HEADS[head], keys=keys)
     return described, dict(run.model.state_dict()), reasons
 
 
@@ -277,5 +279,6 @@ def _loader(described: dict[str, Any]) -> str:
     (architecture,) = described["architectures"]
     suffixes = ("CausalLM", "MaskedLM", *get_args(HubTask))
     suffix = next((known for known in suffixes if architecture.endswith((known, f"{known}Simple"))), "PreTraining")
+    suffix = "CausalLM" if described.get("is_decoder") else suffix
     arguments = "DIR, trust_remote_code=True" if "auto_map" in described else "DIR"
     return f"AutoModelFor{suffix}.from_pretrained({arguments})"
