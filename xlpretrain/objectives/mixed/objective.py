@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from xlpretrain.data.samples import Sample
+from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import TokenLayout
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.backbone import Backbone, BackboneConfig
 from xlpretrain.models.pretraining_model import Batch, Head
-from xlpretrain.objectives.base import Collator, HubHead, Objective, StreamGroup
+from xlpretrain.objectives.base import Collator, EvaluationStreams, HubHead, Objective, StreamGroup, TrainingStreams
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.likelihood_queries import LikelihoodQuery
 from xlpretrain.objectives.masked_lm import MaskedLM
@@ -228,6 +228,21 @@ class MixedObjective(Objective):
     def new_tokens(self) -> int:
         """The most of all parts."""
         return max(part.objective.new_tokens for part in self.parts)
+
+    @property
+    def predicted_share(self) -> tuple[float, float] | None:
+        """That of the only part; with several, see `by_part`."""
+        return self.parts[0].objective.predicted_share if len(self.parts) == 1 else None
+
+    def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> CorpusSamples:
+        """Those of the only part; with several, see `stream_groups`."""
+        (part,) = self.parts
+        return part.objective.training_samples(manifest, **streams)
+
+    def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> EvalSamples:
+        """Those of the only part; with several, see `by_part`."""
+        (part,) = self.parts
+        return part.objective.evaluation_samples(manifest, **streams)
 
     def check_data(self, train: Sequence[TokenDataset], valid: TokenDataset | None) -> None:
         """Check the data for each part."""
