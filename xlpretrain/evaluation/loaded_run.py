@@ -70,8 +70,9 @@ class LoadedRun:
             ConfigError: there is no such part.
         """
         config = origin.load_config(folder, moved)
-        if part is not None or use:
-            config = config.of_part(part, use)
+        wanted = part is not None or use
+        if wanted:
+            config.of_part(part, use)  # raises before anything is read
         size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
         model = config.build_model(size)
         if step is not None:
@@ -79,7 +80,9 @@ class LoadedRun:
         else:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
         found = load_weights_into(model, source, weights)
-        return cls(folder, config, model.to(device, dtype or DTYPES[config.engine.precision]).eval(), found, device)
+        model = model.to(device, dtype or DTYPES[config.engine.precision]).eval()
+        run = cls(folder, config, model, found, device)
+        return run.of_part(part, use) if wanted else run
 
     def of_part(self, name: str | None, use: str) -> LoadedRun:
         """The same model with the head of one part of a mixed objective, else itself. Raises `ConfigError`."""

@@ -194,7 +194,7 @@ def test_a_part_is_exported_and_fine_tuned(trained: Path, tmp_path: Path):
     shutil.copy(tmp_path / "train.csv", tmp_path / "valid.csv")
     files = {"train": tmp_path / "train.csv", "valid": tmp_path / "valid.csv", "name": "tuned", "runs_dir": tmp_path}
     layouts = [finetune_config(RunDir(trained), part=part, **files).objective.layout for part in (None, "causal_lm")]
-    assert layouts[0].startswith("cls ") and layouts[1].startswith("eod ")
+    assert layouts == ["cls_first", "document"]
     assert main([str(_dump(finetune_config(RunDir(trained), part="causal_lm", **files), tmp_path)), "max_steps=2"]) == 0
 
 
