@@ -26,11 +26,14 @@ def _request(job: Job) -> Request:
     return Request.of(job, keep_checkpoints=True, num_processes=1, max_restarts=0)
 
 
-@pytest.mark.parametrize("kind", ["transformer_xl", "albert"])
-def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(tmp_path: Path, tiny_dataset: Path, kind: str):
+@pytest.mark.parametrize(("kind", "within_word"), [("transformer_xl", True), ("albert", False), ("albert", True)])
+def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(
+    tmp_path: Path, tiny_dataset: Path, kind: str, within_word: bool
+):
     run = make_run(tmp_path / "runs", tiny_dataset, {"type": kind})
     (subject,), _ = find_subjects([str(run.path)])
     task = PairsTask(name="blimp", data=write_blimp(tmp_path / "blimp"), group="linguistics_term", batch_size=4)
+    task = task.model_copy(update={"within_word": within_word})
     job = Job(tmp_path / "out", subject, task, None)
     assert work(_request(job)) == 0
     found = job.read()
@@ -40,8 +43,9 @@ def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(tmp_path: Pat
         for line in path.read_text().splitlines()
     ]
     loaded = xlpretrain.load(run.path, device="cpu", precision="fp32")
+    hidden = within_word and kind == "albert"
     nats = [
-        [one.nats for one in loaded.log_likelihoods([pair[key] for pair in pairs])]
+        [one.nats for one in loaded.log_likelihoods([pair[key] for pair in pairs], within_word=hidden)]
         for key in ("sentence_good", "sentence_bad")
     ]
     right = np.array(nats[0]) > np.array(nats[1])
