@@ -270,8 +270,8 @@ def suite(
         list[str],
         typer.Argument(
             metavar="RUN|KEY=VALUE",
-            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; changes to the configs of all"
-            " fine-tunes.",
+            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; RUN@random: random weights;"
+            " changes to the configs of all fine-tunes.",
             show_default=False,
         ),
     ],

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imported_runs import make_run
+from labelled_files import _files
 from made_suites import write_blimp
 from sklearn.metrics import f1_score
 
 import xlpretrain
-from launcher.suite.definition import PairsTask
+from launcher.suite.definition import FinetuneTask, PairsTask
 from launcher.suite.jobs import Job
 from launcher.suite.pairs import accuracies
 from launcher.suite.subjects import find_subjects
@@ -95,6 +96,14 @@ def test_the_f1_of_the_second_label_is_that_of_scikit_learn():
         expected = f1_score(truth, predicted, zero_division=0)
         assert second_f1({"confusion": confusion.tolist()}) == pytest.approx(expected)
     assert second_f1({"confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}) is None
+
+
+def test_random_weights_are_fine_tuned_from_no_checkpoint(tmp_path: Path, tiny_dataset: Path):
+    run = make_run(tmp_path / "runs", tiny_dataset, {"type": "bert"})
+    random, trained = find_subjects([f"{run.path}@random", str(run.path)])[0]
+    task = FinetuneTask(name="cls", **_files(tmp_path))
+    assert Job(tmp_path, random, task, 1).config().init_from is None
+    assert Job(tmp_path, trained, task, 1).config().init_from == trained.checkpoint
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path, tiny_dataset: Path):
