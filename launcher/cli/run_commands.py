@@ -293,9 +293,7 @@ def evaluate(
     weights: WeightsOption = Weights.TRAINED,
     part: Annotated[
         str | None,
-        typer.Option(
-            "--part", metavar="NAME", help="Part of a mixed objective (default: all).", show_default=False
-        ),
+        typer.Option("--part", metavar="NAME", help="Part of a mixed objective (default: all).", show_default=False),
     ] = None,
     num_processes: NumProcesses = None,
 ) -> None:

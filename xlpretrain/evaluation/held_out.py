@@ -254,7 +254,13 @@ def evaluate(
 
 
 def _evaluate(
-    model: EvaluatedModel, task: EvalTask, *, terms: tuple[str, ...], pause: Pause, task_metrics: bool, keep_losses: bool
+    model: EvaluatedModel,
+    task: EvalTask,
+    *,
+    terms: tuple[str, ...],
+    pause: Pause,
+    task_metrics: bool,
+    keep_losses: bool,
 ) -> EvalResult:
     """Evaluate an objective that is not mixed."""
     objective, num_streams = task.objective, task.config.num_streams

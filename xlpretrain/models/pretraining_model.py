@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
 from xlpretrain.models.parts.clusters import TargetClusters
 
-
 _T = TypeVar("_T")
 
 

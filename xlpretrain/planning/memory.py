@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xlpretrain import distributed
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.engine.config import DeepSpeedConfig
 from xlpretrain.planning.activations import DeviceKind, PassCounter, PassMemory

@@ -121,9 +121,7 @@ def _build(
     _say_what_changes(recorder, config, changes)
     assert isinstance(config.micro_batch_size, int), "resolved"
     rank, groups = distributed.rank(), config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    micro_batches = [
-        cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)
-    ]
+    micro_batches = [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
     engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine, config)
     if tiles := engine.layout.get("attention_tiles"):

@@ -64,7 +64,9 @@ def test_one_part_of_share_1_is_the_plain_objective_in_every_bit(tiny_dataset, t
     mixed = mix(part, shares=(1.0,), seq_len=objective["seq_len"])
     rows, weights = [], []
     for name, of_run in (("plain", objective), ("mixed", mixed)):
-        config = write(tmp_path, tiny_dataset, of_run, model=model, name=name, max_steps=4, checkpoint={"every_steps": 4})
+        config = write(
+            tmp_path, tiny_dataset, of_run, model=model, name=name, max_steps=4, checkpoint={"every_steps": 4}
+        )
         assert main([str(config)]) == 0
         rows.append(commands.read_metrics(tmp_path / "runs" / name))
         weights.append(xlpretrain.load(tmp_path / "runs" / name).model.state_dict())
@@ -106,9 +108,7 @@ def test_a_mix_goes_on_in_every_bit_with_the_memory_of_each_part(tiny_dataset: P
 def test_a_mix_trains_under_zero_3_and_resumes_on_other_ranks(tiny_dataset: Path, tmp_path: Path):
     """One part has a single stream, so that ranks have empty micro-batches; only the other has a sentence head."""
     still = {**BERT, "dropout": 0.0, "attention_dropout": 0.0}
-    config = write(
-        tmp_path, tiny_dataset, mix(MASKED, CAUSAL, shares=(0.8, 0.2)), model=still, global_batch_size=5
-    )
+    config = write(tmp_path, tiny_dataset, mix(MASKED, CAUSAL, shares=(0.8, 0.2)), model=still, global_batch_size=5)
     assert main([str(config), "name=one"]) == 0
     zero = "engine={type: deepspeed, zero_stage: 3, precision: fp32}"
     for num_ranks, max_steps in ((3, 3), (2, 6)):

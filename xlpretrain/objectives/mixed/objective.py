@@ -102,7 +102,10 @@ class MixedObjective(Objective):
             yield "parts", f"shares must sum to 1, got {total:g}"
         tasks = {part.objective.sentence_task for part in self.parts if isinstance(part.objective, MaskedLM)} - {"none"}
         if len(tasks) > 1:
-            yield "parts", f"share one sentence head, so they can have one sentence_task, got {' and '.join(sorted(tasks))}"
+            yield (
+                "parts",
+                f"share one sentence head, so they can have one sentence_task, got {' and '.join(sorted(tasks))}",
+            )
 
     @property
     def shares(self) -> list[float]:
@@ -162,9 +165,7 @@ class MixedObjective(Objective):
         views = list(self.by_part.values()) or [self.parts[0].objective]
         return [
             StreamGroup(view, streams, mem_len if view.remembers else 0, number)
-            for number, (view, streams) in enumerate(
-                zip(views, divide_streams(num_streams, self.shares), strict=True)
-            )
+            for number, (view, streams) in enumerate(zip(views, divide_streams(num_streams, self.shares), strict=True))
         ]
 
     def resolved(self, begun: Objective | None) -> Objective:
@@ -173,9 +174,7 @@ class MixedObjective(Objective):
         parts = [
             part.model_copy(
                 update={
-                    "objective": part.objective.resolved(
-                        before[number].objective if number < len(before) else None
-                    )
+                    "objective": part.objective.resolved(before[number].objective if number < len(before) else None)
                 }
             )
             for number, part in enumerate(self.parts)

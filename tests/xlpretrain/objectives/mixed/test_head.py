@@ -22,7 +22,10 @@ SIZES = {"num_layers": 2, "num_heads": 2, "d_model": 32, "d_ff": 64, "dropout": 
 SOP = {"type": "masked_lm", "name": "sop"}
 MIXES = {
     "bert, a sentence head": ("bert", [{"type": "masked_lm"}, {"type": "causal_lm"}]),
-    "albert, one output": ("albert", [{"type": "masked_lm", "sentence_task": "none", "shifted": True}, {"type": "causal_lm"}]),
+    "albert, one output": (
+        "albert",
+        [{"type": "masked_lm", "sentence_task": "none", "shifted": True}, {"type": "causal_lm"}],
+    ),
     "xlnet, all kinds": (
         "xlnet",
         [

@@ -57,9 +57,7 @@ class Counted(TrainSamples):
 
 def mix(*shares: float) -> MixedObjective:
     return MixedObjective(
-        parts=tuple(
-            Part(name=f"p{i}", share=share, objective=CausalLM(seq_len=16)) for i, share in enumerate(shares)
-        )
+        parts=tuple(Part(name=f"p{i}", share=share, objective=CausalLM(seq_len=16)) for i, share in enumerate(shares))
     )
 
 
