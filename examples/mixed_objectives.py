@@ -41,10 +41,10 @@ def main() -> None:
     if not isinstance(config.objective, MixedObjective):
         sys.exit(f"{options.config}: expected a mixed objective, got {config.objective.type}")
     parts = {part.label: part.objective for part in config.objective.parts}
-    runs = {
-        name: [_train(options.config, options.overrides, config, name, seed) for seed in range(1, options.seeds + 1)]
-        for name in (MIXED, *parts)
-    }
+    runs: dict[str, list[RunConfig]] = {name: [] for name in (MIXED, *parts)}
+    for seed in range(1, options.seeds + 1):
+        for name, of_seeds in runs.items():
+            of_seeds.append(_train(options.config, options.overrides, config, name, seed))
     print("| trained with | " + " | ".join(f"held-out loss, {name}" for name in parts) + " |")
     print("|---|" + "---|" * len(parts))
     for name, of_seeds in runs.items():

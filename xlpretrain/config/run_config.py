@@ -120,7 +120,7 @@ class RunConfig(Section):
         return objective
 
     def of_part(self, name: str | None, use: str) -> RunConfig:
-        """The config of a part of a mixed objective alone, as a use of the trained model needs it; see `Objective.part`.
+        """The config of a part of a mixed objective alone, for a use of the trained model; see `Objective.part`.
 
         The parameters of its model are among those of this run. Raises `ConfigError`.
         """

@@ -205,8 +205,9 @@ class LoadedRun:
         mem_len: int | None = None,
         stop: bool = True,
     ) -> str:
-        """Continue a text, at a constant cost per token; a model without a memory reads its last sample's worth of tokens
-        again for each.
+        """Continue a text, at a constant cost per token.
+
+        A model without a memory reads the last tokens, as many as a sample has, again for each new one.
 
         Args:
             prompt: beginning of the document; may be empty.

@@ -79,7 +79,7 @@ def show_sample(
     sample = samples.sample(step=step, stream=stream)
     batch = config.objective.collator(tokenizer, seed=config.seed)([sample])
     if config.objective.by_part:
-        name, part = list(config.objective.by_part.items())[sample.part]
+        name = list(config.objective.by_part)[sample.part]
         config, batch = config.of_part(name, ""), batch.of_part(name)
         console.print(f"part {name} ({config.objective.type})", highlight=False)
     corpus = f" of {samples.corpora[samples.corpus(step=step, stream=stream)]}" if samples.corpora else ""

@@ -27,8 +27,8 @@ class LikelihoodQuery:
 
     tokens: ids of the sample. positions: indices of the tokens with predictions. answers: the target id of each
     prediction. segments: segments of the tokens (default: all 0). hidden: indices of other tokens that are hidden too,
-    without a prediction; not for stream queries. ahead: number of positions from a prediction to the masked token that it
-    is about; only for masked queries.
+    without a prediction; not for stream queries. ahead: number of positions from a prediction to the masked token that
+    it is about; only for masked queries.
     """
 
     kind: QueryKind

@@ -62,8 +62,8 @@ class MaskedLM(Objective):
     whole_words: bool = True
     """Mask whole words; false: individual tokens."""
     shifted: bool = False
-    """Predict a masked token from the state of the token before it, as a causal model does (masked next token prediction
-    of GPT-BERT, arXiv:2410.24159)."""
+    """Predict a masked token from the state of the token before it, as a causal model does (masked next token
+    prediction of GPT-BERT, arXiv:2410.24159)."""
     sentence_task: Literal["sop", "nsp", "none"] = "sop"
     """sop: are the two parts swapped (ALBERT); nsp: does the second follow the first (BERT); none: a single part."""
     sop_single_sentence: Literal["original", "skip", "split"] = "split"

@@ -51,7 +51,7 @@ class Part(Section):
 
 
 class MixedObjective(Objective):
-    """Objectives that share a backbone and an output layer. The loss is the mean of theirs, weighted by their shares."""
+    """Objectives that share a backbone and an output layer. The loss is the mean of theirs, weighted by shares."""
 
     type: Literal["mixed"] = "mixed"
     """Kind of objective."""
@@ -207,7 +207,7 @@ class MixedObjective(Objective):
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
         """Those of all parts."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for part in self.parts:
             prefix = f"{part.label}/" if len(self.parts) > 1 else ""
             found |= {f"{prefix}{term}": names for term, names in part.objective.answer_names.items()}

@@ -86,7 +86,7 @@ def test_a_part_computes_what_its_objective_alone_would(made):
 
 def test_every_batch_uses_every_parameter_in_the_same_order(made):
     """As ZeRO 2 and 3 require, on ranks with samples of a part and on those without."""
-    model, objective, batches = made
+    model, _, batches = made
     called: list[str] = []
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
