@@ -7,21 +7,45 @@ from functools import partial
 
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.mixture import Mixture, MixtureSamples
-from xlpretrain.data.samples import TrainSamples
+from xlpretrain.config.run_stages import RunStages, resolve_stages
+from xlpretrain.data.config import CorpusDataConfig
+from xlpretrain.data.mixture import Mixture, MixtureSamples, SampleFactory
+from xlpretrain.data.samples import CorpusSamples, TrainSamples
+from xlpretrain.data.stages.samples import StageData, StagedSamples
 from xlpretrain.errors import ConfigError
+from xlpretrain.objectives.base import Objective
 from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
-    """Training samples of a run's streams. Raises `DataError`."""
-    make = partial(
+    """Training samples of a run's streams, of a resolved config if it has stages. Raises `DataError`."""
+    if config.stages:
+        return _staged_samples(RunStages.of(config), train)
+    return train.samples(_factory(config), seed=config.seed)
+
+
+def _factory(config: RunConfig) -> SampleFactory:
+    return partial(
         config.objective.training_samples,
         mem_len=config.model.mem_len,
         num_streams=config.global_batch_size,
         shuffle_blocks=config.data.shuffle_blocks,
     )
-    return train.samples(make, seed=config.seed)
+
+
+def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
+    """The samples of stages; those with the same objective share theirs."""
+    made: list[tuple[Objective, list[CorpusSamples]]] = []
+    found = []
+    for first, config in zip(stages.firsts, stages.configs, strict=True):
+        assert isinstance(config.data, CorpusDataConfig), "checked"
+        parts = next((parts for objective, parts in made if objective == config.objective), None)
+        if parts is None:
+            parts = train.parts(_factory(config), seed=config.seed)
+            made.append((config.objective, parts))
+        weights = [corpus.weight for corpus in config.data.train]
+        found.append(StageData(first, parts, weights, config.global_batch_size, config.objective.new_tokens))
+    return StagedSamples([] if train.is_one_dataset else [corpus.name for corpus in train.corpora], found)
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
@@ -30,8 +54,12 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
     begun: config of the started run, if any: if not set, the end of the schedule and the kind of sentence pairs are
         taken from it, and `micro_batch_size` if it is auto.
     """
-    steps = config.max_steps
-    if config.max_tokens is not None:
+    steps, stages = config.max_steps, config.stages
+    if stages:
+        steps, stages = resolve_stages(
+            config, begun, steps_per_epoch=lambda each: make_training_samples(each, train).steps_per_epoch
+        )
+    elif config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
         steps = max(1, round(config.max_epochs * make_training_samples(config, train).steps_per_epoch))
@@ -42,6 +70,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "max_steps": steps,
             "max_tokens": None,
             "max_epochs": None,
+            "stages": stages,
             "micro_batch_size": begun.micro_batch_size
             if begun is not None and config.micro_batch_size == "auto"
             else config.micro_batch_size,
@@ -72,13 +101,10 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
         found += [(f"optimizer.{path}", what) for path, what in config.optimizer.name_problems(names)]
     if config.data.type == "corpus":
         found += _length_problems(config, train)
-    if config.global_batch_size < world_size:
-        found.append(
-            (
-                "global_batch_size",
-                f"must be at least the number of ranks, {world_size}, got {config.global_batch_size}",
-            )
-        )
+    smallest = RunStages.of(config).smallest_batch
+    if smallest < world_size:
+        ranks = f"the number of ranks{' in all stages' if config.stages else ''}, {world_size}"
+        found.append(("global_batch_size", f"must be at least {ranks}, got {smallest}"))
     if found:
         raise ConfigError(schema.format_problems(config.name, found))
 
@@ -87,7 +113,8 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
     """Yield a problem if the data is too short for one step or, given max_epochs, for all steps."""
     single = train.is_one_dataset
     for index, corpus in enumerate(train.corpora):
-        data, needed = corpus.manifest, config.tokens_per_step if single else 1
+        largest = max(each.tokens_per_step for each in RunStages.of(config).configs)
+        data, needed = corpus.manifest, largest if single else 1
         if data.num_blocks * data.block_tokens < needed:
             yield (
                 "data.train" if single else f"data.train.{index}",
@@ -95,7 +122,7 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 f" {data.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
             return
-    samples = None if single else make_training_samples(config, train)
+    samples = None if single or config.stages else make_training_samples(config, train)
     if (
         isinstance(samples, MixtureSamples)
         and samples.num_steps is not None

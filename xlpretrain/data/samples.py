@@ -137,6 +137,10 @@ class TrainSamples(SampleSource):
     def steps_per_epoch(self) -> float:
         """Number of steps that read as many samples as the data have."""
 
+    def passes(self, step: int) -> float:
+        """Passes over the data after `step` data steps."""
+        return step / self.steps_per_epoch
+
     def epochs(self, step: int) -> Mapping[str, float]:
         """Passes over each corpus of a mixture after `step` data steps; empty for a single dataset."""
         return {}

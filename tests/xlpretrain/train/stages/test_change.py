@@ -1,0 +1,107 @@
+"""A run with stages equals the first stage as a run and the second as its fork, in every bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+import torch
+from branched_runs import train_trunk
+
+from xlpretrain.__main__ import main
+from xlpretrain.branches.fork import fork
+from xlpretrain.checkpoint.files import checkpoint_name
+from xlpretrain.checkpoint.reader import Checkpoint
+from xlpretrain.run_dir.layout import RunDir
+
+BERT = {"type": "bert", "num_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "max_positions": 64}
+SHORT_TXL = {"objective": {"type": "causal_lm", "seq_len": 16}, "global_batch_size": 4, "micro_batch_size": 4}
+LONG_TXL = {"objective": {"type": "causal_lm", "seq_len": 24}, "global_batch_size": 6, "micro_batch_size": 4}
+SHORT_BERT = {"objective": {"type": "masked_lm", "seq_len": 32, "mask_rate": 0.15}, "global_batch_size": 6}
+SHORT_BERT["micro_batch_size"] = 6
+LONG_BERT = {"objective": {"type": "masked_lm", "seq_len": 64, "mask_rate": 0.3}, "global_batch_size": 4}
+LONG_BERT["micro_batch_size"] = 2
+RECIPES = {
+    "transformer_xl": ({}, SHORT_TXL, LONG_TXL),
+    "transformer_xl, fewer streams": ({}, LONG_TXL, SHORT_TXL),
+    "bert": ({"model": BERT}, SHORT_BERT, LONG_BERT),
+}
+BOUNDARY, END = 4, 8
+
+
+def stage_of(keys: dict[str, Any]) -> dict[str, Any]:
+    return {**keys, "objective": {key: value for key, value in keys["objective"].items() if key != "type"}}
+
+
+def staged(folder: Path, dataset: Path, recipe: str, **changes: Any) -> Path:
+    """Train both stages in one run of 8 steps."""
+    common, first, second = RECIPES[recipe]
+    stages = [{"until": {"step": BOUNDARY}, **stage_of(first)}, {}]
+    folder.mkdir(exist_ok=True)
+    return train_trunk(folder, dataset, **common, **second, stages=stages, **changes)
+
+
+def saved(run: Path, step: int = END) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, by key; the memories of the streams that the last stage reads."""
+    with Checkpoint(run / "checkpoints" / checkpoint_name(step)) as checkpoint:
+        found = {
+            f"{kind}|{name}": checkpoint.read(kind, name, 0, torch.Size(parameter.shape).numel())
+            for name, parameter in checkpoint.manifest.parameters.items()
+            for kind in parameter.kinds
+        }
+        last = max(stop for _, stop, _ in checkpoint.manifest.memory)
+        return found | {"memory": checkpoint.read_memory(range(last))}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+@pytest.fixture(autouse=True)
+def one_thread_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
+    recipe: str, tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common, first, second = RECIPES[recipe]
+    whole = staged(tmp_path / "whole", tiny_dataset, recipe)
+    printed = capsys.readouterr().out
+    assert "step 4: next stage: global_batch_size: " in printed
+    assert printed.count("next stage") == 1
+    short = {
+        "max_steps": BOUNDARY,
+        "schedule": {"type": "wsd", "warmup_steps": 2, "decay_steps": 1, "total_steps": END},
+    }
+    (tmp_path / "alone").mkdir()
+    alone = RunDir(train_trunk(tmp_path / "alone", tiny_dataset, **common, **first, **short))
+    of_whole = commands.curve(whole)
+    for at, (loss, norm, lr, _, tokens) in commands.curve(alone.path).items():  # evaluations are of the last stage
+        assert of_whole[at][:3] == (loss, norm, lr) and of_whole[at][4] == tokens
+    overrides = [f"objective.{key}={value}" for key, value in stage_of(second)["objective"].items()]
+    overrides += [f"{key}={second[key]}" for key in ("global_batch_size", "micro_batch_size")]
+    child, _ = fork(alone, name="child", overrides=[*overrides, f"max_steps={END}", f"schedule.total_steps={END}"])
+    assert main([str(child.config)]) == 0
+    assert commands.curve(child.path) == {at: row for at, row in of_whole.items() if at > BOUNDARY}
+    assert_equal(saved(child.path), saved(whole))
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
+    step: int, tmp_path: Path, tiny_dataset: Path
+) -> None:
+    whole = staged(tmp_path, tiny_dataset, "transformer_xl")
+    expected = saved(whole)
+    for path in (whole / "checkpoints").iterdir():
+        if path.name > checkpoint_name(step):
+            shutil.rmtree(path)
+    before = commands.curve(whole)
+    assert main([str(whole / "config.yaml")]) == 0
+    assert commands.curve(whole) == before
+    assert_equal(saved(whole), expected)
