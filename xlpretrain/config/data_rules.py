@@ -101,7 +101,7 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
         found += [(f"optimizer.{path}", what) for path, what in config.optimizer.name_problems(names)]
     if config.data.type == "corpus":
         found += _length_problems(config, train)
-    smallest = RunStages.of(config).smallest_batch
+    smallest = config.smallest_batch
     if smallest < world_size:
         ranks = f"the number of ranks{' in all stages' if config.stages else ''}, {world_size}"
         found.append(("global_batch_size", f"must be at least {ranks}, got {smallest}"))

@@ -189,8 +189,17 @@ class RunConfig(Section):
             return [name for name, _ in self.build_model(vocab_size).named_parameters()]
 
     @property
+    def smallest_batch(self) -> int:
+        """The smallest global_batch_size of any stage."""
+        found = [stage.global_batch_size or self.global_batch_size for stage in self.stages]
+        for i, stage in enumerate(self.stages):
+            if (ramp := stage.ramp.get("global_batch_size")) is not None:
+                found[i] = int(min(self.ramp_start(i, "global_batch_size"), ramp.stop))
+        return min(found, default=self.global_batch_size)
+
+    @property
     def tokens_per_step(self) -> int:
-        """New tokens per step, over all ranks."""
+        """New tokens per step, over all ranks, where no stage says otherwise (`RunStages`)."""
         return self.global_batch_size * self.objective.new_tokens
 
 

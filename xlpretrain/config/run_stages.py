@@ -60,9 +60,9 @@ class RunStages:
         return max(config.global_batch_size for config in self.configs)
 
     @property
-    def smallest_batch(self) -> int:
-        """The smallest batch of any stage, in samples."""
-        return min(config.global_batch_size for config in self.configs)
+    def largest(self) -> RunConfig:
+        """The config of the stage whose micro-batches take most memory: the longest samples, then the largest batch."""
+        return max(self.configs, key=lambda config: (config.objective.seq_len, config.global_batch_size))
 
     def _lengths(self, step: int) -> Iterator[tuple[int, RunConfig]]:
         for first, end, config in zip(self.firsts, [*self.firsts[1:], step], self.configs, strict=True):
@@ -103,6 +103,14 @@ def resolve_stages(
         stage.model_copy(update={"until": UntilConfig(step=end)}) for stage, end in zip(stages, ends, strict=False)
     ]
     return steps, (*found, stages[-1])
+
+
+def resolved_without_data(config: RunConfig) -> RunConfig:
+    """A config whose stages end at steps, unless its length is in passes over the data."""
+    if not config.stages or config.max_epochs is not None:
+        return config
+    steps, stages = resolve_stages(config, None, steps_per_epoch=lambda each: 1)
+    return config.model_copy(update={"max_steps": steps, "max_tokens": None, "stages": stages})
 
 
 @dataclass

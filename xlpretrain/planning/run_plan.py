@@ -12,6 +12,7 @@ import torch
 
 from xlpretrain.config import data_rules
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.config.run_stages import RunStages, resolved_without_data
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.file_system.urls import is_url
@@ -122,6 +123,15 @@ def plan_run(
     if data is not None:
         config = data_rules.resolve(config, data.train)
         data_rules.validate_data(config, data.train, cluster.num_devices)
+    whole = resolved_without_data(config)
+    if whole.stages:
+        if whole.max_steps is None:
+            raise ConfigError("max_epochs: the stages of a run without its data cannot be planned; set max_steps")
+        config = RunStages.of(whole).largest
+        notes.append(
+            f"stages: planned is the one with the longest samples, {config.objective.seq_len} tokens, and"
+            f" {config.global_batch_size} samples a step"
+        )
     if config.global_batch_size < cluster.num_devices:
         raise ConfigError(
             f"--devices: must be at most global_batch_size, {config.global_batch_size}, so that each has a sample, got"
@@ -175,7 +185,7 @@ def plan_run(
         largest_micro_batch=largest,
         step=step,
         flops_per_step=flops * objective.seq_len * config.global_batch_size,
-        totals=_totals(config, data, model, disk_rate),
+        totals=_totals(whole, data, model, disk_rate),
         notes=tuple(notes),
     )
 
@@ -235,11 +245,11 @@ def _totals(config: RunConfig, data: DataSplits | None, model: PretrainingModel,
     if steps is None and config.max_tokens is not None:
         steps = math.ceil(config.max_tokens / config.tokens_per_step)
     if data is not None and steps is not None:
-        epochs = steps / data_rules.make_training_samples(config, data.train).steps_per_epoch
+        epochs = data_rules.make_training_samples(config, data.train).passes(steps)
     size = checkpoint_bytes(config, model)
     return Totals(
         steps=steps,
-        tokens=None if steps is None else steps * config.tokens_per_step,
+        tokens=None if steps is None else RunStages.of(config).tokens(steps),
         epochs=epochs,
         checkpoint_bytes=size,
         checkpoint_write_s=size / disk_rate,
@@ -254,5 +264,6 @@ def checkpoint_bytes(config: RunConfig, model: PretrainingModel) -> int:
     for name, parameter in model.named_parameters():
         state += 4 * parameter.numel() * len(kinds[name])
     with torch.device("meta"):
-        memory = model.backbone.empty_memory(config.global_batch_size, config.model.mem_len)
+        streams = RunStages.of(config).num_streams
+        memory = model.backbone.empty_memory(streams, config.model.mem_len)
     return state + int(memory.numel()) * (2 if config.engine.precision == "bf16" else 4)

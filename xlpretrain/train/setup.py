@@ -88,7 +88,11 @@ def set_up_run(
     """
     world_size = distributed.world_size()
     config, data, changes = resolve_run(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
-    config = with_micro_batch_size(config, vocab_size=data.train.vocabulary.size, device=device)
+    if config.micro_batch_size == "auto":
+        largest = with_micro_batch_size(
+            RunStages.of(config).largest, vocab_size=data.train.vocabulary.size, device=device
+        )
+        config = config.model_copy(update={"micro_batch_size": largest.micro_batch_size})
     watchdog = watchdog or Watchdog()  # not started
     place = config.folder.lease
     mine = distributed.run_on_rank_0(partial(lease.acquire, place, launch_id=launch_id, take_over=take_over))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xlpretrain.data.mixture_schedule import MixtureSchedule
-from xlpretrain.data.order import Contiguous, Shuffled
+from xlpretrain.data.order import BlockPosition, Contiguous, Shuffled
 from xlpretrain.data.samples import CorpusSamples, Sample, StreamSamples, TrainSamples
 from xlpretrain.data.skip_windows import Window, shifted_step
 from xlpretrain.data.stages.places import ContiguousStage, StreamPlaces, StreamVisit, block_number
@@ -50,6 +50,15 @@ class StageStart(NamedTuple):
 
     step: int
     skipped_tokens: int
+
+
+class SamplePlace(NamedTuple):
+    """A sample's stage, corpus, and position in it. in_memory: see `StreamVisit`."""
+
+    stage: int
+    corpus: int
+    position: BlockPosition
+    in_memory: int
 
 
 class _Stage(ABC):
@@ -164,25 +173,30 @@ class StagedSamples(TrainSamples):
 
     def sample(self, *, step: int, stream: int) -> Sample:
         """The sample that `stream` reads at `step`."""
-        i, visit = self._visit(step=step, stream=stream)
-        corpus, number = self._number(i, visit.visit)
-        parts = self.data[i].parts
-        part = parts[corpus]
-        sample = part.read(part.order.at(number, visit.sample), stream=stream, samples_read=0)
-        before = sum(other.num_samples for other in parts[:corpus])
+        place = self.place(step=step, stream=stream)
+        parts = self.data[place.stage].parts
+        part = parts[place.corpus]
+        sample = part.read(place.position, stream=stream, samples_read=0)
+        before = sum(other.num_samples for other in parts[: place.corpus])
         return replace(
             sample,
             sample_index=sample.sample_index + before,
-            mem_valid_len=min(part.mem_len, visit.in_memory) if isinstance(part, StreamSamples) else 0,
+            mem_valid_len=min(part.mem_len, place.in_memory) if isinstance(part, StreamSamples) else 0,
         )
+
+    def place(self, *, step: int, stream: int) -> SamplePlace:
+        """The place of the sample that `stream` reads at `step`, in time logarithmic in the number of stages."""
+        i, visit = self._visit(step=step, stream=stream)
+        corpus, number = self._number(i, visit.visit)
+        position = self.data[i].parts[corpus].order.at(number, visit.sample)
+        return SamplePlace(i, corpus, position, visit.in_memory)
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Start to fetch the blocks of a sample; none of streams that are not read at that step."""
-        i, visit = self._visit(step=step, stream=stream)
+        i = self._index(step)
         if stream < self.data[i].num_streams:
-            corpus, number = self._number(i, visit.visit)
-            part = self.data[i].parts[corpus]
-            part.prefetch_at(part.order.at(number, visit.sample))
+            place = self.place(step=step, stream=stream)
+            self.data[i].parts[place.corpus].prefetch_at(place.position)
 
     def _visit(self, *, step: int, stream: int) -> tuple[int, StreamVisit]:
         i = self._index(step)

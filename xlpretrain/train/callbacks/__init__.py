@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 
+from xlpretrain.config.run_stages import RunStages
 from xlpretrain.config.sections import CallbackConfig
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine.base import Engine
@@ -40,14 +41,16 @@ def build_callbacks(
     damage: see `Loader`. plot: draws the loss curve. fence: raises if this attempt no longer owns the run. hosts:
     of each rank. show_straggler: see `Stragglers`. Raises `XLPretrainError` if a callback cannot be built.
     """
-    config, objective = context.config, context.config.objective
+    config = context.config
     found: dict[str, Callback] = {}
     if config.profile.first_step is not None:
         found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
         found["corpus_losses"] = CorpusLosses(context)
-    if objective.predicted_share is not None:
-        found["prediction_share"] = PredictionShare(context, objective.predicted_share)
+    shares = [share for each in RunStages.of(config).configs if (share := each.objective.predicted_share) is not None]
+    if shares:
+        expected = min(least for least, _ in shares), max(most for _, most in shares)
+        found["prediction_share"] = PredictionShare(context, expected)
     found["nonfinite"] = NonFinite(context)
     found["damaged_samples"] = DamagedSamples(context, damage)
     found["spike_rollback"] = SpikeRollback(context)

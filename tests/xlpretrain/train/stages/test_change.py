@@ -92,6 +92,26 @@ def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
     assert_equal(saved(child.path), saved(whole))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_crosses_its_boundary_on_other_numbers_of_ranks(
+    engine: str, step: int, tmp_path: Path, tiny_dataset: Path
+) -> None:
+    whole = staged(tmp_path, tiny_dataset, "transformer_xl", dropout=0.0)  # its masks depend on the number of ranks
+    expected = commands.curve(whole)
+    for path in (whole / "checkpoints").iterdir():
+        if path.name > checkpoint_name(step):
+            shutil.rmtree(path)
+    commands.run("resume", whole, "--nproc", 2, f"engine.type={engine}", "engine.zero_stage=2")
+    found = commands.curve(whole)
+    assert found.keys() == expected.keys()
+    for at, (loss, *_, tokens) in expected.items():
+        assert found[at][0] == pytest.approx(loss, abs=1e-5) and found[at][-1] == tokens
+    memory = saved(whole)["memory"]
+    assert memory.shape[1] == LONG_TXL["global_batch_size"]
+
+
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
     step: int, tmp_path: Path, tiny_dataset: Path
