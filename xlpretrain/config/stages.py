@@ -97,14 +97,14 @@ class StageConfig(Section):
 
     def changes(self) -> dict[str, Any]:
         """The changed keys of the run, by dotted path; `data.weights` for those of the corpora."""
-        found: dict[str, Any] = {f"objective.{key}": value for key, value in self.objective.items()}
-        found |= {
+        found = {
             "global_batch_size": self.global_batch_size,
             "micro_batch_size": self.micro_batch_size,
             "data.weights": self.data.weights,
             "optimizer.lr": self.optimizer.lr,
         }
-        return {key: value for key, value in found.items() if value is not None}
+        of_objective = {f"objective.{key}": value for key, value in self.objective.items()}
+        return of_objective | {key: value for key, value in found.items() if value is not None}
 
 
 def _is_whole(ramp: RampConfig) -> bool:
