@@ -195,6 +195,7 @@ def score(
     precision: Annotated[
         Precision, typer.Option("--precision", help="Type of the weights; bf16 is less exact.")
     ] = Precision.FP32,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Score texts or minimal pairs by log-likelihood (masked and permuted models: pseudo-log-likelihood)."""
     actions.score.score(
@@ -202,6 +203,7 @@ def score(
         texts,
         step=step,
         precision=precision,
+        weights=weights.value,
         pairs=pairs,
         columns=tuple(text or ()),
         mem_len=mem_len,
@@ -270,8 +272,8 @@ def suite(
         list[str],
         typer.Argument(
             metavar="RUN|KEY=VALUE",
-            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; changes to the configs of all"
-            " fine-tunes.",
+            help="Run folders; RUN@STEP: one checkpoint; RUN@all: each of them; RUN@random: random weights;"
+            " changes to the configs of all fine-tunes.",
             show_default=False,
         ),
     ],
@@ -341,6 +343,7 @@ def predict(
     ] = None,
     step: Step = None,
     precision: PrecisionOption = None,
+    weights: WeightsOption = Weights.TRAINED,
 ) -> None:
     """Predict new examples with a fine-tuned run. If the file has labels, also print metrics."""
-    actions.finetune.predict(run, texts, to, step=step, precision=precision)
+    actions.finetune.predict(run, texts, to, step=step, precision=precision, weights=weights.value)

@@ -170,6 +170,8 @@ class PairsTask(SuiteTask):
     """Column whose values get a row each; `file` is the name of the file (default: none)."""
     average_over: str | None = None
     """Column, or `file`, over whose values the accuracies are averaged (default: all pairs count equally)."""
+    within_word: bool = False
+    """For masked and permutation models: hide the later tokens of a token's word too, as `score --within-word`."""
     batch_size: int = Field(32, gt=0)
     """Sequences per batch."""
 

@@ -82,7 +82,7 @@ class Job:
     def config(self) -> RunConfig:
         """The config of a fine-tune. Raises `ConfigError` and `DataError`."""
         assert isinstance(self.task, FinetuneTask) and self.seed is not None
-        task = prepared(self.task, self.folder)
+        task, checkpoint = prepared(self.task, self.folder), self.subject.checkpoint
         config = finetune_config(
             RunDir(self.subject.path),
             task=task.type,
@@ -92,15 +92,17 @@ class Job:
             runs_dir=self.place.parent,
             text=task.text,
             label=task.label,
-            overrides=[f"init_from={json.dumps(str(self.subject.checkpoint))}", *task.overrides],
+            overrides=[f"init_from={json.dumps(checkpoint and str(checkpoint))}", *task.overrides],
         )
         return config.model_copy(update={"seed": self.seed})
 
 
 def list_jobs(config: SuiteConfig, subjects: Sequence[Subject], folder: Path) -> Iterator[Job]:
-    """The jobs of a suite, checkpoint by checkpoint, in the order of the tasks."""
+    """The jobs of a suite, checkpoint by checkpoint, in the order of the tasks; random weights score no pairs."""
     for subject in subjects:
         for task in config.tasks:
+            if subject.checkpoint is None and isinstance(task, PairsTask):
+                continue
             for seed in task.seeds(config.num_seeds):
                 yield Job(folder, subject, task, seed)
 

@@ -28,10 +28,12 @@ def score_file(run: LoadedRun, path: Path, target: Path, task: PairsTask) -> Non
     Raises `ConfigError` and `DataError`.
     """
     rows, texts = _read(path, task)
+    within_word = task.within_word and not run.config.objective.generates  # causal models never see later tokens
     with atomic_writer(target) as temporary, temporary.open("w", encoding="utf-8") as file:
         for first in range(0, len(texts), _CHUNK):
             chunk = [text for pair in texts[first : first + _CHUNK] for text in pair]
-            found = [one.nats for one in run.log_likelihoods(chunk, batch_size=task.batch_size)]
+            scored = run.log_likelihoods(chunk, batch_size=task.batch_size, within_word=within_word)
+            found = [one.nats for one in scored]
             for row, good, bad in zip(rows.rows[first:], found[::2], found[1::2], strict=False):
                 groups = {column: row[column] for column in _group_columns(task)}
                 print(json.dumps({"good": good, "bad": bad, "right": good > bad, "groups": groups}), file=file)

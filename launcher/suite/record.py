@@ -73,7 +73,7 @@ class Record:
             before, now = self.tasks.get(name), new.tasks[name]
             if before is None:
                 continue
-            for key in sorted(before["definition"].keys() | now["definition"].keys()):
+            for key in sorted(before["definition"].keys() & now["definition"].keys()):
                 was, is_now = before["definition"].get(key), now["definition"].get(key)
                 if was != is_now:
                     shown = f"was {schema.format_value(was)}, now {schema.format_value(is_now)}"

@@ -21,11 +21,15 @@ from xlpretrain.run_dir.layout import RunDir
 from xlpretrain.schema import Problem
 
 ALL = "all"
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint. path: of the run's folder. fingerprint: SHA-256 of its manifest."""
+    """A checkpoint, or the random weights that the run's architecture begins with, as step 0.
+
+    path: of the run's folder. fingerprint: SHA-256 of the checkpoint's manifest; empty for random weights.
+    """
 
     path: Path
     step: int
@@ -38,19 +42,20 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """Name of the checkpoint: the run's with the step."""
-        return f"{self.run}@{self.step}"
+        """Name of the checkpoint: the run's with the step, or with `random`."""
+        return f"{self.run}@{self.step if self.fingerprint else RANDOM}"
 
     @property
-    def checkpoint(self) -> Path:
-        """Folder of the checkpoint."""
-        return self.path / "checkpoints" / checkpoint_name(self.step)
+    def checkpoint(self) -> Path | None:
+        """Folder of the checkpoint; None for random weights."""
+        return None if not self.fingerprint else self.path / "checkpoints" / checkpoint_name(self.step)
 
 
 def find_subjects(arguments: Sequence[str]) -> tuple[list[Subject], list[Problem]]:
     """The checkpoints that the command names, and what is wrong with the others.
 
-    arguments: run folders (their newest intact checkpoint), RUN@STEP, RUN@all (every checkpoint), or checkpoints.
+    arguments: run folders (their newest intact checkpoint), RUN@STEP, RUN@all (every checkpoint), RUN@random (random
+        weights), or checkpoints.
     """
     found: dict[str, Subject] = {}
     problems: list[Problem] = []
@@ -73,6 +78,8 @@ def _find(argument: str) -> list[Subject]:
     if parse_step(path) is not None and path.parent.name == "checkpoints":
         path, asked = path.parent.parent, str(parse_step(path))
     folder = RunDir(path).check_exists()
+    if asked == RANDOM:
+        return [Subject(path.absolute(), step=0, fingerprint="")]
     steps = [parse_step(place) or 0 for place in list_checkpoints(folder.checkpoints)]
     if asked and asked != ALL:
         if not asked.isdecimal() or int(asked) not in steps:

@@ -114,8 +114,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with (folder / "reviews" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *labelled])
     make_sdist(folder / "manual.tar.gz")
-    suite = folder / "examples" / "documentation" / "tasks.yaml"
-    suite.write_text(suite.read_text().replace("num_seeds: 3", "num_seeds: 1"))
+    for name in ("tasks.yaml", "questions.yaml"):
+        suite = folder / "examples" / "documentation" / name
+        suite.write_text(suite.read_text().replace("num_seeds: 3", "num_seeds: 1"))
     made = [sys.executable, "examples/documentation_tasks.py", "--sdist", "manual.tar.gz"]
     subprocess.run(made, cwd=folder, check=True)
     (folder / "documentation" / "corpus.jsonl").write_bytes(documents)  # with enough words for a tokenizer

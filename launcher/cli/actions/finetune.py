@@ -65,9 +65,11 @@ def finetune(
     return 0
 
 
-def predict(path: Path, data: Path | None, to: Path | None, *, step: int | None, precision: str | None) -> None:
+def predict(
+    path: Path, data: Path | None, to: Path | None, *, step: int | None, precision: str | None, weights: str
+) -> None:
     """Print or write a prediction for each example in a file; print metrics if the file has targets."""
-    run = xlpretrain.load(path, step=step, precision=precision)
+    run = xlpretrain.load(path, step=step, precision=precision, weights=weights)
     refuse_same_file(data, to)
     task, files = run.task
     examples = files.open_unlabelled(data, run.tokenizer)

@@ -26,6 +26,7 @@ def score(
     *,
     step: int | None,
     precision: str | None,
+    weights: str,
     pairs: bool,
     columns: tuple[str, ...],
     mem_len: int | None,
@@ -34,7 +35,7 @@ def score(
     to: Path | None,
 ) -> None:
     """Print or write a JSON object for each text or pair, then the totals (on stderr if stdout has the objects)."""
-    run = xlpretrain.load(path, step=step, precision=precision)
+    run = xlpretrain.load(path, step=step, precision=precision, weights=weights)
     refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))

@@ -119,6 +119,8 @@ def _rows(task: SuiteTask, found: Sequence[Metrics]) -> list[Row]:
 
 
 def _cell(row: Row, jobs: Sequence[Job], results: Mapping[str, Metrics | None], failed: Collection[str]) -> Cell:
+    if not jobs:
+        return Cell()
     found = [metrics.get(row.part, {}).get(row.metric) for job in jobs if (metrics := results[job.label]) is not None]
     return Cell(
         tuple(jobs[0].task.scale * value for value in found if value is not None),

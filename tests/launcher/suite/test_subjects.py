@@ -34,6 +34,12 @@ def test_a_run_stands_for_its_newest_intact_checkpoint(runs: Path):
     assert find_subjects([str(runs / "one@0"), str(one.checkpoint), f"{runs}/one@all"]) == ([one], [])
 
 
+def test_random_weights_are_a_subject_without_a_checkpoint(runs: Path):
+    found, problems = find_subjects([str(runs / "one@random"), str(runs / "one@all")])
+    assert ([subject.label for subject in found], problems) == (["one@random", "one@0"], [])
+    assert found[0].checkpoint is None
+
+
 def test_everything_that_is_missing_is_named(runs: Path, tmp_path: Path):
     arguments = [str(tmp_path / "no"), str(runs / "one@7"), str(runs / "more@9"), str(runs / "more@all")]
     found, problems = find_subjects(arguments)

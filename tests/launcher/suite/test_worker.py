@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imported_runs import make_run
+from labelled_files import _files
 from made_suites import write_blimp
 from sklearn.metrics import f1_score
 
 import xlpretrain
-from launcher.suite.definition import PairsTask
+from launcher.suite.definition import FinetuneTask, PairsTask
 from launcher.suite.jobs import Job
 from launcher.suite.pairs import accuracies
 from launcher.suite.subjects import find_subjects
@@ -26,11 +27,14 @@ def _request(job: Job) -> Request:
     return Request.of(job, keep_checkpoints=True, num_processes=1, max_restarts=0)
 
 
-@pytest.mark.parametrize("kind", ["transformer_xl", "albert"])
-def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(tmp_path: Path, tiny_dataset: Path, kind: str):
+@pytest.mark.parametrize(("kind", "within_word"), [("transformer_xl", True), ("albert", False), ("albert", True)])
+def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(
+    tmp_path: Path, tiny_dataset: Path, kind: str, within_word: bool
+):
     run = make_run(tmp_path / "runs", tiny_dataset, {"type": kind})
     (subject,), _ = find_subjects([str(run.path)])
     task = PairsTask(name="blimp", data=write_blimp(tmp_path / "blimp"), group="linguistics_term", batch_size=4)
+    task = task.model_copy(update={"within_word": within_word})
     job = Job(tmp_path / "out", subject, task, None)
     assert work(_request(job)) == 0
     found = job.read()
@@ -40,8 +44,9 @@ def test_minimal_pairs_are_scored_as_by_score_and_counted_by_group(tmp_path: Pat
         for line in path.read_text().splitlines()
     ]
     loaded = xlpretrain.load(run.path, device="cpu", precision="fp32")
+    hidden = within_word and kind == "albert"
     nats = [
-        [one.nats for one in loaded.log_likelihoods([pair[key] for pair in pairs])]
+        [one.nats for one in loaded.log_likelihoods([pair[key] for pair in pairs], within_word=hidden)]
         for key in ("sentence_good", "sentence_bad")
     ]
     right = np.array(nats[0]) > np.array(nats[1])
@@ -91,6 +96,14 @@ def test_the_f1_of_the_second_label_is_that_of_scikit_learn():
         expected = f1_score(truth, predicted, zero_division=0)
         assert second_f1({"confusion": confusion.tolist()}) == pytest.approx(expected)
     assert second_f1({"confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}) is None
+
+
+def test_random_weights_are_fine_tuned_from_no_checkpoint(tmp_path: Path, tiny_dataset: Path):
+    run = make_run(tmp_path / "runs", tiny_dataset, {"type": "bert"})
+    random, trained = find_subjects([f"{run.path}@random", str(run.path)])[0]
+    task = FinetuneTask(name="cls", **_files(tmp_path))
+    assert Job(tmp_path, random, task, 1).config().init_from is None
+    assert Job(tmp_path, trained, task, 1).config().init_from == trained.checkpoint
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path, tiny_dataset: Path):

@@ -236,7 +236,7 @@ def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, 
 
 
 def _predict(loaded: LoadedRun, data: Path) -> None:
-    predict(loaded.folder.path, data, None, step=None, precision=None)
+    predict(loaded.folder.path, data, None, step=None, precision=None, weights="trained")
 
 
 def _predicts_where_labels_are_unknown(
@@ -251,6 +251,7 @@ def _predicts_where_labels_are_unknown(
         None,
         step=None,
         precision=None,
+        weights="trained",
     )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6
@@ -262,6 +263,7 @@ def _predicts_where_labels_are_unknown(
         None,
         step=None,
         precision=None,
+        weights="trained",
     )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 6 and "6 of 6 examples have labels unknown" in err and "accuracy" not in err
@@ -272,6 +274,7 @@ def _predicts_where_labels_are_unknown(
         None,
         step=None,
         precision=None,
+        weights="trained",
     )
     assert "long.csv: 1 of 2 examples are longer than a sample" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="1 of 1 examples are longer than a sample"):

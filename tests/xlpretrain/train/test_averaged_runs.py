@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import commands
@@ -30,6 +31,10 @@ def test_a_run_is_evaluated_exported_and_trained_from_by_its_average(
     averaged, trained = (xlpretrain.load(path, weights=weights) for weights in ("average", "trained"))
     assert averaged.evaluate(config=averaged.config.eval).loss == pytest.approx(last["valid/loss_average"], rel=1e-6)
     assert trained.evaluate(config=trained.config.eval).loss == pytest.approx(last["valid/loss"], rel=1e-6)
+    (tmp_path / "text.txt").write_text("a b c d e f\n")
+    out, _ = commands.run("score", path, "--input", tmp_path / "text.txt", "--weights", "average")
+    (expected,) = xlpretrain.load(path, weights="average", precision="fp32").log_likelihoods(["a b c d e f"])
+    assert json.loads(out.splitlines()[0])["log_likelihood"] == pytest.approx(expected.nats, rel=1e-5)
     export(RunDir(path), tmp_path / "exported", weights="average")
     begun = ["name=begun", f"init_from={path}", "init_weights=average", "max_steps=1", "optimizer.lr=1e-30"]
     assert main([str(path / "config.yaml"), *begun, "optimizer.average=null", "schedule.total_steps=20"]) == 0

@@ -70,6 +70,20 @@ def test_means_deviations_and_what_is_missing(scores: Scores):
     assert scores.means["txl@200"].show() == "-"
 
 
+def test_random_weights_are_step_0_of_a_run_and_have_no_scores_of_pairs(tmp_path: Path):
+    config = SuiteConfig(tasks=(TASKS[0], TASKS[2]), num_seeds=1)
+    subjects = [Subject(Path("/runs/bert"), 0, ""), SUBJECTS[0]]
+    jobs = list(list_jobs(config, subjects, tmp_path))
+    assert [job.label for job in jobs] == ["bert@random/nli-seed-1", "bert@100/nli-seed-1", "bert@100/pairs"]
+    for job in jobs:
+        job.place.parent.mkdir(parents=True, exist_ok=True)
+        job.write({"": {"accuracy": 0.5}, "mm": {"accuracy": 0.5}})
+    found = collect(config, jobs, [])
+    assert found.cells[Row("pairs", "", "accuracy"), "bert@random"].show() == "-"
+    (points,) = curves_of(found, {subject.label: subject for subject in subjects})["nli (accuracy)"].values()
+    assert [step for step, _ in points] == [0, 100]
+
+
 def test_different_numbers_of_seeds_have_a_mean_without_a_deviation(tmp_path: Path):
     config = SuiteConfig(tasks=(TASKS[1].model_copy(update={"num_seeds": 1, "metrics": ()}), TASKS[0]), num_seeds=2)
     jobs = list(list_jobs(config, SUBJECTS[:1], tmp_path))

@@ -137,7 +137,7 @@ def test_files_that_cannot_be_learned_are_refused(tmp_path: Path, tiny_dataset: 
 def test_metrics_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     labels = ("a", "b", "c")
-    for case in range(100):
+    for case in range(1000):
         truth = rng.integers(2, size=(rng.integers(1, 12), 3)).astype(float)
         truth[:, case % 3] *= case % 2  # in half of the cases, a label does not occur
         found = np.round(rng.random(truth.shape), 1)  # with ties
