@@ -85,7 +85,7 @@ def test_a_run_without_stages_is_one_stage() -> None:
         ([{"until": {"step": 100}}, {}], ["stages.1", "raise max_steps from 100"]),
         ([{"until": {"step": 5}, "objective": {"seq_len": 512}}, {}], ["stages.0.", "512", "max_positions"]),
         ([{"until": {"step": 5}, "objective": {"seq": 5}}, {}], ["stages.0.objective.seq", "unknown key"]),
-        ([{"until": {"step": 5}, "objective": {"sentence_task": None}}, {}], ["stages.0.objective", "terms"]),
+        ([{"until": {"step": 5}, "objective": {"sentence_task": "none"}}, {}], ["stages.0.objective", "terms"]),
         ([{"until": {"step": 5}, "objective": {"type": "causal_lm"}}, {}], ["stages.0.objective"]),
         ([{"until": {"step": 5}, "model": BERT}, {}], ["stages.0.model", "unknown key"]),
         ([{"until": {"step": 5}, "tokenizer": {}}, {}], ["stages.0.tokenizer", "unknown key"]),
