@@ -119,8 +119,10 @@ class RunConfig(Section):
 
     def _stage_problems(self) -> Iterator[Problem]:
         """Yield what is wrong in the stages: the config of each is checked, and the ends of its ramps."""
+        if not self.stages:
+            return
         found = list(stage_problems(self.stages))
-        if self.stages and self.data.type != "corpus":
+        if self.data.type != "corpus":
             found.append(("stages", f"are for data of type corpus, got {self.data.type}"))
         data = self.model_dump(mode="json")
         for i, stage in enumerate(self.stages):
@@ -140,7 +142,7 @@ class RunConfig(Section):
                     ("data.weights", f"must be one for each corpus of data.train, {len(train)}, got {len(weights)}")
                 )
             found += [(f"stages.{i}.{path}", what) for path, what in dict.fromkeys(told)]
-        if self.stages and any(getattr(corpus, "max_epochs", None) for corpus in getattr(self.data, "train", ())):
+        if any(getattr(corpus, "max_epochs", None) for corpus in getattr(self.data, "train", ())):
             found.append(("stages", "cannot be combined with max_epochs of a corpus; remove either"))
         yield from found
 

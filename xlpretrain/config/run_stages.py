@@ -166,6 +166,8 @@ class _Parts:
                 end = self._end_by_tokens(i, first, until.tokens - tokens)
             else:
                 end = until.step if until.step is not None else round((until.fraction or 0) * steps)
+                if until.fraction is not None:
+                    end = max(min(end, steps - 1), 1)  # of a short trial, each stage has a step where possible
             tokens += self._tokens(i, first, end)
             found.append(end)
         return found

@@ -64,10 +64,12 @@ class Totals:
     checkpoint_write_s: float
     disk_bytes: int
     """All checkpoints that are on the disk at once."""
+    planned_steps: float | None
+    """The same number of tokens in steps of the stage that is planned; `steps` without stages."""
 
     def hours(self, step: StepTime) -> float | None:
         """Time of all steps, without evaluations and starts."""
-        return None if self.steps is None else self.steps * step.seconds / 3600
+        return None if self.planned_steps is None else self.planned_steps * step.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def plan_run(
         config = RunStages.of(whole).largest
         notes.append(
             f"stages: planned is the one with the longest samples, {config.objective.seq_len} tokens, and"
-            f" {config.global_batch_size} samples a step"
+            f" {config.global_batch_size} samples a step; the time of the run is that of its tokens in such steps"
         )
     if config.global_batch_size < cluster.num_devices:
         raise ConfigError(
@@ -185,7 +187,7 @@ def plan_run(
         largest_micro_batch=largest,
         step=step,
         flops_per_step=flops * objective.seq_len * config.global_batch_size,
-        totals=_totals(whole, data, model, disk_rate),
+        totals=_totals(whole, config, data, model, disk_rate),
         notes=tuple(notes),
     )
 
@@ -240,20 +242,25 @@ def _note_engine(config: RunConfig, device: Device, notes: list[str]) -> None:
         notes.append("engine.attention=fused: planned as sdpa")
 
 
-def _totals(config: RunConfig, data: DataSplits | None, model: PretrainingModel, disk_rate: float) -> Totals:
+def _totals(
+    config: RunConfig, planned: RunConfig, data: DataSplits | None, model: PretrainingModel, disk_rate: float
+) -> Totals:
+    """The totals of a run. planned: the config of the stage whose steps are planned."""
     steps, epochs = config.max_steps, config.max_epochs
     if steps is None and config.max_tokens is not None:
         steps = math.ceil(config.max_tokens / config.tokens_per_step)
     if data is not None and steps is not None:
         epochs = data_rules.make_training_samples(config, data.train).passes(steps)
+    tokens = None if steps is None else RunStages.of(config).tokens(steps)
     size = checkpoint_bytes(config, model)
     return Totals(
         steps=steps,
-        tokens=None if steps is None else RunStages.of(config).tokens(steps),
+        tokens=tokens,
         epochs=epochs,
         checkpoint_bytes=size,
         checkpoint_write_s=size / disk_rate,
         disk_bytes=size * (config.checkpoint.keep + 1),  # the next one is written before the oldest is removed
+        planned_steps=tokens / planned.tokens_per_step if config.stages and tokens is not None else steps,
     )
 
 

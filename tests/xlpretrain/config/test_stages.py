@@ -157,7 +157,7 @@ def test_a_ramp_begins_at_the_value_before_it() -> None:
 
 
 def test_tokens_and_fractions_are_solved_over_stages_of_different_size() -> None:
-    short = {"objective": {"seq_len": 32}}  # 29 new tokens of 8 samples; of 128: 125
+    short = {"objective": {"seq_len": 32}}
     config = config_of([{"until": {"tokens": 1000}, **short}, {}], max_steps=None, max_tokens=4001)
     resolved = resolved_without_data(config)
     stages = RunStages.of(resolved)
@@ -169,6 +169,16 @@ def test_tokens_and_fractions_are_solved_over_stages_of_different_size() -> None
     )
     assert half.max_steps is not None and RunStages.of(half).firsts[1] == round(half.max_steps / 2)
     assert RunStages.of(half).tokens(half.max_steps - 1) < 10**6 <= RunStages.of(half).tokens(half.max_steps)
+
+
+def test_of_a_short_trial_each_stage_has_a_step() -> None:
+    stages = [{"until": {"fraction": 0.9}, "objective": {"seq_len": 32}}, {}]
+    assert [RunStages.of(resolved_without_data(config_of(stages, max_steps=n))).firsts[1] for n in (2, 3, 9)] == [
+        1,
+        2,
+        8,
+    ]
+    assert "has no steps" in report(stages, max_steps=1)
 
 
 def test_fractions_stay_as_they_were_resolved_first(tiny_dataset: Path) -> None:
