@@ -16,7 +16,6 @@ import torch
 from commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
 from imported_runs import make_run
 from labelled_files import PLAIN, _files, _pairs, _write
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 import xlpretrain
 from launcher.cli.actions.finetune import predict
@@ -170,19 +169,34 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, tiny_dataset: Path):
     assert list(objective.model_copy(update={"seq_len": fits}).data_notes(train)) == []
 
 
-def test_figures_are_those_of_scikit_learn():
+@pytest.mark.parametrize("num_cases", [50, pytest.param(1000, marks=pytest.mark.full)])
+def test_figures_are_those_of_their_formulas(num_cases: int):
+    """Random cases, with ties, labels that do not occur, and predictions that are all the same."""
     rng = np.random.default_rng(0)
-    for labels in (("n", "y"), ("a", "b", "c")):
-        probabilities = rng.dirichlet(np.ones(len(labels)), 200)
-        truth = [labels[i] for i in rng.integers(len(labels), size=200)]
-        figures = ClassMetrics.compute(truth, probabilities, labels)
-        predicted = [labels[i] for i in probabilities.argmax(1)]
-        assert figures.accuracy == accuracy_score(truth, predicted)
-        assert figures.macro_f1 == f1_score(truth, predicted, average="macro")
-        scores = probabilities[:, 1] if len(labels) == 2 else probabilities
-        assert figures.roc_auc == roc_auc_score(truth, scores, multi_class="ovr")
-        assert figures.confusion == confusion_matrix(truth, predicted).tolist()
-    assert ClassMetrics.compute(["n"], np.array([[0.6, 0.4]]), ("n", "y")).roc_auc is None
+    for case in range(num_cases):
+        labels = ("a", "b", "c")[: 2 + case % 2]
+        truth = rng.integers(1 if case % 10 == 0 else len(labels), size=rng.integers(1, 30))
+        probabilities = np.round(rng.dirichlet(np.ones(len(labels)), len(truth)), 1 if case % 3 else 9)
+        probabilities[:, 0] += case % 7 == 0  # all predictions are the first label
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        figures = ClassMetrics.compute([labels[i] for i in truth], probabilities, labels)
+        confusion = np.zeros((len(labels), len(labels)))
+        np.add.at(confusion, (truth, probabilities.argmax(axis=1)), 1)
+        right, given, wanted = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+        assert figures.confusion == confusion.tolist()
+        assert figures.accuracy == pytest.approx(right.sum() / len(truth), abs=1e-12)
+        assert figures.macro_f1 == pytest.approx(np.mean(2 * right / np.maximum(given + wanted, 1)), abs=1e-12)
+        squares = (len(truth) ** 2 - given @ given) * (len(truth) ** 2 - wanted @ wanted)
+        correlation = (right.sum() * len(truth) - given @ wanted) / np.sqrt(squares) if squares else None
+        assert figures.matthews == (None if correlation is None else pytest.approx(correlation, abs=1e-12))
+        areas = [_area(truth == label, probabilities[:, label]) for label in range(len(labels)) if wanted.all()]
+        assert figures.roc_auc == (pytest.approx(np.mean(areas), abs=1e-12) if areas else None)
+
+
+def _area(is_label: np.ndarray, scores: np.ndarray) -> float:
+    """The share of pairs of an example with the label and one without that are in order; ties count half."""
+    above = scores[is_label][:, None] - scores[~is_label][None]
+    return float(np.mean((above > 0) + (above == 0) / 2))
 
 
 def test_a_classifier_from_the_command_line(tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]):

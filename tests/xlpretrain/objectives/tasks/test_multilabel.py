@@ -134,10 +134,11 @@ def test_files_that_cannot_be_learned_are_refused(tmp_path: Path, tiny_dataset: 
     assert not (tmp_path / "runs" / "tuned").exists()
 
 
-def test_metrics_are_those_of_scikit_learn():
+@pytest.mark.parametrize("num_cases", [50, pytest.param(1000, marks=pytest.mark.full)])
+def test_metrics_are_those_of_scikit_learn(num_cases: int):
     rng = np.random.default_rng(0)
     labels = ("a", "b", "c")
-    for case in range(1000):
+    for case in range(num_cases):
         truth = rng.integers(2, size=(rng.integers(1, 12), 3)).astype(float)
         truth[:, case % 3] *= case % 2  # in half of the cases, a label does not occur
         found = np.round(rng.random(truth.shape), 1)  # with ties

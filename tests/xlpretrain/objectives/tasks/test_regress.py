@@ -31,11 +31,13 @@ def _dataset(path: Path, tokenizer: Path, targets: list[object]) -> LabelledData
     return LabelledDataset.open(path, load_tokenizer(tokenizer), text=("text",), label="label")
 
 
-def test_metrics_are_those_of_scipy(tmp_path: Path, tiny_tokenizer: Path):
+@pytest.mark.parametrize("num_cases", [50, pytest.param(1000, marks=pytest.mark.full)])
+def test_metrics_are_those_of_scipy(tmp_path: Path, tiny_tokenizer: Path, num_cases: int):
     rng = np.random.default_rng(0)
-    for case in range(20):
-        targets = np.round(rng.normal(size=30), 1 if case % 2 else 6)  # with ties and without
-        found = list(targets + rng.normal(size=30))
+    for case in range(num_cases):
+        number = int(rng.integers(3, 30))
+        targets = np.round(rng.normal(size=number), 1 if case % 2 else 6)  # with ties and without
+        found = list(targets + np.round(rng.normal(size=number), case % 3))
         data = _dataset(tmp_path / "data.csv", tiny_tokenizer, list(targets))
         assert TASK.metrics(data, found) == {
             "pearson": pytest.approx(pearsonr(targets, found).statistic, abs=1e-12),
