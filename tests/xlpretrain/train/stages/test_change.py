@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import plugins
 import pytest
 import torch
 from branched_runs import train_trunk
@@ -61,12 +62,74 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
+READS = """
+from typing import Literal
+
+import torch
+
+from xlpretrain.train.callbacks.base import Callback, CallbackConfig, CallbackContext, RollBack
+
+
+class ReadsConfig(CallbackConfig):
+    type: Literal["reads"] = "reads"
+    roll_back_at: int = 0
+
+    def build(self, context: CallbackContext):
+        return Reads(self, context)
+
+
+class Reads(Callback):
+    def __init__(self, config, context):
+        self.context, self.at = context, config.roll_back_at
+        self.counts = torch.zeros(len(context.streams), dtype=torch.int64)
+
+    def after_forward(self, micro_batch, loss):
+        for stream in micro_batch.streams:
+            self.counts[self.context.streams.index(stream)] += 1
+
+    def agreed(self, step, sums):
+        at, self.at = self.at, self.at if step != self.at else 0
+        return RollBack("the test says so", skip_before=3) if step == at and at else None
+
+    def stream_state(self):
+        return self.counts
+
+    def load_stream_state(self, state):
+        self.counts = state.clone()
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["transformer_xl", "transformer_xl, fewer streams"])
+def test_states_of_streams_and_a_rollback_cross_the_boundary(
+    recipe: str, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins.install(tmp_path, "reads", {"reads.py": READS}, {"callback.reads": "reads:ReadsConfig"})
+    with plugins.on_path(tmp_path, monkeypatch):
+        callbacks = [{"type": "reads", "roll_back_at": 6}]
+        whole = staged(tmp_path, tiny_dataset, recipe, callbacks=callbacks, checkpoint={"every_steps": 2, "keep": 9})
+        printed = capsys.readouterr().out
+        assert "step 6: the test says so; rolled back to step 2, skipping the data of steps 2 to 5" in printed
+        assert printed.count("step 4: next stage: ") == 2
+        sizes = [keys["global_batch_size"] for keys in RECIPES[recipe][1:]]
+        with Checkpoint(whole / "checkpoints" / checkpoint_name(END)) as checkpoint:
+            counts = checkpoint.read_stream_state("reads", range(max(sizes)))
+        assert counts.tolist() == [4 * sum(stream < size for size in sizes) for stream in range(max(sizes))]
+        child, _ = fork(RunDir(whole), step=4, name="child", overrides=["callbacks=[{type: reads}]"])
+        assert main([str(child.config)]) == 0
+        expected = {at: row for at, row in commands.curve(whole).items() if at > 4}
+        assert commands.curve(child.path) == expected
+        assert_equal(saved(child.path), saved(whole))
+
+
 @pytest.fixture(autouse=True)
 def one_thread_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", ["transformer_xl", *(pytest.param(name, marks=pytest.mark.full) for name in list(RECIPES)[1:])]
+)
 def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
     recipe: str, tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +174,7 @@ def test_a_run_crosses_its_boundary_on_other_numbers_of_ranks(
     torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
     step: int, tmp_path: Path, tiny_dataset: Path
