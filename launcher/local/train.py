@@ -37,7 +37,7 @@ def start_training(settings: RunConfig, options: StartOptions, *, stopped_before
     stopped_before: clear an earlier `xlpretrain stop`.
     """
     outlive_console()
-    num_processes = options.num_processes or torchrun.default_num_processes(settings.global_batch_size)
+    num_processes = options.num_processes or torchrun.default_num_processes(settings.smallest_batch)
     settings, data, _ = resolve_run(settings, world_size=num_processes, allow_recipe_change=options.allow_recipe_change)
     folder = settings.folder
     if stopped_before:

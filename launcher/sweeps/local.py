@@ -56,7 +56,7 @@ def _check(settings: Sequence[RunConfig], options: StartOptions, num_processes: 
     """Raise `ConfigError` with the problems of all runs."""
     problems = []
     for each in settings:
-        world_size = num_processes or torchrun.default_num_processes(each.global_batch_size)
+        world_size = num_processes or torchrun.default_num_processes(each.smallest_batch)
         try:
             resolve_run(each, world_size=world_size, allow_recipe_change=options.allow_recipe_change)
             outcome.refuse_if_stopped(each.folder)

@@ -29,7 +29,10 @@ from xlpretrain.checkpoint.files import (
 from xlpretrain.checkpoint.reader import check_resumable, fingerprint
 from xlpretrain.checkpoint.train_state import best_step
 from xlpretrain.config import data_rules, origin, run_config
+from xlpretrain.config.resume_rules import changes_stage
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.config.run_stages import RunStages
+from xlpretrain.config.stages import STAGE_KEYS, StageConfig
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.run_dir.layout import Branch, RunDir
@@ -45,8 +48,9 @@ def fork(
     Args:
         step: of the checkpoint to begin from (default: the newest).
         runs_dir: default: the parent's.
-        overrides: `key=value` changes: what a resume may change, schedule, and optimizer but for its type. If the
-            parent's schedule ends with the run, a new length moves its end unless `schedule.total_steps` is given.
+        overrides: `key=value` changes: what a resume may change, schedule, optimizer but for its type, and what a
+            stage may change, which then begins a new stage. If the parent's schedule ends with the run, a new length
+            moves its end unless `schedule.total_steps` is given.
 
     Returns:
         The folder, and notes for the user.
@@ -58,10 +62,10 @@ def fork(
     folder = RunDir(runs_dir / name)
     refuse_existing(folder)
     begun = run_config.load(parent.config)
-    config, data, changed = _changed(parent, begun, overrides)
-    child = moved_to(config, name=name, runs_dir=runs_dir)
     newest = [parse_step(path) or 0 for path in list_checkpoints(parent.checkpoints)][:1]
     [source] = find_checkpoints(parent, newest if step is None and newest else [step or 0])
+    config, data, changed = _changed(parent, begun, overrides, step=parse_step(source) or 0)
+    child = moved_to(config, name=name, runs_dir=runs_dir)
     manifest = _check(source, child, vocab_size=data.tokenizer.vocabulary.size)
     assert child.max_steps is not None, "resolved"
     if manifest.step >= child.max_steps:
@@ -85,7 +89,7 @@ def fork(
 
 
 def _changed(
-    parent: RunDir, begun: RunConfig, overrides: Sequence[str]
+    parent: RunDir, begun: RunConfig, overrides: Sequence[str], *, step: int
 ) -> tuple[RunConfig, DataSplits, Mapping[str, Any]]:
     """The resolved config of a fork at its parent's place, its data, and the changed keys. Raises `XLPretrainError`."""
     keys = [override.partition("=")[0].strip() for override in overrides]
@@ -95,6 +99,8 @@ def _changed(
         overrides = ["schedule.total_steps=null", *overrides]
     place = {"runs_dir": parent.path.absolute().parent, "name": parent.path.absolute().name}
     config = run_config.load(parent.config, overrides)
+    if keys := changes_stage(begun, config):
+        config = schema.validate(RunConfig, _with_past(begun, config, keys, step=step), str(parent.path))
     data = origin.open_data(config, parent)
     config.objective.check_data(data.train.manifests, data.valid)
     endless = begun.schedule.model_copy(update={"total_steps": None})
@@ -103,6 +109,41 @@ def _changed(
     changes = origin.check_resume(begun, config, data, allow_recipe_change=True, forking=True)
     data_rules.validate_data(config, data.train, 1)
     return config, data, dict(changes)
+
+
+def _with_past(begun: RunConfig, config: RunConfig, keys: Sequence[str], *, step: int) -> dict[str, Any]:
+    """The config of a fork as data, with what its parent has trained until `step` as the first stages.
+
+    Raises `ConfigError` if the parent has a stage after `step`, or is in a ramp there.
+    """
+    told = ", ".join(keys)
+    if any(key.split(".")[0] == "stages" for key in keys):
+        raise ConfigError(f"stages: a fork keeps its parent's; set {', '.join(STAGE_KEYS)} for what follows them")
+    begins = [0, *(stage.until.step or 0 for stage in begun.stages[:-1] if stage.until is not None)]
+    if step < begins[-1]:
+        raise ConfigError(
+            f"{told}: a fork can change what its parent's last stage trains on, which begins at step {begins[-1]:,};"
+            f" fork from a checkpoint of that step or later (--step), got step {step:,}"
+        )
+    before, past = begun.model_dump(mode="json"), []
+    train = before["data"]["train"]
+    weights = [corpus["weight"] for corpus in train] if isinstance(train, list) else [1.0]
+    for stage in begun.stages or (StageConfig(),):
+        of_stage = stage.model_dump(mode="json")
+        end = (stage.until.step if stage.until is not None else None) or step
+        of_stage["until"] = {"step": end}
+        of_parent = {key: value for key, value in before["objective"].items() if key != "type"}
+        of_stage["objective"] = of_parent | stage.objective
+        of_stage["global_batch_size"] = stage.global_batch_size or (
+            None if "global_batch_size" in stage.ramp else begun.global_batch_size
+        )
+        of_stage["data"] = {"weights": of_stage["data"]["weights"] or weights}
+        for key in stage.ramp:
+            of_stage["objective"].pop(key.partition(".")[2], None)
+        past.append(of_stage)
+    if step == begins[-1] and step:
+        past.pop()
+    return config.model_dump(mode="json") | {"stages": [*past, {}]}
 
 
 def _check(source: Path, config: RunConfig, *, vocab_size: int) -> CheckpointManifest:
@@ -153,7 +194,8 @@ def _share(source: Path, target: Path) -> None:
 def _notes(folder: RunDir, branch: Branch, begun: RunConfig, config: RunConfig) -> list[str]:
     notes = [f"{folder.path}: forked from {branch.run}, step {branch.step:,} of {config.max_steps:,}"]
     notes += [f"changed: {key}: {before!r} -> {now!r}" for key, (before, now) in branch.changed.items()]
-    before, now = (each.optimizer.lr * each.schedule.factor(branch.step) for each in (begun, config))
+    stages = (RunStages.of(each).at(branch.step) for each in (begun, config))
+    before, now = (each.optimizer.lr * each.schedule.factor(branch.step) for each in stages)
     if now != before:
         notes.append(f"the learning rate of the next step is {now:.4g}; the parent's was {before:.4g}")
     return notes

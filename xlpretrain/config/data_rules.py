@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.mixture import Mixture, MixtureSamples
-from xlpretrain.data.samples import TrainSamples
+from xlpretrain.config.run_stages import RunStages, resolve_stages
+from xlpretrain.data.config import CorpusDataConfig
+from xlpretrain.data.mixture import Mixture, MixtureSamples, SampleFactory
+from xlpretrain.data.samples import CorpusSamples, TrainSamples
+from xlpretrain.data.stages.samples import StageData, StagedSamples
 from xlpretrain.errors import ConfigError
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives.base import Objective, StreamGroup
 from xlpretrain.objectives.mixed.samples import GroupedSamples
 from xlpretrain.schema import Problem
 
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
-    """Training samples of a run's streams. Raises `DataError`."""
-    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    samples = []
-    for group in groups:
-        make = partial(
-            group.objective.training_samples,
-            mem_len=group.mem_len,
-            num_streams=len(group.streams),
-            shuffle_blocks=config.data.shuffle_blocks,
-        )
-        samples.append(train.samples(make, seed=group.seed(config.seed)))
+    """Training samples of a run's streams, of a resolved config if it has stages. Raises `DataError`."""
+    if config.stages:
+        return _staged_samples(RunStages.of(config), train)
+    groups = _groups(config)
+    samples = [train.samples(_factory(config, group), seed=group.seed(config.seed)) for group in groups]
     return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
+
+
+def _groups(config: RunConfig) -> Sequence[StreamGroup]:
+    return config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+
+
+def _factory(config: RunConfig, group: StreamGroup) -> SampleFactory:
+    return partial(
+        group.objective.training_samples,
+        mem_len=group.mem_len,
+        num_streams=len(group.streams),
+        shuffle_blocks=config.data.shuffle_blocks,
+    )
+
+
+def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
+    """The samples of stages; those with the same objective share theirs."""
+    made: list[tuple[Objective, list[CorpusSamples]]] = []
+    found = []
+    for first, config in zip(stages.firsts, stages.configs, strict=True):
+        assert isinstance(config.data, CorpusDataConfig), "checked"
+        parts = next((parts for objective, parts in made if objective == config.objective), None)
+        if parts is None:
+            (group,) = _groups(config)
+            parts = train.parts(_factory(config, group), seed=config.seed)
+            made.append((config.objective, parts))
+        weights = [corpus.weight for corpus in config.data.train]
+        found.append(StageData(first, parts, weights, config.global_batch_size, config.objective.new_tokens))
+    return StagedSamples([] if train.is_one_dataset else [corpus.name for corpus in train.corpora], found)
 
 
 def flops_per_step(config: RunConfig, model: PretrainingModel) -> float:
     """Matrix-product FLOPs of forward and backward of a step of a run's model."""
     found = 0.0
-    for group in config.objective.stream_groups(config.global_batch_size, config.model.mem_len):
+    for group in _groups(config):
         objective = group.objective
         per_token = model.flops_per_token(objective.seq_len, group.mem_len, objective.num_predictions)
         found += len(group.streams) * objective.seq_len * per_token
@@ -46,8 +73,12 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
     begun: config of the started run, if any: if not set, the end of the schedule and the kind of sentence pairs are
         taken from it, and `micro_batch_size` if it is auto.
     """
-    steps = config.max_steps
-    if config.max_tokens is not None:
+    steps, stages = config.max_steps, config.stages
+    if stages:
+        steps, stages = resolve_stages(
+            config, begun, steps_per_epoch=lambda each: make_training_samples(each, train).steps_per_epoch
+        )
+    elif config.max_tokens is not None:
         steps = -(-config.max_tokens // config.tokens_per_step)
     elif config.max_epochs is not None:
         steps = max(1, round(config.max_epochs * make_training_samples(config, train).steps_per_epoch))
@@ -58,6 +89,7 @@ def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None
             "max_steps": steps,
             "max_tokens": None,
             "max_epochs": None,
+            "stages": stages,
             "micro_batch_size": begun.micro_batch_size
             if begun is not None and config.micro_batch_size == "auto"
             else config.micro_batch_size,
@@ -88,13 +120,10 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
         found += [(f"optimizer.{path}", what) for path, what in config.optimizer.name_problems(names)]
     if config.data.type == "corpus":
         found += _length_problems(config, train)
-    if config.global_batch_size < world_size:
-        found.append(
-            (
-                "global_batch_size",
-                f"must be at least the number of ranks, {world_size}, got {config.global_batch_size}",
-            )
-        )
+    smallest = config.smallest_batch
+    if smallest < world_size:
+        ranks = f"the number of ranks{' in all stages' if config.stages else ''}, {world_size}"
+        found.append(("global_batch_size", f"must be at least {ranks}, got {smallest}"))
     if found:
         raise ConfigError(schema.format_problems(config.name, found))
 
@@ -103,7 +132,8 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
     """Yield a problem if the data is too short for one step or, given max_epochs, for all steps."""
     single = train.is_one_dataset
     for index, corpus in enumerate(train.corpora):
-        data, needed = corpus.manifest, config.tokens_per_step if single else 1
+        largest = max(each.tokens_per_step for each in RunStages.of(config).configs)
+        data, needed = corpus.manifest, largest if single else 1
         if data.num_blocks * data.block_tokens < needed:
             yield (
                 "data.train" if single else f"data.train.{index}",
@@ -111,7 +141,7 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 f" {data.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
             return
-    if single:
+    if single or config.stages:
         return
     mixtures = [group for group in make_training_samples(config, train).groups if isinstance(group, MixtureSamples)]
     ends = [mixture.num_steps for mixture in mixtures if mixture.num_steps is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -40,11 +41,20 @@ Changes = Mapping[str, tuple[Any, Any]]
 """Changed keys: their values in the previous attempt, and now."""
 
 _RECIPE = ("optimizer", "schedule")
-_FIXED_IN_FORKS = ("optimizer.type",)
+_STAGED = re.compile(r"objective\..*|global_batch_size|data\.train\.\d+\.weight|stages(\..*)?")
+"""Keys by which a fork may begin a new stage."""
+_FIXED_IN_FORKS = ("optimizer.type", "objective.type")
 _ADVICE_FOR_FORKS = (
-    "a fork goes on with its parent's model, tokenizer, data, objective, batch size, seed and type of optimizer; for"
-    " others, start a new run from its weights (init_from)"
+    "a fork goes on with its parent's model, tokenizer, data, seed, and types of objective and optimizer; for others,"
+    " start a new run from its weights (init_from)"
 )
+
+
+def changes_stage(old: RunConfig, new: RunConfig) -> list[str]:
+    """The changed keys that make a fork begin a new stage: what it reads, and how it trains on it."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    changed = (key for key in {**before, **after} if before.get(key) != after.get(key))
+    return [key for key in changed if _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS]
 
 
 def check_resume(
@@ -73,7 +83,13 @@ def check_resume(
     changed = [key for key in changed if key not in ("runs_dir", "name")]
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
     same = {key for key in now if was.get(key, now[key]) == now[key] and before.get(key) is not None}
-    refused = [key for key in changed if key not in same and not {key, key.split(".")[0]} & set(allowed)]
+    refused = [
+        key
+        for key in changed
+        if key not in same
+        and not {key, key.split(".")[0]} & set(allowed)
+        and not (forking and _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS)
+    ]
     refused += [key for key in _FIXED_IN_FORKS if forking and key in changed]
     refused += [key for key in now if key not in changed and key not in same]
     if refused:

@@ -12,6 +12,7 @@ from pydantic import Field
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
 from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, ProfileConfig, SpikeConfig, StopConfig
+from xlpretrain.config.stages import MAX_VALUES, RAMPS, StageConfig, merged, ramp_length, stage_problems
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -49,7 +50,7 @@ class RunConfig(Section):
     init_weights: Literal["trained", "average"] = "trained"
     """Weights of init_from to begin with: those that were trained, or their moving average (optimizer.average)."""
     global_batch_size: int = Field(16, gt=0)
-    """Samples per step, which is also the number of streams. Cannot change during a run."""
+    """Samples per step, which is also the number of streams. Changes during a run only by `stages`."""
     micro_batch_size: Annotated[int | Literal["auto"], CountOr("auto")] = 8
     """Maximum samples per forward pass of a rank. Determines the number of gradient accumulation steps. auto: the
     largest that fits into memory, found and tried when the run starts; resuming it keeps the number."""
@@ -59,6 +60,9 @@ class RunConfig(Section):
     """Tokens to train for."""
     max_epochs: float | None = Field(None, gt=0)
     """Passes over the training split."""
+    stages: tuple[StageConfig, ...] = ()
+    """Parts of the run with other values of some keys: [{until: {...}, objective: {seq_len: ...}}, ..., {}]. The run's
+    own keys hold where a stage says nothing, and for evaluations and all later uses of the model."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
@@ -95,6 +99,50 @@ class RunConfig(Section):
         yield from self.objective.model_problems(self.model)
         yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
         yield from self.model.run_problems(seq_len=self.objective.seq_len)
+        yield from self._stage_problems()
+
+    def ramp_start(self, stage: int, key: str) -> float:
+        """The value of a key at the start of its ramp in a stage: given, or the one that holds just before."""
+        ramp = self.stages[stage].ramp[key]
+        if ramp.start is not None:
+            return ramp.start
+        if stage:
+            before = self.stages[stage - 1]
+            if key in before.ramp:
+                return before.ramp[key].stop
+            if (value := before.value(key)) is not None:
+                return float(value)
+        section, _, name = key.rpartition(".")
+        return float(getattr(self.objective if section else self, name, None) or ramp.stop)
+
+    def _stage_problems(self) -> Iterator[Problem]:
+        """Yield what is wrong in the stages: the config of each is checked, and the ends of its ramps."""
+        if not self.stages:
+            return
+        found = list(stage_problems(self.stages))
+        if self.data.type != "corpus":
+            found.append(("stages", f"are for data of type corpus, got {self.data.type}"))
+        data = self.model_dump(mode="json")
+        for i, stage in enumerate(self.stages):
+            starts = {key: self.ramp_start(i, key) for key in stage.ramp if key in RAMPS}
+            ends = {key: stage.ramp[key].stop for key in starts}
+            for key, start in starts.items():
+                if (length := ramp_length(stage.ramp[key], start=start)) > MAX_VALUES:
+                    what = f"would take {length:,} values, at most {MAX_VALUES:,} can be; raise multiple_of"
+                    found.append((f"stages.{i}.ramp.{key}", what))
+            told: list[Problem] = []
+            for values in (starts, ends):
+                whole = {key: value if key == "objective.mask_rate" else int(value) for key, value in values.items()}
+                told += _problems_of_stage(self, merged(data, stage.changes() | whole))
+            weights, train = stage.data.weights, getattr(self.data, "train", ())
+            if weights is not None and len(weights) != len(train):
+                told.append(
+                    ("data.weights", f"must be one for each corpus of data.train, {len(train)}, got {len(weights)}")
+                )
+            found += [(f"stages.{i}.{path}", what) for path, what in dict.fromkeys(told)]
+        if any(getattr(corpus, "max_epochs", None) for corpus in getattr(self.data, "train", ())):
+            found.append(("stages", "cannot be combined with max_epochs of a corpus; remove either"))
+        yield from found
 
     def eval_mem_len(self, settings: EvalConfig) -> int:
         """Memory length of an evaluation, in positions."""
@@ -156,9 +204,40 @@ class RunConfig(Section):
             return [name for name, _ in self.build_model(vocab_size).named_parameters()]
 
     @property
+    def smallest_batch(self) -> int:
+        """The smallest global_batch_size of any stage."""
+        found = [stage.global_batch_size or self.global_batch_size for stage in self.stages]
+        for i, stage in enumerate(self.stages):
+            if (ramp := stage.ramp.get("global_batch_size")) is not None:
+                found[i] = int(min(self.ramp_start(i, "global_batch_size"), ramp.stop))
+        return min(found, default=self.global_batch_size)
+
+    @property
     def tokens_per_step(self) -> int:
-        """New tokens per step, over all ranks."""
+        """New tokens per step, over all ranks, where no stage says otherwise (`RunStages`)."""
         return self.objective.tokens_per_step(self.global_batch_size)
+
+
+def _problems_of_stage(run: RunConfig, data: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the config of a stage. data: as merged with its changes."""
+    checked = run.model_copy(update={"stages": ()})
+    known = {f"{path} {what}" for path, what in checked.problems()}
+    try:
+        made = schema.validate(RunConfig, data, "")
+    except ConfigError as error:
+        lines = (line.strip().partition(" ") for line in str(error).splitlines()[1:])
+        yield from ((path, what.strip()) for path, _, what in lines if f"{path} {what.strip()}" not in known)
+        return
+    for name in ("type", "terms", "weights", "bidirectional_streams"):
+        before, now = getattr(run.objective, name), getattr(made.objective, name)
+        if before != now:
+            yield (
+                "objective",
+                f"changes the {name.replace('_', ' ')} of the objective from {before!r} to {now!r}; a stage keeps the"
+                " model, its losses and its kind of streams",
+            )
+    if run.objective.type == "mixed":
+        yield "objective", "stages of a mixed objective are not supported"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

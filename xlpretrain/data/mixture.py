@@ -108,18 +108,24 @@ class Mixture:
 
         All corpora are read in blocks of the smallest block size among them, so that all visits have the same length.
         """
-        smallest = min(manifest.block_tokens for manifest in self.manifests)
+        parts = self.parts(make, seed=seed)
         if self.is_one_dataset:
-            return make(self.manifests[0], seed=seed, block_tokens=smallest)
-        parts = [
-            make(manifest, seed=hash_ints(seed, i), block_tokens=smallest) for i, manifest in enumerate(self.manifests)
-        ]
+            return parts[0]
         limits = [
             None if corpus.max_epochs is None else max(int(corpus.max_epochs * part.order.num_visits), 1)
             for corpus, part in zip(self.corpora, parts, strict=True)
         ]
         schedule = MixtureSchedule([corpus.weight for corpus in self.corpora], limits)
         return MixtureSamples([corpus.name for corpus in self.corpora], parts, schedule)
+
+    def parts(self, make: SampleFactory, *, seed: int) -> list[CorpusSamples]:
+        """The samples of each corpus alone."""
+        smallest = min(manifest.block_tokens for manifest in self.manifests)
+        if self.is_one_dataset:
+            return [make(self.manifests[0], seed=seed, block_tokens=smallest)]
+        return [
+            make(manifest, seed=hash_ints(seed, i), block_tokens=smallest) for i, manifest in enumerate(self.manifests)
+        ]
 
     def token_counts(self) -> np.ndarray:
         """Frequency of each token, weighted like the corpora. Reads the whole dataset."""

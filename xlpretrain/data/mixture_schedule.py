@@ -39,15 +39,22 @@ class MixtureSchedule:
     """Assigns the visits 0, 1, 2, ... to corpora by weight, with constant-time access to any visit.
 
     Of the first k visits after a corpus was exhausted, a corpus with share w gets more than k * w - 1 and fewer than
-    k * w + 1, for every k. A corpus is exhausted when it reaches its limit; the others then divide its share.
+    k * w + 1, for every k. A corpus is exhausted when it reaches its limit; the others then divide its share. Weights
+    may change at given visits; then k counts from the change.
 
     Attributes:
         shares: the share of each corpus while none is exhausted.
         exhausted_at: pairs (first visit without it, corpus), in order.
     """
 
-    def __init__(self, weights: Sequence[float], limits: Sequence[int | None]):
-        """limits: maximum number of visits of each corpus, or None."""
+    def __init__(
+        self,
+        weights: Sequence[float],
+        limits: Sequence[int | None],
+        changes: Sequence[tuple[int, Sequence[float]]] = (),
+    ):
+        """limits: maximum number of visits of each corpus, or None. changes: first visits of other weights."""
+        coming = [(visit, integer_weights(others)) for visit, others in changes]
         whole = integer_weights(weights)
         self.shares = [weight / sum(whole) for weight in whole]
         self.exhausted_at: list[tuple[int, int]] = []
@@ -57,6 +64,10 @@ class MixtureSchedule:
             phase = _phase(first, [w if i in left else 0 for i, w in enumerate(whole)], before)
             self._phases.append(phase)
             ends = {i: phase.visit_of(i, limit - 1) + 1 for i in left if (limit := limits[i]) is not None}
+            if coming and (not ends or coming[0][0] <= min(ends.values())):
+                (first, whole), *coming = coming
+                before = self.counts(first)
+                continue
             if not ends:
                 break
             corpus = min(ends, key=lambda i: ends[i])

@@ -183,6 +183,20 @@ class Shuffled(Order):
         chunk, offset = divmod(index, _CHUNK)
         return self._cached_positions(epoch, chunk)[offset]
 
+    def next_window_after(self, number: int, before: Shuffled) -> tuple[int, int]:
+        """The visit with which this order goes on after the first `number` visits of `before`, over the same blocks.
+
+        It is the first one of the next window of blocks of the same epoch, or the next one of all if all samples of
+        the blocks are the same. Also returns how many visits of `before` are skipped.
+        """
+        if np.array_equal(self.samples_of_block, before.samples_of_block):
+            return number, 0
+        epoch, index = divmod(number, before.num_samples)
+        (_, theirs), (_, ours) = before._cached_epoch(epoch), self._cached_epoch(epoch)
+        windows = np.append(np.arange(0, len(self.samples_of_block), self.window_blocks), len(self.samples_of_block))
+        first = windows[theirs[windows].searchsorted(index)]
+        return epoch * self.num_samples + int(ours[first]), int(theirs[first]) - index
+
     def _find_positions(self, epoch: int, chunk: int) -> list[BlockPosition]:
         """The positions of `_CHUNK` samples, at little more than the cost of one."""
         blocks, starts = self._cached_epoch(epoch)

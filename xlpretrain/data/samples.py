@@ -143,6 +143,10 @@ class TrainSamples(SampleSource):
         """The samples of each group of streams; itself if there is one."""
         return (self,)
 
+    def passes(self, step: int) -> float:
+        """Passes over the data after `step` data steps."""
+        return step / self.steps_per_epoch
+
     def epochs(self, step: int) -> Mapping[str, float]:
         """Passes over each corpus of a mixture after `step` data steps; empty for a single dataset."""
         return {}

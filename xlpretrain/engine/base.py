@@ -55,6 +55,10 @@ class Engine(ABC):
     """Packages, besides torch, whose versions must match for a bit-identical resume."""
     _state: Partition
 
+    def set_num_micro_batches(self, number: int) -> None:
+        """Set the number of `backward` calls in a step, between two steps."""
+        self.layout = {**self.layout, "micro_batches": number}
+
     @abstractmethod
     def start_step(self, counts: Mapping[str, int | float]) -> None:
         """Start a step whose loss terms have `counts` predictions over all micro-batches and ranks."""

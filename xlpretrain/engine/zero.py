@@ -148,6 +148,13 @@ class ZeroEngine(Engine):
         )
         self._engine.train()
 
+    def set_num_micro_batches(self, number: int) -> None:
+        super().set_num_micro_batches(number)
+        self._num_micro_batches = number
+        self._engine._config.gradient_accumulation_steps = number  # as `set_train_batch_size` does
+        if self._stage:
+            self._zero.gradient_accumulation_steps = number
+
     def start_step(self, counts: Mapping[str, int | float]) -> None:
         self._scales.start(counts)
         self._backwards = 0

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from xlpretrain.config.run_stages import RunStages
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError, LaunchError, XLPretrainError
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
@@ -203,4 +204,4 @@ def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
 
 
 def _tokens(run: LoadedRun) -> int:
-    return run.step * run.config.tokens_per_step
+    return RunStages.of(run.config).tokens(run.step)

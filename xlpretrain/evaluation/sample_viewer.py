@@ -12,6 +12,7 @@ from rich.table import Table
 
 from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.config.run_stages import RunStages
 from xlpretrain.data.mixture import Mixture
 from xlpretrain.data.samples import Sample
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -70,12 +71,15 @@ def show_sample(
     console = console or Console(soft_wrap=True)
     run = RunDir(place) if place.is_dir() else None
     config = run_config.load(place, overrides) if run is None else origin.load_config(run.check_exists(), overrides)
-    if not 0 <= stream < config.global_batch_size:
-        raise ConfigError(f"{config.name}: expected a stream from 0 to {config.global_batch_size - 1}, got {stream}")
     if not config.objective.predicts_tokens:
         raise ConfigError(f"{place}: is a classifier, whose samples are the rows of its files")
     train, tokenizer = _open(config, run)
+    if config.stages:
+        config = data_rules.resolve(config, train)
     samples = data_rules.make_training_samples(config, train)
+    config = RunStages.of(config).at(step)
+    if not 0 <= stream < config.global_batch_size:
+        raise ConfigError(f"{config.name}: expected a stream from 0 to {config.global_batch_size - 1}, got {stream}")
     sample = samples.sample(step=step, stream=stream)
     batch = config.objective.collator(tokenizer, seed=config.seed)([sample])
     if config.objective.by_part:

@@ -12,6 +12,7 @@ import torch
 
 from xlpretrain.config import data_rules
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.config.run_stages import RunStages, resolved_without_data
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.file_system.urls import is_url
@@ -63,10 +64,12 @@ class Totals:
     checkpoint_write_s: float
     disk_bytes: int
     """All checkpoints that are on the disk at once."""
+    planned_steps: float | None
+    """The same number of tokens in steps of the stage that is planned; `steps` without stages."""
 
     def hours(self, step: StepTime) -> float | None:
         """Time of all steps, without evaluations and starts."""
-        return None if self.steps is None else self.steps * step.seconds / 3600
+        return None if self.planned_steps is None else self.planned_steps * step.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,15 @@ def plan_run(
     if data is not None:
         config = data_rules.resolve(config, data.train)
         data_rules.validate_data(config, data.train, cluster.num_devices)
+    whole = resolved_without_data(config)
+    if whole.stages:
+        if whole.max_steps is None:
+            raise ConfigError("max_epochs: the stages of a run without its data cannot be planned; set max_steps")
+        config = RunStages.of(whole).largest
+        notes.append(
+            f"stages: planned is the one with the longest samples, {config.objective.seq_len} tokens, and"
+            f" {config.global_batch_size} samples a step; the time of the run is that of its tokens in such steps"
+        )
     if config.global_batch_size < cluster.num_devices:
         raise ConfigError(
             f"--devices: must be at most global_batch_size, {config.global_batch_size}, so that each has a sample, got"
@@ -173,7 +185,7 @@ def plan_run(
         largest_micro_batch=largest,
         step=step,
         flops_per_step=data_rules.flops_per_step(config, model),
-        totals=_totals(config, data, model, disk_rate),
+        totals=_totals(whole, config, data, model, disk_rate),
         notes=tuple(notes),
     )
 
@@ -228,20 +240,25 @@ def _note_engine(config: RunConfig, device: Device, notes: list[str]) -> None:
         notes.append("engine.attention=fused: planned as sdpa")
 
 
-def _totals(config: RunConfig, data: DataSplits | None, model: PretrainingModel, disk_rate: float) -> Totals:
+def _totals(
+    config: RunConfig, planned: RunConfig, data: DataSplits | None, model: PretrainingModel, disk_rate: float
+) -> Totals:
+    """The totals of a run. planned: the config of the stage whose steps are planned."""
     steps, epochs = config.max_steps, config.max_epochs
     if steps is None and config.max_tokens is not None:
         steps = math.ceil(config.max_tokens / config.tokens_per_step)
     if data is not None and steps is not None:
-        epochs = steps / data_rules.make_training_samples(config, data.train).steps_per_epoch
+        epochs = data_rules.make_training_samples(config, data.train).passes(steps)
+    tokens = None if steps is None else RunStages.of(config).tokens(steps)
     size = checkpoint_bytes(config, model)
     return Totals(
         steps=steps,
-        tokens=None if steps is None else steps * config.tokens_per_step,
+        tokens=tokens,
         epochs=epochs,
         checkpoint_bytes=size,
         checkpoint_write_s=size / disk_rate,
         disk_bytes=size * (config.checkpoint.keep + 1),  # the next one is written before the oldest is removed
+        planned_steps=tokens / planned.tokens_per_step if config.stages and tokens is not None else steps,
     )
 
 
@@ -252,5 +269,6 @@ def checkpoint_bytes(config: RunConfig, model: PretrainingModel) -> int:
     for name, parameter in model.named_parameters():
         state += 4 * parameter.numel() * len(kinds[name])
     with torch.device("meta"):
-        memory = model.backbone.empty_memory(config.global_batch_size, config.model.mem_len)
+        streams = RunStages.of(config).num_streams
+        memory = model.backbone.empty_memory(streams, config.model.mem_len)
     return state + int(memory.numel()) * (2 if config.engine.precision == "bf16" else 4)

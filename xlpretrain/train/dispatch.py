@@ -110,7 +110,7 @@ class Callbacks:
             if name in states:
                 with _named(name, "load_state"):
                     callback.load_state(states[name])
-        self._load_streams(stream_states)
+        self.load_streams(stream_states)
         return sorted((states.keys() | stream_states.keys()) - self.by_name.keys())
 
     def after_rollback(self, states: Mapping[str, Any], stream_states: Mapping[str, Tensor]) -> None:
@@ -118,13 +118,14 @@ class Callbacks:
         for name, callback in self.by_name.items():
             with _named(name, "after_rollback"):
                 callback.after_rollback(states.get(name))
-        self._load_streams(stream_states)
+        self.load_streams(stream_states)
 
     def close(self) -> None:
         """Close all callbacks, in reverse order."""
         self._each("close", lambda callback: callback.close(), reverse=True)
 
-    def _load_streams(self, stream_states: Mapping[str, Tensor]) -> None:
+    def load_streams(self, stream_states: Mapping[str, Tensor]) -> None:
+        """Restore the states of this rank's streams, or of those that it has from now on."""
         for name, callback in self.by_name.items():
             if name in stream_states:
                 with _named(name, "load_stream_state"):

@@ -73,7 +73,7 @@ def _training_metrics(run: Run, done: CompletedStep) -> Metrics:
         "train/lr": done.lr,
         "train/grad_norm": done.grad_norm,
         **{f"train/loss/{name}": mean for name, mean in {**means, **config.objective.part_losses(means)}.items()},
-        "data/epoch": run.data_step / run.samples.steps_per_epoch,
+        "data/epoch": run.samples.passes(run.data_step),
         **{f"data/epoch/{corpus}": epoch for corpus, epoch in run.samples.epochs(run.data_step).items()},
         **run.callbacks.metrics(state.step, reduced[len(losses) :]),
         "events/failed_saves": state.failed_saves,

@@ -27,6 +27,7 @@ from xlpretrain.train.log_row import finish_row, record
 from xlpretrain.train.rollback import roll_back
 from xlpretrain.train.run import Run
 from xlpretrain.train.saving import save_the_last, save_this_step, start_save, tell_of_failed_save
+from xlpretrain.train.stages.change import change_stage
 
 
 def train(run: Run) -> StopReason | None:
@@ -72,8 +73,16 @@ def _train(run: Run) -> StopReason | None:
 def _steps(run: Run) -> None:
     """Train until `max_steps`. Raises `LeaveLoopError`."""
     finish_row(run)  # for the step at which the previous attempt stopped
-    with closing(run.loader.steps(start=run.state.step)) as batches_of_steps:
-        while run.state.step < run.max_steps:
+    while run.state.step < run.max_steps:
+        change_stage(run)
+        _steps_of_stage(run, run.stages.end(run.state.step, run.max_steps))
+    distributed.share_any_trouble(run.pending_error or run.callbacks.pending_error)
+
+
+def _steps_of_stage(run: Run, end: int) -> None:
+    """Train until the step `end`, all in one stage. Raises `LeaveLoopError`."""
+    with closing(run.loader.steps(start=run.state.step, stop=end)) as batches_of_steps:
+        while run.state.step < end:
             run.callbacks.before_fetch(run.state.step)
             batches = _fetch(run, batches_of_steps)
             agreed = agree(run, batches, reason=run.stop.reason() or run.recorder.reason_to_stop())
@@ -81,7 +90,6 @@ def _steps(run: Run) -> None:
             done = _step(run, batches, agreed.counts)
             run.callbacks.after_step(done)
             record(run, done)
-    distributed.share_any_trouble(run.pending_error or run.callbacks.pending_error)
 
 
 def _fetch(run: Run, batches_of_steps: Iterator[list[Batch]]) -> list[Batch]:

@@ -7,11 +7,14 @@ from dataclasses import replace
 from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
-from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
+from xlpretrain.data.skip_windows import add_window, shifted_step
+from xlpretrain.data.stages.samples import StagedSamples
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
+from xlpretrain.train.stages.change import enter_stage
+from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import StepTimer
 
 
@@ -23,7 +26,8 @@ def roll_back(run: Run, request: RollBack) -> None:
     then = run.state
     at, _ = shifted_step(then.step - 1, then.skipped_windows)
     _abandon_newer(run, max(then.step - 1 - request.skip_before, 0))
-    restored = restore(run.folder.checkpoints, run.engine, streams=run.stream_ranges, owner=run.lease.number)
+    streams = run.stream_ranges if len(run.stages.firsts) == 1 else run.even_share
+    restored = restore(run.folder.checkpoints, run.engine, streams=streams, owner=run.lease.number)
     assert restored is not None, "there was one"
     first, _ = shifted_step(restored.state.step, then.skipped_windows)
     window = (max(first, at - request.skip_before), at + request.skip_after + 1)
@@ -32,16 +36,21 @@ def roll_back(run: Run, request: RollBack) -> None:
         skipped_windows=add_window(then.skipped_windows, window),
         failed_saves=then.failed_saves,
     )
-    run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
-    parts = cut_memory(restored.memory, run.stream_ranges, run.loader.micro_batches)
-    if isinstance(run.memory, HostMemories):
-        run.memory.refill(parts)
+    if len(run.stages.firsts) > 1:
+        assert isinstance(run.samples, StagedSamples), "the run has stages"
+        run.samples = run.samples.with_windows(run.state.skipped_windows)
+        run.callbacks.after_rollback(restored.state.callbacks, {})
+        held = divide(run.stages.num_streams, run.stages.num_streams, distributed.world_size())
+        enter_stage(run, held, restored.memory, restored.stream_states)
     else:
-        run.memory = [part.to(run.engine.device) for part in parts]
-    groups = run.config.objective.stream_groups(run.config.global_batch_size, run.config.model.mem_len)
-    new_tokens = [group.objective.new_tokens for group in groups]
-    samples = SkippedWindows(run.samples, run.state.skipped_windows, new_tokens)
-    run.loader = replace(run.loader, samples=samples)
+        run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
+        parts = cut_memory(restored.memory, run.stream_ranges, run.loader.micro_batches)
+        if isinstance(run.memory, HostMemories):
+            run.memory.refill(parts)
+        else:
+            run.memory = [part.to(run.engine.device) for part in parts]
+        samples = unskipped(run.samples, run.state.skipped_windows, run.stages, 0)
+        run.loader = replace(run.loader, samples=samples)
     run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)
     run.recorder.print(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from xlpretrain import distributed
 from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.loader import Loader
+from xlpretrain.config.run_stages import RunStages
+from xlpretrain.data.loader import Collate, Loader
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.skip_windows import shifted_step
-from xlpretrain.distributed import join_ranges
 from xlpretrain.engine.base import Engine
 from xlpretrain.engine.transfers.place_memory import memory_by_range
 from xlpretrain.errors import XLPretrainError
@@ -31,6 +32,9 @@ from xlpretrain.train.throughput import StepTimer
 class Run:
     """One rank's view of a run, ready to continue from `state.step`.
 
+    config: of the current stage. stages, stage: all of them, and the number of the current one. stage_flops: FLOPs per
+    new token of each stage. resting: memory of streams that the stage does not read, on the CPU. collators: makes the
+    collator of a stage. context_streams: the list in the callbacks' context; None if a range never changes.
     stream_ranges: the streams of this rank; each micro-batch is a part of one of the ranges. memory: one tensor per
     micro-batch, for its streams. saver: writes the
     checkpoints. peak_flops: total over all ranks. pending_error: a user error raised on this rank, held until the ranks
@@ -53,17 +57,29 @@ class Run:
     flops_per_token: float
     saver: Saver
     callbacks: Callbacks
+    stages: RunStages
+    stage_flops: Sequence[float]
+    collators: Callable[[RunConfig], Collate[Batch]]
+    context_streams: list[int] | None = None
+    stage: int = 0
+    resting: dict[range, Tensor] = field(default_factory=dict)
     pending_error: XLPretrainError | None = None
     step_timer: StepTimer = field(default_factory=StepTimer)
 
     @property
     def streams(self) -> Sequence[int]:
         """The streams of this rank: a range, or a list if there are several."""
-        return join_ranges(self.stream_ranges)
+        return distributed.join_ranges(self.stream_ranges)
+
+    @property
+    def even_share(self) -> list[range]:
+        """This rank's part of all streams, as if a step read them all."""
+        return [distributed.streams_of(distributed.rank(), distributed.world_size(), self.stages.num_streams)]
 
     def memory_of_streams(self) -> dict[range, list[Tensor]]:
         """The memory of this rank's streams by range, each in the parts that its micro-batches have."""
-        return memory_by_range(self.memory, self.stream_ranges, self.loader.micro_batches)
+        found = memory_by_range(self.memory, self.stream_ranges, self.loader.micro_batches)
+        return found | {streams: [memory] for streams, memory in self.resting.items() if streams}
 
     @property
     def data_step(self) -> int:

@@ -18,15 +18,17 @@ from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.data_rules import flops_per_step
 from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
-from xlpretrain.data.loader import Loader
+from xlpretrain.config.run_stages import RunStages
+from xlpretrain.data.loader import Collate, Loader
 from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
-from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.data.splits import DataSplits
+from xlpretrain.data.stages.samples import StagedSamples
 from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.engine.transfers.place_memory import fresh_memory, place_memory
 from xlpretrain.evaluation.held_out import EvaluatedModel
+from xlpretrain.models.pretraining_model import Batch
 from xlpretrain.objectives.target_clusters import model_collator
 from xlpretrain.planning.fitting.automatic_size import with_micro_batch_size
 from xlpretrain.run_dir import lease, outcome
@@ -41,6 +43,8 @@ from xlpretrain.train.callbacks.probe import Probe
 from xlpretrain.train.dispatch import Callbacks
 from xlpretrain.train.recorder import Recorder
 from xlpretrain.train.run import Run
+from xlpretrain.train.stages.change import enter_stage, unskipped
+from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import peak_flops
 
 
@@ -85,7 +89,11 @@ def set_up_run(
     """
     world_size = distributed.world_size()
     config, data, changes = resolve_run(config, world_size=world_size, allow_recipe_change=allow_recipe_change)
-    config = with_micro_batch_size(config, vocab_size=data.train.vocabulary.size, device=device)
+    if config.micro_batch_size == "auto":
+        largest = with_micro_batch_size(
+            RunStages.of(config).largest, vocab_size=data.train.vocabulary.size, device=device
+        )
+        config = config.model_copy(update={"micro_batch_size": largest.micro_batch_size})
     watchdog = watchdog or Watchdog()  # not started
     place = config.folder.lease
     mine = distributed.run_on_rank_0(partial(lease.acquire, place, launch_id=launch_id, take_over=take_over))
@@ -119,10 +127,10 @@ def _build(
     if not launch_id:  # else the launcher reports a hang
         watchdog.on_hang = partial(recorder.alert, "stall")
     _say_what_changes(recorder, config, changes)
-    assert isinstance(config.micro_batch_size, int), "resolved"
-    rank, groups = distributed.rank(), config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    micro_batches = [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
-    engine, flops_per_token = _build_engine(config, data, num_micro_batches=len(micro_batches), device=device)
+    stages, rank = RunStages.of(config), distributed.rank()
+    begins = stages.at(distributed.run_on_rank_0(partial(outcome.newest_step, folder)) if config.stages else 0)
+    micro_batches = _micro_batches(begins)
+    engine, stage_flops = _build_engine(config, data, stages, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine, config)
     if tiles := engine.layout.get("attention_tiles"):
         recorder.print(f"fastest fused attention: {tiles}")
@@ -134,6 +142,7 @@ def _build(
     _say_what_is_cut(recorder, config, data)
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
+    groups = config.objective.stream_groups(stages.num_streams, config.model.mem_len)
     streams = [group.streams_of(rank, world_size) for group in groups]
     state, stream_states = TrainState(), dict[str, Tensor]()
     memory = None
@@ -141,27 +150,34 @@ def _build(
     if restored is not None:
         state, memory, stream_states = restored.state, restored.memory, restored.stream_states
         recorder.print(f"resuming from step {state.step} of {max_steps}")
-        for difference in restored.differences:
+        memory = [_with_new_streams(some, len(theirs)) for some, theirs in zip(memory, streams, strict=True)]
+        differences = restored.differences
+        if state.step in stages.firsts[1:]:  # the checkpoint may be of the end of the stage before
+            differences = [each for each in differences if not each.startswith("micro_batches:")]
+        for difference in differences:
             recorder.print(f"not the checkpoint's layout, so results match only within rounding: {difference}")
     elif config.init_from is not None:
         fresh = load_weights(config.init_from, engine, config.init_weights)
         recorder.print(f"weights from {config.init_from}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+
+    def collator(of: RunConfig) -> Collate[Batch]:
+        backbone = engine.model.backbone
+        return copied_ahead(model_collator(of.objective, data.tokenizer, seed=of.seed, backbone=backbone), device)
+
+    if isinstance(samples, StagedSamples):
+        samples = samples.with_windows(state.skipped_windows)
     loader = Loader(
-        SkippedWindows(samples, state.skipped_windows, [group.objective.new_tokens for group in groups])
-        if state.skipped_windows
-        else samples,
-        copied_ahead(
-            model_collator(config.objective, data.tokenizer, seed=config.seed, backbone=engine.model.backbone),
-            device,
-        ),
+        unskipped(samples, state.skipped_windows, stages, stages.index(state.step)),
+        collator(stages.at(state.step)),
         micro_batches,
         skip_damage=config.data.on_damage == "skip",
     )
+    context_streams = list(distributed.join_ranges(streams)) if config.stages else None
     context = CallbackContext(
         config=config,
         rank=rank,
         world_size=world_size,
-        streams=distributed.join_ranges(streams),
+        streams=distributed.join_ranges(streams) if context_streams is None else context_streams,
         max_steps=max_steps,
         device=device,
         run_folder=folder.path,
@@ -183,7 +199,10 @@ def _build(
             show_straggler=recorder.show_straggler,
         )
     )
-    for name in callbacks.load(state.callbacks, stream_states):
+    known = {name: of for name, of in stream_states.items() if len(of) == len(streams[0])}
+    for name in stream_states.keys() - known.keys():
+        recorder.print(f"dropped the saved state of streams of callback {name!r}, since the run has more streams now")
+    for name in callbacks.load(state.callbacks, known):
         recorder.print(f"dropped the saved state of callback {name!r}, which is not in the config")
     saver = Saver(
         folder.checkpoints,
@@ -195,16 +214,14 @@ def _build(
         before_commit=recorder.sync,
     )
     on_host = config.engine.memory_device == "host"
-    memories = place_memory(
-        engine,
-        memory
-        or [
-            fresh_memory(engine, len(some), group.mem_len, on_host=on_host)
-            for some, group in zip(streams, groups, strict=True)
-        ],
-        ranges=streams,
-        micro_batches=micro_batches,
-        on_host=on_host,
+    held = memory or [
+        fresh_memory(engine, len(some), group.mem_len, on_host=on_host)
+        for some, group in zip(streams, groups, strict=True)
+    ]
+    memories = (
+        []
+        if config.stages
+        else place_memory(engine, held, ranges=streams, micro_batches=micro_batches, on_host=on_host)
     )
     run = Run(
         config=config,
@@ -219,11 +236,18 @@ def _build(
         memory=memories,
         stop=StopRequest(stop_file=folder.stop_file, time_budget_s=config.stop.time_budget_s),
         recorder=recorder,
-        peak_flops=distributed.all_reduce_sum([peak_flops(device, memories[0].dtype)])[0],
-        flops_per_token=flops_per_token,
+        peak_flops=distributed.all_reduce_sum([peak_flops(device, held[0].dtype)])[0],
+        flops_per_token=stage_flops[0],
         saver=saver,
         callbacks=callbacks,
+        stages=stages,
+        stage_flops=stage_flops,
+        collators=collator,
+        context_streams=context_streams,
     )
+    if config.stages:
+        everything = divide(stages.num_streams, stages.num_streams, world_size)
+        enter_stage(run, everything, [some.cpu() for some in held], callbacks.stream_states(run.streams))
     saver.reserve(engine, memory=run.memory_of_streams(), stream_states=callbacks.stream_states(run.streams))
     distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
     return run
@@ -265,12 +289,13 @@ def _say_what_is_cut(recorder: Recorder, config: RunConfig, data: DataSplits) ->
 
 
 def _build_engine(
-    config: RunConfig, data: DataSplits, *, num_micro_batches: int, device: torch.device
-) -> tuple[Engine, float]:
-    """Build the fresh model in its engine; also return its FLOPs per new token, counted before ZeRO-3 shards it."""
+    config: RunConfig, data: DataSplits, stages: RunStages, *, num_micro_batches: int, device: torch.device
+) -> tuple[Engine, list[float]]:
+    """Build the fresh model in its engine; also return its FLOPs per new token of each stage, counted before ZeRO-3
+    shards it."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
-    flops = flops_per_step(config, model) / config.tokens_per_step
+    flops = [flops_per_step(stage, model) / stage.tokens_per_step for stage in stages.configs]
     engine = config.engine.build(
         model,
         config.optimizer,
@@ -279,6 +304,23 @@ def _build_engine(
         device=device,
     )
     return engine, flops
+
+
+def _micro_batches(config: RunConfig) -> list[range]:
+    """The streams of each micro-batch of this rank, in a stage with this config."""
+    assert isinstance(config.micro_batch_size, int), "resolved"
+    rank, world_size = distributed.rank(), distributed.world_size()
+    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+    return [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
+
+
+def _with_new_streams(memory: Tensor, num_streams: int) -> Tensor:
+    """Memory [L, S, M, D] with zeros for streams that the checkpoint does not know, which a fork with a larger batch
+    adds at the end."""
+    missing = num_streams - memory.shape[1]
+    if not missing:
+        return memory
+    return torch.cat([memory, memory.new_zeros(len(memory), missing, *memory.shape[2:])], dim=1)
 
 
 def _begin(config: RunConfig, folder: RunDir, data: DataSplits, changes: Changes, *, fence: Callable[[], None]) -> str:

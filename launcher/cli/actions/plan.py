@@ -43,7 +43,7 @@ def plan(
     begun = None if against is None else RunDir(against).check_exists()
     if num_devices is None and begun is not None and (status := begun.read_status()) is not None:
         num_devices = status.world_size or None
-    num_devices = num_devices or torchrun.default_num_processes(loaded.global_batch_size)
+    num_devices = num_devices or torchrun.default_num_processes(loaded.smallest_batch)
     per_node = per_node or min(num_devices, _NODE)
     name = device or devices.here()
     cluster = Cluster(devices.device_named(name, num_ranks=num_devices), num_devices, per_node)

@@ -57,7 +57,7 @@ def check_number(request: Request, *, num_gpus: int, num_cores: int) -> Finding:
 def num_ranks(request: Request) -> int:
     """Number of ranks that `train` would start on this machine."""
     config = request.load_config()
-    return request.num_processes or default_num_processes(config.global_batch_size if config else 1 << 20)
+    return request.num_processes or default_num_processes(config.smallest_batch if config else 1 << 20)
 
 
 def gpus_of_driver() -> tuple[int, str]:

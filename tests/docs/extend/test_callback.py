@@ -43,7 +43,7 @@ def checkpoint(run: Path, step: int) -> Path:
 def running(run: Path, step: int, streams: range, name: str = FIRST) -> torch.Tensor:
     """The running losses of some streams in a checkpoint."""
     with Checkpoint(checkpoint(run, step)) as opened:
-        opened.verify([], streams)
+        opened.verify([], [streams])
         return opened.read_stream_state(name, streams)
 
 

@@ -17,6 +17,7 @@ from xlpretrain.__main__ import main
 from xlpretrain.branches.fork import fork
 from xlpretrain.checkpoint.files import checkpoint_name, verify_whole
 from xlpretrain.config import run_config
+from xlpretrain.config.stages import StageConfig
 from xlpretrain.errors import XLPretrainError
 from xlpretrain.run_dir.layout import RunDir
 
@@ -142,9 +143,11 @@ def test_a_cooldown_has_the_rates_of_the_trunk_until_it_decays(trunk: RunDir):
     [
         ("model.d_model=64", "model.d_model"),
         ("model.mem_len=8", "model.mem_len"),
-        ("objective.seq_len=32", "objective.seq_len"),
+        ("objective.type=masked_lm", "objective.type"),
+        ("objective.seq_len=0", "objective.seq_len"),
+        ("stages=[{until: {step: 6}}, {}]", "a fork keeps its parent's"),
         ("optimizer.type=lamb", "optimizer.type"),
-        ("global_batch_size=4", "global_batch_size"),
+        ("global_batch_size=0", "global_batch_size"),
         ("seed=5", "seed"),
         ("name=other", "name"),
         ("runs_dir=elsewhere", "runs_dir"),
@@ -155,6 +158,23 @@ def test_a_cooldown_has_the_rates_of_the_trunk_until_it_decays(trunk: RunDir):
 )
 def test_changes_that_are_not_allowed_are_named(trunk: RunDir, override: str, key: str):
     assert key in refusal(trunk, override)
+
+
+def test_what_a_stage_may_change_begins_a_stage(trunk: RunDir):
+    child = forked(trunk, "global_batch_size=4", step=4)
+    config = run_config.load(child.config)
+    first, last = config.stages
+    assert first.until is not None and first.until.step == 4 and last == StageConfig()
+    assert (first.global_batch_size, config.global_batch_size) == (8, 4) and first.objective["seq_len"] == 16
+    resume(child)
+    assert child.read_status().step == 8
+    told = refusal(child, "objective.seq_len=8", step=2, name="grandchild")
+    assert "no checkpoint of step 2" in told
+    later = run_config.load(forked(child, "objective.seq_len=8", step=6, name="grandchild").config)
+    assert [stage.until.step for stage in later.stages[:-1] if stage.until is not None] == [4, 6]
+    assert [stage.global_batch_size for stage in later.stages] == [8, 4, None]
+    again = run_config.load(forked(child, "objective.seq_len=8", step=4, name="beside").config)
+    assert [stage.global_batch_size for stage in again.stages] == [8, None], "its second stage has trained nothing"
 
 
 def test_another_tokenizer_is_refused(trunk: RunDir, tiny_dataset: Path, tmp_path: Path):

@@ -57,6 +57,18 @@ def test_totals_are_products_of_steps():
     assert (plan.num_micro_batches, plan.whole_share, plan.largest_micro_batch) == (1, 16, 16)
 
 
+def test_of_a_run_with_stages_the_longest_samples_are_planned_and_all_tokens_counted():
+    stages = "stages=[{until: {fraction: 0.9}, objective: {seq_len: 64}}, {}]"
+    plan = plan_run(tiny("max_steps=1000", stages), on("a100", 4), vocab_size=500)
+    plain = plan_run(tiny("max_steps=1000"), on("a100", 4), vocab_size=500)
+    assert plan.step == plain.step and plan.memory == plain.memory
+    assert plan.totals.tokens == 900 * 64 * 64 + 100 * 64 * 128
+    assert plan.totals.hours(plan.step) == pytest.approx(0.55 * plain.totals.hours(plain.step))
+    assert "stages: planned is the one with the longest samples, 128 tokens, and 64 samples a step" in "\n".join(
+        plan.notes
+    )
+
+
 def test_a_length_in_tokens_becomes_steps_and_one_in_epochs_stays_unknown_without_data():
     by_tokens = plan_run(tiny("max_steps=null", "max_tokens=16385"), on("a100"), vocab_size=500)
     assert by_tokens.totals.steps == 3  # of 8,192 tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 
+from xlpretrain.config.run_stages import RunStages
 from xlpretrain.config.sections import CallbackConfig
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.engine.base import Engine
@@ -40,17 +41,13 @@ def build_callbacks(
     damage: see `Loader`. plot: draws the loss curve. fence: raises if this attempt no longer owns the run. hosts:
     of each rank. show_straggler: see `Stragglers`. Raises `XLPretrainError` if a callback cannot be built.
     """
-    config, objective = context.config, context.config.objective
+    config = context.config
     found: dict[str, Callback] = {}
     if config.profile.first_step is not None:
         found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
         found["corpus_losses"] = CorpusLosses(context)
-    views = objective.by_part.values() or [objective]
-    for number, view in enumerate(views):
-        if (share := view.predicted_share) is not None:
-            watched = PredictionShare(context, share, term=view.terms[0], part=number)
-            found.setdefault("prediction_share", watched)  # of the first such part
+    found |= _prediction_share(context)
     found["nonfinite"] = NonFinite(context)
     found["damaged_samples"] = DamagedSamples(context, damage)
     found["spike_rollback"] = SpikeRollback(context)
@@ -68,6 +65,16 @@ def build_callbacks(
     if context.world_size > 1:  # the last, so that what the others do after a step is work of this rank
         found["stragglers"] = Stragglers(context, hosts, show=show_straggler)
     return found
+
+
+def _prediction_share(context: CallbackContext) -> dict[str, Callback]:
+    """The watch over the share of predictions: of all stages, and of the first part of a mix that has a range."""
+    objectives = [config.objective for config in RunStages.of(context.config).configs]
+    for part, views in enumerate(zip(*(list(each.by_part.values()) or [each] for each in objectives), strict=True)):
+        if shares := [view.predicted_share for view in views if view.predicted_share is not None]:
+            expected = min(least for least, _ in shares), max(most for _, most in shares)
+            return {"prediction_share": PredictionShare(context, expected, term=views[0].terms[0], part=part)}
+    return {}
 
 
 def _build_own(section: CallbackConfig, context: CallbackContext) -> Callback | None:

@@ -42,9 +42,10 @@ __all__ = [
 class CallbackContext:
     """The facts about a run that callbacks are built from.
 
-    streams: the streams of this rank: a range, or a list where a rank has several ranges. max_steps: the step at which
-    the run is finished. run_folder: only rank 0 may write there, and only the callback's own files. corpora: names of
-    the corpora of a mixture, else empty.
+    streams: the streams of this rank: a range, or a list where a rank has several ranges; in a run with stages a list
+    that changes at a boundary, before `load_stream_state` is called. max_steps: the step at which the run is finished.
+    run_folder: only rank 0 may write there, and only the callback's own files. corpora: names of the corpora of a
+    mixture, else empty.
     model: forward passes in evaluation mode, for sections; under ZeRO-3 each is a collective.
     print: prints a line on the console and in the log of rank 0; does nothing on other ranks.
     alert: sends an alert from rank 0 (event, message, step), if the config lists its event; returns at once.

@@ -1,0 +1,190 @@
+"""A run with stages equals the first stage as a run and the second as its fork, in every bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import commands
+import plugins
+import pytest
+import torch
+from branched_runs import train_trunk
+
+from xlpretrain.__main__ import main
+from xlpretrain.branches.fork import fork
+from xlpretrain.checkpoint.files import checkpoint_name
+from xlpretrain.checkpoint.reader import Checkpoint
+from xlpretrain.run_dir.layout import RunDir
+
+BERT = {"type": "bert", "num_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "max_positions": 64}
+SHORT_TXL = {"objective": {"type": "causal_lm", "seq_len": 16}, "global_batch_size": 4, "micro_batch_size": 4}
+LONG_TXL = {"objective": {"type": "causal_lm", "seq_len": 24}, "global_batch_size": 6, "micro_batch_size": 4}
+SHORT_BERT = {"objective": {"type": "masked_lm", "seq_len": 32, "mask_rate": 0.15}, "global_batch_size": 6}
+SHORT_BERT["micro_batch_size"] = 6
+LONG_BERT = {"objective": {"type": "masked_lm", "seq_len": 64, "mask_rate": 0.3}, "global_batch_size": 4}
+LONG_BERT["micro_batch_size"] = 2
+RECIPES = {
+    "transformer_xl": ({}, SHORT_TXL, LONG_TXL),
+    "transformer_xl, fewer streams": ({}, LONG_TXL, SHORT_TXL),
+    "bert": ({"model": BERT}, SHORT_BERT, LONG_BERT),
+}
+BOUNDARY, END = 4, 8
+
+
+def stage_of(keys: dict[str, Any]) -> dict[str, Any]:
+    return {**keys, "objective": {key: value for key, value in keys["objective"].items() if key != "type"}}
+
+
+def staged(folder: Path, dataset: Path, recipe: str, **changes: Any) -> Path:
+    """Train both stages in one run of 8 steps."""
+    common, first, second = RECIPES[recipe]
+    stages = [{"until": {"step": BOUNDARY}, **stage_of(first)}, {}]
+    folder.mkdir(exist_ok=True)
+    return train_trunk(folder, dataset, **common, **second, stages=stages, **changes)
+
+
+def saved(run: Path, step: int = END) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, by key; the memories of the streams that the last stage reads."""
+    with Checkpoint(run / "checkpoints" / checkpoint_name(step)) as checkpoint:
+        found = {
+            f"{kind}|{name}": checkpoint.read(kind, name, 0, torch.Size(parameter.shape).numel())
+            for name, parameter in checkpoint.manifest.parameters.items()
+            for kind in parameter.kinds
+        }
+        last = max(stop for _, stop, _ in checkpoint.manifest.memory)
+        return found | {"memory": checkpoint.read_memory(range(last))}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+READS = """
+from typing import Literal
+
+import torch
+
+from xlpretrain.train.callbacks.base import Callback, CallbackConfig, CallbackContext, RollBack
+
+
+class ReadsConfig(CallbackConfig):
+    type: Literal["reads"] = "reads"
+    roll_back_at: int = 0
+
+    def build(self, context: CallbackContext):
+        return Reads(self, context)
+
+
+class Reads(Callback):
+    def __init__(self, config, context):
+        self.context, self.at = context, config.roll_back_at
+        self.counts = torch.zeros(len(context.streams), dtype=torch.int64)
+
+    def after_forward(self, micro_batch, loss):
+        for stream in micro_batch.streams:
+            self.counts[self.context.streams.index(stream)] += 1
+
+    def agreed(self, step, sums):
+        at, self.at = self.at, self.at if step != self.at else 0
+        return RollBack("the test says so", skip_before=3) if step == at and at else None
+
+    def stream_state(self):
+        return self.counts
+
+    def load_stream_state(self, state):
+        self.counts = state.clone()
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["transformer_xl", "transformer_xl, fewer streams"])
+def test_states_of_streams_and_a_rollback_cross_the_boundary(
+    recipe: str, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins.install(tmp_path, "reads", {"reads.py": READS}, {"callback.reads": "reads:ReadsConfig"})
+    with plugins.on_path(tmp_path, monkeypatch):
+        callbacks = [{"type": "reads", "roll_back_at": 6}]
+        whole = staged(tmp_path, tiny_dataset, recipe, callbacks=callbacks, checkpoint={"every_steps": 2, "keep": 9})
+        printed = capsys.readouterr().out
+        assert "step 6: the test says so; rolled back to step 2, skipping the data of steps 2 to 5" in printed
+        assert printed.count("step 4: next stage: ") == 2
+        sizes = [keys["global_batch_size"] for keys in RECIPES[recipe][1:]]
+        with Checkpoint(whole / "checkpoints" / checkpoint_name(END)) as checkpoint:
+            counts = checkpoint.read_stream_state("reads", range(max(sizes)))
+        assert counts.tolist() == [4 * sum(stream < size for size in sizes) for stream in range(max(sizes))]
+        child, _ = fork(RunDir(whole), step=4, name="child", overrides=["callbacks=[{type: reads}]"])
+        assert main([str(child.config)]) == 0
+        expected = {at: row for at, row in commands.curve(whole).items() if at > 4}
+        assert commands.curve(child.path) == expected
+        assert_equal(saved(child.path), saved(whole))
+
+
+@pytest.fixture(autouse=True)
+def one_thread_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["transformer_xl", *(pytest.param(name, marks=pytest.mark.full) for name in list(RECIPES)[1:])]
+)
+def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
+    recipe: str, tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common, first, second = RECIPES[recipe]
+    whole = staged(tmp_path / "whole", tiny_dataset, recipe)
+    printed = capsys.readouterr().out
+    assert "step 4: next stage: global_batch_size: " in printed
+    assert printed.count("next stage") == 1
+    short = {
+        "max_steps": BOUNDARY,
+        "schedule": {"type": "wsd", "warmup_steps": 2, "decay_steps": 1, "total_steps": END},
+    }
+    (tmp_path / "alone").mkdir()
+    alone = RunDir(train_trunk(tmp_path / "alone", tiny_dataset, **common, **first, **short))
+    of_whole = commands.curve(whole)
+    for at, (loss, norm, lr, _, tokens) in commands.curve(alone.path).items():  # evaluations are of the last stage
+        assert of_whole[at][:3] == (loss, norm, lr) and of_whole[at][4] == tokens
+    overrides = [f"objective.{key}={value}" for key, value in stage_of(second)["objective"].items()]
+    overrides += [f"{key}={second[key]}" for key in ("global_batch_size", "micro_batch_size")]
+    child, _ = fork(alone, name="child", overrides=[*overrides, f"max_steps={END}", f"schedule.total_steps={END}"])
+    assert main([str(child.config)]) == 0
+    assert commands.curve(child.path) == {at: row for at, row in of_whole.items() if at > BOUNDARY}
+    assert_equal(saved(child.path), saved(whole))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_crosses_its_boundary_on_other_numbers_of_ranks(
+    engine: str, step: int, tmp_path: Path, tiny_dataset: Path
+) -> None:
+    whole = staged(tmp_path, tiny_dataset, "transformer_xl", dropout=0.0)  # its masks depend on the number of ranks
+    overrides = ["engine.type=deepspeed", "engine.zero_stage=2"] if engine == "deepspeed" else []
+    child, _ = fork(RunDir(whole), step=step, name="child", overrides=overrides)
+    commands.run("resume", child.path, "--nproc", 2)
+    expected, found = ({at: row for at, row in commands.curve(run).items() if at > step} for run in (whole, child.path))
+    assert found.keys() == expected.keys()
+    for at, (loss, *_, tokens) in expected.items():
+        assert found[at][0] == pytest.approx(loss, abs=1e-5) and found[at][-1] == tokens
+    one, two = saved(whole)["memory"], saved(child.path)["memory"]
+    assert one.shape[1] == LONG_TXL["global_batch_size"]
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
+    step: int, tmp_path: Path, tiny_dataset: Path
+) -> None:
+    whole = staged(tmp_path, tiny_dataset, "transformer_xl")
+    expected = saved(whole)
+    for path in (whole / "checkpoints").iterdir():
+        if path.name > checkpoint_name(step):
+            shutil.rmtree(path)
+    before = commands.curve(whole)
+    assert main([str(whole / "config.yaml")]) == 0
+    assert commands.curve(whole) == before
+    assert_equal(saved(whole), expected)
