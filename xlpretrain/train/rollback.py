@@ -13,7 +13,7 @@ from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
-from xlpretrain.train.stages.change import enter_stage
+from xlpretrain.train.stages.change import enter_stage, unskipped
 from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import StepTimer
 
