@@ -1,4 +1,7 @@
-"""Heads of parts that share their modules, and the batches that they get."""
+"""Heads of parts that share their modules, and the batches that they get.
+
+Modules: objectives/mixed/head.py, objectives/mixed/part.py, objectives/mixed/samples.py.
+"""
 
 from __future__ import annotations
 
