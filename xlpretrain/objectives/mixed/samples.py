@@ -1,4 +1,4 @@
-"""Training samples of several groups of streams, each with its own order. Torch-free."""
+"""Training samples of several groups of streams, each with its own order."""
 
 from __future__ import annotations
 
