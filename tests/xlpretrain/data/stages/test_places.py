@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
 
 import numpy as np
 from hypothesis import given, settings
@@ -13,7 +12,7 @@ from xlpretrain.data.order import Contiguous
 from xlpretrain.data.stages.places import ContiguousStage, StreamPlaces, block_number
 
 stages = st.lists(
-    st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(0, 25)),  # streams, new tokens, steps
+    st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 25)),  # streams, new tokens, steps
     min_size=1,
     max_size=4,
 )
@@ -58,13 +57,12 @@ def test_no_token_is_read_twice_and_those_between_are_skipped_as_said(
                 gapless = 0
                 while (visit, begin - gapless - 1) in read:
                     gapless += 1
-                assert min(in_memory, gapless) == in_memory and (gapless == in_memory or step == 0 or gapless > 0)
+                assert in_memory <= gapless
                 for token in range(begin, end):
                     assert (visit, token) not in read
                     read[visit, token] = stream
                 last[stream] = (visit, end)
-        if steps:
-            assert skipped == stage.skipped_tokens < max(streams * new_tokens, 1)
+        assert skipped == stage.skipped_tokens < streams * new_tokens
 
 
 @given(st.integers(4, 30), stages)
@@ -126,4 +124,4 @@ def test_streams_that_rest_keep_their_places() -> None:
         resting.visits[3:], again.visits[3:]
     )
     assert np.array_equal(resting.in_memory[3:], again.in_memory[3:])
-    assert list(accumulate([5, 11]))[-1] == 16 and few[2].visit(step=0, stream=7).in_memory >= 5 * 4
+    assert few[2].visit(step=0, stream=7).in_memory == resting.in_memory[7] > 0
