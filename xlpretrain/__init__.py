@@ -30,6 +30,7 @@ def load(
     device: str | None = None,
     precision: str | None = None,
     weights: str = "trained",
+    part: str | None = None,
 ) -> LoadedRun:
     """Load a trained or imported run: `.model` (in evaluation mode), `.tokenizer`, `.config`, `.step`.
 
@@ -40,10 +41,11 @@ def load(
         precision: of the weights, "fp32" or "bf16" (default: as trained). In bf16, log-likelihoods of sentences are
             off by up to about 0.1 nats.
         weights: "trained", or "average" for their moving average, if the run keeps one (optimizer.average).
+        part: part of a mixed objective to load alone (default: all of them).
 
     Raises:
         LaunchError, CheckpointError: no run in the folder, or no intact checkpoint.
-        ConfigError: unknown precision.
+        ConfigError: unknown precision or part.
     """
     import torch
 
@@ -61,4 +63,5 @@ def load(
         step=step,
         dtype=DTYPES[precision] if precision is not None else None,
         weights=weights,
+        part=part,
     )

@@ -12,6 +12,7 @@ from launcher.cli.options import (
     MaxRestarts,
     NumProcesses,
     Overrides,
+    Part,
     Precision,
     PrecisionOption,
     RunPath,
@@ -45,9 +46,10 @@ def export(
     step: Step = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing export.")] = False,
     weights: WeightsOption = Weights.TRAINED,
+    part: Part = None,
 ) -> None:
     """Write a run's model, tokenizer and model card as a folder that Hugging Face transformers loads."""
-    actions.models.export(run, to, step=step, force=force, weights=weights.value)
+    actions.models.export(run, to, step=step, force=force, weights=weights.value, part=part)
 
 
 @app.command("import")
@@ -143,6 +145,7 @@ def generate(
     step: Step = None,
     precision: PrecisionOption = None,
     weights: WeightsOption = Weights.TRAINED,
+    part: Part = None,
 ) -> None:
     """Generate text with a causal language model, at a constant cost per token; prints prompt and continuation."""
     actions.models.generate(
@@ -151,6 +154,7 @@ def generate(
         step=step,
         precision=precision,
         weights=weights.value,
+        part=part,
         num_tokens=num_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -196,6 +200,7 @@ def score(
         Precision, typer.Option("--precision", help="Type of the weights; bf16 is less exact.")
     ] = Precision.FP32,
     weights: WeightsOption = Weights.TRAINED,
+    part: Part = None,
 ) -> None:
     """Score texts or minimal pairs by log-likelihood (masked and permuted models: pseudo-log-likelihood)."""
     actions.score.score(
@@ -210,6 +215,7 @@ def score(
         batch_size=batch_size,
         within_word=within_word,
         to=to,
+        part=part,
     )
 
 
@@ -244,6 +250,7 @@ def finetune(
     seeds: Annotated[
         int, typer.Option(min=1, help="Number of runs (seeds 1, 2, ...); reports mean and standard deviation.")
     ] = 1,
+    part: Part = None,
     runs_dir: RunsDir = Path("runs"),
     num_processes: NumProcesses = None,
     max_restarts: MaxRestarts = 0,
@@ -260,6 +267,7 @@ def finetune(
         label=tuple(label or ("label",)),
         overrides=overrides or [],
         num_seeds=seeds,
+        part=part,
         runs_dir=runs_dir,
         options=StartOptions(num_processes, max_restarts, take_over=take_over),
     )

@@ -70,6 +70,12 @@ TakeOver = Annotated[
         help="Take over a run that another process still appears to own; that process will exit.",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--part", metavar="NAME", help="Part of a mixed objective (default: the first that can).", show_default=False
+    ),
+]
 RunsAndPaths = Annotated[
     list[str],
     typer.Argument(

@@ -291,6 +291,10 @@ def evaluate(
     ] = False,
     precision: PrecisionOption = None,
     weights: WeightsOption = Weights.TRAINED,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="NAME", help="Part of a mixed objective (default: all).", show_default=False),
+    ] = None,
     num_processes: NumProcesses = None,
 ) -> None:
     """Score held-out text with a run's newest checkpoint: nats per token, perplexity, bits per byte.
@@ -308,6 +312,7 @@ def evaluate(
         "max-tokens": max_tokens,
         "precision": precision and precision.value,
         "weights": weights.value,
+        "part": part,
     }
     code = actions.evaluate.evaluate(runs, moved, options, to=to, plot=plot, recl=recl, num_processes=num_processes)
     raise typer.Exit(code)

@@ -27,13 +27,14 @@ from repository import ROOT
 PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("branches", "data", "doctor", "finetune", "huggingface", "memory")),
-    *(f"docs/{name}.md" for name in ("planning", "report", "running", "slurm", "suite")),
+    *(f"docs/{name}.md" for name in ("mixed-objectives", "planning", "report", "running", "slurm", "suite")),
 ]
 NOT_RUN = {
     r"make quickstart": "the workshop runs its recipe, without the installation",
     r"make (setup|test|test-full|check|docs)|\. \.venv/bin/activate": "the tests themselves, and their environment",
     r"make gpu-check": "takes minutes; .ci/run rehearses it",
     r"python examples/movie_reviews.py": "fetches from the package index; the workshop has made reviews/",
+    r"python examples/mixed_objectives.py": "trains nine runs",
     r"python examples/documentation_tasks.py": "fetches from the package index; the workshop runs it on a made manual",
     r"xlpretrain submit(?!.*--dry-run)": "needs Slurm: tests/launcher/slurm",
     r"xlpretrain cancel|xlpretrain (data build|doctor) .*--cluster": "needs Slurm: tests/launcher/slurm",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from xlpretrain import schema
@@ -13,7 +13,9 @@ from xlpretrain.data.mixture import Mixture, MixtureSamples, SampleFactory
 from xlpretrain.data.samples import CorpusSamples, TrainSamples
 from xlpretrain.data.stages.samples import StageData, StagedSamples
 from xlpretrain.errors import ConfigError
-from xlpretrain.objectives.base import Objective
+from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives.base import Objective, StreamGroup
+from xlpretrain.objectives.mixed.samples import GroupedSamples
 from xlpretrain.schema import Problem
 
 
@@ -21,14 +23,20 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
     """Training samples of a run's streams, of a resolved config if it has stages. Raises `DataError`."""
     if config.stages:
         return _staged_samples(RunStages.of(config), train)
-    return train.samples(_factory(config), seed=config.seed)
+    groups = _groups(config)
+    samples = [train.samples(_factory(config, group), seed=group.seed(config.seed)) for group in groups]
+    return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
 
 
-def _factory(config: RunConfig) -> SampleFactory:
+def _groups(config: RunConfig) -> Sequence[StreamGroup]:
+    return config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+
+
+def _factory(config: RunConfig, group: StreamGroup) -> SampleFactory:
     return partial(
-        config.objective.training_samples,
-        mem_len=config.model.mem_len,
-        num_streams=config.global_batch_size,
+        group.objective.training_samples,
+        mem_len=group.mem_len,
+        num_streams=len(group.streams),
         shuffle_blocks=config.data.shuffle_blocks,
     )
 
@@ -41,11 +49,22 @@ def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
         assert isinstance(config.data, CorpusDataConfig), "checked"
         parts = next((parts for objective, parts in made if objective == config.objective), None)
         if parts is None:
-            parts = train.parts(_factory(config), seed=config.seed)
+            (group,) = _groups(config)
+            parts = train.parts(_factory(config, group), seed=config.seed)
             made.append((config.objective, parts))
         weights = [corpus.weight for corpus in config.data.train]
         found.append(StageData(first, parts, weights, config.global_batch_size, config.objective.new_tokens))
     return StagedSamples([] if train.is_one_dataset else [corpus.name for corpus in train.corpora], found)
+
+
+def flops_per_step(config: RunConfig, model: PretrainingModel) -> float:
+    """Matrix-product FLOPs of forward and backward of a step of a run's model."""
+    found = 0.0
+    for group in _groups(config):
+        objective = group.objective
+        per_token = model.flops_per_token(objective.seq_len, group.mem_len, objective.num_predictions)
+        found += len(group.streams) * objective.seq_len * per_token
+    return found
 
 
 def resolve(config: RunConfig, train: Mixture, *, begun: RunConfig | None = None) -> RunConfig:
@@ -122,14 +141,13 @@ def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
                 f" {data.block_tokens:,}; build it from more text, or with a smaller block_tokens",
             )
             return
-    samples = None if single or config.stages else make_training_samples(config, train)
-    if (
-        isinstance(samples, MixtureSamples)
-        and samples.num_steps is not None
-        and samples.num_steps < (config.max_steps or 0)
-    ):
+    if single or config.stages:
+        return
+    mixtures = [group for group in make_training_samples(config, train).groups if isinstance(group, MixtureSamples)]
+    ends = [mixture.num_steps for mixture in mixtures if mixture.num_steps is not None]
+    if ends and min(ends) < (config.max_steps or 0):
         yield (
             "max_steps",
-            f"must be at most {samples.num_steps}, when all corpora of data.train reach their max_epochs, got"
+            f"must be at most {min(ends)}, when all corpora of data.train reach their max_epochs, got"
             f" {config.max_steps}; lower it, or raise or remove max_epochs of a corpus",
         )

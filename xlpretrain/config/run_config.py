@@ -96,9 +96,7 @@ class RunConfig(Section):
         for number, name in enumerate(types):
             if name in types[:number]:
                 yield f"trackers.{number}.type", f"{name} is there twice; give each tracker once"
-        lacking = sorted(self.objective.requires - self.model.provides)
-        if lacking:
-            yield "objective.type", f"{self.objective.type} needs {', '.join(lacking)}, which {self.model.type} lacks"
+        yield from self.objective.model_problems(self.model)
         yield from self.objective.run_problems(mem_len=self.model.mem_len, global_batch_size=self.global_batch_size)
         yield from self.model.run_problems(seq_len=self.objective.seq_len)
         yield from self._stage_problems()
@@ -157,8 +155,7 @@ class RunConfig(Section):
         """Objective with the sequence length of an evaluation. Raises `ConfigError` if the settings do not fit."""
         objective, source = self.objective, f"{self.name} (evaluation)"
         if settings.seq_len is not None:
-            data = self.model_dump(mode="json")
-            data["objective"]["seq_len"] = settings.seq_len
+            data = self.model_dump(mode="json") | {"objective": self.objective.with_seq_len(settings.seq_len)}
             objective = schema.validate(RunConfig, data, source).objective
         mem_len = self.eval_mem_len(settings)
         found = list(objective.run_problems(mem_len=mem_len, global_batch_size=self.global_batch_size))
@@ -172,6 +169,22 @@ class RunConfig(Section):
         if found:
             raise ConfigError(schema.format_problems(source, found))
         return objective
+
+    def of_part(self, name: str | None, use: str) -> RunConfig:
+        """The config of a part of a mixed objective alone, for a use of the trained model; see `Objective.part`.
+
+        The parameters of its model are among those of this run. Raises `ConfigError`.
+        """
+        objective = self.objective.part(name, use)
+        if objective is self.objective:
+            return self
+        model = self.model if objective.remembers else self.model.model_copy(update={"mem_len": 0})
+        return self.model_copy(update={"objective": objective, "model": model})
+
+    @property
+    def window(self) -> int | None:
+        """Number of tokens that a causal model without a memory reads for each new token; None with a memory."""
+        return None if "memory" in self.model.provides else self.objective.seq_len
 
     @property
     def folder(self) -> RunDir:
@@ -205,7 +218,7 @@ class RunConfig(Section):
     @property
     def tokens_per_step(self) -> int:
         """New tokens per step, over all ranks, where no stage says otherwise (`RunStages`)."""
-        return self.global_batch_size * self.objective.new_tokens
+        return self.objective.tokens_per_step(self.global_batch_size)
 
 
 def _problems_of_stage(run: RunConfig, data: dict[str, Any]) -> Iterator[Problem]:

@@ -75,7 +75,7 @@ class Sample(TokenSpan):
     reversed: True if the text is read backwards.
     random_segment: text from a random position in the same block, starting at a sentence; only if the objective
         requires it.
-    pair_target: only for objectives that pair sentences. example: only for tasks.
+    pair_target: only for objectives that pair sentences. example: only for tasks. part: index of the group of streams.
     """
 
     stream: int
@@ -86,6 +86,7 @@ class Sample(TokenSpan):
     random_segment: TokenSpan | None = None
     pair_target: PairTarget | None = None
     example: Example | None = None
+    part: int = 0
 
 
 def empty_sample(stream: int) -> Sample:
@@ -136,6 +137,11 @@ class TrainSamples(SampleSource):
     @abstractmethod
     def steps_per_epoch(self) -> float:
         """Number of steps that read as many samples as the data have."""
+
+    @property
+    def groups(self) -> Sequence[TrainSamples]:
+        """The samples of each group of streams; itself if there is one."""
+        return (self,)
 
     def passes(self, step: int) -> float:
         """Passes over the data after `step` data steps."""

@@ -15,12 +15,12 @@ Window = tuple[int, int]
 class SkippedWindows(SampleSource):
     """The samples of a run without those in `windows` (ascending, disjoint). Memories are reset after each window.
 
-    new_tokens: tokens that each sample adds to the memory of its stream.
+    new_tokens: tokens that each sample adds to the memory of its stream, by the sample's `part`.
     """
 
     samples: SampleSource
     windows: Sequence[Window]
-    new_tokens: int
+    new_tokens: Sequence[int]
 
     def prefetch(self, *, step: int, stream: int) -> None:
         """Start to fetch the blocks of a sample."""
@@ -44,7 +44,8 @@ class SkippedWindows(SampleSource):
         """The sample that `stream` reads at training step `step`."""
         data_step, fresh_since = shifted_step(step, self.windows)
         sample = self.samples.sample(step=data_step, stream=stream)
-        return replace(sample, mem_valid_len=min(sample.mem_valid_len, (data_step - fresh_since) * self.new_tokens))
+        known = (data_step - fresh_since) * self.new_tokens[sample.part]
+        return replace(sample, mem_valid_len=min(sample.mem_valid_len, known))
 
 
 def shifted_step(step: int, windows: Iterable[Window]) -> tuple[int, int]:

@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--weights", choices=("trained", "average"), default="trained")
+    parser.add_argument("--part")
     parser.add_argument("--recl", action="store_true")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--to", type=Path)
@@ -63,7 +64,12 @@ def _score(options: argparse.Namespace) -> None:
         names = ("seq_len", "same_length", "num_streams", "max_tokens")
         others = {name: getattr(options, name) for name in names}
         settings = CurveSettings(
-            data=options.data, mem_lens=options.mem_len, clamp_lens=options.clamp_len, others=others, recl=options.recl
+            data=options.data,
+            mem_lens=options.mem_len,
+            clamp_lens=options.clamp_len,
+            others=others,
+            recl=options.recl,
+            part=options.part,
         )
         is_single = len(options.runs) == len(options.mem_len) == len(options.clamp_len) == 1
         if is_single and not (options.recl or options.plot or options.to):
@@ -82,7 +88,12 @@ def _score_once(
     from xlpretrain.evaluation.loaded_run import LoadedRun
 
     run = LoadedRun.load(
-        RunDir(options.runs[0]), device=device, moved=options.moved, dtype=dtype, weights=options.weights
+        RunDir(options.runs[0]),
+        device=device,
+        moved=options.moved,
+        dtype=dtype,
+        weights=options.weights,
+        part=options.part,
     )
     config = settings.of(run.config, mem_len=settings.mem_lens[0], clamp_len=settings.clamp_lens[0])
     started = time.perf_counter()
@@ -133,6 +144,9 @@ def describe_lengths(run: RunConfig, config: EvalConfig) -> str:
 
 def describe(found: EvalResult) -> str:
     """The results of an evaluation as text, with a block of lines per loss term."""
+    if found.parts:
+        blocks = [describe(part) for part in found.parts.values()]
+        return "\n".join([*blocks, f"loss, weighted by the shares of the parts: {found.loss:.9f}"])
     lines = []
     for number, (term, score) in enumerate(found.scores.items()):
         lines += [f"{term}: {score.count:,} predictions", f"  nats each       {score.loss:.9f}"]

@@ -62,6 +62,7 @@ def sample_text(
     mem_len: int,
     options: SamplingOptions = _DEFAULT,
     stop: int | None = None,
+    window: int | None = None,
 ) -> list[int]:
     """Generate up to `num_tokens` tokens after a prompt.
 
@@ -78,6 +79,7 @@ def sample_text(
         mem_len: memory length; with 0 each token sees only the previous one.
         options: sampling options.
         stop: a token that ends the text; it is not returned.
+        window: number of last tokens that are read again for each new one; for backbones without a memory.
 
     Raises:
         ValueError: the prompt is empty, or the head has no `output`.
@@ -95,7 +97,8 @@ def sample_text(
     model.eval()
     try:
         mems, num_read = model.backbone.empty_memory(1, mem_len), 0
-        for part in torch.split(torch.tensor([tokens], device=device), _LONGEST_PASS, dim=1):
+        text = torch.tensor([tokens], device=device)
+        for part in torch.split(text, _LONGEST_PASS, dim=1) if window is None else [text[:, -window:]]:
             hidden, mems = _read(model, part, mems, num_read=num_read, mem_len=mem_len)
             num_read += part.shape[1]
         written, token = list[int](), None
@@ -103,7 +106,10 @@ def sample_text(
             drawn: list[Tensor] = []
             for _ in range(min(together, num_tokens - len(written))):
                 if token is not None:
-                    hidden, mems = _read(model, token[None], mems, num_read=num_read, mem_len=mem_len)
+                    if window is not None:
+                        text = torch.cat([text, token[None]], dim=1)[:, -window:]
+                    new = token[None] if window is None else text
+                    hidden, mems = _read(model, new, mems, num_read=num_read, mem_len=mem_len)
                     num_read += 1
                 log_probs = output.log_probs(hidden[:, -1])[0]
                 token = _draw(log_probs, options, generator)
@@ -131,7 +137,7 @@ def _read(
     """Hidden states of the next tokens, and the next memory."""
     # Filled on the device: a number copied from the host would make it wait.
     valid = torch.full((1,), min(num_read, mem_len), dtype=torch.int64, device=tokens.device)
-    hidden, mems = model.backbone(BackboneInput(tokens=tokens, mem_valid_len=valid), mems)
+    hidden, mems = model.backbone(BackboneInput(tokens=tokens, mem_valid_len=valid, causal=True), mems)
     return hidden.tokens, mems
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ If any rank has an error, it raises it on all ranks. It may also raise on all ra
 """
 T = TypeVar("T")
 
+_OF_EACH_PART = ("valid/loss", "valid/perplexity", "valid/bits_per_byte")
 _SEED = 0  # of masks and orders, so that all evaluations have the same predictions
 
 
@@ -76,7 +77,8 @@ class EvalResult:
     num_tokens, num_bytes: size of the text that was read. covers_all_tokens: True if each token was predicted once.
     predicts_tokens: True if the first term predicts tokens. cluster_nll, cluster_counts: summed losses and numbers of
     predictions of the first term by text (document or sample). task_metrics: metrics of a task, by name.
-    prediction_nll: loss of each prediction of the first term, in the order of the text; None unless asked for.
+    prediction_nll: loss of each prediction of the first term, in the order of the text; None unless asked for. parts:
+    the results of a mixed objective's parts by name; the other fields are those of all parts, or of the first one.
     """
 
     scores: Mapping[str, TermScore]
@@ -89,6 +91,7 @@ class EvalResult:
     cluster_counts: np.ndarray
     task_metrics: Mapping[str, float | None] = field(default_factory=dict)
     prediction_nll: np.ndarray | None = None
+    parts: Mapping[str, EvalResult] = field(default_factory=dict)
 
     @property
     def main(self) -> TermScore:
@@ -113,6 +116,11 @@ class EvalResult:
     def metrics(self) -> Metrics:
         """The metrics by their names in `metrics.jsonl`."""
         metrics: Metrics = {"valid/loss": self.loss}
+        for name, part in self.parts.items():
+            of_part = part.metrics()
+            metrics |= {f"{key}/{name}" if key in _OF_EACH_PART else key: value for key, value in of_part.items()}
+        if self.parts:
+            return metrics
         if self.predicts_tokens:
             metrics["valid/perplexity"] = self.perplexity
         if self.covers_all_tokens:
@@ -221,6 +229,8 @@ def evaluate(
     separate from those of training. A rank without streams runs empty batches (ZeRO-3 gathers weights in the forward
     pass). Sums are kept per stream and added in the order of streams, so they do not depend on the number of ranks.
 
+    A mixed objective is evaluated part by part, each on all of the text; a part without a memory is evaluated without.
+
     Args:
         model: must score every term in `terms`.
         terms: loss terms to score, with the one that predicts tokens first (default: the objective's).
@@ -231,9 +241,30 @@ def evaluate(
     Raises:
         XLPretrainError: on every rank, if one of them reads damaged data; and whatever `pause` raises.
     """
+    options: dict[str, Any] = {"pause": pause, "task_metrics": task_metrics, "keep_losses": keep_losses}
+    if not task.objective.by_part:
+        return _evaluate(model, task, terms=terms or task.objective.terms, **options)
+    parts = {}
+    for name, part in task.objective.by_part.items():
+        own = replace(task, objective=part, mem_len=task.mem_len if part.remembers else 0)
+        parts[name] = _evaluate(model, own, terms=part.terms, **options)
+    first = next(iter(parts.values()))
+    scores = {term: score for part in parts.values() for term, score in part.scores.items()}
+    return replace(first, scores=scores, weights=task.objective.weights, parts=parts)
+
+
+def _evaluate(
+    model: EvaluatedModel,
+    task: EvalTask,
+    *,
+    terms: tuple[str, ...],
+    pause: Pause,
+    task_metrics: bool,
+    keep_losses: bool,
+) -> EvalResult:
+    """Evaluate an objective that is not mixed."""
     objective, num_streams = task.objective, task.config.num_streams
     num_tokens, num_bytes = covered(task.dataset, task.config.max_tokens)
-    terms = terms or objective.terms
     samples = objective.evaluation_samples(
         task.dataset, num_tokens=num_tokens, num_streams=num_streams, mem_len=task.mem_len
     )
@@ -323,7 +354,8 @@ def evaluate_unigram(train: Mixture, task: EvalTask) -> EvalResult:
 
     It is scored on the predictions of the first loss term, as `evaluate` makes them for a model without a memory.
     """
-    task = replace(task, mem_len=0)
+    objective = task.objective.part(None, "") if task.objective.by_part else task.objective
+    task = replace(task, mem_len=0, objective=objective)
     counts = 1 + train.token_counts()
     nll_of, likeliest = torch.from_numpy(-np.log(counts / counts.sum())), int(counts.argmax())
     term = task.objective.terms[0]

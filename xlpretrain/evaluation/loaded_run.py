@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class LoadedRun:
         dtype: torch.dtype | None = None,
         moved: Sequence[str] = (),
         weights: str = "trained",
+        part: str | None = None,
+        use: str = "",
     ) -> LoadedRun:
         """Load the newest intact checkpoint of a run (or the best one, if the run keeps it), or that of `step`.
 
@@ -60,11 +62,17 @@ class LoadedRun:
             dtype: type of the weights (default: the training precision).
             moved: new locations of its data, such as `data.train=DIR`.
             weights: of the checkpoint: those that were trained, or their moving average.
+            part, use: load a part of a mixed objective alone: the one of this name, or the first one that declares a
+                use (default: all parts); see `Objective.part`.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it has no moving average.
+            ConfigError: there is no such part.
         """
         config = origin.load_config(folder, moved)
+        wanted = part is not None or use
+        if wanted:
+            config.of_part(part, use)  # raises before anything is read
         size = folder.read_provenance().get("vocab_size") or origin.open_tokenizer(folder, config).vocabulary.size
         model = config.build_model(size)
         if step is not None:
@@ -72,7 +80,20 @@ class LoadedRun:
         else:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
         found = load_weights_into(model, source, weights)
-        return cls(folder, config, model.to(device, dtype or DTYPES[config.engine.precision]).eval(), found, device)
+        model = model.to(device, dtype or DTYPES[config.engine.precision]).eval()
+        run = cls(folder, config, model, found, device)
+        return run.of_part(part, use) if wanted else run
+
+    def of_part(self, name: str | None, use: str) -> LoadedRun:
+        """The same model with the head of one part of a mixed objective, else itself. Raises `ConfigError`."""
+        config = self.config.of_part(name, use)
+        if config is self.config:
+            return self
+        with torch.device("meta"):
+            head = config.objective.head(self.model.backbone)
+        for name, _ in list(head.named_children()):
+            setattr(head, name, getattr(self.model.head, name))
+        return replace(self, config=config, model=PretrainingModel(self.model.backbone, head).eval())
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -156,17 +177,18 @@ class LoadedRun:
             DataError: a text is not valid Unicode.
         """
         _refuse_single(texts, "log_likelihoods")
+        run = self.of_part(None, "likelihood_queries")
         for number, text in enumerate(texts, 1):
             check_text(text, f"text {number}")
         _check_range("batch_size", batch_size, least=1)
         if mem_len is not None:
             _check_range("mem_len", mem_len, least=0)
         return log_likelihoods(
-            self.model,
-            self.config.objective,
+            run.model,
+            run.config.objective,
             self.tokenizer,
             texts,
-            mem_len=self.config.model.mem_len if mem_len is None else mem_len,
+            mem_len=run.config.model.mem_len if mem_len is None else mem_len,
             batch_size=batch_size,
             within_word=within_word,
         )
@@ -185,6 +207,8 @@ class LoadedRun:
     ) -> str:
         """Continue a text, at a constant cost per token.
 
+        A model without a memory reads the last tokens, as many as a sample has, again for each new one.
+
         Args:
             prompt: beginning of the document; may be empty.
             num_tokens: maximum number of new tokens.
@@ -199,7 +223,8 @@ class LoadedRun:
             ConfigError: the model cannot generate text, or an argument is out of range.
             DataError: the prompt is not valid Unicode.
         """
-        objective, vocabulary = self.config.objective, self.tokenizer.vocabulary
+        run = self.of_part(None, "generates")
+        objective, vocabulary = run.config.objective, self.tokenizer.vocabulary
         if not objective.generates:
             raise ConfigError(
                 f"{self.folder.path}: cannot generate text: objective {objective.type} does not predict the next token"
@@ -213,10 +238,11 @@ class LoadedRun:
             _check_range("mem_len", mem_len, least=0)
         start = self.tokenizer.encode(prompt)
         written = sample_text(
-            self.model,
+            run.model,
             [*layout.prefix(vocabulary), *start],
             num_tokens=num_tokens,
-            mem_len=self.config.model.mem_len if mem_len is None else mem_len,
+            mem_len=run.config.model.mem_len if mem_len is None else mem_len,
+            window=run.config.window,
             options=options,
             stop=layout.end(vocabulary) if stop else None,
         )

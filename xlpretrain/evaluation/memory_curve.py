@@ -34,7 +34,8 @@ class CurveSettings:
     """Settings of curves; None: as trained.
 
     data: folder or URL of a split. mem_lens: memory lengths. clamp_lens: limits of distances, -1 for none, each a curve
-    of its own. others: other settings of the evaluations, as in `EvalConfig`. recl: keep the loss of each token.
+    of its own. others: other settings of the evaluations, as in `EvalConfig`. recl: keep the loss of each token. part:
+    of a mixed objective; None: the first one.
     """
 
     data: str | None
@@ -42,6 +43,7 @@ class CurveSettings:
     clamp_lens: Sequence[int | None]
     others: Mapping[str, Any]
     recl: bool = False
+    part: str | None = None
 
     def of(self, run: RunConfig, *, mem_len: int | None, clamp_len: int | None) -> EvalConfig:
         """The settings of one evaluation of a run. Without a memory there is no `same_length`.
@@ -101,7 +103,7 @@ def measure_curves(
         DataError: the runs were not evaluated on the same predictions.
     """
     for path in runs:
-        config = origin.load_config(RunDir(path), moved)
+        config = origin.load_config(RunDir(path), moved).of_part(settings.part, "")
         for mem_len in settings.mem_lens:
             for clamp_len in settings.clamp_lens:
                 settings.of(config, mem_len=mem_len, clamp_len=clamp_len)
@@ -114,6 +116,7 @@ def measure_curves(
     names = [path.absolute().name for path in runs]
     for path, name in zip(runs, names if len(set(names)) == len(names) else map(str, runs), strict=True):
         run = LoadedRun.load(RunDir(path), device=device, moved=moved, dtype=dtype, weights=weights)
+        run = run.of_part(settings.part, "")
         contents.append(run.held_out(settings.data).fingerprint)
         curves += _curves_of(run, settings, name)
     results = [result for curve in curves for result in curve.results.values()]

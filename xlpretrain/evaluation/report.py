@@ -88,7 +88,7 @@ def _data_or_none(open_it: Callable[[], _T], console: Console) -> _T | None:
 def _print_figures(run: LoadedRun, found: dict[str, EvalResult], console: Console) -> None:
     counts = ", ".join(f"{score.count:,} ({term})" for term, score in list(found.values())[-1].scores.items())
     console.print(f"held-out predictions: {counts}")
-    console.print(_table(found))
+    console.print(_table(_rows(found)))
     if _WITHOUT_MEMORY in found:
         gain, error = found[_as_trained(run)].gain_over(found[_WITHOUT_MEMORY])
         texts = "documents" if found[_WITHOUT_MEMORY].covers_all_tokens else "samples"
@@ -156,18 +156,27 @@ def _score(run: LoadedRun, valid: TokenDataset, console: Console) -> dict[str, E
     return found
 
 
+def _rows(found: dict[str, EvalResult]) -> dict[str, EvalResult]:
+    """The results by row of the table: each part of a mixed objective has its own."""
+    rows = dict[str, EvalResult]()
+    for name, result in found.items():
+        rows |= {f"{name}: {part}": own for part, own in result.parts.items()} or {name: result}
+    return rows
+
+
 def _table(found: dict[str, EvalResult]) -> Table:
     """A table with one row per model. Further loss terms have loss and accuracy, but no perplexity."""
     last = list(found.values())[-1]
     others = list(last.scores)[1:]
     table = Table("held-out text", box=None, header_style="bold", pad_edge=False)
-    columns = ["perplexity", *(["bits per byte"] if last.covers_all_tokens else []), "nats each", "accuracy"]
+    whole = any(result.covers_all_tokens for result in found.values())
+    columns = ["perplexity", *(["bits per byte"] if whole else []), "nats each", "accuracy"]
     columns += [f"{term} {what}" for term in others for what in ("nats", "accuracy")]
     for column in columns:
         table.add_column(column, justify="right")
     for name, result in found.items():
         cells = [f"{result.perplexity:.2f}"]
-        cells += [f"{result.bits_per_byte:.3f}"] if last.covers_all_tokens else []
+        cells += [f"{result.bits_per_byte:.3f}" if result.covers_all_tokens else ""] if whole else []
         cells += [f"{result.main.loss:.4f}", f"{result.main.accuracy:.3f}"]
         for term in others:
             score = result.scores.get(term)
@@ -178,6 +187,7 @@ def _table(found: dict[str, EvalResult]) -> Table:
 
 def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
     """The beginning of the held-out data, and its continuation by the model."""
+    run = run.of_part(None, "generates")
     tokenizer, objective = run.tokenizer, run.config.objective
     layout = objective.declared(objective.token_layout, "token_layout")
     prompt = valid.tokens(0, _PROMPT_TOKENS).tolist()
@@ -188,6 +198,7 @@ def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
         mem_len=run.config.model.mem_len,
         options=SamplingOptions(top_k=40, seed=run.config.seed),
         stop=layout.end(tokenizer.vocabulary),
+        window=run.config.window,
     )
     return tokenizer.decode(prompt), tokenizer.decode(written)
 

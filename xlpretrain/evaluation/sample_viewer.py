@@ -19,6 +19,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import WORD_BOUNDARY, Tokenizer
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.models.pretraining_model import Batch
+from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.run_dir.layout import RunDir
 
 
@@ -81,6 +82,10 @@ def show_sample(
         raise ConfigError(f"{config.name}: expected a stream from 0 to {config.global_batch_size - 1}, got {stream}")
     sample = samples.sample(step=step, stream=stream)
     batch = config.objective.collator(tokenizer, seed=config.seed)([sample])
+    if config.objective.by_part:
+        name = list(config.objective.by_part)[sample.part]
+        config, batch = config.of_part(name, ""), batch.of_part(name)
+        console.print(f"part {name} ({config.objective.type})", highlight=False)
     corpus = f" of {samples.corpora[samples.corpus(step=step, stream=stream)]}" if samples.corpora else ""
     console.print(
         f"step {step}, stream {stream}: sample {sample.sample_index}{corpus} in epoch {sample.epoch}", highlight=False
@@ -117,9 +122,11 @@ def _describe(config: RunConfig, sample: Sample, batch: Batch) -> Iterator[str]:
 
 
 def _answers(batch: Batch, config: RunConfig) -> dict[int, int]:
-    """The target token by position."""
+    """The target token by position: that of the state that predicts it, or of its mask."""
     term = config.objective.terms[0]
     answers = dict(zip(batch.targets[f"{term}_positions"].tolist(), batch.targets[term].tolist(), strict=True))
+    if isinstance(config.objective, MaskedLM):
+        answers = {place + config.objective.ahead: token for place, token in answers.items()}
     if batch.inputs.target_positions is not None:
         answers = {batch.inputs.target_positions[0].tolist()[place]: token for place, token in answers.items()}
     return answers

@@ -32,13 +32,14 @@ def finetune_config(
     text: Sequence[str] = (),
     label: str | Sequence[str] = "label",
     overrides: Sequence[str] = (),
+    part: str | None = None,
 ) -> RunConfig:
     """Config of a run that fine-tunes the newest checkpoint of `source` for a task.
 
-    task, train, valid, text, label: see `task_config`. overrides: `key=value` changes to the result. Raises
-    `ConfigError` and `DataError`.
+    task, train, valid, text, label: see `task_config`. overrides: `key=value` changes to the result. part: of a mixed
+    objective, whose token layout is used (default: the first that has one). Raises `ConfigError` and `DataError`.
     """
-    theirs = run_config.load(source.config)
+    theirs = run_config.load(source.config).of_part(part, "token_layout")
     content = task_config(
         theirs,
         task=task,

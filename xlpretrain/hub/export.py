@@ -60,7 +60,15 @@ PARTS: dict[str, tuple[type[Section], ...]] = {
 """Parts of layers implemented by the same code, by the model's key."""
 
 
-def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = False, weights: str = "trained") -> str:
+def export(
+    folder: RunDir,
+    to: Path,
+    *,
+    step: int | None = None,
+    force: bool = False,
+    weights: str = "trained",
+    part: str | None = None,
+) -> str:
     """Export a run's model, with its tokenizer and a model card, to the folder `to`; returns the code that loads it.
 
     The folder is written atomically. Weights are always fp32.
@@ -69,12 +77,15 @@ def export(folder: RunDir, to: Path, *, step: int | None = None, force: bool = F
         step: checkpoint to export (default: the newest intact one).
         force: overwrite `to` if it is an exported model without other files.
         weights: those that were trained, or their moving average.
+        part: of a mixed objective (default: the first that declares a head).
 
     Raises:
         XLPretrainError: no such run or checkpoint, a tokenizer that transformers does not support, or `to` exists.
     """
     place = _place(to, force=force)
-    run = LoadedRun.load(folder, device=torch.device("cpu"), step=step, dtype=torch.float32, weights=weights)
+    run = LoadedRun.load(
+        folder, device=torch.device("cpu"), step=step, dtype=torch.float32, weights=weights, part=part, use="hub_head"
+    )
     refuse_unknown(run)
     try:
         with temporary_folder(place) as temporary:
@@ -194,8 +205,10 @@ def _model(run: LoadedRun, model: StackConfig) -> tuple[dict[str, Any], dict[str
     reasons = unsupported_features(model, sentence=sentence, head=head)
     if not reasons:
         weights = to_transformers(run.model, model, weight_rules(model, sentence=sentence))
-        return write_config(model, vocabulary, sentence=sentence), weights, []
-    described = remote_code_config(run, heads=_HEADS[head], keys={"sentence_head": sentence})
+        return write_config(model, vocabulary, sentence=sentence, causal=head == "causal_lm"), weights, []
+    is_decoder = isinstance(model, TransformerXLConfig)  # and nothing else
+    keys = {"sentence_head": sentence, **({"causal": True} if head == "causal_lm" and not is_decoder else {})}
+    described = remote_code_config(run, heads=_HEADS[head], keys=keys)
     return described, dict(run.model.state_dict()), reasons
 
 
@@ -266,5 +279,6 @@ def _loader(described: dict[str, Any]) -> str:
     (architecture,) = described["architectures"]
     suffixes = ("CausalLM", "MaskedLM", *get_args(HubTask))
     suffix = next((known for known in suffixes if architecture.endswith((known, f"{known}Simple"))), "PreTraining")
+    suffix = "CausalLM" if described.get("is_decoder") else suffix
     arguments = "DIR, trust_remote_code=True" if "auto_map" in described else "DIR"
     return f"AutoModelFor{suffix}.from_pretrained({arguments})"

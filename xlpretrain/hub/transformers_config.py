@@ -93,8 +93,9 @@ def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHea
     """Features of the model and head that no class of transformers implements; empty if one does."""
     if not isinstance(config, XLNetConfig | EncoderConfig):
         return [f"transformers has no {config.type}"]
+    is_decoder = head == "causal_lm" and isinstance(config, EncoderConfig) and not is_albert(config)
     reasons = {
-        f"a different head ({head})": head != "masked_lm",
+        f"a different head ({head})": head != "masked_lm" and not is_decoder,
         f"a different feed-forward ({config.feed_forward.type})": config.feed_forward.type != "mlp",
         f"a different norm ({config.norm.type})": config.norm.type != "layer_norm",
         f"different positions ({config.positions.type})": config.positions
@@ -112,8 +113,11 @@ def unsupported_features(config: BackboneConfig, *, sentence: bool, head: HubHea
     return [reason for reason, holds in reasons.items() if holds]
 
 
-def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool) -> _Json:
-    """The `config.json` for the class of transformers that implements the model (see `unsupported_features`)."""
+def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool, causal: bool = False) -> _Json:
+    """The `config.json` for the class of transformers that implements the model (see `unsupported_features`).
+
+    causal: as a decoder, for a BERT.
+    """
     written: _Json = {
         "vocab_size": vocabulary.size,
         "pad_token_id": vocabulary.pad,
@@ -142,6 +146,9 @@ def write_config(config: StackConfig, vocabulary: Vocabulary, *, sentence: bool)
     albert = is_albert(config)
     keys = ALBERT_KEYS if albert else ENCODER_KEYS
     name, suffix = "Albert" if albert else "Bert", "ForPreTraining" if sentence else "ForMaskedLM"
+    if causal:
+        suffix = "LMHeadModel"
+        written |= {"is_decoder": True, "bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}
     written |= {
         "model_type": name.lower(),
         "architectures": [name + suffix],

@@ -41,6 +41,8 @@ class BackboneInput:
     stream."""
     reversed: Bool[Tensor, " B"] | None = None
     """True for samples read from right to left: their relative positions change sign. None: no such sample."""
+    causal: bool = False
+    """True if no token may attend a later one. Models that are always causal ignore it."""
     every_query_sees: bool = False
     """True if the host knows that every query whose hidden state is used may attend a key. False: unknown."""
     reuse_len: int | None = None

@@ -45,7 +45,7 @@ class EncoderConfig(StackConfig):
     num_segments: PositiveInt = 2
     """Number of segment vectors."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
+    provides: ClassVar[frozenset[str]] = frozenset({"bidirectional", "causal"})
 
     def problems(self) -> Iterator[Problem]:
         """Yield contradictions between keys."""
@@ -123,7 +123,10 @@ class EncoderEmbedding(nn.Module):
 
 
 class Encoder(StackedBackbone):
-    """Bidirectional layers: every token attends all tokens that are not padding. Its memory has length 0."""
+    """Layers in which every token attends all tokens that are not padding or, in a causal batch, those up to itself.
+
+    Its memory has length 0.
+    """
 
     provides = EncoderConfig.provides
 
@@ -155,7 +158,10 @@ class Encoder(StackedBackbone):
         hidden = self.embedding(inputs.tokens, segments)
         valid_at, offsets = inputs.valid_at, inputs.valid_from
         num_valid = 0 if valid_at is None else len(valid_at)
-        if num_valid == inputs.tokens.numel():
+        if inputs.causal:
+            may_be_blind = inputs.attention_mask is not None
+            mask = mask_of(attention_mask(inputs, mem_len=0, causal=True), hidden.dtype, may_be_blind=may_be_blind)
+        elif num_valid == inputs.tokens.numel():
             mask = no_mask(hidden)
         elif num_valid and (takes_packed(hidden) if self.packs is None else self.packs):
             assert valid_at is not None and offsets is not None, "set together"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from xlpretrain.models.backbone import Backbone, BackboneInput, Hidden
 from xlpretrain.models.parts.clusters import TargetClusters
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Batch:
         on; hidden states are those of all parts. None: as one part, with the memory of the stream.
     clusters: the clusters of the targets under the term's name, for an adaptive softmax; missing ones are found in the
         forward pass, for which the host waits for the device.
+    part: index of the part of a mixed objective that the samples belong to.
     """
 
     inputs: BackboneInput
@@ -33,6 +37,16 @@ class Batch:
     counts: Mapping[str, int | float]
     clusters: Mapping[str, TargetClusters] = field(default_factory=dict)
     part_len: int | None = None
+    part: int = 0
+
+    def of_part(self, name: str) -> Batch:
+        """The same inputs with the targets of one part of a mixed objective, under its own names."""
+
+        def own(values: Mapping[str, _T]) -> dict[str, _T]:
+            prefix = f"{name}/"
+            return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+        return Batch(self.inputs, own(self.targets), own(self.counts), own(self.clusters), self.part_len)
 
     def samples_of(self, term: str) -> Int[Tensor, " N"]:
         """The sample index of each prediction of a term that predicts tokens."""
@@ -47,7 +61,7 @@ class Batch:
         """The same batch with every tensor replaced by `change(tensor)`."""
         targets = {name: change(tensor) for name, tensor in self.targets.items()}
         clusters = {name: found.map(change) for name, found in self.clusters.items()}
-        return Batch(self.inputs.map(change), targets, self.counts, clusters, self.part_len)
+        return Batch(self.inputs.map(change), targets, self.counts, clusters, self.part_len, self.part)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class XLNetConfig(RelativeConfig):
     """Memory length: past positions that each layer attends, besides the sample; 0: none. Evaluation may use another.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional"})
+    provides: ClassVar[frozenset[str]] = frozenset({"memory", "two_stream", "bidirectional", "causal"})
 
     def build(self, vocab_size: int) -> XLNet:
         """Build the model with freshly initialized weights."""
@@ -50,7 +50,10 @@ class XLNetConfig(RelativeConfig):
 
 
 class XLNet(StackedBackbone):
-    """The encoder. Without a `perm_rank`, a token attends all valid tokens, and a prediction all but its own token."""
+    """The encoder. Without a `perm_rank`, a token attends all valid tokens, and a prediction all but its own token.
+
+    In a causal batch, which has no predictions, a token attends those up to itself.
+    """
 
     provides = XLNetConfig.provides
 
@@ -84,7 +87,7 @@ class XLNet(StackedBackbone):
             hidden,
             may_be_blind=not inputs.every_query_sees,
             mem_len=mem_len,
-            causal=False,
+            causal=inputs.causal,
             initial_zeros=self.config.initial_memory == "zeros",
         )
         hidden, mems = self.apply_layers(

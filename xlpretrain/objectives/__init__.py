@@ -6,6 +6,7 @@ from xlpretrain.errors import ConfigError
 from xlpretrain.objectives.base import Objective
 from xlpretrain.objectives.causal_lm import CausalLM
 from xlpretrain.objectives.masked_lm import MaskedLM
+from xlpretrain.objectives.mixed.objective import MixedObjective
 from xlpretrain.objectives.permutation_lm import PermutationLM
 from xlpretrain.objectives.tasks.answer import Answering
 from xlpretrain.objectives.tasks.base import Task
@@ -23,6 +24,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "causal_lm": CausalLM,
         "permutation_lm": PermutationLM,
         "masked_lm": MaskedLM,
+        "mixed": MixedObjective,
         "classify": Classification,
         "multilabel": MultilabelClassification,
         "regress": Regression,

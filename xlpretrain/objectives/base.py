@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NotRequired, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from xlpretrain import distributed
 from xlpretrain.data.evaluation_samples import WindowEvalSamples
 from xlpretrain.data.order import hash_ints
 from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample, StreamSamples
@@ -21,7 +23,7 @@ from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import TokenLayout
 from xlpretrain.errors import ConfigError
-from xlpretrain.models.backbone import Backbone, OutputLayer
+from xlpretrain.models.backbone import Backbone, BackboneConfig, OutputLayer
 from xlpretrain.models.pretraining_model import Batch, Head, TokenScores
 from xlpretrain.objectives.likelihood_queries import LikelihoodQuery
 from xlpretrain.schema import Problem, Section
@@ -60,6 +62,37 @@ class EvaluationStreams(TypedDict):
     num_tokens: int
     num_streams: int
     mem_len: int
+
+
+@dataclass(frozen=True)
+class StreamGroup:
+    """Consecutive streams of a run with samples of one objective; their micro-batches hold no streams of other groups.
+
+    mem_len: memory length of these streams. number: index of the group, 0 for the only one.
+    """
+
+    objective: Objective
+    streams: range
+    mem_len: int
+    number: int = 0
+
+    def seed(self, seed: int) -> int:
+        """The seed of the group's order and collator, given the run's: each group has its own."""
+        return hash_ints(seed, self.number) if self.number else seed
+
+    def streams_of(self, rank: int, world_size: int) -> range:
+        """The group's streams of a rank; may be empty."""
+        return self._numbered(distributed.streams_of(rank, world_size, len(self.streams)))
+
+    def micro_batches(self, rank: int, world_size: int, micro_batch_size: int) -> list[range]:
+        """The streams of each of a rank's micro-batches, of which all ranks have equally many: see `distributed`."""
+        cuts = distributed.micro_batches(
+            rank, world_size, num_streams=len(self.streams), micro_batch_size=micro_batch_size
+        )
+        return [self._numbered(cut) for cut in cuts]
+
+    def _numbered(self, within: range) -> range:
+        return range(self.streams.start + within.start, self.streams.start + within.stop)
 
 
 class Objective(Section, ABC):
@@ -147,10 +180,56 @@ class Objective(Section, ABC):
     def new_tokens(self) -> int:
         """Number of tokens by which a sample advances its stream, and extends its memory."""
 
+    def stream_groups(self, num_streams: int, mem_len: int) -> Sequence[StreamGroup]:
+        """The groups of a run's streams, in order. Default: one."""
+        return (StreamGroup(self, range(num_streams), mem_len),)
+
+    def tokens_per_step(self, num_streams: int) -> int:
+        """Number of new tokens of a step."""
+        return sum(len(group.streams) * group.objective.new_tokens for group in self.stream_groups(num_streams, 0))
+
+    @property
+    def by_part(self) -> Mapping[str, Objective]:
+        """The parts of a mixed objective by name, as they are in the mix; empty for other objectives."""
+        return {}
+
+    def part(self, name: str | None, use: str) -> Objective:
+        """The objective of a use of the trained model: a part of a mixed objective, else this one.
+
+        Args:
+            name: name of a part; None: the first one that declares `use`.
+            use: `generates`, `hub_head`, `likelihood_queries` or `token_layout`; empty: any part.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        if name is not None:
+            raise ConfigError(f"--part {name}: objective {self.type} has no parts; only a mixed objective has")
+        return self
+
+    def declares(self, use: str) -> bool:
+        """True if the objective declares a use of its trained models: see `part`."""
+        if use == "likelihood_queries":
+            return type(self).likelihood_queries is not Objective.likelihood_queries
+        return bool(getattr(self, use))
+
+    def with_seq_len(self, seq_len: int) -> dict[str, Any]:
+        """The keys with another seq_len, as data to validate."""
+        return {**self.model_dump(mode="json"), "seq_len": seq_len}
+
+    def part_losses(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """The loss of each part of a mixed objective, from the mean of each loss term."""
+        return {}
+
     @property
     def weights(self) -> Mapping[str, float]:
         """The weight of each loss term in the step's loss."""
         return dict.fromkeys(self.terms, 1.0)
+
+    @property
+    def remembers(self) -> bool:
+        """True if a stream's samples are consecutive, so that it can have a memory."""
+        return True
 
     @property
     def predicted_share(self) -> tuple[float, float] | None:
@@ -218,6 +297,11 @@ class Objective(Section, ABC):
             random_segment=self.random_segment,
             **streams,
         )
+
+    def model_problems(self, model: BackboneConfig) -> Iterator[Problem]:
+        """A problem if the model lacks a capability, by keys of the whole config."""
+        if lacking := sorted(self.requires - model.provides):
+            yield "objective.type", f"{self.type} needs {', '.join(lacking)}, which {model.type} lacks"
 
     def run_problems(self, *, mem_len: int, global_batch_size: int) -> Iterator[Problem]:
         """Conflicts with the rest of the config, by keys of the whole config."""

@@ -98,6 +98,7 @@ class CausalLMCollator:
         inputs = BackboneInput(
             tokens=torch.from_numpy(tokens),
             mem_valid_len=torch.tensor([sample.mem_valid_len for sample in samples], dtype=torch.int64),
+            causal=True,
         )
         if sum(lengths) == answers.size:
             targets = {"lm": torch.from_numpy(answers).flatten(), "lm_positions": _all_places(answers.size)}

@@ -27,7 +27,8 @@ class LikelihoodQuery:
 
     tokens: ids of the sample. positions: indices of the tokens with predictions. answers: the target id of each
     prediction. segments: segments of the tokens (default: all 0). hidden: indices of other tokens that are hidden too,
-    without a prediction; not for stream queries.
+    without a prediction; not for stream queries. ahead: number of positions from a prediction to the masked token that
+    it is about; only for masked queries.
     """
 
     kind: QueryKind
@@ -36,6 +37,7 @@ class LikelihoodQuery:
     answers: Ids
     segments: Ids | None = None
     hidden: Sequence[int] = ()
+    ahead: int = 0
 
 
 def stream_queries(context: Sequence[int], *, seq_len: int, ahead: int = 1) -> Iterator[LikelihoodQuery]:
@@ -56,16 +58,19 @@ def pseudo_likelihood_queries(
     *,
     seq_len: int,
     kind: Literal["masked", "second_stream"],
+    ahead: int = 0,
 ) -> Iterator[LikelihoodQuery]:
     """Queries for each token given all the others (Salazar et al. 2020, arXiv:1910.14659, equation 1).
 
-    A text longer than `seq_len` is split into several samples, each laid out as a single text.
+    A text longer than `seq_len` is split into several samples, each laid out as a single text. ahead: see
+    `LikelihoodQuery`; the layout must begin with as many special tokens.
     """
     room = seq_len - layout.num_symbols(1)
     for start in range(0, len(text), room):
         sample = layout.lay_out([text[start : start + room]], vocabulary)
         for at in range(*sample.texts[0]):
-            yield LikelihoodQuery(kind, sample.tokens, [at], [int(sample.tokens[at])], sample.segments)
+            answers = [int(sample.tokens[at])]
+            yield LikelihoodQuery(kind, sample.tokens, [at - ahead], answers, sample.segments, ahead=ahead)
 
 
 def hide_rest_of_word(query: LikelihoodQuery, begins_word: np.ndarray) -> LikelihoodQuery:
@@ -77,7 +82,7 @@ def hide_rest_of_word(query: LikelihoodQuery, begins_word: np.ndarray) -> Likeli
     """
     begins = begins_word[np.asarray(query.tokens, np.int64)]
     hidden = list[int]()
-    for at in query.positions:
+    for at in (position + query.ahead for position in query.positions):
         next_words = np.flatnonzero(begins[at + 1 :])
         hidden += range(at + 1, at + 1 + int(next_words[0]) if len(next_words) else len(begins))
     return replace(query, hidden=hidden)
@@ -105,7 +110,7 @@ def collate_queries(
         if query.segments is not None:
             segments[i, :length] = query.segments
         asked[i, list(query.positions)] = True
-        hidden[i, [*query.positions, *query.hidden]] = True
+        hidden[i, [*(at + query.ahead for at in query.positions), *query.hidden]] = True
     if kind == "masked":
         tokens[hidden] = vocabulary.mask
     stream, last = kind == "stream", kind == "second_stream"
@@ -119,6 +124,7 @@ def collate_queries(
         valid_from=None if stream else valid_from,
         perm_rank=torch.from_numpy(hidden.astype(np.int64)) if last else None,
         target_positions=torch.from_numpy(np.stack([query.positions for query in queries])) if last else None,
+        causal=stream,
     )
     answers = np.concatenate([np.asarray(query.answers, np.int64) for query in queries])
     nothing = torch.zeros(0, dtype=torch.int64)

@@ -61,6 +61,9 @@ class MaskedLM(Objective):
     """Maximum n of masked n-grams of words; n has a probability proportional to 1/n. 1: single words."""
     whole_words: bool = True
     """Mask whole words; false: individual tokens."""
+    shifted: bool = False
+    """Predict a masked token from the state of the token before it, as a causal model does (masked next token
+    prediction of GPT-BERT, arXiv:2410.24159)."""
     sentence_task: Literal["sop", "nsp", "none"] = "sop"
     """sop: are the two parts swapped (ALBERT); nsp: does the second follow the first (BERT); none: a single part."""
     sop_single_sentence: Literal["original", "skip", "split"] = "split"
@@ -76,7 +79,21 @@ class MaskedLM(Objective):
     """Weight of the sentence task in the loss."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"bidirectional"})
-    hub_head: ClassVar[HubHead | None] = "masked_lm"
+
+    @property
+    def hub_head(self) -> HubHead:  # type: ignore[override]
+        """Logits of masked positions or, if shifted, of the positions before them, which no stock class expects."""
+        return "tokens" if self.shifted else "masked_lm"
+
+    @property
+    def ahead(self) -> int:
+        """Number of positions from the state that predicts a token to its mask."""
+        return int(self.shifted)
+
+    @property
+    def remembers(self) -> bool:
+        """False: samples are not consecutive."""
+        return False
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -93,7 +110,9 @@ class MaskedLM(Objective):
 
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterator[LikelihoodQuery]:
         """Queries for each token, replaced by a mask."""
-        return pseudo_likelihood_queries(text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="masked")
+        return pseudo_likelihood_queries(
+            text, vocabulary, self.token_layout, seq_len=self.seq_len, kind="masked", ahead=self.ahead
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -198,7 +217,7 @@ class MaskedLM(Objective):
             self.max_ngram,
         )
         task = None if self.sentence_task == "none" else self.sentence_task
-        return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, self.token_layout, masking, task, seed)
+        return MaskedLMCollator(self.seq_len, tokenizer.vocabulary, self.token_layout, masking, task, seed, self.ahead)
 
     def head(self, backbone: Backbone) -> MaskedLMHead:
         """The head."""
@@ -219,6 +238,7 @@ class MaskedLMCollator:
     """Collates samples into masked tokens, padded to seq_len, and targets.
 
     An empty sample is a single CLS, so that there is something to attend to, and has no targets. Padding has segment 0.
+    Each target is predicted from the state `ahead` positions before it.
     """
 
     seq_len: int
@@ -227,6 +247,7 @@ class MaskedLMCollator:
     masking: TokenMasker
     task: str | None
     seed: int
+    ahead: int = 0
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch from any number of samples, including none."""
@@ -245,7 +266,7 @@ class MaskedLMCollator:
             generator = sample_rng(self.seed, sample)
             chosen = self.masking.choose(tokens[number, :length], parts, generator)
             answers.append(tokens[number, chosen])
-            places.append(chosen + number * self.seq_len)
+            places.append(chosen - self.ahead + number * self.seq_len)
             tokens[number, chosen] = self.masking.replace(answers[-1], generator)
             labels[number] = sample.pair_target.label
         valid_at, valid_from = valid_tokens(valid)

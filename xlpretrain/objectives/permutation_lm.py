@@ -106,6 +106,11 @@ class PermutationLM(Objective):
             )
 
     @property
+    def remembers(self) -> bool:
+        """True if a part of each sample enters the memory."""
+        return self.reuse_len > 0
+
+    @property
     def pair_len(self) -> int:
         """Total tokens of A and B."""
         return self.seq_len - self.reuse_len - NUM_SYMBOLS

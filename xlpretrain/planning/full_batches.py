@@ -5,6 +5,8 @@ Samples are as long as the objective lets them be, hold no special tokens, and h
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from xlpretrain.config.run_config import RunConfig
@@ -20,10 +22,18 @@ from xlpretrain.objectives.tasks.base import Task
 
 
 def full_batch(config: RunConfig, backbone: Backbone, *, vocab_size: int, num_samples: int, seed: int = 0) -> Batch:
-    """A micro-batch of full samples of random tokens, on the CPU, by the run's own collator."""
-    generator = np.random.default_rng(seed)
-    samples = [_sample(config, number, vocab_size, generator) for number in range(num_samples)]
-    return model_collator(config.objective, _SizeOnly(vocab_size), seed=config.seed, backbone=backbone)(samples)
+    """A micro-batch of full samples of random tokens, on the CPU, by the run's own collator.
+
+    Of a mixed objective's parts, it is of the one with the most predictions.
+    """
+    collate = model_collator(config.objective, _SizeOnly(vocab_size), seed=config.seed, backbone=backbone)
+    batches = []
+    for part, name in enumerate(config.objective.by_part or [None]):
+        alone = config if name is None else config.of_part(name, "")
+        generator = np.random.default_rng(seed)
+        samples = [_sample(alone, number, vocab_size, generator) for number in range(num_samples)]
+        batches.append(collate([replace(sample, part=part) for sample in samples]))
+    return max(batches, key=lambda batch: sum(batch.counts.values()))
 
 
 class _SizeOnly(Tokenizer):

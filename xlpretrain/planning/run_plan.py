@@ -175,8 +175,6 @@ def plan_run(
         if config.engine.precision == "fp32" and config.engine.matmul_precision == "high"
         else None,
     )
-    objective = config.objective
-    flops = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
     return RunPlan(
         config=config,
         cluster=cluster,
@@ -186,7 +184,7 @@ def plan_run(
         memory=memory,
         largest_micro_batch=largest,
         step=step,
-        flops_per_step=flops * objective.seq_len * config.global_batch_size,
+        flops_per_step=data_rules.flops_per_step(config, model),
         totals=_totals(whole, config, data, model, disk_rate),
         notes=tuple(notes),
     )

@@ -72,7 +72,7 @@ def _training_metrics(run: Run, done: CompletedStep) -> Metrics:
         "train/loss": sum(weights[term] * means[term] for term in means),
         "train/lr": done.lr,
         "train/grad_norm": done.grad_norm,
-        **{f"train/loss/{term}": mean for term, mean in means.items()},
+        **{f"train/loss/{name}": mean for name, mean in {**means, **config.objective.part_losses(means)}.items()},
         "data/epoch": run.samples.passes(run.data_step),
         **{f"data/epoch/{corpus}": epoch for corpus, epoch in run.samples.epochs(run.data_step).items()},
         **run.callbacks.metrics(state.step, reduced[len(losses) :]),

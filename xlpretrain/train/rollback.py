@@ -7,13 +7,13 @@ from dataclasses import replace
 from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
-from xlpretrain.data.skip_windows import SkippedWindows, add_window, shifted_step
+from xlpretrain.data.skip_windows import add_window, shifted_step
 from xlpretrain.data.stages.samples import StagedSamples
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
-from xlpretrain.train.stages.change import enter_stage
+from xlpretrain.train.stages.change import enter_stage, unskipped
 from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import StepTimer
 
@@ -49,7 +49,7 @@ def roll_back(run: Run, request: RollBack) -> None:
             run.memory.refill(parts)
         else:
             run.memory = [part.to(run.engine.device) for part in parts]
-        samples = SkippedWindows(run.samples, run.state.skipped_windows, run.config.objective.new_tokens)
+        samples = unskipped(run.samples, run.state.skipped_windows, run.stages, 0)
         run.loader = replace(run.loader, samples=samples)
     run.saver.reset_to(run.state.step)
     run.recorder.go_back(run.state)

@@ -15,6 +15,7 @@ from xlpretrain.checkpoint.reader import load_weights, restore
 from xlpretrain.checkpoint.saver import Saver
 from xlpretrain.checkpoint.train_state import TrainState
 from xlpretrain.config import data_rules, origin, run_config
+from xlpretrain.config.data_rules import flops_per_step
 from xlpretrain.config.resume_rules import Changes
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.run_stages import RunStages
@@ -126,7 +127,7 @@ def _build(
     if not launch_id:  # else the launcher reports a hang
         watchdog.on_hang = partial(recorder.alert, "stall")
     _say_what_changes(recorder, config, changes)
-    stages = RunStages.of(config)
+    stages, rank = RunStages.of(config), distributed.rank()
     begins = stages.at(distributed.run_on_rank_0(partial(outcome.newest_step, folder)) if config.stages else 0)
     micro_batches = _micro_batches(begins)
     engine, stage_flops = _build_engine(config, data, stages, num_micro_batches=len(micro_batches), device=device)
@@ -141,7 +142,8 @@ def _build(
     _say_what_is_cut(recorder, config, data)
     if probe is not None:
         _say_what_is_cut(recorder, probe.config, probe.data)
-    streams = [distributed.streams_of(distributed.rank(), world_size, stages.num_streams)]
+    groups = config.objective.stream_groups(stages.num_streams, config.model.mem_len)
+    streams = [group.streams_of(rank, world_size) for group in groups]
     state, stream_states = TrainState(), dict[str, Tensor]()
     memory = None
     restored = restore(folder.checkpoints, engine, streams=streams, owner=mine.number)
@@ -173,7 +175,7 @@ def _build(
     context_streams = list(distributed.join_ranges(streams)) if config.stages else None
     context = CallbackContext(
         config=config,
-        rank=distributed.rank(),
+        rank=rank,
         world_size=world_size,
         streams=distributed.join_ranges(streams) if context_streams is None else context_streams,
         max_steps=max_steps,
@@ -212,7 +214,10 @@ def _build(
         before_commit=recorder.sync,
     )
     on_host = config.engine.memory_device == "host"
-    held = memory or [fresh_memory(engine, len(some), config.model.mem_len, on_host=on_host) for some in streams]
+    held = memory or [
+        fresh_memory(engine, len(some), group.mem_len, on_host=on_host)
+        for some, group in zip(streams, groups, strict=True)
+    ]
     memories = (
         []
         if config.stages
@@ -269,11 +274,11 @@ def _print_groups(recorder: Recorder, engine: Engine, config: RunConfig) -> None
 
 
 def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
-    if not isinstance(samples, MixtureSamples):
-        return
-    for corpus, share in effective_shares(train):
-        recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
-    for step, name in samples.exhausted_at:
+    if isinstance(samples.groups[0], MixtureSamples):
+        for corpus, share in effective_shares(train):
+            recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
+    exhausted = [found for group in samples.groups if isinstance(group, MixtureSamples) for found in group.exhausted_at]
+    for step, name in exhausted:
         recorder.print(f"{name}: read max_epochs times by step {step}; then its share goes to the other corpora")
 
 
@@ -290,10 +295,7 @@ def _build_engine(
     shards it."""
     torch.manual_seed(config.seed)
     model = config.build_model(data.train.vocabulary.size)
-    flops = []
-    for objective in (stage.objective for stage in stages.configs):
-        of_all = model.flops_per_token(objective.seq_len, config.model.mem_len, objective.num_predictions)
-        flops.append(of_all * (objective.seq_len / objective.new_tokens))
+    flops = [flops_per_step(stage, model) / stage.tokens_per_step for stage in stages.configs]
     engine = config.engine.build(
         model,
         config.optimizer,
@@ -307,12 +309,9 @@ def _build_engine(
 def _micro_batches(config: RunConfig) -> list[range]:
     """The streams of each micro-batch of this rank, in a stage with this config."""
     assert isinstance(config.micro_batch_size, int), "resolved"
-    return distributed.micro_batches(
-        distributed.rank(),
-        distributed.world_size(),
-        num_streams=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-    )
+    rank, world_size = distributed.rank(), distributed.world_size()
+    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+    return [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
 
 
 def _with_new_streams(memory: Tensor, num_streams: int) -> Tensor:

@@ -32,6 +32,7 @@ def finetune(
     label: Sequence[str],
     overrides: list[str],
     num_seeds: int,
+    part: str | None,
     runs_dir: Path,
     options: StartOptions,
 ) -> int:
@@ -52,6 +53,7 @@ def finetune(
         text=text,
         label=label,
         overrides=overrides,
+        part=part,
     )
     configs = [config] if num_seeds == 1 else [_of_seed(config, seed) for seed in range(1, num_seeds + 1)]
     if RunDir(runs_dir / name).exists() and num_seeds > 1:

@@ -19,9 +19,9 @@ from xlpretrain.objectives.tasks.base import Task
 from xlpretrain.run_dir.layout import RunDir
 
 
-def export(run: Path, to: Path, *, step: int | None, force: bool, weights: str) -> None:
+def export(run: Path, to: Path, *, step: int | None, force: bool, weights: str, part: str | None) -> None:
     """Export a run's model for transformers and print how to load it. Raises `XLPretrainError`."""
-    loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force, weights=weights)
+    loader = exports.export(RunDir(run).check_exists(), to, step=step, force=force, weights=weights, part=part)
     print(f"{to}: load it in transformers with {loader.replace('DIR', repr(str(to)))}")
 
 
@@ -65,7 +65,14 @@ def average(run: Path, *, last: int | None, steps: str | None, name: str, runs_d
 
 
 def generate(
-    run: Path, prompt: str | None, *, step: int | None, precision: str | None, weights: str, **sampling: Any
+    run: Path,
+    prompt: str | None,
+    *,
+    step: int | None,
+    precision: str | None,
+    weights: str,
+    part: str | None,
+    **sampling: Any,
 ) -> None:
     """Print a prompt and its continuation. Raises `XLPretrainError`.
 
@@ -75,11 +82,13 @@ def generate(
         step: checkpoint to use; None: the newest.
         precision: type of the weights; None: as trained.
         weights: those that were trained, or their moving average.
+        part: of a mixed objective; None: the first one that can.
         sampling: passed to `LoadedRun.generate`.
     """
     if prompt is None:
         prompt = _read_prompt()
-    print(prompt + xlpretrain.load(run, step=step, precision=precision, weights=weights).generate(prompt, **sampling))
+    model = xlpretrain.load(run, step=step, precision=precision, weights=weights, part=part)
+    print(prompt + model.generate(prompt, **sampling))
 
 
 def _read_prompt() -> str:

@@ -33,9 +33,11 @@ def score(
     batch_size: int,
     within_word: bool,
     to: Path | None,
+    part: str | None,
 ) -> None:
     """Print or write a JSON object for each text or pair, then the totals (on stderr if stdout has the objects)."""
-    run = xlpretrain.load(path, step=step, precision=precision, weights=weights)
+    run = xlpretrain.load(path, step=step, precision=precision, weights=weights, part=part)
+    run = run.of_part(None, "likelihood_queries")
     refuse_same_file(data, to)
     table = _read_pairs(data) if pairs and not columns else read_table(data)
     columns = columns or (_pair_columns(table) if pairs else (table.columns if len(table.columns) == 1 else (TEXT,)))

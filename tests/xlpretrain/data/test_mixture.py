@@ -235,7 +235,7 @@ def test_a_corpus_without_a_whole_block_is_refused(folders: tuple[Path, ...], bu
 
 def test_windows_left_out_after_a_spike_are_left_out_of_a_mixture(folders: tuple[Path, ...]):
     rows = rows_of(mixture_of(*folders, weights=WEIGHTS), "memory")
-    skipping = SkippedWindows(rows, [(10, 20)], new_tokens=32)
+    skipping = SkippedWindows(rows, [(10, 20)], new_tokens=[32])
     for stream in range(6):
         here, there = skipping.sample(step=12, stream=stream), rows.sample(step=22, stream=stream)
         assert np.array_equal(here.tokens, there.tokens) and here.mem_valid_len <= 64

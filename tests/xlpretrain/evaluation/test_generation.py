@@ -12,7 +12,7 @@ from imported_runs import make_run
 import xlpretrain
 from xlpretrain.errors import ConfigError, DataError
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
-from xlpretrain.models import TransformerXLConfig
+from xlpretrain.models import BertConfig, TransformerXLConfig, XLNetConfig
 from xlpretrain.models.backbone import BackboneInput
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import CausalLM
@@ -216,3 +216,30 @@ def test_the_command_writes_what_the_notebook_does_and_refuses_what_writes_no_te
     assert "cannot generate text: objective masked_lm does not predict the next token" in refused(
         "generate", albert, "--prompt", "a"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "mem_len", "window"),
+    [
+        (BertConfig(num_layers=2, num_heads=2, d_model=12, d_ff=20, max_positions=8), 0, 8),
+        (XLNetConfig(num_layers=2, num_heads=2, d_model=12, d_ff=20, mem_len=32), 32, None),
+    ],
+    ids=["BERT, from its last 8 tokens", "XLNet, by its memory"],
+)
+def test_bidirectional_models_write_by_causal_passes(config, mem_len, window):
+    torch.manual_seed(0)
+    backbone = config.build(30)
+    model = PretrainingModel(backbone, CausalLM(seq_len=8).head(backbone)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.8)
+    written = sample_text(model, PROMPT, num_tokens=12, mem_len=mem_len, options=GREEDY, window=window)
+    context = list(PROMPT)
+    for token in written:
+        tokens = torch.tensor([context[-window:] if window else context])
+        with torch.no_grad():
+            hidden, _ = backbone(BackboneInput(tokens, torch.tensor([0]), causal=True), backbone.empty_memory(1, 0))
+            assert int(model.head.output.log_probs(hidden.tokens[0])[-1].argmax()) == token
+        context.append(token)
+    assert len(set(written)) > 2

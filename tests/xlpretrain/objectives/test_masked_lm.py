@@ -18,6 +18,7 @@ from xlpretrain import schema
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.models import MODELS
 from xlpretrain.models.pretraining_model import PretrainingModel
+from xlpretrain.objectives.likelihood_queries import collate_queries, hide_rest_of_word
 from xlpretrain.objectives.masked_lm import MaskedLM
 from xlpretrain.objectives.token_masking import TokenMasker
 
@@ -326,3 +327,29 @@ def test_runs_of_earlier_versions_keep_their_next_sentence_pairs():
     assert asked.resolved(begun) != begun, "which a resume refuses"
     swapped = schema.validate(MaskedLM, {**stored, "sentence_task": "sop"}, "test")
     assert swapped.resolved(None).nsp_pairs is None
+
+
+def test_shifted_predictions_are_made_one_position_before_the_masks():
+    rows = _random_rows(8)
+    plain, shifted = (dataclasses.replace(_collator(seq_len=64), ahead=ahead)(rows) for ahead in (0, 1))
+    assert torch.equal(plain.inputs.tokens, shifted.inputs.tokens)
+    assert torch.equal(plain.targets["mlm"], shifted.targets["mlm"])
+    assert torch.equal(plain.targets["mlm_positions"] - 1, shifted.targets["mlm_positions"])
+    assert torch.equal(plain.samples_of("mlm"), shifted.samples_of("mlm"))
+    assert (MaskedLM(shifted=True).hub_head, MaskedLM().hub_head) == ("tokens", "masked_lm")
+
+
+def test_shifted_queries_mask_the_token_after_the_prediction():
+    objective = MaskedLM(shifted=True)
+    text, words = [10, 11, 12], _collator().vocabulary
+    for number, query in enumerate(objective.likelihood_queries(text, words)):
+        batch = collate_queries([query], words, terms=("mlm",), seq_len=512, mem_valid_len=[0])
+        assert batch.inputs.tokens[0].tolist() == [
+            words.cls,
+            *(words.mask if i == number else token for i, token in enumerate(text)),
+            words.sep,
+        ]
+        assert batch.targets["mlm"].tolist() == [text[number]]
+        assert batch.targets["mlm_positions"].tolist() == [number]  # CLS is at 0
+        begins = np.array([token != 11 for token in range(SIZE)])
+        assert list(hide_rest_of_word(query, begins).hidden) == ([2] if number == 0 else [])

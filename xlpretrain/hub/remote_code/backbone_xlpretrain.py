@@ -371,7 +371,7 @@ class Backbone(nn.Module):
     def _seen(self, memory: Tensor, valid: Tensor, hidden_from: Tensor | None, predict: Tensor) -> Tensor:
         (batch_size, num_tokens), mem_len = valid.shape, memory.shape[1]
         at = torch.arange(num_tokens, device=valid.device)
-        if self.config.type == "transformer_xl":
+        if self.config.type == "transformer_xl" or getattr(self.config, "causal", False):
             seen = (at <= at[:, None]).expand(batch_size, -1, -1)
         else:
             own = torch.eye(num_tokens, dtype=torch.bool, device=valid.device)

@@ -199,7 +199,7 @@ class XLPretrainForPreTraining(XLPretrainModel):
 
 
 class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
-    """Causal LM. `generate` processes one token at a time, with the memory as cache."""
+    """Causal LM. `generate` reads one token at a time, with the memory as cache, or an encoder all of them again."""
 
     _is_stateful = True
 
@@ -238,7 +238,9 @@ class XLPretrainForCausalLM(XLPretrainForPreTraining, GenerationMixin):
         output_attentions: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        if past_key_values is not None:
+        if not self.backbone.relative:  # an encoder, which has no memory
+            input_ids = input_ids[:, -self.config.max_positions :]
+        elif past_key_values is not None:
             input_ids = input_ids[:, -1:]
         return {
             "input_ids": input_ids,

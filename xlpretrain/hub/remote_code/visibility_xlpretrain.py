@@ -28,7 +28,8 @@ def visibility(config: Any, memory: Tensor, valid: Tensor, segments: Tensor, pre
 
     (batch_size, num_tokens), mem_len = valid.shape, memory.shape[1]
     at = torch.arange(num_tokens, device=valid.device).expand(batch_size, -1)
-    rank = at if config.type == "transformer_xl" else torch.zeros_like(at)
+    causal = config.type == "transformer_xl" or getattr(config, "causal", False)
+    rank = at if causal else torch.zeros_like(at)
     if getattr(config, "initial_memory", "none") == "zeros":
         memory = torch.ones_like(memory)
     positions = torch.cat([at, predict], dim=1)

@@ -67,9 +67,8 @@ def steps(config: RunConfig, *, vocab_size: int, device: torch.device, num_steps
     """Set up a rank and take steps. Every rank must call it."""
     assert isinstance(config.micro_batch_size, int), "resolved"
     rank, world_size = distributed.rank(), distributed.world_size()
-    cuts = distributed.micro_batches(
-        rank, world_size, num_streams=config.global_batch_size, micro_batch_size=config.micro_batch_size
-    )
+    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
+    cuts = [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
     sizes = [len(cut) for cut in cuts]
     torch.manual_seed(config.seed)
     engine = config.engine.build(
@@ -79,17 +78,20 @@ def steps(config: RunConfig, *, vocab_size: int, device: torch.device, num_steps
         weights=config.objective.weights,
         device=device,
     )
-    streams = distributed.streams_of(rank, world_size, config.global_batch_size)
+    streams = [group.streams_of(rank, world_size) for group in groups]
     on_host = config.engine.memory_device == "host"
     memory = place_memory(
         engine,
-        [fresh_memory(engine, len(streams), config.model.mem_len, on_host=on_host)],
-        ranges=[streams],
+        [
+            fresh_memory(engine, len(some), group.mem_len, on_host=on_host)
+            for some, group in zip(streams, groups, strict=True)
+        ],
+        ranges=streams,
         micro_batches=cuts,
         on_host=on_host,
     )
     saver = Saver(Path(os.devnull), config.checkpoint)
-    saver.reserve(engine, memory=memory_by_range(memory, [streams], cuts))
+    saver.reserve(engine, memory=memory_by_range(memory, streams, cuts))
     made = {
         size: full_batch(config, engine.model.backbone, vocab_size=vocab_size, num_samples=size) for size in set(sizes)
     }

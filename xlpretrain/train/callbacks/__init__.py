@@ -47,10 +47,7 @@ def build_callbacks(
         found["profile"] = Profile(context, engine.model, fence=fence)
     if context.corpora:
         found["corpus_losses"] = CorpusLosses(context)
-    shares = [share for each in RunStages.of(config).configs if (share := each.objective.predicted_share) is not None]
-    if shares:
-        expected = min(least for least, _ in shares), max(most for _, most in shares)
-        found["prediction_share"] = PredictionShare(context, expected)
+    found |= _prediction_share(context)
     found["nonfinite"] = NonFinite(context)
     found["damaged_samples"] = DamagedSamples(context, damage)
     found["spike_rollback"] = SpikeRollback(context)
@@ -68,6 +65,16 @@ def build_callbacks(
     if context.world_size > 1:  # the last, so that what the others do after a step is work of this rank
         found["stragglers"] = Stragglers(context, hosts, show=show_straggler)
     return found
+
+
+def _prediction_share(context: CallbackContext) -> dict[str, Callback]:
+    """The watch over the share of predictions: of all stages, and of the first part of a mix that has a range."""
+    objectives = [config.objective for config in RunStages.of(context.config).configs]
+    for part, views in enumerate(zip(*(list(each.by_part.values()) or [each] for each in objectives), strict=True)):
+        if shares := [view.predicted_share for view in views if view.predicted_share is not None]:
+            expected = min(least for least, _ in shares), max(most for _, most in shares)
+            return {"prediction_share": PredictionShare(context, expected, term=views[0].terms[0], part=part)}
+    return {}
 
 
 def _build_own(section: CallbackConfig, context: CallbackContext) -> Callback | None:

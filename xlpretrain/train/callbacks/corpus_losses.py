@@ -30,7 +30,8 @@ class CorpusLosses(Callback):
         if self._sums is None:
             return
         corpora = torch.tensor(micro_batch.corpora(), dtype=torch.long, device=self._sums.device)
-        scores = loss.scores[self._context.config.objective.terms[0]]
+        terms = self._context.config.objective.terms
+        scores = next(loss.scores[term] for term in terms if term in loss.scores)  # of the micro-batch's part
         of = corpora[scores.samples]
         self._sums[0].index_add_(0, of, scores.nll.float())
         self._sums[1].index_add_(0, of, torch.ones_like(scores.nll, dtype=torch.float32))

@@ -22,8 +22,9 @@ class PredictionShare(Callback):
 
     num_row_numbers = 4
 
-    def __init__(self, context: CallbackContext, expected: tuple[float, float]):
-        self._context, self._expected = context, expected
+    def __init__(self, context: CallbackContext, expected: tuple[float, float], *, term: str, part: int = 0):
+        """term: the loss term of the predictions. part: the part of a mixed objective that it belongs to."""
+        self._context, self._expected, self._term, self._part = context, expected, term, part
         self._counting = False
         self._step = np.zeros(4, np.int64)  # this rank, this step
         self._total = np.zeros(4, np.int64)  # all ranks, all logged steps
@@ -57,11 +58,10 @@ class PredictionShare(Callback):
         }
 
     def _count(self, batch: Batch) -> np.ndarray:
-        if batch.inputs.attention_mask is None:
+        if batch.inputs.attention_mask is None or batch.part != self._part:
             return np.zeros(4, np.int64)
         lengths = batch.inputs.attention_mask.sum(dim=1).numpy()
-        term = self._context.config.objective.terms[0]
-        predictions = np.bincount(batch.samples_of(term).numpy(), minlength=len(lengths))
+        predictions = np.bincount(batch.samples_of(self._term).numpy(), minlength=len(lengths))
         samples = lengths > 1  # a skipped sample has at most one symbol
         return np.array(
             [lengths[samples].sum(), predictions.sum(), samples.sum(), (samples & (predictions == 0)).sum()]

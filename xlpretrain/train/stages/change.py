@@ -96,7 +96,11 @@ def unskipped(samples: TrainSamples, windows: Sequence[Window], stages: RunStage
     After a window, the memory counts as many tokens a step as the shortest sample of any stage so far has, so that it
     never reaches into the window.
     """
-    new_tokens = min(config.objective.new_tokens for config in stages.configs[: stage + 1])
+    of_stages = [
+        [group.objective.new_tokens for group in config.objective.stream_groups(config.global_batch_size, 0)]
+        for config in stages.configs[: stage + 1]
+    ]
+    new_tokens = [min(of_part) for of_part in zip(*of_stages, strict=True)]
     return SkippedWindows(samples, windows, new_tokens) if windows else samples
 
 

@@ -33,7 +33,7 @@ def _warnings(batches: list[list[Batch]], *, is_last: bool = False) -> tuple[lis
     objective, warnings = MaskedLM(seq_len=64), []
     context = make_context(objective=objective, max_steps=len(batches) if is_last else 99, print=warnings.append)
     assert objective.predicted_share is not None
-    callback = PredictionShare(context, objective.predicted_share)
+    callback = PredictionShare(context, objective.predicted_share, term=objective.terms[0])
     for step, of_step in enumerate(batches):
         callback.before_step(step)
         for batch in of_step:

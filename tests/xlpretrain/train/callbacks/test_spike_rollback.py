@@ -111,7 +111,7 @@ def test_the_data_of_windows_is_left_out_and_all_other_read_in_order(drawn: list
 def test_memories_start_fresh_after_a_window(tiny_dataset: Path):
     train = TokenDataset.open(tiny_dataset / "train")
     samples = CausalLM(seq_len=16).training_samples(train, mem_len=40, num_streams=3, seed=0, shuffle_blocks=1)
-    skipping = SkippedWindows(samples, [(5, 9)], 16)
+    skipping = SkippedWindows(samples, [(5, 9)], [16])
     for stream in range(3):
         assert np.array_equal(
             skipping.sample(step=4, stream=stream).tokens, samples.sample(step=4, stream=stream).tokens
