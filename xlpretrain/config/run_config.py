@@ -12,7 +12,7 @@ from pydantic import Field
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
 from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, ProfileConfig, SpikeConfig, StopConfig
-from xlpretrain.config.stages import MAX_VALUES, RAMPS, StageConfig, merged, ramp_length, stage_problems
+from xlpretrain.config.stages import MAX_VALUES, RAMPS, StageConfig, merged, ramp_length, ramp_samples, stage_problems
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -125,15 +125,18 @@ class RunConfig(Section):
         data = self.model_dump(mode="json")
         for i, stage in enumerate(self.stages):
             starts = {key: self.ramp_start(i, key) for key in stage.ramp if key in RAMPS}
-            ends = {key: stage.ramp[key].stop for key in starts}
-            for key, start in starts.items():
+            for key, start in list(starts.items()):
                 if (length := ramp_length(stage.ramp[key], start=start)) > MAX_VALUES:
                     what = f"would take {length:,} values, at most {MAX_VALUES:,} can be; raise multiple_of"
                     found.append((f"stages.{i}.ramp.{key}", what))
+                    del starts[key]
             told: list[Problem] = []
-            for values in (starts, ends):
-                whole = {key: value if key == "objective.mask_rate" else int(value) for key, value in values.items()}
-                told += _problems_of_stage(self, merged(data, stage.changes() | whole))
+            of_keys = {key: ramp_samples(stage.ramp[key], start=start) for key, start in starts.items()}
+            for i_value in range(3):  # all that a rule about size or divisibility can refuse
+                values = {key: values[i_value] for key, values in of_keys.items()}
+                told += _problems_of_stage(self, merged(data, stage.changes() | values))
+                if not values:
+                    break
             weights, train = stage.data.weights, getattr(self.data, "train", ())
             if weights is not None and len(weights) != len(train):
                 told.append(

@@ -19,6 +19,8 @@ RAMPS = ("global_batch_size", "objective.seq_len", "objective.mask_rate")
 """Keys that a ramp can change."""
 MAX_VALUES = 1000
 """Largest number of values that a ramp takes."""
+_MANY = 2**30
+"""Steps for which a ramp takes all of its values."""
 
 
 class UntilConfig(Section):
@@ -145,6 +147,12 @@ def ramp_values(ramp: RampConfig, *, start: float, steps: int) -> list[tuple[int
         found.append((at, value + direction))
     whole = unit.denominator == 1
     return [(at, int(value * unit) if whole else float(value * unit)) for at, value in found]
+
+
+def ramp_samples(ramp: RampConfig, *, start: float) -> list[float]:
+    """The first, second and last value of a ramp."""
+    values = [value for _, value in ramp_values(ramp, start=start, steps=_MANY)]
+    return [values[0], values[min(1, len(values) - 1)], values[-1]]
 
 
 def ramp_length(ramp: RampConfig, *, start: float) -> int:

@@ -103,8 +103,12 @@ def test_a_run_without_stages_is_one_stage() -> None:
             ["stages.0.", "256", "max_positions"],
         ),
         (
-            [{"until": {"step": 5}, "ramp": {"objective.mask_rate": {"stop": 0.5, "multiple_of": 1e-5}}}, {}],
+            [{"until": {"step": 5}, "ramp": {"objective.mask_rate": {"stop": 0.5, "multiple_of": 1e-9}}}, {}],
             ["stages.0.ramp.objective.mask_rate", "values", "raise multiple_of"],
+        ),
+        (
+            [{"until": {"step": 5}, "ramp": {"global_batch_size": {"start": 1, "stop": 9, "multiple_of": 8}}}, {}],
+            ["stages.0.global_batch_size", "greater than 0, got 0"],
         ),
         ([{"ramp": {"global_batch_size": {"stop": 9, "multiple_of": 1}}}], ["stages.0.ramp", "set until"]),
     ],
@@ -112,6 +116,18 @@ def test_a_run_without_stages_is_one_stage() -> None:
 def test_what_is_wrong_in_stages_is_told_in_one_report(stages: list[dict[str, Any]], expected: list[str]) -> None:
     told = report(stages)
     assert all(part in told for part in expected), told
+
+
+def test_an_odd_batch_for_streams_in_both_directions_is_refused_inside_of_a_ramp_too() -> None:
+    xlnet = {
+        "model": {**BERT, "type": "xlnet"},
+        "objective": {"type": "permutation_lm", "seq_len": 32, "reuse_len": 16},
+    }
+    del xlnet["model"]["max_positions"]
+    xlnet["objective"] |= {"perm_size": 16, "num_predict": 4}
+    for batch in ({"global_batch_size": 3}, {"ramp": {"global_batch_size": {"start": 2, "stop": 8, "multiple_of": 1}}}):
+        told = report([{"until": {"step": 5}, **batch}, {}], **xlnet)
+        assert "stages.0.global_batch_size" in told and "must be even" in told
 
 
 def test_all_mistakes_come_in_one_report() -> None:

@@ -78,3 +78,13 @@ def test_a_document_is_shown_whole(tiny_dataset: Path):
 def test_the_command_shows_a_document(tiny_dataset: Path):
     out, _ = commands.run("data", "show", tiny_dataset / "train", "--document", 3)
     assert out.startswith("document 3 of")
+
+
+def test_a_sample_of_a_run_with_stages_is_that_of_its_step(tiny_dataset: Path, tmp_path: Path):
+    stages = [{"until": {"step": 5}, "objective": {"seq_len": 8}, "global_batch_size": 2}, {}]
+    path = commands.write_config(tmp_path / "a.yaml", tiny_dataset, stages=stages, global_batch_size=4, max_steps=9)
+    for step, stream, length in ((4, 1, 8), (5, 3, 16)):
+        printed = shown(show_sample, path, step=step, stream=stream)
+        assert f"{length + 1} tokens of the data" in printed and f"lm: {length} tokens to predict" in printed
+    with pytest.raises(ConfigError, match="expected a stream from 0 to 1, got 3"):
+        show_sample(path, step=4, stream=3)
