@@ -187,7 +187,7 @@ def fine_tune(tmp_path: Path) -> None:
     none = tmp_path / "none"
     finetune.finetune(
         none, task="classify", train=none, valid=none, name=None, text=(), label="label", overrides=[],
-        num_seeds=1, runs_dir=none, options=StartOptions(),
+        num_seeds=1, runs_dir=none, options=StartOptions(), part=None,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch
 from commands import finish, kill_all, read_metrics, refused, run, start, wait_for_step
 from imported_runs import make_run
 from labelled_files import PLAIN, _files, _pairs, _write
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 import xlpretrain
 from launcher.cli.actions.finetune import predict
