@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,14 @@ class Pool:
         for _, process, _ in list(self._running.values()):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
+
+
+def log_sizes(commands: Iterable[Command]) -> dict[str, int]:
+    """The size of each command's log by now, by name."""
+    return {
+        command.name: command.log.stat().st_size if command.log is not None and command.log.exists() else 0
+        for command in commands
+    }
 
 
 def describe_failure(code: int | None, log: Path | None, *, since: int = 0) -> str:

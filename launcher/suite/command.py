@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine, visible_gpus
+from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine, log_sizes, visible_gpus
 from launcher.suite.checks import check_jobs, missing_files, prepare_files
 from launcher.suite.definition import SuiteConfig, load_suite
 from launcher.suite.jobs import Job, list_jobs
@@ -97,8 +97,6 @@ def _run(
     num_processes = options.num_processes or (None if list(slots) == [Slot()] else 1)
     numbers = {name: f"[{number}/{len(left)}]" for number, name in enumerate(by_name, 1)}
 
-    sizes = {name: job.log.stat().st_size if job.log.exists() else 0 for name, job in by_name.items()}
-
     def tell(event: Event, command: Command, code: int | None, seconds: float) -> None:
         job, since = by_name[command.name], sizes[command.name]
         print(f"{numbers[command.name]} {command.name}: {_told(event, job, code, seconds, since=since)}", flush=True)
@@ -115,7 +113,7 @@ def _run(
             )
         ]
     ]
-    pool = Pool(slots, tell)
+    sizes, pool = log_sizes(commands), Pool(slots, tell)
     return pool.run(commands), pool.stopped_by
 
 

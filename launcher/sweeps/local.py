@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.finished import print_if_finished
 from launcher.local import torchrun
 from launcher.local.options import StartOptions
-from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine
+from launcher.pool import Command, Event, Pool, Slot, describe_failure, divide_machine, log_sizes
 from launcher.sweeps.variants import Variant, variants
 from xlpretrain.config import run_config
 from xlpretrain.config.run_config import RunConfig
@@ -77,12 +77,12 @@ def _flags(options: StartOptions, num_processes: int | None) -> list[str]:
 def _run(commands: Sequence[Command], slots: Sequence[Slot]) -> int:
     """Run the commands and print how each ends. Returns the exit code."""
     numbers = {command.name: f"[{number}/{len(commands)}]" for number, command in enumerate(commands, 1)}
-    codes: dict[str, int] = {}
+    codes, sizes = dict[str, int](), log_sizes(commands)
 
     def tell(event: Event, command: Command, code: int | None, seconds: float) -> None:
         if code is not None:
             codes[command.name] = code
-        print(f"{numbers[command.name]} {command.name}: {_described(event, command, code, seconds)}", flush=True)
+        print(f"{numbers[command.name]} {command.name}: {_described(event, command, code, seconds, sizes)}", flush=True)
 
     pool = Pool(slots, tell)
     pool.run(commands)
@@ -98,7 +98,8 @@ def _run(commands: Sequence[Command], slots: Sequence[Slot]) -> int:
     return STOPPED_EARLY if STOPPED_EARLY in codes.values() else FINISHED
 
 
-def _described(event: Event, command: Command, code: int | None, seconds: float) -> str:
+def _described(event: Event, command: Command, code: int | None, seconds: float, sizes: Mapping[str, int]) -> str:
+    """Text for an event. sizes: of the logs before the commands started."""
     if event == "started":
         return "started" if command.log is None else f"started; its output is in {command.log}"
     took = f"after {format_duration(seconds)}"
@@ -106,4 +107,4 @@ def _described(event: Event, command: Command, code: int | None, seconds: float)
         return f"finished {took}"
     if code == STOPPED_EARLY or event == "stopped":
         return f"stopped early {took}; rerun the command to resume it"
-    return f"failed {took}, {describe_failure(code, command.log)}"
+    return f"failed {took}, {describe_failure(code, command.log, since=sizes[command.name])}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import pool as pools
-from launcher.pool import Command, Pool, Slot, divide_machine
+from launcher.pool import Command, Pool, Slot, describe_failure, divide_machine, log_sizes
 from xlpretrain.errors import ConfigError
 
 
@@ -81,3 +81,14 @@ def test_cores_are_divided_evenly_where_they_suffice(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5, 8, 9})
     assert [slot.cores for slot in divide_machine(2)] == [[3, 4], [5, 8]]
     assert divide_machine(6) == [Slot()] * 6
+
+
+def test_a_failure_is_described_by_the_words_of_its_own_attempt(tmp_path: Path):
+    command = _command(tmp_path, "a", "import sys; sys.exit(3)")
+    assert command.log is not None
+    command.log.parent.mkdir(parents=True, exist_ok=True)
+    command.log.write_text("error: of an earlier attempt\n")
+    sizes, codes = log_sizes([command]), []
+    assert Pool([Slot()], lambda event, of, code, seconds: codes.append(code)).run([command]) == {"a": "failed"}
+    assert describe_failure(codes[-1], command.log, since=sizes["a"]) == "exit code 3"
+    assert "earlier attempt" in describe_failure(codes[-1], command.log)
