@@ -188,3 +188,21 @@ def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
     assert main([str(whole / "config.yaml")]) == 0
     assert commands.curve(whole) == before
     assert_equal(saved(whole), expected)
+
+
+@pytest.mark.full
+def test_killed_before_at_and_after_boundaries_it_resumes_in_every_bit(tmp_path: Path, tiny_dataset: Path) -> None:
+    ramp = {"global_batch_size": {"start": 4, "stop": 8, "multiple_of": 2}}
+    stages = [
+        {"until": {"fraction": 0.5}, "objective": {"seq_len": 8}, "global_batch_size": 8},
+        {"until": {"step": 50}, "ramp": ramp},
+        {},
+    ]
+    config = commands.write_config(tmp_path / "config.yaml", tiny_dataset, stages=stages)
+    commands.run("train", config, "name=whole", f"runs_dir={tmp_path}")
+    for step in (28, 30, 34):
+        process = commands.start("train", config, "name=killed", f"runs_dir={tmp_path}")
+        commands.wait_for_step(tmp_path / "killed", step, process)
+        commands.kill_all(process)
+    commands.run("train", config, "name=killed", f"runs_dir={tmp_path}")
+    assert commands.curve(tmp_path / "killed") == commands.curve(tmp_path / "whole")
