@@ -74,7 +74,7 @@ class Record:
             if before is None:
                 continue
             for key in sorted(before["definition"].keys() & now["definition"].keys()):
-                was, is_now = before["definition"].get(key), now["definition"].get(key)
+                was, is_now = before["definition"][key], now["definition"][key]
                 if was != is_now:
                     shown = f"was {schema.format_value(was)}, now {schema.format_value(is_now)}"
                     yield f"{name}.{key}", f"changed since the suite began: {shown}; {advice}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 from xlpretrain import schema
@@ -23,13 +23,9 @@ def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
     """Training samples of a run's streams, of a resolved config if it has stages. Raises `DataError`."""
     if config.stages:
         return _staged_samples(RunStages.of(config), train)
-    groups = _groups(config)
+    groups = config.stream_groups
     samples = [train.samples(_factory(config, group), seed=group.seed(config.seed)) for group in groups]
     return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
-
-
-def _groups(config: RunConfig) -> Sequence[StreamGroup]:
-    return config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
 
 
 def _factory(config: RunConfig, group: StreamGroup) -> SampleFactory:
@@ -49,7 +45,7 @@ def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
         assert isinstance(config.data, CorpusDataConfig), "checked"
         parts = next((parts for objective, parts in made if objective == config.objective), None)
         if parts is None:
-            (group,) = _groups(config)
+            (group,) = config.stream_groups
             parts = train.parts(_factory(config, group), seed=config.seed)
             made.append((config.objective, parts))
         weights = [corpus.weight for corpus in config.data.train]
@@ -60,7 +56,7 @@ def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
 def flops_per_step(config: RunConfig, model: PretrainingModel) -> float:
     """Matrix-product FLOPs of forward and backward of a step of a run's model."""
     found = 0.0
-    for group in _groups(config):
+    for group in config.stream_groups:
         objective = group.objective
         per_token = model.flops_per_token(objective.seq_len, group.mem_len, objective.num_predictions)
         found += len(group.streams) * objective.seq_len * per_token
@@ -131,9 +127,9 @@ def validate_data(config: RunConfig, train: Mixture, world_size: int) -> None:
 def _length_problems(config: RunConfig, train: Mixture) -> Iterator[Problem]:
     """Yield a problem if the data is too short for one step or, given max_epochs, for all steps."""
     single = train.is_one_dataset
+    needed = max(each.tokens_per_step for each in RunStages.of(config).configs) if single else 1
     for index, corpus in enumerate(train.corpora):
-        largest = max(each.tokens_per_step for each in RunStages.of(config).configs)
-        data, needed = corpus.manifest, largest if single else 1
+        data = corpus.manifest
         if data.num_blocks * data.block_tokens < needed:
             yield (
                 "data.train" if single else f"data.train.{index}",

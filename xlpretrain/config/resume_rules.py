@@ -52,9 +52,7 @@ _ADVICE_FOR_FORKS = (
 
 def changes_stage(old: RunConfig, new: RunConfig) -> list[str]:
     """The changed keys that make a fork begin a new stage: what it reads, and how it trains on it."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    changed = (key for key in {**before, **after} if before.get(key) != after.get(key))
-    return [key for key in changed if _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS]
+    return [key for key in _compare(old, new)[2] if _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS]
 
 
 def check_resume(
@@ -77,8 +75,7 @@ def check_resume(
     Raises:
         ConfigError: with old and new values of all keys that must not change.
     """
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    before, after, changed = _compare(old, new)
     # A run folder may be moved.
     changed = [key for key in changed if key not in ("runs_dir", "name")]
     allowed = _MAY_CHANGE + (_RECIPE if allow_recipe_change else ())
@@ -108,3 +105,9 @@ def check_resume(
         advice = f"use another name for a new run{'; optimizer and schedule may change ' + hint if hint else ''}"
         raise ConfigError(f"{schema.format_problems(str(folder), lines)}\n  {_ADVICE_FOR_FORKS if forking else advice}")
     return {key: (before.get(key), after.get(key)) for key in changed}
+
+
+def _compare(old: RunConfig, new: RunConfig) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Both configs by dotted keys, and the keys whose values differ."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return before, after, [key for key in {**before, **after} if before.get(key) != after.get(key)]

@@ -20,7 +20,7 @@ from xlpretrain.file_system.credentials import is_secret_name
 from xlpretrain.models import AnyModel
 from xlpretrain.models.pretraining_model import PretrainingModel
 from xlpretrain.objectives import AnyObjective
-from xlpretrain.objectives.base import Objective
+from xlpretrain.objectives.base import Objective, StreamGroup
 from xlpretrain.optim import AdamWConfig, AnyOptimizer
 from xlpretrain.optim.schedules import AnySchedule, Cosine
 from xlpretrain.run_dir.alerts import AlertsConfig
@@ -214,6 +214,17 @@ class RunConfig(Section):
             if (ramp := stage.ramp.get("global_batch_size")) is not None:
                 found[i] = int(min(self.ramp_start(i, "global_batch_size"), ramp.stop))
         return min(found, default=self.global_batch_size)
+
+    @property
+    def stream_groups(self) -> Sequence[StreamGroup]:
+        """The groups of the streams that a step reads."""
+        return self.objective.stream_groups(self.global_batch_size, self.model.mem_len)
+
+    def micro_batches(self, rank: int, world_size: int) -> list[range]:
+        """The streams of each micro-batch of a rank; every rank has the same number of them. For a resolved config."""
+        size = self.micro_batch_size
+        assert isinstance(size, int), "resolved"
+        return [streams for group in self.stream_groups for streams in group.micro_batches(rank, world_size, size)]
 
     @property
     def tokens_per_step(self) -> int:

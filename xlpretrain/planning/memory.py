@@ -156,16 +156,12 @@ def candidates(config: RunConfig, *, num_ranks: int) -> list[int]:
     `global_batch_size` and the ranks give a rank its streams, which are split as evenly as possible
     (`distributed.micro_batches`).
     """
-    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    streams = max(math.ceil(len(group.streams) / num_ranks) for group in groups)
+    streams = max(math.ceil(len(group.streams) / num_ranks) for group in config.stream_groups)
     return sorted({math.ceil(streams / number) for number in range(1, streams + 1)}, reverse=True)
 
 
 def micro_batch_sizes(config: RunConfig, *, num_ranks: int, micro_batch_size: int) -> list[int]:
     """The sizes of the micro-batches of the rank that has most streams."""
-    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    ranks = (
-        [cut for group in groups for cut in group.micro_batches(rank, num_ranks, micro_batch_size)]
-        for rank in {0, num_ranks - 1}
-    )
+    sized = config.model_copy(update={"micro_batch_size": micro_batch_size})
+    ranks = (sized.micro_batches(rank, num_ranks) for rank in {0, num_ranks - 1})
     return max(([len(streams) for streams in found] for found in ranks), key=sum)

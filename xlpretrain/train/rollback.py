@@ -14,7 +14,6 @@ from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
 from xlpretrain.train.run import Run
 from xlpretrain.train.stages.change import enter_stage, unskipped
-from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import StepTimer
 
 
@@ -26,7 +25,7 @@ def roll_back(run: Run, request: RollBack) -> None:
     then = run.state
     at, _ = shifted_step(then.step - 1, then.skipped_windows)
     _abandon_newer(run, max(then.step - 1 - request.skip_before, 0))
-    streams = run.stream_ranges if len(run.stages.firsts) == 1 else run.even_share
+    streams = run.stream_ranges if len(run.stages.firsts) == 1 else run.even_division[distributed.rank()]
     restored = restore(run.folder.checkpoints, run.engine, streams=streams, owner=run.lease.number)
     assert restored is not None, "there was one"
     first, _ = shifted_step(restored.state.step, then.skipped_windows)
@@ -40,8 +39,7 @@ def roll_back(run: Run, request: RollBack) -> None:
         assert isinstance(run.samples, StagedSamples), "the run has stages"
         run.samples = run.samples.with_windows(run.state.skipped_windows)
         run.callbacks.after_rollback(restored.state.callbacks, {})
-        held = divide(run.stages.num_streams, run.stages.num_streams, distributed.world_size())
-        enter_stage(run, held, restored.memory, restored.stream_states)
+        enter_stage(run, run.even_division, restored.memory, restored.stream_states)
     else:
         run.callbacks.after_rollback(restored.state.callbacks, restored.stream_states)
         parts = cut_memory(restored.memory, run.stream_ranges, run.loader.micro_batches)

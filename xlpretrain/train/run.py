@@ -25,6 +25,7 @@ from xlpretrain.run_dir.stop import StopRequest
 from xlpretrain.run_dir.watchdog import Watchdog
 from xlpretrain.train.dispatch import Callbacks
 from xlpretrain.train.recorder import Recorder
+from xlpretrain.train.stages.moves import Division, divide
 from xlpretrain.train.throughput import StepTimer
 
 
@@ -36,9 +37,8 @@ class Run:
     new token of each stage. resting: memory of streams that the stage does not read, on the CPU. collators: makes the
     collator of a stage. context_streams: the list in the callbacks' context; None if a range never changes.
     stream_ranges: the streams of this rank; each micro-batch is a part of one of the ranges. memory: one tensor per
-    micro-batch, for its streams. saver: writes the
-    checkpoints. peak_flops: total over all ranks. pending_error: a user error raised on this rank, held until the ranks
-    agree on it.
+    micro-batch, for its streams. saver: writes the checkpoints. peak_flops: total over all ranks. pending_error: a user
+    error raised on this rank, held until the ranks agree on it.
     """
 
     config: RunConfig
@@ -72,9 +72,9 @@ class Run:
         return distributed.join_ranges(self.stream_ranges)
 
     @property
-    def even_share(self) -> list[range]:
-        """This rank's part of all streams, as if a step read them all."""
-        return [distributed.streams_of(distributed.rank(), distributed.world_size(), self.stages.num_streams)]
+    def even_division(self) -> Division:
+        """The streams of each rank if a step read them all, as checkpoints of a run with stages are read."""
+        return divide(self.stages.num_streams, self.stages.num_streams, distributed.world_size())
 
     def memory_of_streams(self) -> dict[range, list[Tensor]]:
         """The memory of this rank's streams by range, each in the parts that its micro-batches have."""

@@ -44,7 +44,6 @@ from xlpretrain.train.dispatch import Callbacks
 from xlpretrain.train.recorder import Recorder
 from xlpretrain.train.run import Run
 from xlpretrain.train.stages.change import enter_stage, unskipped
-from xlpretrain.train.stages.moves import divide
 from xlpretrain.train.throughput import peak_flops
 
 
@@ -129,7 +128,7 @@ def _build(
     _say_what_changes(recorder, config, changes)
     stages, rank = RunStages.of(config), distributed.rank()
     begins = stages.at(distributed.run_on_rank_0(partial(outcome.newest_step, folder)) if config.stages else 0)
-    micro_batches = _micro_batches(begins)
+    micro_batches = begins.micro_batches(rank, world_size)
     engine, stage_flops = _build_engine(config, data, stages, num_micro_batches=len(micro_batches), device=device)
     _print_groups(recorder, engine, config)
     if tiles := engine.layout.get("attention_tiles"):
@@ -246,8 +245,7 @@ def _build(
         context_streams=context_streams,
     )
     if config.stages:
-        everything = divide(stages.num_streams, stages.num_streams, world_size)
-        enter_stage(run, everything, [some.cpu() for some in held], callbacks.stream_states(run.streams))
+        enter_stage(run, run.even_division, [some.cpu() for some in held], callbacks.stream_states(run.streams))
     saver.reserve(engine, memory=run.memory_of_streams(), stream_states=callbacks.stream_states(run.streams))
     distributed.run_on_rank_0(partial(recorder.resume_at, state, previous))
     return run
@@ -304,14 +302,6 @@ def _build_engine(
         device=device,
     )
     return engine, flops
-
-
-def _micro_batches(config: RunConfig) -> list[range]:
-    """The streams of each micro-batch of this rank, in a stage with this config."""
-    assert isinstance(config.micro_batch_size, int), "resolved"
-    rank, world_size = distributed.rank(), distributed.world_size()
-    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    return [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
 
 
 def _with_new_streams(memory: Tensor, num_streams: int) -> Tensor:

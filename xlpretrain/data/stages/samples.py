@@ -19,7 +19,7 @@ from xlpretrain.data.stages.places import ContiguousStage, StreamPlaces, StreamV
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage reads. first: its first training step. parts: samples of each corpus. weights: of each corpus.
+    """The samples of a stage. first: its first training step. parts: samples of each corpus. weights: of each corpus.
 
     The orders of `parts` may be made for another number of streams; theirs is not used.
     """
@@ -43,7 +43,7 @@ class StageData:
 
 
 class StageStart(NamedTuple):
-    """How a stage goes on where the one before it has stopped.
+    """The beginning of a stage, where the one before it has stopped.
 
     step: its first training step. skipped_tokens: tokens that are never read in this epoch because of the change.
     """

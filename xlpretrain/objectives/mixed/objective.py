@@ -148,16 +148,16 @@ class MixedObjective(Objective):
 
     @property
     def hub_head(self) -> HubHead | None:  # type: ignore[override]
-        """That of the first part that has one."""
+        """The head of the first part that has one."""
         return self.part(None, "hub_head").hub_head if self.declares("hub_head") else None
 
     @property
     def token_layout(self) -> TokenLayout | None:
-        """That of the first part that has one."""
+        """The layout of the first part that has one."""
         return self.part(None, "token_layout").token_layout if self.declares("token_layout") else None
 
     def likelihood_queries(self, text: Sequence[int], vocabulary: Vocabulary) -> Iterable[LikelihoodQuery]:
-        """Those of the first part that declares some. Raises `ConfigError`."""
+        """The queries of the first part that declares some. Raises `ConfigError`."""
         return self.part(None, "likelihood_queries").likelihood_queries(text, vocabulary)
 
     def stream_groups(self, num_streams: int, mem_len: int) -> Sequence[StreamGroup]:
@@ -206,7 +206,7 @@ class MixedObjective(Objective):
 
     @property
     def answer_names(self) -> Mapping[str, tuple[str, ...]]:
-        """Those of all parts."""
+        """The class names of all parts, by term."""
         found: dict[str, tuple[str, ...]] = {}
         for part in self.parts:
             prefix = f"{part.label}/" if len(self.parts) > 1 else ""
@@ -230,16 +230,16 @@ class MixedObjective(Objective):
 
     @property
     def predicted_share(self) -> tuple[float, float] | None:
-        """That of the only part; with several, see `by_part`."""
+        """The range of the only part; with several, see `by_part`."""
         return self.parts[0].objective.predicted_share if len(self.parts) == 1 else None
 
     def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> CorpusSamples:
-        """Those of the only part; with several, see `stream_groups`."""
+        """The training samples of the only part; with several, see `stream_groups`."""
         (part,) = self.parts
         return part.objective.training_samples(manifest, **streams)
 
     def evaluation_samples(self, manifest: TokenDataset, **streams: Unpack[EvaluationStreams]) -> EvalSamples:
-        """Those of the only part; with several, see `by_part`."""
+        """The evaluation samples of the only part; with several, see `by_part`."""
         (part,) = self.parts
         return part.objective.evaluation_samples(manifest, **streams)
 

@@ -42,27 +42,27 @@ class PartInMix(Objective):
 
     @property
     def span_len(self) -> int:
-        """That of the objective."""
+        """The objective's `span_len`."""
         return self.objective.span_len
 
     @property
     def new_tokens(self) -> int:
-        """That of the objective."""
+        """The objective's `new_tokens`."""
         return self.objective.new_tokens
 
     @property
     def num_predictions(self) -> int:
-        """That of the objective."""
+        """The objective's `num_predictions`."""
         return self.objective.num_predictions
 
     @property
     def remembers(self) -> bool:
-        """That of the objective."""
+        """The objective's `remembers`."""
         return self.objective.remembers
 
     @property
     def predicted_share(self) -> tuple[float, float] | None:
-        """That of the objective."""
+        """The objective's `predicted_share`."""
         return self.objective.predicted_share
 
     def training_samples(self, manifest: TokenDataset, **streams: Unpack[TrainingStreams]) -> CorpusSamples:

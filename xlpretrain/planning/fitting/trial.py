@@ -65,10 +65,8 @@ def leave_room() -> None:
 
 def steps(config: RunConfig, *, vocab_size: int, device: torch.device, num_steps: int = 2) -> None:
     """Set up a rank and take steps. Every rank must call it."""
-    assert isinstance(config.micro_batch_size, int), "resolved"
     rank, world_size = distributed.rank(), distributed.world_size()
-    groups = config.objective.stream_groups(config.global_batch_size, config.model.mem_len)
-    cuts = [cut for group in groups for cut in group.micro_batches(rank, world_size, config.micro_batch_size)]
+    groups, cuts = config.stream_groups, config.micro_batches(rank, world_size)
     sizes = [len(cut) for cut in cuts]
     torch.manual_seed(config.seed)
     engine = config.engine.build(

@@ -51,10 +51,7 @@ def enter_stage(run: Run, held: Division, memory: Sequence[Tensor], stream_state
     config = run.stages.at(run.state.step)
     wanted = divide(config.global_batch_size, run.stages.num_streams, world_size)
     run.stream_ranges = wanted[rank]
-    assert isinstance(config.micro_batch_size, int), "resolved"
-    micro_batches = distributed.micro_batches(
-        rank, world_size, num_streams=config.global_batch_size, micro_batch_size=config.micro_batch_size
-    )
+    micro_batches = config.micro_batches(rank, world_size)
     run.engine.set_num_micro_batches(len(micro_batches))
     moved = rearrange(memory, held, wanted, dim=1)
     run.resting = dict(zip(wanted[rank][1:], moved[1:], strict=True))
@@ -97,8 +94,7 @@ def unskipped(samples: TrainSamples, windows: Sequence[Window], stages: RunStage
     never reaches into the window.
     """
     of_stages = [
-        [group.objective.new_tokens for group in config.objective.stream_groups(config.global_batch_size, 0)]
-        for config in stages.configs[: stage + 1]
+        [group.objective.new_tokens for group in config.stream_groups] for config in stages.configs[: stage + 1]
     ]
     new_tokens = [min(of_part) for of_part in zip(*of_stages, strict=True)]
     return SkippedWindows(samples, windows, new_tokens) if windows else samples
