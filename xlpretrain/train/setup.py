@@ -198,7 +198,7 @@ def _build(
             show_straggler=recorder.show_straggler,
         )
     )
-    known = {name: of for name, of in stream_states.items() if len(of) == len(streams[0])}
+    known = {name: of for name, of in stream_states.items() if len(of) == sum(map(len, streams))}
     for name in stream_states.keys() - known.keys():
         recorder.print(f"dropped the saved state of streams of callback {name!r}, since the run has more streams now")
     for name in callbacks.load(state.callbacks, known):

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import plugins
 import pytest
 import torch
 
 import xlpretrain
 from xlpretrain.__main__ import main
+from xlpretrain.checkpoint.files import checkpoint_name
+from xlpretrain.checkpoint.reader import Checkpoint
 from xlpretrain.errors import ConfigError
 from xlpretrain.evaluation.report import print_report
 from xlpretrain.evaluation.sample_viewer import show_sample
@@ -99,6 +102,48 @@ def test_a_mix_goes_on_in_every_bit_with_the_memory_of_each_part(tiny_dataset: P
         assert row[f"{split}/loss"] == pytest.approx(weighted, rel=1e-9)
     assert row["train/loss/causal_lm"] == row["train/loss/causal_lm/lm"]
     assert row["tokens"] == 6 * (2 * 16 + 2 * 32 + 4 * 32)
+
+
+COUNTS = """
+from typing import Literal
+
+import torch
+
+from xlpretrain.train.callbacks.base import Callback, CallbackConfig, CallbackContext
+
+
+class CountsConfig(CallbackConfig):
+    type: Literal["counts"] = "counts"
+
+    def build(self, context: CallbackContext):
+        return Counts(context)
+
+
+class Counts(Callback):
+    def __init__(self, context):
+        self.counts = torch.zeros(len(context.streams), dtype=torch.int64)
+
+    def after_step(self, done):
+        self.counts += 1
+
+    def stream_state(self):
+        return self.counts
+
+    def load_stream_state(self, state):
+        self.counts = state.clone()
+"""
+
+
+def test_states_of_the_streams_of_all_parts_are_resumed(tiny_dataset: Path, tmp_path: Path, monkeypatch):
+    plugins.install(tmp_path, "counts", {"counts.py": COUNTS}, {"callback.counts": "counts:CountsConfig"})
+    with plugins.on_path(tmp_path, monkeypatch):
+        keys = {"callbacks": [{"type": "counts"}], "checkpoint": {"every_steps": 3}}
+        objective = mix({**MASKED, "sentence_task": "none"}, CAUSAL, shares=(0.5, 0.5))
+        config = write(tmp_path, tiny_dataset, objective, model=BERT, name="counted", **keys)
+        assert main([str(config), "max_steps=3"]) == 0
+        assert main([str(config)]) == 0
+    with Checkpoint(tmp_path / "runs" / "counted" / "checkpoints" / checkpoint_name(6)) as checkpoint:
+        assert checkpoint.read_stream_state("counts", range(8)).tolist() == [6] * 8
 
 
 @pytest.mark.full
