@@ -67,6 +67,27 @@ RECIPES["muon"] = {
         "frozen": ["*.layers.0.attention.*", "head.output.bias"],
     },
 }
+RECIPES["stages"] = {
+    **RECIPES["transformer_xl"],
+    "stages": [
+        {"until": {"step": 2}, "global_batch_size": 4, "objective": {"seq_len": 8}},
+        {"until": {"step": 10}, "global_batch_size": 3, "objective": {"seq_len": 24}},
+        {"until": {"step": 18}, "ramp": {"global_batch_size": {"start": 3, "stop": STREAMS, "multiple_of": 1}}},
+        {},
+    ],
+}
+RECIPES["mixed"] = {
+    "model": {"type": "xlnet", **SIZES, "attention_dropout": 0.0, "mem_len": 24},
+    "objective": {
+        "type": "mixed",
+        "seq_len": 32,
+        "parts": [
+            {"share": 0.4, "objective": {"type": "permutation_lm", "reuse_len": 16, "perm_size": 16, "num_predict": 7}},
+            {"share": 0.6, "objective": {"type": "causal_lm"}},
+        ],
+    },
+    "optimizer": {"type": "adamw", "lr": 3e-3, "grad_clip": 0.5},
+}
 RECIPES["dropout"] = {
     **RECIPES["transformer_xl"],
     "model": {**RECIPES["transformer_xl"]["model"], "dropout": 0.1, "attention_dropout": 0.1},

@@ -23,13 +23,20 @@ def outcome(run: Path) -> tuple[dict[int, Any], dict[str, str]]:
 @pytest.mark.full
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(
-    ("recipe", "world_sizes"), [("transformer_xl", WORLD_SIZES), ("albert", WORLD_SIZES), ("muon", (2, 3))]
+    ("recipe", "world_sizes"),
+    [
+        ("transformer_xl", WORLD_SIZES),
+        ("albert", WORLD_SIZES),
+        ("muon", (2, 3)),
+        ("stages", (1, 2, 3)),
+        ("mixed", (2, 3)),
+    ],
 )
 def test_every_layout_goes_on_from_every_other(
     tiny_dataset: Path, tmp_path: Path, recipe: str, world_sizes: tuple[int, ...]
 ) -> None:
-    """64 resumes of 20 steps (Muon: 32): the same batches; losses within 1e-5, the same in every bit where
-    nothing changed. Each number of processes resumes from each other, and each engine from each other."""
+    """64 resumes of 20 steps (fewer for other recipes): the same batches; losses within 1e-5, the same in every bit
+    where nothing changed. Each number of processes resumes from each other, and each engine from each other."""
     saves = {(number, engine): f"{number}-{engine}" for number in world_sizes for engine in ENGINES}
     sources = {
         to: [
@@ -46,9 +53,10 @@ def test_every_layout_goes_on_from_every_other(
         names = [f"{recipe}-{saved}" for saved in sources[world_size]]
         torchrun("elastic_cases.py", "load", tmp_path, tiny_dataset, recipe, *names, nproc=world_size, timeout_s=1500)
     worst, num_resumes = 0.0, 0
+    batches = [STREAMS] * STEPS if recipe != "stages" else [4] * 2 + [3] * 10 + [4] * 4 + [5] * 8  # 3.5 is rounded to 4
     for saved in saves.values():
         expected, read = outcome(tmp_path / f"{recipe}-{saved}")
-        assert list(expected) == list(range(1, STEPS + 1)) and len(read) == STEPS * STREAMS
+        assert list(expected) == list(range(1, STEPS + 1)) and len(read) == sum(batches)
         for loaded in [saves[to, engine] for to in world_sizes for engine in ENGINES if saved in sources[to]]:
             num_resumes += 1
             found, read_again = outcome(tmp_path / f"{recipe}-{saved}-to-{loaded}")
