@@ -32,7 +32,7 @@ from xlpretrain.config import data_rules, origin, run_config
 from xlpretrain.config.resume_rules import changes_stage
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.run_stages import RunStages
-from xlpretrain.config.stages import STAGE_KEYS, StageConfig
+from xlpretrain.config.stages import STAGE_KEYS, StageConfig, dotted_objective, merged, stage_objective
 from xlpretrain.data.splits import DataSplits
 from xlpretrain.errors import CheckpointError, ConfigError
 from xlpretrain.run_dir.layout import Branch, RunDir
@@ -132,14 +132,16 @@ def _with_past(begun: RunConfig, config: RunConfig, keys: Sequence[str], *, step
         of_stage = stage.model_dump(mode="json")
         end = (stage.until.step if stage.until is not None else None) or step
         of_stage["until"] = {"step": end}
-        of_parent = {key: value for key, value in before["objective"].items() if key != "type"}
-        of_stage["objective"] = of_parent | stage.objective
+        of_stage["objective"] = stage_objective(merged(before, dotted_objective(stage.objective))["objective"])
         of_stage["global_batch_size"] = stage.global_batch_size or (
             None if "global_batch_size" in stage.ramp else begun.global_batch_size
         )
         of_stage["data"] = {"weights": of_stage["data"]["weights"] or weights}
-        for key in stage.ramp:
-            of_stage["objective"].pop(key.partition(".")[2], None)
+        for *sections, name in (key.split(".")[1:] for key in stage.ramp if "." in key):
+            holder = of_stage["objective"]
+            for section in sections:
+                holder = holder[section]
+            holder.pop(name, None)
         past.append(of_stage)
     if step == begins[-1] and step:
         past.pop()

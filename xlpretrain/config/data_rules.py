@@ -21,10 +21,13 @@ from xlpretrain.schema import Problem
 
 def make_training_samples(config: RunConfig, train: Mixture) -> TrainSamples:
     """Training samples of a run's streams, of a resolved config if it has stages. Raises `DataError`."""
-    if config.stages:
-        return _staged_samples(RunStages.of(config), train)
     groups = config.stream_groups
-    samples = [train.samples(_factory(config, group), seed=group.seed(config.seed)) for group in groups]
+    samples: list[TrainSamples]
+    if config.stages:
+        stages = RunStages.of(config)
+        samples = [_staged_samples(stages, number, train) for number in range(len(groups))]
+    else:
+        samples = [train.samples(_factory(config, group), seed=group.seed(config.seed)) for group in groups]
     return samples[0] if len(samples) == 1 else GroupedSamples(samples, [group.streams for group in groups])
 
 
@@ -37,19 +40,19 @@ def _factory(config: RunConfig, group: StreamGroup) -> SampleFactory:
     )
 
 
-def _staged_samples(stages: RunStages, train: Mixture) -> StagedSamples:
-    """The samples of stages; those with the same objective share theirs."""
+def _staged_samples(stages: RunStages, number: int, train: Mixture) -> StagedSamples:
+    """The samples of a group of streams in all stages; those with the same objective share theirs."""
     made: list[tuple[Objective, list[CorpusSamples]]] = []
     found = []
     for first, config in zip(stages.firsts, stages.configs, strict=True):
         assert isinstance(config.data, CorpusDataConfig), "checked"
-        parts = next((parts for objective, parts in made if objective == config.objective), None)
+        group = config.stream_groups[number]
+        parts = next((parts for objective, parts in made if objective == group.objective), None)
         if parts is None:
-            (group,) = config.stream_groups
-            parts = train.parts(_factory(config, group), seed=config.seed)
-            made.append((config.objective, parts))
+            parts = train.parts(_factory(config, group), seed=group.seed(config.seed))
+            made.append((group.objective, parts))
         weights = [corpus.weight for corpus in config.data.train]
-        found.append(StageData(first, parts, weights, config.global_batch_size, config.objective.new_tokens))
+        found.append(StageData(first, parts, weights, len(group.streams), group.objective.new_tokens))
     return StagedSamples([] if train.is_one_dataset else [corpus.name for corpus in train.corpora], found)
 
 

@@ -43,7 +43,7 @@ Changes = Mapping[str, tuple[Any, Any]]
 _RECIPE = ("optimizer", "schedule")
 _STAGED = re.compile(r"objective\..*|global_batch_size|data\.train\.\d+\.weight|stages(\..*)?")
 """Keys by which a fork may begin a new stage."""
-_FIXED_IN_FORKS = ("optimizer.type", "objective.type")
+_FIXED_IN_FORKS = re.compile(r"optimizer\.type|objective\.type|objective\.parts\.\d+\.(share|name|objective\.type)")
 _ADVICE_FOR_FORKS = (
     "a fork goes on with its parent's model, tokenizer, data, seed, and types of objective and optimizer; for others,"
     " start a new run from its weights (init_from)"
@@ -52,7 +52,11 @@ _ADVICE_FOR_FORKS = (
 
 def changes_stage(old: RunConfig, new: RunConfig) -> list[str]:
     """The changed keys that make a fork begin a new stage: what it reads, and how it trains on it."""
-    return [key for key in _compare(old, new)[2] if _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS]
+    return [key for key in _compare(old, new)[2] if _begins_stage(key)]
+
+
+def _begins_stage(key: str) -> bool:
+    return bool(_STAGED.fullmatch(key)) and not _FIXED_IN_FORKS.fullmatch(key)
 
 
 def check_resume(
@@ -83,11 +87,9 @@ def check_resume(
     refused = [
         key
         for key in changed
-        if key not in same
-        and not {key, key.split(".")[0]} & set(allowed)
-        and not (forking and _STAGED.fullmatch(key) and key not in _FIXED_IN_FORKS)
+        if key not in same and not {key, key.split(".")[0]} & set(allowed) and not (forking and _begins_stage(key))
     ]
-    refused += [key for key in _FIXED_IN_FORKS if forking and key in changed]
+    refused += [key for key in changed if forking and _FIXED_IN_FORKS.fullmatch(key) and key not in refused]
     refused += [key for key in now if key not in changed and key not in same]
     if refused:
         hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""

@@ -12,7 +12,16 @@ from pydantic import Field
 from xlpretrain import schema
 from xlpretrain.checkpoint.saver import CheckpointConfig
 from xlpretrain.config.sections import AnyCallback, EvalConfig, LogConfig, ProfileConfig, SpikeConfig, StopConfig
-from xlpretrain.config.stages import MAX_VALUES, RAMPS, StageConfig, merged, ramp_length, ramp_samples, stage_problems
+from xlpretrain.config.stages import (
+    MAX_VALUES,
+    StageConfig,
+    can_ramp,
+    merged,
+    ramp_length,
+    ramp_samples,
+    stage_problems,
+    value_in,
+)
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
 from xlpretrain.errors import ConfigError
@@ -112,8 +121,7 @@ class RunConfig(Section):
                 return before.ramp[key].stop
             if (value := before.value(key)) is not None:
                 return float(value)
-        section, _, name = key.rpartition(".")
-        return float(getattr(self.objective if section else self, name, None) or ramp.stop)
+        return float(value_in(self.model_dump(mode="json"), key) or ramp.stop)
 
     def _stage_problems(self) -> Iterator[Problem]:
         """Yield what is wrong in the stages: the config of each is checked, and the ends of its ramps."""
@@ -124,7 +132,12 @@ class RunConfig(Section):
             found.append(("stages", f"are for data of type corpus, got {self.data.type}"))
         data = self.model_dump(mode="json")
         for i, stage in enumerate(self.stages):
-            starts = {key: self.ramp_start(i, key) for key in stage.ramp if key in RAMPS}
+            labels = [part.label for part in getattr(self.objective, "parts", ())]
+            if unknown := stage.named_parts - set(labels):
+                what = f"the objective has {'the parts ' + ', '.join(labels) if labels else 'no parts'}"
+                found += [(f"stages.{i}.objective.parts.{name}", what) for name in sorted(unknown)]
+                continue
+            starts = {key: self.ramp_start(i, key) for key in stage.ramp if can_ramp(key)}
             for key, start in list(starts.items()):
                 if (length := ramp_length(stage.ramp[key], start=start)) > MAX_VALUES:
                     what = f"would take {length:,} values, at most {MAX_VALUES:,} can be; raise multiple_of"
@@ -220,6 +233,11 @@ class RunConfig(Section):
         """The groups of the streams that a step reads."""
         return self.objective.stream_groups(self.global_batch_size, self.model.mem_len)
 
+    @property
+    def group_sizes(self) -> list[int]:
+        """The number of streams of each group."""
+        return [len(group.streams) for group in self.stream_groups]
+
     def micro_batches(self, rank: int, world_size: int) -> list[range]:
         """The streams of each micro-batch of a rank; every rank has the same number of them. For a resolved config."""
         size = self.micro_batch_size
@@ -242,7 +260,7 @@ def _problems_of_stage(run: RunConfig, data: dict[str, Any]) -> Iterator[Problem
         lines = (line.strip().partition(" ") for line in str(error).splitlines()[1:])
         yield from ((path, what.strip()) for path, _, what in lines if f"{path} {what.strip()}" not in known)
         return
-    for name in ("type", "terms", "weights", "bidirectional_streams"):
+    for name in ("type", "terms", "weights", "bidirectional_streams"):  # weights of a mix: with its shares
         before, now = getattr(run.objective, name), getattr(made.objective, name)
         if before != now:
             yield (
@@ -250,8 +268,12 @@ def _problems_of_stage(run: RunConfig, data: dict[str, Any]) -> Iterator[Problem
                 f"changes the {name.replace('_', ' ')} of the objective from {before!r} to {now!r}; a stage keeps the"
                 " model, its losses and its kind of streams",
             )
-    if run.objective.type == "mixed":
-        yield "objective", "stages of a mixed objective are not supported"
+    if made.global_batch_size != run.global_batch_size and len(made.stream_groups) > 1:
+        yield (
+            "global_batch_size",
+            f"must be that of the run, {run.global_batch_size}, since each part of a mix keeps its streams, got"
+            f" {made.global_batch_size}",
+        )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from xlpretrain.schema import Problem, Section
 
 STAGE_KEYS = ("objective", "global_batch_size", "weights of data.train", "optimizer.lr", "micro_batch_size")
 """What stages can change, for messages."""
-RAMPS = ("global_batch_size", "objective.seq_len", "objective.mask_rate")
-"""Keys that a ramp can change."""
+RAMPS = ("global_batch_size", "objective.seq_len", "objective.mask_rate", "objective.parts.NAME.mask_rate")
+"""Keys that a ramp can change; NAME is a part of a mixed objective."""
 MAX_VALUES = 1000
 """Largest number of values that a ramp takes."""
 _MANY = 2**30
@@ -71,7 +72,8 @@ class StageConfig(Section):
     until: UntilConfig | None = None
     """End of the stage; all but the last one have it. Fractions stay as the run's first attempt has resolved them."""
     objective: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the objective, such as seq_len and mask_rate; those that change the model or its losses cannot differ."""
+    """Keys of the objective, such as seq_len and mask_rate; those that change the model or its losses cannot differ.
+    Keys of the parts of a mix by name: {parts: {NAME: {mask_rate: ...}}}."""
     global_batch_size: PositiveInt | None = None
     """Samples per step."""
     micro_batch_size: PositiveInt | None = None
@@ -79,23 +81,32 @@ class StageConfig(Section):
     data: StageDataConfig = StageDataConfig()
     optimizer: StageOptimizerConfig = StageOptimizerConfig()
     ramp: dict[str, RampConfig] = Field(default_factory=dict)
-    """Keys that change linearly over the stage: global_batch_size, objective.seq_len, objective.mask_rate."""
+    """Keys that change linearly over the stage: global_batch_size, objective.seq_len, objective.mask_rate, and
+    objective.parts.NAME.mask_rate."""
+
+    @field_validator("objective")
+    @classmethod
+    def _check_parts(cls, objective: dict[str, Any]) -> dict[str, Any]:
+        parts = objective.get("parts", {})
+        if not isinstance(parts, dict) or not all(isinstance(keys, dict) for keys in parts.values()):
+            raise ValueError("parts must be keys by part, such as {NAME: {mask_rate: 0.2}}")
+        return objective
 
     def problems(self) -> Iterator[Problem]:
         """Ramps that cannot be, keys that are set twice."""
         for key, ramp in self.ramp.items():
-            if key not in RAMPS:
+            if not can_ramp(key):
                 yield f"ramp.{key}", f"cannot have a ramp; these can: {', '.join(RAMPS)}"
             elif self.value(key) is not None:
                 yield f"ramp.{key}", f"the stage also sets {key}; set ramp.{key}.start instead"
-            elif key != "objective.mask_rate" and not _is_whole(ramp):
+            elif not key.endswith(".mask_rate") and not _is_whole(ramp):
                 yield f"ramp.{key}", "start, stop and multiple_of must be whole numbers"
         if self.ramp and self.until is None:
             yield "ramp", "needs an end: set until, and add a stage after this one for the rest of the run"
 
     def value(self, key: str) -> Any:
         """The value that the stage gives a key of `RAMPS`; None if it gives none."""
-        return self.objective.get(key.partition(".")[2]) if "." in key else self.global_batch_size
+        return self.changes().get(key)
 
     def changes(self) -> dict[str, Any]:
         """The changed keys of the run, by dotted path; `data.weights` for those of the corpora."""
@@ -105,8 +116,43 @@ class StageConfig(Section):
             "data.weights": self.data.weights,
             "optimizer.lr": self.optimizer.lr,
         }
-        of_objective = {f"objective.{key}": value for key, value in self.objective.items()}
-        return of_objective | {key: value for key, value in found.items() if value is not None}
+        return dotted_objective(self.objective) | {key: value for key, value in found.items() if value is not None}
+
+    @property
+    def named_parts(self) -> set[str]:
+        """The parts of a mixed objective whose keys the stage changes."""
+        keys = (key for key in self.ramp if key.startswith("objective.parts."))
+        return {*self.objective.get("parts", {}), *(key.split(".")[2] for key in keys)}
+
+
+def can_ramp(key: str) -> bool:
+    """True for the keys of `RAMPS`."""
+    return any(re.fullmatch(name.replace(".", r"\.").replace("NAME", r"[^.]+"), key) for name in RAMPS)
+
+
+def stage_objective(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an objective, as data, as a stage sets them: without its type, and those of a mix's parts by name."""
+    found = {key: value for key, value in objective.items() if key not in ("type", "parts")}
+    if parts := objective.get("parts"):
+        found["parts"] = {
+            _label(part): {key: value for key, value in part["objective"].items() if key not in ("type", "seq_len")}
+            for part in parts
+        }
+    return found
+
+
+def dotted_objective(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """The same keys by dotted path, such as `objective.parts.NAME.mask_rate`."""
+    own = {f"objective.{key}": value for key, value in objective.items() if key != "parts"}
+    return own | {
+        f"objective.parts.{name}.{key}": value
+        for name, keys in objective.get("parts", {}).items()
+        for key, value in keys.items()
+    }
+
+
+def _label(part: Mapping[str, Any]) -> str:
+    return str(part.get("name") or part["objective"]["type"])
 
 
 def _is_whole(ramp: RampConfig) -> bool:
@@ -164,14 +210,29 @@ def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """A run's config as data with changed keys (`StageConfig.changes`), and without stages."""
     found: dict[str, Any] = deepcopy({**data, "stages": []})
     for key, value in changes.items():
-        section, _, name = key.rpartition(".")
         if key == "data.weights":
             if isinstance(found["data"]["train"], str):
                 found["data"]["train"] = [{"path": found["data"]["train"]}]
             for corpus, weight in zip(found["data"]["train"], value, strict=False):
                 corpus["weight"] = weight
-        elif section:
-            found[section][name] = value
-        else:
-            found[name] = value
+            continue
+        holder, name = _place(found, key)
+        holder[name] = value
+        if key == "objective.seq_len":
+            for part in found["objective"].get("parts", ()):
+                part["objective"]["seq_len"] = value
     return found
+
+
+def value_in(data: Mapping[str, Any], key: str) -> Any:
+    """The value of a key of `RAMPS` in a run's config as data; None if there is none."""
+    holder, name = _place(data, key)
+    return holder.get(name)
+
+
+def _place(data: Mapping[str, Any], key: str) -> tuple[Any, str]:
+    """The mapping that holds a changed key, and the key's name in it."""
+    *sections, name = key.split(".")
+    if sections[:2] == ["objective", "parts"]:
+        return next(part["objective"] for part in data["objective"]["parts"] if _label(part) == sections[2]), name
+    return (data[sections[0]] if sections else data), name

@@ -147,6 +147,14 @@ class TrainSamples(SampleSource):
         """Passes over the data after `step` data steps."""
         return step / self.steps_per_epoch
 
+    def with_windows(self, windows: Sequence[tuple[int, int]]) -> TrainSamples:
+        """The same samples when data steps are skipped: stages begin at the same training steps nevertheless."""
+        return self
+
+    def skipped_tokens(self, stage: int) -> int:
+        """Tokens that are never read in their epoch because of the change to a stage."""
+        return 0
+
     def epochs(self, step: int) -> Mapping[str, float]:
         """Passes over each corpus of a mixture after `step` data steps; empty for a single dataset."""
         return {}

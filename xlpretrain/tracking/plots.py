@@ -90,38 +90,59 @@ def plot_memory_curves(lines: Sequence[Line], picture: Path) -> None:
 
 
 class RunCurves(NamedTuple):
-    """Metrics of a run for `plot_runs`: values by name at each of `steps`, NaN where a metric is missing."""
+    """Metrics of a run for `plot_runs`.
+
+    label: of the curves; empty for none. color: runs of the same number have the same color. steps, tokens: of each
+    value. metrics: values by name, NaN where a metric is missing.
+    """
 
     label: str
+    color: int
     steps: np.ndarray
+    tokens: np.ndarray
     metrics: Mapping[str, np.ndarray]
 
 
 def plot_runs(runs: Sequence[RunCurves], picture: Path) -> None:
     """Plot training loss (smoothed), held-out loss and learning rate of runs in common axes.
 
-    Raises OSError, and `MissingPackageError` without matplotlib.
+    They are plotted over steps, with tokens on a second axis; over tokens alone if the tokens of a step differ. Raises
+    OSError, and `MissingPackageError` without matplotlib.
     """
     with optional("matplotlib", "a plot"):
         from matplotlib import colormaps
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
 
+    per_step = np.concatenate([run.tokens / np.maximum(run.steps, 1) for run in runs])
+    per_step = per_step[np.isfinite(per_step) & (per_step > 0)]
+    over_tokens = bool(len(per_step)) and np.ptp(per_step) > 1e-6 * per_step[0]
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    tops: list[float] = []
     labels = ("training loss, smoothed (nats)", "held-out loss (nats)", "learning rate")
-    for number, run in enumerate(runs):
-        color = colormaps["tab10"](number % 10)
+    for run in runs:
+        color = colormaps["tab10"](run.color % 10)
         for axis, metric in zip(axes, ("train/loss", "valid/loss", "train/lr"), strict=True):
             known = np.isfinite(run.metrics[metric])
-            steps, values = run.steps[known], run.metrics[metric][known]
+            places, values = (run.tokens if over_tokens else run.steps)[known], run.metrics[metric][known]
             if metric == "train/loss":
                 values = _smooth(values)
-            axis.plot(steps, values, "o-" if metric == "valid/loss" else "-", color=color, label=run.label, ms=4)
+                tops += values[len(values) // 10 :].max(initial=0, keepdims=True).tolist()
+            style = "o-" if metric == "valid/loss" else "-"
+            axis.plot(places, values, style, color=color, label=run.label or None, ms=4)
     for axis, label in zip(axes, labels, strict=True):
         axis.set(ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    axes[-1].set(xlabel="step")
+    axes[0].set_ylim(top=1.02 * max(tops, default=0) or None)  # the first steps would hide all others
+    axes[-1].set(xlabel="tokens trained on" if over_tokens else "step")
+    if over_tokens:
+        axes[-1].xaxis.set_major_formatter(EngFormatter())
+    elif len(per_step):
+        second = axes[0].secondary_xaxis("top", functions=(lambda x: x * per_step[0], lambda x: x / per_step[0]))
+        second.set_xlabel("tokens trained on")
+        second.xaxis.set_major_formatter(EngFormatter())
     with atomic_writer(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

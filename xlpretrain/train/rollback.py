@@ -8,7 +8,6 @@ from xlpretrain import distributed
 from xlpretrain.checkpoint.files import list_checkpoints, parse_step, set_aside_newer
 from xlpretrain.checkpoint.reader import restore
 from xlpretrain.data.skip_windows import add_window, shifted_step
-from xlpretrain.data.stages.samples import StagedSamples
 from xlpretrain.engine.transfers.host_memories import HostMemories
 from xlpretrain.engine.transfers.place_memory import cut_memory
 from xlpretrain.train.callbacks.base import RollBack
@@ -36,7 +35,6 @@ def roll_back(run: Run, request: RollBack) -> None:
         failed_saves=then.failed_saves,
     )
     if len(run.stages.firsts) > 1:
-        assert isinstance(run.samples, StagedSamples), "the run has stages"
         run.samples = run.samples.with_windows(run.state.skipped_windows)
         run.callbacks.after_rollback(restored.state.callbacks, {})
         enter_stage(run, run.even_division, restored.memory, restored.stream_states)

@@ -74,7 +74,9 @@ class Run:
     @property
     def even_division(self) -> Division:
         """The streams of each rank if a step read them all, as checkpoints of a run with stages are read."""
-        return divide(self.stages.num_streams, self.stages.num_streams, distributed.world_size())
+        num_streams, objective = self.stages.num_streams, self.config.objective
+        sizes = [len(group.streams) for group in objective.stream_groups(num_streams, self.config.model.mem_len)]
+        return divide(sizes, num_streams, distributed.world_size())
 
     def memory_of_streams(self) -> dict[range, list[Tensor]]:
         """The memory of this rank's streams by range, each in the parts that its micro-batches have."""

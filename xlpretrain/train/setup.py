@@ -23,7 +23,6 @@ from xlpretrain.data.loader import Collate, Loader
 from xlpretrain.data.mixture import Mixture, MixtureSamples, effective_shares
 from xlpretrain.data.samples import TrainSamples
 from xlpretrain.data.splits import DataSplits
-from xlpretrain.data.stages.samples import StagedSamples
 from xlpretrain.engine import Engine
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.engine.transfers.place_memory import fresh_memory, place_memory
@@ -163,8 +162,7 @@ def _build(
         backbone = engine.model.backbone
         return copied_ahead(model_collator(of.objective, data.tokenizer, seed=of.seed, backbone=backbone), device)
 
-    if isinstance(samples, StagedSamples):
-        samples = samples.with_windows(state.skipped_windows)
+    samples = samples.with_windows(state.skipped_windows)
     loader = Loader(
         unskipped(samples, state.skipped_windows, stages, stages.index(state.step)),
         collator(stages.at(state.step)),

@@ -16,7 +16,7 @@ from launcher.cli.monitor.find_runs import require
 from launcher.units import format_bytes
 from xlpretrain.errors import LaunchError
 from xlpretrain.evaluation.report_page import page as report_page
-from xlpretrain.evaluation.report_page.comparison import ConfigRow, compare
+from xlpretrain.evaluation.report_page.comparison import ConfigRow, compare, flatten
 from xlpretrain.evaluation.report_page.figures import Figures, figures_of, show, show_count
 from xlpretrain.evaluation.report_page.page import PageOptions, TextSample
 from xlpretrain.evaluation.report_page.run_data import RunData, RunReader, open_runs
@@ -47,11 +47,12 @@ def print_comparison(paths: Sequence[Path]) -> None:
 def write_plot(paths: Sequence[Path], file: Path) -> None:
     """Plot the losses and rates of some runs over each other; forks begin where they branch off.
 
-    Raises `LaunchError`, and `MissingPackageError` without matplotlib.
+    Runs that differ only in their seed have one color. Raises `LaunchError`, and `MissingPackageError` without
+    matplotlib.
     """
     runs = [_read(reader) for reader in _open(paths)]
     try:
-        plot_runs([_curves(run, runs) for run in runs], file)
+        plot_runs(_all_curves(runs), file)
     except OSError as error:
         raise LaunchError(f"{file}: cannot be written: {error.strerror}") from None
     print(f"wrote {file}: {len(paths)} run{'' if len(paths) == 1 else 's'}")
@@ -93,19 +94,39 @@ def _read(reader: RunReader) -> RunData:
     return reader.read()
 
 
-def _curves(run: RunData, runs: Sequence[RunData]) -> RunCurves:
+def _all_curves(runs: Sequence[RunData]) -> list[RunCurves]:
+    """The curves of runs; those that differ only in their seed have one color, and a label for all of them."""
+    recipes = [_recipe(run) for run in runs]
+    colors = list(dict.fromkeys(recipes))
+    found = []
+    for number, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
+        label = run.label + (f" (from {run.branch.place})" if run.branch else "")
+        if (others := recipes.count(recipe) - 1) > 0:
+            label += f" and {others} more seed{'s' if others > 1 else ''}"
+        first = recipes.index(recipe) == number
+        found.append(_curves(run, runs, label=label if first else "", color=colors.index(recipe)))
+    return found
+
+
+def _recipe(run: RunData) -> tuple[object, ...]:
+    """What runs of several seeds have in common; of a run without a config, its label."""
+    own = ("name", "runs_dir", "seed")
+    config = tuple((key, value) for key, value in flatten(run.config) if key not in own)
+    return (config, run.branch and run.branch.step) if config else (run.label,)
+
+
+def _curves(run: RunData, runs: Sequence[RunData], *, label: str, color: int) -> RunCurves:
     """The curves of a run. Those of a fork begin with its parent's values at that step, if the parent is there."""
-    columns = {name: run.column(name) for name in ("train/loss", "valid/loss", "train/lr")}
-    if run.branch is None:
-        return RunCurves(run.label, run.steps, columns)
-    steps, label, at = run.steps, f"{run.label} (from {run.branch.place})", run.branch.step
-    parent = next((other for other in runs if other.provenance.get("id") == run.branch.id), None)
-    if parent is not None and at in parent.steps:
-        row = int(np.flatnonzero(parent.steps == at)[0])
-        steps = np.concatenate([[at], steps])
-        first = {name: parent.column(name)[row] for name in ("valid/loss", "train/lr")}
+    columns = {name: run.column(name) for name in ("tokens", "train/loss", "valid/loss", "train/lr")}
+    steps, branch = run.steps, run.branch
+    parent = next((other for other in runs if branch and other.provenance.get("id") == branch.id), None)
+    if branch is not None and parent is not None and branch.step in parent.steps:
+        row = int(np.flatnonzero(parent.steps == branch.step)[0])
+        steps = np.concatenate([[branch.step], steps])
+        first = {name: parent.column(name)[row] for name in ("tokens", "valid/loss", "train/lr")}
         columns = {name: np.concatenate([[first.get(name, np.nan)], values]) for name, values in columns.items()}
-    return RunCurves(label, steps, columns)
+    tokens = columns.pop("tokens")
+    return RunCurves(label, color, steps, tokens, columns)
 
 
 def _figures_table(runs: Sequence[RunData]) -> Table:

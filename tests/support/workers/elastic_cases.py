@@ -87,6 +87,17 @@ RECIPES["mixed"] = {
         ],
     },
     "optimizer": {"type": "adamw", "lr": 3e-3, "grad_clip": 0.5},
+    "stages": [
+        {
+            "until": {"step": 10},
+            "objective": {
+                "seq_len": 16,
+                "parts": {"permutation_lm": {"reuse_len": 8, "perm_size": 8, "num_predict": 3}},
+            },
+            "micro_batch_size": 1,
+        },
+        {},
+    ],
 }
 RECIPES["dropout"] = {
     **RECIPES["transformer_xl"],

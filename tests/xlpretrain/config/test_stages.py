@@ -130,6 +130,60 @@ def test_an_odd_batch_for_streams_in_both_directions_is_refused_inside_of_a_ramp
         assert "stages.0.global_batch_size" in told and "must be even" in told
 
 
+PART = {"type": "masked_lm", "sentence_task": "none"}
+MIX = {
+    "type": "mixed",
+    "seq_len": 128,
+    "parts": [{"share": 0.5, "name": "masked", "objective": PART}, {"share": 0.5, "objective": {"type": "causal_lm"}}],
+}
+
+
+def test_a_stage_of_a_mix_changes_keys_of_its_parts() -> None:
+    ramp = {"objective.parts.masked.mask_rate": {"start": 0.3, "stop": 0.15, "multiple_of": 0.05}}
+    stages = [
+        {"until": {"step": 10}, "objective": {"seq_len": 64, "parts": {"masked": {"mask_rate": 0.4}}}},
+        {"until": {"step": 40}, "ramp": ramp},
+        {},
+    ]
+    config = resolved_without_data(config_of(stages, objective=MIX))
+    of_stages = RunStages.of(config).configs
+    assert [[part.objective.seq_len for part in each.objective.parts] for each in of_stages][:2] == [
+        [64] * 2,
+        [128] * 2,
+    ]
+    assert [each.objective.parts[0].objective.mask_rate for each in of_stages] == [0.4, 0.3, 0.25, 0.2, 0.15, 0.15]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ({"objective": {"parts": {"other": {}}}}, ["objective.parts.other", "the parts masked, causal_lm"]),
+        ({"objective": {"parts": MIX["parts"]}}, ["objective", "parts must be keys by part"]),
+        ({"objective": {"parts": {"masked": {"mask": 1}}}}, ["objective.parts.0.objective.mask", "unknown key"]),
+        ({"objective": {"parts": {"masked": {"sentence_task": "sop"}}}}, ["objective", "changes the terms"]),
+        ({"global_batch_size": 16}, ["global_batch_size", "each part of a mix keeps its streams, got 16"]),
+        (
+            {"ramp": {"objective.parts.other.mask_rate": {"stop": 0.5, "multiple_of": 0.1}}},
+            ["objective.parts.other", "the parts masked, causal_lm"],
+        ),
+    ],
+)
+def test_what_a_stage_of_a_mix_cannot_change_is_refused(stage: dict[str, Any], expected: list[str]) -> None:
+    told = report([{"until": {"step": 5}, **stage}, {}], objective=MIX)
+    assert all(part in told for part in ("stages.0.", *expected)), told
+
+
+def test_keys_of_parts_are_refused_where_there_are_none() -> None:
+    told = report([{"until": {"step": 5}, "objective": {"parts": {"masked": {"mask_rate": 0.3}}}}, {}])
+    assert "stages.0.objective.parts.masked" in told and "the objective has no parts" in told
+
+
+def test_stages_and_passes_over_a_corpus_are_refused() -> None:
+    train = [{"path": "a", "max_epochs": 2}, {"path": "b"}]
+    told = report([{"until": {"step": 5}}, {}], data={"train": train})
+    assert "stages" in told and "cannot be combined with max_epochs of a corpus; remove either" in told
+
+
 def test_all_mistakes_come_in_one_report() -> None:
     told = report(
         [{"until": {"step": 9}, "objective": {"seq_len": 512}}, {"until": {"step": 5}, "data": {"weights": [1, 2]}}, {}]

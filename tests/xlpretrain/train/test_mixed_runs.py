@@ -244,6 +244,23 @@ def test_a_part_is_exported_and_fine_tuned(trained: Path, tmp_path: Path):
     assert main([str(_dump(finetune_config(RunDir(trained), part="causal_lm", **files), tmp_path)), "max_steps=2"]) == 0
 
 
+@pytest.mark.full
+def test_the_commands_take_a_part(trained: Path, tmp_path: Path):
+    whole, _ = commands.run("eval", trained)
+    part, _ = commands.run("eval", trained, "--part", "causal_lm")
+    assert "masked_lm" in whole and "causal_lm" in whole
+    assert "masked_lm" not in part and "bits per byte" in part
+    message = commands.refused("eval", trained, "--part", "other")
+    assert "no such part" in message and "it has masked_lm (masked_lm), causal_lm (causal_lm)" in message
+    (tmp_path / "train.csv").write_text("text,label\ngood one,yes\nbad one,no\n")
+    rows = ["--train", tmp_path / "train.csv", "--valid", tmp_path / "train.csv"]
+    commands.run(
+        "finetune", trained, *rows, "--part", "causal_lm", "max_steps=2", "--name", "of-part", f"runs_dir={tmp_path}"
+    )
+    config = (tmp_path / "of-part" / "config.yaml").read_text()
+    assert "layout: document" in config
+
+
 def _dump(config, folder: Path) -> Path:
     from xlpretrain import schema
 

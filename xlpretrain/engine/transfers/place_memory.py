@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from xlpretrain.engine.base import Engine
@@ -48,6 +49,14 @@ def cut_memory(memory: Sequence[Tensor], ranges: Sequence[range], micro_batches:
         i = _range_of(streams, ranges)
         found.append(memory[i][:, streams.start - ranges[i].start : streams.stop - ranges[i].start])
     return found
+
+
+def join_memory(memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]) -> list[Tensor]:
+    """The memory of each range, joined from its micro-batches, of which each has at least one; may be empty."""
+    found: list[list[Tensor]] = [[] for _ in ranges]
+    for i, streams in enumerate(micro_batches):
+        found[_range_of(streams, ranges)].append(memory[i])
+    return [torch.cat(parts, dim=1) for parts in found]
 
 
 def memory_by_range(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xlpretrain.data.samples import Sample, TrainSamples
+from xlpretrain.data.skip_windows import Window
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ class GroupedSamples(TrainSamples):
     def steps_per_epoch(self) -> float:
         """Number of steps in which all groups together read as many samples as the data have."""
         return 1 / sum(1 / group.steps_per_epoch for group in self.of_groups)
+
+    def passes(self, step: int) -> float:
+        """Passes of all groups together."""
+        return sum(group.passes(step) for group in self.of_groups)
+
+    def with_windows(self, windows: Sequence[Window]) -> GroupedSamples:
+        """The same samples when data steps are skipped."""
+        return replace(self, of_groups=[group.with_windows(windows) for group in self.of_groups])
+
+    def skipped_tokens(self, stage: int) -> int:
+        """Tokens that all groups skip at the start of a stage."""
+        return sum(group.skipped_tokens(stage) for group in self.of_groups)
 
     def epochs(self, step: int) -> dict[str, float]:
         """Passes of all groups together over each corpus of a mixture."""

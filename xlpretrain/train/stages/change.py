@@ -12,10 +12,10 @@ from torch import Tensor
 from xlpretrain import distributed
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.run_stages import RunStages
+from xlpretrain.config.stages import dotted_objective, stage_objective
 from xlpretrain.data.samples import SampleSource, TrainSamples
 from xlpretrain.data.skip_windows import SkippedWindows, Window
-from xlpretrain.data.stages.samples import StagedSamples
-from xlpretrain.engine.transfers.place_memory import place_memory
+from xlpretrain.engine.transfers.place_memory import join_memory, place_memory
 from xlpretrain.train.run import Run
 from xlpretrain.train.stages.moves import Division, divide, rearrange
 from xlpretrain.train.throughput import StepTimer
@@ -34,10 +34,11 @@ def change_stage(run: Run) -> None:
         _read_on(run, run.loader.micro_batches)
         run.recorder.print(_describe(run, before))
         return
-    held = divide(before.global_batch_size, stages.num_streams, distributed.world_size())
-    active = [torch.cat([part.cpu() for part in run.memory], dim=1)]
+    held = divide(before.group_sizes, stages.num_streams, distributed.world_size())
+    active = run.stream_ranges[: len(before.group_sizes)]
+    memory = join_memory(run.memory, active, run.loader.micro_batches)
     states = run.callbacks.stream_states(run.streams)
-    enter_stage(run, held, [*active, *run.resting.values()], states)
+    enter_stage(run, held, [*(each.cpu() for each in memory), *run.resting.values()], states)
     run.recorder.print(_describe(run, before))
 
 
@@ -49,16 +50,16 @@ def enter_stage(run: Run, held: Division, memory: Sequence[Tensor], stream_state
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     config = run.stages.at(run.state.step)
-    wanted = divide(config.global_batch_size, run.stages.num_streams, world_size)
+    wanted, num_groups = divide(config.group_sizes, run.stages.num_streams, world_size), len(config.group_sizes)
     run.stream_ranges = wanted[rank]
     micro_batches = config.micro_batches(rank, world_size)
     run.engine.set_num_micro_batches(len(micro_batches))
     moved = rearrange(memory, held, wanted, dim=1)
-    run.resting = dict(zip(wanted[rank][1:], moved[1:], strict=True))
+    run.resting = dict(zip(wanted[rank][num_groups:], moved[num_groups:], strict=True))
     run.memory = place_memory(
         run.engine,
-        moved[:1],
-        ranges=wanted[rank][:1],
+        moved[:num_groups],
+        ranges=wanted[rank][:num_groups],
         micro_batches=micro_batches,
         on_host=config.engine.memory_device == "host",
     )
@@ -104,8 +105,7 @@ def _describe(run: Run, before: RunConfig) -> str:
     """One line: the step, what changes, tokens that are skipped, and what happens to memories."""
     changed = "; ".join(f"{key}: {then!r} -> {now!r}" for key, then, now in _differences(before, run.config))
     said = f"step {run.state.step:,}: next stage: {changed or 'nothing changes'}"
-    assert isinstance(run.samples, StagedSamples), "the run has stages"
-    if skipped := run.samples.starts[run.stage].skipped_tokens:
+    if skipped := run.samples.skipped_tokens(run.stage):
         said += f"; {skipped:,} tokens are skipped"
     if run.config.model.mem_len:
         said += "; memories go on" + (", except those of streams that skip tokens" if skipped else "")
@@ -118,6 +118,8 @@ def _differences(before: RunConfig, now: RunConfig) -> list[tuple[str, Any, Any]
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     for key in ("global_batch_size", "micro_batch_size"):
         found.append((key, old[key], new[key]))
-    for section in ("objective", "optimizer", "data"):
+    of_old, of_new = (dotted_objective(stage_objective(each["objective"])) for each in (old, new))
+    found += [(key, then, of_new.get(key)) for key, then in of_old.items()]
+    for section in ("optimizer", "data"):
         found += [(f"{section}.{key}", then, new[section].get(key)) for key, then in old[section].items()]
     return [(key, then, after) for key, then, after in found if then != after]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
@@ -26,16 +27,19 @@ class Move:
     streams: range
 
 
-def divide(num_active: int, num_streams: int, world_size: int) -> list[list[range]]:
-    """The streams of each rank: its share of the active ones, and of those after them, if there are any."""
-    resting = num_streams - num_active
+def divide(sizes: Sequence[int], num_streams: int, world_size: int) -> list[list[range]]:
+    """The streams of each rank: its share of each group, and of the streams that rest after them, if there are any.
+
+    sizes: the number of active streams of each group.
+    """
+    resting = num_streams - sum(sizes)
+    groups = list(pairwise(accumulate([*sizes, resting] if resting else sizes, initial=0)))
     found = []
     for rank in range(world_size):
-        ranges = [distributed.streams_of(rank, world_size, num_active)]
-        if resting:
-            share = distributed.streams_of(rank, world_size, resting)
-            ranges.append(range(num_active + share.start, num_active + share.stop))
-        found.append(ranges)
+        shares = [distributed.streams_of(rank, world_size, stop - start) for start, stop in groups]
+        found.append(
+            [range(start + share.start, start + share.stop) for (start, _), share in zip(groups, shares, strict=True)]
+        )
     return found
 
 
@@ -59,11 +63,14 @@ def rearrange(parts: Sequence[Tensor], before: Division, after: Division, *, dim
 
     Args:
         parts: a tensor on the CPU for each range of this rank in `before`, with the streams as dimension `dim`.
-        dim: the same for all ranks, as the other dimensions and the data type.
+        dim: the same for all ranks, as the other dimensions and the data type. Between equal divisions the ranges may
+            differ in the other dimensions.
 
     Returns:
         A tensor for each range of this rank in `after`.
     """
+    if before == after:
+        return list(parts)
     rank, moves = distributed.rank(), plan_moves(before, after)
     shape, dtype = list(parts[0].shape), parts[0].dtype
     arrived: dict[Move, Tensor] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from xlpretrain.__main__ import main
 from xlpretrain.branches.fork import fork
 from xlpretrain.checkpoint.files import checkpoint_name
 from xlpretrain.checkpoint.reader import Checkpoint
+from xlpretrain.config.stages import stage_objective
+from xlpretrain.evaluation.report import print_report
+from xlpretrain.hub.export import export
 from xlpretrain.run_dir.layout import RunDir
 
 BERT = {"type": "bert", "num_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "max_positions": 64}
@@ -25,16 +30,33 @@ SHORT_BERT = {"objective": {"type": "masked_lm", "seq_len": 32, "mask_rate": 0.1
 SHORT_BERT["micro_batch_size"] = 6
 LONG_BERT = {"objective": {"type": "masked_lm", "seq_len": 64, "mask_rate": 0.3}, "global_batch_size": 4}
 LONG_BERT["micro_batch_size"] = 2
+XLNET = {"type": "xlnet", "num_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "mem_len": 16}
+
+
+def mix(seq_len: int, mask_rate: float) -> dict[str, Any]:
+    half = seq_len // 2
+    permuted = {"type": "permutation_lm", "reuse_len": half, "perm_size": half, "num_predict": half // 2}
+    parts = [
+        {"share": 0.25, "objective": permuted},
+        {"share": 0.25, "objective": {"type": "masked_lm", "sentence_task": "none", "mask_rate": mask_rate}},
+        {"name": "causal", "share": 0.5, "objective": {"type": "causal_lm"}},
+    ]
+    return {"type": "mixed", "seq_len": seq_len, "parts": parts}
+
+
+SHORT_MIX = {"objective": mix(16, 0.3), "global_batch_size": 8, "micro_batch_size": 2}
+LONG_MIX = {"objective": mix(32, 0.15), "global_batch_size": 8, "micro_batch_size": 1}
 RECIPES = {
     "transformer_xl": ({}, SHORT_TXL, LONG_TXL),
     "transformer_xl, fewer streams": ({}, LONG_TXL, SHORT_TXL),
     "bert": ({"model": BERT}, SHORT_BERT, LONG_BERT),
+    "mix": ({"model": XLNET}, SHORT_MIX, LONG_MIX),
 }
 BOUNDARY, END = 4, 8
 
 
 def stage_of(keys: dict[str, Any]) -> dict[str, Any]:
-    return {**keys, "objective": {key: value for key, value in keys["objective"].items() if key != "type"}}
+    return {**keys, "objective": stage_objective(keys["objective"])}
 
 
 def staged(folder: Path, dataset: Path, recipe: str, **changes: Any) -> Path:
@@ -45,8 +67,8 @@ def staged(folder: Path, dataset: Path, recipe: str, **changes: Any) -> Path:
     return train_trunk(folder, dataset, **common, **second, stages=stages, **changes)
 
 
-def saved(run: Path, step: int = END) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint, by key; the memories of the streams that the last stage reads."""
+def saved(run: Path, step: int = END, groups: Sequence[range] = ()) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, by key; the memories of the streams that the last stage reads, by group."""
     with Checkpoint(run / "checkpoints" / checkpoint_name(step)) as checkpoint:
         found = {
             f"{kind}|{name}": checkpoint.read(kind, name, 0, torch.Size(parameter.shape).numel())
@@ -54,7 +76,10 @@ def saved(run: Path, step: int = END) -> dict[str, torch.Tensor]:
             for kind in parameter.kinds
         }
         last = max(stop for _, stop, _ in checkpoint.manifest.memory)
-        return found | {"memory": checkpoint.read_memory(range(last))}
+        streams = groups or [range(last)]
+        return found | {
+            "memory" if not each.start else f"memory {each}": checkpoint.read_memory(each) for each in streams
+        }
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -128,7 +153,7 @@ def one_thread_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["transformer_xl", *(pytest.param(name, marks=pytest.mark.full) for name in list(RECIPES)[1:])]
+    "recipe", ["transformer_xl", "mix", *(pytest.param(name, marks=pytest.mark.full) for name in list(RECIPES)[1:-1])]
 )
 def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
     recipe: str, tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
@@ -136,7 +161,8 @@ def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
     common, first, second = RECIPES[recipe]
     whole = staged(tmp_path / "whole", tiny_dataset, recipe)
     printed = capsys.readouterr().out
-    assert "step 4: next stage: global_batch_size: " in printed
+    said = "micro_batch_size: 2 -> 1; objective.seq_len: 16 -> 32; " if recipe == "mix" else "global_batch_size: "
+    assert f"step 4: next stage: {said}" in printed
     assert printed.count("next stage") == 1
     short = {
         "max_steps": BOUNDARY,
@@ -147,12 +173,13 @@ def test_two_stages_in_one_run_equal_a_run_and_its_fork_in_every_bit(
     of_whole = commands.curve(whole)
     for at, (loss, norm, lr, _, tokens) in commands.curve(alone.path).items():  # evaluations are of the last stage
         assert of_whole[at][:3] == (loss, norm, lr) and of_whole[at][4] == tokens
-    overrides = [f"objective.{key}={value}" for key, value in stage_of(second)["objective"].items()]
+    overrides = [f"objective={json.dumps(second['objective'])}"]
     overrides += [f"{key}={second[key]}" for key in ("global_batch_size", "micro_batch_size")]
     child, _ = fork(alone, name="child", overrides=[*overrides, f"max_steps={END}", f"schedule.total_steps={END}"])
     assert main([str(child.config)]) == 0
     assert commands.curve(child.path) == {at: row for at, row in of_whole.items() if at > BOUNDARY}
-    assert_equal(saved(child.path), saved(whole))
+    groups = [range(2), range(2, 4), range(4, 8)] if recipe == "mix" else []
+    assert_equal(saved(child.path, groups=groups), saved(whole, groups=groups))
 
 
 @pytest.mark.full
@@ -188,6 +215,26 @@ def test_a_run_goes_on_before_at_and_after_a_boundary_in_every_bit(
     assert main([str(whole / "config.yaml")]) == 0
     assert commands.curve(whole) == before
     assert_equal(saved(whole), expected)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["transformer_xl, fewer streams", "mix"])
+def test_memories_on_the_host_cross_the_boundary_in_every_bit(
+    recipe: str, tmp_path: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = {"type": "plain", "precision": "fp32"}
+    whole = staged(tmp_path / "device", tiny_dataset, recipe, engine=engine)
+    host = staged(tmp_path / "host", tiny_dataset, recipe, engine={**engine, "memory_device": "host"})
+    assert commands.curve(host) == commands.curve(whole)
+    groups = [range(2), range(2, 4), range(4, 8)] if recipe == "mix" else []
+    assert_equal(saved(host, groups=groups), saved(whole, groups=groups))
+    capsys.readouterr()
+    print_report(RunDir(whole))
+    tokens = BOUNDARY * 6 * 24 + (END - BOUNDARY) * 4 * 16 if recipe != "mix" else 4 * 6 * (16 + 32) + 4 * 2 * (8 + 16)
+    assert commands.read_metrics(whole)[-1]["tokens"] == tokens
+    assert f"{tokens:,} tokens trained on" in capsys.readouterr().out
+    export(RunDir(whole), tmp_path / "exported", part="causal" if recipe == "mix" else None)
+    assert f"of which the run read {tokens:,} tokens" in (tmp_path / "exported" / "README.md").read_text()
 
 
 @pytest.mark.full

@@ -16,7 +16,7 @@ sizes = st.tuples(st.integers(1, 5), st.integers(5, 24), st.integers(5, 24), st.
 def test_every_stream_moves_once_from_where_it_was_to_where_it_belongs(of: tuple[int, int, int, int]) -> None:
     world_size, first, second, more = of
     total = max(first, second) + more
-    before, after = divide(first, total, world_size), divide(second, total, world_size)
+    before, after = divide([first], total, world_size), divide([second], total, world_size)
     moves = plan_moves(before, after)
     assert sorted(stream for move in moves for stream in move.streams) == list(range(total))
     for move in moves:
@@ -29,7 +29,7 @@ def test_the_active_streams_are_divided_as_in_a_run_of_that_batch_size(
     of: tuple[int, int, int, int], size: int
 ) -> None:
     world_size, active, _, more = of
-    divided = divide(active, active + more, world_size)
+    divided = divide([active], active + more, world_size)
     assert [ranges[0] for ranges in divided] == [
         distributed.streams_of(r, world_size, active) for r in range(world_size)
     ]
@@ -42,8 +42,14 @@ def test_the_active_streams_are_divided_as_in_a_run_of_that_batch_size(
     assert [stream for of_rank in cuts for cut in of_rank for stream in cut] == list(range(active))
 
 
+def test_each_group_is_divided_among_all_ranks() -> None:
+    assert divide([3, 2], 5, 2) == [[range(1), range(3, 4)], [range(1, 3), range(4, 5)]]
+    one, two = (torch.zeros(1, 2, length) for length in (4, 6))
+    assert rearrange([one, two], divide([2, 2], 4, 1), divide([2, 2], 4, 1), dim=1) == [one, two]
+
+
 def test_on_one_rank_the_tensors_are_cut_anew() -> None:
-    before, after = divide(3, 8, 1), divide(6, 8, 1)
+    before, after = divide([3], 8, 1), divide([6], 8, 1)
     streams = torch.arange(8.0).repeat(2, 1)
     first, second = rearrange([streams[:, :3], streams[:, 3:]], before, after, dim=1)
     assert torch.equal(first, streams[:, :6]) and torch.equal(second, streams[:, 6:])
