@@ -9,6 +9,7 @@ import commands
 import pytest
 from click.testing import CliRunner, Result
 from made_runs import make_rows, make_run
+from matplotlib.figure import Figure
 from typer.main import get_command
 
 from launcher.cli import main
@@ -52,6 +53,35 @@ def test_a_page_is_written_and_replaced(runs: list[Path], tmp_path: Path):
     assert "--force" in refused(runs[0], "--html", file)
     assert file.read_text() == "mine"
     assert "wrote" in report(runs[0], "--html", file, "--force").output
+
+
+def test_seeds_of_one_recipe_have_one_color_and_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    lr = {"optimizer": {"type": "adamw", "lr": 1e-3}}
+    runs = [
+        make_run(tmp_path / name, make_rows(20, seed=seed, evaluate_every=5), {"seed": seed, **config})
+        for name, seed, config in (("a", 1, {}), ("high", 1, lr), ("b", 2, {}), ("c", 3, {}))
+    ]
+    report(*runs, "--plot", tmp_path / "plot.png")
+    losses, *_, rates = drawn.pop().axes
+    colors = [line.get_color() for line in losses.lines]
+    assert colors[0] == colors[2] == colors[3] != colors[1]
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["a and 2 more seeds", "high"]
+    assert rates.get_xlabel() == "step" and losses.child_axes[0].get_xlabel() == "tokens trained on"
+
+
+def test_runs_with_other_batches_are_plotted_over_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = make_rows(20, evaluate_every=5)
+    double = [{**row, "tokens": 2 * row["tokens"]} for row in rows]
+    paths = [make_run(tmp_path / "a", rows), make_run(tmp_path / "b", double, {"global_batch_size": 256})]
+    report(*paths, "--plot", tmp_path / "plot.png")
+    losses, *_, rates = drawn.pop().axes
+    assert rates.get_xlabel() == "tokens trained on" and not losses.child_axes
+    ends = [line.get_xdata()[-1] for line in losses.lines]
+    assert ends == [rows[-1]["tokens"], 2 * rows[-1]["tokens"]]
 
 
 def test_mistakes_are_named(runs: list[Path], tmp_path: Path):
