@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
+from torch import Tensor
+
 import xlpretrain.engine.zero  # noqa: F401  # before processes are forked
 from benchmarks.plan import Case, cases
 from xlpretrain import distributed

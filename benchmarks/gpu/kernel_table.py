@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlpretrain.models.kernels.fused.tiles import TILES, Tile, padded
+from xlpretrain.models.kernels.fused.tiles import TILES, Tile, Tiles, padded
 
 CARDS = {80: "A100", 90: "H100"}
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}

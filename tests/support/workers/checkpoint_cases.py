@@ -122,10 +122,11 @@ def elastic_load(folder: Path) -> Any:
 def damaged_on_one_rank(folder: Path) -> Any:
     """Damage a file that only rank 1 reads."""
     run = begin(ALL["zero 2 fp32"])
-    for step in (1, 2):
-        run.steps(step - 1, step)
-        save(folder / "one", run, step)
-        expected = whole_state(run.engine) if step == 1 else expected
+    run.steps(0, 1)
+    save(folder / "one", run, 1)
+    expected = whole_state(run.engine)
+    run.steps(1, 2)
+    save(folder / "one", run, 2)
     if distributed.rank() == 0:
         path = folder / "one" / "step-00000002" / "rank-00001.safetensors"
         content = bytearray(path.read_bytes())
