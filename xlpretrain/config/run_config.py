@@ -186,13 +186,13 @@ class RunConfig(Section):
     def of_part(self, name: str | None, use: str) -> RunConfig:
         """The config of a part of a mixed objective alone, for a use of the trained model; see `Objective.part`.
 
-        The parameters of its model are among those of this run. Raises `ConfigError`.
+        It has no stages. The parameters of its model are among those of this run. Raises `ConfigError`.
         """
         objective = self.objective.part(name, use)
         if objective is self.objective:
             return self
         model = self.model if objective.remembers else self.model.model_copy(update={"mem_len": 0})
-        return self.model_copy(update={"objective": objective, "model": model})
+        return self.model_copy(update={"objective": objective, "model": model, "stages": ()})
 
     @property
     def window(self) -> int | None:

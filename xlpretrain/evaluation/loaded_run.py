@@ -16,6 +16,7 @@ from xlpretrain.checkpoint.files import checkpoint_name
 from xlpretrain.checkpoint.reader import find_best, load_weights_into
 from xlpretrain.config import origin
 from xlpretrain.config.run_config import RunConfig
+from xlpretrain.config.run_stages import RunStages
 from xlpretrain.config.sections import EvalConfig
 from xlpretrain.data.examples.base import ExampleDataset
 from xlpretrain.data.examples.config import ExampleDataConfig
@@ -35,12 +36,16 @@ from xlpretrain.run_dir.layout import RunDir
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The model of a run in evaluation mode."""
+    """The model of a run in evaluation mode.
+
+    config: of the run, or of a part of its mixed objective alone. tokens: trained on by the run until `step`.
+    """
 
     folder: RunDir
     config: RunConfig
     model: PretrainingModel
     step: int
+    tokens: int
     device: torch.device
 
     @classmethod
@@ -81,7 +86,7 @@ class LoadedRun:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
         found = load_weights_into(model, source, weights)
         model = model.to(device, dtype or DTYPES[config.engine.precision]).eval()
-        run = cls(folder, config, model, found, device)
+        run = cls(folder, config, model, found, RunStages.of(config).tokens(found), device)
         return run.of_part(part, use) if wanted else run
 
     def of_part(self, name: str | None, use: str) -> LoadedRun:

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from xlpretrain.config.run_stages import RunStages
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import DataError, LaunchError, XLPretrainError
 from xlpretrain.evaluation.generation import SamplingOptions, sample_text
@@ -42,7 +41,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
         raise LaunchError(f"{folder.path}: is a classifier, which has no report; its metrics are in {folder.figures}")
     valid = _data_or_none(lambda: run.valid, console)
     found = {} if valid is None else _score(run, valid, console)
-    console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {_tokens(run):,} tokens trained on")
+    console.print(f"\n[bold]{run.config.name}[/bold]: step {run.step}, {run.tokens:,} tokens trained on")
     if found:
         _print_figures(run, found, console)
     else:
@@ -201,7 +200,3 @@ def _sample(run: LoadedRun, valid: TokenDataset) -> tuple[str, str]:
         window=run.config.window,
     )
     return tokenizer.decode(prompt), tokenizer.decode(written)
-
-
-def _tokens(run: LoadedRun) -> int:
-    return RunStages.of(run.config).tokens(run.step)

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from xlpretrain import schema
-from xlpretrain.config.run_stages import RunStages
 from xlpretrain.data.config import CorpusDataConfig
 from xlpretrain.data.tokenizers.huggingface import HuggingFaceTokenizer
 from xlpretrain.errors import DataError
@@ -101,7 +100,7 @@ def _data(run: LoadedRun) -> str:
         for c in train.corpora
     )
     return (
-        f"{'; '.join(parts)}, of which the run read {RunStages.of(run.config).tokens(run.step):,} tokens; tokenizer:"
+        f"{'; '.join(parts)}, of which the run read {run.tokens:,} tokens; tokenizer:"
         f" {train.vocabulary.size:,} pieces, sha256 {train.tokenizer_sha256[:12]}."
     )
 
