@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # torch takes seconds
 
 def print_if_finished(config: RunConfig) -> bool:
     """Print a message if a run is finished, so that another attempt would do nothing. Returns True if it is."""
-    told = outcome.nothing_left(
+    message = outcome.nothing_left(
         config.folder,
         max_steps=config.max_steps,
         patience=config.stop.patience,
         eval_every_steps=config.eval.every_steps,
     )
-    if told is not None:
-        print(told)
-    return told is not None
+    if message is not None:
+        print(message)
+    return message is not None

@@ -74,12 +74,12 @@ class Command:
 class Pool:
     """Runs commands, one in each slot at a time.
 
-    tell: called with each event, its command, its exit code (None when it starts) and its duration in seconds.
+    on_event: called with each event, its command, its exit code (None when it starts) and its duration in seconds.
     stopped_by: the first signal that this process has received; 0: none.
     """
 
     slots: Sequence[Slot]
-    tell: Callable[[Event, Command, int | None, float], None]
+    on_event: Callable[[Event, Command, int | None, float], None]
     stopped_by: int = 0
     _running: dict[int, tuple[Command, subprocess.Popen[bytes], float]] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ class Pool:
         return ended
 
     def _start(self, slot: int, command: Command) -> None:
-        self.tell("started", command, None, 0.0)
+        self.on_event("started", command, None, 0.0)
         given = self.slots[slot]
         devices = {} if given.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(given.gpus)}
         with _output(command.log) as output:
@@ -126,7 +126,7 @@ class Pool:
             if (code := process.poll()) is not None:
                 del self._running[slot]
                 event: Event = "finished" if code == 0 else "stopped" if self.stopped_by else "failed"
-                self.tell(event, command, code, time.monotonic() - since)
+                self.on_event(event, command, code, time.monotonic() - since)
                 yield command, event
 
     @contextmanager

@@ -56,7 +56,7 @@ class Workers:
         if self._number == 1:
             yield from map(function, tasks)
             return
-        with _telling_of_deaths(self._number):
+        with _reporting_deaths(self._number):
             yield from self._start().map(function, tasks)
 
     def finish(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
@@ -64,7 +64,7 @@ class Workers:
         if self._number == 1:
             yield from map(function, tasks)
             return
-        with _telling_of_deaths(self._number):
+        with _reporting_deaths(self._number):
             pool = self._start()
             for future in as_completed([pool.submit(function, task) for task in tasks]):
                 yield future.result()
@@ -83,7 +83,7 @@ def start_server() -> None:
 
 
 @contextmanager
-def _telling_of_deaths(number: int) -> Iterator[None]:
+def _reporting_deaths(number: int) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:

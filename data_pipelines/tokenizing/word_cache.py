@@ -45,7 +45,7 @@ MARGIN = 16
 
 _LONGEST, _MOST_IDS, _TABLE_BITS, _BUCKET_BITS = 15, 4, 20, 16
 _LOW, _HIGH = (np.array([(1 << 8 * min(max(n - first, 0), 8)) - 1 for n in range(17)], np.uint64) for first in (0, 8))
-_GOES_ON = np.uint64(1 << 63)
+_CONTINUES = np.uint64(1 << 63)
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93], np.uint64)
 
 
@@ -122,6 +122,6 @@ def _keys_of(data: np.ndarray, words: Words) -> _Keys:
     eight = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each position
     lengths = np.minimum(words.lengths, MARGIN)
     low = eight[words.starts] & _LOW.take(lengths)
-    high = eight[words.starts + 8] & _HIGH.take(lengths) | _GOES_ON * words.continues
+    high = eight[words.starts + 8] & _HIGH.take(lengths) | _CONTINUES * words.continues
     slot = ((low * _MIX[0]) ^ (high * _MIX[1])) * _MIX[2] >> np.uint64(64 - _TABLE_BITS)
     return _Keys(low, high, slot.astype(np.int64), words.lengths <= _LONGEST)

@@ -16,7 +16,7 @@ def open_channel() -> None:
     os.dup2(2, 1)
 
 
-def tell(**message: Any) -> None:
+def send(**message: Any) -> None:
     """Send a message, if there is a channel."""
     if _out is not None:
         _out.write(json.dumps(message) + "\n")

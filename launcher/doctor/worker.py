@@ -32,20 +32,20 @@ def main(names: Sequence[str]) -> None:
     channel.open_channel()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     for name in names:
-        channel.tell(begin=name)
+        channel.send(begin=name)
         try:
             for finding in checks.load(name)(request):
-                channel.tell(finding=replace(finding, check=finding.check or name).to_dict())
+                channel.send(finding=replace(finding, check=finding.check or name).to_dict())
         except XLPretrainError as error:
-            channel.tell(finding=replace(from_error(error), check=name).to_dict())
+            channel.send(finding=replace(from_error(error), check=name).to_dict())
         except OSError as error:
             text = f"{error.filename or name}: {error.strerror or error}"
             remedy = "free space there, or set TMPDIR or runs_dir to another disk"
-            channel.tell(finding=replace(failure(text, remedy), check=name).to_dict())
+            channel.send(finding=replace(failure(text, remedy), check=name).to_dict())
         except Exception as error:  # the other checks go on
             text = f"the check itself failed: {type(error).__name__}: {error}"
-            channel.tell(finding=replace(failure(text, "please report it"), check=name).to_dict())
-    channel.tell(done=True)
+            channel.send(finding=replace(failure(text, "please report it"), check=name).to_dict())
+    channel.send(done=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

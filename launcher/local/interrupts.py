@@ -30,7 +30,7 @@ class Interrupts:
         self._grace_s, self._cost = grace_s, cost
         self._deadline = float("inf")
         self._times_asked = 0
-        self._told: set[int] = set()
+        self._signalled: set[int] = set()
         self._previous: dict[signal.Signals, Any] = {}
         self._terminal = sys.stderr  # redirected while torchrun runs
 
@@ -50,9 +50,9 @@ class Interrupts:
     def look(self) -> None:
         """Signal ranks that started late, and kill those that exceed the grace time. Call it periodically."""
         if self.first:
-            self._forward(self.first, self._told)
+            self._forward(self.first, self._signalled)
         if time.monotonic() > self._deadline:
-            self._say(f"the ranks did not exit within {self._grace_s:g} s (stop.grace_s): killing them")
+            self._print(f"the ranks did not exit within {self._grace_s:g} s (stop.grace_s): killing them")
             self._deadline = float("inf")
             self._kill()
 
@@ -62,13 +62,13 @@ class Interrupts:
         if number == signal.SIGINT:
             self._times_asked += 1
             if self._times_asked > 2:
-                self._say("killing the ranks")
+                self._print("killing the ranks")
                 return self._kill()
             if self._times_asked == 2:
-                return self._say(f"still saving; press Ctrl-C again to kill the run now and lose {self._cost()}")
-            self._say("Ctrl-C: saving and exiting")
-        self._told.clear()
-        return self._forward(number, self._told)
+                return self._print(f"still saving; press Ctrl-C again to kill the run now and lose {self._cost()}")
+            self._print("Ctrl-C: saving and exiting")
+        self._signalled.clear()
+        return self._forward(number, self._signalled)
 
     def _forward(self, number: int, told: set[int]) -> None:
         """Send a signal to ranks that did not get it yet. SIGINT becomes SIGTERM: no traceback from starting ranks."""
@@ -82,7 +82,7 @@ class Interrupts:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _say(self, message: str) -> None:
+    def _print(self, message: str) -> None:
         # The terminal may be closed (the reason for the signal), or in the middle of a write.
         with suppress(OSError, ValueError, RuntimeError):
             print(f"{chr(10) if self._terminal.isatty() else ''}{message}", file=self._terminal, flush=True)

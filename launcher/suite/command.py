@@ -97,9 +97,11 @@ def _run(
     num_processes = options.num_processes or (None if list(slots) == [Slot()] else 1)
     numbers = {name: f"[{number}/{len(left)}]" for number, name in enumerate(by_name, 1)}
 
-    def tell(event: Event, command: Command, code: int | None, seconds: float) -> None:
+    def on_event(event: Event, command: Command, code: int | None, seconds: float) -> None:
         job, since = by_name[command.name], sizes[command.name]
-        print(f"{numbers[command.name]} {command.name}: {_told(event, job, code, seconds, since=since)}", flush=True)
+        print(
+            f"{numbers[command.name]} {command.name}: {_event_text(event, job, code, seconds, since=since)}", flush=True
+        )
 
     commands = [
         Command(job.label, [sys.executable, "-m", "launcher.suite.worker", request.to_json()], job.log)
@@ -113,11 +115,11 @@ def _run(
             )
         ]
     ]
-    sizes, pool = log_sizes(commands), Pool(slots, tell)
+    sizes, pool = log_sizes(commands), Pool(slots, on_event)
     return pool.run(commands), pool.stopped_by
 
 
-def _told(event: Event, job: Job, code: int | None, seconds: float, *, since: int) -> str:
+def _event_text(event: Event, job: Job, code: int | None, seconds: float, *, since: int) -> str:
     """Text for an event of a job. since: size of its log before it started."""
     if event == "started":
         return "started"

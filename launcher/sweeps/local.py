@@ -79,12 +79,12 @@ def _run(commands: Sequence[Command], slots: Sequence[Slot]) -> int:
     numbers = {command.name: f"[{number}/{len(commands)}]" for number, command in enumerate(commands, 1)}
     codes, sizes = dict[str, int](), log_sizes(commands)
 
-    def tell(event: Event, command: Command, code: int | None, seconds: float) -> None:
+    def on_event(event: Event, command: Command, code: int | None, seconds: float) -> None:
         if code is not None:
             codes[command.name] = code
         print(f"{numbers[command.name]} {command.name}: {_described(event, command, code, seconds, sizes)}", flush=True)
 
-    pool = Pool(slots, tell)
+    pool = Pool(slots, on_event)
     pool.run(commands)
     failed = [name for name, code in codes.items() if code not in (FINISHED, STOPPED_EARLY)]
     if pool.stopped_by:

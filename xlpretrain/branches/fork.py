@@ -116,13 +116,13 @@ def _with_past(begun: RunConfig, config: RunConfig, keys: Sequence[str], *, step
 
     Raises `ConfigError` if the parent has a stage after `step`, or is in a ramp there.
     """
-    told = ", ".join(keys)
+    changed = ", ".join(keys)
     if any(key.split(".")[0] == "stages" for key in keys):
         raise ConfigError(f"stages: a fork keeps its parent's; set {', '.join(STAGE_KEYS)} for what follows them")
     begins = [0, *(stage.until.step or 0 for stage in begun.stages[:-1] if stage.until is not None)]
     if step < begins[-1]:
         raise ConfigError(
-            f"{told}: a fork can change what its parent's last stage trains on, which begins at step {begins[-1]:,};"
+            f"{changed}: a fork can change what its parent's last stage trains on, which begins at step {begins[-1]:,};"
             f" fork from a checkpoint of that step or later (--step), got step {step:,}"
         )
     before, past = begun.model_dump(mode="json"), []

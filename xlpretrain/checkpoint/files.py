@@ -92,8 +92,8 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int | None, stay: Set[int
 
 def quarantine(folder: Path, reason: str) -> None:
     """Move a damaged checkpoint to `damaged/`, with the reason in its name. Raises OSError."""
-    told = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
-    _move(folder, folder.parent / DAMAGED / f"{folder.name}-{told}")
+    suffix = re.sub(r"[^a-zA-Z0-9.]+", "-", reason)[:80].strip("-")
+    _move(folder, folder.parent / DAMAGED / f"{folder.name}-{suffix}")
 
 
 def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:

@@ -328,8 +328,8 @@ def _newest_whole(
             raise errors[0]
         passed_over.append((folder, str(errors[0])))
     if passed_over:
-        told = "; ".join(f"{folder.name}: {reason}" for folder, reason in passed_over)
-        raise CheckpointError(f"{source}: all checkpoints are damaged ({told}); nothing was changed")
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in passed_over)
+        raise CheckpointError(f"{source}: all checkpoints are damaged ({reasons}); nothing was changed")
     if distributed.broadcast_object((source / DAMAGED).is_dir()):
         raise CheckpointError(
             f"{source}: all checkpoints are in {DAMAGED}/; move an intact one back, or delete that folder to start over"

@@ -156,9 +156,9 @@ class Saver:
             if not isinstance(failure, OSError | CheckpointError):
                 raise failure
         # A failure makes other ranks fail with StaleDirectoryError: report the cause.
-        rank, told = min(failures.items(), key=lambda item: (isinstance(item[1], StaleDirectoryError), item[0]))
+        rank, failure = min(failures.items(), key=lambda item: (isinstance(item[1], StaleDirectoryError), item[0]))
         checkpoints = self._place.checkpoints
-        return f"the checkpoint of step {self._begun_at} could not be written to {checkpoints} (rank {rank}): {told}"
+        return f"the checkpoint of step {self._begun_at} could not be written to {checkpoints} (rank {rank}): {failure}"
 
     def start(
         self,
@@ -203,9 +203,9 @@ class Saver:
         """Wait until no rank is writing. Every rank must call it. Returns and raises like `apply_votes`."""
         while True:
             votes = SaveVotes(*distributed.all_reduce_sum(self.votes(self._begun_at)))
-            told = self.apply_votes(votes)
+            failure = self.apply_votes(votes)
             if not votes.writing:
-                return told or self._amend()
+                return failure or self._amend()
             if self._thread is not None:
                 self._thread.join(POLL_S)
 

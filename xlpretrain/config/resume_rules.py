@@ -94,13 +94,13 @@ def check_resume(
     if refused:
         hint = "only with --allow-recipe-change" if any(k.split(".")[0] in _RECIPE for k in refused) else ""
 
-        def told(value: Any, digest: str | None) -> str:
+        def shown(value: Any, digest: str | None) -> str:
             return repr(value) if digest is None else f"{value!r} (content {digest[:12]})"
 
         lines = [
             (
                 key,
-                f"was {told(before.get(key), was.get(key))}, now {told(after.get(key), now.get(key))}",
+                f"was {shown(before.get(key), was.get(key))}, now {shown(after.get(key), now.get(key))}",
             )
             for key in refused
         ]

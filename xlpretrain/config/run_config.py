@@ -143,19 +143,19 @@ class RunConfig(Section):
                     what = f"would take {length:,} values, at most {MAX_VALUES:,} can be; raise multiple_of"
                     found.append((f"stages.{i}.ramp.{key}", what))
                     del starts[key]
-            told: list[Problem] = []
+            problems: list[Problem] = []
             of_keys = {key: ramp_samples(stage.ramp[key], start=start) for key, start in starts.items()}
             for i_value in range(3):  # all that a rule about size or divisibility can refuse
                 values = {key: values[i_value] for key, values in of_keys.items()}
-                told += _problems_of_stage(self, merged(data, stage.changes() | values))
+                problems += _problems_of_stage(self, merged(data, stage.changes() | values))
                 if not values:
                     break
             weights, train = stage.data.weights, getattr(self.data, "train", ())
             if weights is not None and len(weights) != len(train):
-                told.append(
+                problems.append(
                     ("data.weights", f"must be one for each corpus of data.train, {len(train)}, got {len(weights)}")
                 )
-            found += [(f"stages.{i}.{path}", what) for path, what in dict.fromkeys(told)]
+            found += [(f"stages.{i}.{path}", what) for path, what in dict.fromkeys(problems)]
         if any(getattr(corpus, "max_epochs", None) for corpus in getattr(self.data, "train", ())):
             found.append(("stages", "cannot be combined with max_epochs of a corpus; remove either"))
         yield from found

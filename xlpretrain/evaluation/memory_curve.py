@@ -145,7 +145,7 @@ def _curves_of(run: LoadedRun, settings: CurveSettings, name: str) -> Iterator[M
         clamp_len = trained if config.clamp_len is None else config.clamp_len
         trained_same = bool(getattr(backbone, "same_length", False))
         yield MemoryCurve(
-            name=name + _told_apart(limit, many=len(settings.clamp_lens) > 1),
+            name=name + _clamp_suffix(limit, many=len(settings.clamp_lens) > 1),
             step=run.step,
             trained_mem_len=backbone.mem_len,
             clamp_len=None if clamp_len == -1 else clamp_len,
@@ -154,7 +154,7 @@ def _curves_of(run: LoadedRun, settings: CurveSettings, name: str) -> Iterator[M
         )
 
 
-def _told_apart(limit: int | None, *, many: bool) -> str:
+def _clamp_suffix(limit: int | None, *, many: bool) -> str:
     if not many:
         return ""
     return ", distances not clamped" if limit == -1 else f", clamped to {limit}"

@@ -51,7 +51,7 @@ def print_report(folder: RunDir, moved: Sequence[str] = ()) -> None:
         console.print("\n[bold]Generated text[/bold]: a held-out document begins (-), the model continues it (+)")
         for mark, text in (("-", prompt), ("+", written)):
             console.print(textwrap.indent(textwrap.fill(text, width=76), f"  {mark} "), markup=False)
-    _print_what_else(run, moved, console)
+    _print_files_and_next_steps(run, moved, console)
 
 
 def sample_runs(folders: Sequence[RunDir], moved: Sequence[str] = ()) -> list[TextSample]:
@@ -108,7 +108,7 @@ def _print_last_evaluation(run: LoadedRun, console: Console) -> None:
             console.print(f"  {name.removeprefix('valid/'):<17} {value:.4f}", markup=False)
 
 
-def _print_what_else(run: LoadedRun, moved: Sequence[str], console: Console) -> None:
+def _print_files_and_next_steps(run: LoadedRun, moved: Sequence[str], console: Console) -> None:
     folder, elsewhere = run.folder, list(moved)
     if run.config.folder.path.absolute() != folder.path.absolute():  # the run was moved; its config has the old path
         elsewhere.append(f"runs_dir={folder.path.absolute().parent}")

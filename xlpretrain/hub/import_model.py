@@ -64,19 +64,19 @@ def import_model(
     foreign = read_external_model(source)
     task = _task_of(foreign)
     vocabulary, notes = _tokenizer(foreign, tokenizer, data if task is None else None)
-    untold = _untold(foreign, overrides)
+    unrecorded = _unrecorded(foreign, overrides)
     if task is None:
         config = _run_config(foreign, folder, _corpus(folder, data), overrides)
         digest = TokenDataset.open(data).fingerprint if data is not None else ""
     else:
         assert vocabulary is not None, "only a Transformer-XL of version 4, never fine-tuned, has none"
-        untold += [] if data is not None else _untold_columns(foreign, task, overrides)
+        unrecorded += [] if data is not None else _unrecorded_columns(foreign, task, overrides)
         section = _examples(foreign, task, folder.tokenizer / vocabulary.file_name, data, overrides)
         config = _run_config(foreign, folder, section, overrides, columns=_columns_of(task))
         digest = _check_examples(config, data, vocabulary)
     torch.manual_seed(config.seed)  # for a newly initialized head
     model = config.build_model(foreign.vocab_size)
-    notes += [*foreign.notes, *_assumptions(foreign, config, untold), *load_weights(foreign, model, config)]
+    notes += [*foreign.notes, *_assumptions(foreign, config, unrecorded), *load_weights(foreign, model, config)]
     provenance = {
         "data_sha256": digest,
         "tokenizer_sha256": vocabulary.sha256 if vocabulary is not None else "",
@@ -143,25 +143,25 @@ def _tokenizer(foreign: ExternalModel, given: Path | None, data: Path | None) ->
     return tokenizer, notes
 
 
-def _untold(foreign: ExternalModel, overrides: Sequence[str]) -> list[str]:
+def _unrecorded(foreign: ExternalModel, overrides: Sequence[str]) -> list[str]:
     """The keys that neither the source nor the user has set. Raises `ConfigError` if one of them cannot be assumed."""
     given = {override.partition("=")[0] for override in overrides}
-    untold = [key for key in foreign.untold if key not in given]
-    needed = [key for key in untold if key in foreign.needed]
+    unrecorded = [key for key in foreign.unrecorded if key not in given]
+    needed = [key for key in unrecorded if key in foreign.needed]
     if needed:
         raise ConfigError(
             f"{foreign.source}: the file does not record {', '.join(needed)}, which changes the model; pass"
             f" {' '.join(f'{key}=...' for key in needed)} as in its training"
         )
-    return untold
+    return unrecorded
 
 
-def _assumptions(foreign: ExternalModel, config: RunConfig, untold: Sequence[str]) -> list[str]:
+def _assumptions(foreign: ExternalModel, config: RunConfig, unrecorded: Sequence[str]) -> list[str]:
     """A note on keys that are not known, with the values assumed."""
-    if not untold:
+    if not unrecorded:
         return []
     values = config.model_dump(mode="json")
-    parts = ((key, *key.split(".")) for key in untold)
+    parts = ((key, *key.split(".")) for key in unrecorded)
     taken = ", ".join(f"{key}={json.dumps(values[section][name])}" for key, section, name in parts)
     return [f"assumed, because {foreign.source} does not record it: {taken}"]
 
@@ -213,7 +213,7 @@ def _columns_of(task: type[Task]) -> list[str]:
     return [f"data.{name}" for name in sorted(fields)]
 
 
-def _untold_columns(foreign: ExternalModel, task: type[Task], overrides: Sequence[str]) -> list[str]:
+def _unrecorded_columns(foreign: ExternalModel, task: type[Task], overrides: Sequence[str]) -> list[str]:
     """The columns that neither the source nor the user names."""
     given = {override.partition("=")[0] for override in overrides}
     return [] if foreign.data else [key for key in _columns_of(task) if key not in given]

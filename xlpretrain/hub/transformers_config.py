@@ -189,7 +189,7 @@ def read_config(theirs: Mapping[str, Any], source: str) -> StackConfig:
     return validate_model(ours, source)
 
 
-def find_untold(theirs: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+def find_unrecorded(theirs: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     """Our keys that a `config.json` does not set, and for which the defaults of transformers' class are used."""
     keys = {
         "xlnet": XLNET_KEYS | {"ff_activation": "activation", "mem_len": "mem_len", "clamp_len": "clamp_len"},

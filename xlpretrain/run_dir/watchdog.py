@@ -134,8 +134,8 @@ def _launcher() -> Process | None:
     """
     if "RANK" not in os.environ:
         return None
-    told = os.environ.get(LAUNCHER)
-    return Process(*json.loads(told)) if told else Process.of(os.getppid())
+    launcher = os.environ.get(LAUNCHER)
+    return Process(*json.loads(launcher)) if launcher else Process.of(os.getppid())
 
 
 def _end(code: int, reason: str) -> NoReturn:

@@ -13,7 +13,7 @@ from xlpretrain.run_dir.goodput import Work
 from xlpretrain.run_dir.stop import STOP_REASONS, StopReason
 from xlpretrain.train.callbacks.base import Request, RollBack
 from xlpretrain.train.run import Run
-from xlpretrain.train.saving import start_save, tell_of_failed_save
+from xlpretrain.train.saving import report_failed_save, start_save
 
 
 class LeaveLoopError(Exception):
@@ -72,13 +72,13 @@ def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool =
     spent_on: the kind of work to which the time until now is charged.
     """
     saver, requests = run.saver, agreed.requests
-    tell_of_failed_save(run, saver.apply_votes(agreed.saves))
+    report_failed_save(run, saver.apply_votes(agreed.saves))
     if "finish" in requests and not in_section:
         raise LeaveLoopError("finish")
     for request in requests:
         if isinstance(request, RollBack):
             if saver.saved_at is None and agreed.saves.writing:  # the first checkpoint
-                tell_of_failed_save(run, saver.wait())
+                report_failed_save(run, saver.wait())
             if saver.saved_at is not None:
                 raise LeaveLoopError(request)
             run.recorder.print(f"step {run.state.step}: {request.reason}; no checkpoint to roll back to")
@@ -86,7 +86,7 @@ def act_on(run: Run, agreed: StepDecision, *, spent_on: Work, in_section: bool =
         raise LeaveLoopError(agreed.stop)
     save_now = "save" in requests and saver.saved_at != run.state.step
     if agreed.saves.writing and save_now:
-        tell_of_failed_save(run, saver.wait())
+        report_failed_save(run, saver.wait())
         save_now = saver.saved_at != run.state.step
     if save_now or (agreed.saves.due and not agreed.saves.writing):
         start_save(run, spent_on=spent_on)

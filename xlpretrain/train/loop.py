@@ -26,7 +26,7 @@ from xlpretrain.train.callbacks.base import CompletedStep, MicroBatch, RollBack
 from xlpretrain.train.log_row import finish_row, record
 from xlpretrain.train.rollback import roll_back
 from xlpretrain.train.run import Run
-from xlpretrain.train.saving import save_the_last, save_this_step, start_save, tell_of_failed_save
+from xlpretrain.train.saving import report_failed_save, save_the_last, save_this_step, start_save
 from xlpretrain.train.stages.change import change_stage
 
 
@@ -41,7 +41,7 @@ def train(run: Run) -> StopReason | None:
             stopped = _train(run)
             save_the_last(run)
         except XLPretrainError:
-            tell_of_failed_save(run, run.saver.wait())  # all ranks get here, so a save in flight can finish
+            report_failed_save(run, run.saver.wait())  # all ranks get here, so a save in flight can finish
             raise
     return stopped
 
@@ -59,14 +59,14 @@ def _train(run: Run) -> StopReason | None:
             if left.why == "finish":
                 return None
             if isinstance(left.why, RollBack):
-                tell_of_failed_save(run, run.saver.wait())
+                report_failed_save(run, run.saver.wait())
                 roll_back(run, left.why)
                 start_save(run)
                 continue
             failure = save_this_step(run) if left.why == "disk" else None
             if failure is None:
                 return left.why
-            tell_of_failed_save(run, failure)
+            report_failed_save(run, failure)
             run.recorder.be_patient()
 
 

@@ -37,7 +37,7 @@ def save_this_step(run: Run) -> str | None:
     """Wait until this step is saved. Every rank calls it. Returns the reason if that failed, else None."""
     failure = run.saver.wait()
     if run.saver.saved_at != run.state.step:
-        tell_of_failed_save(run, failure)
+        report_failed_save(run, failure)
         start_save(run, behind=False)
         failure = run.saver.wait()
     run.recorder.goodput.add_time("save_s")
@@ -47,10 +47,10 @@ def save_this_step(run: Run) -> str | None:
 def amend_save(run: Run) -> None:
     """Update this step's checkpoint, if there is one, to the current state. Every rank calls it."""
     run.state.callbacks = run.callbacks.state()
-    tell_of_failed_save(run, run.saver.amend(run.state))
+    report_failed_save(run, run.saver.amend(run.state))
 
 
-def tell_of_failed_save(run: Run, failure: str | None) -> None:
+def report_failed_save(run: Run, failure: str | None) -> None:
     """Count and print a failed save, if there was one. Training continues; the last good checkpoint is kept."""
     if failure is not None:
         run.state.failed_saves += 1

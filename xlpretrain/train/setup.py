@@ -124,7 +124,7 @@ def _build(
     recorder = Recorder(config, folder, rank=distributed.rank(), run_id=run_id, status=status, lease=mine)
     if not launch_id:  # else the launcher reports a hang
         watchdog.on_hang = partial(recorder.alert, "stall")
-    _say_what_changes(recorder, config, changes)
+    _print_changes(recorder, config, changes)
     stages, rank = RunStages.of(config), distributed.rank()
     begins = stages.at(distributed.run_on_rank_0(partial(outcome.newest_step, folder)) if config.stages else 0)
     micro_batches = begins.micro_batches(rank, world_size)
@@ -135,11 +135,11 @@ def _build(
     if device.type == "cuda" and world_size == 1 and config.engine.type == "deepspeed":
         recorder.print("one process has nothing to shard with: engine.type plain does the same work with less overhead")
     samples = data_rules.make_training_samples(config, data.train)
-    _say_what_is_mixed(recorder, data.train, samples)
+    _print_mixture(recorder, data.train, samples)
     probe = Probe.from_config(config, data)
-    _say_what_is_cut(recorder, config, data)
+    _print_data_notes(recorder, config, data)
     if probe is not None:
-        _say_what_is_cut(recorder, probe.config, probe.data)
+        _print_data_notes(recorder, probe.config, probe.data)
     groups = config.objective.stream_groups(stages.num_streams, config.model.mem_len)
     streams = [group.streams_of(rank, world_size) for group in groups]
     state, stream_states = TrainState(), dict[str, Tensor]()
@@ -249,7 +249,7 @@ def _build(
     return run
 
 
-def _say_what_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:
+def _print_changes(recorder: Recorder, config: RunConfig, changes: Changes) -> None:
     if config.schedule.factor((config.max_steps or 0) - 1) == 0:
         recorder.print(
             f"the schedule ends at step {config.schedule.total_steps} with a rate of 0, so later steps change nothing;"
@@ -269,7 +269,7 @@ def _print_groups(recorder: Recorder, engine: Engine, config: RunConfig) -> None
             recorder.print(f"optimizer group {group}")
 
 
-def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
+def _print_mixture(recorder: Recorder, train: Mixture, samples: TrainSamples) -> None:
     if isinstance(samples.groups[0], MixtureSamples):
         for corpus, share in effective_shares(train):
             recorder.print(f"{corpus.name}: {share:.4%} of the samples, from {corpus.manifest.num_tokens:,} tokens")
@@ -278,7 +278,7 @@ def _say_what_is_mixed(recorder: Recorder, train: Mixture, samples: TrainSamples
         recorder.print(f"{name}: read max_epochs times by step {step}; then its share goes to the other corpora")
 
 
-def _say_what_is_cut(recorder: Recorder, config: RunConfig, data: DataSplits) -> None:
+def _print_data_notes(recorder: Recorder, config: RunConfig, data: DataSplits) -> None:
     for split in [*data.train.manifests, *([] if data.valid is None else [data.valid])]:
         for note in config.objective.data_notes(split):
             recorder.print(note)

@@ -107,5 +107,5 @@ def _sum_up(folder: Path, runs: Sequence[RunDir], *, metrics: Sequence[str]) -> 
         if None not in values:
             summary[figure] = {"mean": mean(values), "spread": stdev(values), "values": values}
     atomic_write(RunDir(folder).figures, json.dumps(summary, indent=2) + "\n")
-    told = ", ".join(f"{name} {of['mean']:.4f} ± {of['spread']:.4f}" for name, of in summary.items())
-    print(f"{folder}: {told} (mean and standard deviation of {len(runs)} seeds)")
+    figures = ", ".join(f"{name} {of['mean']:.4f} ± {of['spread']:.4f}" for name, of in summary.items())
+    print(f"{folder}: {figures} (mean and standard deviation of {len(runs)} seeds)")

@@ -59,7 +59,7 @@ def check(request: Request) -> Iterator[Finding]:
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         for path in request.runs_folder.absolute().glob(f"{SCRATCH}{request.token}*"):
-            channel.tell(made=str(path))  # of a killed rank
+            channel.send(made=str(path))  # of a killed rank
 
 
 def _salloc(profile: ClusterConfig, request: Request) -> list[str]:

@@ -87,7 +87,7 @@ def examine(
 def scratch(folder: Path, request: Request) -> Iterator[Path]:
     """Make a folder for a check and remove it in the end. Raises OSError."""
     made = folder / f"{SCRATCH}{request.token}-{secrets.token_hex(4)}"
-    channel.tell(made=str(made))
+    channel.send(made=str(made))
     made.mkdir()
     try:
         yield made

@@ -49,7 +49,7 @@ def run(path: str, *, resubmit: Resubmit) -> NoReturn:
     try:
         code = _start(RunDir(Path(path)), Allocation.current(), resubmit)
     except XLPretrainError as error:
-        _say(f"error: {error}")
+        _log(f"error: {error}")
         code = error.exit_code
     sys.exit(code)
 
@@ -57,9 +57,9 @@ def run(path: str, *, resubmit: Resubmit) -> NoReturn:
 def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
     records = SlurmFolder.of(run)
     profile = schema.load(ClusterConfig, records.cluster)
-    _say(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
+    _log(f"job {job.job_id}, restart {job.restart}, on {', '.join(job.nodes)}: {run.path}")
     if run.stop_file.exists():
-        _say(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` resumes it")
+        _log(f"{run.stop_file}: the run was {outcome.STOPPED_BY_USER}; `xlpretrain resume {run.path}` resumes it")
         return STOPPED_EARLY
     known = records.read_job()
     if known is None or known.job_id != job.job_id:
@@ -74,7 +74,7 @@ def _start(run: RunDir, job: Allocation, resubmit: Resubmit) -> int:
     except XLPretrainError as error:
         found = Verdict("failed", USER_ERROR, str(error))
     end = _decide(run, job, profile, found, before, resubmit, alerts)
-    _say(f"{end.outcome} at step {end.step}{': ' if end.message else ''}{end.message}")
+    _log(f"{end.outcome} at step {end.step}{': ' if end.message else ''}{end.message}")
     alerts.wait()
     return end.exit_code
 
@@ -130,7 +130,7 @@ def _alerts(run: RunDir) -> Alerts:
     config = AlertsConfig()
     with suppress(XLPretrainError):
         config = _section(SlurmFolder.of(run).config, "alerts", AlertsConfig)
-    return Alerts(config, run, warn=_say)
+    return Alerts(config, run, warn=_log)
 
 
 def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
@@ -141,7 +141,7 @@ def _train(run: RunDir, job: Allocation, profile: ClusterConfig) -> Verdict:
     if profile.health_check.enabled:
         seen = _check_nodes(nodes, run, profile, {**where, "MASTER_PORT": _port(job)})
         for node, why in seen.failed_nodes.items():
-            _say(
+            _log(
                 f"{node} failed the health check: {why}; excluded from further attempts of this run"
                 f" ({SlurmFolder.of(run).excluded})"
             )
@@ -202,7 +202,7 @@ def _run_ranks(
     log_size = log.stat().st_size if log.exists() else 0
     exit_code = SlurmFolder.of(run).exit_code
     exit_code.unlink(missing_ok=True)
-    _say(f"{world_size} ranks on {', '.join(nodes)}, rendezvous at {meet_at}")
+    _log(f"{world_size} ranks on {', '.join(nodes)}, rendezvous at {meet_at}")
     process = allocation.spawn(command, environment)
     if not _wait(process, job, margin_s=min(_MARGIN_S, profile.signal_before_end_s / 2)):
         return Verdict("crashed", 1, "did not save before the time limit")
@@ -261,5 +261,5 @@ def _port(job: Allocation) -> str:
     return str(allocation.free_port(int(job.number), job.restart))
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}", flush=True)

@@ -30,7 +30,7 @@ class Health:
 def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
     """Check this node. Exceptions are ignored; a node that does not report has failed."""
     problems = _look(run, num_gpus)
-    _say("looked", problems)
+    _report("looked", problems)
     import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
@@ -47,7 +47,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
     )
-    _say("joined")
+    _report("joined")
     store.set(f"problems-{rank}", str(len(problems)))
     if any(store.get(f"problems-{other}") != b"0" for other in range(world_size)):
         store.set(f"left-{rank}", "")
@@ -60,7 +60,7 @@ def main(run: Path, *, num_gpus: int, timeout_s: float) -> None:
         total = torch.ones(1 << 20, device=device)
         dist.all_reduce(total)
         if float(total.mean()) == world_size:
-            _say("summed")
+            _report("summed")
         store.set(f"left-{rank}", "")
     if rank == 0:  # the store runs in this process
         store.wait([f"left-{other}" for other in range(world_size)])
@@ -72,12 +72,12 @@ def check_reports(said: str, nodes: Sequence[str]) -> Health:
     problems: dict[str, str] = {}
     for line in said.splitlines():
         try:
-            told = json.loads(line)
-            stages[told["node"]].add(told["stage"])
+            message = json.loads(line)
+            stages[message["node"]].add(message["stage"])
         except (ValueError, KeyError, TypeError):
             continue  # other output, of libraries
-        if told["problems"]:
-            problems[told["node"]] = "; ".join(told["problems"])
+        if message["problems"]:
+            problems[message["node"]] = "; ".join(message["problems"])
     if not any(stages.values()):
         return Health({}, "no node answered the health check")
     silent = {node: "did not answer" for node in nodes if not stages[node]}
@@ -117,7 +117,7 @@ def _look(run: Path, num_gpus: int) -> list[str]:
     return problems
 
 
-def _say(stage: str, problems: Sequence[str] = ()) -> None:
+def _report(stage: str, problems: Sequence[str] = ()) -> None:
     node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
     print(json.dumps({"node": node, "stage": stage, "problems": list(problems)}), flush=True)
 

@@ -34,7 +34,7 @@ from xlpretrain.tracking.printing import AnswerConsole
 _POLL_S = 1.0
 _ASK_EVERY_S = 10.0
 _LAST_LINES = 10
-_GOES_ON = "finished tasks are kept; rerun the command to resume"
+_HOW_TO_RESUME = "finished tasks are kept; rerun the command to resume"
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def _fail(work: WorkDir, array: Array, arrays: Sequence[Array]) -> None:
     for log in sorted(_folder(work).glob(f"{array.stage}-*.log")):
         lines = log.read_text(errors="replace").splitlines()
         if errors := [line for line in lines if line.startswith("error: ")]:
-            raise LaunchError(f"{errors[-1].removeprefix('error: ')} (in {log}); {_GOES_ON}")
+            raise LaunchError(f"{errors[-1].removeprefix('error: ')} (in {log}); {_HOW_TO_RESUME}")
         said = "\n".join(lines[-_LAST_LINES:])
     states = slurm.states_of(array.task_ids) or {}
     ended = ", ".join(sorted({str(state) for state in states.values()})) or "unknown"
     raise LaunchError(
-        f"job {array.job_id} ended ({ended}) with unfinished tasks; logs in {_folder(work)}; {_GOES_ON}"
+        f"job {array.job_id} ended ({ended}) with unfinished tasks; logs in {_folder(work)}; {_HOW_TO_RESUME}"
         + (f"\n{said}" if said else "")
     )
 

@@ -84,7 +84,7 @@ def submit_runs(settings: Sequence[RunConfig], profile: ClusterConfig, *, name: 
     if left_out:
         print(f"not copied with the code: {', '.join(left_out)}", file=sys.stderr)
     for folder, job in zip(folders, jobs, strict=True):
-        _tell(folder, job)
+        _print_job(folder, job)
     if hindrance := _hindrance(ids[0]):
         print(
             f"warning: job {ids[0]} is pending with reason {hindrance} and will not start until that changes; if it is"
@@ -120,7 +120,7 @@ def _hindrance(job_id: str) -> str:
     return ""
 
 
-def _tell(folder: RunDir, job: Job) -> None:
+def _print_job(folder: RunDir, job: Job) -> None:
     run = shlex.quote(str(folder.path))
     print(f"job {job.job_id}: {folder.path} on {job.nodes} node{'' if job.nodes == '1' else 's'}")
     print(f"  log    {job.log}")

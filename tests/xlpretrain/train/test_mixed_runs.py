@@ -255,7 +255,7 @@ def test_the_commands_take_a_part(trained: Path, tmp_path: Path):
     (tmp_path / "train.csv").write_text("text,label\ngood one,yes\nbad one,no\n")
     rows = ["--train", tmp_path / "train.csv", "--valid", tmp_path / "train.csv"]
     commands.run(
-        "finetune", trained, *rows, "--part", "causal_lm", "max_steps=2", "--name", "of-part", f"runs_dir={tmp_path}"
+        "finetune", trained, *rows, "--part", "causal_lm", "max_steps=2", "--name", "of-part", "--runs-dir", tmp_path
     )
     config = (tmp_path / "of-part" / "config.yaml").read_text()
     assert "layout: document" in config

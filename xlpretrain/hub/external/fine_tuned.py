@@ -33,21 +33,21 @@ _PROBLEMS = {
 _NAMES = {"classify": "labels", "multilabel": "labels", "tag": "tags"}
 """Key of the names of the outputs, by type of objective."""
 _NUM_OUTPUTS = {"MultipleChoice": 1, "QuestionAnswering": 2}
-_UNTOLD = {"MultipleChoice": ("num_choices",), "QuestionAnswering": ("may_lack_answers",)}
+_UNRECORDED = {"MultipleChoice": ("num_choices",), "QuestionAnswering": ("may_lack_answers",)}
 _SUMMARIES = {"last": "last", "cls_index": "last", "first": "first", "mean": "mean"}
 
 
 class ForeignTask(NamedTuple):
     """The task of a fine-tuned model.
 
-    model, objective, data: keys of these sections of a run's config, not validated yet; `data` without paths. untold:
-    keys of the objective that the source does not record, some of which may be in it. notes: for the user.
+    model, objective, data: keys of these sections of a run's config, not validated yet; `data` without paths.
+    unrecorded: keys of the objective that the source does not record, some of which may be in it. notes: for the user.
     """
 
     model: _Json
     objective: _Json
     data: _Json
-    untold: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -104,8 +104,8 @@ def read_task(
     if task in POOLED_TASKS and summary != (layout.cls_position or "mean"):
         objective["summary"] = summary
     no_memory = {key: value for key, value in {"mem_len": 0, "same_length": False}.items() if key in model}
-    untold = ("seq_len", *(() if trained is not None else ("layout",)), *_UNTOLD.get(task, ()))
-    return ForeignTask(model | no_memory, objective, {}, untold, tuple(_ignored(theirs, task, kind, model)))
+    unrecorded = ("seq_len", *(() if trained is not None else ("layout",)), *_UNRECORDED.get(task, ()))
+    return ForeignTask(model | no_memory, objective, {}, unrecorded, tuple(_ignored(theirs, task, kind, model)))
 
 
 class _Objective(Section):

@@ -19,7 +19,7 @@ from xlpretrain.hub.external.fine_tuned import find_task_class, read_task
 from xlpretrain.hub.external.weight_files import check_weights, read_file, read_weights
 from xlpretrain.hub.external.weight_names import BODIES, TIED, complete, find_kind, unwrap
 from xlpretrain.hub.task_heads import stock_rules
-from xlpretrain.hub.transformers_config import find_untold, read_config, validate_model, write_config
+from xlpretrain.hub.transformers_config import find_unrecorded, read_config, validate_model, write_config
 from xlpretrain.hub.weight_map import read, weight_rules
 from xlpretrain.models.encoder import EncoderConfig
 from xlpretrain.models.pretraining_model import PretrainingModel
@@ -38,8 +38,8 @@ class ExternalModel:
     """A third-party model. kind: the model_type of its config.json, or transfo-xl.
 
     folder: None for a file. model, objective: sections of a run's config, not validated yet. weights: under their
-    original names. data: keys of that section without paths, for a task. untold: keys that the source does not record.
-    notes: assumptions, for the user.
+    original names. data: keys of that section without paths, for a task. unrecorded: keys that the source does not
+    record. notes: assumptions, for the user.
     """
 
     source: Path
@@ -50,7 +50,7 @@ class ExternalModel:
     vocab_size: int
     weights: Mapping[str, Tensor]
     data: _Json = field(default_factory=dict)
-    untold: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     needed: ClassVar[frozenset[str]] = frozenset({"model.pre_norm", "objective.num_choices"})
@@ -81,8 +81,10 @@ def read_external_model(source: Path) -> ExternalModel:
         model = transfo_xl.infer_config(weights, str(source))
         size = len(weights["crit.out_layers.0.bias"]) if model["div_val"] == 1 else 0
         size = size or sum(len(t) for name, t in weights.items() if "out_layers" in name and name.endswith("bias"))
-        untold = tuple(f"model.{key}" for key in transfo_xl.UNTOLD)
-        return ExternalModel(source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, untold=untold)
+        unrecorded = tuple(f"model.{key}" for key in transfo_xl.UNRECORDED)
+        return ExternalModel(
+            source, None, "transfo-xl", model, {"type": "causal_lm"}, size, weights, unrecorded=unrecorded
+        )
     theirs = _read_config(source)
     weights = unwrap(read_weights(source))
     kind, notes = _find_kind(theirs, weights, source)
@@ -91,8 +93,8 @@ def read_external_model(source: Path) -> ExternalModel:
     if not isinstance(vocab_size, int):
         raise ConfigError(f"{source / 'config.json'}: vocab_size must be the number of tokens, got {vocab_size!r}")
     path, recorded = str(source / "config.json"), theirs.get("xlpretrain") or {}
-    untold = () if recorded.get("model") else tuple(f"model.{key}" for key in find_untold(theirs, kind))
-    found = ExternalModel(source, source, kind, {}, {}, vocab_size, weights, untold=untold, notes=notes)
+    unrecorded = () if recorded.get("model") else tuple(f"model.{key}" for key in find_unrecorded(theirs, kind))
+    found = ExternalModel(source, source, kind, {}, {}, vocab_size, weights, unrecorded=unrecorded, notes=notes)
     task_class = find_task_class(theirs, kind, path)
     if task_class is None:
         model = _model_section(theirs, source, kind, sentence=found.sentence)
@@ -100,8 +102,10 @@ def read_external_model(source: Path) -> ExternalModel:
         return replace(found, model=model, objective=objective)
     model = _model_section(theirs, source, kind, sentence=False)
     task = read_task(theirs, task_class, kind=kind, model=model, weights=weights, source=path)
-    untold, notes = (*untold, *(f"objective.{key}" for key in task.untold)), (*notes, *task.notes)
-    return replace(found, model=task.model, objective=task.objective, data=task.data, untold=untold, notes=notes)
+    unrecorded, notes = (*unrecorded, *(f"objective.{key}" for key in task.unrecorded)), (*notes, *task.notes)
+    return replace(
+        found, model=task.model, objective=task.objective, data=task.data, unrecorded=unrecorded, notes=notes
+    )
 
 
 def _read_config(source: Path) -> _Json:

@@ -52,7 +52,7 @@ _DEFAULTS: _Json = {  # of transformers 4.35; only missing where an older versio
 }
 OTHER_KEYS = {"clamp_len": "clamp_len", "cutoffs": "adaptive_cutoffs", "tie_word_embeddings": "tie_embeddings"}
 """Their keys and ours, for keys with different values."""
-UNTOLD = ("pre_norm", "mem_len", "clamp_len", "same_length", "dropout", "attention_dropout")
+UNRECORDED = ("pre_norm", "mem_len", "clamp_len", "same_length", "dropout", "attention_dropout")
 """Our keys that the authors' weights do not record."""
 _MUST_BE: _Json = {"attn_type": 0, "sample_softmax": -1, "ext_len": 0}
 _ATTENTION = {"query": 0, "key": 1, "value": 2}

@@ -61,9 +61,9 @@ def check_weights(
         if name in found and found[name] != shape
     ]
     parts = [("missing", missing), ("unexpected", extra), ("wrong shape", shapes)]
-    told = "; ".join(f"{what}: {_some(names)}" for what, names in parts if names)
-    if told:
-        raise CheckpointError(f"{source}: the weights do not match the config: {told}")
+    differences = "; ".join(f"{what}: {_some(names)}" for what, names in parts if names)
+    if differences:
+        raise CheckpointError(f"{source}: the weights do not match the config: {differences}")
 
 
 def _some(names: list[str]) -> str:

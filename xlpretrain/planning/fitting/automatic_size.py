@@ -44,10 +44,12 @@ def with_micro_batch_size(config: RunConfig, *, vocab_size: int, device: torch.d
         chosen = config.model_copy(update={"micro_batch_size": size})
         failures = [f for f in distributed.gather_objects(_try(chosen, vocab_size)) if f is not None]
         if not failures:
-            _tell(f"micro_batch_size: auto is {size}: planned {readable(plan.peak)}, limit {limit.describe()}")
+            _print_on_rank_0(
+                f"micro_batch_size: auto is {size}: planned {readable(plan.peak)}, limit {limit.describe()}"
+            )
             return chosen
         failure = failures[0]
-        _tell(f"micro_batch_size: auto: a trial with {size} failed: {failure}")
+        _print_on_rank_0(f"micro_batch_size: auto: a trial with {size} failed: {failure}")
     limits = distributed.gather_objects(limit.describe())
     raise LaunchError(
         f"micro_batch_size: auto: not even 1 fits into {limits[0]}: {failure}; set"
@@ -76,13 +78,13 @@ def _try(config: RunConfig, vocab_size: int) -> str | None:
         ) as child:
             try:
                 assert child.stderr is not None
-                told = child.stderr.read().decode(errors="replace")
+                output = child.stderr.read().decode(errors="replace")
             except BaseException:
                 child.kill()
                 raise
         if child.returncode == 0:
             return None
-        words = [line for line in told.splitlines() if line.strip()]
+        words = [line for line in output.splitlines() if line.strip()]
         return f"{words[-1].strip()[:300] if words else 'no message'} (exit code {child.returncode})"
 
 
@@ -92,6 +94,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _tell(message: str) -> None:
+def _print_on_rank_0(message: str) -> None:
     if distributed.rank() == 0:
         print(message, flush=True)

@@ -99,14 +99,14 @@ class Stragglers(Callback):
         if not all(times.work_s for times in ranks):
             return {}
         found = slowest(ranks, named=self._named)
-        self._tell(step, found)
+        self._announce(step, found)
         return {
             "time/wait_max_s": max(times.wait_s for times in ranks),
             "time/late_max_s": found.late_s,
             "time/straggler": found.rank if found.is_late else -1,
         }
 
-    def _tell(self, step: int, found: Slowest) -> None:
+    def _announce(self, step: int, found: Slowest) -> None:
         before, self._named = self._named, found.rank if found.is_late else None
         if found.is_late:
             name = f"rank {found.rank} on {self._hosts[found.rank]}"
