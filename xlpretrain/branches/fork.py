@@ -195,7 +195,10 @@ def _share(source: Path, target: Path) -> None:
 
 def _notes(folder: RunDir, branch: Branch, begun: RunConfig, config: RunConfig) -> list[str]:
     notes = [f"{folder.path}: forked from {branch.run}, step {branch.step:,} of {config.max_steps:,}"]
-    notes += [f"changed: {key}: {before!r} -> {now!r}" for key, (before, now) in branch.changed.items()]
+    changed = {key: values for key, values in branch.changed.items() if key.split(".")[0] != "stages"}
+    notes += [f"changed: {key}: {before!r} -> {now!r}" for key, (before, now) in changed.items()]
+    if changed != branch.changed:
+        notes.append(f"what the parent trained on until step {branch.step:,} is in `stages` of the fork's config")
     stages = (RunStages.of(each).at(branch.step) for each in (begun, config))
     before, now = (each.optimizer.lr * each.schedule.factor(branch.step) for each in stages)
     if now != before:

@@ -135,8 +135,7 @@ def stage_objective(objective: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in objective.items() if key not in ("type", "parts")}
     if parts := objective.get("parts"):
         found["parts"] = {
-            _label(part): {key: value for key, value in part["objective"].items() if key not in ("type", "seq_len")}
-            for part in parts
+            _label(part): {key: value for key, value in part["objective"].items() if key != "type"} for part in parts
         }
     return found
 
@@ -218,9 +217,6 @@ def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
             continue
         holder, name = _place(found, key)
         holder[name] = value
-        if key == "objective.seq_len":
-            for part in found["objective"].get("parts", ()):
-                part["objective"]["seq_len"] = value
     return found
 
 

@@ -152,6 +152,10 @@ def test_a_stage_of_a_mix_changes_keys_of_its_parts() -> None:
         [128] * 2,
     ]
     assert [each.objective.parts[0].objective.mask_rate for each in of_stages] == [0.4, 0.3, 0.25, 0.2, 0.15, 0.15]
+    longer = config.model_dump(mode="json") | {"stages": []}
+    longer["objective"]["seq_len"] = 32  # as an override of a started run's config does
+    parts = schema.validate(RunConfig, longer, "test").objective.parts
+    assert [part.objective.seq_len for part in parts] == [32, 32]
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ every weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Unpack
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_serializer, model_validator
 
 from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample
 from xlpretrain.data.storage.dataset import TokenDataset
@@ -49,6 +49,13 @@ class Part(Section):
         """The name, given or not."""
         return self.name or self.objective.type
 
+    @model_serializer(mode="wrap")
+    def _without_seq_len(self, serialize: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
+        """The section as data, without the seq_len, which is a key of the mix."""
+        found = serialize(self)
+        found["objective"].pop("seq_len", None)
+        return found
+
 
 class MixedObjective(Objective):
     """Objectives that share a backbone and an output layer. The loss is the mean of theirs, weighted by shares."""
@@ -76,13 +83,6 @@ class MixedObjective(Objective):
         object.__setattr__(self, "seq_len", seq_len)  # a new section, not yet in use
         object.__setattr__(self, "parts", parts)
         return self
-
-    def with_seq_len(self, seq_len: int) -> dict[str, Any]:
-        """The keys with another seq_len."""
-        keys = super().with_seq_len(seq_len)
-        for part in keys["parts"]:
-            part["objective"]["seq_len"] = seq_len
-        return keys
 
     def problems(self) -> Iterator[Problem]:
         """Conflicts between keys."""
