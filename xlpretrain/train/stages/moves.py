@@ -44,11 +44,11 @@ def divide(sizes: Sequence[int], num_streams: int, world_size: int) -> list[list
 
 
 def plan_moves(before: Division, after: Division) -> list[Move]:
-    """The moves that turn one division of streams into another, in the order of ranks, ranges and streams.
+    """The moves that turn one division of streams into another, by target rank, its ranges, and their streams.
 
     Streams that stay on their rank are moves from a rank to itself.
     """
-    return [
+    moves = [
         Move(source, target, at, to, both)
         for target, theirs in enumerate(after)
         for to, wanted in enumerate(theirs)
@@ -56,6 +56,7 @@ def plan_moves(before: Division, after: Division) -> list[Move]:
         for at, had in enumerate(ours)
         if (both := range(max(wanted.start, had.start), min(wanted.stop, had.stop)))
     ]
+    return sorted(moves, key=lambda move: (move.target, move.to, move.streams.start))
 
 
 def rearrange(parts: Sequence[Tensor], before: Division, after: Division, *, dim: int) -> list[Tensor]:

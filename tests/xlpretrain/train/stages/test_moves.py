@@ -19,6 +19,10 @@ def test_every_stream_moves_once_from_where_it_was_to_where_it_belongs(of: tuple
     before, after = divide([first], total, world_size), divide([second], total, world_size)
     moves = plan_moves(before, after)
     assert sorted(stream for move in moves for stream in move.streams) == list(range(total))
+    for target, ranges in enumerate(after):
+        for to, wanted in enumerate(ranges):
+            arriving = [move.streams for move in moves if (move.target, move.to) == (target, to)]
+            assert [stream for streams in arriving for stream in streams] == list(wanted)
     for move in moves:
         assert set(move.streams) <= set(before[move.source][move.at])
         assert set(move.streams) <= set(after[move.target][move.to])
