@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from xlpretrain.data.samples import Sample, SampleSource, empty_sample
+from xlpretrain.data.samples import MicroBatchSamples, Sample, SampleSource, empty_sample
 from xlpretrain.errors import DamagedDataError
 
 B_co = TypeVar("B_co", covariant=True)
@@ -45,7 +45,12 @@ class Loader(Generic[B_co]):
         """The micro-batches of one step. Raises `DataError` if a shard is damaged."""
         self.damage.pop(step, None)  # may be read again after a loss spike
         read = self._read_or_skip if self.skip_damage else self.samples.sample
-        return [self.collate([read(step=step, stream=s) for s in streams]) for streams in self.micro_batches]
+        return [
+            self.collate(
+                MicroBatchSamples((read(step=step, stream=s) for s in streams), self.samples.part(streams.start))
+            )
+            for streams in self.micro_batches
+        ]
 
     def _prefetching(self, steps: Iterator[int]) -> Iterator[int]:
         """The same steps, with the blocks of later steps fetched in the background."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +104,14 @@ def empty_sample(stream: int) -> Sample:
     )
 
 
+class MicroBatchSamples(list[Sample]):
+    """The samples of a micro-batch. part: the group of its streams, known where there are no samples, too."""
+
+    def __init__(self, samples: Iterable[Sample], part: int):
+        super().__init__(samples)
+        self.part = part
+
+
 class SampleSource(ABC):
     """A source of samples, each a pure function of step and stream."""
 
@@ -127,6 +135,10 @@ class SampleSource(ABC):
 
     def corpus(self, *, step: int, stream: int) -> int:
         """Index of a sample's corpus."""
+        return 0
+
+    def part(self, stream: int) -> int:
+        """Index of the group that a stream belongs to."""
         return 0
 
 

@@ -40,6 +40,10 @@ class SkippedWindows(SampleSource):
         """Index of a sample's corpus."""
         return self.samples.corpus(step=shifted_step(step, self.windows)[0], stream=stream)
 
+    def part(self, stream: int) -> int:
+        """Index of the group that a stream belongs to."""
+        return self.samples.part(stream)
+
     def sample(self, *, step: int, stream: int) -> Sample:
         """The sample that `stream` reads at training step `step`."""
         data_step, fresh_since = shifted_step(step, self.windows)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 from pydantic import Field, PositiveFloat, model_serializer, model_validator
 
-from xlpretrain.data.samples import CorpusSamples, EvalSamples, Sample
+from xlpretrain.data.samples import CorpusSamples, EvalSamples, MicroBatchSamples, Sample
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.data.tokenizers.base import Tokenizer, Vocabulary
 from xlpretrain.data.tokenizers.token_layout import TokenLayout
@@ -258,7 +258,7 @@ class MixedObjective(Objective):
         return max(part.objective.num_segments(data) for part in self.parts)
 
     def collator(self, tokenizer: Tokenizer, *, seed: int) -> Collator:
-        """A collator for micro-batches of one part each, which the samples tell."""
+        """A collator for micro-batches of one part each."""
         groups = self.stream_groups(len(self.parts), 0)
         collates = tuple(group.objective.collator(tokenizer, seed=group.seed(seed)) for group in groups)
         return collates[0] if len(collates) == 1 else MixedCollator(collates)
@@ -301,16 +301,17 @@ class MixedObjective(Objective):
 
 @dataclass(frozen=True, eq=False)
 class MixedCollator:
-    """Collates a micro-batch with the collator of its samples' part.
+    """Collates a micro-batch with the collator of its part.
 
-    Without samples any part will do: all have the same terms and use the same parameters.
+    Ranks without samples collate the same part as the others: under ZeRO-3 all ranks must use the same parameters.
     """
 
     collates: Sequence[Collator]
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Make a batch from samples of one part, or none."""
-        return self.collates[max((sample.part for sample in samples), default=0)](samples)
+        """Make a batch from samples of one part; without a `MicroBatchSamples` of at least one sample."""
+        part = samples.part if isinstance(samples, MicroBatchSamples) else samples[0].part
+        return self.collates[part](samples)
 
 
 def _of_part(number: int, path: str) -> str:

@@ -50,6 +50,10 @@ class GroupedSamples(TrainSamples):
         group, within = self._find(stream)
         return self.of_groups[group].corpus(step=step, stream=within)
 
+    def part(self, stream: int) -> int:
+        """Index of the group that a stream belongs to."""
+        return self._find(stream)[0]
+
     @property
     def steps_per_epoch(self) -> float:
         """Number of steps in which all groups together read as many samples as the data have."""

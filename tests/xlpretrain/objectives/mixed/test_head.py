@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from xlpretrain import schema
+from xlpretrain.data.samples import MicroBatchSamples
 from xlpretrain.data.storage.dataset import TokenDataset
 from xlpretrain.errors import ConfigError
 from xlpretrain.models import MODELS
@@ -64,8 +65,9 @@ def made(request, tiny_dataset: Path) -> tuple[PretrainingModel, MixedObjective,
     )
     collate = objective.collator(data.open_tokenizer(), seed=7)
     batches = [collate([samples.sample(step=3, stream=stream) for stream in group.streams[:2]]) for group in groups]
-    assert [batch.part for batch in batches] == list(range(len(parts)))
-    return PretrainingModel(backbone, objective.head(backbone)), objective, [*batches, collate([])]
+    empty = [collate(MicroBatchSamples([], part)) for part in range(len(parts))]
+    assert [batch.part for batch in (*batches, *empty)] == 2 * list(range(len(parts)))
+    return PretrainingModel(backbone, objective.head(backbone)), objective, [*batches, *empty]
 
 
 def test_a_part_computes_what_its_objective_alone_would(made):

@@ -9,9 +9,12 @@ import pytest
 from xlpretrain import schema
 from xlpretrain.config.run_config import RunConfig
 from xlpretrain.config.sections import EvalConfig
+from xlpretrain.data.loader import Loader
+from xlpretrain.data.skip_windows import SkippedWindows
 from xlpretrain.errors import ConfigError
 from xlpretrain.objectives import CausalLM, MaskedLM
 from xlpretrain.objectives.mixed.objective import MixedObjective
+from xlpretrain.objectives.mixed.samples import GroupedSamples
 
 SIZES = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 16}
 MASKED = {"type": "masked_lm", "sentence_task": "none"}
@@ -122,3 +125,10 @@ def test_a_part_is_found_by_name_or_use():
 def test_bad_input_is_reported(parts, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(parts, **changes)
+
+
+def test_a_micro_batch_without_samples_has_the_part_of_its_streams():
+    """Ranks that have no stream of a part run it all the same, in step with the others."""
+    samples = SkippedWindows(GroupedSamples([], [range(3), range(3, 5)]), [(1, 2)], [8, 8])
+    loader = Loader(samples, lambda samples: (len(samples), samples.part), [range(0), range(3, 3)])
+    assert loader.step(0) == [(0, 0), (0, 1)]
