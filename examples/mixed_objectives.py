@@ -84,6 +84,7 @@ def _plot(path: Path, runs: dict[str, list[RunConfig]], parts: list[str]) -> Non
     """Plot each part's held-out loss over all tokens trained on, of the mix and of the part alone."""
     with optional("matplotlib", "the plot"):
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter
     figure, axes = plt.subplots(1, len(parts), figsize=(5 * len(parts), 3.6), squeeze=False)
     for axis, part in zip(axes[0], parts, strict=True):
         for name, key, color in ((MIXED, f"valid/loss/{part}", "tab:blue"), (part, "valid/loss", "tab:orange")):
@@ -93,6 +94,8 @@ def _plot(path: Path, runs: dict[str, list[RunConfig]], parts: list[str]) -> Non
                 label = (name if name == MIXED else f"{name} alone") if number == 0 else None
                 axis.plot([r["tokens"] for r in rows], [r[key] for r in rows], color=color, label=label, alpha=0.8)
         axis.set(title=f"held-out loss, {part}", xlabel="tokens trained on", ylabel="nats per prediction")
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
