@@ -309,8 +309,8 @@ class MixedCollator:
     collates: Sequence[Collator]
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Make a batch from samples of one part; without a `MicroBatchSamples` of at least one sample."""
-        part = samples.part if isinstance(samples, MicroBatchSamples) else samples[0].part
+        """Make a batch from samples of one part; without samples, of the first part if `samples` has no `part`."""
+        part = samples.part if isinstance(samples, MicroBatchSamples) else samples[0].part if samples else 0
         return self.collates[part](samples)
 
 

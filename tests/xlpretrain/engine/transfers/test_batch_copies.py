@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xlpretrain.data.loader import Loader
-from xlpretrain.data.samples import Sample
+from xlpretrain.data.samples import Sample, SampleSource
 from xlpretrain.engine.transfers.batch_copies import copied_ahead
 from xlpretrain.errors import DataError
 from xlpretrain.models.backbone import BackboneInput
@@ -20,10 +20,8 @@ from xlpretrain.models.pretraining_model import Batch
 CPU, GPU = torch.device("cpu"), torch.device("meta")
 
 
-class Samples:
+class Samples(SampleSource):
     """Sample (step, stream) has the tokens step and stream; a shard ends in damage at `damaged`."""
-
-    is_remote = False
 
     def __init__(self, damaged: int | None = None):
         self.damaged = damaged
