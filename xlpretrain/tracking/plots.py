@@ -116,7 +116,8 @@ def plot_runs(runs: Sequence[RunCurves], picture: Path) -> None:
 
     per_step = np.concatenate([run.tokens / np.maximum(run.steps, 1) for run in runs])
     per_step = per_step[np.isfinite(per_step) & (per_step > 0)]
-    over_tokens = bool(len(per_step)) and np.ptp(per_step) > 1e-6 * per_step[0]
+    are_known = all(np.isfinite(run.tokens).any() for run in runs if len(run.steps))  # not in early versions
+    over_tokens = are_known and bool(len(per_step)) and np.ptp(per_step) > 1e-6 * per_step[0]
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
     tops: list[float] = []

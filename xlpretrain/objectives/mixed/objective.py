@@ -303,7 +303,7 @@ class MixedObjective(Objective):
 class MixedCollator:
     """Collates a micro-batch with the collator of its part.
 
-    Ranks without samples collate the same part as the others: under ZeRO-3 all ranks must use the same parameters.
+    Ranks without samples collate the same part as the others: ZeRO needs the same order of operations on all ranks.
     """
 
     collates: Sequence[Collator]

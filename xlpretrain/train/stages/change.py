@@ -36,9 +36,9 @@ def change_stage(run: Run) -> None:
         return
     held = divide(before.group_sizes, stages.num_streams, distributed.world_size())
     active = run.stream_ranges[: len(before.group_sizes)]
-    memory = join_memory(run.memory, active, run.loader.micro_batches)
+    memory = join_memory([part.cpu() for part in run.memory], active, run.loader.micro_batches)
     states = run.callbacks.stream_states(run.streams)
-    enter_stage(run, held, [*(each.cpu() for each in memory), *run.resting.values()], states)
+    enter_stage(run, held, [*memory, *run.resting.values()], states)
     run.recorder.print(_describe(run, before))
 
 
