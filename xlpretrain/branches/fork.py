@@ -132,16 +132,12 @@ def _with_past(begun: RunConfig, config: RunConfig, keys: Sequence[str], *, step
         of_stage = stage.model_dump(mode="json")
         end = (stage.until.step if stage.until is not None else None) or step
         of_stage["until"] = {"step": end}
-        of_stage["objective"] = stage_objective(merged(before, dotted_objective(stage.objective))["objective"])
+        of_parent = merged(before, dotted_objective(stage.objective))["objective"]
+        of_stage["objective"] = stage_objective(of_parent, without=stage.ramp)
         of_stage["global_batch_size"] = stage.global_batch_size or (
             None if "global_batch_size" in stage.ramp else begun.global_batch_size
         )
         of_stage["data"] = {"weights": of_stage["data"]["weights"] or weights}
-        for *sections, name in (key.split(".")[1:] for key in stage.ramp if "." in key):
-            holder = of_stage["objective"]
-            for section in sections:
-                holder = holder[section]
-            holder.pop(name, None)
         past.append(of_stage)
     if step == begins[-1] and step:
         past.pop()

@@ -20,7 +20,6 @@ from xlpretrain.config.stages import (
     ramp_length,
     ramp_samples,
     stage_problems,
-    value_in,
 )
 from xlpretrain.data.config import DataConfigUnion
 from xlpretrain.engine.config import AnyEngine, DeepSpeedConfig
@@ -121,7 +120,11 @@ class RunConfig(Section):
                 return before.ramp[key].stop
             if (value := before.value(key)) is not None:
                 return float(value)
-        return float(value_in(self.model_dump(mode="json"), key) or ramp.stop)
+        *sections, name = key.split(".")
+        holder: Section = self.objective if sections else self
+        if sections[1:]:  # objective.parts.NAME
+            holder = self.objective.part(sections[2], "")
+        return float(getattr(holder, name, None) or ramp.stop)
 
     def _stage_problems(self) -> Iterator[Problem]:
         """Yield what is wrong in the stages: the config of each is checked, and the ends of its ramps."""
@@ -131,8 +134,8 @@ class RunConfig(Section):
         if self.data.type != "corpus":
             found.append(("stages", f"are for data of type corpus, got {self.data.type}"))
         data = self.model_dump(mode="json")
+        labels = [part.label for part in getattr(self.objective, "parts", ())]
         for i, stage in enumerate(self.stages):
-            labels = [part.label for part in getattr(self.objective, "parts", ())]
             if unknown := stage.named_parts - set(labels):
                 what = f"the objective has {'the parts ' + ', '.join(labels) if labels else 'no parts'}"
                 found += [(f"stages.{i}.objective.parts.{name}", what) for name in sorted(unknown)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from fractions import Fraction
 from typing import Annotated, Any
@@ -130,12 +130,21 @@ def can_ramp(key: str) -> bool:
     return any(re.fullmatch(name.replace(".", r"\.").replace("NAME", r"[^.]+"), key) for name in RAMPS)
 
 
-def stage_objective(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of an objective, as data, as a stage sets them: without its type, and those of a mix's parts by name."""
-    found = {key: value for key, value in objective.items() if key not in ("type", "parts")}
+def stage_objective(objective: Mapping[str, Any], *, without: Container[str] = ()) -> dict[str, Any]:
+    """The keys of an objective, as data, as a stage sets them: without its type, and those of a mix's parts by name.
+
+    without: dotted keys to leave out.
+    """
+
+    def keys(of: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        left_out = ("type", "parts")
+        return {k: value for k, value in of.items() if k not in left_out and f"{prefix}.{k}" not in without}
+
+    found = keys(objective, "objective")
     if parts := objective.get("parts"):
         found["parts"] = {
-            _label(part): {key: value for key, value in part["objective"].items() if key != "type"} for part in parts
+            label: keys(part["objective"], f"objective.parts.{label}")
+            for label, part in ((_label(part), part) for part in parts)
         }
     return found
 
@@ -218,12 +227,6 @@ def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         holder, name = _place(found, key)
         holder[name] = value
     return found
-
-
-def value_in(data: Mapping[str, Any], key: str) -> Any:
-    """The value of a key of `RAMPS` in a run's config as data; None if there is none."""
-    holder, name = _place(data, key)
-    return holder.get(name)
 
 
 def _place(data: Mapping[str, Any], key: str) -> tuple[Any, str]:

@@ -38,15 +38,15 @@ from xlpretrain.run_dir.layout import RunDir
 class LoadedRun:
     """The model of a run in evaluation mode.
 
-    config: of the run, or of a part of its mixed objective alone. tokens: trained on by the run until `step`.
+    config: of the run, or of a part of its mixed objective alone. whole: of the run.
     """
 
     folder: RunDir
     config: RunConfig
     model: PretrainingModel
     step: int
-    tokens: int
     device: torch.device
+    whole: RunConfig
 
     @classmethod
     def load(
@@ -86,7 +86,7 @@ class LoadedRun:
             source = find_best(folder.checkpoints) if config.checkpoint.keep_best else folder.checkpoints
         found = load_weights_into(model, source, weights)
         model = model.to(device, dtype or DTYPES[config.engine.precision]).eval()
-        run = cls(folder, config, model, found, RunStages.of(config).tokens(found), device)
+        run = cls(folder, config, model, found, device, whole=config)
         return run.of_part(part, use) if wanted else run
 
     def of_part(self, name: str | None, use: str) -> LoadedRun:
@@ -99,6 +99,11 @@ class LoadedRun:
         for name, _ in list(head.named_children()):
             setattr(head, name, getattr(self.model.head, name))
         return replace(self, config=config, model=PretrainingModel(self.model.backbone, head).eval())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run has trained on until `step`."""
+        return RunStages.of(self.whole).tokens(self.step)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

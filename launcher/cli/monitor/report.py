@@ -109,7 +109,7 @@ def _all_curves(runs: Sequence[RunData]) -> list[RunCurves]:
 
 
 def _recipe(run: RunData) -> tuple[object, ...]:
-    """What runs of several seeds have in common; of a run without a config, its label."""
+    """Key of a run's config without its seed, equal for runs that differ only there; the label if it has no config."""
     own = ("name", "runs_dir", "seed")
     config = tuple((key, value) for key, value in flatten(run.config) if key not in own)
     return (config, run.branch and run.branch.step) if config else (run.label,)

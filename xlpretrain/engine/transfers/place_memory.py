@@ -53,20 +53,24 @@ def cut_memory(memory: Sequence[Tensor], ranges: Sequence[range], micro_batches:
 
 def join_memory(memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]) -> list[Tensor]:
     """The memory of each range, joined from its micro-batches, of which each has at least one; may be empty."""
-    found: list[list[Tensor]] = [[] for _ in ranges]
-    for i, streams in enumerate(micro_batches):
-        found[_range_of(streams, ranges)].append(memory[i])
-    return [torch.cat(parts, dim=1) for parts in found]
+    return [torch.cat(parts, dim=1) for parts in _parts_of_ranges(memory, ranges, micro_batches)]
 
 
 def memory_by_range(
     memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]
 ) -> dict[range, list[Tensor]]:
     """The parts of each range that is not empty, in order; the reverse of `cut_memory`."""
-    found: dict[range, list[Tensor]] = {streams: [] for streams in ranges if streams}
+    parts_of_ranges = zip(ranges, _parts_of_ranges(memory, ranges, micro_batches), strict=True)
+    return {streams: [part for part in parts if part.shape[1]] for streams, parts in parts_of_ranges if streams}
+
+
+def _parts_of_ranges(
+    memory: Sequence[Tensor], ranges: Sequence[range], micro_batches: Sequence[range]
+) -> list[list[Tensor]]:
+    """The memories of each range's micro-batches, in order, also of those without streams."""
+    found: list[list[Tensor]] = [[] for _ in ranges]
     for i, streams in enumerate(micro_batches):
-        if streams:
-            found[ranges[_range_of(streams, ranges)]].append(memory[i])
+        found[_range_of(streams, ranges)].append(memory[i])
     return found
 
 
